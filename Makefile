@@ -1,0 +1,71 @@
+# notdirty: every command a developer needs. `make test` sets up what it needs and is what CI runs.
+#
+#   make test          deps, guest programs, lints, all tests, conformance where a corpus is at hand
+#   make test-deep     the long ones: loom models, many more random programs (NOTDIRTY_PROGRAMS=n)
+#   make bench         our JIT beside QEMU and Unicorn; ROW=name for one row, JSON=1 for a machine
+#   make conformance   CORPUS=dir: every ELF in dir on both engines (default ../corpora/{riscv-tests,programs})
+#   make guests        the C guest programs, into guests/programs/build
+#   make unicorn       the GPL-2.0-only package with Unicorn as another engine (slow: builds its C sources)
+#   make deps          Debian packages for all of it, by name, when root
+#   make lint | deny | clean
+
+CARGO ?= cargo
+CARGO_FLAGS ?=
+RISCV_CC ?= riscv64-unknown-elf-gcc
+CORPUS ?=
+NOTDIRTY_PROGRAMS ?= 1000000
+# Members of the workspace that plain tests leave out, and why: Unicorn compiles minutes of C.
+ALL := --workspace --exclude notdirty-unicorn
+
+.PHONY: all test test-deep bench conformance guests unicorn deps lint deny clean
+all:
+	$(CARGO) build --release $(CARGO_FLAGS)
+
+deps:
+	.ci/deps all
+
+# Optional: without a cross compiler the tests of C guests say that they are skipped.
+guests:
+	@if command -v $(firstword $(RISCV_CC)) >/dev/null; then $(MAKE) --no-print-directory -C guests/programs -s RISCV_CC="$(RISCV_CC)"; \
+	else echo "guests: no $(RISCV_CC), C guest programs are not built (make deps)"; fi
+
+lint:
+	@if $(CARGO) fmt --version >/dev/null 2>&1; then echo '$(CARGO) fmt --check' && $(CARGO) fmt --all --check; \
+	else echo 'lint: no rustfmt here, formatting is not checked'; fi
+	@if $(CARGO) clippy --version >/dev/null 2>&1; then echo '$(CARGO) clippy' && \
+	$(CARGO) clippy $(CARGO_FLAGS) $(ALL) --all-targets -- -D warnings; \
+	else echo 'lint: no clippy here, lints are not checked'; fi
+
+test:
+	.ci/deps test
+	$(MAKE) --no-print-directory guests
+	$(MAKE) --no-print-directory lint
+	$(CARGO) test $(CARGO_FLAGS) $(ALL)
+	$(MAKE) --no-print-directory conformance
+
+# Again, and seen: plain cargo test hides what passing tests print, and with it why something was skipped.
+conformance:
+	NOTDIRTY_CORPUS="$(abspath $(CORPUS))" $(CARGO) test $(CARGO_FLAGS) -p notdirty --test conformance -- --nocapture
+
+test-deep: guests
+	$(CARGO) loom
+	NOTDIRTY_PROGRAMS=$(NOTDIRTY_PROGRAMS) $(CARGO) test --release $(CARGO_FLAGS) $(ALL) -- --nocapture
+
+bench:
+	.ci/deps bench
+	$(MAKE) --no-print-directory guests
+	$(CARGO) build --release $(CARGO_FLAGS) -p notdirty
+	$(CARGO) run --release $(CARGO_FLAGS) -p notdirty-benches -- $(if $(ROW),ROW=$(ROW)) $(if $(JSON),--json)
+
+unicorn: guests
+	.ci/deps unicorn
+	$(CARGO) clippy $(CARGO_FLAGS) --release -p notdirty-unicorn --all-targets -- -D warnings
+	$(CARGO) test $(CARGO_FLAGS) --release -p notdirty-unicorn
+	$(CARGO) build $(CARGO_FLAGS) --release -p notdirty-unicorn
+
+deny:
+	$(CARGO) deny check licenses bans
+
+clean:
+	$(CARGO) clean
+	$(MAKE) --no-print-directory -C guests/programs clean

@@ -1,0 +1,88 @@
+//! The contenders: each turns an ELF file into one run of a process and the guest's own line about it.
+
+pub mod ours;
+pub mod qemu;
+pub mod unicorn;
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
+
+use crate::host;
+use crate::line::GuestLine;
+
+/// No bench guest takes that long anywhere; a run beyond it hangs.
+const LIMIT: Duration = Duration::from_secs(120);
+
+/// One contender, ready to run.
+#[derive(Clone, Debug)]
+pub struct Rival {
+    /// Its name in the table.
+    pub name: &'static str,
+    /// The version it says it is.
+    pub version: String,
+    /// Program and arguments; the ELF file comes last.
+    pub command: Vec<String>,
+    /// Why its figures do not count, if they do not.
+    pub does_not_count: Option<String>,
+    /// Whether it takes traps: Unicorn does not.
+    pub takes_traps: bool,
+}
+
+/// One run.
+#[derive(Clone, Debug)]
+pub struct Run {
+    /// The guest's word.
+    pub line: GuestLine,
+    /// Host instructions of the whole process, where the host counts them.
+    pub instructions: Option<u64>,
+}
+
+impl Rival {
+    /// Runs `elf` once. An error is a sentence for the table's footnotes.
+    pub fn run(&self, elf: &Path, perf: bool) -> Result<Run, String> {
+        let scratch = |what: &str| -> PathBuf {
+            std::env::temp_dir().join(format!("notdirty-bench-{}-{what}", std::process::id()))
+        };
+        let (console, counts) = (scratch("console"), scratch("perf"));
+        let mut words: Vec<String> = Vec::new();
+        if perf {
+            words.extend(["perf", "stat", "-x,", "-e", "instructions:u", "-o"].map(String::from));
+            words.extend([counts.display().to_string(), "--".into()]);
+        }
+        words.extend(self.command.iter().cloned());
+        let output = fs::File::create(&console).map_err(|e| format!("{}: {e}", console.display()))?;
+        let mut child = Command::new(&words[0])
+            .args(&words[1..])
+            .arg(elf)
+            .stdin(Stdio::null())
+            .stdout(output)
+            .stderr(Stdio::null())
+            .spawn()
+            .map_err(|e| format!("{}: {e}", words[0]))?;
+        let started = Instant::now();
+        let status = loop {
+            match child.try_wait() {
+                Ok(Some(status)) => break status,
+                Ok(None) if started.elapsed() < LIMIT => std::thread::sleep(Duration::from_millis(5)),
+                Ok(None) => {
+                    child.kill().ok();
+                    child.wait().ok();
+                    return Err(format!("{}: {} did not end in {LIMIT:?}", self.name, elf.display()));
+                }
+                Err(e) => return Err(format!("{}: {e}", self.name)),
+            }
+        };
+        let text = fs::read(&console).map(|bytes| String::from_utf8_lossy(&bytes).into_owned()).unwrap_or_default();
+        let instructions = fs::read_to_string(&counts).ok().and_then(|text| host::perf_instructions(&text));
+        fs::remove_file(console).ok();
+        fs::remove_file(counts).ok();
+        if !status.success() {
+            return Err(format!("{}: {} ended with {status}: {}", self.name, elf.display(), text.trim()));
+        }
+        let line =
+            GuestLine::find(&text).ok_or_else(|| format!("{}: no result line from {}", self.name, elf.display()))?;
+        Ok(Run { line, instructions })
+    }
+}

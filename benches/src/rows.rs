@@ -1,0 +1,124 @@
+//! The rows of the table: guest programs of `guests/programs/bench`, by group, and the bars of each.
+
+/// What a row is about; each group has a geometric mean of its own.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Group {
+    /// Work in registers and in the first cache.
+    Compute,
+    /// Work for the TLB.
+    Memory,
+    /// Device accesses, traps, interrupts.
+    Event,
+    /// Code that is written while it runs.
+    SelfModifying,
+    /// The price of translation alone.
+    Translation,
+}
+
+impl Group {
+    /// All groups, in the order of the table.
+    pub const ALL: [Group; 5] = [Group::Compute, Group::Memory, Group::Event, Group::SelfModifying, Group::Translation];
+
+    /// The group's name in the table.
+    pub fn name(self) -> &'static str {
+        match self {
+            Group::Compute => "compute",
+            Group::Memory => "memory",
+            Group::Event => "event",
+            Group::SelfModifying => "self-modifying",
+            Group::Translation => "translation",
+        }
+    }
+
+    /// The bar for the geometric mean of QEMU's time over ours.
+    pub fn mean_bar(self) -> Option<f64> {
+        match self {
+            Group::Compute => Some(1.7),
+            Group::Memory => Some(2.5),
+            _ => None,
+        }
+    }
+}
+
+/// What a row has to reach.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Bar {
+    /// QEMU's time over ours, at least.
+    TimesQemu(f64),
+    /// Our nanoseconds for one event, at most.
+    Nanoseconds(f64),
+}
+
+/// One guest program.
+#[derive(Clone, Copy, Debug)]
+pub struct Row {
+    /// Its name, and that of its ELF file.
+    pub name: &'static str,
+    /// Where it counts.
+    pub group: Group,
+    /// One event, as a word: what the guest's `n=` counts.
+    pub unit: &'static str,
+    /// What it has to reach.
+    pub bar: Bar,
+    /// Whether Unicorn can run it: it never enters `mtvec`, so a row with traps is beyond it.
+    pub traps: bool,
+}
+
+const fn row(name: &'static str, group: Group, unit: &'static str, times_qemu: f64) -> Row {
+    Row { name, group, unit, bar: Bar::TimesQemu(times_qemu), traps: false }
+}
+
+const fn trapping(row: Row) -> Row {
+    Row { traps: true, ..row }
+}
+
+/// Every row, in the order of the table.
+pub const ROWS: &[Row] = &[
+    row("intmix", Group::Compute, "round", 1.5),
+    row("fib", Group::Compute, "call", 1.0),
+    row("icall-1", Group::Compute, "call", 1.0),
+    row("icall-16", Group::Compute, "call", 1.0),
+    row("switch", Group::Compute, "start", 1.0),
+    row("crc32", Group::Compute, "byte", 1.0),
+    row("sha256", Group::Compute, "byte", 1.0),
+    row("matrix", Group::Compute, "mul-add", 1.0),
+    row("memcpy", Group::Memory, "byte", 1.0),
+    row("seq-load", Group::Memory, "load", 1.0),
+    row("seq-store", Group::Memory, "store", 1.0),
+    row("rand-store", Group::Memory, "store", 8.0),
+    row("chase-4K", Group::Memory, "load", 1.0),
+    row("chase-1M", Group::Memory, "load", 1.0),
+    row("chase-64M", Group::Memory, "load", 1.0),
+    row("mmio-read", Group::Event, "read", 4.0),
+    row("mmio-write", Group::Event, "write", 4.0),
+    row("mtime-read", Group::Event, "read", 4.0),
+    trapping(row("ecall", Group::Event, "trap", 4.0)),
+    trapping(row("illegal", Group::Event, "trap", 4.0)),
+    trapping(row("timer", Group::Event, "interrupt", 4.0)),
+    row("smc-other", Group::SelfModifying, "patch", 5.0),
+    row("smc-same", Group::SelfModifying, "patch", 5.0),
+    row("smc-emit", Group::SelfModifying, "64 insns", 5.0),
+    row("smc-beside", Group::SelfModifying, "store", 5.0),
+    row("smc-toggle", Group::SelfModifying, "KiB", 5.0),
+    Row { name: "translate", group: Group::Translation, unit: "insn", bar: Bar::Nanoseconds(50.0), traps: false },
+];
+
+/// The rows a word on the command line picks: a row by name, a whole group, or all rows whose name starts with it.
+pub fn pick(word: &str) -> Vec<Row> {
+    let exact: Vec<Row> = ROWS.iter().filter(|row| row.name == word || row.group.name() == word).copied().collect();
+    if exact.is_empty() { ROWS.iter().filter(|row| row.name.starts_with(word)).copied().collect() } else { exact }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_row_is_picked_by_name_group_or_prefix() {
+        let names = |word| pick(word).iter().map(|row| row.name).collect::<Vec<_>>();
+        assert_eq!(names("fib"), ["fib"]);
+        assert_eq!(names("chase"), ["chase-4K", "chase-1M", "chase-64M"]);
+        assert_eq!(names("event").len(), 6);
+        assert!(names("no-such-row").is_empty());
+    }
+}

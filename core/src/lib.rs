@@ -1,0 +1,39 @@
+//! RAM blocks and what happened to them.
+//!
+//! ```text
+//!                     RamList                                   one linear space of RamAddr
+//!   ┌───────────────────┴─────────────────────┐
+//!   │ RcuCell ─▶ Snapshot { by_offset, by_host } ─▶ chunks ─▶ Arc<RamBlock> ─▶ Mapping
+//!   │                                                          idstr, offset     guard│RAM│guard
+//!   │ DirtyMemory
+//!   │   RcuCell ─▶ BlockTable [row, row, row, …]       a row covers 2 Mi pages = 8 GiB
+//!   │                           │
+//!   │                           └▶ [Vga, Code, Migration, …]  null: reads all ones, costs nothing
+//!   │                                     └▶ DirtyBlock { words, summary }
+//!   └─ one writer under a lock; readers hold a Guard and never block
+//! ```
+//!
+//! | file | concept |
+//! | --- | --- |
+//! | [`addr`] | [`RamAddr`], [`PageIndex`], [`PageRange`]: an address has a kind |
+//! | [`rcu`] | [`Guard`], [`RcuCell`]: this memory stays alive |
+//! | [`sync`] | std or loom, decided once |
+//! | [`ram`] | [`RamBlock`], [`RamList`]: mappings, names, offsets, lookup |
+//! | [`dirty`] | [`DirtyMemory`]: who wants to hear the next store to a page |
+//!
+//! The road of a guest store touches this crate twice: the host store lands in a [`RamBlock`], then the pages are
+//! marked in [`DirtyMemory`] (MARK-1: in this order). Nothing here knows a vCPU, a TLB or an instruction.
+//!
+//! Absent on purpose, until something uses it: resizing of blocks, the harvest guard, dirty rings, checkpoints,
+//! migration, clients registered at run time (a row has room for five).
+
+pub mod addr;
+pub mod dirty;
+pub mod ram;
+pub mod rcu;
+pub mod sync;
+
+pub use addr::{LINE_BITS, PAGE_BITS, PAGE_SIZE, PageIndex, PageRange, RamAddr};
+pub use dirty::{ClientMask, DirtyClient, DirtyMemory, fence_after_store};
+pub use ram::{RamBlock, RamBlockSpec, RamError, RamFlags, RamList};
+pub use rcu::{Guard, RcuCell, Retired, pin};

@@ -1,0 +1,186 @@
+//! Accesses to memory that a guest may write at any moment.
+//!
+//! Guest RAM is never a `&[u8]`: a reference would promise that the bytes stand still. Each access is a relaxed
+//! atomic one of the widest size its alignment allows, so a race with emitted code, a device or another vCPU gives
+//! old or new bytes and nothing worse. An aligned 2, 4 or 8 bytes are never torn; an unaligned access is bytewise.
+//!
+//! The functions here take raw pointers and check nothing: `block.rs` is their only caller and checks bounds.
+
+use core::sync::atomic::{AtomicU8, AtomicU16, AtomicU32, AtomicU64, Ordering::Relaxed};
+
+/// Loads `bytes` (1, 2, 4 or 8) little-endian bytes.
+///
+/// # Safety
+/// `at .. at + bytes` is mapped and readable.
+#[inline]
+pub(super) unsafe fn load(at: *mut u8, bytes: u32) -> u64 {
+    if (at as usize).is_multiple_of(bytes as usize) {
+        // SAFETY: mapped by contract, and aligned for its size as just checked.
+        unsafe {
+            match bytes {
+                1 => return AtomicU8::from_ptr(at).load(Relaxed).into(),
+                2 => return u16::from_le(AtomicU16::from_ptr(at.cast()).load(Relaxed)).into(),
+                4 => return u32::from_le(AtomicU32::from_ptr(at.cast()).load(Relaxed)).into(),
+                8 => return u64::from_le(AtomicU64::from_ptr(at.cast()).load(Relaxed)),
+                _ => {}
+            }
+        }
+    }
+    let mut value = 0;
+    for n in 0..bytes as usize {
+        // SAFETY: mapped by contract; a byte is always aligned.
+        let byte = unsafe { AtomicU8::from_ptr(at.add(n)).load(Relaxed) };
+        value |= u64::from(byte) << (8 * n);
+    }
+    value
+}
+
+/// Stores the low `bytes` (1, 2, 4 or 8) bytes of `value`, little-endian.
+///
+/// # Safety
+/// `at .. at + bytes` is mapped and writable.
+#[inline]
+pub(super) unsafe fn store(at: *mut u8, bytes: u32, value: u64) {
+    if (at as usize).is_multiple_of(bytes as usize) {
+        // SAFETY: mapped by contract, and aligned for its size as just checked.
+        unsafe {
+            match bytes {
+                1 => return AtomicU8::from_ptr(at).store(value as u8, Relaxed),
+                2 => return AtomicU16::from_ptr(at.cast()).store((value as u16).to_le(), Relaxed),
+                4 => return AtomicU32::from_ptr(at.cast()).store((value as u32).to_le(), Relaxed),
+                8 => return AtomicU64::from_ptr(at.cast()).store(value.to_le(), Relaxed),
+                _ => {}
+            }
+        }
+    }
+    for n in 0..bytes as usize {
+        // SAFETY: mapped by contract; a byte is always aligned.
+        unsafe { AtomicU8::from_ptr(at.add(n)).store((value >> (8 * n)) as u8, Relaxed) };
+    }
+}
+
+/// How many single bytes come before the first aligned word of `len` bytes at `at`.
+fn head(at: *mut u8, len: usize) -> usize {
+    at.align_offset(8).min(len)
+}
+
+/// Copies guest bytes out.
+///
+/// # Safety
+/// `from .. from + to.len()` is mapped and readable.
+pub(super) unsafe fn copy_out(from: *mut u8, to: &mut [u8]) {
+    let (first, rest) = to.split_at_mut(head(from, to.len()));
+    for (n, byte) in first.iter_mut().enumerate() {
+        // SAFETY: n < to.len().
+        *byte = unsafe { load(from.add(n), 1) } as u8;
+    }
+    let mut at = first.len();
+    let mut words = rest.chunks_exact_mut(8);
+    for word in &mut words {
+        // SAFETY: at + 8 <= to.len().
+        word.copy_from_slice(&unsafe { load(from.add(at), 8) }.to_le_bytes());
+        at += 8;
+    }
+    for byte in words.into_remainder() {
+        // SAFETY: at < to.len().
+        *byte = unsafe { load(from.add(at), 1) } as u8;
+        at += 1;
+    }
+}
+
+/// Copies bytes into guest memory.
+///
+/// # Safety
+/// `to .. to + from.len()` is mapped and writable.
+pub(super) unsafe fn copy_in(to: *mut u8, from: &[u8]) {
+    let (first, rest) = from.split_at(head(to, from.len()));
+    for (n, byte) in first.iter().enumerate() {
+        // SAFETY: n < from.len().
+        unsafe { store(to.add(n), 1, (*byte).into()) };
+    }
+    let mut at = first.len();
+    let (words, tail) = rest.as_chunks::<8>();
+    for word in words {
+        // SAFETY: at + 8 <= from.len().
+        unsafe { store(to.add(at), 8, u64::from_le_bytes(*word)) };
+        at += 8;
+    }
+    for byte in tail {
+        // SAFETY: at < from.len().
+        unsafe { store(to.add(at), 1, (*byte).into()) };
+        at += 1;
+    }
+}
+
+/// Sets `len` bytes to `value`.
+///
+/// # Safety
+/// `to .. to + len` is mapped and writable.
+pub(super) unsafe fn fill(to: *mut u8, len: usize, value: u8) {
+    let word = u64::from_ne_bytes([value; 8]);
+    let first = head(to, len);
+    let words_end = first + (len - first) / 8 * 8;
+    for n in (0..first).chain(words_end..len) {
+        // SAFETY: n < len.
+        unsafe { store(to.add(n), 1, value.into()) };
+    }
+    for n in (first..words_end).step_by(8) {
+        // SAFETY: n + 8 <= words_end <= len.
+        unsafe { store(to.add(n), 8, word) };
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Bytes of our own to play guest RAM.
+    fn ram() -> [u64; 8] {
+        core::array::from_fn(|n| u64::from_le_bytes(core::array::from_fn(|b| (n * 8 + b) as u8)))
+    }
+
+    #[test]
+    fn each_width_reads_and_writes_little_endian_at_every_alignment() {
+        for bytes in [1u32, 2, 4, 8] {
+            for off in 0..16 {
+                let mut ram = ram();
+                let at = ram.as_mut_ptr().cast::<u8>();
+                let expected = (0..bytes).rev().fold(0, |v, n| v << 8 | u64::from(off as u32 + n));
+                // SAFETY: off + bytes <= 24 of 64 bytes.
+                unsafe {
+                    assert_eq!(load(at.add(off), bytes), expected);
+                    store(at.add(off), bytes, 0xf7f6_f5f4_f3f2_f1f0);
+                    for n in 0..24 {
+                        let inside = (off..off + bytes as usize).contains(&n);
+                        let byte = if inside { 0xf0 + (n - off) as u64 } else { n as u64 };
+                        assert_eq!(load(at.add(n), 1), byte, "{bytes} at {off}: byte {n}");
+                    }
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn copies_and_fills_touch_exactly_their_bytes() {
+        for off in 0..16usize {
+            for len in 0..40usize {
+                let mut ram = ram();
+                let at = ram.as_mut_ptr().cast::<u8>();
+                let mut out = vec![0; len];
+                let mut all = [0; 64];
+                // SAFETY: off + len <= 55 of 64 bytes.
+                unsafe {
+                    copy_out(at.add(off), &mut out);
+                    assert!(out.iter().enumerate().all(|(n, b)| *b as usize == off + n));
+                    copy_in(at.add(off), &vec![0xaa; len]);
+                    copy_out(at, &mut all);
+                    let inside = |n: usize| (off..off + len).contains(&n);
+                    assert!((0..64).all(|n| all[n] == if inside(n) { 0xaa } else { n as u8 }));
+                    fill(at.add(off), len, 0x55);
+                    copy_out(at, &mut all);
+                    assert!((0..64).all(|n| all[n] == if inside(n) { 0x55 } else { n as u8 }));
+                }
+            }
+        }
+    }
+}

@@ -1,0 +1,88 @@
+//! What can go wrong with RAM, said with the block's name and the numbers.
+
+use std::io;
+
+/// Why a RAM block could not be made, found or accessed. Nothing was changed.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum RamError {
+    /// The name has to fit the field's wire format: a length byte, then the name.
+    #[error("RAM block name of {len} bytes: must be 1 to 255")]
+    IdLength {
+        /// Its length in bytes.
+        len: usize,
+    },
+    /// Two blocks of a list cannot have the same name.
+    #[error("RAM block {idstr} exists already")]
+    DuplicateId {
+        /// The name.
+        idstr: String,
+    },
+    /// A length is zero or not a multiple of the page size.
+    #[error("RAM block {idstr}: {what} {length:#x} is not a positive multiple of the page size {page:#x}")]
+    OddLength {
+        /// The block.
+        idstr: String,
+        /// Which length.
+        what: &'static str,
+        /// The length asked for.
+        length: u64,
+        /// What it must be a multiple of.
+        page: u64,
+    },
+    /// More is to be used than reserved.
+    #[error("RAM block {idstr}: used length {used:#x} is over its maximum {max:#x}")]
+    UsedOverMax {
+        /// The block.
+        idstr: String,
+        /// The length to be used.
+        used: u64,
+        /// The length to be reserved.
+        max: u64,
+    },
+    /// The length, or the sum of all lengths, does not fit the address space.
+    #[error("RAM block {idstr}: {length:#x} bytes do not fit the address space")]
+    Overflow {
+        /// The block.
+        idstr: String,
+        /// Its maximum length.
+        length: u64,
+    },
+    /// The host gave no memory.
+    #[error("RAM block {idstr}: cannot {doing} {length:#x} bytes")]
+    Host {
+        /// The block.
+        idstr: String,
+        /// What was asked of the host.
+        doing: &'static str,
+        /// For how many bytes.
+        length: u64,
+        /// What the host said.
+        #[source]
+        source: io::Error,
+    },
+    /// The block is not, or no longer, in this list.
+    #[error("RAM block {idstr} is not in this list")]
+    NotInList {
+        /// The block.
+        idstr: String,
+    },
+    /// An access ends outside the used length.
+    #[error("RAM block {idstr}: {len:#x} bytes at {off:#x} are outside its {used:#x}")]
+    OutOfBounds {
+        /// The block.
+        idstr: String,
+        /// Where the access starts.
+        off: u64,
+        /// How long it is.
+        len: u64,
+        /// The block's used length.
+        used: u64,
+    },
+    /// An access is of 1, 2, 4 or 8 bytes.
+    #[error("access of {bytes} bytes: must be 1, 2, 4 or 8")]
+    Width {
+        /// The width asked for.
+        bytes: u32,
+    },
+}

@@ -1,0 +1,164 @@
+//! All RAM blocks: one writer under a lock, readers that never block.
+//!
+//! ```text
+//!   RamList ─RcuCell─▶ Snapshot { by_offset, by_host }      each a few shared chunks (chunks.rs)
+//!     add:     lease an offset ─▶ map ─▶ grow dirty memory, all ones ─▶ publish ─▶ version + 1
+//!     remove:  publish without ─▶ version + 1 ─▶ (grace) ─▶ last Arc ─▶ unmap ─▶ the offset is free
+//! ```
+//!
+//! Keeps this list's part of RAM-1: memory is unmapped and the offset reused only when the last `Arc` is gone, and
+//! a snapshot's `Arc`s go after the grace period. To unmap a block from views, TLBs and translations comes before
+//! `remove` and is the caller's part.
+//!
+//! No mru hint: a lookup is two short binary searches, and a hint is a word that all vCPUs write.
+
+use super::RamError;
+use super::block::{RamBlock, RamBlockSpec};
+use super::chunks::Chunks;
+use super::offsets::Offsets;
+use crate::addr::{PageRange, RamAddr};
+use crate::dirty::{ClientMask, DirtyMemory};
+use crate::rcu::{Guard, RcuCell, pin};
+use crate::sync::{AtomicU64, Mutex, Ordering, lock};
+use core::fmt;
+use std::collections::HashSet;
+use std::sync::Arc;
+
+/// The blocks of one moment. A block spans its maximum length in both.
+#[derive(Clone, Default)]
+struct Snapshot {
+    by_offset: Chunks<Arc<RamBlock>>,
+    by_host: Chunks<Arc<RamBlock>>,
+}
+
+/// Every RAM block of a machine, and their dirty memory.
+///
+/// ```
+/// use notdirty_core::{DirtyClient, PageRange, RamBlockSpec, RamList, pin};
+///
+/// let list = RamList::new();
+/// let ram = list.add(RamBlockSpec::new("ram", 1 << 20))?;
+/// let page = ram.offset().page();
+///
+/// // Somebody takes the page's bit, and thereby asks to hear of the next store.
+/// assert!(list.dirty().test_and_clear(page, DirtyClient::Migration, &pin()));
+/// let listening = list.dirty().listening(page, &pin());
+/// assert!(listening.contains(DirtyClient::Migration));
+///
+/// // The store, then its mark (MARK-1).
+/// ram.store(8, 4, 42)?;
+/// list.dirty().set(PageRange::of_page(page), listening, &pin());
+/// assert!(list.dirty().listening(page, &pin()).is_empty());
+/// # Ok::<(), notdirty_core::RamError>(())
+/// ```
+pub struct RamList {
+    current: RcuCell<Snapshot>,
+    dirty: DirtyMemory,
+    version: AtomicU64,
+    offsets: Offsets,
+    /// The names in use; holding the lock makes a thread the one writer of all the above.
+    names: Mutex<HashSet<String>>,
+}
+
+impl RamList {
+    /// A list without blocks.
+    pub fn new() -> Self {
+        Self {
+            current: RcuCell::new(Snapshot::default()),
+            dirty: DirtyMemory::new(),
+            version: AtomicU64::new(0),
+            offsets: Offsets::default(),
+            names: Mutex::new(HashSet::new()),
+        }
+    }
+
+    /// Makes a block and publishes it. Its bytes are zero, and its pages are dirty for everybody.
+    pub fn add(&self, spec: RamBlockSpec) -> Result<Arc<RamBlock>, RamError> {
+        let max_length = spec.check()?;
+        let guard = pin(); // before the lock, see `RcuCell::replace`
+        let mut names = lock(&self.names);
+        if names.contains(spec.idstr()) {
+            return Err(RamError::DuplicateId { idstr: spec.idstr().to_owned() });
+        }
+        let Some(lease) = self.offsets.lease(max_length) else {
+            return Err(RamError::Overflow { idstr: spec.idstr().to_owned(), length: max_length });
+        };
+        let leased = PageRange::of_bytes(lease.start(), lease.length());
+        let block = Arc::new(RamBlock::map(spec, max_length, lease)?);
+        // Before the block can be found. The range may have been another's, whose bits mean nothing now.
+        let too_many = |_| RamError::Overflow { idstr: block.idstr().to_owned(), length: max_length };
+        let old_table = self.dirty.grow_under_lock(leased.end.get()).map_err(too_many)?;
+        self.dirty.set(leased, ClientMask::ALL, &guard);
+        let old = self.current.load(&guard);
+        let retired = self.current.replace(Snapshot {
+            by_offset: old.by_offset.with(block.offset().get(), block.clone()),
+            by_host: old.by_host.with(block.host() as u64, block.clone()),
+        });
+        names.insert(block.idstr().to_owned());
+        // Release, after the publication: who reads this version finds at least this list.
+        self.version.fetch_add(1, Ordering::Release);
+        drop(names);
+        drop((retired, old_table));
+        Ok(block)
+    }
+
+    /// Takes a block out of the list. It is no longer found; it lives on as long as somebody has it.
+    pub fn remove(&self, block: &Arc<RamBlock>) -> Result<(), RamError> {
+        let guard = pin(); // before the lock, see `RcuCell::replace`
+        let mut names = lock(&self.names);
+        let old = self.current.load(&guard);
+        if !old.by_offset.at_or_below(block.offset().get()).is_some_and(|found| Arc::ptr_eq(found, block)) {
+            return Err(RamError::NotInList { idstr: block.idstr().to_owned() });
+        }
+        let retired = self.current.replace(Snapshot {
+            by_offset: old.by_offset.without(block.offset().get()),
+            by_host: old.by_host.without(block.host() as u64),
+        });
+        names.remove(block.idstr());
+        self.version.fetch_add(1, Ordering::Release);
+        drop(names);
+        drop(retired);
+        Ok(())
+    }
+
+    /// The block that `addr` belongs to. It may belong to the part beyond the used length.
+    pub fn find<'g>(&self, addr: RamAddr, guard: &'g Guard) -> Option<&'g Arc<RamBlock>> {
+        let block = self.current.load(guard).by_offset.at_or_below(addr.get())?;
+        (addr.get() - block.offset().get() < block.max_length()).then_some(block)
+    }
+
+    /// The block whose memory `host` points into, and how far.
+    pub fn find_host<'g>(&self, host: *const u8, guard: &'g Guard) -> Option<(&'g Arc<RamBlock>, u64)> {
+        let block = self.current.load(guard).by_host.at_or_below(host as u64)?;
+        let off = host as u64 - block.host() as u64;
+        (off < block.max_length()).then_some((block, off))
+    }
+
+    /// The blocks of this moment, by rising offset.
+    pub fn blocks<'g>(&self, guard: &'g Guard) -> impl Iterator<Item = &'g Arc<RamBlock>> + use<'g> {
+        self.current.load(guard).by_offset.iter()
+    }
+
+    /// The dirty bits of all blocks.
+    pub fn dirty(&self) -> &DirtyMemory {
+        &self.dirty
+    }
+
+    /// Goes up with each add and remove, after the list changed. Who reads the version first and then the list may
+    /// keep what it found until the version is another.
+    pub fn version(&self) -> u64 {
+        self.version.load(Ordering::Acquire)
+    }
+}
+
+impl Default for RamList {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl fmt::Debug for RamList {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_list().entries(self.blocks(&pin())).finish()
+    }
+}

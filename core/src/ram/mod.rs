@@ -1,0 +1,28 @@
+//! RAM blocks: what guest memory is made of.
+//!
+//! ```text
+//!   RamBlockSpec ──RamList::add──▶ RamBlock { idstr, offset, used_length, max_length }
+//!                                     │ Mapping                       access.rs: the only way to the bytes
+//!                                     ▼
+//!                   no access│ used_length: RAM │ up to max_length: reserved │no access
+//! ```
+//!
+//! | file | concept |
+//! | --- | --- |
+//! | `mapping.rs` | reservation and commitment of host memory: all of libc |
+//! | `access.rs` | volatile and atomic accesses, since a guest may write at any time |
+//! | `block.rs` | one block: name, place, lengths |
+//! | `error.rs` | what can go wrong |
+//! | `list.rs` | all blocks, under RCU; `chunks.rs` its sorted structure, `offsets.rs` who owns which offset |
+
+mod access;
+mod block;
+mod chunks;
+mod error;
+mod list;
+mod mapping;
+mod offsets;
+
+pub use block::{RamBlock, RamBlockSpec, RamFlags};
+pub use error::RamError;
+pub use list::RamList;

@@ -1,0 +1,87 @@
+//! The one place where std and loom are told apart.
+//!
+//! Everything whose order matters takes its atomics and locks from here, so `--cfg loom` lets the model checker see
+//! each of them. A model explores every interleaving, therefore a dirty block shrinks to 64 pages there.
+//! Reference counts and memory reclamation are not modelled: they stay std's and crossbeam's, who check them.
+
+#[cfg(loom)]
+pub use loom::sync::{Mutex, MutexGuard, atomic::fence};
+#[cfg(loom)]
+pub use model::{AtomicPtr, AtomicU64};
+#[cfg(not(loom))]
+pub use std::sync::{
+    Mutex, MutexGuard,
+    atomic::{AtomicPtr, AtomicU64, fence},
+};
+
+pub use std::sync::atomic::Ordering;
+
+/// Whether this build is a model. Memory retired under RCU is leaked in a model: it may outlive the execution that
+/// made it, and loom's atomics must not.
+pub const MODEL: bool = cfg!(loom);
+
+/// Words of one dirty block: 2 Mi pages, or 64 in a model.
+pub const BLOCK_WORDS: usize = if MODEL { 1 } else { 256 * 1024 * 8 / 64 };
+
+/// Words that share a bit of the summary: one cache line, 512 pages.
+pub const SUMMARY_WORDS: usize = if MODEL { 1 } else { 8 };
+
+/// Locks, and goes on if another thread panicked with the lock held: each writer here leaves its data valid at every
+/// step, so there is nothing to protect the next one from.
+pub fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
+}
+
+/// Loom's atomics, each behind a turnstile.
+///
+/// Loom 0.7 remembers one last access of each atomic. In "load it, and only if need be change it", which setters here
+/// do, the thread's own load is that access when the change comes, the other thread's load before it is forgotten,
+/// and whole orders are never tried (two-thread models ended after one execution). A relaxed RMW of a neighbour before
+/// each access makes loom try them all; being relaxed, it orders nothing else.
+#[cfg(loom)]
+mod model {
+    use super::Ordering;
+    use loom::sync::atomic;
+
+    macro_rules! behind_a_turnstile {
+        ($name:ident $(<$t:ident>)?, $inner:ty, $value:ty, $($op:ident($($arg:ident: $ty:ty),*) -> $result:ty;)*) => {
+            /// Loom's atomic of this name, see above.
+            #[derive(Debug)]
+            pub struct $name $(<$t>)? {
+                turn: atomic::AtomicUsize,
+                inner: $inner,
+            }
+
+            #[allow(missing_docs)]
+            impl $(<$t>)? $name $(<$t>)? {
+                pub fn new(value: $value) -> Self {
+                    Self { turn: atomic::AtomicUsize::new(0), inner: <$inner>::new(value) }
+                }
+                $(
+                    #[track_caller]
+                    pub fn $op(&self, $($arg: $ty),*) -> $result {
+                        self.turn.fetch_add(1, Ordering::Relaxed);
+                        self.inner.$op($($arg),*)
+                    }
+                )*
+            }
+        };
+    }
+
+    behind_a_turnstile! {
+        AtomicU64, atomic::AtomicU64, u64,
+        load(order: Ordering) -> u64;
+        store(value: u64, order: Ordering) -> ();
+        swap(value: u64, order: Ordering) -> u64;
+        fetch_or(bits: u64, order: Ordering) -> u64;
+        fetch_and(bits: u64, order: Ordering) -> u64;
+        fetch_add(value: u64, order: Ordering) -> u64;
+    }
+    behind_a_turnstile! {
+        AtomicPtr<T>, atomic::AtomicPtr<T>, *mut T,
+        load(order: Ordering) -> *mut T;
+        store(value: *mut T, order: Ordering) -> ();
+        swap(value: *mut T, order: Ordering) -> *mut T;
+        compare_exchange(old: *mut T, new: *mut T, success: Ordering, failure: Ordering) -> Result<*mut T, *mut T>;
+    }
+}

@@ -1,0 +1,289 @@
+//! Command line: read by hand, since there is little of it and every error should name its flag and its value.
+
+use std::ffi::OsString;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use notdirty_tcg::{EngineKind, JitFlags, TraceMask};
+
+use crate::machine::{ClockKind, DEFAULT_RAM};
+
+/// What to do.
+#[derive(Debug, PartialEq)]
+pub(super) enum Request {
+    /// Print this and be done.
+    Print(String),
+    /// Run a guest.
+    Run(Box<Args>),
+}
+
+/// Which guest.
+#[derive(Debug, PartialEq)]
+pub(super) enum Command {
+    /// The embedded one.
+    Demo,
+    /// This file.
+    Run(PathBuf),
+}
+
+/// How to run it.
+#[derive(Debug, PartialEq)]
+pub(super) struct Args {
+    pub command: Command,
+    pub ram_size: u64,
+    pub max_insns: Option<u64>,
+    pub timeout: Option<Duration>,
+    pub trace: TraceMask,
+    pub trace_file: Option<PathBuf>,
+    pub stats: bool,
+    pub engine: EngineKind,
+    pub clock: ClockKind,
+    pub jit_flags: JitFlags,
+    pub load_addr: Option<u64>,
+    pub entry: Option<u64>,
+}
+
+const USAGE: &str = "\
+notdirty runs bare-metal RISC-V guests (RV64IMAC_Zicsr_Zifencei, M-mode).
+
+usage: notdirty                       the embedded demo, with a summary
+       notdirty run FILE [options]    an ELF64 file, or a raw image with --load-addr
+
+  -m SIZE               RAM at 0x80000000: bytes with K, M, G, else MiB (default 128M)
+  --load-addr ADDR      FILE is a raw image for this address
+  --entry ADDR          start here (default: what the ELF file says; the load address)
+  --engine jit|interp   translate, or interpret one instruction at a time (default jit)
+  --clock host|insns    mtime is the host's time, or 1 tick per 100 instructions (default host)
+  --max-insns N         stop after exactly N instructions
+  --timeout SECONDS     stop after this time
+  --stats               print a summary to standard error at the end
+  -d ITEM[,ITEM..]      trace (`-d help` lists the items), to standard error or to
+  -D FILE               this file
+  --jit-off NAME[,..]   turn off an optimisation of the JIT (`--jit-off help` lists them)
+  -h, --help            this text
+  -V, --version         the version
+
+The UART is on standard input and output. Exit code: the guest's (above 255: 255), or
+  2 bad usage or input   3 hung in wfi   124 timeout   125 instruction limit   126 host error
+";
+
+/// Reads the arguments after the program's name.
+pub(super) fn parse(args: impl IntoIterator<Item = OsString>) -> Result<Request, String> {
+    let mut queue = args.into_iter();
+    let mut words: Vec<OsString> = Vec::new();
+    let mut parsed = Args {
+        command: Command::Demo,
+        ram_size: DEFAULT_RAM,
+        max_insns: None,
+        timeout: None,
+        trace: TraceMask::none(),
+        trace_file: None,
+        stats: false,
+        engine: EngineKind::default(),
+        clock: ClockKind::default(),
+        jit_flags: JitFlags::default(),
+        load_addr: None,
+        entry: None,
+    };
+    while let Some(word) = queue.next() {
+        let Some(flag) = word.to_str().filter(|w| w.starts_with('-') && w.len() > 1) else {
+            words.push(word);
+            continue;
+        };
+        if flag == "--" {
+            words.extend(queue);
+            break;
+        }
+        // One dash or two, as people write it; --flag=value or --flag value.
+        let bare = flag.strip_prefix("--").unwrap_or(&flag[1..]);
+        let (name, inline) = match bare.split_once('=') {
+            Some((name, value)) => (name, Some(OsString::from(value))),
+            None => (bare, None),
+        };
+        let shown = &flag[..flag.len() - bare.len() + name.len()];
+        let switch = matches!(name, "stats" | "h" | "help" | "V" | "version");
+        if switch && inline.is_some() {
+            return Err(format!("{shown} takes no value"));
+        }
+        let mut raw = || inline.clone().or_else(|| queue.next()).ok_or_else(|| format!("{shown} needs a value"));
+        let mut text = || raw()?.into_string().map_err(|v| format!("{shown} {}: not valid text", v.display()));
+        match name {
+            "h" | "help" => return Ok(Request::Print(USAGE.into())),
+            "V" | "version" => return Ok(Request::Print(format!("notdirty {}\n", env!("CARGO_PKG_VERSION")))),
+            "stats" => parsed.stats = true,
+            "m" => {
+                let value = text()?;
+                parsed.ram_size =
+                    size(&value).ok_or_else(|| format!("{shown} {value}: not a size such as 128M or 1G"))?;
+            }
+            "max-insns" => parsed.max_insns = Some(number(shown, &text()?)?),
+            "load-addr" => parsed.load_addr = Some(number(shown, &text()?)?),
+            "entry" => parsed.entry = Some(number(shown, &text()?)?),
+            "timeout" => {
+                let value = text()?;
+                let seconds = value.parse::<f64>().ok().and_then(|s| Duration::try_from_secs_f64(s).ok());
+                parsed.timeout = Some(seconds.ok_or_else(|| format!("{shown} {value}: not a number of seconds"))?);
+            }
+            "engine" => {
+                parsed.engine = match text()?.as_str() {
+                    "jit" => EngineKind::Jit,
+                    "interp" => EngineKind::Interp,
+                    other => return Err(format!("{shown} {other}: must be jit or interp")),
+                }
+            }
+            "clock" => {
+                parsed.clock = match text()?.as_str() {
+                    "host" => ClockKind::Host,
+                    "insns" => ClockKind::Insns,
+                    other => return Err(format!("{shown} {other}: must be host or insns")),
+                }
+            }
+            "d" => {
+                for item in text()?.split(',').filter(|item| !item.is_empty()) {
+                    if item == "help" {
+                        return Ok(Request::Print(trace_help()));
+                    }
+                    let mask = TraceMask::by_name(item);
+                    parsed.trace =
+                        parsed.trace | mask.ok_or_else(|| format!("{shown} {item}: no such item (-d help)"))?;
+                }
+            }
+            "D" => parsed.trace_file = Some(raw()?.into()),
+            "jit-off" => {
+                for item in text()?.split(',').filter(|item| !item.is_empty()) {
+                    if item == "help" {
+                        return Ok(Request::Print(JitFlags::NAMES.join("\n") + "\n"));
+                    }
+                    if !parsed.jit_flags.set(item, false) {
+                        return Err(format!("{shown} {item}: no such optimisation (--jit-off help)"));
+                    }
+                }
+            }
+            _ => return Err(format!("unknown option {flag}")),
+        }
+    }
+    let mut words = words.into_iter();
+    match words.next() {
+        None if parsed.load_addr.is_some() => return Err("--load-addr is for run FILE".into()),
+        None => {}
+        Some(word) if word == "help" => return Ok(Request::Print(USAGE.into())),
+        Some(word) if word == "demo" => {}
+        Some(word) if word == "run" => {
+            parsed.command = Command::Run(words.next().ok_or("run needs a FILE")?.into());
+        }
+        Some(word) => return Err(format!("unknown command {}", word.display())),
+    }
+    match words.next() {
+        Some(word) => Err(format!("unexpected argument {}", word.display())),
+        None => Ok(Request::Run(Box::new(parsed))),
+    }
+}
+
+fn trace_help() -> String {
+    TraceMask::ITEMS.iter().map(|(name, _, what)| format!("{name:<10} {what}\n")).collect()
+}
+
+/// `128M`, `1G`, `64K`, `0x1000B`; without a letter MiB, as users of other emulators expect.
+fn size(text: &str) -> Option<u64> {
+    let (digits, shift) = match text.char_indices().last()? {
+        (at, 'b' | 'B') if !text.starts_with("0x") => (&text[..at], 0),
+        (at, 'k' | 'K') => (&text[..at], 10),
+        (at, 'm' | 'M') => (&text[..at], 20),
+        (at, 'g' | 'G') => (&text[..at], 30),
+        (at, 't' | 'T') => (&text[..at], 40),
+        _ => (text, 20),
+    };
+    let count = integer(digits)?;
+    count.checked_mul(1 << shift).filter(|&bytes| bytes != 0)
+}
+
+fn number(flag: &str, text: &str) -> Result<u64, String> {
+    integer(text).ok_or_else(|| format!("{flag} {text}: not a number of 64 bits (decimal, or hexadecimal with 0x)"))
+}
+
+/// Decimal, or hexadecimal with 0x; underscores may part digits. No sign.
+fn integer(text: &str) -> Option<u64> {
+    let text = text.replace('_', "");
+    match text.strip_prefix("0x").or_else(|| text.strip_prefix("0X")) {
+        Some(hex) if hex.chars().all(|c| c.is_ascii_hexdigit()) => u64::from_str_radix(hex, 16).ok(),
+        None if text.chars().all(|c| c.is_ascii_digit()) => text.parse().ok(),
+        _ => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn args(line: &str) -> Result<Args, String> {
+        match parse(line.split_whitespace().map(OsString::from))? {
+            Request::Run(args) => Ok(*args),
+            Request::Print(text) => Err(format!("printed {text}")),
+        }
+    }
+
+    #[test]
+    fn nothing_means_the_demo() {
+        let parsed = args("").unwrap();
+        assert_eq!((parsed.command, parsed.ram_size), (Command::Demo, 128 << 20));
+        assert_eq!(args("--engine interp").unwrap().engine, EngineKind::Interp);
+    }
+
+    #[test]
+    fn flags_are_taken_with_one_dash_or_two_before_or_after_the_file() {
+        for line in [
+            "run a.elf -m 1G --max-insns 1_000 --timeout 2.5 --engine interp --clock insns --stats -d int,mmu -D log",
+            "-m=1G run --max-insns=1000 --timeout=2.5 --engine=interp -clock=insns a.elf -stats -d int -d mmu -D=log",
+            "--m 1024 -max-insns 0x3e8 -timeout 2.5 -engine interp -clock insns --stats -d mmu,int, -D log -- run a.elf",
+        ] {
+            let parsed = args(line).unwrap();
+            assert_eq!(parsed.command, Command::Run("a.elf".into()), "{line}");
+            assert_eq!((parsed.ram_size, parsed.max_insns), (1 << 30, Some(1000)), "{line}");
+            assert_eq!(parsed.timeout, Some(Duration::from_millis(2500)), "{line}");
+            assert_eq!((parsed.engine, parsed.clock, parsed.stats), (EngineKind::Interp, ClockKind::Insns, true));
+            assert_eq!(parsed.trace, TraceMask::INT | TraceMask::MMU, "{line}");
+            assert_eq!(parsed.trace_file, Some("log".into()), "{line}");
+        }
+    }
+
+    #[test]
+    fn every_bad_flag_is_named_in_its_error() {
+        for (line, named) in [
+            ("run", "FILE"),
+            ("walk a.elf", "walk"),
+            ("run a b", "unexpected argument b"),
+            ("run a --frobnicate", "--frobnicate"),
+            ("run a -m", "-m needs a value"),
+            ("run a -m lots", "-m lots"),
+            ("run a -m 0", "-m 0"),
+            ("run a -m 99999999999G", "-m 99999999999G"),
+            ("run a --max-insns -1", "--max-insns -1"),
+            ("run a --max-insns 18446744073709551616", "18446744073709551616"),
+            ("run a --timeout never", "--timeout never"),
+            ("run a --timeout -1", "--timeout -1"),
+            ("run a --timeout nan", "--timeout nan"),
+            ("run a --engine fast", "--engine fast"),
+            ("run a --clock sun", "--clock sun"),
+            ("run a -d everything", "everything"),
+            ("run a --jit-off everything", "everything"),
+            ("run a --load-addr 0xg", "--load-addr 0xg"),
+            ("run a --load-addr 0x", "--load-addr 0x"),
+            ("run a --entry +1", "--entry +1"),
+            ("run a --stats=yes", "--stats takes no value"),
+            ("--load-addr 1", "--load-addr"),
+        ] {
+            let error = args(line).expect_err(line);
+            assert!(error.contains(named), "{line}: {error}");
+        }
+    }
+
+    #[test]
+    fn sizes_have_the_letters_of_other_tools() {
+        for (text, bytes) in [("1", 1 << 20), ("4K", 4096), ("4096B", 4096), ("2m", 2 << 20), ("0x10K", 16 << 10)] {
+            assert_eq!(size(text), Some(bytes), "{text}");
+        }
+        for text in ["", "K", "1.5G", "-1", "1GG", "\u{e9}"] {
+            assert_eq!(size(text), None, "{text}");
+        }
+    }
+}

@@ -1,0 +1,191 @@
+//! The `notdirty` command: arguments → a machine → an exit code.
+//!
+//! ```text
+//!   args.rs     what was asked for, or one line that says what is wrong with it
+//!   mod.rs      runs it: stdin and stdout on the UART, limits, the reason of the end
+//!   summary.rs  the counters, in words
+//! ```
+//!
+//! Exit codes: the guest's own, where it gives one (codes above 255 become 255), or one of [`Code`].
+
+mod args;
+mod summary;
+
+use std::fs::File;
+use std::io::{self, BufWriter, Write};
+use std::process::ExitCode;
+use std::time::Instant;
+
+use notdirty_tcg::{RunLimits, TraceMask, TraceSink};
+
+use crate::devices::{Console, ExitBy};
+use crate::load::Program;
+use crate::machine::{BuildError, Machine, MachineExit};
+use crate::programs;
+use args::{Args, Command, Request};
+
+/// Exit codes of our own.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[repr(u8)]
+pub enum Code {
+    /// All was well, or the guest says so.
+    Success = 0,
+    /// Bad usage or a bad input file.
+    Input = 2,
+    /// The guest waits for ever: `wfi`, and nothing can wake it.
+    Hung = 3,
+    /// `--timeout` passed.
+    Timeout = 124,
+    /// `--max-insns` was reached.
+    InsnLimit = 125,
+    /// The host failed us: no memory, no console.
+    Host = 126,
+}
+
+impl From<Code> for ExitCode {
+    fn from(code: Code) -> ExitCode {
+        ExitCode::from(code as u8)
+    }
+}
+
+/// The whole command: `args` are those after the program's name.
+pub fn main(args: impl IntoIterator<Item = std::ffi::OsString>) -> ExitCode {
+    let args = match args::parse(args) {
+        Ok(Request::Run(args)) => *args,
+        Ok(Request::Print(text)) => {
+            // A reader that has seen enough (`| head`) is no failure of ours.
+            let _ = io::stdout().write_all(text.as_bytes());
+            return Code::Success.into();
+        }
+        Err(what) => return complain(Code::Input, &format!("{what} (see notdirty --help)")),
+    };
+    run(args)
+}
+
+fn complain(code: Code, what: &str) -> ExitCode {
+    eprintln!("notdirty: {what}");
+    code.into()
+}
+
+fn run(args: Args) -> ExitCode {
+    let (name, program, demo) = match args.command {
+        Command::Demo => ("the demo".to_owned(), Program::Image(programs::demo::demo()), true),
+        Command::Run(file) => {
+            let name = file.display().to_string();
+            let program = match args.load_addr {
+                Some(load_addr) => Program::Raw { file, load_addr },
+                None => Program::Elf(file),
+            };
+            (name, program, false)
+        }
+    };
+    let console = Console::new(Box::new(io::stdout()));
+    let threads = console.flush_when_idle().and_then(|()| match demo {
+        true => Ok(()),
+        false => console.feed_from(io::stdin()),
+    });
+    if let Err(e) = threads {
+        return complain(Code::Host, &format!("no thread for the console: {e}"));
+    }
+    let mut builder = Machine::builder()
+        .ram_size(args.ram_size)
+        .engine(args.engine)
+        .clock(args.clock)
+        .jit_flags(args.jit_flags)
+        .console(console.clone())
+        .program(program);
+    if let Some(entry) = args.entry {
+        builder = builder.entry(entry);
+    }
+    if args.trace != TraceMask::none() {
+        let sink: Box<dyn Write + Send> = match &args.trace_file {
+            None => Box::new(io::stderr()),
+            Some(path) => match File::create(path) {
+                Ok(file) => Box::new(BufWriter::new(file)),
+                Err(e) => return complain(Code::Input, &format!("-D {}: {e}", path.display())),
+            },
+        };
+        builder = builder.trace(Box::new(TraceLines { mask: args.trace, sink }));
+    }
+    let mut machine = match builder.build() {
+        Ok(machine) => machine,
+        Err(e @ (BuildError::Load(_) | BuildError::RamSize { .. })) => return complain(Code::Input, &e.to_string()),
+        Err(e @ BuildError::Entry { .. }) => return complain(Code::Input, &format!("{name}: {e}")),
+        Err(e) => {
+            // Here the host's own reason is not part of the text yet.
+            let reason = std::error::Error::source(&e).map_or_else(String::new, |source| format!(": {source}"));
+            return complain(Code::Host, &format!("{e}{reason}"));
+        }
+    };
+
+    let start = Instant::now();
+    // A deadline that no clock can show is none.
+    let deadline = args.timeout.and_then(|t| start.checked_add(t));
+    let exit = machine.run(&RunLimits { max_insns: args.max_insns, deadline });
+    let elapsed = start.elapsed();
+
+    let place = || {
+        let pc = machine.cpu().pc;
+        machine.symbol(pc).map_or_else(|| format!("pc {pc:#x}"), |symbol| format!("pc {pc:#x} <{symbol}>"))
+    };
+    let mut code = match exit {
+        MachineExit::Guest(exit) => {
+            if exit.by == ExitBy::Reset {
+                eprintln!("notdirty: {name}: the guest asked for a reset, which ends the run");
+            } else if exit.code > 255 {
+                eprintln!(
+                    "notdirty: {name}: the guest's exit code {} does not fit a process, 255 stands for it",
+                    exit.code
+                );
+            }
+            ExitCode::from(exit.process_code())
+        }
+        MachineExit::InsnLimit => complain(
+            Code::InsnLimit,
+            &format!("{name}: stopped by --max-insns after {} instructions, {}", machine.cpu().retired, place()),
+        ),
+        MachineExit::Deadline => complain(
+            Code::Timeout,
+            &format!("{name}: stopped by --timeout after {:.3} s, {}", elapsed.as_secs_f64(), place()),
+        ),
+        MachineExit::Hung => complain(
+            Code::Hung,
+            &format!("{name}: hung: it waits (wfi) for an interrupt that cannot come, {}", place()),
+        ),
+        // Nobody here has a handle to stop it.
+        MachineExit::Stopped => complain(Code::Host, &format!("{name}: stopped from outside, {}", place())),
+    };
+    if let Some(e) = console.take_error() {
+        code = complain(Code::Host, &format!("standard output: {e}"));
+    }
+    let summary = (demo || args.stats).then(|| summary::text(&machine.stats(), elapsed, args.engine));
+    match summary {
+        Some(text) if demo => drop(io::stdout().write_all(text.as_bytes())),
+        Some(text) => eprint!("{text}"),
+        None => {}
+    }
+    code
+}
+
+/// `-d` lines into a file.
+struct TraceLines {
+    mask: TraceMask,
+    sink: Box<dyn Write + Send>,
+}
+
+impl TraceSink for TraceLines {
+    fn mask(&self) -> TraceMask {
+        self.mask
+    }
+
+    fn line(&mut self, _what: TraceMask, text: &str) {
+        // A full disk must not change what the guest does.
+        let _ = writeln!(self.sink, "{text}");
+    }
+}
+
+impl Drop for TraceLines {
+    fn drop(&mut self) {
+        let _ = self.sink.flush();
+    }
+}

@@ -1,0 +1,81 @@
+//! The counters, in words.
+
+use std::fmt::Write;
+use std::time::Duration;
+
+use notdirty_tcg::{EngineKind, VcpuStats};
+
+/// What a run amounted to.
+pub(super) fn text(stats: &VcpuStats, elapsed: Duration, engine: EngineKind) -> String {
+    let mut out = String::new();
+    let seconds = elapsed.as_secs_f64();
+    let mips = if seconds > 0.0 { stats.retired as f64 / seconds / 1e6 } else { 0.0 };
+    let mut row = |name: &str, text: String| {
+        // Writing to a String cannot fail.
+        let _ = writeln!(out, "  {name:<20} {text}");
+    };
+    row("guest instructions", grouped(stats.retired));
+    row("time", format!("{seconds:.3} s"));
+    let how = match engine {
+        EngineKind::Jit => "jit",
+        EngineKind::Interp => "interp",
+    };
+    row("rate", format!("{mips:.1} MIPS ({how})"));
+    row("TBs translated", format!("{} in {:.3} s", grouped(stats.tbs_translated), stats.translate_time.as_secs_f64()));
+    row("TBs invalidated", grouped(stats.tbs_invalidated));
+
+    let tlb = &stats.tlb;
+    // Not here: mixed_page, whose accesses are counted again by what they turn out to be.
+    let causes = [
+        ("load miss", tlb.load_miss),
+        ("store miss", tlb.store_miss),
+        ("fetch miss", tlb.fetch_miss),
+        ("store beside code", tlb.code_page),
+        ("store into code", tlb.code_hit),
+        ("store to a page with other listeners", tlb.notdirty),
+        ("device load", tlb.mmio_read),
+        ("device store", tlb.mmio_write),
+        ("page crossing", tlb.page_cross),
+        ("misaligned", tlb.misaligned),
+        ("store to ROM", tlb.rom_discard),
+        ("fault", tlb.faults),
+    ];
+    let slow: u64 = causes.iter().map(|(_, count)| count).sum();
+    // The fast path counts nothing, which is what makes it fast: hits are what the slow paths leave over.
+    let each = match stats.retired.checked_div(slow) {
+        Some(each) => format!(", one in {} instructions; every other access was a hit", grouped(each)),
+        None => ", so every access was a hit".into(),
+    };
+    row("TLB slow paths", format!("{}{each}", grouped(slow)));
+    for (name, count) in causes.iter().filter(|(_, count)| *count != 0) {
+        row("", format!("{:>14}  {name}", grouped(*count)));
+    }
+    row("TLB flushes", grouped(tlb.flushes));
+    out
+}
+
+/// `1234567` → `1,234,567`.
+fn grouped(number: u64) -> String {
+    let digits = number.to_string();
+    let mut out = String::new();
+    for (at, digit) in digits.chars().enumerate() {
+        if at != 0 && (digits.len() - at).is_multiple_of(3) {
+            out.push(',');
+        }
+        out.push(digit);
+    }
+    out
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn digits_are_grouped_in_threes() {
+        assert_eq!(grouped(0), "0");
+        assert_eq!(grouped(999), "999");
+        assert_eq!(grouped(1_000), "1,000");
+        assert_eq!(grouped(1_234_567), "1,234,567");
+    }
+}

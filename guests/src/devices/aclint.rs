@@ -1,0 +1,190 @@
+//! The core-local interruptor, with the layout of the CLINT: software interrupts and the timer of each hart.
+//!
+//! ```text
+//!   0x0000 + 4*hart   msip       bit 0 drives MSIP
+//!   0x4000 + 8*hart   mtimecmp   MTIP is mtime >= mtimecmp
+//!   0xbff8            mtime      10 MHz, from the Clock
+//! ```
+//!
+//! Nobody ticks. MTIP is decided again whenever a register is written; in between, the vCPU itself watches the clock
+//! against [`VcpuPort::timer_deadline`], which this device keeps.
+
+use std::sync::atomic::{
+    AtomicU64,
+    Ordering::{Relaxed, Release},
+};
+use std::sync::{Arc, Mutex, PoisonError, Weak};
+
+use notdirty_softmmu::{MemSize, MmioDevice, SizeMask, VcpuPort};
+use notdirty_tcg::clock::Clock;
+
+/// `mip` bit of the machine software interrupt.
+pub const MSIP: u32 = 3;
+/// `mip` bit of the machine timer interrupt.
+pub const MTIP: u32 = 7;
+
+const MSIP_BASE: u64 = 0x0000;
+const MTIMECMP_BASE: u64 = 0x4000;
+const MTIME: u64 = 0xbff8;
+
+struct Hart {
+    /// Weak: a hart that waits and whose port nobody else holds waits in vain, and the CLINT only does what it is told.
+    port: Weak<VcpuPort>,
+    mtimecmp: AtomicU64,
+}
+
+impl Hart {
+    fn set_irq(&self, bit: u32, level: bool) {
+        if let Some(port) = self.port.upgrade() {
+            port.set_irq(bit, level);
+        }
+    }
+}
+
+/// One CLINT for all harts.
+pub struct Aclint {
+    clock: Arc<Clock>,
+    harts: Vec<Hart>,
+    /// Orders writers: a register and what follows from it change together.
+    write: Mutex<()>,
+}
+
+impl Aclint {
+    /// Bytes it takes on the bus.
+    pub const LEN: u64 = 0x1_0000;
+
+    /// A CLINT for the harts with these ports, hart 0 first.
+    pub fn new(clock: Arc<Clock>, ports: impl IntoIterator<Item = Arc<VcpuPort>>) -> Self {
+        let harts = ports
+            .into_iter()
+            .map(|port| Hart { port: Arc::downgrade(&port), mtimecmp: AtomicU64::new(u64::MAX) })
+            .collect();
+        Aclint { clock, harts, write: Mutex::new(()) }
+    }
+
+    /// State after reset: no deadline, no interrupt.
+    pub fn reset(&self) {
+        let _order = self.write.lock().unwrap_or_else(PoisonError::into_inner);
+        for hart in &self.harts {
+            hart.set_irq(MSIP, false);
+            hart.mtimecmp.store(u64::MAX, Relaxed);
+            self.evaluate(hart);
+        }
+    }
+
+    /// The deadline goes out before the level: a vCPU that misses the level finds the deadline passed.
+    fn evaluate(&self, hart: &Hart) {
+        let Some(port) = hart.port.upgrade() else { return };
+        let deadline = hart.mtimecmp.load(Relaxed);
+        port.timer_deadline.store(deadline, Release);
+        port.set_irq(MTIP, self.clock.mtime() >= deadline);
+        // The vCPU may be in a long slice that was cut for the old deadline.
+        port.kick();
+    }
+
+    /// The hart and the offset inside its register, for a bank of registers of `1 << width` bytes.
+    fn hart(&self, bank: u64, width: u32, offset: u64) -> Option<(&Hart, u64)> {
+        let at = offset.checked_sub(bank)?;
+        Some((self.harts.get(usize::try_from(at >> width).ok()?)?, at & ((1 << width) - 1)))
+    }
+}
+
+/// `old` with the `size` bytes from byte `at` on taken from `value`.
+fn merge(old: u64, at: u64, size: MemSize, value: u64) -> u64 {
+    let shift = 8 * at;
+    old & !(size.mask() << shift) | (value & size.mask()) << shift
+}
+
+impl MmioDevice for Aclint {
+    fn read(&self, offset: u64, size: MemSize) -> u64 {
+        let value = if offset >= MTIME {
+            self.clock.mtime() >> (8 * (offset & 7))
+        } else if let Some((hart, at)) = self.hart(MTIMECMP_BASE, 3, offset) {
+            hart.mtimecmp.load(Relaxed) >> (8 * at)
+        } else if let Some((hart, 0)) = self.hart(MSIP_BASE, 2, offset) {
+            hart.port.upgrade().map_or(0, |port| port.irq.load(Relaxed) >> MSIP & 1)
+        } else {
+            0
+        };
+        value & size.mask()
+    }
+
+    fn write(&self, offset: u64, size: MemSize, value: u64) {
+        let _order = self.write.lock().unwrap_or_else(PoisonError::into_inner);
+        if offset >= MTIME {
+            self.clock.set_mtime(merge(self.clock.mtime(), offset & 7, size, value));
+            self.harts.iter().for_each(|hart| self.evaluate(hart));
+        } else if let Some((hart, at)) = self.hart(MTIMECMP_BASE, 3, offset) {
+            hart.mtimecmp.store(merge(hart.mtimecmp.load(Relaxed), at, size, value), Relaxed);
+            self.evaluate(hart);
+        } else if let Some((hart, 0)) = self.hart(MSIP_BASE, 2, offset) {
+            hart.set_irq(MSIP, value & 1 != 0);
+            // A double word covers the next hart's register as well.
+            if let (MemSize::B8, Some((next, 0))) = (size, self.hart(MSIP_BASE, 2, offset + 4)) {
+                next.set_irq(MSIP, value >> 32 & 1 != 0);
+            }
+        }
+    }
+
+    /// 32 and 64 bits, as the specification has it; a byte or half of a timer would tear.
+    fn sizes(&self) -> SizeMask {
+        SizeMask::of(&[MemSize::B4, MemSize::B8])
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn clint() -> (Aclint, Arc<VcpuPort>, Arc<Clock>) {
+        let (clock, port) = (Arc::new(Clock::insns()), Arc::new(VcpuPort::default()));
+        (Aclint::new(clock.clone(), [port.clone()]), port, clock)
+    }
+
+    fn pending(port: &VcpuPort, bit: u32) -> bool {
+        port.irq.load(Relaxed) >> bit & 1 != 0
+    }
+
+    #[test]
+    fn mtimecmp_sets_the_deadline_and_the_level() {
+        let (clint, port, clock) = clint();
+        clock.publish(100_000);
+        clint.write(0x4000, MemSize::B8, 1_001);
+        assert_eq!(port.timer_deadline.load(Relaxed), 1_001);
+        assert!(!pending(&port, MTIP));
+        clint.write(0x4000, MemSize::B4, 999);
+        assert!(pending(&port, MTIP));
+        assert_eq!(clint.read(0x4000, MemSize::B8), 999);
+        clint.write(0x4004, MemSize::B4, 1);
+        assert_eq!(clint.read(0x4000, MemSize::B8), 0x1_0000_0000 + 999);
+        assert!(!pending(&port, MTIP));
+        assert_eq!(clint.read(0xbff8, MemSize::B8), 1_000);
+    }
+
+    #[test]
+    fn a_guest_that_sets_mtime_may_pass_its_own_deadline() {
+        let (clint, port, _) = clint();
+        clint.write(0x4000, MemSize::B8, 1 << 33);
+        assert!(!pending(&port, MTIP));
+        clint.write(0xbffc, MemSize::B4, 2);
+        assert!(pending(&port, MTIP));
+        assert_eq!(clint.read(0xbffc, MemSize::B4), 2);
+        clint.reset();
+        assert!(!pending(&port, MTIP));
+    }
+
+    #[test]
+    fn software_interrupts_reach_their_hart_and_others_do_not_exist() {
+        let (clint, port, _) = clint();
+        clint.write(0, MemSize::B4, 0xffff_ffff);
+        assert!(pending(&port, MSIP));
+        assert_eq!(clint.read(0, MemSize::B4), 1);
+        clint.write(0, MemSize::B8, 0);
+        assert!(!pending(&port, MSIP));
+        for offset in [4, 0x3ffc, 0x4008, 0xbff0] {
+            clint.write(offset, MemSize::B4, 1);
+            assert_eq!(clint.read(offset, MemSize::B4), 0);
+        }
+        assert!(!pending(&port, MSIP));
+    }
+}

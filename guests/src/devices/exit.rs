@@ -1,0 +1,111 @@
+//! The guest's wish to end: the first one counts, and every vCPU hears of it.
+
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+
+use notdirty_softmmu::VcpuPort;
+
+/// Through which door a guest ended its run.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum ExitBy {
+    /// The test finisher: pass or fail.
+    Finisher,
+    /// The test finisher's reset request. There is nobody to boot again, so the run ends well.
+    Reset,
+    /// HTIF: `tohost` with its lowest bit set.
+    Tohost,
+    /// HTIF: the `exit` system call.
+    HtifSyscall,
+}
+
+impl core::fmt::Display for ExitBy {
+    fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
+        f.write_str(match self {
+            ExitBy::Finisher => "test finisher",
+            ExitBy::Reset => "reset request (treated as an exit)",
+            ExitBy::Tohost => "tohost",
+            ExitBy::HtifSyscall => "HTIF exit call",
+        })
+    }
+}
+
+/// A guest's own end.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct GuestExit {
+    /// The code it gave; 0 is success.
+    pub code: u64,
+    /// How it said so.
+    pub by: ExitBy,
+}
+
+impl GuestExit {
+    /// The code for a process, which has eight bits: larger ones become 255, so that no failure looks like success.
+    pub fn process_code(&self) -> u8 {
+        u8::try_from(self.code).unwrap_or(u8::MAX)
+    }
+}
+
+/// Holds the first exit, and stops the vCPUs.
+#[derive(Default)]
+pub struct ExitLatch {
+    state: Mutex<State>,
+}
+
+#[derive(Default)]
+struct State {
+    exit: Option<GuestExit>,
+    /// Weak, so that the latch does not look like somebody who may wake a waiting hart.
+    ports: Vec<Weak<VcpuPort>>,
+}
+
+impl ExitLatch {
+    fn state(&self) -> MutexGuard<'_, State> {
+        // Nothing below panics half-way: a poisoned state is whole.
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// This vCPU is to be stopped as well.
+    pub fn attach(&self, port: &Arc<VcpuPort>) {
+        self.state().ports.push(Arc::downgrade(port));
+    }
+
+    /// Ends the run. A later call changes nothing.
+    pub fn set(&self, exit: GuestExit) {
+        let mut state = self.state();
+        if state.exit.is_none() {
+            state.exit = Some(exit);
+            state.ports.iter().filter_map(Weak::upgrade).for_each(|port| port.request_stop());
+        }
+    }
+
+    /// The exit, if there was one.
+    pub fn get(&self) -> Option<GuestExit> {
+        self.state().exit
+    }
+
+    /// Forgets the exit: the machine is to be run again.
+    pub fn clear(&self) {
+        self.state().exit = None;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_first_exit_wins_until_it_is_cleared() {
+        let latch = ExitLatch::default();
+        latch.set(GuestExit { code: 3, by: ExitBy::Tohost });
+        latch.set(GuestExit { code: 0, by: ExitBy::Finisher });
+        assert_eq!(latch.get(), Some(GuestExit { code: 3, by: ExitBy::Tohost }));
+        latch.clear();
+        assert_eq!(latch.get(), None);
+    }
+
+    #[test]
+    fn a_large_code_never_becomes_success() {
+        let code = |code| GuestExit { code, by: ExitBy::Finisher }.process_code();
+        assert_eq!((code(0), code(255), code(256), code(1 << 40)), (0, 255, 255, 255));
+    }
+}

@@ -1,0 +1,281 @@
+//! HTIF, the host-target interface of Berkeley's test programs: two double words at the symbols `tohost` and `fromhost`.
+//!
+//! ```text
+//!   tohost = 1 | code << 1               the program ends with `code`
+//!   tohost = 1 << 56 | 1 << 48 | byte    prints a byte       1 << 56 | 0: reads one, answered in fromhost
+//!   tohost = address                     system call: eight double words [number, arguments..]; the result replaces
+//!                                        the number, fromhost = 1 says that it is done
+//! ```
+//!
+//! The two words lie in RAM, so they are sub-page overlays over it and their pages never get a fast TLB entry. A 32-bit
+//! guest, or a test written for one, sends two halves: low, then high. Old tests send the low half only, but again and
+//! again; the second time it counts.
+
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+
+use notdirty_softmmu::{AddressSpace, GuestPhys, MemSize, MmioDevice};
+
+use super::console::Console;
+use super::exit::{ExitBy, ExitLatch, GuestExit};
+
+const SYS_WRITE: u64 = 64;
+const SYS_EXIT: u64 = 93;
+const EFAULT: i64 = -14;
+const EBADF: i64 = -9;
+const ENOSYS: i64 = -38;
+/// The longest `write` that is done at once; a longer one is cut short, as `write` may be.
+const LONGEST_WRITE: u64 = 1 << 20;
+
+#[derive(Default)]
+struct Words {
+    tohost: u64,
+    fromhost: u64,
+    /// A low half came, and no high half since.
+    half: bool,
+    /// The guest asked for a byte that has not come yet.
+    wants_input: bool,
+}
+
+/// The interface; its two words are mapped one by one, see [`Htif::tohost`] and [`Htif::fromhost`].
+pub struct Htif {
+    words: Mutex<Words>,
+    /// A command runs: what it writes to `tohost` itself (a call block may lie there) is no command.
+    busy: AtomicBool,
+    latch: Arc<ExitLatch>,
+    console: Arc<Console>,
+    /// Weak: the address space owns its devices.
+    space: Weak<AddressSpace>,
+}
+
+/// One of the two words.
+struct Word {
+    htif: Arc<Htif>,
+    tohost: bool,
+}
+
+impl Htif {
+    /// Bytes that each word takes on the bus.
+    pub const WORD: u64 = 8;
+
+    /// An interface that ends runs through `latch` and prints to `console`.
+    pub fn new(space: &Arc<AddressSpace>, latch: Arc<ExitLatch>, console: Arc<Console>) -> Arc<Htif> {
+        let (words, busy) = (Mutex::default(), AtomicBool::new(false));
+        Arc::new(Htif { words, busy, latch, console, space: Arc::downgrade(space) })
+    }
+
+    /// The word at the symbol `tohost`.
+    pub fn tohost(self: &Arc<Self>) -> Arc<dyn MmioDevice> {
+        Arc::new(Word { htif: self.clone(), tohost: true })
+    }
+
+    /// The word at the symbol `fromhost`.
+    pub fn fromhost(self: &Arc<Self>) -> Arc<dyn MmioDevice> {
+        Arc::new(Word { htif: self.clone(), tohost: false })
+    }
+
+    fn words(&self) -> MutexGuard<'_, Words> {
+        self.words.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// A part of `tohost` was stored. No lock is held: a call may read and write these very words.
+    fn told(&self, last_part: bool) {
+        let mut words = self.words();
+        let command = words.tohost;
+        let twice = core::mem::replace(&mut words.half, !last_part);
+        drop(words);
+        // An odd low half may also be half of a printed byte, hence only the second one in a row ends the program.
+        let complete = last_part || twice && command & 1 != 0 && command >> 32 == 0;
+        if command == 0 || !complete || self.busy.swap(true, Ordering::Acquire) {
+            return;
+        }
+        match (command >> 56, command >> 48 & 0xff) {
+            (0, 0) if command & 1 != 0 => self.latch.set(GuestExit { code: command >> 1, by: ExitBy::Tohost }),
+            (0, 0) => {
+                self.call(command);
+                self.words().fromhost = 1;
+            }
+            (1, 0) => self.words().wants_input = true,
+            (1, 1) => self.console.put(&[command as u8]),
+            (device, cmd) => log::warn!("HTIF: device {device} command {cmd} is not there"),
+        }
+        self.words().tohost = 0;
+        self.busy.store(false, Ordering::Release);
+    }
+
+    /// A system call whose block is at `block`.
+    fn call(&self, block: u64) {
+        let Some(space) = self.space.upgrade() else { return };
+        let mut words = [0; 32];
+        if space.read(GuestPhys::new(block), &mut words).is_err() {
+            log::warn!("HTIF: the system call block at {block:#x} is not in memory");
+            return;
+        }
+        let word = |n: usize| {
+            let mut bytes = [0; 8];
+            bytes.copy_from_slice(&words[8 * n..8 * n + 8]);
+            u64::from_le_bytes(bytes)
+        };
+        let result = match word(0) {
+            SYS_WRITE => self.write(&space, word(1), word(2), word(3)),
+            SYS_EXIT => {
+                self.latch.set(GuestExit { code: word(1), by: ExitBy::HtifSyscall });
+                0
+            }
+            other => {
+                log::warn!("HTIF: system call {other} is not there");
+                ENOSYS
+            }
+        };
+        // Through the one door: if code lies there, it dies.
+        let _ = space.write(GuestPhys::new(block), &result.to_le_bytes());
+    }
+
+    fn write(&self, space: &AddressSpace, fd: u64, at: u64, len: u64) -> i64 {
+        if !matches!(fd, 1 | 2) {
+            return EBADF;
+        }
+        let len = len.min(LONGEST_WRITE);
+        let (mut chunk, mut done) = ([0; 4096], 0);
+        while done < len {
+            let part = (len - done).min(4096) as usize;
+            if space.read(GuestPhys::new(at.wrapping_add(done)), &mut chunk[..part]).is_err() {
+                return if done == 0 { EFAULT } else { done as i64 };
+            }
+            self.console.put(&chunk[..part]);
+            done += part as u64;
+        }
+        done as i64
+    }
+}
+
+impl MmioDevice for Word {
+    fn read(&self, offset: u64, size: MemSize) -> u64 {
+        let mut words = self.htif.words();
+        if !self.tohost
+            && words.wants_input
+            && words.fromhost == 0
+            && let Some(byte) = self.htif.console.take()
+        {
+            words.wants_input = false;
+            words.fromhost = 1 << 56 | 0x100 | u64::from(byte);
+        }
+        let word = if self.tohost { words.tohost } else { words.fromhost };
+        word.checked_shr(8 * offset as u32).unwrap_or(0) & size.mask()
+    }
+
+    fn write(&self, offset: u64, size: MemSize, value: u64) {
+        let shift = 8 * offset.min(7) as u32;
+        let mut words = self.htif.words();
+        let word = if self.tohost { &mut words.tohost } else { &mut words.fromhost };
+        *word = *word & !(size.mask() << shift) | (value & size.mask()) << shift;
+        drop(words);
+        if self.tohost {
+            self.htif.told(offset + size.bytes() >= Htif::WORD);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::console::Captured;
+    use super::*;
+    use notdirty_core::{RamBlockSpec, RamList};
+
+    const RAM: u64 = 0x8000_0000;
+
+    struct Rig {
+        space: Arc<AddressSpace>,
+        tohost: Arc<dyn MmioDevice>,
+        fromhost: Arc<dyn MmioDevice>,
+        latch: Arc<ExitLatch>,
+        console: Arc<Console>,
+        seen: Captured,
+    }
+
+    fn rig() -> Rig {
+        let ram = Arc::new(RamList::new());
+        let block = ram.add(RamBlockSpec::new("ram", 0x10000)).unwrap();
+        let space = AddressSpace::new(ram);
+        space.map_ram(GuestPhys::new(RAM), &block, 0, 0x10000, 0).unwrap();
+        let (latch, seen) = (Arc::new(ExitLatch::default()), Captured::default());
+        let console = Console::new(Box::new(seen.clone()));
+        let htif = Htif::new(&space, latch.clone(), console.clone());
+        Rig { tohost: htif.tohost(), fromhost: htif.fromhost(), space, latch, console, seen }
+    }
+
+    fn block(rig: &Rig, at: u64, words: &[u64]) {
+        let bytes: Vec<u8> = words.iter().flat_map(|w| w.to_le_bytes()).collect();
+        rig.space.write(GuestPhys::new(at), &bytes).unwrap();
+    }
+
+    fn result(rig: &Rig, at: u64) -> i64 {
+        let mut bytes = [0; 8];
+        rig.space.read(GuestPhys::new(at), &mut bytes).unwrap();
+        i64::from_le_bytes(bytes)
+    }
+
+    #[test]
+    fn an_odd_value_ends_the_program_in_one_store_or_in_halves() {
+        let exit = |code| Some(GuestExit { code, by: ExitBy::Tohost });
+        let whole = rig();
+        whole.tohost.write(0, MemSize::B8, 7 << 1 | 1);
+        assert_eq!(whole.latch.get(), exit(7));
+        let half = rig();
+        half.tohost.write(0, MemSize::B4, 1);
+        assert_eq!(half.latch.get(), None);
+        half.tohost.write(4, MemSize::B4, 0);
+        assert_eq!(half.latch.get(), exit(0));
+        let low_only = rig();
+        low_only.tohost.write(0, MemSize::B4, 9 << 1 | 1);
+        low_only.tohost.write(0, MemSize::B4, 9 << 1 | 1);
+        assert_eq!(low_only.latch.get(), exit(9));
+    }
+
+    #[test]
+    fn bytes_are_printed_and_read_through_device_1() {
+        let rig = rig();
+        rig.tohost.write(0, MemSize::B8, 1 << 56 | 1 << 48 | u64::from(b'h'));
+        rig.tohost.write(0, MemSize::B4, u64::from(b'i'));
+        rig.tohost.write(4, MemSize::B4, 0x0101_0000);
+        rig.console.flush();
+        assert_eq!(rig.seen.text(), "hi");
+        rig.tohost.write(0, MemSize::B8, 1 << 56);
+        assert_eq!(rig.fromhost.read(0, MemSize::B8), 0);
+        rig.console.feed(b"?");
+        assert_eq!(rig.fromhost.read(0, MemSize::B8), 1 << 56 | 0x100 | u64::from(b'?'));
+        rig.fromhost.write(0, MemSize::B8, 0);
+        assert_eq!(rig.fromhost.read(0, MemSize::B8), 0);
+        assert_eq!(rig.latch.get(), None);
+    }
+
+    #[test]
+    fn system_calls_write_and_exit() {
+        let rig = rig();
+        rig.space.write(GuestPhys::new(RAM + 0x100), b"text\n").unwrap();
+        block(&rig, RAM, &[SYS_WRITE, 1, RAM + 0x100, 5]);
+        rig.tohost.write(0, MemSize::B8, RAM);
+        assert_eq!((result(&rig, RAM), rig.seen.text().as_str()), (5, "text\n"));
+        assert_eq!(rig.fromhost.read(0, MemSize::B8), 1);
+        for (words, expected) in
+            [([SYS_WRITE, 9, RAM, 1], EBADF), ([SYS_WRITE, 1, 0x10, 1], EFAULT), ([999, 0, 0, 0], ENOSYS)]
+        {
+            block(&rig, RAM, &words);
+            rig.tohost.write(0, MemSize::B8, RAM);
+            assert_eq!(result(&rig, RAM), expected);
+        }
+        block(&rig, RAM, &[SYS_EXIT, 3, 0, 0]);
+        rig.tohost.write(0, MemSize::B8, RAM);
+        assert_eq!(rig.latch.get(), Some(GuestExit { code: 3, by: ExitBy::HtifSyscall }));
+    }
+
+    #[test]
+    fn a_call_block_on_top_of_tohost_does_not_call_for_ever() {
+        let rig = rig();
+        rig.space.map_mmio(GuestPhys::new(RAM + 0x1000), Htif::WORD, rig.tohost.clone(), 1).unwrap();
+        rig.tohost.write(0, MemSize::B8, RAM + 0x1000);
+        // And one that is nowhere.
+        rig.tohost.write(0, MemSize::B8, 0x1000);
+        assert_eq!(rig.latch.get(), None);
+    }
+}

@@ -1,0 +1,227 @@
+//! The serial port: an ns16550a with one byte per register, whose transmitter is always ready.
+//!
+//! Wider accesses mean the register at their address, in the lowest byte. No interrupt line is wired yet (there is no
+//! PLIC), but the interrupt registers answer as if one were.
+
+use std::sync::{Arc, Mutex, PoisonError};
+
+use notdirty_softmmu::{MemSize, MmioDevice};
+
+use super::console::Console;
+
+const IER_RDA: u8 = 1;
+const IER_THRE: u8 = 2;
+const IIR_NONE: u8 = 1;
+const IIR_THRE: u8 = 2;
+const IIR_RDA: u8 = 4;
+const IIR_FIFOS: u8 = 0xc0;
+const FCR_ENABLE: u8 = 1;
+const FCR_CLEAR_RX: u8 = 2;
+const LCR_DLAB: u8 = 0x80;
+const MCR_LOOP: u8 = 0x10;
+const LSR_DR: u8 = 1;
+const LSR_THRE_TEMT: u8 = 0x60;
+/// Looks at LSR with nothing sent in between that mean waiting for input. Senders look too, once for each byte.
+const IDLE_POLLS: u8 = 8;
+/// Carrier, data set ready, clear to send: somebody is at the other end.
+const MSR_CONNECTED: u8 = 0xb0;
+
+#[derive(Default)]
+struct Registers {
+    ier: u8,
+    lcr: u8,
+    mcr: u8,
+    scr: u8,
+    divisor: [u8; 2],
+    fifos: bool,
+    /// "Transmitter empty" was not yet read from IIR.
+    thre_pending: bool,
+    /// Times in a row that the guest looked for input and there was none.
+    idle_polls: u8,
+    /// What came back through the loop.
+    looped: Option<u8>,
+}
+
+/// The UART.
+pub struct Uart {
+    console: Arc<Console>,
+    registers: Mutex<Registers>,
+}
+
+impl Uart {
+    /// Bytes it takes on the bus.
+    pub const LEN: u64 = 0x100;
+
+    /// A UART connected to `console`.
+    pub fn new(console: Arc<Console>) -> Self {
+        Uart { console, registers: Mutex::default() }
+    }
+
+    /// State after reset.
+    pub fn reset(&self) {
+        *self.registers.lock().unwrap_or_else(PoisonError::into_inner) = Registers::default();
+    }
+
+    fn ready(&self, registers: &Registers) -> bool {
+        match registers.mcr & MCR_LOOP {
+            0 => self.console.has_input(),
+            _ => registers.looped.is_some(),
+        }
+    }
+
+    fn interrupt(&self, registers: &Registers) -> u8 {
+        if registers.ier & IER_RDA != 0 && self.ready(registers) {
+            IIR_RDA
+        } else if registers.ier & IER_THRE != 0 && registers.thre_pending {
+            IIR_THRE
+        } else {
+            IIR_NONE
+        }
+    }
+}
+
+impl MmioDevice for Uart {
+    fn read(&self, offset: u64, _size: MemSize) -> u64 {
+        let mut r = self.registers.lock().unwrap_or_else(PoisonError::into_inner);
+        let dlab = r.lcr & LCR_DLAB != 0;
+        u64::from(match offset {
+            0 | 1 if dlab => r.divisor[offset as usize],
+            0 if r.mcr & MCR_LOOP != 0 => r.looped.take().unwrap_or(0),
+            0 => self.console.take().unwrap_or(0),
+            1 => r.ier,
+            2 => {
+                let cause = self.interrupt(&r);
+                // Reading this cause takes it away.
+                r.thre_pending &= cause != IIR_THRE;
+                cause | if r.fifos { IIR_FIFOS } else { 0 }
+            }
+            3 => r.lcr,
+            4 => r.mcr,
+            5 => {
+                let ready = self.ready(&r);
+                r.idle_polls = if ready { 0 } else { r.idle_polls.saturating_add(1) };
+                if r.idle_polls == IDLE_POLLS {
+                    // A guest that polls for input has said what it wanted to say.
+                    self.console.flush();
+                }
+                LSR_THRE_TEMT | if ready { LSR_DR } else { 0 }
+            }
+            // In the loop, the four outputs of MCR come back as inputs: RTS→CTS, DTR→DSR, OUT1→RI, OUT2→DCD.
+            6 if r.mcr & MCR_LOOP != 0 => (r.mcr & 2) << 3 | (r.mcr & 1) << 5 | (r.mcr & 4) << 4 | (r.mcr & 8) << 4,
+            6 => MSR_CONNECTED,
+            7 => r.scr,
+            _ => 0,
+        })
+    }
+
+    fn write(&self, offset: u64, _size: MemSize, value: u64) {
+        let mut r = self.registers.lock().unwrap_or_else(PoisonError::into_inner);
+        let (dlab, value) = (r.lcr & LCR_DLAB != 0, value as u8);
+        match offset {
+            0 | 1 if dlab => r.divisor[offset as usize] = value,
+            0 => {
+                if r.mcr & MCR_LOOP != 0 {
+                    r.looped = Some(value);
+                } else {
+                    self.console.put(&[value]);
+                }
+                r.thre_pending = true;
+                r.idle_polls = 0;
+            }
+            1 => {
+                // Switching it on finds the transmitter empty, which is news.
+                r.thre_pending |= value & !r.ier & IER_THRE != 0;
+                r.ier = value & 0xf;
+            }
+            2 => {
+                r.fifos = value & FCR_ENABLE != 0;
+                if value & FCR_CLEAR_RX != 0 {
+                    // What the host typed ahead is not in our FIFO yet; only the loop's byte is.
+                    r.looped = None;
+                }
+            }
+            3 => r.lcr = value,
+            4 => r.mcr = value & 0x1f,
+            7 => r.scr = value,
+            _ => {}
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::console::Captured;
+    use super::*;
+
+    fn uart() -> (Uart, Arc<Console>, Captured) {
+        let seen = Captured::default();
+        let console = Console::new(Box::new(seen.clone()));
+        (Uart::new(console.clone()), console, seen)
+    }
+
+    fn read(uart: &Uart, offset: u64) -> u8 {
+        uart.read(offset, MemSize::B1) as u8
+    }
+
+    fn write(uart: &Uart, offset: u64, value: u8) {
+        uart.write(offset, MemSize::B1, u64::from(value));
+    }
+
+    #[test]
+    fn what_is_sent_is_printed_and_what_is_fed_is_read() {
+        let (uart, console, seen) = uart();
+        assert_eq!(read(&uart, 5), 0x60);
+        write(&uart, 0, b'o');
+        uart.write(0, MemSize::B4, u64::from(b'k') | 0xffff_ff00);
+        assert_eq!((read(&uart, 5), seen.text().as_str()), (0x60, ""));
+        (0..IDLE_POLLS).for_each(|_| drop(read(&uart, 5)));
+        assert_eq!(seen.text(), "ok", "polling for input flushes the output");
+        console.feed(b"yn");
+        assert_eq!(read(&uart, 5), 0x61);
+        assert_eq!((read(&uart, 0), read(&uart, 0), read(&uart, 0)), (b'y', b'n', 0));
+        assert_eq!(read(&uart, 5), 0x60);
+    }
+
+    #[test]
+    fn the_divisor_hides_behind_dlab() {
+        let (uart, _console, seen) = uart();
+        write(&uart, 3, 0x83);
+        write(&uart, 0, 3);
+        write(&uart, 1, 1);
+        assert_eq!((read(&uart, 0), read(&uart, 1)), (3, 1));
+        write(&uart, 3, 0x03);
+        assert_eq!(read(&uart, 1), 0);
+        uart.console.flush();
+        assert_eq!(seen.text(), "");
+        write(&uart, 7, 0x5a);
+        assert_eq!((read(&uart, 7), read(&uart, 3)), (0x5a, 3));
+    }
+
+    #[test]
+    fn interrupt_causes_come_by_priority_and_go_when_read() {
+        let (uart, console, _) = uart();
+        write(&uart, 2, 1);
+        assert_eq!(read(&uart, 2), 0xc1);
+        write(&uart, 1, 3);
+        console.feed(b"x");
+        assert_eq!(read(&uart, 2), 0xc4);
+        read(&uart, 0);
+        assert_eq!(read(&uart, 2), 0xc2);
+        assert_eq!(read(&uart, 2), 0xc1);
+        write(&uart, 0, b'.');
+        assert_eq!(read(&uart, 2), 0xc2);
+    }
+
+    #[test]
+    fn the_loop_brings_bytes_and_lines_back() {
+        let (uart, _console, seen) = uart();
+        write(&uart, 4, 0x1a);
+        assert_eq!(read(&uart, 6), 0x90);
+        write(&uart, 0, 0x42);
+        assert_eq!((read(&uart, 5), read(&uart, 0), read(&uart, 5)), (0x61, 0x42, 0x60));
+        uart.console.flush();
+        assert_eq!(seen.text(), "");
+        write(&uart, 4, 0);
+        assert_eq!(read(&uart, 6), 0xb0);
+    }
+}

@@ -1,0 +1,38 @@
+//! A machine to run bare-metal RISC-V guests on.
+//!
+//! ```text
+//!   cli ──▶ Machine::builder() ──▶ machine/board.rs      RAM, devices, one vCPU, wired as the common `virt` board
+//!                │                     ├── devices/      uart, aclint, finisher, htif ─▶ console, ExitLatch
+//!   load/ ◀──────┘                     └── notdirty_tcg::Vcpu     the hart: engine, TLB, translations
+//!   elf, raw, embedded images ──▶ AddressSpace::write    the one door: code that lies there dies
+//!   programs/    guests assembled with the host program: the demo, the self-modifying suite, …
+//! ```
+//!
+//! ```no_run
+//! use notdirty::{Machine, MachineExit, Program, RunLimits};
+//!
+//! let mut machine = Machine::builder().program(Program::Elf("firmware.elf".into())).build()?;
+//! match machine.run(&RunLimits { max_insns: Some(1_000_000), deadline: None }) {
+//!     MachineExit::Guest(exit) => println!("the guest ended with {}", exit.code),
+//!     other => println!("{other:?} at {:#x}", machine.cpu().pc),
+//! }
+//! # Ok::<(), notdirty::BuildError>(())
+//! ```
+//!
+//! Deliberately absent: globals (a machine is a value, and `Send`), signals, a PLIC and other devices that interrupt.
+
+pub mod cli;
+pub mod devices;
+pub mod load;
+pub mod machine;
+pub mod programs;
+
+pub use devices::console::{Captured, Console};
+pub use devices::exit::{ExitBy, GuestExit};
+pub use load::{LoadError, Program, SymbolTable};
+pub use machine::{
+    BuildError, ClockKind, Machine, MachineBuilder, MachineExit, MapFault, RAM_BASE, Ram, Stop, WriteReport,
+};
+pub use notdirty_softmmu::{AccessError, GuestPhys, RegionId};
+pub use notdirty_tcg::cpu::CpuState;
+pub use notdirty_tcg::{EngineKind, JitFlags, RunLimits, TraceMask, TraceSink, VcpuStats};

@@ -1,0 +1,202 @@
+//! From wishes to a machine.
+
+use std::io;
+use std::sync::{Arc, PoisonError, RwLock};
+
+use notdirty_core::{PAGE_SIZE, RamError};
+use notdirty_softmmu::MapError;
+use notdirty_tcg::clock::Clock;
+use notdirty_tcg::{EngineKind, JitFlags, TraceMask, TraceSink, Vcpu, VcpuConfig};
+
+use super::board::Board;
+use super::{Machine, RAM_BASE};
+use crate::devices::Console;
+use crate::load::{LoadError, Program, SymbolTable};
+
+/// RAM unless asked otherwise.
+pub const DEFAULT_RAM: u64 = 128 << 20;
+/// Host code a vCPU may keep unless asked otherwise.
+const DEFAULT_TB_CACHE: usize = 64 << 20;
+/// The end of the physical address space of an RV64 hart.
+const PHYS_END: u64 = 1 << 56;
+
+/// What time the guest sees.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum ClockKind {
+    /// The host's.
+    #[default]
+    Host,
+    /// The instruction count: a run can be repeated exactly.
+    Insns,
+}
+
+/// Why there is no machine.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum BuildError {
+    /// RAM of that size cannot be.
+    #[error("RAM size {size:#x} is not a multiple of {PAGE_SIZE} bytes from 4 KiB to {:#x}", PHYS_END - RAM_BASE)]
+    RamSize {
+        /// The size asked for.
+        size: u64,
+    },
+    /// The entry point has no RAM under it, or is odd.
+    #[error("entry {entry:#x} is not an even address in RAM {:#x}..{:#x}", ram.start, ram.end)]
+    Entry {
+        /// The entry asked for.
+        entry: u64,
+        /// The RAM there is.
+        ram: std::ops::Range<u64>,
+    },
+    /// The program cannot be loaded.
+    #[error(transparent)]
+    Load(#[from] LoadError),
+    /// The host gives no RAM.
+    #[error(transparent)]
+    Ram(#[from] RamError),
+    /// Something does not fit on the bus.
+    #[error(transparent)]
+    Map(#[from] MapError),
+    /// The host does not let us have a vCPU.
+    #[error("the host has no memory for a vCPU: {0}")]
+    Host(#[from] io::Error),
+}
+
+/// Collects what the machine is to be like.
+pub struct MachineBuilder {
+    ram_size: u64,
+    engine: EngineKind,
+    clock: ClockKind,
+    jit_flags: JitFlags,
+    tb_cache_bytes: usize,
+    console: Option<Arc<Console>>,
+    program: Option<Program>,
+    entry: Option<u64>,
+    trace: Option<Box<dyn TraceSink>>,
+}
+
+impl Default for MachineBuilder {
+    fn default() -> Self {
+        MachineBuilder {
+            ram_size: DEFAULT_RAM,
+            engine: EngineKind::default(),
+            clock: ClockKind::default(),
+            jit_flags: JitFlags::default(),
+            tb_cache_bytes: DEFAULT_TB_CACHE,
+            console: None,
+            program: None,
+            entry: None,
+            trace: None,
+        }
+    }
+}
+
+impl MachineBuilder {
+    /// Bytes of RAM; 128 MiB unless said.
+    pub fn ram_size(mut self, bytes: u64) -> Self {
+        self.ram_size = bytes;
+        self
+    }
+
+    /// Who executes; the JIT unless said.
+    pub fn engine(mut self, engine: EngineKind) -> Self {
+        self.engine = engine;
+        self
+    }
+
+    /// What time the guest sees; the host's unless said.
+    pub fn clock(mut self, clock: ClockKind) -> Self {
+        self.clock = clock;
+        self
+    }
+
+    /// Optimisations of the JIT; all unless said.
+    pub fn jit_flags(mut self, flags: JitFlags) -> Self {
+        self.jit_flags = flags;
+        self
+    }
+
+    /// Host code that may be kept; 64 MiB unless said.
+    pub fn tb_cache_bytes(mut self, bytes: usize) -> Self {
+        self.tb_cache_bytes = bytes;
+        self
+    }
+
+    /// The other end of the serial line; nobody listens unless said.
+    pub fn console(mut self, console: Arc<Console>) -> Self {
+        self.console = Some(console);
+        self
+    }
+
+    /// What to run.
+    pub fn program(mut self, program: Program) -> Self {
+        self.program = Some(program);
+        self
+    }
+
+    /// Where to start, if not where the program says.
+    pub fn entry(mut self, entry: u64) -> Self {
+        self.entry = Some(entry);
+        self
+    }
+
+    /// Who gets the trace.
+    pub fn trace(mut self, sink: Box<dyn TraceSink>) -> Self {
+        self.trace = Some(sink);
+        self
+    }
+
+    /// The machine, its program loaded, its hart at the entry.
+    pub fn build(self) -> Result<Machine, BuildError> {
+        if self.ram_size == 0 || !self.ram_size.is_multiple_of(PAGE_SIZE) || self.ram_size > PHYS_END - RAM_BASE {
+            return Err(BuildError::RamSize { size: self.ram_size });
+        }
+        let console = self.console.unwrap_or_else(|| Console::new(Box::new(io::sink())));
+        let mut board = Board::new(self.ram_size, console)?;
+        let clock = Arc::new(match self.clock {
+            ClockKind::Host => Clock::host(),
+            ClockKind::Insns => Clock::insns(),
+        });
+        let symbols = Arc::new(RwLock::new(SymbolTable::default()));
+        let trace =
+            self.trace.map(|sink| -> Box<dyn TraceSink> { Box::new(Symbolised { sink, symbols: symbols.clone() }) });
+        let config = VcpuConfig {
+            engine: self.engine,
+            hart_id: 0,
+            entry: RAM_BASE,
+            clock: clock.clone(),
+            jit_flags: self.jit_flags,
+            tb_cache_bytes: self.tb_cache_bytes,
+            trace,
+        };
+        let vcpu = Vcpu::new(&board.space, config)?;
+        board.attach(vcpu.port(), &clock)?;
+        let mut machine = Machine::assemble(board, vcpu, clock, symbols);
+        let entry = match &self.program {
+            Some(program) => machine.load(program)?,
+            None => RAM_BASE,
+        };
+        machine.start_at(self.entry.unwrap_or(entry))?;
+        Ok(machine)
+    }
+}
+
+/// A sink that knows the names of the loaded program.
+struct Symbolised {
+    sink: Box<dyn TraceSink>,
+    symbols: Arc<RwLock<SymbolTable>>,
+}
+
+impl TraceSink for Symbolised {
+    fn mask(&self) -> TraceMask {
+        self.sink.mask()
+    }
+
+    fn line(&mut self, what: TraceMask, text: &str) {
+        self.sink.line(what, text);
+    }
+
+    fn symbol(&self, addr: u64) -> Option<String> {
+        self.symbols.read().unwrap_or_else(PoisonError::into_inner).resolve(addr)
+    }
+}

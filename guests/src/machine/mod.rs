@@ -1,0 +1,242 @@
+//! The machine as a value: build it, run it, look inside, change its memory and its map, run on.
+//!
+//! Host writes go through [`Machine::write`] and the loader, and both end in `AddressSpace::write`: bytes first, then
+//! the kills for code that lay there. The machine owns its vCPU, so they are served before the call returns.
+
+mod board;
+mod builder;
+
+use std::sync::{Arc, PoisonError, RwLock};
+
+use notdirty_core::{RamBlock, RamBlockSpec, RamError};
+use notdirty_softmmu::{AccessError, AddressSpace, GuestPhys, MapError, RegionId, VcpuPort};
+use notdirty_tcg::clock::Clock;
+use notdirty_tcg::cpu::CpuState;
+use notdirty_tcg::{RunLimits, Vcpu, VcpuExit, VcpuStats};
+
+pub use board::RAM_BASE;
+pub use builder::{BuildError, ClockKind, DEFAULT_RAM, MachineBuilder};
+
+use crate::devices::{Console, GuestExit};
+use crate::load::{self, Program, SymbolTable};
+use board::Board;
+
+/// Why a run ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum MachineExit {
+    /// The guest said so. Further runs end in the same way at once, until a reset.
+    Guest(GuestExit),
+    /// The instruction limit was reached.
+    InsnLimit,
+    /// The deadline passed.
+    Deadline,
+    /// A [`Stop`] handle was used.
+    Stopped,
+    /// The guest waits for an interrupt that nothing can raise.
+    Hung,
+}
+
+/// What a host write did to translated code.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct WriteReport {
+    /// Translations dropped.
+    pub tbs_killed: usize,
+}
+
+/// More RAM that is not there.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum MapFault {
+    /// The host gives none, or the size is odd.
+    #[error(transparent)]
+    Ram(#[from] RamError),
+    /// It does not fit on the bus.
+    #[error(transparent)]
+    Map(#[from] MapError),
+}
+
+/// RAM that was added at run time.
+#[derive(Debug, Clone)]
+pub struct Ram {
+    block: Arc<RamBlock>,
+    region: RegionId,
+}
+
+impl Ram {
+    /// Its place on the bus, to unmap it.
+    pub fn region(&self) -> RegionId {
+        self.region
+    }
+}
+
+/// Stops a running machine from another thread.
+#[derive(Clone)]
+pub struct Stop(Arc<VcpuPort>);
+
+impl Stop {
+    /// The run ends soon, with [`MachineExit::Stopped`].
+    pub fn stop(&self) {
+        self.0.request_stop();
+    }
+}
+
+/// One board with one hart.
+pub struct Machine {
+    vcpu: Vcpu,
+    board: Board,
+    clock: Arc<Clock>,
+    symbols: Arc<RwLock<SymbolTable>>,
+}
+
+// A machine moves between threads as a whole: that is what an embedder's pool does.
+const _: () = {
+    const fn send<T: Send>() {}
+    send::<Machine>();
+};
+
+impl Machine {
+    /// Starts to describe a machine.
+    pub fn builder() -> MachineBuilder {
+        MachineBuilder::default()
+    }
+
+    fn assemble(board: Board, vcpu: Vcpu, clock: Arc<Clock>, symbols: Arc<RwLock<SymbolTable>>) -> Machine {
+        Machine { vcpu, board, clock, symbols }
+    }
+
+    /// Runs until the guest ends or a limit is met.
+    pub fn run(&mut self, limits: &RunLimits) -> MachineExit {
+        if let Some(exit) = self.board.latch.get() {
+            return MachineExit::Guest(exit);
+        }
+        let exit = self.vcpu.run(limits);
+        self.board.console.flush();
+        // A guest may end with the very instruction that meets a limit: then it ended.
+        match (self.board.latch.get(), exit) {
+            (Some(exit), _) => MachineExit::Guest(exit),
+            (None, VcpuExit::InsnLimit) => MachineExit::InsnLimit,
+            (None, VcpuExit::Deadline) => MachineExit::Deadline,
+            (None, VcpuExit::Stopped) => MachineExit::Stopped,
+            (None, VcpuExit::Hung) => MachineExit::Hung,
+        }
+    }
+
+    /// Runs without limits.
+    pub fn run_to_end(&mut self) -> MachineExit {
+        self.run(&RunLimits { max_insns: None, deadline: None })
+    }
+
+    /// Loads a program over what is there, whatever runs there now; returns its entry. The hart stays where it is.
+    pub fn load(&mut self, program: &Program) -> Result<u64, BuildError> {
+        self.board.remove_htif()?;
+        let loaded = load::load(program, &self.board.space, self.board.ram_range());
+        let mut symbols = self.symbols.write().unwrap_or_else(PoisonError::into_inner);
+        let entry = loaded.map(|loaded| {
+            *symbols = loaded.symbols;
+            loaded.entry
+        });
+        // Of the program before, if this one was refused.
+        self.board.place_htif(&symbols)?;
+        drop(symbols);
+        self.vcpu.serve();
+        Ok(entry?)
+    }
+
+    /// Hart and devices as after power-on, the hart at `entry` with its number in a0; RAM stays as it is.
+    pub fn start_at(&mut self, entry: u64) -> Result<(), BuildError> {
+        let ram = self.board.ram_range();
+        if !ram.contains(&entry) || !entry.is_multiple_of(2) {
+            return Err(BuildError::Entry { entry, ram });
+        }
+        self.vcpu.reset(entry);
+        self.board.reset();
+        self.clock.publish(0);
+        self.clock.set_mtime(0);
+        // a1 would be the device tree, once there is one.
+        let cpu = self.vcpu.cpu_mut();
+        cpu.x[10] = cpu.hart_id;
+        cpu.x[11] = 0;
+        Ok(())
+    }
+
+    /// Writes guest memory. Code that lay there is dropped before this returns.
+    pub fn write(&mut self, addr: u64, bytes: &[u8]) -> Result<WriteReport, AccessError> {
+        self.board.space.write(GuestPhys::new(addr), bytes)?;
+        Ok(WriteReport { tbs_killed: self.vcpu.serve() })
+    }
+
+    /// Reads guest memory.
+    pub fn read(&self, addr: u64, into: &mut [u8]) -> Result<(), AccessError> {
+        self.board.space.read(GuestPhys::new(addr), into)
+    }
+
+    /// Adds RAM at `base`.
+    pub fn add_ram(&mut self, name: &str, base: u64, size: u64) -> Result<Ram, MapFault> {
+        let block = self.board.space.ram().add(RamBlockSpec::new(name, size))?;
+        let region = self.board.space.map_ram(GuestPhys::new(base), &block, 0, size, 0)?;
+        self.vcpu.serve();
+        Ok(Ram { block, region })
+    }
+
+    /// Shows added RAM at a second address.
+    pub fn map_again(&mut self, ram: &Ram, base: u64) -> Result<RegionId, MapError> {
+        let region = self.board.space.map_ram(GuestPhys::new(base), &ram.block, 0, ram.block.used_length(), 0)?;
+        self.vcpu.serve();
+        Ok(region)
+    }
+
+    /// Shows at `base` what is visible at `target`.
+    pub fn map_alias(&mut self, base: u64, target: u64, len: u64) -> Result<RegionId, MapError> {
+        let region = self.board.space.map_alias(GuestPhys::new(base), GuestPhys::new(target), len, 0)?;
+        self.vcpu.serve();
+        Ok(region)
+    }
+
+    /// Takes a mapping away.
+    pub fn unmap(&mut self, region: RegionId) -> Result<(), MapError> {
+        self.board.space.unmap(region)?;
+        self.vcpu.serve();
+        Ok(())
+    }
+
+    /// The hart's registers.
+    pub fn cpu(&self) -> &CpuState {
+        self.vcpu.cpu()
+    }
+
+    /// The hart's registers, to change them.
+    pub fn cpu_mut(&mut self) -> &mut CpuState {
+        self.vcpu.cpu_mut()
+    }
+
+    /// Counters since the machine was built.
+    pub fn stats(&self) -> VcpuStats {
+        self.vcpu.stats()
+    }
+
+    /// The address space: for devices of one's own.
+    pub fn space(&self) -> &Arc<AddressSpace> {
+        &self.board.space
+    }
+
+    /// Where RAM is.
+    pub fn ram_range(&self) -> std::ops::Range<u64> {
+        self.board.ram_range()
+    }
+
+    /// `name+0x12` for an address in the loaded program.
+    pub fn symbol(&self, addr: u64) -> Option<String> {
+        self.symbols.read().unwrap_or_else(PoisonError::into_inner).resolve(addr)
+    }
+
+    /// The other end of the serial line.
+    pub fn console(&self) -> &Arc<Console> {
+        &self.board.console
+    }
+
+    /// A handle that stops this machine from another thread.
+    pub fn stop_handle(&self) -> Stop {
+        Stop(self.vcpu.port().clone())
+    }
+}

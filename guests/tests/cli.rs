@@ -1,0 +1,305 @@
+//! The command from outside: every way out has its exit code, every bad input its one line.
+
+mod common;
+
+use std::io::{Read, Write};
+use std::path::PathBuf;
+use std::process::{Command, Output, Stdio};
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::{Duration, Instant};
+
+use common::{Elf, put};
+use notdirty::RAM_BASE;
+use notdirty::programs::{GuestImage, basic, sieve, timer};
+
+fn notdirty(args: &[&str]) -> Output {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_notdirty"));
+    command.args(args).stdin(Stdio::null()).output().expect("the command starts")
+}
+
+fn code(output: &Output) -> i32 {
+    output.status.code().expect("never ended by a signal")
+}
+
+fn stdout(output: &Output) -> String {
+    String::from_utf8_lossy(&output.stdout).into_owned()
+}
+
+fn stderr(output: &Output) -> String {
+    String::from_utf8_lossy(&output.stderr).into_owned()
+}
+
+/// A file that is gone when the test ends.
+struct Temp(PathBuf);
+
+impl Temp {
+    fn path() -> PathBuf {
+        static NEXT: AtomicU32 = AtomicU32::new(0);
+        let name = format!("notdirty-cli-{}-{}", std::process::id(), NEXT.fetch_add(1, Ordering::Relaxed));
+        std::env::temp_dir().join(name)
+    }
+
+    fn new(bytes: &[u8]) -> Temp {
+        let temp = Temp(Temp::path());
+        std::fs::write(&temp.0, bytes).expect("a file");
+        temp
+    }
+
+    fn elf(image: GuestImage) -> Temp {
+        Temp::new(&Elf::new(image.load_addr, image.bytes).bytes())
+    }
+
+    fn name(&self) -> &str {
+        self.0.to_str().expect("a plain name")
+    }
+}
+
+impl Drop for Temp {
+    fn drop(&mut self) {
+        let _ = std::fs::remove_file(&self.0);
+    }
+}
+
+const ENGINES: [&str; 2] = ["jit", "interp"];
+
+#[test]
+fn the_demo_prints_patches_itself_and_is_summed_up() {
+    let output = notdirty(&[]);
+    assert_eq!(code(&output), 0, "{}", stderr(&output));
+    let text = stdout(&output);
+    for part in [
+        "patches",
+        "148933 primes",
+        "guest instructions",
+        "MIPS",
+        "TBs translated",
+        "TBs invalidated",
+        "TLB slow paths",
+    ] {
+        assert!(text.contains(part), "no {part:?} in {text}");
+    }
+}
+
+#[test]
+fn the_guests_code_is_the_exit_code() {
+    for engine in ENGINES {
+        for want in [0u16, 1, 42, 255] {
+            // Code 0 through `fail` is a failure without a number.
+            let image = if want == 0 { basic::hello() } else { basic::exit_with(want) };
+            let output = notdirty(&["run", Temp::elf(image).name(), "--engine", engine]);
+            assert_eq!(code(&output), i32::from(want), "{}", stderr(&output));
+        }
+        let output = notdirty(&["run", Temp::elf(basic::exit_with(300)).name(), "--engine", engine]);
+        assert_eq!(code(&output), 255);
+        assert!(stderr(&output).contains("300"));
+    }
+}
+
+#[test]
+fn a_reset_request_ends_the_run_and_says_so() {
+    let output = notdirty(&["run", Temp::elf(basic::reset()).name()]);
+    assert_eq!(code(&output), 0);
+    assert!(stderr(&output).contains("reset"));
+}
+
+#[test]
+fn the_guest_talks_on_standard_output_and_nothing_else_does() {
+    for engine in ENGINES {
+        let output = notdirty(&["run", Temp::elf(basic::hello()).name(), "--engine", engine, "--stats"]);
+        assert_eq!((code(&output), stdout(&output).as_str()), (0, "Hello from RV64IMAC.\n"));
+        assert!(stderr(&output).contains("guest instructions"));
+    }
+}
+
+#[test]
+fn the_guest_reads_standard_input() {
+    let guest = Temp::elf(basic::echo());
+    for engine in ENGINES {
+        let mut child = Command::new(env!("CARGO_BIN_EXE_notdirty"))
+            .args(["run", guest.name(), "--engine", engine, "--timeout", "60"])
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .spawn()
+            .expect("the command starts");
+        let mut input = child.stdin.take().expect("a pipe");
+        let mut output = child.stdout.take().expect("a pipe");
+        // An unfinished line comes back while the guest still runs.
+        input.write_all(b"ping").expect("the guest reads");
+        let mut echoed = [0; 4];
+        output.read_exact(&mut echoed).expect("the guest answers");
+        assert_eq!(&echoed, b"ping");
+        input.write_all(b"\xff\x00\n.").expect("the guest reads");
+        let mut rest = Vec::new();
+        output.read_to_end(&mut rest).expect("the guest answers");
+        assert_eq!(rest, b"\xff\x00\n");
+        assert_eq!(child.wait().expect("it ends").code(), Some(0));
+    }
+}
+
+#[test]
+fn the_end_of_standard_input_is_silent() {
+    let output = notdirty(&["run", Temp::elf(basic::echo()).name(), "--timeout", "0.2"]);
+    assert_eq!(code(&output), 124);
+}
+
+#[test]
+fn limits_and_hangs_have_codes_of_their_own() {
+    let spin = Temp::elf(basic::spin());
+    let hang = Temp::elf(basic::hang());
+    for engine in ENGINES {
+        let start = Instant::now();
+        let output = notdirty(&["run", spin.name(), "--timeout", "0.3", "--engine", engine]);
+        assert_eq!(code(&output), 124, "{}", stderr(&output));
+        assert!(stderr(&output).contains("--timeout") && stderr(&output).contains("pc 0x800000"));
+        assert!((Duration::from_millis(300)..Duration::from_secs(20)).contains(&start.elapsed()));
+
+        let output = notdirty(&["run", spin.name(), "--max-insns", "1000003", "--engine", engine, "--stats"]);
+        assert_eq!(code(&output), 125, "{}", stderr(&output));
+        assert!(stderr(&output).contains("1,000,003"), "exactly so many: {}", stderr(&output));
+
+        let output = notdirty(&["run", hang.name(), "--engine", engine]);
+        assert_eq!(code(&output), 3, "{}", stderr(&output));
+        assert!(stderr(&output).contains("wfi"));
+    }
+}
+
+#[test]
+fn raw_images_run_where_they_are_put() {
+    let image = Temp::new(&basic::exit_with(9).bytes);
+    assert_eq!(code(&notdirty(&["run", image.name(), "--load-addr", "0x80000000"])), 9);
+    assert_eq!(code(&notdirty(&["run", image.name(), "--load-addr=0x80200000", "-m", "4M"])), 9);
+    // The prologue may be skipped: an entry of one's own.
+    let mut bytes = vec![0; 64];
+    bytes.extend(basic::exit_with(8).bytes);
+    let image = Temp::new(&bytes);
+    assert_eq!(code(&notdirty(&["run", image.name(), "--load-addr", "0x80000000", "--entry", "0x80000040"])), 8);
+}
+
+#[test]
+fn a_run_by_instructions_repeats_exactly() {
+    let guest = Temp::elf(timer::timer_irq(20, 1_000));
+    let row = |text: String| text.lines().find(|l| l.contains("guest instructions")).map(str::to_owned);
+    let rows: Vec<_> = (0..4)
+        .map(|n| {
+            let output = notdirty(&["run", guest.name(), "--clock", "insns", "--stats", "--engine", ENGINES[n % 2]]);
+            assert_eq!(code(&output), 0, "{}", stderr(&output));
+            row(stderr(&output)).expect("a summary")
+        })
+        .collect();
+    assert!(rows.iter().all(|r| *r == rows[0]), "{rows:?}");
+}
+
+#[test]
+fn traces_go_to_standard_error_or_to_a_file() {
+    let guest = Temp::elf(sieve::sieve(100, 25));
+    let log = Temp(Temp::path());
+    let items = "in_asm,ir,out_asm,exec,int,mmu,tb,notdirty";
+    let output = notdirty(&["run", guest.name(), "-d", items, "-D", log.name()]);
+    assert_eq!((code(&output), stderr(&output).as_str()), (0, ""));
+    let traced = std::fs::read_to_string(&log.0).expect("a log");
+    assert!(traced.contains("0x80000000") || traced.contains("80000000"), "{}", &traced[..traced.len().min(500)]);
+    let output = notdirty(&["run", guest.name(), "-d", "exec", "--engine", "interp"]);
+    assert_eq!(code(&output), 0);
+    assert!(stderr(&output).lines().count() > 100);
+    let help = notdirty(&["-d", "help"]);
+    assert_eq!(code(&help), 0);
+    assert!(items.split(',').all(|item| stdout(&help).contains(item)));
+}
+
+#[test]
+fn help_and_version_are_printed() {
+    for flag in ["--help", "-h", "help"] {
+        let output = notdirty(&[flag]);
+        assert_eq!(code(&output), 0);
+        assert!(stdout(&output).contains("usage: notdirty") && stdout(&output).contains("124 timeout"));
+    }
+    assert!(stdout(&notdirty(&["--version"])).starts_with("notdirty "));
+}
+
+/// Runs the command, which has to refuse with one line that has all of `parts`.
+fn refused(args: &[&str], parts: &[&str]) {
+    let output = notdirty(args);
+    let text = stderr(&output);
+    assert_eq!(code(&output), 2, "{args:?}: {text}");
+    assert_eq!(text.lines().count(), 1, "{args:?}: {text}");
+    assert!(text.starts_with("notdirty: "), "{text}");
+    for part in parts {
+        assert!(text.contains(part), "{args:?}: no {part:?} in {text}");
+    }
+    assert_eq!(stdout(&output), "");
+}
+
+#[test]
+fn bad_files_are_refused_with_their_name_and_the_field() {
+    let good = || Elf::new(RAM_BASE, basic::exit_with(7).bytes);
+    let file = good().bytes();
+    let spoilt = |at: usize, bytes: &[u8]| {
+        let mut spoilt = file.clone();
+        put(&mut spoilt, at, bytes);
+        spoilt
+    };
+    let mut vector = good();
+    vector.arch = Some("rv64imac_v1p0");
+    let mut outside = good();
+    outside.segments[0].1 = 0x1000;
+    for (bytes, field) in [
+        (b"#!/bin/sh\n".to_vec(), "not an ELF file"),
+        (Vec::new(), "not an ELF file"),
+        (spoilt(4, &[1]), "EI_CLASS"),
+        (spoilt(5, &[2]), "EI_DATA"),
+        (spoilt(0x12, &[62, 0]), "e_machine"),
+        (spoilt(0x18, &0u64.to_le_bytes()), "e_entry"),
+        (spoilt(0x30, &5u32.to_le_bytes()), "extension D"),
+        (outside.bytes(), "p_paddr"),
+        (vector.bytes(), "extension V"),
+        (file[..file.len() - 10].to_vec(), "truncated"),
+        (file[..0x30].to_vec(), "truncated"),
+    ] {
+        let file = Temp::new(&bytes);
+        refused(&["run", file.name()], &[file.name(), field]);
+    }
+    refused(&["run", "/nonexistent/file.elf"], &["/nonexistent/file.elf", "cannot be read"]);
+    refused(&["run", "/"], &["cannot be read"]);
+    let big = Temp::new(&basic::exit_with(7).bytes);
+    refused(&["run", big.name(), "--load-addr", "0x1000"], &[big.name(), "load address"]);
+    refused(&["run", big.name(), "--load-addr", "0x80000000", "--entry", "0x4"], &[big.name(), "entry 0x4"]);
+    refused(&["run", big.name(), "--load-addr", "0x80000000", "--entry", "0x80000001"], &["entry 0x80000001"]);
+}
+
+#[test]
+fn bad_flags_are_refused_with_their_name() {
+    refused(&["run"], &["FILE"]);
+    refused(&["dance"], &["dance"]);
+    refused(&["run", "x", "--nonsense"], &["--nonsense"]);
+    refused(&["run", "x", "-m", "much"], &["-m", "much"]);
+    refused(&["run", "x", "--max-insns", "few"], &["--max-insns", "few"]);
+    refused(&["run", "x", "--timeout", "soon"], &["--timeout", "soon"]);
+    refused(&["run", "x", "--engine", "steam"], &["--engine", "steam"]);
+    refused(&["run", "x", "-d", "all"], &["-d", "all"]);
+    refused(&["-d", "exec", "-D", "/nonexistent/log"], &["-D", "/nonexistent/log"]);
+    refused(&["-m", "5000B"], &["RAM size"]);
+    refused(&["-m", "99999999999T"], &["-m"]);
+}
+
+#[test]
+fn ram_that_the_host_does_not_have_is_the_hosts_failure() {
+    let output = notdirty(&["-m", "60000T"]);
+    assert_eq!(code(&output), 126, "{}", stderr(&output));
+    assert_eq!(stderr(&output).lines().count(), 1);
+}
+
+#[test]
+fn output_that_nobody_takes_is_the_hosts_failure_and_no_signal() {
+    let guest = Temp::elf(basic::hello());
+    let mut child = Command::new(env!("CARGO_BIN_EXE_notdirty"))
+        .args(["run", guest.name()])
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::null())
+        .spawn()
+        .expect("the command starts");
+    drop(child.stdout.take());
+    let code = child.wait().expect("it ends").code();
+    // The line may have gone out before the pipe was closed.
+    assert!(matches!(code, Some(126 | 0)), "{code:?}");
+}

@@ -1,0 +1,210 @@
+//! The self-modifying suite: each case ends well on the JIT, ends in the very state in which the oracle ends, and
+//! drops as many translations as it must, or may.
+
+use notdirty::programs::smc::{self, Kills, POLL_FLAG, POLL_FUNCTION, SmcCase};
+use notdirty::programs::{GuestImage, basic, minijit, sieve, timer};
+use notdirty::{
+    ClockKind, EngineKind, ExitBy, GuestExit, JitFlags, Machine, MachineExit, Program, RAM_BASE, RunLimits,
+};
+
+const RAM: u64 = 4 << 20;
+const PASS: MachineExit = MachineExit::Guest(GuestExit { code: 0, by: ExitBy::Finisher });
+/// Far more than any case needs: a case that loops for ever fails in seconds.
+const LIMIT: RunLimits = RunLimits { max_insns: Some(50_000_000), deadline: None };
+
+fn machine(image: GuestImage, engine: EngineKind, flags: JitFlags) -> Machine {
+    let builder = Machine::builder().ram_size(RAM).engine(engine).jit_flags(flags).clock(ClockKind::Insns);
+    builder.program(Program::Image(image)).build().expect("the machine is built")
+}
+
+fn ram(machine: &Machine) -> Vec<u8> {
+    let mut bytes = vec![0; RAM as usize];
+    machine.read(RAM_BASE, &mut bytes).expect("RAM is there");
+    bytes
+}
+
+/// Everything a program can see of its end.
+fn assert_same_end(name: &str, jit: &Machine, oracle: &Machine) {
+    let (ours, theirs) = (jit.cpu(), oracle.cpu());
+    assert_eq!(ours.x, theirs.x, "{name}: registers");
+    assert_eq!(ours.pc, theirs.pc, "{name}: pc");
+    assert_eq!(ours.retired, theirs.retired, "{name}: retired instructions");
+    assert_eq!(ours.csr, theirs.csr, "{name}: CSRs");
+    let (ours, theirs) = (ram(jit), ram(oracle));
+    if let Some(at) = (0..ours.len()).find(|&at| ours[at] != theirs[at]) {
+        panic!("{name}: RAM differs at {:#x}: {:#x}, the oracle has {:#x}", RAM_BASE + at as u64, ours[at], theirs[at]);
+    }
+}
+
+fn with_alias(case: &SmcCase, engine: EngineKind, flags: JitFlags) -> Machine {
+    let mut machine = machine((case.build)(), engine, flags);
+    if let Some(alias) = case.alias {
+        machine.map_alias(alias.base, alias.target, alias.len).expect("the alias is mapped");
+    }
+    machine
+}
+
+fn check(name: &str) {
+    let case = smc::case(name).expect("a case of the suite");
+    let mut oracle = with_alias(case, EngineKind::Interp, JitFlags::default());
+    assert_eq!(oracle.run(&LIMIT), PASS, "{name} on the oracle");
+    let mut jit = with_alias(case, EngineKind::Jit, JitFlags::default());
+    let before = jit.stats().tbs_invalidated;
+    assert_eq!(jit.run(&LIMIT), PASS, "{name} on the JIT");
+    assert_same_end(name, &jit, &oracle);
+    let killed = jit.stats().tbs_invalidated - before;
+    match case.kills {
+        Kills::AtLeast(least) => {
+            assert!(killed >= least, "{name}: {killed} translations died, expected at least {least}")
+        }
+        Kills::AtMost(most) => assert!(killed <= most, "{name}: {killed} translations died, expected at most {most}"),
+    }
+    // Each optimisation is only that: without it, the same.
+    for off in JitFlags::NAMES {
+        let mut flags = JitFlags::default();
+        assert!(flags.set(off, false));
+        let mut jit = with_alias(case, EngineKind::Jit, flags);
+        assert_eq!(jit.run(&LIMIT), PASS, "{name} without {off}");
+        assert_same_end(name, &jit, &oracle);
+    }
+}
+
+macro_rules! cases {
+    ($($test:ident: $case:literal,)*) => {
+        $(#[test] fn $test() { check($case); })*
+
+        #[test]
+        fn every_case_of_the_suite_has_its_test() {
+            let tested = [$($case),*];
+            for case in smc::CASES {
+                assert!(tested.contains(&case.name), "{} is not tested", case.name);
+            }
+        }
+    };
+}
+
+cases! {
+    code_in_another_page_is_seen_as_patched: "another_page",
+    code_in_the_same_page_is_seen_as_patched: "same_page",
+    the_very_next_instruction_is_seen_as_patched: "next_instruction",
+    a_later_instruction_of_the_own_block_is_seen_as_patched: "later_in_own_block",
+    an_earlier_instruction_of_the_own_block_is_seen_as_patched: "earlier_in_own_block",
+    a_store_may_overwrite_itself: "the_store_itself",
+    a_block_over_two_pages_dies_by_either: "block_over_two_pages",
+    an_instruction_over_two_pages_is_patched_by_halves: "instruction_over_two_pages",
+    data_beside_hot_code_kills_nothing: "data_beside_code",
+    the_target_of_a_chained_jump_is_seen_as_patched: "chained_target",
+    a_chained_jump_that_is_patched_goes_elsewhere: "chained_jump",
+    a_loop_sees_the_patch_it_makes: "inner_loop",
+    a_callee_may_patch_where_it_returns_to: "return_site",
+    a_callee_may_patch_itself: "own_callee",
+    the_target_of_an_indirect_jump_is_seen_as_patched: "indirect_target",
+    code_may_become_illegal_and_legal_again: "illegal_and_back",
+    a_fence_i_changes_nothing_for_a_coherent_model: "with_fence_i",
+    stores_of_each_width_are_seen: "each_width",
+    a_store_over_two_pages_kills_on_both: "page_crossing_store",
+    a_misaligned_store_is_seen: "misaligned_store",
+    amo_and_sc_are_stores_too: "amo_and_sc",
+    compressed_instructions_are_patched_like_others: "compressed",
+    a_page_turns_from_data_to_code_and_back: "data_code_data_code",
+    code_that_toggles_is_right_every_time: "toggling",
+    packed_code_runs_once_unpacked: "packed",
+    code_is_reached_through_two_addresses: "two_addresses",
+}
+
+/// `addi a0, zero, value; ret`.
+fn returns(value: u32) -> [u8; 8] {
+    let words = [(value << 20 | 0x513).to_le_bytes(), 0x8067u32.to_le_bytes()];
+    words.concat().try_into().expect("two words")
+}
+
+#[test]
+fn code_written_by_the_host_is_seen_at_once_and_the_report_says_what_died() {
+    for engine in [EngineKind::Jit, EngineKind::Interp] {
+        let mut machine = machine(smc::polling(), engine, JitFlags::default());
+        let limit = |insns| RunLimits { max_insns: Some(insns), deadline: None };
+        // 13 instructions to set up, seven a call: every limit falls between two calls.
+        assert_eq!(machine.run(&limit(13 + 7_000)), MachineExit::InsnLimit);
+        assert_eq!(machine.cpu().x[8], 1_000, "calls");
+        for round in 2..20 {
+            let (calls, sum) = (machine.cpu().x[8], machine.cpu().x[18]);
+            let report = machine.write(POLL_FUNCTION, &returns(round)).expect("RAM is there");
+            assert_eq!(machine.run(&limit(13 + u64::from(round) * 7_000)), MachineExit::InsnLimit);
+            assert_eq!(machine.cpu().x[8] - calls, 1_000, "{engine:?}");
+            assert_eq!(machine.cpu().x[18] - sum, u64::from(round) * 1_000, "{engine:?}");
+            if engine == EngineKind::Jit {
+                assert!(report.tbs_killed >= 1, "the function had been translated");
+                // The next line of data, in the same page: nothing dies.
+                assert_eq!(machine.write(POLL_FUNCTION + 0x800, &[1; 8]).expect("RAM is there").tbs_killed, 0);
+            }
+        }
+        machine.write(POLL_FLAG, &[1]).expect("RAM is there");
+        assert_eq!(machine.run(&LIMIT), MachineExit::Guest(GuestExit { code: 19, by: ExitBy::Finisher }));
+    }
+}
+
+#[test]
+fn code_written_by_the_loader_replaces_what_ran_there() {
+    for engine in [EngineKind::Jit, EngineKind::Interp] {
+        let mut machine = machine(smc::polling(), engine, JitFlags::default());
+        for round in 1..5 {
+            assert_eq!(machine.run(&RunLimits { max_insns: Some(1_000), deadline: None }), MachineExit::InsnLimit);
+            let entry = machine.load(&Program::Image(basic::exit_with(round))).expect("it fits");
+            machine.start_at(entry).expect("RAM is there");
+            let code = u64::from(round);
+            assert_eq!(machine.run(&LIMIT), MachineExit::Guest(GuestExit { code, by: ExitBy::Finisher }));
+            let entry = machine.load(&Program::Image(smc::polling())).expect("it fits");
+            machine.start_at(entry).expect("RAM is there");
+        }
+    }
+}
+
+#[test]
+fn ram_added_at_run_time_holds_code_at_both_of_its_addresses() {
+    let mut machine = machine(smc::polling(), EngineKind::Jit, JitFlags::default());
+    let (one, two) = (0x2_0000_0000, 0x3_0000_0000);
+    let ram = machine.add_ram("dimm1", one, 1 << 20).expect("it fits");
+    machine.map_again(&ram, two).expect("it fits");
+    for round in 1..10 {
+        machine.write(one + 0x1000, &returns(round)).expect("RAM is there");
+        for base in [one, two] {
+            let cpu = machine.cpu_mut();
+            cpu.pc = base + 0x1000;
+            cpu.x[1] = RAM_BASE;
+            let until = RunLimits { max_insns: Some(machine.cpu().retired + 2), deadline: None };
+            assert_eq!(machine.run(&until), MachineExit::InsnLimit);
+            assert_eq!((machine.cpu().x[10], machine.cpu().pc), (u64::from(round), RAM_BASE));
+        }
+    }
+}
+
+/// Programs that are no case of the suite, but have to give the same on both engines.
+fn same_on_both(image: fn() -> GuestImage) {
+    let mut oracle = machine(image(), EngineKind::Interp, JitFlags::default());
+    assert_eq!(oracle.run(&LIMIT), PASS);
+    let mut jit = machine(image(), EngineKind::Jit, JitFlags::default());
+    assert_eq!(jit.run(&LIMIT), PASS);
+    assert_same_end("program", &jit, &oracle);
+}
+
+#[test]
+fn a_guest_that_is_a_jit_runs_what_it_emits() {
+    same_on_both(|| minijit::minijit(3_000));
+}
+
+#[test]
+fn a_sieve_counts_its_primes() {
+    same_on_both(|| sieve::sieve(100_000, 9_592));
+}
+
+#[test]
+fn a_guest_lives_on_interrupts() {
+    same_on_both(|| timer::timer_irq(50, 1_000));
+    same_on_both(|| timer::timer_irq(500, 1));
+    // And by the host's clock, where nothing can be compared but the end.
+    for engine in [EngineKind::Jit, EngineKind::Interp] {
+        let image = Program::Image(timer::timer_irq(20, 5_000));
+        let mut machine = Machine::builder().ram_size(RAM).engine(engine).program(image).build().expect("it is built");
+        assert_eq!(machine.run_to_end(), PASS, "{engine:?}");
+    }
+}

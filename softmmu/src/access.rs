@@ -1,0 +1,126 @@
+//! Loads, stores and fetches: the hit inline, everything else in `slow.rs`.
+//!
+//! The oracle and tier 0 come through here for every access; emitted code has the same probe inline and comes through
+//! here when it misses.
+
+use crate::addr::{GuestVirt, MemSize, MmuIdx};
+use crate::fault::{AccessKind, MemFault};
+use crate::host;
+use crate::mmu::{Hooks, SoftMmu};
+use crate::tlb::FetchEntry;
+use crate::tlb::entry::{BIAS, FLAGS, OTHER, index};
+use notdirty_core::RamAddr;
+
+/// What a store did beyond storing.
+#[must_use = "a store may have killed the TB that made it"]
+#[derive(Clone, Copy, PartialEq, Eq, Default, Debug)]
+pub struct StoreEffect {
+    /// TBs dropped.
+    pub killed: u32,
+    /// A device was called.
+    pub mmio: bool,
+}
+
+impl StoreEffect {
+    /// Nothing but the store.
+    pub const NONE: StoreEffect = StoreEffect { killed: 0, mmio: false };
+}
+
+/// A page that instructions can be read from.
+#[derive(Clone, Copy, Debug)]
+pub struct FetchPage {
+    /// Where the page starts in all RAM.
+    pub ram: RamAddr,
+    /// Where the page starts in the host; alive until the next `serve` that flushes. Read it with volatile loads.
+    pub host: *const u8,
+    /// Bytes that can be fetched from the address asked for on: to the end of the page, or less where RAM ends.
+    pub len_ok: u64,
+}
+
+/// What the comparator of an aligned access with nothing special must be: page and alignment bits of the biased
+/// address. Any flag, and any misalignment, makes it differ.
+#[inline]
+pub(crate) const fn wanted(biased: u64, size: MemSize) -> u64 {
+    biased & (!FLAGS | (size.bytes() - 1))
+}
+
+impl SoftMmu {
+    /// Loads a value, zero-extended. Misaligned loads of RAM work.
+    #[inline]
+    pub fn load<H: Hooks>(&mut self, hooks: &mut H, _: MmuIdx, va: GuestVirt, size: MemSize) -> Result<u64, MemFault> {
+        let biased = va.get().wrapping_add(BIAS);
+        let slot = index(biased);
+        if self.tlb.read_comparator(slot) & !OTHER == wanted(biased, size) {
+            let host = va.get().wrapping_add(self.tlb.addend(slot));
+            // SAFETY: the comparator matched: aligned, and the entry covers a live page of RAM (kept by `view`).
+            return Ok(unsafe { host::load(std::ptr::with_exposed_provenance(host as usize), size) });
+        }
+        self.load_slow(hooks, va, size)
+    }
+
+    /// Stores a value. Misaligned stores to RAM work. It never serves requests.
+    #[inline]
+    pub fn store<H: Hooks>(
+        &mut self,
+        hooks: &mut H,
+        _: MmuIdx,
+        va: GuestVirt,
+        size: MemSize,
+        value: u64,
+    ) -> Result<StoreEffect, MemFault> {
+        let biased = va.get().wrapping_add(BIAS);
+        let slot = index(biased);
+        if self.tlb.write_comparator(slot) & !OTHER == wanted(biased, size) {
+            let host = va.get().wrapping_add(self.tlb.addend(slot));
+            // SAFETY: the comparator matched: aligned, a live page of RAM, not ROM, and nobody listens.
+            unsafe { host::store(std::ptr::with_exposed_provenance_mut(host as usize), size, value) };
+            return Ok(StoreEffect::NONE);
+        }
+        self.store_slow(hooks, va, size, value)
+    }
+
+    #[inline]
+    fn fetch_entry(&mut self, va: GuestVirt) -> Result<FetchEntry, MemFault> {
+        let fault = MemFault::access(AccessKind::Fetch, va);
+        let entry = match self.tlb.fetch_entry(va.get().wrapping_add(BIAS)) {
+            Some(entry) => entry,
+            None => {
+                self.stats.fetch_miss += 1;
+                let Some(entry) = self.tlb.fill_fetch(&self.view, va) else {
+                    self.stats.faults += 1;
+                    return Err(fault);
+                };
+                entry
+            }
+        };
+        let at = va.page_offset() as u32;
+        // On a mixed page the entry stands for one range: outside it there may be another.
+        if (entry.from..entry.to).contains(&at) {
+            return Ok(entry);
+        }
+        let again = self.tlb.fill_fetch(&self.view, va);
+        again.ok_or(fault).inspect_err(|_| self.stats.faults += 1)
+    }
+
+    /// The page that `va` is fetched from. Devices and holes cannot be fetched from.
+    #[inline]
+    pub fn fetch<H: Hooks>(&mut self, _: &mut H, _: MmuIdx, va: GuestVirt) -> Result<FetchPage, MemFault> {
+        let entry = self.fetch_entry(va)?;
+        let len_ok = u64::from(entry.to) - va.page_offset();
+        Ok(FetchPage { ram: RamAddr::new(entry.ram), host: entry.host, len_ok })
+    }
+
+    /// The 16 bits at `va`, which must be even.
+    #[inline]
+    pub fn fetch_u16<H: Hooks>(&mut self, hooks: &mut H, idx: MmuIdx, va: GuestVirt) -> Result<u16, MemFault> {
+        if va.get() & 1 != 0 {
+            return Err(MemFault::misaligned(AccessKind::Fetch, va));
+        }
+        let page = self.fetch(hooks, idx, va)?;
+        if page.len_ok < 2 {
+            return Err(MemFault::access(AccessKind::Fetch, va.wrapping_add(1)));
+        }
+        // SAFETY: `len_ok` says that both bytes are live RAM; even address on an aligned page.
+        Ok(unsafe { host::load(page.host.add(va.page_offset() as usize), MemSize::B2) } as u16)
+    }
+}

@@ -1,0 +1,136 @@
+//! LR, SC and AMOs. Misalignment and faults of the read half of an AMO are store faults (RISC-V).
+//!
+//! MARK-1: marks come after the host operation, and SC marks only if it wrote. A reservation is the RAM address, the
+//! width and the value that LR saw; SC is a compare-and-exchange of that value.
+
+use crate::access::{StoreEffect, wanted};
+use crate::addr::{GuestVirt, MemSize, MmuIdx};
+use crate::fault::{AccessKind, MemFault};
+use crate::host::{self, AmoOp};
+use crate::mmu::{Hooks, SoftMmu};
+use crate::slow::{Place, aligned};
+use crate::tlb::entry::{BIAS, OTHER, index};
+use notdirty_core::RamAddr;
+use std::ptr::with_exposed_provenance_mut;
+
+/// What LR left for SC.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) struct Reservation {
+    ram: RamAddr,
+    size: MemSize,
+    value: u64,
+}
+
+impl SoftMmu {
+    /// Atomic read-modify-write; the old value, zero-extended. On a device it is a load and a store.
+    #[inline]
+    pub fn amo<H: Hooks>(
+        &mut self,
+        hooks: &mut H,
+        _: MmuIdx,
+        va: GuestVirt,
+        size: MemSize,
+        op: AmoOp,
+        operand: u64,
+    ) -> Result<(u64, StoreEffect), MemFault> {
+        let biased = va.get().wrapping_add(BIAS);
+        let slot = index(biased);
+        if self.tlb.write_comparator(slot) & !OTHER == wanted(biased, size) {
+            let host = with_exposed_provenance_mut(va.get().wrapping_add(self.tlb.addend(slot)) as usize);
+            // SAFETY: the comparator matched: aligned, live, writable RAM; nobody listens.
+            return Ok((unsafe { host::amo(host, size, op, operand) }, StoreEffect::NONE));
+        }
+        self.amo_slow(hooks, va, size, op, operand)
+    }
+
+    #[cold]
+    #[inline(never)]
+    fn amo_slow<H: Hooks>(
+        &mut self,
+        hooks: &mut H,
+        va: GuestVirt,
+        size: MemSize,
+        op: AmoOp,
+        operand: u64,
+    ) -> Result<(u64, StoreEffect), MemFault> {
+        match self.locate_atomic(va, size, AccessKind::Store)? {
+            Place::Ram { host, ram, silent } => {
+                // SAFETY: `locate_atomic` found an aligned cell of live, writable RAM.
+                let old = unsafe { host::amo(host, size, op, operand) };
+                let killed = if silent { 0 } else { self.tell(hooks, ram, size.bytes()) };
+                Ok((old, StoreEffect { killed, mmio: false }))
+            }
+            Place::Rom { host, .. } => {
+                self.stats.rom_discard += 1;
+                // SAFETY: `locate_atomic` found an aligned cell of live RAM.
+                Ok((unsafe { host::load(host, size) }, StoreEffect::NONE))
+            }
+            Place::Mmio { dev, off, sizes } => {
+                let fault = MemFault::access(AccessKind::Store, va);
+                let old = self.device_load(hooks, (dev, off, sizes), size).ok_or(fault)?;
+                let new = host::apply(op, old, operand, size.bytes() as usize);
+                self.device_store(hooks, (dev, off, sizes), size, new).ok_or(fault)?;
+                Ok((old, StoreEffect { killed: 0, mmio: true }))
+            }
+        }
+    }
+
+    /// Load-reserved. Devices cannot be reserved.
+    pub fn lr<H: Hooks>(&mut self, _: &mut H, _: MmuIdx, va: GuestVirt, size: MemSize) -> Result<u64, MemFault> {
+        self.reservation = None;
+        match self.locate_atomic(va, size, AccessKind::Load)? {
+            Place::Ram { host, ram, .. } | Place::Rom { host, ram } => {
+                // SAFETY: `locate_atomic` found an aligned cell of live RAM.
+                let value = unsafe { host::load(host, size) };
+                self.reservation = Some(Reservation { ram, size, value });
+                Ok(value)
+            }
+            Place::Mmio { .. } => Err(self.fault(AccessKind::Load, va)),
+        }
+    }
+
+    /// Store-conditional: did it write? It does if the last LR was of the same cell and width and its value stands.
+    /// To ROM it succeeds as plain stores do: the value is ignored.
+    pub fn sc<H: Hooks>(
+        &mut self,
+        hooks: &mut H,
+        _: MmuIdx,
+        va: GuestVirt,
+        size: MemSize,
+        value: u64,
+    ) -> Result<(bool, StoreEffect), MemFault> {
+        let reserved = self.reservation.take();
+        let place = self.locate_atomic(va, size, AccessKind::Store)?;
+        let (Place::Ram { ram, .. } | Place::Rom { ram, .. }) = place else {
+            return Err(self.fault(AccessKind::Store, va));
+        };
+        let Some(held) = reserved.filter(|r| r.ram == ram && r.size == size) else {
+            return Ok((false, StoreEffect::NONE));
+        };
+        let Place::Ram { host, silent, .. } = place else {
+            self.stats.rom_discard += 1;
+            return Ok((true, StoreEffect::NONE));
+        };
+        // SAFETY: `locate_atomic` found an aligned cell of live, writable RAM.
+        let wrote = unsafe { host::compare_exchange(host, size, held.value, value) };
+        let killed = if wrote && !silent { self.tell(hooks, ram, size.bytes()) } else { 0 };
+        Ok((wrote, StoreEffect { killed, mmio: false }))
+    }
+
+    /// Forgets the reservation (trap, context switch).
+    pub fn clear_reservation(&mut self) {
+        self.reservation = None;
+    }
+
+    /// One aligned cell, all of it in one place.
+    fn locate_atomic(&mut self, va: GuestVirt, size: MemSize, kind: AccessKind) -> Result<Place, MemFault> {
+        if !aligned(va, size) {
+            self.stats.faults += 1;
+            return Err(MemFault::misaligned(kind, va));
+        }
+        match self.locate(va, kind)? {
+            (place, left) if left >= size.bytes() => Ok(place),
+            _ => Err(self.fault(kind, va)),
+        }
+    }
+}

@@ -1,0 +1,337 @@
+//! The address space: maps and unmaps, publishes views, and serves the host's own reads and writes.
+//!
+//! Keeps MARK-1 for the host API (loader, embedder, DMA, gdb): it stores, then posts kills, then marks. A change of
+//! the map publishes the view first and posts FlushAll second; a vCPU registers first and takes its view second, so
+//! none can keep an old view unasked.
+
+use super::flat_view::{FlatRange, FlatView, What};
+use super::region::{Kind, MapError, Region, RegionId, RegionTree};
+use crate::addr::GuestPhys;
+use crate::code::CodePages;
+use crate::mmio::{self, MmioDevice};
+use crate::safepoint::{Request, VcpuRegistry};
+use notdirty_core::{ClientMask, DirtyClient, Guard, PAGE_SIZE, PageRange, RamAddr, RamBlock, RamList, RcuCell, pin};
+use std::sync::atomic::{Ordering, fence};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+/// A host access to guest memory that did not happen.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum AccessError {
+    /// Nothing is mapped at this address.
+    #[error("nothing is mapped at {addr}")]
+    Unmapped {
+        /// The first address without anything.
+        addr: GuestPhys,
+    },
+    /// A device there takes no access that narrow.
+    #[error("the device at {addr} takes no access of {bytes} bytes")]
+    TooNarrow {
+        /// Where.
+        addr: GuestPhys,
+        /// The width it refused.
+        bytes: u64,
+    },
+    /// The RAM block refuses, for example because its host mapping is read-only.
+    #[error("RAM block refuses access at {addr}")]
+    Refused {
+        /// Where.
+        addr: GuestPhys,
+    },
+    /// The bytes run past the end of the address space.
+    #[error("{len:#x} bytes at {addr} run past the end of the address space")]
+    Wraps {
+        /// Where.
+        addr: GuestPhys,
+        /// How many.
+        len: u64,
+    },
+}
+
+/// The guest's physical address space, shared by all its vCPUs and devices.
+pub struct AddressSpace {
+    ram: Arc<RamList>,
+    code: CodePages,
+    vcpus: VcpuRegistry,
+    view: RcuCell<Arc<FlatView>>,
+    tree: Mutex<RegionTree>,
+}
+
+impl AddressSpace {
+    /// An empty address space over this RAM.
+    pub fn new(ram: Arc<RamList>) -> Arc<AddressSpace> {
+        Arc::new(AddressSpace {
+            ram,
+            code: CodePages::new(),
+            vcpus: VcpuRegistry::default(),
+            view: RcuCell::new(Arc::default()),
+            tree: Mutex::new(RegionTree::new()),
+        })
+    }
+
+    /// The RAM list under it.
+    pub fn ram(&self) -> &Arc<RamList> {
+        &self.ram
+    }
+
+    /// Where translated code lies.
+    pub fn code(&self) -> &CodePages {
+        &self.code
+    }
+
+    /// The vCPUs that run on it.
+    pub fn vcpus(&self) -> &VcpuRegistry {
+        &self.vcpus
+    }
+
+    /// The newest view.
+    pub fn view<'g>(&self, guard: &'g Guard) -> &'g FlatView {
+        self.view.load(guard)
+    }
+
+    /// The newest view, to keep.
+    pub fn snapshot(&self) -> Arc<FlatView> {
+        self.view.load(&pin()).clone()
+    }
+
+    fn tree(&self) -> MutexGuard<'_, RegionTree> {
+        self.tree.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Maps `len` bytes of a block. Guest pages and RAM pages must coincide.
+    pub fn map_ram(
+        &self,
+        base: GuestPhys,
+        block: &Arc<RamBlock>,
+        block_off: u64,
+        len: u64,
+        priority: i32,
+    ) -> Result<RegionId, MapError> {
+        self.map_block(base, block, block_off, len, priority, block.is_readonly())
+    }
+
+    /// As `map_ram`, but guest stores are discarded. The host API still writes (a loader fills a ROM).
+    pub fn map_rom(
+        &self,
+        base: GuestPhys,
+        block: &Arc<RamBlock>,
+        block_off: u64,
+        len: u64,
+        priority: i32,
+    ) -> Result<RegionId, MapError> {
+        self.map_block(base, block, block_off, len, priority, true)
+    }
+
+    fn map_block(
+        &self,
+        base: GuestPhys,
+        block: &Arc<RamBlock>,
+        off: u64,
+        len: u64,
+        priority: i32,
+        readonly: bool,
+    ) -> Result<RegionId, MapError> {
+        let used = block.used_length();
+        if off.checked_add(len).is_none_or(|end| end > used) {
+            return Err(MapError::BeyondBlock { block: block.idstr().to_owned(), off, len, used });
+        }
+        same_page_offset(base, off)?;
+        self.map(base, len, priority, Kind::Plain(What::Ram { block: block.clone(), off, readonly }))
+    }
+
+    /// Maps a device. It may be smaller than a page and lie anywhere.
+    pub fn map_mmio(
+        &self,
+        base: GuestPhys,
+        len: u64,
+        dev: Arc<dyn MmioDevice>,
+        priority: i32,
+    ) -> Result<RegionId, MapError> {
+        self.map(base, len, priority, Kind::Plain(What::Mmio { dev, off: 0 }))
+    }
+
+    /// Shows at `base` what is visible at `target`.
+    pub fn map_alias(&self, base: GuestPhys, target: GuestPhys, len: u64, priority: i32) -> Result<RegionId, MapError> {
+        same_page_offset(base, target.get())?;
+        if len != 0 && target.checked_add(len - 1).is_none() {
+            return Err(MapError::Wraps { base: target, len });
+        }
+        self.map(base, len, priority, Kind::Alias { target: target.get() })
+    }
+
+    fn map(&self, base: GuestPhys, len: u64, priority: i32, kind: Kind) -> Result<RegionId, MapError> {
+        let more = len.checked_sub(1).ok_or(MapError::Empty { base })?;
+        let last = base.checked_add(more).ok_or(MapError::Wraps { base, len })?.get();
+        let mut tree = self.tree();
+        let (id, changed) = tree.insert(Region { base: base.get(), last, priority, kind });
+        self.publish(&tree, changed);
+        Ok(id)
+    }
+
+    /// Takes a mapping away. vCPUs go on with the old view until their next safe point; it keeps RAM and devices
+    /// alive so long (RAM-1). `vcpus().post_all_and_wait(Request::FlushAll, ..)` waits for that.
+    pub fn unmap(&self, id: RegionId) -> Result<(), MapError> {
+        let mut tree = self.tree();
+        let changed = tree.remove(id)?;
+        self.publish(&tree, changed);
+        Ok(())
+    }
+
+    /// Renders what changed, publishes, then tells the vCPUs; under the tree's lock, so that views do not overtake.
+    fn publish(&self, tree: &RegionTree, changed: Vec<(u64, u64)>) {
+        let mut view = self.snapshot();
+        for (start, last) in changed {
+            view = Arc::new(view.replaced(start, last, tree.render(start, last)));
+        }
+        self.view.replace(view);
+        self.vcpus.post_all(Request::FlushAll);
+    }
+
+    /// Reads guest memory for the host. Devices are read in naturally aligned parts.
+    pub fn read(&self, addr: GuestPhys, into: &mut [u8]) -> Result<(), AccessError> {
+        let view = self.snapshot();
+        for part in parts(&view, addr, into.len() as u64)? {
+            let bytes = &mut into[part.at..part.at + part.len];
+            match &part.range.what {
+                What::Ram { block, off, .. } => {
+                    let refused = |_| AccessError::Refused { addr: part.addr() };
+                    block.read_bytes(off + part.into, bytes).map_err(refused)?;
+                }
+                What::Mmio { dev, off } => {
+                    let sizes = dev.sizes();
+                    for (at, size) in mmio::aligned_parts(off + part.into, bytes.len() as u64) {
+                        let addr = part.addr().wrapping_add(at);
+                        let value = mmio::read(&**dev, sizes, off + part.into + at, size)
+                            .ok_or(AccessError::TooNarrow { addr, bytes: size.bytes() })?;
+                        let (at, n) = (at as usize, size.bytes() as usize);
+                        bytes[at..at + n].copy_from_slice(&value.to_le_bytes()[..n]);
+                    }
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Writes guest memory for the host: RAM and ROM first, devices last. Of bytes that are not all mapped, none is
+    /// written. vCPUs drop translations of overwritten code at their next safe point.
+    pub fn write(&self, addr: GuestPhys, from: &[u8]) -> Result<(), AccessError> {
+        let view = self.snapshot();
+        let parts = parts(&view, addr, from.len() as u64)?;
+        for part in &parts {
+            if let What::Mmio { dev, off } = &part.range.what {
+                for (at, size) in mmio::aligned_parts(off + part.into, part.len as u64) {
+                    if dev.sizes().widest_within(size).is_none() {
+                        let addr = part.addr().wrapping_add(at);
+                        return Err(AccessError::TooNarrow { addr, bytes: size.bytes() });
+                    }
+                }
+            }
+        }
+        for part in &parts {
+            if let What::Ram { block, off, .. } = &part.range.what {
+                let refused = |_| AccessError::Refused { addr: part.addr() };
+                block.write_bytes(off + part.into, &from[part.at..part.at + part.len]).map_err(refused)?;
+                let ram = RamAddr::new(block.offset().get() + off + part.into);
+                self.written(ram, part.len as u64);
+            }
+        }
+        for part in &parts {
+            if let What::Mmio { dev, off } = &part.range.what {
+                let sizes = dev.sizes();
+                for (at, size) in mmio::aligned_parts(off + part.into, part.len as u64) {
+                    let mut value = [0; 8];
+                    let n = size.bytes() as usize;
+                    value[..n].copy_from_slice(&from[part.at + at as usize..][..n]);
+                    // Every width was found good above.
+                    mmio::write(&**dev, sizes, off + part.into + at, size, u64::from_le_bytes(value));
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Steps b and c of the road for a writer that is no vCPU: bytes `[ram, ram + len)` were written by other means
+    /// (a checkpoint restored, a block mapped by a device). The bytes are visible; kills go out, then the marks.
+    pub fn written(&self, ram: RamAddr, len: u64) {
+        if len == 0 {
+            return;
+        }
+        // MARK-1: partners the RMW of `announce`. Either we see the announced line, or its translator reads our bytes.
+        fence(Ordering::SeqCst);
+        let guard = pin();
+        let dirty = self.ram.dirty();
+        let range = PageRange::of_bytes(ram, len);
+        let end = ram.get().saturating_add(len);
+        let mut kill: Option<(u64, u64)> = None;
+        for page in range.iter() {
+            let from = ram.get().max(page.base().get());
+            let to = end.min(page.base().get().saturating_add(PAGE_SIZE));
+            let hit = !dirty.test(page, DirtyClient::Code, &guard) && self.code.hit(RamAddr::new(from), to - from);
+            match &mut kill {
+                Some(open) if hit && open.1 == from => open.1 = to,
+                _ if hit => self.post_kill(kill.replace((from, to))),
+                _ => self.post_kill(kill.take()),
+            }
+        }
+        self.post_kill(kill);
+        dirty.set(range, ClientMask::NOCODE, &guard);
+    }
+
+    fn post_kill(&self, bytes: Option<(u64, u64)>) {
+        if let Some((from, to)) = bytes {
+            self.vcpus.post_all(Request::KillCode { ram: RamAddr::new(from), len: to - from });
+        }
+    }
+}
+
+fn same_page_offset(base: GuestPhys, target: u64) -> Result<(), MapError> {
+    if base.page_offset() == target % PAGE_SIZE { Ok(()) } else { Err(MapError::Misaligned { base, target }) }
+}
+
+/// The share that one range has in a host access.
+struct Part<'v> {
+    range: &'v FlatRange,
+    /// Offset in the range.
+    into: u64,
+    /// Offset in the caller's buffer.
+    at: usize,
+    len: usize,
+}
+
+impl Part<'_> {
+    fn addr(&self) -> GuestPhys {
+        GuestPhys::new(self.range.start + self.into)
+    }
+}
+
+/// Cuts `[addr, addr + len)` by ranges; an error if any of it is a hole.
+fn parts(view: &FlatView, addr: GuestPhys, len: u64) -> Result<Vec<Part<'_>>, AccessError> {
+    let Some(more) = len.checked_sub(1) else { return Ok(Vec::new()) };
+    let (start, last) = (addr.get(), addr.checked_add(more).ok_or(AccessError::Wraps { addr, len })?.get());
+    let mut parts = Vec::new();
+    let mut next = Some(start);
+    for range in view.overlapping(start, last) {
+        let Some(want) = next else { break };
+        if range.start > want {
+            return Err(AccessError::Unmapped { addr: GuestPhys::new(want) });
+        }
+        let end = range.last.min(last);
+        parts.push(Part {
+            range,
+            into: want - range.start,
+            at: (want - start) as usize,
+            len: (end - want) as usize + 1,
+        });
+        next = if end == last { None } else { Some(end + 1) };
+    }
+    match next {
+        None => Ok(parts),
+        Some(hole) => Err(AccessError::Unmapped { addr: GuestPhys::new(hole) }),
+    }
+}
+
+impl core::fmt::Debug for AddressSpace {
+    fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
+        f.debug_struct("AddressSpace").field("view", &self.snapshot()).finish_non_exhaustive()
+    }
+}

@@ -1,0 +1,147 @@
+//! Devices behind addresses, and the cutting of an access into widths that a device understands.
+
+use crate::addr::MemSize;
+
+/// The widths a device takes: bit n stands for `1 << n` bytes.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+#[repr(transparent)]
+pub struct SizeMask(u8);
+
+impl SizeMask {
+    /// Every width from one to eight bytes.
+    pub const ALL: SizeMask = SizeMask(0b1111);
+
+    /// Exactly these widths.
+    pub const fn of(sizes: &[MemSize]) -> SizeMask {
+        let mut mask = 0;
+        let mut i = 0;
+        while i < sizes.len() {
+            mask |= 1 << sizes[i] as u8;
+            i += 1;
+        }
+        SizeMask(mask)
+    }
+    /// Is this width among them?
+    #[inline]
+    pub const fn contains(self, size: MemSize) -> bool {
+        self.0 & (1 << size as u8) != 0
+    }
+    /// The widest of them that is not wider than `size`.
+    #[inline]
+    pub const fn widest_within(self, size: MemSize) -> Option<MemSize> {
+        let within = self.0 & 0b1111 & ((2u8 << size as u8) - 1);
+        if within == 0 { None } else { MemSize::from_log2(7 - within.leading_zeros() as u8) }
+    }
+}
+
+/// A device that answers loads and stores.
+///
+/// It is called on the vCPU's thread, from inside an access, with no lock of ours held. It may use the host API of
+/// the address space (DMA) and may post to vCPUs: they see that at their next safe point.
+pub trait MmioDevice: Send + Sync {
+    /// A load of `size` at `offset` from the start of the region; bits above `size` are ignored.
+    fn read(&self, offset: u64, size: MemSize) -> u64;
+    /// A store; bits of `value` above `size` are zero.
+    fn write(&self, offset: u64, size: MemSize, value: u64);
+    /// The widths it takes. Wider accesses are split, lowest address first; narrower ones are access faults.
+    /// The answer must not change while the device is mapped.
+    fn sizes(&self) -> SizeMask {
+        SizeMask::ALL
+    }
+}
+
+/// Reads `size` bytes, split if need be. `None`: the device takes nothing that narrow, and was not called.
+#[inline]
+pub(crate) fn read(dev: &dyn MmioDevice, sizes: SizeMask, offset: u64, size: MemSize) -> Option<u64> {
+    if sizes.contains(size) {
+        return Some(dev.read(offset, size) & size.mask());
+    }
+    let part = sizes.widest_within(size)?;
+    let mut value = 0;
+    for at in (0..size.bytes()).step_by(part.bytes() as usize) {
+        value |= (dev.read(offset.wrapping_add(at), part) & part.mask()) << (8 * at);
+    }
+    Some(value)
+}
+
+/// Writes `size` bytes, split if need be. `None` as in [`read`].
+#[inline]
+pub(crate) fn write(dev: &dyn MmioDevice, sizes: SizeMask, offset: u64, size: MemSize, value: u64) -> Option<()> {
+    if sizes.contains(size) {
+        dev.write(offset, size, value & size.mask());
+        return Some(());
+    }
+    let part = sizes.widest_within(size)?;
+    for at in (0..size.bytes()).step_by(part.bytes() as usize) {
+        dev.write(offset.wrapping_add(at), part, (value >> (8 * at)) & part.mask());
+    }
+    Some(())
+}
+
+/// Cuts `len` bytes at `offset` into naturally aligned accesses of at most eight bytes, lowest address first.
+pub(crate) fn aligned_parts(offset: u64, len: u64) -> impl Iterator<Item = (u64, MemSize)> {
+    let mut at = 0;
+    core::iter::from_fn(move || {
+        if at >= len {
+            return None;
+        }
+        let here = offset.wrapping_add(at);
+        let by_alignment = if here == 0 { 8 } else { 1 << here.trailing_zeros().min(3) };
+        let size = MemSize::at_most(by_alignment.min(len - at));
+        let part = (at, size);
+        at += size.bytes();
+        Some(part)
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::sync::Mutex;
+
+    struct Log(Mutex<Vec<(u64, MemSize, u64)>>, SizeMask);
+    impl MmioDevice for Log {
+        fn read(&self, offset: u64, _: MemSize) -> u64 {
+            (0x1111 * (offset + 1)) | !0xffff
+        }
+        fn write(&self, offset: u64, size: MemSize, value: u64) {
+            self.0.lock().unwrap().push((offset, size, value));
+        }
+        fn sizes(&self) -> SizeMask {
+            self.1
+        }
+    }
+
+    #[test]
+    fn wide_accesses_are_split_lowest_address_first() {
+        let dev = Log(Mutex::default(), SizeMask::of(&[MemSize::B2]));
+        assert_eq!(write(&dev, dev.sizes(), 4, MemSize::B8, 0x4444_3333_2222_1111), Some(()));
+        let log = dev.0.lock().unwrap().clone();
+        let want: Vec<_> = (0..4).map(|i| (4 + 2 * i, MemSize::B2, 0x1111 * (i + 1))).collect();
+        assert_eq!(log, want);
+        assert_eq!(read(&dev, dev.sizes(), 0, MemSize::B4), Some(0x3333_1111));
+    }
+
+    #[test]
+    fn accesses_too_narrow_for_the_device_do_not_reach_it() {
+        let dev = Log(Mutex::default(), SizeMask::of(&[MemSize::B4]));
+        assert_eq!(write(&dev, dev.sizes(), 0, MemSize::B2, 1), None);
+        assert_eq!(read(&dev, dev.sizes(), 0, MemSize::B1), None);
+        assert!(dev.0.lock().unwrap().is_empty());
+    }
+
+    #[test]
+    fn parts_are_naturally_aligned_and_cover_everything_once() {
+        for offset in 0..32 {
+            for len in 0..32 {
+                let mut at = 0;
+                for (start, size) in aligned_parts(offset, len) {
+                    assert_eq!(start, at);
+                    assert_eq!((offset + start) % size.bytes(), 0);
+                    at += size.bytes();
+                }
+                assert_eq!(at, len);
+            }
+        }
+    }
+}

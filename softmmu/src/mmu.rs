@@ -1,0 +1,238 @@
+//! `SoftMmu`: what one vCPU owns of the memory subsystem, and what it does at its safe points.
+//!
+//! ```text
+//!   SoftMmu ── tlb ─────── raw pointers into RAM blocks and devices
+//!      │                        ▲ kept alive by
+//!      ├── view: Arc<FlatView> ─┘   changed only in `serve`, after the TLB was emptied (RAM-1)
+//!      ├── space: Arc<AddressSpace> ── code pages (entries point at line masks), dirty memory, registry
+//!      └── port: Arc<VcpuPort> ◀── post, kick: everybody else
+//! ```
+//!
+//! Keeps TLB-1 and SAFE-1: requests are served in `serve` and nowhere else, so a pointer whose check was elided stays
+//! good across any number of loads and stores.
+
+use crate::addr::GuestVirt;
+use crate::atomic::Reservation;
+use crate::code::{CodeInvalidator, CodePages};
+use crate::memmap::{AddressSpace, FlatView};
+use crate::safepoint::{Pending, Request, VcpuPort};
+use crate::tlb::Tlb;
+use crate::tlb::entry::{BIAS, FLAGS, TLB_ENTRIES, TlbEntry, index};
+use notdirty_core::{PageIndex, PageRange, RamAddr, pin};
+use std::io;
+use std::ptr::NonNull;
+use std::sync::Arc;
+
+/// What an access needs from the engine above.
+pub trait Hooks: CodeInvalidator {
+    /// A device is about to be called: publish the instruction count to the clock.
+    fn before_mmio(&mut self) {}
+}
+
+/// An engine that caches no translations.
+#[derive(Clone, Copy, Default, Debug)]
+pub struct NoHooks;
+
+impl CodeInvalidator for NoHooks {
+    fn code_written(&mut self, _: &CodePages, _: RamAddr, _: u64) -> usize {
+        0
+    }
+}
+impl Hooks for NoHooks {}
+
+/// How often the slow path was taken, and which way out.
+#[derive(Clone, Copy, PartialEq, Eq, Default, Debug)]
+#[non_exhaustive]
+pub struct SlowStats {
+    /// Loads and LRs without an entry.
+    pub load_miss: u64,
+    /// Stores, SCs and AMOs without an entry.
+    pub store_miss: u64,
+    /// Fetches without a fetch entry.
+    pub fetch_miss: u64,
+    /// Stores to pages of which CODE was the only listener and no line was hit.
+    pub code_page: u64,
+    /// Stores somebody listened to.
+    pub notdirty: u64,
+    /// Stores that hit a line with code.
+    pub code_hit: u64,
+    /// TBs that died of them.
+    pub killed: u64,
+    /// Device loads.
+    pub mmio_read: u64,
+    /// Device stores.
+    pub mmio_write: u64,
+    /// Accesses over two pages or two regions.
+    pub page_cross: u64,
+    /// Misaligned accesses within a page.
+    pub misaligned: u64,
+    /// Stores to ROM.
+    pub rom_discard: u64,
+    /// Accesses to pages that no entry can describe.
+    pub mixed_page: u64,
+    /// Accesses that ended in a fault.
+    pub faults: u64,
+    /// Whole TLB flushes.
+    pub flushes: u64,
+    /// Pages whose entries were armed or disarmed.
+    pub refreshed: u64,
+}
+
+/// What was served at a safe point.
+#[must_use = "killed code and flushed maps concern the engine's caches too"]
+#[derive(Clone, Copy, PartialEq, Eq, Default, Debug)]
+pub struct ServeReport {
+    /// TBs dropped because somebody else wrote their bytes.
+    pub killed: u32,
+    /// Pages armed again.
+    pub rearmed: u64,
+    /// The memory map (may have) changed: everything that remembers an address's page is stale.
+    pub flushed: bool,
+}
+
+/// One vCPU's way to memory. It belongs to that vCPU's thread (it can be moved there, not shared).
+pub struct SoftMmu {
+    pub(crate) tlb: Tlb,
+    /// The view the TLB's entries came from; see the header.
+    pub(crate) view: Arc<FlatView>,
+    pub(crate) space: Arc<AddressSpace>,
+    pub(crate) port: Arc<VcpuPort>,
+    pub(crate) reservation: Option<Reservation>,
+    pub(crate) stats: SlowStats,
+}
+
+impl SoftMmu {
+    /// A vCPU's TLB on this address space, with `prefix` bytes (a multiple of 64) before the table for the owner.
+    pub fn new(space: &Arc<AddressSpace>, prefix: usize) -> io::Result<SoftMmu> {
+        let tlb = Tlb::new(prefix)?;
+        // Registered before the view is taken: a change after that is posted to us.
+        let port = space.vcpus().register();
+        let view = space.snapshot();
+        Ok(SoftMmu { tlb, view, space: space.clone(), port, reservation: None, stats: SlowStats::default() })
+    }
+
+    /// Start of the owner's bytes: zeroed, 64-byte aligned, `table() - prefix`. They die with this `SoftMmu`.
+    pub fn prefix(&self) -> NonNull<u8> {
+        self.tlb.prefix()
+    }
+
+    /// Start of the table, page-aligned. It never moves. Emitted code reads it on the owner's thread only.
+    pub fn table(&self) -> NonNull<TlbEntry> {
+        self.tlb.table()
+    }
+
+    /// Where others post, kick and raise interrupts.
+    pub fn port(&self) -> &Arc<VcpuPort> {
+        &self.port
+    }
+
+    /// The address space.
+    pub fn space(&self) -> &Arc<AddressSpace> {
+        &self.space
+    }
+
+    /// Counters of the slow path.
+    pub fn stats(&self) -> &SlowStats {
+        &self.stats
+    }
+
+    /// The addend that emitted code may assume: entries with another carry OTHER and never match there.
+    pub fn flat_addend(&self) -> u64 {
+        self.tlb.flat_addend
+    }
+
+    /// Chooses the flat addend (host address - guest address, wrapping). Empties the TLB if that changes it.
+    pub fn set_flat_addend(&mut self, addend: u64) {
+        if self.tlb.flat_addend != addend {
+            self.tlb.flat_addend = addend;
+            self.flush_tlb();
+        }
+    }
+
+    /// The entry that would serve `va`, for tests and for emitters that want to look.
+    pub fn probe(&self, va: GuestVirt) -> TlbEntry {
+        self.tlb.entry(index(va.get().wrapping_add(BIAS)))
+    }
+
+    /// Does the TLB hold a translation of this page that lets plain stores through?
+    pub fn is_store_fast(&self, va: GuestVirt) -> bool {
+        let biased = va.get().wrapping_add(BIAS) & !FLAGS;
+        biased != 0 && self.probe(va).write & !crate::tlb::entry::OTHER == biased
+    }
+
+    /// Empties the TLB, fetch entries too.
+    pub fn flush_tlb(&mut self) {
+        self.tlb.flush_all();
+        self.stats.flushes += 1;
+    }
+
+    /// Makes own entries of a RAM page say who listens now. The translator calls it after `announce`.
+    pub fn arm_page(&mut self, page: PageIndex) {
+        self.stats.refreshed += 1;
+        self.tlb.refresh_page(&self.space, page, &pin());
+    }
+
+    /// First half of CODE-1 in one call: announce the lines, arm own entries, post the re-arm to every other vCPU.
+    /// Then read the bytes. Until the rest have served it, one of them may still store there unheard: then compare
+    /// the bytes again.
+    pub fn announce_code(&mut self, page: PageIndex, lines: u64) -> Pending {
+        let guard = pin();
+        self.space.code().announce(self.space.ram(), page, lines, &guard);
+        self.stats.refreshed += 1;
+        self.tlb.refresh_page(&self.space, page, &guard);
+        self.space.vcpus().post_others(&self.port, Request::Rearm(PageRange::of_page(page)))
+    }
+
+    /// Serves what others posted. Call it at safe points only: between instructions, with no pointer into guest RAM
+    /// held and no check elided across it.
+    #[inline]
+    pub fn serve<H: Hooks>(&mut self, hooks: &mut H) -> ServeReport {
+        if self.port.kicked() { self.serve_posted(hooks) } else { ServeReport::default() }
+    }
+
+    #[cold]
+    fn serve_posted<H: Hooks>(&mut self, hooks: &mut H) -> ServeReport {
+        let mut report = ServeReport::default();
+        let (requests, ticket) = self.port.drain();
+        for request in requests {
+            match request {
+                Request::KillCode { ram, len } => {
+                    let killed = hooks.code_written(self.space.code(), ram, len);
+                    self.stats.killed += killed as u64;
+                    report.killed = report.killed.saturating_add(killed as u32);
+                }
+                Request::Rearm(range) if range.len() > TLB_ENTRIES as u64 / 4 => self.flush_tlb(),
+                Request::Rearm(range) => {
+                    let guard = pin();
+                    for page in range.iter() {
+                        self.tlb.refresh_page(&self.space, page, &guard);
+                    }
+                    report.rearmed += range.len();
+                    self.stats.refreshed += range.len();
+                }
+                Request::FlushAll => {
+                    // The order matters: no entry may outlive the view that keeps its memory alive.
+                    self.flush_tlb();
+                    self.view = self.space.snapshot();
+                    self.reservation = None;
+                    report.flushed = true;
+                }
+            }
+        }
+        // Acted first, acknowledged last (HARVEST-1 counts on it).
+        self.port.acknowledge(ticket);
+        report
+    }
+}
+
+impl Drop for SoftMmu {
+    fn drop(&mut self) {
+        self.port.close();
+    }
+}
+
+impl core::fmt::Debug for SoftMmu {
+    fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
+        f.debug_struct("SoftMmu").field("stats", &self.stats).finish_non_exhaustive()
+    }
+}

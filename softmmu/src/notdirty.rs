@@ -1,0 +1,88 @@
+//! The store somebody listens to: the road of a store, steps a to d.
+//!
+//! ```text
+//!   a. host store                                     (by the caller, or here for a code page)
+//!   ── fence ──  MARK-1: the store is visible before anybody's wish is read
+//!   b. CODE clear, and the bytes touch a line of the mask ─▶ generation + 1, CodeInvalidator::code_written,
+//!      and a kill posted to every other vCPU
+//!   c. who else listens gets the page's bit (a RMW)
+//!   d. who listens now? nobody: NOTDIRTY goes; only code: CODEPAGE, and the next store tests one bit
+//! ```
+//!
+//! Keeps MARK-1 and the store's half of CODE-1. Step d asks again after b and c: killing the last TB of a page makes
+//! its entries fast at once.
+
+use crate::access::StoreEffect;
+use crate::addr::{GuestVirt, MemSize};
+use crate::code::{CodePage, lines_of};
+use crate::host;
+use crate::mmu::{Hooks, SoftMmu};
+use crate::safepoint::Request;
+use notdirty_core::{ClientMask, PageRange, RamAddr, pin};
+use std::ptr::{with_exposed_provenance, with_exposed_provenance_mut};
+use std::sync::atomic::{Ordering, fence};
+
+impl SoftMmu {
+    /// Steps b to d for `len` bytes at `ram`, on one page, that were just stored by this vCPU. Returns the dead TBs.
+    pub(crate) fn tell<H: Hooks>(&mut self, hooks: &mut H, ram: RamAddr, len: u64) -> u32 {
+        self.stats.notdirty += 1;
+        // MARK-1: partners the RMW of `announce` and of whoever takes bits.
+        fence(Ordering::SeqCst);
+        let guard = pin();
+        let page = ram.page();
+        let dirty = self.space.ram().dirty();
+        let listening = dirty.listening(page, &guard);
+        let mut killed = 0;
+        if listening.contains(ClientMask::CODE) && self.space.code().hit(ram, len) {
+            killed = self.kill(hooks, ram, len);
+        }
+        let others = listening.without(ClientMask::CODE);
+        if !others.is_empty() {
+            self.space.ram().dirty().set(PageRange::of_page(page), others, &guard);
+        }
+        self.stats.refreshed += 1;
+        self.tlb.refresh_page(&self.space, page, &guard);
+        killed
+    }
+
+    /// A store through an entry with CODEPAGE, aligned: only a hit of the line mask leaves the quick way.
+    pub(crate) fn store_to_code_page<H: Hooks>(
+        &mut self,
+        hooks: &mut H,
+        slot: usize,
+        va: GuestVirt,
+        size: MemSize,
+        value: u64,
+    ) -> StoreEffect {
+        let entry = self.tlb.entry(slot);
+        let host = va.get().wrapping_add(entry.addend);
+        // SAFETY: the write comparator matched but for CODEPAGE: aligned, live, writable RAM.
+        unsafe { host::store(with_exposed_provenance_mut(host as usize), size, value) };
+        // MARK-1, as in `tell`.
+        fence(Ordering::SeqCst);
+        // SAFETY: with CODEPAGE, `aux` is the address of a `CodePage`, which lives as long as `self.space`.
+        let code = unsafe { &*with_exposed_provenance::<CodePage>(entry.aux as usize) };
+        if !code.hit(lines_of(va.page_offset(), size.bytes())) {
+            self.stats.code_page += 1;
+            if code.mask.load(Ordering::Relaxed) == 0 {
+                // Its TBs died by other means; nobody told this entry.
+                self.arm_page(self.tlb.ram_page(slot));
+            }
+            return StoreEffect::NONE;
+        }
+        let page = self.tlb.ram_page(slot);
+        let ram = RamAddr::new(page.base().get() + va.page_offset());
+        let killed = self.kill(hooks, ram, size.bytes());
+        self.arm_page(page);
+        StoreEffect { killed, mmio: false }
+    }
+
+    fn kill<H: Hooks>(&mut self, hooks: &mut H, ram: RamAddr, len: u64) -> u32 {
+        self.stats.code_hit += 1;
+        let killed = hooks.code_written(self.space.code(), ram, len);
+        // Other vCPUs have translations of their own (TB-1).
+        self.space.vcpus().post_others(&self.port, Request::KillCode { ram, len });
+        self.stats.killed += killed as u64;
+        killed as u32
+    }
+}

@@ -1,0 +1,335 @@
+//! The slow path, top to bottom as in the picture.
+//!
+//! ```text
+//!   miss, flag or misalignment
+//!     ├─ no flag, within the page ─────── misaligned: host access
+//!     ├─ CODEPAGE, aligned ───────────── host store, test the line mask, only a hit goes on     notdirty.rs
+//!     ├─ locate: entry, else device, else fill, else (mixed page) the view; nothing there ─▶ access fault
+//!     ├─ bytes reach past the page or the region ─▶ pieces: all located, then RAM, then devices (SAFE-1)
+//!     ├─ RAM, nobody listens ──────────── host store (the first one: the miss)
+//!     ├─ RAM, somebody listens ────────── host store, then steps b to d                         notdirty.rs
+//!     ├─ ROM ──────────────────────────── store ignored
+//!     └─ device ───────────────────────── misaligned ─▶ access fault, else call it              mmio.rs
+//! ```
+//!
+//! Nothing here waits or serves (SAFE-1). No entry is used after a device or the invalidator was called: a `Place`
+//! is a copy, whose pointers live as long as `self.view`.
+
+use crate::access::{StoreEffect, wanted};
+use crate::addr::{GuestPhys, GuestVirt, MemSize};
+use crate::fault::{AccessKind, MemFault};
+use crate::host;
+use crate::memmap::Resolved;
+use crate::mmio::{self, MmioDevice, SizeMask};
+use crate::mmu::{Hooks, SoftMmu};
+use crate::tlb::DeviceEntry;
+use crate::tlb::entry::{BIAS, CODEPAGE, DISCARD, FLAGS, INVALID, NOTDIRTY, OTHER, index};
+use crate::tlb::fill::{Filled, host_address, ram_address};
+use notdirty_core::{PAGE_SIZE, RamAddr};
+use smallvec::SmallVec;
+use std::ptr::{NonNull, with_exposed_provenance, with_exposed_provenance_mut};
+
+/// Where a byte is, and what a store there must do.
+#[derive(Clone, Copy)]
+pub(crate) enum Place {
+    /// RAM; `silent` if the entry says that nobody listens.
+    Ram { host: *mut u8, ram: RamAddr, silent: bool },
+    /// Located for a store, but read-only.
+    Rom { host: *mut u8, ram: RamAddr },
+    /// A device, which the view keeps alive.
+    Mmio { dev: NonNull<dyn MmioDevice>, off: u64, sizes: SizeMask },
+}
+
+/// A part of an access: `len` bytes, `at` bytes into it.
+struct Piece {
+    at: u64,
+    len: u64,
+    place: Place,
+}
+type Pieces = SmallVec<[Piece; 2]>;
+
+impl SoftMmu {
+    #[cold]
+    #[inline(never)]
+    pub(crate) fn load_slow<H: Hooks>(&mut self, hooks: &mut H, va: GuestVirt, size: MemSize) -> Result<u64, MemFault> {
+        let biased = va.get().wrapping_add(BIAS);
+        let slot = index(biased);
+        if fits_page(va, size) && self.tlb.read_comparator(slot) & !OTHER == biased & !FLAGS && biased > FLAGS {
+            self.stats.misaligned += 1;
+            let host = va.get().wrapping_add(self.tlb.addend(slot));
+            // SAFETY: the comparator matched: a live page of RAM, which the access does not leave.
+            return Ok(unsafe { host::load_misaligned(with_exposed_provenance(host as usize), size) });
+        }
+        let (place, left) = self.locate(va, AccessKind::Load)?;
+        if left < size.bytes() {
+            return self.load_pieces(hooks, va, size);
+        }
+        match place {
+            Place::Ram { host, .. } | Place::Rom { host, .. } if aligned(va, size) => {
+                // SAFETY: `locate` found `left` bytes of live RAM at an address congruent with `va`, here aligned.
+                Ok(unsafe { host::load(host, size) })
+            }
+            Place::Ram { host, .. } | Place::Rom { host, .. } => {
+                self.stats.misaligned += 1;
+                // SAFETY: `locate` found `left` bytes of live RAM.
+                Ok(unsafe { host::load_misaligned(host, size) })
+            }
+            Place::Mmio { dev, off, sizes } => {
+                if !aligned(va, size) {
+                    return Err(self.fault(AccessKind::Load, va));
+                }
+                self.device_load(hooks, (dev, off, sizes), size).ok_or_else(|| self.fault(AccessKind::Load, va))
+            }
+        }
+    }
+
+    #[cold]
+    #[inline(never)]
+    pub(crate) fn store_slow<H: Hooks>(
+        &mut self,
+        hooks: &mut H,
+        va: GuestVirt,
+        size: MemSize,
+        value: u64,
+    ) -> Result<StoreEffect, MemFault> {
+        let biased = va.get().wrapping_add(BIAS);
+        let slot = index(biased);
+        if self.tlb.write_comparator(slot) & !OTHER == wanted(biased, size) | CODEPAGE {
+            return Ok(self.store_to_code_page(hooks, slot, va, size, value));
+        }
+        if fits_page(va, size) && self.tlb.write_comparator(slot) & !OTHER == biased & !FLAGS && biased > FLAGS {
+            self.stats.misaligned += 1;
+            let host = va.get().wrapping_add(self.tlb.addend(slot));
+            // SAFETY: the comparator matched: a live page of writable RAM, which the access does not leave.
+            unsafe { host::store_misaligned(with_exposed_provenance_mut(host as usize), size, value) };
+            return Ok(StoreEffect::NONE);
+        }
+        let (place, left) = self.locate(va, AccessKind::Store)?;
+        if left < size.bytes() {
+            return self.store_pieces(hooks, va, size, value);
+        }
+        match place {
+            Place::Ram { host, ram, silent } => {
+                if aligned(va, size) {
+                    // SAFETY: `locate` found `left` bytes of live, writable RAM, here aligned.
+                    unsafe { host::store(host, size, value) };
+                } else {
+                    self.stats.misaligned += 1;
+                    // SAFETY: as above, at any alignment.
+                    unsafe { host::store_misaligned(host, size, value) };
+                }
+                let killed = if silent { 0 } else { self.tell(hooks, ram, size.bytes()) };
+                Ok(StoreEffect { killed, mmio: false })
+            }
+            Place::Rom { .. } => {
+                self.stats.rom_discard += 1;
+                Ok(StoreEffect::NONE)
+            }
+            Place::Mmio { dev, off, sizes } => {
+                if !aligned(va, size) {
+                    return Err(self.fault(AccessKind::Store, va));
+                }
+                self.device_store(hooks, (dev, off, sizes), size, value)
+                    .ok_or_else(|| self.fault(AccessKind::Store, va))?;
+                Ok(StoreEffect { killed: 0, mmio: true })
+            }
+        }
+    }
+
+    /// Where `va` is, and how many bytes from there are the same thing.
+    #[inline]
+    pub(crate) fn locate(&mut self, va: GuestVirt, kind: AccessKind) -> Result<(Place, u64), MemFault> {
+        let biased = va.get().wrapping_add(BIAS);
+        let slot = index(biased);
+        let comparator = match kind {
+            AccessKind::Store => self.tlb.write_comparator(slot),
+            _ => self.tlb.read_comparator(slot),
+        };
+        if comparator & (!FLAGS | INVALID) == biased & !FLAGS {
+            return Ok((self.place(slot, comparator, va), PAGE_SIZE - va.page_offset()));
+        }
+        if let Some(place) = self.device_place(va) {
+            return Ok((place, PAGE_SIZE - va.page_offset()));
+        }
+        self.locate_missed(va, kind)
+    }
+
+    #[inline]
+    fn device_place(&self, va: GuestVirt) -> Option<Place> {
+        let &DeviceEntry { off, dev, sizes, .. } = self.tlb.device(va.get().wrapping_add(BIAS))?;
+        Some(Place::Mmio { dev, off: off.wrapping_add(va.page_offset()), sizes })
+    }
+
+    /// The place that an entry says.
+    #[inline]
+    fn place(&self, slot: usize, comparator: u64, va: GuestVirt) -> Place {
+        let host = with_exposed_provenance_mut(va.get().wrapping_add(self.tlb.addend(slot)) as usize);
+        let ram = RamAddr::new(self.tlb.ram_page(slot).base().get() + va.page_offset());
+        if comparator & DISCARD != 0 {
+            Place::Rom { host, ram }
+        } else {
+            Place::Ram { host, ram, silent: comparator & (NOTDIRTY | CODEPAGE) == 0 }
+        }
+    }
+
+    fn locate_missed(&mut self, va: GuestVirt, kind: AccessKind) -> Result<(Place, u64), MemFault> {
+        match kind {
+            AccessKind::Store => self.stats.store_miss += 1,
+            _ => self.stats.load_miss += 1,
+        }
+        match self.tlb.fill(&self.space, &self.view, va) {
+            Filled::Entry => {
+                let slot = index(va.get().wrapping_add(BIAS));
+                let entry = self.tlb.entry(slot);
+                let comparator = if kind == AccessKind::Store { entry.write } else { entry.read };
+                Ok((self.place(slot, comparator, va), PAGE_SIZE - va.page_offset()))
+            }
+            Filled::Device => match self.device_place(va) {
+                Some(place) => Ok((place, PAGE_SIZE - va.page_offset())),
+                None => Err(self.fault(kind, va)),
+            },
+            Filled::Mixed => self.locate_mixed(va).ok_or_else(|| self.fault(kind, va)),
+            Filled::Empty => Err(self.fault(kind, va)),
+        }
+    }
+
+    /// On a page that no entry describes, the view is asked each time.
+    fn locate_mixed(&mut self, va: GuestVirt) -> Option<(Place, u64)> {
+        self.stats.mixed_page += 1;
+        let at = GuestPhys::new(va.get());
+        // A page at a time, so that the pieces of an access wrap at the end of the address space.
+        let page_left = PAGE_SIZE - at.page_offset();
+        match self.view.resolve(at) {
+            Resolved::Ram { block, off, readonly, len_left } => {
+                let host = with_exposed_provenance_mut(host_address(block, off) as usize);
+                let ram = ram_address(block, off);
+                let place = if readonly { Place::Rom { host, ram } } else { Place::Ram { host, ram, silent: false } };
+                Some((place, len_left.min(page_left)))
+            }
+            Resolved::Mmio { dev, off, len_left } => {
+                let place = Place::Mmio { dev: NonNull::from(&**dev), off, sizes: dev.sizes() };
+                Some((place, len_left.min(page_left)))
+            }
+            Resolved::None => None,
+        }
+    }
+
+    /// Locates every byte of an access before any is touched (SAFE-1), and refuses what a device would refuse.
+    fn pieces(&mut self, va: GuestVirt, size: MemSize, kind: AccessKind) -> Result<Pieces, MemFault> {
+        self.stats.page_cross += 1;
+        let mut pieces = Pieces::new();
+        let mut at = 0;
+        while at < size.bytes() {
+            let here = va.wrapping_add(at);
+            let (place, left) = self.locate(here, kind)?;
+            let len = left.min(size.bytes() - at);
+            if let Place::Mmio { off, sizes, .. } = place {
+                let takes = |(_, part): (u64, MemSize)| sizes.widest_within(part).is_some();
+                if !aligned(va, size) || !mmio::aligned_parts(off, len).all(takes) {
+                    return Err(self.fault(kind, here));
+                }
+            }
+            pieces.push(Piece { at, len, place });
+            at += len;
+        }
+        Ok(pieces)
+    }
+
+    fn load_pieces<H: Hooks>(&mut self, hooks: &mut H, va: GuestVirt, size: MemSize) -> Result<u64, MemFault> {
+        let mut value = 0;
+        for Piece { at, len, place } in self.pieces(va, size, AccessKind::Load)? {
+            let part = match place {
+                // SAFETY: `locate` found at least `len` bytes of live RAM.
+                Place::Ram { host, .. } | Place::Rom { host, .. } => unsafe { host::load_bytes(host, len) },
+                Place::Mmio { dev, off, sizes } => {
+                    mmio::aligned_parts(off, len).fold(0, |value, (into, part)| {
+                        // `pieces` asked about every part.
+                        let read = self.device_load(hooks, (dev, off + into, sizes), part).unwrap_or(0);
+                        value | read << (8 * into)
+                    })
+                }
+            };
+            value |= part << (8 * at);
+        }
+        Ok(value)
+    }
+
+    fn store_pieces<H: Hooks>(
+        &mut self,
+        hooks: &mut H,
+        va: GuestVirt,
+        size: MemSize,
+        value: u64,
+    ) -> Result<StoreEffect, MemFault> {
+        let pieces = self.pieces(va, size, AccessKind::Store)?;
+        let mut effect = StoreEffect::NONE;
+        for piece in &pieces {
+            match piece.place {
+                // SAFETY: `locate` found at least `len` bytes of live, writable RAM.
+                Place::Ram { host, .. } => unsafe { host::store_bytes(host, piece.len, value >> (8 * piece.at)) },
+                Place::Rom { .. } => self.stats.rom_discard += 1,
+                Place::Mmio { .. } => {}
+            }
+        }
+        for piece in &pieces {
+            if let Place::Ram { ram, silent: false, .. } = piece.place {
+                effect.killed += self.tell(hooks, ram, piece.len);
+            }
+        }
+        for piece in &pieces {
+            if let Place::Mmio { dev, off, sizes } = piece.place {
+                for (into, part) in mmio::aligned_parts(off, piece.len) {
+                    let bytes = value >> (8 * (piece.at + into));
+                    // `pieces` asked about every part.
+                    let _ = self.device_store(hooks, (dev, off + into, sizes), part, bytes);
+                }
+                effect.mmio = true;
+            }
+        }
+        Ok(effect)
+    }
+
+    #[inline]
+    pub(crate) fn device_load<H: Hooks>(
+        &mut self,
+        hooks: &mut H,
+        (dev, off, sizes): (NonNull<dyn MmioDevice>, u64, SizeMask),
+        size: MemSize,
+    ) -> Option<u64> {
+        self.stats.mmio_read += 1;
+        hooks.before_mmio();
+        // SAFETY: the device is kept alive by `self.view`, which nothing replaces during an access.
+        mmio::read(unsafe { dev.as_ref() }, sizes, off, size)
+    }
+
+    #[inline]
+    pub(crate) fn device_store<H: Hooks>(
+        &mut self,
+        hooks: &mut H,
+        (dev, off, sizes): (NonNull<dyn MmioDevice>, u64, SizeMask),
+        size: MemSize,
+        value: u64,
+    ) -> Option<()> {
+        self.stats.mmio_write += 1;
+        hooks.before_mmio();
+        // SAFETY: as in `device_load`.
+        mmio::write(unsafe { dev.as_ref() }, sizes, off, size, value)
+    }
+
+    #[cold]
+    pub(crate) fn fault(&mut self, kind: AccessKind, va: GuestVirt) -> MemFault {
+        self.stats.faults += 1;
+        MemFault::access(kind, va)
+    }
+}
+
+/// Does the access stay on its page?
+#[inline]
+const fn fits_page(va: GuestVirt, size: MemSize) -> bool {
+    va.page_offset() + size.bytes() <= PAGE_SIZE
+}
+
+#[inline]
+pub(crate) const fn aligned(va: GuestVirt, size: MemSize) -> bool {
+    va.get() & (size.bytes() - 1) == 0
+}

@@ -1,0 +1,70 @@
+//! One TLB entry, as Rust and emitted code share it. Nobody else knows its layout: take the constants.
+//!
+//! ```text
+//!    0         8         16        24        32
+//!    │ read    │ write   │ addend  │ aux     │       comparator = (page's address + BIAS) | flags
+//!
+//!    63 ······ 12 │ 11      10       9    8       7     6        5..3 │ 2..0
+//!    page + BIAS  │ INVALID NOTDIRTY MMIO DISCARD OTHER CODEPAGE free │ stay zero: alignment of the access
+//! ```
+//!
+//! A probe compares `(va + BIAS) & !(0xfff ^ (size - 1))` with a comparator: equal means this page, aligned, and no
+//! flag; anything else goes slow. The bias makes a zeroed entry match nothing but the last page of the 64-bit space,
+//! and the one slot where that page would look is never left zero (`Tlb::EMPTY_AT_0`).
+
+use core::mem::offset_of;
+
+/// One page's translation.
+#[repr(C)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct TlbEntry {
+    pub(crate) read: u64,
+    pub(crate) write: u64,
+    /// Host address = guest address + addend.
+    pub(crate) addend: u64,
+    /// With CODEPAGE: host address of the page's line mask (a `CodePage`).
+    pub(crate) aux: u64,
+}
+
+/// Offset of the read comparator.
+pub const READ: i32 = offset_of!(TlbEntry, read) as i32;
+/// Offset of the write comparator.
+pub const WRITE: i32 = offset_of!(TlbEntry, write) as i32;
+/// Offset of the addend.
+pub const ADDEND: i32 = offset_of!(TlbEntry, addend) as i32;
+/// Offset of the line mask's address.
+pub const AUX: i32 = offset_of!(TlbEntry, aux) as i32;
+/// Logarithm of the entry's size.
+pub const ENTRY_BITS: u32 = 5;
+/// Logarithm of the number of entries. 16 Ki cover 64 MiB of scattered pages without a second miss.
+pub const TLB_BITS: u32 = 14;
+/// Number of entries.
+pub const TLB_ENTRIES: usize = 1 << TLB_BITS;
+/// Added to an address before it is compared or indexed.
+pub const BIAS: u64 = 0x1000;
+
+/// Not a hit, whatever the rest says.
+pub const INVALID: u64 = 1 << 11;
+/// Write comparator: somebody wants to hear of the store.
+pub const NOTDIRTY: u64 = 1 << 10;
+/// A device. No entry of today carries it: device pages have a table of their own and miss here.
+pub const MMIO: u64 = 1 << 9;
+/// Write comparator: ROM, the store is ignored.
+pub const DISCARD: u64 = 1 << 8;
+/// RAM whose addend is not the vCPU's flat addend.
+pub const OTHER: u64 = 1 << 7;
+/// Write comparator, in place of NOTDIRTY: only translated code listens; `aux` points to the line mask.
+pub const CODEPAGE: u64 = 1 << 6;
+/// Every bit of a comparator that is not the page.
+pub const FLAGS: u64 = 0xfff;
+
+const _: () = assert!(size_of::<TlbEntry>() == 1 << ENTRY_BITS);
+const _: () = assert!(READ == 0 && WRITE == 8 && ADDEND == 16 && AUX == 24);
+const _: () = assert!(BIAS == notdirty_core::PAGE_SIZE && FLAGS == BIAS - 1);
+const _: () = assert!((INVALID | NOTDIRTY | MMIO | DISCARD | OTHER | CODEPAGE) & 7 == 0);
+
+/// Index of the entry for a biased address.
+#[inline]
+pub(crate) const fn index(biased: u64) -> usize {
+    (biased >> notdirty_core::PAGE_BITS) as usize & (TLB_ENTRIES - 1)
+}

@@ -1,0 +1,161 @@
+//! Two threads and a clock: what the ordering rules are for. Each test fails (most runs) when the rule it names is
+//! broken in the source.
+
+mod common;
+
+use common::{RAM, va};
+use notdirty_core::{DirtyClient, PageIndex, PageRange, RamAddr, RamBlock, RamBlockSpec, RamList, pin};
+use notdirty_softmmu::{
+    AddressSpace, CodeInvalidator, CodePages, Hooks, MemSize, MmuIdx, NoHooks, Request, SoftMmu, lines_of,
+};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+
+fn machine() -> (Arc<RamList>, Arc<RamBlock>, Arc<AddressSpace>) {
+    let ram = Arc::new(RamList::new());
+    let block = ram.add(RamBlockSpec::new("ram", 0x4000)).unwrap();
+    let space = AddressSpace::new(ram.clone());
+    space.map_ram(notdirty_softmmu::GuestPhys::new(RAM), &block, 0, 0x4000, 0).unwrap();
+    (ram, block, space)
+}
+
+/// A translator whose one TB is the eight bytes at the start of RAM: translating is reading them.
+struct Translator {
+    ram: Arc<RamList>,
+    page: PageIndex,
+    tb: Option<u64>,
+}
+impl CodeInvalidator for Translator {
+    fn code_written(&mut self, code: &CodePages, _: RamAddr, _: u64) -> usize {
+        let dead = usize::from(self.tb.take().is_some());
+        code.set_lines(&self.ram, self.page, 0, &pin());
+        dead
+    }
+}
+impl Hooks for Translator {}
+
+#[test]
+fn a_translation_never_outlives_the_bytes_that_another_vcpu_wrote_over() {
+    // CODE-1, MARK-1, TLB-1: the writer has a vCPU of its own, and only posts.
+    let (ram, block, space) = machine();
+    let page = block.offset().page();
+    let mut tr = Translator { ram, page, tb: None };
+    let mut mmu = SoftMmu::new(&space, 0).unwrap();
+    let round = AtomicU64::new(0);
+    let settled = AtomicU64::new(0);
+    const ROUNDS: u64 = 3000;
+    std::thread::scope(|scope| {
+        let writer_space = space.clone();
+        let (round, settled) = (&round, &settled);
+        scope.spawn(move || {
+            let mut mmu = SoftMmu::new(&writer_space, 0).unwrap();
+            for n in 1..=ROUNDS {
+                for burst in 0..1 + n % 7 {
+                    let _ = mmu.store(&mut NoHooks, MmuIdx::M, va(RAM), MemSize::B8, n * 16 + burst).unwrap();
+                    let _ = mmu.serve(&mut NoHooks);
+                }
+                settled.store(n, Ordering::Release);
+                while round.load(Ordering::Acquire) < n {
+                    // A vCPU that spins still passes safe points.
+                    let _ = mmu.serve(&mut NoHooks);
+                    std::hint::spin_loop();
+                    std::thread::yield_now();
+                }
+            }
+        });
+        for n in 1..=ROUNDS {
+            // Translate again and again while the writer writes.
+            loop {
+                let quiet = settled.load(Ordering::Acquire) >= n;
+                if tr.tb.is_none() {
+                    let mut pending = mmu.announce_code(page, lines_of(0, 8));
+                    let bytes = block.load(0, 8).unwrap();
+                    tr.tb = Some(bytes);
+                    while !pending.is_served() {
+                        std::thread::yield_now();
+                        let _ = mmu.serve(&mut tr);
+                    }
+                    // Stores that were on their way have landed: compare again.
+                    if tr.tb.is_some_and(|tb| tb != block.load(0, 8).unwrap()) {
+                        tr.code_written(space.code(), block.offset(), 8);
+                    }
+                }
+                let _ = mmu.serve(&mut tr);
+                if quiet {
+                    break;
+                }
+            }
+            // The writer stands still. What was posted is served; what lives now must be true.
+            if let Some(tb) = tr.tb {
+                assert_eq!(tb, block.load(0, 8).unwrap(), "a translation of old bytes survived round {n}");
+            }
+            round.store(n, Ordering::Release);
+        }
+    });
+}
+
+#[test]
+fn a_harvest_misses_no_store() {
+    // HARVEST-1 and MARK-1: take the bit, re-arm and wait, then read. At the end, the last copy is what RAM holds.
+    let (ram, block, space) = machine();
+    let page = block.offset().page();
+    let stop = AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        let stop = &stop;
+        let vcpu_space = space.clone();
+        let vcpu = scope.spawn(move || {
+            let mut mmu = SoftMmu::new(&vcpu_space, 0).unwrap();
+            let mut n = 0;
+            while !stop.load(Ordering::Acquire) {
+                for _ in 0..50 {
+                    n += 1;
+                    let _ = mmu.store(&mut NoHooks, MmuIdx::M, va(RAM + 8), MemSize::B8, n).unwrap();
+                }
+                let _ = mmu.serve(&mut NoHooks);
+            }
+            // The last stores came before the end; nobody serves this vCPU any more.
+            n
+        });
+        let mut copy = 0;
+        let until = Instant::now() + Duration::from_millis(300);
+        let harvest = |copy: &mut u64| {
+            let was = ram.dirty().test_and_clear(page, DirtyClient::Migration, &pin());
+            if was {
+                let rearm = Request::Rearm(PageRange::of_page(page));
+                assert!(space.vcpus().post_all_and_wait(rearm, Some(Duration::from_secs(20))));
+                *copy = block.load(8, 8).unwrap();
+            }
+        };
+        while Instant::now() < until {
+            harvest(&mut copy);
+        }
+        stop.store(true, Ordering::Release);
+        let last = vcpu.join().unwrap();
+        harvest(&mut copy);
+        assert_eq!(copy, last);
+    });
+}
+
+#[test]
+fn a_vcpu_that_waits_wakes_for_every_post() {
+    let (_, _, space) = machine();
+    const POSTS: u32 = 2000;
+    std::thread::scope(|scope| {
+        let poster_space = space.clone();
+        let mut mmu = SoftMmu::new(&space, 0).unwrap();
+        scope.spawn(move || {
+            for _ in 0..POSTS {
+                assert!(
+                    poster_space.vcpus().post_all_and_wait(Request::FlushAll, Some(Duration::from_secs(20))),
+                    "a post was lost"
+                );
+            }
+        });
+        let mut served = 0;
+        while served < POSTS {
+            assert!(mmu.port().clone().wait(Some(Duration::from_secs(20))), "a wake was lost");
+            served += u32::from(mmu.serve(&mut NoHooks).flushed);
+        }
+    });
+}

@@ -1,0 +1,168 @@
+//! Guest time: `mtime` at 10 MHz, from the host's clock or from the instruction count.
+//!
+//! ```text
+//!   host    mtime = host time since start / 100 ns + shift
+//!   insns   mtime = (retired + idle) / 100         + shift      1 instruction = 1 ns: a run repeats exactly
+//! ```
+//!
+//! With `insns`, the vCPU publishes its count before anybody may look (a device access, a read of `time`, a safe
+//! point), and a hart that waits in `wfi` adds what it skipped to `idle` instead of sleeping.
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::time::{Duration, Instant};
+
+/// Ticks of `mtime` in a second.
+pub const TICKS_PER_SECOND: u64 = 10_000_000;
+const NANOS_PER_TICK: u64 = 1_000_000_000 / TICKS_PER_SECOND;
+/// Instructions in a tick when they are the clock.
+pub const INSNS_PER_TICK: u64 = 100;
+
+/// The clock that `mtime` and `time` show; shared by harts and devices.
+#[derive(Debug)]
+pub struct Clock {
+    source: Source,
+    /// What the guest, by writing `mtime`, or a restore has added (wrapping).
+    shift: AtomicU64,
+}
+
+#[derive(Debug)]
+enum Source {
+    Host(Instant),
+    Insns { retired: AtomicU64, idle: AtomicU64 },
+}
+
+impl Clock {
+    /// The host's monotonic time, from 0 now.
+    pub fn host() -> Clock {
+        Clock { source: Source::Host(Instant::now()), shift: AtomicU64::new(0) }
+    }
+
+    /// The instruction count.
+    pub fn insns() -> Clock {
+        Clock {
+            source: Source::Insns { retired: AtomicU64::new(0), idle: AtomicU64::new(0) },
+            shift: AtomicU64::new(0),
+        }
+    }
+
+    /// Whether instructions are the clock, so that a run depends on nothing else.
+    pub fn is_insns(&self) -> bool {
+        matches!(self.source, Source::Insns { .. })
+    }
+
+    // Relaxed throughout: the values are only numbers, they publish no other memory. A reader on another thread sees
+    // some recent count, which is all that a parallel hart could expect.
+    fn ticks(&self) -> u64 {
+        match &self.source {
+            Source::Host(start) => (start.elapsed().as_nanos() / u128::from(NANOS_PER_TICK)) as u64,
+            Source::Insns { retired, idle } => retired.load(Relaxed).wrapping_add(idle.load(Relaxed)) / INSNS_PER_TICK,
+        }
+    }
+
+    /// The guest's time now.
+    pub fn mtime(&self) -> u64 {
+        self.ticks().wrapping_add(self.shift.load(Relaxed))
+    }
+
+    /// Makes `mtime` read `value` now, and go on from there.
+    pub fn set_mtime(&self, value: u64) {
+        self.shift.store(value.wrapping_sub(self.ticks()), Relaxed);
+    }
+
+    /// Tells how many instructions the hart has retired. Nothing, if the host is the clock.
+    pub fn publish(&self, retired: u64) {
+        if let Source::Insns { retired: published, .. } = &self.source {
+            published.store(retired, Relaxed);
+        }
+    }
+
+    /// A hart sleeps until `mtime` is `deadline`: with an instruction clock, time jumps there (never back).
+    /// Returns whether it did; not if the host is the clock, nor if the count cannot reach so far.
+    pub fn skip_to(&self, deadline: u64) -> bool {
+        let Source::Insns { idle, .. } = &self.source else { return false };
+        match self.insns_until(deadline) {
+            None | Some(0) => false,
+            Some(n) => idle.fetch_update(Relaxed, Relaxed, |idle| idle.checked_add(n)).is_ok(),
+        }
+    }
+
+    /// How many instructions may retire before `mtime` reaches `deadline`: a slice's length. `None` if the host is
+    /// the clock, or if that is further away than a count can tell.
+    pub fn insns_until(&self, deadline: u64) -> Option<u64> {
+        let Source::Insns { retired, idle } = &self.source else { return None };
+        let inside = retired.load(Relaxed).wrapping_add(idle.load(Relaxed)) % INSNS_PER_TICK;
+        match deadline.saturating_sub(self.mtime()) {
+            0 => Some(0),
+            ticks => ticks.checked_mul(INSNS_PER_TICK).map(|n| n - inside),
+        }
+    }
+
+    /// How long the host's clock takes until `mtime` reaches `deadline`: what a waiting hart may sleep. `None` if
+    /// instructions are the clock, or if there is no such time (`u64::MAX` means no deadline).
+    pub fn host_wait(&self, deadline: u64) -> Option<Duration> {
+        match (&self.source, deadline) {
+            (Source::Insns { .. }, _) | (_, u64::MAX) => None,
+            _ => Some(Duration::from_nanos(deadline.saturating_sub(self.mtime()).saturating_mul(NANOS_PER_TICK))),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_hundred_instructions_are_a_tick() {
+        let c = Clock::insns();
+        assert_eq!(c.mtime(), 0);
+        c.publish(99);
+        assert_eq!(c.mtime(), 0);
+        c.publish(12_345);
+        assert_eq!(c.mtime(), 123);
+    }
+
+    #[test]
+    fn an_idle_hart_wakes_exactly_at_its_deadline() {
+        let c = Clock::insns();
+        c.publish(12_345);
+        assert_eq!(c.insns_until(200), Some(7_655));
+        assert!(c.skip_to(200));
+        assert_eq!(c.mtime(), 200);
+        assert_eq!(c.insns_until(200), Some(0));
+        assert!(!c.skip_to(150), "time does not go back");
+        c.publish(12_345 + 99);
+        assert_eq!(c.mtime(), 200);
+        c.publish(12_345 + 100);
+        assert_eq!(c.mtime(), 201);
+        assert_eq!(c.insns_until(u64::MAX), None);
+        assert!(!c.skip_to(u64::MAX - 1), "too far to count");
+        assert_eq!(c.mtime(), 201);
+        assert_eq!(c.host_wait(300), None);
+    }
+
+    #[test]
+    fn the_guest_may_set_its_time() {
+        let c = Clock::insns();
+        c.publish(1_000);
+        c.set_mtime(5);
+        assert_eq!(c.mtime(), 5);
+        c.publish(2_000);
+        assert_eq!(c.mtime(), 15);
+        c.set_mtime(u64::MAX);
+        c.publish(2_100);
+        assert_eq!(c.mtime(), 0, "it wraps");
+    }
+
+    #[test]
+    fn host_time_goes_on_by_itself() {
+        let c = Clock::host();
+        let a = c.mtime();
+        std::thread::sleep(Duration::from_millis(2));
+        assert!(c.mtime() >= a + 20_000);
+        c.publish(u64::MAX);
+        assert!(!c.skip_to(u64::MAX - 1));
+        assert_eq!(c.insns_until(5), None);
+        assert_eq!(c.host_wait(0), Some(Duration::ZERO));
+        assert_eq!(c.host_wait(u64::MAX), None);
+        assert!(c.host_wait(c.mtime() + TICKS_PER_SECOND).is_some_and(|d| d > Duration::from_millis(900)));
+    }
+}

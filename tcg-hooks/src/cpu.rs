@@ -1,0 +1,39 @@
+//! One hart's architectural state, as the JIT, the oracle and the exec loop see it.
+//!
+//! ```text
+//!   CpuState  x0..x31 | pc | retired ...        at the start of the TLB mapping's prefix,
+//!   [prefix 4096 bytes][TlbEntry; N]            so that one host register reaches both
+//! ```
+use crate::riscv::csr::Csrs;
+use core::mem::offset_of;
+
+/// Architectural state of one hart. `repr(C)`: emitted code reaches it by the offsets below.
+#[repr(C)]
+#[derive(Debug, Clone)]
+pub struct CpuState {
+    /// Integer registers; `x[0]` stays zero.
+    pub x: [u64; 32],
+    /// Address of the next instruction.
+    pub pc: u64,
+    /// Instructions retired since reset; `minstret` and `mcycle` are offsets from it.
+    pub retired: u64,
+    /// Floating-point registers; their instructions come with F and D.
+    pub f: [u64; 32],
+    /// Current privilege: 3 is M, 1 is S, 0 is U.
+    pub privilege: u8,
+    /// This hart's number.
+    pub hart_id: u64,
+    /// Control and status registers.
+    pub csr: Csrs,
+}
+
+impl CpuState {
+    /// State after reset: M-mode, interrupts off, `pc` at `entry`.
+    pub fn new(hart_id: u64, entry: u64) -> Self {
+        CpuState { x: [0; 32], pc: entry, retired: 0, f: [0; 32], privilege: 3, hart_id, csr: Csrs::default() }
+    }
+    /// Offset of integer register `n`.
+    pub const fn x_offset(n: u8) -> i32 {
+        offset_of!(CpuState, x) as i32 + 8 * n as i32
+    }
+}

@@ -1,0 +1,79 @@
+//! Which engine runs the guest, and the switches of the JIT.
+
+/// Who executes guest instructions.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum EngineKind {
+    /// Translation to host code; the oracle runs what is left of an exact instruction limit.
+    #[default]
+    Jit,
+    /// The oracle: one instruction at a time, slow and exact.
+    Interp,
+}
+
+/// One switch for each optimisation of the JIT, so that each can be measured by turning it off.
+/// Every combination gives the same results.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct JitFlags {
+    /// Translate regions with several blocks and inner loops; off: one basic block a TB.
+    pub regions: bool,
+    /// Keep the ten busiest guest registers in host registers; off: all in memory.
+    pub pinned: bool,
+    /// Predict returns by a return stack.
+    pub return_stack: bool,
+    /// Jump from TB to TB without asking the exec loop.
+    pub chaining: bool,
+    /// Probe the jump cache inline for indirect jumps.
+    pub jump_cache: bool,
+    /// Speculate that host = guest + constant, so that the TLB check is off the address chain.
+    pub flat_addend: bool,
+    /// Constant propagation and removal of dead writes.
+    pub optimise: bool,
+    /// Use BMI2 shifts where the host has them.
+    pub bmi2: bool,
+}
+
+impl Default for JitFlags {
+    fn default() -> Self {
+        JitFlags {
+            regions: true,
+            pinned: true,
+            return_stack: true,
+            chaining: true,
+            jump_cache: true,
+            flat_addend: true,
+            optimise: true,
+            bmi2: true,
+        }
+    }
+}
+
+impl JitFlags {
+    /// Names of the switches, in the order of [`JitFlags::set`]'s bits.
+    pub const NAMES: [&str; 8] = [
+        "regions",
+        "pinned",
+        "return_stack",
+        "chaining",
+        "jump_cache",
+        "flat_addend",
+        "optimise",
+        "bmi2",
+    ];
+
+    /// Turns one switch on or off by its name; `false` if there is no such switch.
+    pub fn set(&mut self, name: &str, on: bool) -> bool {
+        let place = match name {
+            "regions" => &mut self.regions,
+            "pinned" => &mut self.pinned,
+            "return_stack" => &mut self.return_stack,
+            "chaining" => &mut self.chaining,
+            "jump_cache" => &mut self.jump_cache,
+            "flat_addend" => &mut self.flat_addend,
+            "optimise" => &mut self.optimise,
+            "bmi2" => &mut self.bmi2,
+            _ => return false,
+        };
+        *place = on;
+        true
+    }
+}

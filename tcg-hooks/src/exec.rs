@@ -1,0 +1,19 @@
+//! The vCPU loop: find a TB, run it, see why it came back.
+//!
+//! ```text
+//!   run: ┌─▶ safe point: serve what others posted, stop?, interrupt?, limits
+//!        │        ▼ a slice of n instructions
+//!        │   JIT: look up or translate ──▶ emitted code ──▶ exit: link and go on
+//!        │   or the oracle, one by one      │ site: helpers.rs executes one instruction
+//!        └──────────────────────────────────┘
+//! ```
+//!
+//! Between two polls emitted code runs at most `MAX_INSNS` instructions, so a limit is kept exactly by stopping that
+//! far before it and letting the oracle do the rest.
+mod core;
+mod limits;
+mod run;
+
+pub(crate) use self::core::Core;
+pub use limits::{RunLimits, VcpuExit};
+pub use run::{Vcpu, VcpuConfig, VcpuStats};

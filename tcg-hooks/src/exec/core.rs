@@ -1,0 +1,115 @@
+//! What the helpers work on while emitted code runs: everything of a vCPU but the context.
+use crate::clock::Clock;
+use crate::cpu::CpuState;
+use crate::jit::x86_64::context::Context;
+use crate::riscv::Insn;
+use crate::riscv::csr::{CsrEnv, irq, num};
+use crate::riscv::trap::{self, Trap};
+use crate::tb::TbCache;
+use crate::trace::{TraceMask, TraceSink};
+use notdirty_core::RamAddr;
+use notdirty_softmmu::{CodeInvalidator, CodePages, Hooks, SoftMmu};
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+/// A vCPU without its registers.
+pub(crate) struct Core {
+    pub(crate) mmu: SoftMmu,
+    pub(crate) tbs: Option<TbCache>,
+    pub(crate) clock: Arc<Clock>,
+    pub(crate) trace: Option<Box<dyn TraceSink>>,
+    pub(crate) mask: TraceMask,
+    /// In `wfi`.
+    pub(crate) waiting: bool,
+    pub(crate) traps: u64,
+    /// The trap before: where, and after how many instructions.
+    pub(crate) last_trap: Option<(Trap, u64, u64)>,
+    /// The handler's first instruction traps into itself: nothing will ever retire again.
+    pub(crate) trap_loop: bool,
+}
+
+impl Core {
+    /// The memory and what it must tell of a store, side by side.
+    pub(crate) fn split<'a>(&'a mut self, ctx: &'a mut Context) -> (&'a mut SoftMmu, StoreHooks<'a>) {
+        let trace = if self.mask.has(TraceMask::NOTDIRTY) { self.trace.as_deref_mut() } else { None };
+        (&mut self.mmu, StoreHooks { tbs: self.tbs.as_mut(), ctx, clock: &self.clock, trace })
+    }
+
+    /// Pending interrupts: what devices drive, and the timer by its deadline.
+    pub(crate) fn mip(&self) -> u64 {
+        let port = self.mmu.port();
+        let deadline = port.timer_deadline.load(Ordering::Acquire);
+        let due = deadline != u64::MAX && self.clock.mtime() >= deadline;
+        port.irq.load(Ordering::Acquire) & !irq::MTI | if due { irq::MTI } else { 0 }
+    }
+
+    /// What a CSR instruction may see of the world.
+    pub(crate) fn csr_env(&self, cpu: &CpuState, insn: &Insn) -> CsrEnv<'_> {
+        // Only one register shows the lines; the clock need not be asked for the others.
+        let mip = if insn.csr() == num::MIP {
+            self.clock.publish(cpu.retired);
+            self.mip()
+        } else {
+            0
+        };
+        CsrEnv { mip, clock: &self.clock }
+    }
+
+    /// Enters the handler for a trap at `cpu.pc`.
+    pub(crate) fn take_trap(&mut self, cpu: &mut CpuState, trap: &Trap) {
+        self.traps += 1;
+        let epc = cpu.pc;
+        trap::take_trap(cpu, trap, epc);
+        let this = Some((*trap, epc, cpu.retired));
+        self.trap_loop |= self.last_trap == this && cpu.pc == epc;
+        self.last_trap = this;
+        if self.mask.has(TraceMask::INT) {
+            let text = format!("trap cause {:#x} tval {:#x} at {epc:#x}, to {:#x}", trap.cause, trap.tval, cpu.pc);
+            self.say(TraceMask::INT, &text);
+        }
+        let memory = matches!(trap.cause, 1 | 4..=7 | 12 | 13 | 15);
+        if memory && self.mask.has(TraceMask::MMU) {
+            let text = format!("fault {} at {:#x} by pc {epc:#x}", trap.cause, trap.tval);
+            self.say(TraceMask::MMU, &text);
+        }
+    }
+
+    /// A trace line.
+    pub(crate) fn say(&mut self, what: TraceMask, text: &str) {
+        if let Some(trace) = &mut self.trace {
+            trace.line(what, text);
+        }
+    }
+
+    /// The symbol for an address, in angle brackets, or nothing.
+    pub(crate) fn symbol(&self, addr: u64) -> String {
+        self.trace.as_ref().and_then(|t| t.symbol(addr)).map(|s| format!(" <{s}>")).unwrap_or_default()
+    }
+}
+
+/// What a store may have to be told to: see `softmmu::slow`.
+pub(crate) struct StoreHooks<'a> {
+    tbs: Option<&'a mut TbCache>,
+    ctx: &'a mut Context,
+    clock: &'a Clock,
+    trace: Option<&'a mut (dyn TraceSink + 'static)>,
+}
+
+impl CodeInvalidator for StoreHooks<'_> {
+    fn code_written(&mut self, _: &CodePages, ram: RamAddr, len: u64) -> usize {
+        let Some(tbs) = &mut self.tbs else { return 0 };
+        let killed = tbs.invalidate(self.ctx, ram, len);
+        if let Some(trace) = &mut self.trace {
+            let pc = self.ctx.cpu.pc;
+            let text = format!("{len} bytes at RAM {:#x} written at pc {pc:#x}: {killed} TBs died", ram.get());
+            trace.line(TraceMask::NOTDIRTY, &text);
+        }
+        killed
+    }
+}
+
+impl Hooks for StoreHooks<'_> {
+    fn before_mmio(&mut self) {
+        self.clock.publish(self.ctx.cpu.retired);
+    }
+}

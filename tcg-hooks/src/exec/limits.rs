@@ -1,0 +1,24 @@
+//! When a run ends.
+use std::time::Instant;
+
+/// When to stop by itself.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct RunLimits {
+    /// Stop when this many instructions have retired since reset; exact.
+    pub max_insns: Option<u64>,
+    /// Stop at this time, or a little later (looked at between slices).
+    pub deadline: Option<Instant>,
+}
+
+/// Why [`super::Vcpu::run`] came back.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum VcpuExit {
+    /// `max_insns` have retired.
+    InsnLimit,
+    /// The deadline has passed.
+    Deadline,
+    /// A device or the host asked for it, by `VcpuPort::request_stop`.
+    Stopped,
+    /// In `wfi` with nothing that could ever wake it, or in a handler that traps into itself.
+    Hung,
+}

@@ -1,0 +1,496 @@
+//! [`Vcpu`]: one hart with its memory, its engine and its loop.
+use super::core::Core;
+use super::{RunLimits, VcpuExit};
+use crate::clock::Clock;
+use crate::cpu::CpuState;
+use crate::engine::{EngineKind, JitFlags};
+use crate::interp::{self, Step};
+use crate::ir::Region;
+use crate::jit::x86_64::context::{Context, PREFIX};
+use crate::jit::x86_64::helpers::execute_site;
+use crate::jit::x86_64::thunks::{EnterFn, reason};
+use crate::riscv::csr::{CsrEnv, irq, mstatus};
+use crate::riscv::trap::{self, Trap};
+use crate::tb::{Found, TbCache, TbKey, TbStats};
+use crate::trace::{TraceMask, TraceSink};
+use crate::translate::{Limits, MAX_INSNS, Translator};
+use notdirty_core::{PAGE_SIZE, RamAddr, pin};
+use notdirty_softmmu::{AddressSpace, GuestPhys, GuestVirt, MmuIdx, Resolved, SlowStats, SoftMmu, VcpuPort};
+use std::io;
+use std::ptr::NonNull;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::{Duration, Instant};
+
+/// The longest slice: how late a stop, a kick or an interrupt may be noticed, in instructions.
+const SLICE: i64 = 1 << 16;
+/// Slices shorter than this are left to the oracle.
+const WORTH_ENTERING: u64 = 2 * MAX_INSNS as u64;
+
+/// How a vCPU is made.
+pub struct VcpuConfig {
+    /// Who executes.
+    pub engine: EngineKind,
+    /// Number of the hart.
+    pub hart_id: u64,
+    /// First pc.
+    pub entry: u64,
+    /// Guest time.
+    pub clock: Arc<Clock>,
+    /// Switches of the JIT.
+    pub jit_flags: JitFlags,
+    /// Bytes of the code cache; 0 is 64 MiB.
+    pub tb_cache_bytes: usize,
+    /// Where `-d` goes.
+    pub trace: Option<Box<dyn TraceSink>>,
+}
+
+/// Counters since the vCPU was made.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct VcpuStats {
+    /// Instructions retired.
+    pub retired: u64,
+    /// TBs translated.
+    pub tbs_translated: u64,
+    /// TBs that died because their bytes were written.
+    pub tbs_invalidated: u64,
+    /// TBs that died for other reasons.
+    pub tbs_evicted: u64,
+    /// Everything about TBs.
+    pub tb: TbStats,
+    /// Time spent translating.
+    pub translate_time: Duration,
+    /// Times that emitted code was entered.
+    pub entries: u64,
+    /// Traps and interrupts taken.
+    pub traps: u64,
+    /// Instructions executed by the oracle.
+    pub interpreted: u64,
+    /// The slow path, by cause.
+    pub tlb: SlowStats,
+}
+
+/// One hart. It may be moved to another thread; only one thread uses it at a time.
+pub struct Vcpu {
+    /// Where the context is: in the prefix of `core.mmu`.
+    ctx: NonNull<Context>,
+    core: Core,
+    translator: Translator,
+    engine: EngineKind,
+    flags: JitFlags,
+    translate_time: Duration,
+    entries: u64,
+    interpreted: u64,
+}
+
+// SAFETY: `ctx` points into memory that `core.mmu` owns, and moves with it; all else is `Send`. The raw `engine`
+// pointer inside the context is written anew before each entry into emitted code.
+unsafe impl Send for Vcpu {}
+
+impl Vcpu {
+    /// A hart on this address space, in reset at `cfg.entry`.
+    pub fn new(space: &Arc<AddressSpace>, cfg: VcpuConfig) -> io::Result<Vcpu> {
+        let mut mmu = SoftMmu::new(space, PREFIX)?;
+        let flat = flat_addend(space, cfg.entry);
+        mmu.set_flat_addend(flat);
+        let mask = cfg.trace.as_ref().map_or(TraceMask::none(), |t| t.mask());
+        let mut flags = cfg.jit_flags;
+        if mask.has(TraceMask::EXEC) {
+            (flags.chaining, flags.jump_cache, flags.return_stack) = (false, false, false);
+        }
+        let bytes = if cfg.tb_cache_bytes == 0 { 64 << 20 } else { cfg.tb_cache_bytes };
+        let tbs = match cfg.engine {
+            EngineKind::Jit => Some(TbCache::new(space, bytes, flags, flat, execute_site)?),
+            EngineKind::Interp => None,
+        };
+        let ctx = mmu.prefix().cast::<Context>();
+        // SAFETY: the prefix has PREFIX bytes, 64-byte aligned, zeroed (a valid `Context` but for `cpu`, whose fields
+        // are plain integers), and is ours.
+        unsafe {
+            let ctx = &mut *ctx.as_ptr();
+            ctx.cpu = CpuState::new(cfg.hart_id, cfg.entry);
+            ctx.forget_jumps();
+        }
+        Ok(Vcpu {
+            ctx,
+            core: Core { mmu, tbs, clock: cfg.clock, trace: cfg.trace, mask, waiting: false, traps: 0, last_trap: None, trap_loop: false },
+            translator: Translator::default(),
+            engine: cfg.engine,
+            flags,
+            translate_time: Duration::ZERO,
+            entries: 0,
+            interpreted: 0,
+        })
+    }
+
+    /// Back to reset at `entry`; translations and counters stay.
+    pub fn reset(&mut self, entry: u64) {
+        let hart_id = self.cpu().hart_id;
+        *self.cpu_mut() = CpuState::new(hart_id, entry);
+        self.core.mmu.clear_reservation();
+        (self.core.waiting, self.core.trap_loop, self.core.last_trap) = (false, false, None);
+        self.port().take_stop();
+    }
+
+    fn ctx(&self) -> &Context {
+        // SAFETY: see `new`; `&self` keeps emitted code, the only other user, from being entered.
+        unsafe { self.ctx.as_ref() }
+    }
+
+    fn parts(&mut self) -> (&mut Context, &mut Core) {
+        // SAFETY: as `ctx`, with `&mut self`; the context is not inside `Core` but in memory that it owns.
+        (unsafe { self.ctx.as_mut() }, &mut self.core)
+    }
+
+    /// The registers.
+    pub fn cpu(&self) -> &CpuState {
+        &self.ctx().cpu
+    }
+
+    /// The registers, to change between runs.
+    pub fn cpu_mut(&mut self) -> &mut CpuState {
+        &mut self.parts().0.cpu
+    }
+
+    /// Where others reach this vCPU.
+    pub fn port(&self) -> &Arc<VcpuPort> {
+        self.core.mmu.port()
+    }
+
+    /// Counters.
+    pub fn stats(&self) -> VcpuStats {
+        let tb = self.core.tbs.as_ref().map(|t| t.stats).unwrap_or_default();
+        VcpuStats {
+            retired: self.cpu().retired,
+            tbs_translated: tb.translated,
+            tbs_invalidated: tb.invalidated,
+            tbs_evicted: tb.evicted,
+            tb,
+            translate_time: self.translate_time,
+            entries: self.entries,
+            traps: self.core.traps,
+            interpreted: self.interpreted,
+            tlb: *self.core.mmu.stats(),
+        }
+    }
+
+    /// Serves what others posted, as a run would first of all; returns how many TBs died.
+    pub fn serve(&mut self) -> usize {
+        let (ctx, core) = self.parts();
+        let (mmu, mut hooks) = core.split(ctx);
+        let report = mmu.serve(&mut hooks);
+        if report.flushed
+            && let Some(tbs) = &mut core.tbs
+        {
+            tbs.clear(ctx);
+        }
+        report.killed as usize
+    }
+
+    /// Runs until a limit, a stop, or for ever.
+    pub fn run(&mut self, limits: &RunLimits) -> VcpuExit {
+        loop {
+            if self.port().kicked() {
+                self.serve();
+            }
+            if self.port().take_stop() {
+                return VcpuExit::Stopped;
+            }
+            let retired = self.cpu().retired;
+            self.core.clock.publish(retired);
+            if limits.max_insns.is_some_and(|max| retired >= max) {
+                return VcpuExit::InsnLimit;
+            }
+            if limits.deadline.is_some_and(|d| Instant::now() >= d) {
+                return VcpuExit::Deadline;
+            }
+            if std::mem::take(&mut self.core.trap_loop) {
+                return VcpuExit::Hung;
+            }
+            let mip = self.core.mip();
+            if self.core.waiting {
+                if !trap::wakes_from_wfi(self.cpu(), mip) {
+                    match self.wait(limits) {
+                        Some(exit) => return exit,
+                        None => continue,
+                    }
+                }
+                self.core.waiting = false;
+            }
+            let (ctx, core) = self.parts();
+            if let Some(cause) = trap::pending_interrupt(&ctx.cpu, mip) {
+                core.take_trap(&mut ctx.cpu, &Trap::interrupt(cause));
+            }
+            let (n, exact) = self.slice(limits);
+            match self.engine {
+                EngineKind::Interp => self.interpret(n),
+                EngineKind::Jit if exact && n < WORTH_ENTERING => self.interpret(n),
+                EngineKind::Jit => {
+                    let slack = if exact { MAX_INSNS as u64 } else { 0 };
+                    self.jit((n - slack) as i64);
+                }
+            }
+        }
+    }
+
+    /// How many instructions to run, and whether it must not be one more.
+    fn slice(&self, limits: &RunLimits) -> (u64, bool) {
+        let left = limits.max_insns.map_or(u64::MAX, |max| max - self.cpu().retired);
+        let deadline = self.port().timer_deadline.load(Ordering::Acquire);
+        let csr = &self.cpu().csr;
+        let timer = match self.core.clock.insns_until(deadline) {
+            // An interrupt that cannot be taken needs no stop; whatever enables it leaves by itself.
+            Some(n) if csr.mie & irq::MTI != 0 && csr.mstatus & mstatus::MIE != 0 && n > 0 => n,
+            Some(_) => u64::MAX,
+            None => match self.core.clock.host_wait(deadline) {
+                // About an instruction a nanosecond: late by little, and looked at again.
+                Some(wait) if csr.mie & irq::MTI != 0 && !wait.is_zero() => {
+                    let n = (wait.as_nanos() as u64).clamp(64, SLICE as u64);
+                    return (n.min(left), left <= n);
+                }
+                _ => u64::MAX,
+            },
+        };
+        let n = left.min(timer).min(SLICE as u64);
+        (n, n == left || n == timer)
+    }
+
+    /// In `wfi`: sleeps, or moves the clock. `None` to look again.
+    fn wait(&mut self, limits: &RunLimits) -> Option<VcpuExit> {
+        let port = self.port().clone();
+        let deadline = port.timer_deadline.load(Ordering::Acquire);
+        let timer = self.cpu().csr.mie & irq::MTI != 0 && deadline != u64::MAX;
+        if timer && self.core.clock.skip_to(deadline) {
+            return None;
+        }
+        let until = limits.deadline.map(|d| d.saturating_duration_since(Instant::now()));
+        let timer = if timer { self.core.clock.host_wait(deadline) } else { None };
+        if timer.is_none() && self.cpu().csr.mie & !irq::MTI & irq::ALL == 0 {
+            return Some(VcpuExit::Hung);
+        }
+        if timer.is_none() && until.is_none() && Arc::strong_count(&port) <= 2 {
+            // Nobody else holds the port: no device can raise a line.
+            return Some(VcpuExit::Hung);
+        }
+        port.wait(match (timer, until) {
+            (Some(a), Some(b)) => Some(a.min(b)),
+            (a, b) => a.or(b),
+        });
+        None
+    }
+
+    /// Up to `n` instructions by the oracle; stops early where the loop must look.
+    fn interpret(&mut self, n: u64) {
+        let mip = self.core.mip();
+        let exec = self.core.mask.has(TraceMask::EXEC) && self.engine == EngineKind::Interp;
+        for _ in 0..n {
+            if exec {
+                let pc = self.cpu().pc;
+                let text = format!("{pc:#x}{}", self.core.symbol(pc));
+                self.core.say(TraceMask::EXEC, &text);
+            }
+            let (ctx, core) = self.parts();
+            // The registers leave the context for one step: hooks need the rest of it.
+            let mut cpu = ctx.cpu.clone();
+            let clock = core.clock.clone();
+            let env = CsrEnv { mip: if clock.is_insns() { core.mip() } else { mip }, clock: &clock };
+            let (mmu, mut hooks) = core.split(ctx);
+            let step = interp::step(&mut cpu, mmu, &mut hooks, &env);
+            ctx.cpu = cpu;
+            self.interpreted += 1;
+            let (ctx, core) = self.parts();
+            match step {
+                Step::Next | Step::FenceI => {}
+                Step::Wfi => {
+                    core.waiting = true;
+                    return;
+                }
+                Step::Trap(trap) => core.take_trap(&mut ctx.cpu, &trap),
+            }
+            if core.trap_loop || core.mmu.port().kicked() || trap::pending_interrupt(&ctx.cpu, mip).is_some() {
+                return;
+            }
+        }
+    }
+
+    /// Emitted code, for `budget` instructions and up to `MAX_INSNS` more.
+    fn jit(&mut self, budget: i64) {
+        let (ctx, _) = self.parts();
+        (ctx.budget, ctx.slice) = (budget, budget);
+        let mut next = self.find(self.cpu().pc);
+        while let Some(found) = next {
+            let why = self.enter(found);
+            let (ctx, core) = self.parts();
+            let Some(tbs) = &mut core.tbs else { return };
+            next = match why {
+                reason::LOOKUP => self.find(self.cpu().pc),
+                // A trap, a patch, or something for the loop to look at; traps and patches go straight on.
+                reason::SITE => {
+                    if core.waiting || core.trap_loop || core.mmu.port().kicked() {
+                        break;
+                    }
+                    let lines = core.mmu.port().irq.load(Ordering::Acquire) & ctx.cpu.csr.mie;
+                    let enabled = ctx.cpu.csr.mstatus & mstatus::MIE != 0;
+                    if enabled && (lines != 0 || ctx.cpu.csr.mie & irq::MTI != 0) {
+                        break;
+                    }
+                    self.find(self.cpu().pc)
+                }
+                number => match tbs.exit(number) {
+                    None => break,
+                    Some(exit) if exit.refund != 0 => {
+                        ctx.budget += i64::from(exit.refund);
+                        ctx.cpu.pc = exit.pc;
+                        break;
+                    }
+                    Some(exit) => {
+                        ctx.cpu.pc = exit.pc;
+                        let found = self.find(exit.pc);
+                        if let (Some(to), Some(tbs)) = (found, &mut self.core.tbs) {
+                            tbs.link(number, to.id);
+                        }
+                        found
+                    }
+                },
+            };
+        }
+        self.parts().0.settle(0);
+    }
+
+    /// Runs emitted code until it leaves.
+    fn enter(&mut self, found: Found) -> u32 {
+        self.entries += 1;
+        let (ctx, core) = (self.ctx.as_ptr(), &raw mut self.core);
+        let Some(tbs) = &self.core.tbs else { return reason::SITE };
+        let (enter, code) = (tbs.address(tbs.thunks.enter), tbs.address(found.entry));
+        // SAFETY: `enter` is the thunk of that signature, `code` the entry of a live TB of the same cache (TB-1,
+        // CODE-2). Emitted code reads and writes the context, guest RAM behind matching TLB entries, and calls
+        // `execute_site`, which uses `ctx` and `core` while nothing here does.
+        unsafe {
+            (*ctx).engine = core.cast();
+            let enter: EnterFn = std::mem::transmute::<*const u8, EnterFn>(enter);
+            enter(ctx, code)
+        }
+    }
+
+    /// The TB at `pc`, translated if need be; `None` if the fetch trapped (it was taken).
+    fn find(&mut self, pc: u64) -> Option<Found> {
+        let (ctx, core) = self.parts();
+        let (mmu, mut hooks) = core.split(ctx);
+        let page = match fetch(mmu, &mut hooks, pc) {
+            Ok(page) => page,
+            Err(fault) => {
+                ctx.settle(0);
+                core.take_trap(&mut ctx.cpu, &fault.into());
+                return None;
+            }
+        };
+        let ram = RamAddr::new(page.get() + pc % PAGE_SIZE);
+        let key = TbKey { ram, pc, flags: 0, instrumentation: 0 };
+        // The second page only matters to a TB that has bytes there.
+        let after = (pc & !(PAGE_SIZE - 1)).wrapping_add(PAGE_SIZE);
+        let found = match core.tbs.as_ref().and_then(|tbs| tbs.find(&key)) {
+            Some((found, None)) => Some(found),
+            Some((found, second)) => {
+                let (mmu, mut hooks) = core.split(ctx);
+                let now = fetch(mmu, &mut hooks, after).ok().map(|r| r.page());
+                (now == second).then_some(found)
+            }
+            None => None,
+        };
+        let found = match found {
+            Some(found) => found,
+            None => self.translate(key)?,
+        };
+        let (ctx, core) = self.parts();
+        if let Some(tbs) = &core.tbs {
+            tbs.remember(ctx, pc, found);
+        }
+        if core.mask.has(TraceMask::EXEC) {
+            let text = format!("TB {:#x}{}", pc, core.symbol(pc));
+            core.say(TraceMask::EXEC, &text);
+        }
+        Some(found)
+    }
+
+    fn translate(&mut self, key: TbKey) -> Option<Found> {
+        let start = Instant::now();
+        let limits = Limits { insns: MAX_INSNS, regions: self.flags.regions, optimise: self.flags.optimise };
+        // SAFETY: as `parts`, with the translator borrowed beside it.
+        let ctx = unsafe { self.ctx.as_mut() };
+        let (mmu, mut hooks) = self.core.split(ctx);
+        let made = self.translator.translate(mmu, &mut hooks, key.pc, limits);
+        let found = match made {
+            Ok(pages) => {
+                let region = &self.translator.region;
+                self.core.tbs.as_mut().map(|tbs| tbs.add(ctx, key, pages, region))
+            }
+            Err(fault) => {
+                ctx.settle(0);
+                self.core.take_trap(&mut ctx.cpu, &fault.into());
+                None
+            }
+        };
+        self.translate_time += start.elapsed();
+        if let Some(found) = found {
+            self.show(found);
+        }
+        found
+    }
+
+    /// Traces a new TB.
+    fn show(&mut self, found: Found) {
+        let (mask, region) = (self.core.mask, &self.translator.region);
+        if mask.has(TraceMask::TB) {
+            let text = format!(
+                "TB {} at {:#x}{}: {} instructions, {} blocks",
+                found.id,
+                region.pc,
+                self.core.symbol(region.pc),
+                region.insns,
+                region.blocks.len()
+            );
+            self.core.say(TraceMask::TB, &text);
+        }
+        if mask.has(TraceMask::IN_ASM) {
+            let text = in_asm(&self.core.mmu, region);
+            self.core.say(TraceMask::IN_ASM, &text);
+        }
+        if mask.has(TraceMask::IR) {
+            let text = region.to_string();
+            self.core.say(TraceMask::IR, text.trim_end());
+        }
+        if mask.has(TraceMask::OUT_ASM)
+            && let Some(tbs) = &self.core.tbs
+        {
+            let mut text = format!("host code of {:#x} at {:#x}:", region.pc, tbs.code_address(found.id));
+            for line in tbs.code_bytes(found.id).chunks(16) {
+                text.push_str("\n   ");
+                for byte in line {
+                    text.push_str(&format!(" {byte:02x}"));
+                }
+            }
+            self.core.say(TraceMask::OUT_ASM, &text);
+        }
+    }
+}
+
+fn fetch(mmu: &mut SoftMmu, hooks: &mut super::core::StoreHooks<'_>, pc: u64) -> Result<RamAddr, notdirty_softmmu::MemFault> {
+    mmu.fetch(hooks, MmuIdx::M, GuestVirt::new(pc)).map(|p| p.ram)
+}
+
+/// host - guest for the RAM that `pc` lies in, or where RAM usually is.
+fn flat_addend(space: &AddressSpace, pc: u64) -> u64 {
+    let guard = pin();
+    let view = space.view(&guard);
+    for at in [pc, 0x8000_0000] {
+        if let Resolved::Ram { block, off, .. } = view.resolve(GuestPhys::new(at)) {
+            return (block.host() as u64).wrapping_add(off).wrapping_sub(at);
+        }
+    }
+    0
+}
+
+fn in_asm(_: &SoftMmu, region: &Region) -> String {
+    region.to_string()
+}

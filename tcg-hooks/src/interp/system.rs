@@ -1,0 +1,33 @@
+//! Fences, environment calls, CSRs, returns from traps, and what is not an instruction.
+use super::{Step, retire};
+use crate::cpu::CpuState;
+use crate::riscv::csr::{self, CsrEnv};
+use crate::riscv::decode::Insn;
+use crate::riscv::opcodes::Op;
+use crate::riscv::trap::{self, Trap};
+
+pub(super) fn execute(cpu: &mut CpuState, env: &CsrEnv, insn: &Insn, next: u64) -> Step {
+    match insn.op {
+        // One hart runs its accesses in order; the order that other harts see is the softmmu's (host atomics).
+        Op::Fence => {
+            std::sync::atomic::fence(std::sync::atomic::Ordering::SeqCst);
+            retire(cpu, next, Step::Next)
+        }
+        Op::FenceI => retire(cpu, next, Step::FenceI),
+        Op::Wfi => retire(cpu, next, Step::Wfi),
+        Op::Mret => {
+            trap::mret(cpu);
+            let pc = cpu.pc;
+            retire(cpu, pc, Step::Next)
+        }
+        // These two do not retire: they are the exception.
+        Op::Ecall => Step::Trap(Trap::ecall(cpu.privilege)),
+        Op::Ebreak => Step::Trap(Trap::breakpoint(cpu.pc)),
+        op if op.is_csr() => match csr::execute(cpu, insn, env) {
+            // The caller looks for interrupts between any two steps, whatever the effect was.
+            Ok(_) => retire(cpu, next, Step::Next),
+            Err(csr::Illegal) => Step::Trap(Trap::illegal_csr(insn)),
+        },
+        _ => Step::Trap(Trap::illegal(insn.illegal_bits())),
+    }
+}

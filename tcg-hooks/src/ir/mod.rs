@@ -1,0 +1,178 @@
+//! The small IR between the decoder and the host: RISC-V without its encodings.
+//!
+//! ```text
+//!   Region ── blocks: Block { pc, ops, term, poll }     a block charges its instructions at its head;
+//!          ├─ ops:    Ir, all blocks in one vector       only heads that a cycle may pass poll the budget
+//!          ├─ sites:  where emitted code may call Rust: the decoded instruction and its pc
+//!          └─ spans:  the guest bytes it was made from
+//! ```
+//!
+//! Operands are guest registers. An op that writes `x0` does not exist, unless it can fault.
+//! Deliberately absent: SSA and a register allocator; registers are pinned (see `jit::x86_64::regs`).
+pub mod print;
+
+use crate::riscv::Insn;
+use smallvec::SmallVec;
+
+/// Two-operand arithmetic; the names are RISC-V's.
+#[allow(missing_docs)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[repr(u8)]
+pub enum Alu {
+    Add, Sub, Xor, Or, And, Sll, Srl, Sra, Slt, Sltu,
+    AddW, SubW, SllW, SrlW, SraW,
+    Mul, Mulh, Mulhsu, Mulhu, MulW,
+    Div, Divu, Rem, Remu, DivW, DivuW, RemW, RemuW,
+}
+
+/// Size and signedness of a memory access: log2 of the bytes, +4 if a load extends the sign.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct MemOp(pub u8);
+
+impl MemOp {
+    /// Bytes accessed.
+    pub const fn bytes(self) -> u32 {
+        1 << (self.0 & 3)
+    }
+    /// Does a load extend the sign?
+    pub const fn signed(self) -> bool {
+        self.0 & 4 != 0
+    }
+}
+
+/// What an [`Ir`] does.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Kind {
+    /// `rd = imm`
+    Li,
+    /// `rd = a`
+    Mov,
+    /// `rd = a op b`
+    Reg(Alu),
+    /// `rd = a op imm`
+    Imm(Alu),
+    /// `rd = [a + imm]`; faults and slow paths go through `site`
+    Load(MemOp),
+    /// `[a + imm] = b`
+    Store(MemOp),
+    /// The whole instruction is done in Rust: atomics, CSRs, `fence.i`
+    Rust,
+}
+
+/// One operation.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Ir {
+    /// What to do.
+    pub kind: Kind,
+    /// Destination register.
+    pub rd: u8,
+    /// First source register.
+    pub a: u8,
+    /// Second source register.
+    pub b: u8,
+    /// Index into [`Region::sites`], for ops that may leave emitted code.
+    pub site: u16,
+    /// The immediate.
+    pub imm: i64,
+}
+
+/// Where control goes next.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Target {
+    /// Another block of this region.
+    Block(u16),
+    /// Out of the region, to this pc.
+    Exit(u64),
+}
+
+/// Conditions of branches.
+#[allow(missing_docs)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Cond {
+    Eq, Ne, Lt, Ge, Ltu, Geu,
+}
+
+/// How a block ends.
+#[allow(missing_docs, reason = "the variants say what their fields are")]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Term {
+    /// Go on there.
+    Goto(Target),
+    /// Two ways.
+    Branch { cond: Cond, a: u8, b: u8, taken: Target, fall: Target },
+    /// A call: note the return on the return stack, then go.
+    Call { ret: u64, to: u64 },
+    /// `jalr`: to `(base + imm) & !1`; `link` is the register and value to write, `pops` marks a return.
+    Indirect { base: u8, imm: i32, link: Option<(u8, u64)>, calls: bool, pops: bool },
+    /// Leave for the exec loop, which executes the instruction of this site.
+    System { site: u16 },
+}
+
+/// A straight run of guest instructions.
+#[derive(Debug, Clone, Copy)]
+pub struct Block {
+    /// Where it starts.
+    pub pc: u64,
+    /// Guest instructions in it.
+    pub insns: u16,
+    /// Its ops: `ops[first..end]`.
+    pub first: u32,
+    /// See `first`.
+    pub end: u32,
+    /// Is the budget polled at its head?
+    pub poll: bool,
+    /// How it ends.
+    pub term: Term,
+}
+
+/// A place from which emitted code may call Rust.
+#[derive(Debug, Clone, Copy)]
+pub struct Site {
+    /// The instruction's address.
+    pub pc: u64,
+    /// The instruction.
+    pub insn: Insn,
+    /// Instructions charged by the block's head that have not retired when this one starts (itself included).
+    pub refund: u16,
+}
+
+/// Guest bytes on one page: `[start, end)` within page 0 or 1 of the region.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Span {
+    /// Which of the region's pages.
+    pub page: u8,
+    /// First byte, in the page.
+    pub start: u16,
+    /// One past the last byte.
+    pub end: u16,
+}
+
+/// The unit of translation: several blocks, several exits, loops inside.
+#[derive(Debug, Default)]
+pub struct Region {
+    /// Where it is entered.
+    pub pc: u64,
+    /// Index of the block at `pc`.
+    pub entry: u16,
+    /// Blocks in order of address.
+    pub blocks: Vec<Block>,
+    /// All blocks' ops.
+    pub ops: Vec<Ir>,
+    /// All sites.
+    pub sites: Vec<Site>,
+    /// The bytes it was made from, ascending, merged.
+    pub spans: SmallVec<[Span; 4]>,
+    /// Guest instructions translated.
+    pub insns: u32,
+}
+
+impl Region {
+    /// Empties it, keeping its memory.
+    pub fn clear(&mut self) {
+        self.blocks.clear();
+        self.ops.clear();
+        self.sites.clear();
+        self.spans.clear();
+        self.insns = 0;
+    }
+}

@@ -1,0 +1,71 @@
+//! The text of a region, as `-d ir` and `notdirty disas` show it.
+use super::{Ir, Kind, Region, Target, Term};
+use std::fmt;
+
+const X: [&str; 32] = [
+    "zero", "ra", "sp", "gp", "tp", "t0", "t1", "t2", "s0", "s1", "a0", "a1", "a2", "a3", "a4", "a5", "a6", "a7", "s2",
+    "s3", "s4", "s5", "s6", "s7", "s8", "s9", "s10", "s11", "t3", "t4", "t5", "t6",
+];
+
+impl fmt::Display for Ir {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let (rd, a, b) = (X[self.rd as usize & 31], X[self.a as usize & 31], X[self.b as usize & 31]);
+        match self.kind {
+            Kind::Li => write!(f, "{rd} = {:#x}", self.imm),
+            Kind::Mov => write!(f, "{rd} = {a}"),
+            Kind::Reg(op) => write!(f, "{rd} = {op:?} {a}, {b}"),
+            Kind::Imm(op) => write!(f, "{rd} = {op:?} {a}, {:#x}", self.imm),
+            Kind::Load(m) => {
+                let sign = if m.signed() { "s" } else { "u" };
+                write!(f, "{rd} = load.{sign}{} [{a} + {:#x}]  #{}", 8 * m.bytes(), self.imm, self.site)
+            }
+            Kind::Store(m) => write!(f, "store.{} [{a} + {:#x}] = {b}  #{}", 8 * m.bytes(), self.imm, self.site),
+            Kind::Rust => write!(f, "rust #{}", self.site),
+        }
+    }
+}
+
+impl fmt::Display for Target {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Target::Block(b) => write!(f, "b{b}"),
+            Target::Exit(pc) => write!(f, "exit {pc:#x}"),
+        }
+    }
+}
+
+impl fmt::Display for Term {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match *self {
+            Term::Goto(t) => write!(f, "goto {t}"),
+            Term::Branch { cond, a, b, taken, fall } => {
+                write!(f, "if {cond:?} {}, {} goto {taken} else {fall}", X[a as usize & 31], X[b as usize & 31])
+            }
+            Term::Call { ret, to } => write!(f, "call {to:#x}, back at {ret:#x}"),
+            Term::Indirect { base, imm, link, calls, pops } => {
+                write!(f, "jump [{} + {imm:#x}]", X[base as usize & 31])?;
+                if let Some((rd, ret)) = link {
+                    write!(f, ", {} = {ret:#x}", X[rd as usize & 31])?;
+                }
+                f.write_str(if calls { ", call" } else { "" })?;
+                f.write_str(if pops { ", return" } else { "" })
+            }
+            Term::System { site } => write!(f, "system #{site}"),
+        }
+    }
+}
+
+impl fmt::Display for Region {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        writeln!(f, "region {:#x}: {} instructions, entry b{}", self.pc, self.insns, self.entry)?;
+        for (i, block) in self.blocks.iter().enumerate() {
+            let poll = if block.poll { ", polls" } else { "" };
+            writeln!(f, "b{i}: {:#x}, {} instructions{poll}", block.pc, block.insns)?;
+            for op in &self.ops[block.first as usize..block.end as usize] {
+                writeln!(f, "    {op}")?;
+            }
+            writeln!(f, "    {}", block.term)?;
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,77 @@
+//! What emitted code sees of its vCPU: one struct in front of the TLB, reached from one register.
+//!
+//! ```text
+//!   rbp ─▶ Context { cpu: CpuState, budget, return stack, jump cache } │ TlbEntry[16384]
+//!          rbp = start + 128, so that all guest registers are one byte away
+//! ```
+use crate::cpu::CpuState;
+use std::mem::offset_of;
+
+/// Added to the start of the context to get `rbp`.
+pub(super) const BASE: i32 = 128;
+/// Entries of the jump cache.
+pub(super) const JUMP_ENTRIES: usize = 4096;
+/// Entries of the return stack.
+pub(super) const RETURN_ENTRIES: usize = 16;
+
+/// A guest pc, and the host code for it. `pc` is odd when the entry is empty, so that it never matches.
+#[repr(C)]
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct JumpEntry {
+    pub(crate) pc: u64,
+    pub(crate) host: u64,
+}
+
+impl JumpEntry {
+    pub(crate) const EMPTY: JumpEntry = JumpEntry { pc: 1, host: 0 };
+}
+
+/// Shared by emitted code, the helpers and the exec loop, one at a time, on the vCPU's thread.
+#[repr(C)]
+pub(crate) struct Context {
+    /// Architectural state; stale in pinned registers while emitted code runs.
+    pub(crate) cpu: CpuState,
+    /// Instructions that may still be run; in a register while emitted code runs.
+    pub(crate) budget: i64,
+    /// What the slice started with; retired = `cpu.retired` + `slice` - `budget`.
+    pub(crate) slice: i64,
+    /// The engine that helpers work for.
+    pub(crate) engine: *mut core::ffi::c_void,
+    /// Top of the return stack, in bytes.
+    pub(crate) return_top: u64,
+    /// The return stack, a ring.
+    pub(crate) returns: [JumpEntry; RETURN_ENTRIES],
+    /// The jump cache.
+    pub(crate) jumps: [JumpEntry; JUMP_ENTRIES],
+}
+
+/// Bytes reserved before the TLB.
+pub(crate) const PREFIX: usize = size_of::<Context>().next_multiple_of(64);
+
+pub(super) const PC: i32 = offset_of!(Context, cpu) as i32 + offset_of!(CpuState, pc) as i32 - BASE;
+pub(super) const BUDGET: i32 = offset_of!(Context, budget) as i32 - BASE;
+pub(super) const RETURN_TOP: i32 = offset_of!(Context, return_top) as i32 - BASE;
+pub(super) const RETURNS: i32 = offset_of!(Context, returns) as i32 - BASE;
+pub(super) const JUMPS: i32 = offset_of!(Context, jumps) as i32 - BASE;
+pub(super) const TABLE: i32 = PREFIX as i32 - BASE;
+
+const _: () = assert!(offset_of!(Context, cpu) == 0 && offset_of!(CpuState, x) == 0);
+const _: () = assert!(size_of::<JumpEntry>() == 16);
+
+impl Context {
+    /// The jump cache's entry for a pc.
+    pub(crate) fn jump_slot(&mut self, pc: u64) -> &mut JumpEntry {
+        &mut self.jumps[(pc >> 1) as usize % JUMP_ENTRIES]
+    }
+
+    /// Empties the return stack.
+    pub(crate) fn forget_returns(&mut self) {
+        self.returns = [JumpEntry::EMPTY; RETURN_ENTRIES];
+    }
+
+    /// Empties return stack and jump cache.
+    pub(crate) fn forget_jumps(&mut self) {
+        self.forget_returns();
+        self.jumps = [JumpEntry::EMPTY; JUMP_ENTRIES];
+    }
+}

@@ -1,0 +1,168 @@
+//! Control flow: between blocks, out through exits, and through the return stack and the jump cache.
+use super::alu::with;
+use super::context::{JUMP_ENTRIES, JUMPS, RETURN_ENTRIES, RETURN_TOP, RETURNS};
+use super::regs::RAX;
+use super::{Cold, Emitter, off};
+use crate::ir::{Cond, Target, Term};
+use dynasmrt::{DynamicLabel, DynasmApi, DynasmLabelApi, dynasm};
+
+/// Bytes of the return stack, less one: a ring of 16-byte entries.
+const RING: i32 = (RETURN_ENTRIES * 16 - 1) as i32;
+
+impl Emitter {
+    /// The end of a block; block number `next` is emitted right behind.
+    pub(super) fn terminator(&mut self, term: &Term, next: u16) {
+        match *term {
+            Term::Goto(target) => self.go(target, next),
+            Term::Branch { cond, a, b, taken, fall } => self.branch(cond, a, b, taken, fall, next),
+            Term::Call { ret, to } => {
+                self.push_return(ret);
+                self.jump_out(to);
+            }
+            Term::Indirect { base, imm, link, calls, pops } => {
+                let x = self.source(base, RAX);
+                dynasm!(self.ops; .arch x64; lea rax, [Rq(x) + imm]; and rax, -2);
+                if let Some((rd, ret)) = link {
+                    self.link_register(rd, ret);
+                    if calls {
+                        self.push_return(ret);
+                    }
+                }
+                self.jump_indirect(pops);
+            }
+            Term::System { site } => {
+                self.call_site(site);
+                dynasm!(self.ops; .arch x64; ud2);
+            }
+        }
+    }
+
+    fn go(&mut self, target: Target, next: u16) {
+        match target {
+            Target::Block(b) if b == next => {}
+            Target::Block(b) => {
+                let label = self.blocks[usize::from(b)];
+                dynasm!(self.ops; .arch x64; jmp =>label);
+            }
+            Target::Exit(pc) => self.jump_out(pc),
+        }
+    }
+
+    /// A direct jump to another TB, once it is linked.
+    pub(super) fn jump_out(&mut self, pc: u64) {
+        let (label, exit) = self.exit_stub(pc);
+        dynasm!(self.ops; .arch x64; jmp =>label);
+        self.exits[usize::from(exit)].field = self.here() - 4;
+    }
+
+    fn exit_stub(&mut self, pc: u64) -> (DynamicLabel, u16) {
+        let label = self.ops.new_dynamic_label();
+        let exit = self.exit(pc, 0);
+        self.cold.push(Cold::Exit { label, exit });
+        (label, exit)
+    }
+
+    fn branch(&mut self, cond: Cond, a: u8, b: u8, taken: Target, fall: Target, next: u16) {
+        match (self.map.host(a), b) {
+            (Some(x), 0) => dynasm!(self.ops; .arch x64; test Rq(x), Rq(x)),
+            (None, 0) => dynasm!(self.ops; .arch x64; cmp QWORD [rbp + off(a)], 0),
+            _ => {
+                let x = self.source(a, RAX);
+                with!(self, cmp, Rq, x, b);
+            }
+        }
+        let (cond, taken, fall) =
+            if taken == Target::Block(next) { (negate(cond), fall, taken) } else { (cond, taken, fall) };
+        let (label, exit) = match taken {
+            Target::Block(b) => (self.blocks[usize::from(b)], None),
+            Target::Exit(pc) => {
+                let (label, exit) = self.exit_stub(pc);
+                (label, Some(exit))
+            }
+        };
+        match cond {
+            Cond::Eq => dynasm!(self.ops; .arch x64; je =>label),
+            Cond::Ne => dynasm!(self.ops; .arch x64; jne =>label),
+            Cond::Lt => dynasm!(self.ops; .arch x64; jl =>label),
+            Cond::Ge => dynasm!(self.ops; .arch x64; jge =>label),
+            Cond::Ltu => dynasm!(self.ops; .arch x64; jb =>label),
+            Cond::Geu => dynasm!(self.ops; .arch x64; jae =>label),
+        }
+        if let Some(exit) = exit {
+            self.exits[usize::from(exit)].field = self.here() - 4;
+        }
+        self.go(fall, next);
+    }
+
+    /// Writes the return address without touching rax.
+    fn link_register(&mut self, rd: u8, ret: u64) {
+        match self.map.host(rd) {
+            Some(host) => self.constant(host, ret as i64),
+            None => {
+                self.constant(super::regs::RCX, ret as i64);
+                dynasm!(self.ops; .arch x64; mov [rbp + off(rd)], rcx);
+            }
+        }
+    }
+
+    /// Notes on the return stack where a call comes back to. rax survives.
+    fn push_return(&mut self, ret: u64) {
+        if !self.flags.return_stack {
+            return;
+        }
+        let label = self.ops.new_dynamic_label();
+        self.cold.push(Cold::Return { label, pc: ret });
+        dynasm!(self.ops; .arch x64
+            ; mov ecx, [rbp + RETURN_TOP]
+            ; add ecx, 16
+            ; and ecx, RING
+            ; mov [rbp + RETURN_TOP], ecx
+            ; lea rdx, [=>label]
+            ; mov [rbp + rcx + (RETURNS + 8)], rdx);
+        if i32::try_from(ret as i64).is_ok() {
+            dynasm!(self.ops; .arch x64; mov QWORD [rbp + rcx + RETURNS], ret as i32);
+        } else {
+            self.constant(super::regs::RDX, ret as i64);
+            dynasm!(self.ops; .arch x64; mov [rbp + rcx + RETURNS], rdx);
+        }
+    }
+
+    /// Jumps to the guest address in rax.
+    fn jump_indirect(&mut self, pops: bool) {
+        if pops && self.flags.return_stack {
+            dynasm!(self.ops; .arch x64
+                ; mov ecx, [rbp + RETURN_TOP]
+                ; cmp rax, [rbp + rcx + RETURNS]
+                ; jne >other
+                ; lea edx, [rcx - 16]
+                ; and edx, RING
+                ; mov [rbp + RETURN_TOP], edx
+                ; jmp QWORD [rbp + rcx + (RETURNS + 8)]
+                ; other:);
+        }
+        if self.flags.jump_cache {
+            let mask = ((JUMP_ENTRIES - 1) << 1) as i32;
+            dynasm!(self.ops; .arch x64
+                ; mov ecx, eax
+                ; and ecx, mask
+                ; cmp rax, [rbp + rcx * 8 + JUMPS]
+                ; .u8 0x0f; .u8 0x85); // jne miss
+            self.external(self.thunks.miss);
+            dynasm!(self.ops; .arch x64; jmp QWORD [rbp + rcx * 8 + (JUMPS + 8)]);
+        } else {
+            dynasm!(self.ops; .arch x64; .u8 0xe9);
+            self.external(self.thunks.miss);
+        }
+    }
+}
+
+fn negate(cond: Cond) -> Cond {
+    match cond {
+        Cond::Eq => Cond::Ne,
+        Cond::Ne => Cond::Eq,
+        Cond::Lt => Cond::Ge,
+        Cond::Ge => Cond::Lt,
+        Cond::Ltu => Cond::Geu,
+        Cond::Geu => Cond::Ltu,
+    }
+}

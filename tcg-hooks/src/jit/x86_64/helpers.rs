@@ -1,0 +1,175 @@
+//! The only door from emitted code into Rust: execute the instruction of one site.
+//!
+//! ```text
+//!   emitted code ─ eax = site ─▶ thunk (everything to the context) ─▶ execute_site
+//!        ◀─ continue ─ done: the result is in the context's registers
+//!   exec loop ◀─ leave ─ trapped, or the rest of the TB must not run (it died, an interrupt may be due, a stop)
+//! ```
+//!
+//! Whatever happens here happens between instructions: the count of retired ones, `pc` and all registers are exact.
+use super::context::Context;
+use super::thunks::answer;
+use crate::cpu::CpuState;
+use crate::exec::Core;
+use crate::ir::Site;
+use crate::riscv::csr::{self, CsrEffect};
+use crate::riscv::trap::{self, Trap};
+use crate::riscv::{Insn, Op};
+use notdirty_softmmu::{AmoOp, GuestVirt, MemFault, MemSize, MmuIdx, StoreEffect};
+
+/// What executing a site came to.
+enum Outcome {
+    /// On with the next instruction of the TB.
+    Next,
+    /// It retired; go on at this pc by way of the exec loop.
+    Leave(u64),
+    /// It did not retire.
+    Trap(Trap),
+}
+
+/// Executes the instruction of site `number` for the vCPU that `ctx` belongs to.
+///
+/// # Safety
+/// Called from emitted code only: `ctx` is the context that code was entered with, `engine` in it points to the
+/// vCPU's [`Core`], and nobody else uses either until emitted code has returned.
+pub(crate) unsafe extern "C" fn execute_site(ctx: *mut Context, number: u32) -> u64 {
+    // SAFETY: the contract above; `Vcpu::enter` made both pointers from `&mut` of what it owns and waits for us.
+    let (ctx, core) = unsafe {
+        let ctx = &mut *ctx;
+        let core = &mut *ctx.engine.cast::<Core>();
+        (ctx, core)
+    };
+    // Nothing else can be named by emitted code; leaving is always safe.
+    let Some(site) = core.tbs.as_ref().and_then(|tbs| tbs.site(number)) else { return answer::LEAVE };
+    ctx.settle(site.refund);
+    ctx.cpu.pc = site.pc;
+    match execute(core, ctx, &site) {
+        Outcome::Next => answer::CONTINUE,
+        Outcome::Leave(pc) => {
+            ctx.budget += i64::from(site.refund) - 1;
+            ctx.cpu.pc = pc;
+            answer::LEAVE
+        }
+        Outcome::Trap(trap) => {
+            ctx.budget += i64::from(site.refund);
+            core.take_trap(&mut ctx.cpu, &trap);
+            answer::LEAVE
+        }
+    }
+}
+
+impl Context {
+    /// Brings `cpu.retired` up to the instruction that `refund` stands for.
+    pub(crate) fn settle(&mut self, refund: u16) {
+        let now = self.budget + i64::from(refund);
+        self.cpu.retired = self.cpu.retired.wrapping_add((self.slice - now) as u64);
+        self.slice = now;
+    }
+}
+
+fn execute(core: &mut Core, ctx: &mut Context, site: &Site) -> Outcome {
+    let insn = &site.insn;
+    let next = site.pc.wrapping_add(insn.len.into());
+    let result = match insn.op {
+        op if op.is_load() => load(core, ctx, insn),
+        op if op.is_store() => store(core, ctx, insn),
+        op if op.is_amo() => atomic(core, ctx, insn),
+        op if op.is_csr() => return control(core, ctx, insn, next),
+        Op::FenceI => Ok(StoreEffect::NONE),
+        Op::Ecall => return Outcome::Trap(Trap::ecall(ctx.cpu.privilege)),
+        Op::Ebreak => return Outcome::Trap(Trap::breakpoint(site.pc)),
+        Op::Mret => {
+            trap::mret(&mut ctx.cpu);
+            return Outcome::Leave(ctx.cpu.pc);
+        }
+        Op::Wfi => {
+            core.waiting = true;
+            return Outcome::Leave(next);
+        }
+        _ => return Outcome::Trap(Trap::illegal(insn.illegal_bits())),
+    };
+    match result {
+        Err(fault) => Outcome::Trap(fault.into()),
+        // The next instruction may be one of those just written; a device may have raised an interrupt.
+        Ok(effect) if effect.killed != 0 || core.mmu.port().kicked() => Outcome::Leave(next),
+        Ok(_) => Outcome::Next,
+    }
+}
+
+fn address(cpu: &CpuState, insn: &Insn) -> GuestVirt {
+    GuestVirt::new(cpu.x[usize::from(insn.rs1)].wrapping_add(insn.imm64()))
+}
+
+fn size(insn: &Insn) -> MemSize {
+    match insn.op.mem_bytes() {
+        1 => MemSize::B1,
+        2 => MemSize::B2,
+        4 => MemSize::B4,
+        _ => MemSize::B8,
+    }
+}
+
+fn write(cpu: &mut CpuState, rd: u8, value: u64) {
+    if rd != 0 {
+        cpu.x[usize::from(rd)] = value;
+    }
+}
+
+fn load(core: &mut Core, ctx: &mut Context, insn: &Insn) -> Result<StoreEffect, MemFault> {
+    let (va, size) = (address(&ctx.cpu, insn), size(insn));
+    let (mmu, mut hooks) = core.split(ctx);
+    let raw = mmu.load(&mut hooks, MmuIdx::M, va, size)?;
+    let bits = 64 - 8 * insn.op.mem_bytes();
+    let value = if insn.op.is_signed_load() { ((raw << bits) as i64 >> bits) as u64 } else { raw };
+    write(&mut ctx.cpu, insn.rd, value);
+    Ok(StoreEffect::NONE)
+}
+
+fn store(core: &mut Core, ctx: &mut Context, insn: &Insn) -> Result<StoreEffect, MemFault> {
+    let (va, size, value) = (address(&ctx.cpu, insn), size(insn), ctx.cpu.x[usize::from(insn.rs2)]);
+    let (mmu, mut hooks) = core.split(ctx);
+    mmu.store(&mut hooks, MmuIdx::M, va, size, value)
+}
+
+fn atomic(core: &mut Core, ctx: &mut Context, insn: &Insn) -> Result<StoreEffect, MemFault> {
+    let va = GuestVirt::new(ctx.cpu.x[usize::from(insn.rs1)]);
+    let operand = ctx.cpu.x[usize::from(insn.rs2)];
+    let size = size(insn);
+    let (mmu, mut hooks) = core.split(ctx);
+    let (old, effect) = match insn.op {
+        Op::LrW | Op::LrD => (mmu.lr(&mut hooks, MmuIdx::M, va, size)?, StoreEffect::NONE),
+        Op::ScW | Op::ScD => {
+            let (stored, effect) = mmu.sc(&mut hooks, MmuIdx::M, va, size, operand)?;
+            write(&mut ctx.cpu, insn.rd, u64::from(!stored));
+            return Ok(effect);
+        }
+        op => mmu.amo(&mut hooks, MmuIdx::M, va, size, amo_op(op), operand)?,
+    };
+    let value = if size == MemSize::B4 { old as i32 as i64 as u64 } else { old };
+    write(&mut ctx.cpu, insn.rd, value);
+    Ok(effect)
+}
+
+fn amo_op(op: Op) -> AmoOp {
+    match op {
+        Op::AmoswapW | Op::AmoswapD => AmoOp::Swap,
+        Op::AmoaddW | Op::AmoaddD => AmoOp::Add,
+        Op::AmoxorW | Op::AmoxorD => AmoOp::Xor,
+        Op::AmoandW | Op::AmoandD => AmoOp::And,
+        Op::AmoorW | Op::AmoorD => AmoOp::Or,
+        Op::AmominW | Op::AmominD => AmoOp::Min,
+        Op::AmomaxW | Op::AmomaxD => AmoOp::Max,
+        Op::AmominuW | Op::AmominuD => AmoOp::Minu,
+        _ => AmoOp::Maxu,
+    }
+}
+
+fn control(core: &mut Core, ctx: &mut Context, insn: &Insn, next: u64) -> Outcome {
+    let env = core.csr_env(&ctx.cpu, insn);
+    match csr::execute(&mut ctx.cpu, insn, &env) {
+        Ok(CsrEffect::None) => Outcome::Next,
+        Ok(CsrEffect::Interrupts) => Outcome::Leave(next),
+        Err(csr::Illegal) => Outcome::Trap(Trap::illegal_csr(insn)),
+    }
+}
+

@@ -1,0 +1,251 @@
+//! IR to x86-64, with dynasmrt's `VecAssembler`.
+//!
+//! ```text
+//!   block: sub r15, n ; (jl poll) │ ops … │ end            cold, behind all blocks:
+//!          load: lea, and, cmp ──ne──────────────────────▶  slow: mov eax, site ; call site ; jmp back
+//!          exit: jmp rel32 ──unlinked────────────────────▶  stub: mov eax, exit ; jmp leave
+//!                └─linked─▶ the entry of another TB
+//! ```
+//!
+//! The code is position dependent only in its jumps to the thunks, which are given as offsets in the code cache.
+//! Deliberately absent: register allocation (see [`regs`]), instruction selection over more than one op.
+mod alu;
+pub(crate) mod context;
+mod flow;
+pub(crate) mod helpers;
+mod mem;
+mod regs;
+pub(crate) mod thunks;
+
+use crate::engine::JitFlags;
+use crate::ir::{Ir, Kind, Region};
+use crate::jit::code_cache::CodeOffset;
+use dynasmrt::x64::X64Relocation;
+use dynasmrt::{DynamicLabel, DynasmApi, DynasmLabelApi, VecAssembler, dynasm};
+use regs::{RAX, RegMap};
+use thunks::Thunks;
+
+/// Bits of a site's or an exit's number that count within its TB.
+pub(crate) const LOCAL_BITS: u32 = 10;
+
+/// A way out of a TB, as emitted.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct EmittedExit {
+    /// Where the 32-bit displacement of its jump is, from the code's start; 0 if it is never linked (a poll).
+    pub(crate) field: u32,
+    /// The stub that the jump goes to while unlinked.
+    pub(crate) stub: u32,
+    /// Where it leads.
+    pub(crate) pc: u64,
+    /// A poll: instructions to give back.
+    pub(crate) refund: u16,
+}
+
+#[derive(Debug, Clone, Copy)]
+enum Cold {
+    Slow { label: DynamicLabel, back: DynamicLabel, site: u16 },
+    Exit { label: DynamicLabel, exit: u16 },
+    Poll { label: DynamicLabel, exit: u16 },
+    /// The place a return goes to: an exit of its own.
+    Return { label: DynamicLabel, pc: u64 },
+}
+
+/// Emits TBs; keeps its memory from one to the next.
+pub(crate) struct Emitter {
+    ops: VecAssembler<X64Relocation>,
+    flags: JitFlags,
+    map: RegMap,
+    bmi2: bool,
+    thunks: Thunks,
+    /// host - guest, where it fits a displacement.
+    flat: Option<i32>,
+    blocks: Vec<DynamicLabel>,
+    cold: Vec<Cold>,
+    externals: Vec<(u32, CodeOffset)>,
+    /// The exits of the TB emitted last.
+    pub(crate) exits: Vec<EmittedExit>,
+    code: Vec<u8>,
+    tb: u32,
+    region_pc: u64,
+}
+
+/// Displacement of a guest register in the context.
+const fn off(guest: u8) -> i32 {
+    8 * guest as i32 - context::BASE
+}
+
+impl Emitter {
+    pub(crate) fn new(flags: JitFlags, thunks: Thunks, flat_addend: u64) -> Emitter {
+        let flat = i32::try_from(flat_addend as i64).ok().filter(|k| (-0x7fff_0000..0x7fff_0000).contains(k));
+        Emitter {
+            ops: VecAssembler::new(0),
+            flags,
+            map: RegMap::new(flags.pinned),
+            bmi2: flags.bmi2 && std::arch::is_x86_feature_detected!("bmi2"),
+            thunks,
+            flat: flat.filter(|_| flags.flat_addend),
+            blocks: Vec::new(),
+            cold: Vec::new(),
+            externals: Vec::new(),
+            exits: Vec::new(),
+            code: Vec::new(),
+            tb: 0,
+            region_pc: 0,
+        }
+    }
+
+    /// Assembles a region as TB number `tb`; the code still lacks [`Emitter::place`]. Returns its length and the
+    /// offset of its entry.
+    pub(crate) fn emit(&mut self, region: &Region, tb: u32) -> (usize, u32) {
+        self.tb = tb;
+        self.region_pc = region.pc;
+        self.cold.clear();
+        self.externals.clear();
+        self.exits.clear();
+        self.blocks.clear();
+        for _ in &region.blocks {
+            let label = self.ops.new_dynamic_label();
+            self.blocks.push(label);
+        }
+        let mut entry = 0;
+        for (i, block) in region.blocks.iter().enumerate() {
+            let label = self.blocks[i];
+            if i == usize::from(region.entry) {
+                entry = self.here();
+            }
+            dynasm!(self.ops; .arch x64; =>label; sub r15, DWORD i32::from(block.insns));
+            if block.poll {
+                let label = self.ops.new_dynamic_label();
+                let exit = self.exit(block.pc, block.insns);
+                self.cold.push(Cold::Poll { label, exit });
+                dynasm!(self.ops; .arch x64; jl =>label);
+            }
+            for ir in &region.ops[block.first as usize..block.end as usize] {
+                self.op(ir);
+            }
+            self.terminator(&block.term, i as u16 + 1);
+        }
+        let mut n = 0;
+        while n < self.cold.len() {
+            let cold = self.cold[n];
+            self.cold_part(cold);
+            n += 1;
+        }
+        self.code.clear();
+        self.code.extend(self.ops.drain().expect("labels are all bound"));
+        (self.code.len(), entry)
+    }
+
+    /// The code emitted last, for a place in the code cache.
+    pub(crate) fn place(&mut self, at: CodeOffset) -> &[u8] {
+        for &(field, target) in &self.externals {
+            let rel = (i64::from(target) - i64::from(at) - i64::from(field) - 4) as i32;
+            self.code[field as usize..field as usize + 4].copy_from_slice(&rel.to_le_bytes());
+        }
+        &self.code
+    }
+
+    fn here(&self) -> u32 {
+        self.ops.offset().0 as u32
+    }
+
+    fn op(&mut self, ir: &Ir) {
+        match ir.kind {
+            Kind::Li => self.li(ir.rd, ir.imm),
+            Kind::Mov => self.copy(ir.rd, ir.a),
+            Kind::Reg(op) => self.alu(op, ir.rd, ir.a, ir.b),
+            Kind::Imm(op) => self.alu_imm(op, ir.rd, ir.a, ir.imm),
+            Kind::Load(mem) => self.load(ir, mem),
+            Kind::Store(mem) => self.store(ir, mem),
+            Kind::Rust => self.call_site(ir.site),
+        }
+    }
+
+    /// Has Rust execute a site's instruction, in line.
+    fn call_site(&mut self, site: u16) {
+        let number = self.tb << LOCAL_BITS | u32::from(site);
+        dynasm!(self.ops; .arch x64; mov eax, number as i32; .u8 0xe8);
+        self.external(self.thunks.site);
+    }
+
+    /// The four bytes of a displacement to a thunk.
+    fn external(&mut self, target: CodeOffset) {
+        self.externals.push((self.here(), target));
+        dynasm!(self.ops; .arch x64; .i32 0);
+    }
+
+    fn cold_part(&mut self, cold: Cold) {
+        match cold {
+            Cold::Slow { label, back, site } => {
+                dynasm!(self.ops; .arch x64; =>label);
+                self.call_site(site);
+                dynasm!(self.ops; .arch x64; jmp =>back);
+            }
+            Cold::Exit { label, exit } | Cold::Poll { label, exit } => {
+                self.exits[usize::from(exit)].stub = self.here();
+                let number = self.tb << LOCAL_BITS | u32::from(exit);
+                dynasm!(self.ops; .arch x64; =>label; mov eax, number as i32; .u8 0xe9);
+                self.external(self.thunks.leave);
+            }
+            Cold::Return { label, pc } => {
+                dynasm!(self.ops; .arch x64; =>label);
+                self.jump_out(pc);
+            }
+        }
+    }
+
+    fn exit(&mut self, pc: u64, refund: u16) -> u16 {
+        self.exits.push(EmittedExit { field: 0, stub: 0, pc, refund });
+        (self.exits.len() - 1) as u16
+    }
+
+    /// Moves a constant into a guest register.
+    fn li(&mut self, rd: u8, imm: i64) {
+        match self.map.host(rd) {
+            Some(host) => self.constant(host, imm),
+            None if i32::try_from(imm).is_ok() => {
+                dynasm!(self.ops; .arch x64; mov QWORD [rbp + off(rd)], imm as i32);
+            }
+            None => {
+                self.constant(RAX, imm);
+                dynasm!(self.ops; .arch x64; mov [rbp + off(rd)], rax);
+            }
+        }
+    }
+
+    /// Moves a constant into a host register; flags are lost.
+    fn constant(&mut self, host: u8, imm: i64) {
+        if imm == 0 {
+            dynasm!(self.ops; .arch x64; xor Rd(host), Rd(host));
+        } else if u32::try_from(imm).is_ok() {
+            dynasm!(self.ops; .arch x64; mov Rd(host), imm as i32);
+        } else if i32::try_from(imm).is_ok() {
+            dynasm!(self.ops; .arch x64; mov Rq(host), DWORD imm as i32);
+        } else {
+            dynasm!(self.ops; .arch x64; mov Rq(host), QWORD imm);
+        }
+    }
+
+    /// The host register that holds a guest register now: its own, or `scratch` after a load.
+    fn source(&mut self, guest: u8, scratch: u8) -> u8 {
+        match self.map.host(guest) {
+            Some(host) => host,
+            None => {
+                dynasm!(self.ops; .arch x64; mov Rq(scratch), [rbp + off(guest)]);
+                scratch
+            }
+        }
+    }
+
+    /// The host register to compute a guest register in: its own, or `scratch`; then [`Emitter::done`].
+    fn target(&self, guest: u8, scratch: u8) -> u8 {
+        self.map.host(guest).unwrap_or(scratch)
+    }
+
+    /// Writes a computed value back, if its register lives in memory.
+    fn done(&mut self, guest: u8, host: u8) {
+        if self.map.host(guest).is_none() {
+            dynasm!(self.ops; .arch x64; mov [rbp + off(guest)], Rq(host));
+        }
+    }
+}

@@ -1,0 +1,48 @@
+//! Which guest registers live in which host registers, in all emitted code alike.
+//!
+//! ```text
+//!   rsp  host stack     rbp  Context       r15  budget        rax rcx rdx  scratch
+//!   rbx sp   r12 s0   r13 s1   rdi a0   rsi a1   r8 a2   r9 a3   r10 a4   r11 a5   r14 a6
+//! ```
+//!
+//! The map is the same everywhere, so a jump from TB to TB moves nothing. The ten are those that compilers use most;
+//! the rest are memory operands one byte away from `rbp`.
+
+/// Scratch.
+pub(super) const RAX: u8 = 0;
+/// Scratch.
+pub(super) const RCX: u8 = 1;
+/// Scratch.
+pub(super) const RDX: u8 = 2;
+
+/// Guest and host register of each pinned pair.
+pub(super) const PINS: [(u8, u8); 10] =
+    [(2, 3), (8, 12), (9, 13), (10, 7), (11, 6), (12, 8), (13, 9), (14, 10), (15, 11), (16, 14)];
+
+/// The host register of a guest register, if it has one.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct RegMap([Option<u8>; 32]);
+
+impl RegMap {
+    /// The map, or the empty one when pinning is off.
+    pub(super) fn new(pinned: bool) -> RegMap {
+        let mut map = [None; 32];
+        if pinned {
+            for (guest, host) in PINS {
+                map[guest as usize] = Some(host);
+            }
+        }
+        RegMap(map)
+    }
+
+    /// Where a guest register lives, if not in memory.
+    #[inline]
+    pub(super) fn host(&self, guest: u8) -> Option<u8> {
+        self.0[guest as usize & 31]
+    }
+
+    /// The pinned pairs in use.
+    pub(super) fn pins(&self) -> impl Iterator<Item = (u8, u8)> + '_ {
+        PINS.into_iter().filter(|p| self.0[p.0 as usize].is_some())
+    }
+}

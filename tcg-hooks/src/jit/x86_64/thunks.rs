@@ -1,0 +1,107 @@
+//! The few pieces of host code that all TBs share: in, out, and over to Rust.
+//!
+//! ```text
+//!   enter(context, code)   saves the host's registers, loads pins and budget, jumps to code
+//!   leave                  pins and budget to the context, back to Rust; eax says why
+//!   site                   called by a TB with a site number in eax: everything to the context, Rust executes the
+//!                          instruction, everything back; or on to `leave`
+//!   miss                   an indirect jump found nothing: rax is the pc; leave for a look-up
+//! ```
+use super::context::{BASE, BUDGET, PC};
+use super::regs::RegMap;
+use crate::jit::code_cache::CodeOffset;
+use dynasmrt::x64::X64Relocation;
+use dynasmrt::{DynasmApi, DynasmLabelApi, VecAssembler, dynasm};
+
+/// Why emitted code was left; anything else is the number of an exit.
+pub(crate) mod reason {
+    /// Look up `cpu.pc`.
+    pub(crate) const LOOKUP: u32 = 0xffff_fff0;
+    /// A site asked to leave; `cpu.pc` is set.
+    pub(crate) const SITE: u32 = 0xffff_fff1;
+}
+
+/// Emitted code's answers from [`SiteFn`].
+pub(crate) mod answer {
+    /// Go on behind the instruction.
+    pub(crate) const CONTINUE: u64 = 0;
+    /// Back to the exec loop; `cpu.pc` is set.
+    pub(crate) const LEAVE: u64 = 1;
+}
+
+/// Executes the instruction of a site in Rust.
+pub(crate) type SiteFn = unsafe extern "C" fn(*mut super::context::Context, u32) -> u64;
+/// Enters emitted code: context, address.
+pub(crate) type EnterFn = unsafe extern "C" fn(*mut super::context::Context, *const u8) -> u32;
+
+/// Where the thunks are in the code cache.
+#[derive(Debug, Clone, Copy, Default)]
+pub(crate) struct Thunks {
+    pub(crate) enter: CodeOffset,
+    pub(crate) leave: CodeOffset,
+    pub(crate) site: CodeOffset,
+    pub(crate) miss: CodeOffset,
+}
+
+/// Assembles the thunks; they are position independent.
+pub(crate) fn assemble(pinned: bool, site: SiteFn) -> (Vec<u8>, Thunks) {
+    let map = RegMap::new(pinned);
+    let mut ops: VecAssembler<X64Relocation> = VecAssembler::new(0);
+    let save = |ops: &mut VecAssembler<X64Relocation>| {
+        for (guest, host) in map.pins() {
+            dynasm!(ops; .arch x64; mov [rbp + (8 * i32::from(guest) - BASE)], Rq(host));
+        }
+        dynasm!(ops; .arch x64; mov [rbp + BUDGET], r15);
+    };
+    let load = |ops: &mut VecAssembler<X64Relocation>| {
+        for (guest, host) in map.pins() {
+            dynasm!(ops; .arch x64; mov Rq(host), [rbp + (8 * i32::from(guest) - BASE)]);
+        }
+        dynasm!(ops; .arch x64; mov r15, [rbp + BUDGET]);
+    };
+    let mut thunks = Thunks { enter: 0, ..Thunks::default() };
+    // Six pushes and eight bytes: the stack is aligned in emitted code, one return address off inside `site`.
+    dynasm!(ops; .arch x64
+        ; push rbx; push rbp; push r12; push r13; push r14; push r15
+        ; sub rsp, 8
+        ; lea rbp, [rdi + BASE]
+        ; mov rax, rsi);
+    load(&mut ops);
+    dynasm!(ops; .arch x64; jmp rax; .align 16);
+
+    thunks.miss = ops.offset().0 as u32;
+    dynasm!(ops; .arch x64
+        ; mov [rbp + PC], rax
+        ; mov eax, reason::LOOKUP as i32);
+    thunks.leave = ops.offset().0 as u32;
+    save(&mut ops);
+    let out = ops.offset().0;
+    dynasm!(ops; .arch x64
+        ; add rsp, 8
+        ; pop r15; pop r14; pop r13; pop r12; pop rbp; pop rbx
+        ; ret; .align 16);
+
+    thunks.site = ops.offset().0 as u32;
+    save(&mut ops);
+    dynasm!(ops; .arch x64
+        ; sub rsp, 8
+        ; lea rdi, [rbp - BASE]
+        ; mov esi, eax
+        ; mov rax, QWORD site as *const () as i64
+        ; call rax
+        ; add rsp, 8
+        ; test eax, eax
+        ; jnz >out);
+    load(&mut ops);
+    dynasm!(ops; .arch x64
+        ; ret
+        ; out:
+        ; add rsp, 8
+        ; mov eax, reason::SITE as i32);
+    // jmp out: the registers are in the context already.
+    let at = ops.offset().0;
+    let rel = (out as i64 - (at as i64 + 5)) as i32;
+    dynasm!(ops; .arch x64; .u8 0xe9; .i32 rel; .align 16);
+    let code = ops.finalize().expect("no relocation leaves the thunks");
+    (code, thunks)
+}

@@ -1,0 +1,37 @@
+//! RISC-V in, host code out; and what happens to that code when its bytes are written.
+//!
+//! ```text
+//!   guest bytes ──▶ riscv/decode ──▶ translate ──▶ ir ──▶ jit/x86_64 ──▶ jit/code_cache
+//!                        │                                                   │
+//!                        ▼                                                   ▼
+//!                  interp (oracle)                      tb/{cache,pages,chain,invalidate}
+//!                        ▲                                                   ▲
+//!                        └──────────────── exec: the vCPU loop ──────────────┘
+//! ```
+//!
+//! * [`Vcpu`] is what a machine drives: one hart, its TLB, its TB cache, one engine.
+//! * The oracle shares the decode table and the softmmu with the JIT, nothing else.
+//! * Invalidation has one door, [`tb::TbCache::invalidate`]: guest stores reach it through
+//!   `notdirty_softmmu::CodeInvalidator`, everybody else posts a kill that the owner drains (TB-1).
+//!
+//! Deliberately absent: files, devices, threads (the `notdirty` package has them), and locks around
+//! translated code (each vCPU owns its own).
+
+pub mod clock;
+pub mod cpu;
+pub mod engine;
+pub mod exec;
+pub mod interp;
+pub mod ir;
+#[cfg(target_arch = "x86_64")]
+pub mod jit;
+pub mod riscv;
+pub mod tb;
+#[cfg(any(test, feature = "testkit"))]
+pub mod testkit;
+pub mod trace;
+pub mod translate;
+
+pub use engine::{EngineKind, JitFlags};
+pub use exec::{RunLimits, Vcpu, VcpuConfig, VcpuExit, VcpuStats};
+pub use trace::{TraceMask, TraceSink};

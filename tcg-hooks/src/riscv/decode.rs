@@ -1,0 +1,272 @@
+//! Bits to [`Insn`].
+//!
+//! ```text
+//!   word ─ opcode[6:2], funct3 ─▶ INDEX[256] (first, count) ─▶ ROWS[first..][..count] ─ mask ─▶ Row: operand masks
+//! ```
+//!
+//! Both arrays are folded from `opcodes::PATTERNS` at compile time. A list has one row for most keys, three for the
+//! arithmetic ones and eleven for the atomics. A row has masks in place of a format: all immediates are put together
+//! and one is picked, since a jump by format would be mispredicted more often than not.
+use super::compressed::expand;
+use super::opcodes::{Format, Op, PATTERNS, Pattern};
+
+/// A decoded instruction. Register fields that its format lacks are 0.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct Insn {
+    /// What to do.
+    pub op: Op,
+    /// Destination register.
+    pub rd: u8,
+    /// First source register; the five-bit operand of the immediate CSR forms.
+    pub rs1: u8,
+    /// Second source register.
+    pub rs2: u8,
+    /// Length in memory: 2 or 4.
+    pub len: u8,
+    /// The immediate, to be sign-extended to 64 bits on use; see [`Format`] for what it means.
+    /// For [`Op::Illegal`] it holds the bits fetched.
+    pub imm: i32,
+}
+
+const _: () = assert!(size_of::<Insn>() <= 16);
+
+impl Insn {
+    /// The instruction that raises an illegal-instruction exception for these bits.
+    pub const fn illegal(bits: u32, len: u8) -> Insn {
+        Insn { op: Op::Illegal, rd: 0, rs1: 0, rs2: 0, len, imm: bits as i32 }
+    }
+
+    /// The immediate as the 64-bit operand it stands for.
+    #[inline]
+    pub const fn imm64(&self) -> u64 {
+        self.imm as i64 as u64
+    }
+
+    /// Where a branch or `jal` at `pc` goes when it is taken.
+    #[inline]
+    pub const fn target(&self, pc: u64) -> u64 {
+        pc.wrapping_add(self.imm64())
+    }
+
+    /// The CSR that a Zicsr instruction names.
+    #[inline]
+    pub const fn csr(&self) -> u16 {
+        self.imm as u16 & 0xfff
+    }
+
+    /// What `mtval` shows when this instruction is illegal, knowing only the decoded form.
+    pub const fn illegal_bits(&self) -> u64 {
+        self.imm as u32 as u64
+    }
+}
+
+/// Decodes what lies at a pc: `lo16` is the first halfword, `full` the word whose low half it is (its high half is
+/// looked at only if the low bits ask for 32 bits).
+#[inline]
+pub fn decode_any(lo16: u16, full: u32) -> Insn {
+    if is_compressed(lo16) { expand(lo16) } else { decode(full) }
+}
+
+/// Whether an instruction that starts with this halfword is two bytes long.
+#[inline]
+pub const fn is_compressed(lo16: u16) -> bool {
+    lo16 & 3 != 3
+}
+
+/// Decodes a 32-bit encoding. A word whose low bits mark it as compressed is illegal here.
+#[inline]
+pub fn decode(bits: u32) -> Insn {
+    if bits & 3 == 3 {
+        let (first, count) = INDEX[key(bits)];
+        for row in &ROWS[first as usize..first as usize + count as usize] {
+            if bits & row.mask == row.value {
+                return row.operands(bits);
+            }
+        }
+    }
+    Insn::illegal(bits, 4)
+}
+
+#[inline]
+const fn key(bits: u32) -> usize {
+    ((bits >> 2 & 0x1f) << 3 | bits >> 12 & 7) as usize
+}
+
+/// Does some word with this key match the pattern?
+const fn fits(p: &Pattern, key: usize) -> bool {
+    let bits = (key as u32 >> 3) << 2 | (key as u32 & 7) << 12;
+    let seen = p.mask & 0x707c;
+    bits & seen == p.value & seen
+}
+
+const KEYS: usize = 256;
+
+const ROW_COUNT: usize = {
+    let (mut n, mut k) = (0, 0);
+    while k < KEYS {
+        let mut i = 0;
+        while i < PATTERNS.len() {
+            n += fits(&PATTERNS[i], k) as usize;
+            i += 1;
+        }
+        k += 1;
+    }
+    n
+};
+
+static ROWS: [Row; ROW_COUNT] = TABLES.0;
+static INDEX: [(u8, u8); KEYS] = TABLES.1;
+
+const TABLES: ([Row; ROW_COUNT], [(u8, u8); KEYS]) = {
+    assert!(ROW_COUNT <= 255, "widen the index");
+    let mut rows = [row(&PATTERNS[0]); ROW_COUNT];
+    let mut index = [(0u8, 0u8); KEYS];
+    let (mut n, mut k) = (0, 0);
+    while k < KEYS {
+        let first = n;
+        let mut i = 0;
+        while i < PATTERNS.len() {
+            if fits(&PATTERNS[i], k) {
+                rows[n] = row(&PATTERNS[i]);
+                n += 1;
+            }
+            i += 1;
+        }
+        index[k] = (first as u8, (n - first) as u8);
+        k += 1;
+    }
+    (rows, index)
+};
+
+/// A pattern, and where its operands are, as masks.
+#[derive(Clone, Copy)]
+struct Row {
+    mask: u32,
+    value: u32,
+    /// What stays of the immediate.
+    imm_mask: i32,
+    op: Op,
+    /// Which of the immediates in [`Row::operands`].
+    imm: u8,
+    rd: u8,
+    rs1: u8,
+    rs2: u8,
+}
+
+const fn row(p: &Pattern) -> Row {
+    let (imm, imm_mask) = match p.format {
+        Format::Jalr | Format::Load | Format::I => (0, -1),
+        Format::Shift => (0, 0x3f),
+        Format::ShiftW => (0, 0x1f),
+        Format::Fence | Format::Csr | Format::CsrImm => (0, 0xfff),
+        Format::R | Format::None => (0, 0),
+        Format::Store => (1, -1),
+        Format::B => (2, -1),
+        Format::U => (3, -1),
+        Format::J => (4, -1),
+        Format::Amo | Format::Lr => (5, 3),
+    };
+    // The CSR forms with an immediate keep it in rs1, though they read no register.
+    let rs1 = p.op.reads_rs1() || matches!(p.format, Format::CsrImm);
+    Row {
+        mask: p.mask,
+        value: p.value,
+        imm_mask,
+        op: p.op,
+        imm,
+        rd: if p.op.writes_rd() { 31 } else { 0 },
+        rs1: if rs1 { 31 } else { 0 },
+        rs2: if p.op.reads_rs2() { 31 } else { 0 },
+    }
+}
+
+impl Row {
+    #[inline]
+    fn operands(&self, bits: u32) -> Insn {
+        let s = bits as i32;
+        let i = s >> 20;
+        let immediates = [
+            i,
+            i & !0x1f | s >> 7 & 0x1f,
+            (s >> 31 & !0xfff) | s << 4 & 0x800 | s >> 20 & 0x7e0 | s >> 7 & 0x1e,
+            s & !0xfff,
+            (s >> 31 & !0xfffff) | s & 0xff000 | s >> 9 & 0x800 | s >> 20 & 0x7fe,
+            i >> 5,
+            0,
+            0,
+        ];
+        Insn {
+            op: self.op,
+            rd: (bits >> 7) as u8 & self.rd,
+            rs1: (bits >> 15) as u8 & self.rs1,
+            rs2: (bits >> 20) as u8 & self.rs2,
+            len: 4,
+            imm: immediates[usize::from(self.imm & 7)] & self.imm_mask,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A small generator; the values need only be varied.
+    fn words(n: usize) -> impl Iterator<Item = u32> {
+        let mut s = 0x9e37_79b9_7f4a_7c15u64;
+        (0..n).map(move |_| {
+            s ^= s << 13;
+            s ^= s >> 7;
+            s ^= s << 17;
+            (s >> 16) as u32
+        })
+    }
+
+    #[test]
+    fn each_pattern_decodes_to_its_own_operation() {
+        for p in PATTERNS {
+            for noise in words(200).chain([0, !0]) {
+                let bits = p.value | noise & !p.mask;
+                assert_eq!(decode(bits).op, p.op, "{bits:#010x}");
+            }
+        }
+    }
+
+    #[test]
+    fn two_levels_agree_with_a_scan_of_the_whole_table() {
+        for bits in words(2_000_000).flat_map(|w| [w | 3, w & 0x01ff_ffff | 3]) {
+            let scan = PATTERNS.iter().find(|p| bits & p.mask == p.value).map_or(Op::Illegal, |p| p.op);
+            assert_eq!(decode(bits).op, scan, "{bits:#010x}");
+        }
+    }
+
+    #[test]
+    fn immediates_are_put_together_from_their_pieces() {
+        let cases: [(u32, Op, i32); 12] = [
+            (0xffff_f537, Op::Lui, -4096),      // lui a0, 0xfffff
+            (0x8000_00ef, Op::Jal, -0x10_0000), // jal ra, .-1MiB
+            (0x7fff_f0ef, Op::Jal, 0xf_fffe),   // jal ra, .+1MiB-2
+            (0x8000_0063, Op::Beq, -4096),      // beq x0, x0, .-4096
+            (0x7e00_0fe3, Op::Beq, 4094),       // beq x0, x0, .+4094
+            (0xfe00_0ee3, Op::Beq, -4),         // beq x0, x0, .-4
+            (0x8005_2503, Op::Lw, -2048),       // lw a0, -2048(a0)
+            (0xfea5_2fa3, Op::Sw, -1),          // sw a0, -1(a0)
+            (0x43f5_5513, Op::Srai, 63),        // srai a0, a0, 63
+            (0xf140_2573, Op::Csrrs, 0xf14),    // csrr a0, mhartid
+            (0x0ff0_000f, Op::Fence, 0x0ff),    // fence
+            (0x1605_252f, Op::LrW, 3),          // lr.w.aqrl a0, (a0)
+        ];
+        for (bits, op, imm) in cases {
+            let i = decode(bits);
+            assert_eq!((i.op, i.imm), (op, imm), "{bits:#010x}");
+        }
+    }
+
+    #[test]
+    fn reserved_words_are_illegal_and_keep_their_bits() {
+        // Longer encodings, an RV64 shift with shamt[5] of a W form, lr with rs2, sret, sfence.vma, an FP load.
+        for bits in [0u32, !0, 0x0000_001f, 0x0205_151b, 0x1015_252f, 0x1020_0073, 0x1200_0073, 0x0005_2507] {
+            let i = decode(bits);
+            assert_eq!((i.op, i.len, i.illegal_bits()), (Op::Illegal, 4, u64::from(bits)));
+        }
+    }
+}

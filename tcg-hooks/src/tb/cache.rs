@@ -1,0 +1,194 @@
+//! Finding TBs, and adding them.
+use super::pages::CodeMap;
+use super::{Exit, Tb, TbId, TbKey};
+use crate::engine::JitFlags;
+use crate::ir::{Region, Site};
+use crate::jit::code_cache::{CodeCache, CodeOffset};
+use crate::jit::x86_64::context::{Context, JumpEntry};
+use crate::jit::x86_64::thunks::{SiteFn, Thunks, assemble};
+use crate::jit::x86_64::{Emitter, LOCAL_BITS};
+use hashbrown::HashMap;
+use notdirty_core::PageIndex;
+use notdirty_softmmu::{AddressSpace, lines_of};
+use std::io;
+use std::sync::Arc;
+
+/// Numbers of sites and exits keep this many bits for the TB, so that none looks like a leave reason.
+const MAX_TBS: usize = 1 << 21;
+
+/// A TB to run.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Found {
+    pub(crate) id: TbId,
+    pub(crate) entry: CodeOffset,
+}
+
+/// Counters of the TB cache.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct TbStats {
+    /// TBs made.
+    pub translated: u64,
+    /// Guest instructions in them.
+    pub insns: u64,
+    /// Host bytes in them.
+    pub host_bytes: u64,
+    /// TBs that died because their bytes were written.
+    pub invalidated: u64,
+    /// TBs that died because their chunk of the code cache was needed, or the memory map changed.
+    pub evicted: u64,
+    /// Links made between TBs.
+    pub linked: u64,
+}
+
+/// All TBs of one vCPU (TB-1).
+pub(crate) struct TbCache {
+    pub(super) space: Arc<AddressSpace>,
+    pub(super) code: CodeCache,
+    pub(crate) thunks: Thunks,
+    pub(super) emitter: Emitter,
+    pub(super) tbs: Vec<Option<Box<Tb>>>,
+    pub(super) free: Vec<TbId>,
+    pub(super) by_key: HashMap<TbKey, TbId>,
+    pub(super) pages: CodeMap,
+    pub(super) chunk_tbs: Vec<Vec<TbId>>,
+    pub(crate) stats: TbStats,
+    pub(super) flags: JitFlags,
+}
+
+impl TbCache {
+    pub(crate) fn new(
+        space: &Arc<AddressSpace>,
+        bytes: usize,
+        flags: JitFlags,
+        flat_addend: u64,
+        site: SiteFn,
+    ) -> io::Result<TbCache> {
+        let (thunk_code, thunks) = assemble(flags.pinned, site);
+        let code = CodeCache::new(bytes, &thunk_code)?;
+        let chunks = code.chunks();
+        Ok(TbCache {
+            space: space.clone(),
+            code,
+            thunks,
+            emitter: Emitter::new(flags, thunks, flat_addend),
+            tbs: Vec::new(),
+            free: Vec::new(),
+            by_key: HashMap::new(),
+            pages: CodeMap::default(),
+            chunk_tbs: vec![Vec::new(); chunks],
+            stats: TbStats::default(),
+            flags,
+        })
+    }
+
+    /// The TB for this key, and the second page it has bytes on: it is valid while that page is where it was.
+    pub(crate) fn find(&self, key: &TbKey) -> Option<(Found, Option<PageIndex>)> {
+        let id = *self.by_key.get(key)?;
+        let tb = self.get(id)?;
+        Some((Found { id, entry: tb.entry }, tb.pages.1))
+    }
+
+    pub(crate) fn get(&self, id: TbId) -> Option<&Tb> {
+        self.tbs.get(id as usize)?.as_deref()
+    }
+
+    /// The site with this number. Emitted code only names sites of its own TB, which is alive.
+    pub(crate) fn site(&self, number: u32) -> Option<Site> {
+        self.get(number >> LOCAL_BITS)?.sites.get(number as usize % (1 << LOCAL_BITS)).copied()
+    }
+
+    /// The exit with this number.
+    pub(crate) fn exit(&self, number: u32) -> Option<Exit> {
+        self.get(number >> LOCAL_BITS)?.exits.get(number as usize % (1 << LOCAL_BITS)).copied()
+    }
+
+    /// The executable address of code.
+    pub(crate) fn address(&self, at: CodeOffset) -> *const u8 {
+        self.code.address(at)
+    }
+
+    pub(crate) fn code_bytes(&self, id: TbId) -> Vec<u8> {
+        self.get(id).map(|t| self.code.bytes(t.code.0, t.code.1 as usize)).unwrap_or_default()
+    }
+
+    pub(crate) fn code_address(&self, id: TbId) -> u64 {
+        self.get(id).map_or(0, |t| self.code.address(t.code.0) as u64)
+    }
+
+    /// Emits a region and makes it findable. Its lines were announced by the translator.
+    pub(crate) fn add(
+        &mut self,
+        ctx: &mut Context,
+        key: TbKey,
+        pages: (PageIndex, Option<PageIndex>),
+        region: &Region,
+    ) -> Found {
+        if let Some(&old) = self.by_key.get(&key) {
+            // Its second page moved: it will not be found again.
+            self.kill(old, ctx);
+        }
+        if self.tbs.len() >= MAX_TBS && self.free.is_empty() {
+            self.clear(ctx);
+        }
+        let id = self.free.pop().unwrap_or_else(|| {
+            self.tbs.push(None);
+            (self.tbs.len() - 1) as TbId
+        });
+        let (len, entry) = self.emitter.emit(region, id);
+        if !self.code.has_room(len) {
+            self.reclaim(ctx);
+        }
+        let at = self.code.here();
+        let code = self.emitter.place(at);
+        let placed = self.code.push(code);
+        debug_assert_eq!(at, placed);
+        let exits = self.emitter.exits.iter().map(|e| Exit {
+            field: if e.field == 0 { 0 } else { at + e.field },
+            stub: at + e.stub,
+            pc: e.pc,
+            refund: e.refund,
+            to: None,
+        });
+        let chunk = self.code.current_chunk();
+        let tb = Tb {
+            key,
+            entry: at + entry,
+            code: (at, len as u32),
+            chunk,
+            pages,
+            spans: region.spans.clone(),
+            sites: region.sites.as_slice().into(),
+            exits: exits.collect(),
+            incoming: Default::default(),
+            insns: region.insns,
+        };
+        self.stats.translated += 1;
+        self.stats.insns += u64::from(region.insns);
+        self.stats.host_bytes += len as u64;
+        for (n, page) in [Some(pages.0), pages.1].into_iter().enumerate() {
+            if let Some(page) = page {
+                self.pages.add(page, id, tb.lines(n as u8));
+            }
+        }
+        self.chunk_tbs[chunk].push(id);
+        self.by_key.insert(key, id);
+        let found = Found { id, entry: tb.entry };
+        self.tbs[id as usize] = Some(Box::new(tb));
+        found
+    }
+
+    /// Notes a TB in the jump cache.
+    pub(crate) fn remember(&self, ctx: &mut Context, pc: u64, found: Found) {
+        if self.flags.jump_cache {
+            *ctx.jump_slot(pc) = JumpEntry { pc, host: self.code.address(found.entry) as u64 };
+        }
+    }
+}
+
+impl Tb {
+    /// The 64-byte lines of its page 0 or 1 that it was made from.
+    pub(super) fn lines(&self, page: u8) -> u64 {
+        let spans = self.spans.iter().filter(|s| s.page == page);
+        spans.fold(0, |m, s| m | lines_of(s.start.into(), u64::from(s.end - s.start)))
+    }
+}

@@ -1,0 +1,88 @@
+//! The one door by which translated code dies because bytes were written.
+//!
+//! ```text
+//!   bytes ─▶ page, lines ─▶ TBs whose lines meet ─▶ those whose spans meet ─▶ kill
+//!   kill: off the table, jump cache, return stack, links both ways, page lists; then the page's lines are counted
+//!         again, and a page without any gives its CODE bit back
+//! ```
+//!
+//! Keeps CODE-2: a killed TB may still be running (it made the store); its bytes stay as they are until its chunk is
+//! reclaimed, which happens in the exec loop only.
+use super::{Tb, TbCache, TbId};
+use crate::jit::x86_64::context::{Context, JumpEntry};
+use notdirty_core::{PAGE_SIZE, PageIndex, RamAddr, pin};
+use notdirty_softmmu::lines_of;
+
+impl TbCache {
+    /// Bytes `[ram, ram + len)` were written: drops every TB made from any of them; returns how many.
+    pub(crate) fn invalidate(&mut self, ctx: &mut Context, ram: RamAddr, len: u64) -> usize {
+        let (mut at, end) = (ram.get(), ram.get().saturating_add(len));
+        let mut killed = 0;
+        while at < end {
+            let page = RamAddr::new(at).page();
+            let from = at % PAGE_SIZE;
+            let count = (end - at).min(PAGE_SIZE - from);
+            for id in self.pages.on(page, lines_of(from, count)) {
+                if self.get(id).is_some_and(|tb| tb.overlaps(page, from, from + count)) {
+                    self.kill(id, ctx);
+                    killed += 1;
+                }
+            }
+            at += count;
+        }
+        self.stats.invalidated += killed as u64;
+        killed
+    }
+
+    /// Drops one TB.
+    pub(super) fn kill(&mut self, id: TbId, ctx: &mut Context) {
+        self.unlink_incoming(id);
+        self.unlink_outgoing(id);
+        let Some(tb) = self.tbs[id as usize].take() else { return };
+        self.by_key.remove(&tb.key);
+        let slot = ctx.jump_slot(tb.key.pc);
+        if slot.pc == tb.key.pc {
+            *slot = JumpEntry::EMPTY;
+        }
+        ctx.forget_returns();
+        let guard = pin();
+        for page in [Some(tb.pages.0), tb.pages.1].into_iter().flatten() {
+            let left = self.pages.remove(page, id);
+            self.space.code().set_lines(self.space.ram(), page, left, &guard);
+        }
+        self.free.push(id);
+    }
+
+    /// Makes room in the code cache: the oldest chunk's TBs die.
+    pub(super) fn reclaim(&mut self, ctx: &mut Context) {
+        let chunk = self.code.next_chunk();
+        // The list also names TBs that died since, and whose numbers live elsewhere now.
+        for id in std::mem::take(&mut self.chunk_tbs[chunk]) {
+            if self.get(id).is_some_and(|tb| tb.chunk == chunk) {
+                self.kill(id, ctx);
+                self.stats.evicted += 1;
+            }
+        }
+    }
+
+    /// Drops every TB: the memory map changed, and with it what any pc means.
+    pub(crate) fn clear(&mut self, ctx: &mut Context) {
+        for id in 0..self.tbs.len() {
+            if self.tbs[id].is_some() {
+                self.kill(id as TbId, ctx);
+                self.stats.evicted += 1;
+            }
+        }
+        ctx.forget_jumps();
+    }
+}
+
+impl Tb {
+    /// Was it made from any byte of `[from, to)` of this page?
+    fn overlaps(&self, page: PageIndex, from: u64, to: u64) -> bool {
+        self.spans.iter().any(|s| {
+            let on = if s.page == 0 { Some(self.pages.0) } else { self.pages.1 };
+            on == Some(page) && u64::from(s.start) < to && from < u64::from(s.end)
+        })
+    }
+}

@@ -1,0 +1,74 @@
+//! Translated blocks: what they are, where they are found, how they die.
+//!
+//! ```text
+//!   TbCache ── by key: (ram address, pc, flags, instrumentation) ─▶ TbId     cache.rs
+//!           ├─ pages: RAM page ─▶ [(TbId, its 64-byte lines)]                pages.rs
+//!           ├─ exits and incoming links of each Tb                           chain.rs
+//!           └─ invalidate(bytes): everything that overlaps dies              invalidate.rs
+//! ```
+//!
+//! Keeps TB-1: all of this belongs to one vCPU and is touched by its thread only. Others post kills.
+mod cache;
+mod chain;
+mod invalidate;
+mod pages;
+
+pub use cache::TbStats;
+pub(crate) use cache::{Found, TbCache};
+
+use crate::ir::{Site, Span};
+use crate::jit::code_cache::CodeOffset;
+use notdirty_core::{PageIndex, RamAddr};
+use smallvec::SmallVec;
+
+/// Number of a TB in its cache; used again after its death.
+pub(crate) type TbId = u32;
+
+/// What makes two translations the same.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct TbKey {
+    /// Where the first byte is in all RAM.
+    pub ram: RamAddr,
+    /// The guest address it is executed at.
+    pub pc: u64,
+    /// Mode bits that the translation assumed: privilege, MMU mode; M-mode without paging is 0.
+    pub flags: u32,
+    /// Which set of hooks was compiled in; 0 is none.
+    pub instrumentation: u32,
+}
+
+/// A way out of a TB.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Exit {
+    /// The displacement of its jump, in the code cache; 0 for a poll.
+    field: CodeOffset,
+    /// Where the jump goes while unlinked.
+    stub: CodeOffset,
+    /// Guest address it leads to.
+    pub(crate) pc: u64,
+    /// A poll gives back this many instructions.
+    pub(crate) refund: u16,
+    /// Whom it is linked to.
+    to: Option<TbId>,
+}
+
+/// One translated region.
+#[derive(Debug)]
+pub(crate) struct Tb {
+    pub(crate) key: TbKey,
+    /// Where it is entered.
+    pub(crate) entry: CodeOffset,
+    /// Its code: start and length.
+    pub(crate) code: (CodeOffset, u32),
+    /// Which chunk of the code cache holds it.
+    chunk: usize,
+    /// The RAM pages of its bytes: that of the entry, and the next one.
+    pub(crate) pages: (PageIndex, Option<PageIndex>),
+    /// The bytes it was made from.
+    pub(crate) spans: SmallVec<[Span; 4]>,
+    pub(crate) sites: Box<[Site]>,
+    pub(crate) exits: Box<[Exit]>,
+    /// Exits of others (or its own) that are linked to it.
+    incoming: SmallVec<[(TbId, u16); 4]>,
+    pub(crate) insns: u32,
+}

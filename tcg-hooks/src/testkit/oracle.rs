@@ -1,0 +1,99 @@
+//! A hart with RAM and nothing else, run by the oracle.
+use super::Program;
+use crate::clock::Clock;
+use crate::cpu::CpuState;
+use crate::interp::{self, Step};
+use crate::riscv::csr::CsrEnv;
+use crate::riscv::trap::{self, Trap};
+use notdirty_core::ram::{RamBlock, RamBlockSpec, RamList};
+use notdirty_softmmu::{AddressSpace, GuestPhys, NoHooks, SoftMmu};
+use std::sync::Arc;
+
+/// One block of RAM in an address space of its own.
+///
+/// # Panics
+/// If the host has no memory for it.
+pub fn ram_only(base: u64, len: u64) -> (Arc<AddressSpace>, Arc<RamBlock>) {
+    let list = Arc::new(RamList::new());
+    let block = list.add(RamBlockSpec::new("ram", len)).expect("a RAM block");
+    let space = AddressSpace::new(list);
+    space.map_ram(GuestPhys::new(base), &block, 0, len, 0).expect("a mapping in an empty space");
+    (space, block)
+}
+
+/// The oracle with a program loaded.
+pub struct Oracle {
+    /// The hart.
+    pub cpu: CpuState,
+    /// Its way to memory.
+    pub mmu: SoftMmu,
+    /// The RAM.
+    pub ram: Arc<RamBlock>,
+    /// Interrupt bits, as devices would drive them.
+    pub mip: u64,
+    /// Traps taken so far.
+    pub traps: u64,
+    /// The latest of them, and where.
+    pub last_trap: Option<(u64, Trap)>,
+    clock: Clock,
+}
+
+impl Oracle {
+    /// `bytes` at the start of so much RAM, a hart at `entry`.
+    ///
+    /// # Panics
+    /// If the bytes do not fit.
+    pub fn new(base: u64, ram_len: u64, entry: u64, bytes: &[u8]) -> Oracle {
+        let (space, ram) = ram_only(base, ram_len);
+        ram.write_bytes(0, bytes).expect("the image fits");
+        let mmu = SoftMmu::new(&space, 4096).expect("a TLB");
+        let cpu = CpuState::new(0, entry);
+        Oracle { cpu, mmu, ram, mip: 0, traps: 0, last_trap: None, clock: Clock::insns() }
+    }
+
+    /// Loads a generated program, which was made for this much RAM.
+    pub fn with_program(program: &Program, ram_len: u64) -> Oracle {
+        Oracle::new(program.base, ram_len, program.entry, &program.bytes)
+    }
+
+    /// Takes a pending interrupt, or executes one instruction and enters the handler if it trapped. A `wfi` does
+    /// not wait.
+    pub fn step(&mut self) -> Step {
+        let pc = self.cpu.pc;
+        if let Some(cause) = trap::pending_interrupt(&self.cpu, self.mip) {
+            return self.trap(Trap::interrupt(cause), pc);
+        }
+        let env = CsrEnv { mip: self.mip, clock: &self.clock };
+        match interp::step(&mut self.cpu, &mut self.mmu, &mut NoHooks, &env) {
+            Step::Trap(t) => self.trap(t, pc),
+            other => other,
+        }
+    }
+
+    fn trap(&mut self, t: Trap, pc: u64) -> Step {
+        self.traps += 1;
+        self.last_trap = Some((pc, t));
+        trap::take_trap(&mut self.cpu, &t, pc);
+        Step::Trap(t)
+    }
+
+    /// Runs until `stop`, or until so many instructions have retired, or as many traps were taken. Says whether it
+    /// came to `stop`.
+    pub fn run(&mut self, stop: u64, max_insns: u64) -> bool {
+        let traps = self.traps;
+        while self.cpu.pc != stop && self.cpu.retired < max_insns && self.traps - traps <= max_insns {
+            let _ = self.step();
+        }
+        self.cpu.pc == stop
+    }
+
+    /// All of RAM, copied.
+    ///
+    /// # Panics
+    /// Never, as the length is the block's own.
+    pub fn memory(&self) -> Vec<u8> {
+        let mut bytes = vec![0; self.ram.used_length() as usize];
+        self.ram.read_bytes(0, &mut bytes).expect("the block's own length");
+        bytes
+    }
+}

@@ -1,0 +1,246 @@
+//! Single instructions, and the few that only make sense together: with operands that are legal, likely to matter,
+//! and, where the options say so, neither.
+use super::asm::*;
+use super::body::Gen;
+use crate::riscv::compressed::expand;
+use crate::riscv::csr::num;
+use crate::riscv::opcodes::{Format, Op, PATTERNS};
+
+#[derive(Clone, Copy)]
+enum Simple {
+    Alu,
+    Mul,
+    Load,
+    Store,
+    Amo,
+    LrSc,
+    Csr,
+    Trap,
+    Short,
+    Fence,
+    Wild,
+}
+
+impl Gen<'_> {
+    pub fn simple(&mut self) {
+        let on = |on: bool, weight: u64| if on { weight } else { 0 };
+        let kinds = [
+            (30, Simple::Alu),
+            (6, Simple::Mul),
+            (14, Simple::Load),
+            (14, Simple::Store),
+            (on(self.o.atomics, 3), Simple::Amo),
+            (on(self.o.atomics, 1), Simple::LrSc),
+            (on(self.o.csrs, 3), Simple::Csr),
+            (on(self.o.traps, 1), Simple::Trap),
+            (on(self.o.compressed, 30), Simple::Short),
+            (1, Simple::Fence),
+            (on(self.o.wild && self.rng.chance(25), 1), Simple::Wild),
+        ];
+        match self.rng.weighted(&kinds) {
+            Simple::Alu => self.pattern(|op| !(Op::Mul..=Op::Remuw).contains(&op)),
+            Simple::Mul => self.pattern(|op| (Op::Mul..=Op::Remuw).contains(&op)),
+            Simple::Load => {
+                let op = self.rng.pick(&[Op::Lb, Op::Lh, Op::Lw, Op::Ld, Op::Lbu, Op::Lhu, Op::Lwu]);
+                let (base, imm) = self.place(op.mem_bytes(), true);
+                let rd = self.rng.pick(&FREE);
+                self.a.op(op, rd, base, 0, imm);
+            }
+            Simple::Store => {
+                let op = self.rng.pick(&[Op::Sb, Op::Sh, Op::Sw, Op::Sd]);
+                let (base, imm) = self.place(op.mem_bytes(), false);
+                let rs2 = self.any();
+                self.a.op(op, 0, base, rs2, imm);
+            }
+            Simple::Amo => self.amo(),
+            Simple::LrSc => self.lr_sc(),
+            Simple::Csr => self.csr(),
+            Simple::Trap => self.trap(),
+            Simple::Short => {
+                let bits = self.short();
+                self.a.half(bits);
+            }
+            Simple::Fence => {
+                let op = self.rng.pick(&[Op::Fence, Op::FenceI]);
+                self.a.op(op, 0, 0, 0, 0x0ff);
+            }
+            Simple::Wild => self.wild(),
+        }
+    }
+
+    /// Any arithmetic instruction of the table that `wanted` wants, with any operands.
+    fn pattern(&mut self, wanted: fn(Op) -> bool) {
+        use Format::*;
+        loop {
+            let p = self.rng.pick(PATTERNS);
+            if matches!(p.format, U | I | Shift | ShiftW | R) && wanted(p.op) {
+                let noise = self.rng.bits() as u32 & !p.mask & !0xf80;
+                let rd = self.rng.pick(&FREE);
+                self.a.word(p.value | noise | u32::from(rd) << 7);
+                return;
+            }
+        }
+    }
+
+    /// A base register and an offset for an access of so many bytes.
+    fn place(&mut self, bytes: u32, load: bool) -> (u8, i32) {
+        let rare = u64::from(self.o.traps);
+        let kinds = [
+            (12, S0),
+            (8, SP),
+            (4, S2),
+            (2, S4),
+            (if load { 2 } else { 0 }, S1),
+            (rare, S3),
+            (if self.o.wild { rare } else { 0 }, ZERO),
+        ];
+        let base = self.rng.weighted(&kinds);
+        let imm = match base {
+            S2 => self.rng.within(-8, 8),
+            S4 => self.rng.within(-16, if self.o.traps { 12 } else { 0 }),
+            S1 => self.rng.within(0, 2047),
+            _ => self.rng.within(-2048, 2040),
+        } as i32;
+        let base = if base == ZERO { self.any() } else { base };
+        let imm = if self.rng.chance(70) { imm & !(bytes as i32 - 1) } else { imm };
+        (base, imm)
+    }
+
+    /// A register that holds an address for an atomic access: aligned, most of the time.
+    fn atomic_address(&mut self, r: u8) {
+        let imm = self.rng.within(-2048, 2040) as i32 & !7;
+        let off = if self.o.traps && self.rng.chance(4) { 4 - self.rng.below(4) as i32 } else { 0 };
+        let base = if self.o.traps && self.rng.chance(3) { S3 } else { S0 };
+        self.a.op(Op::Addi, r, base, 0, imm + off);
+    }
+
+    fn amo(&mut self) {
+        let [r, d, _] = self.regs();
+        let op = loop {
+            let op = self.rng.pick(Op::ALL);
+            if op.is_amo() && !matches!(op, Op::LrW | Op::LrD | Op::ScW | Op::ScD) {
+                break op;
+            }
+        };
+        self.atomic_address(r);
+        let (rd, rs2, order) = (self.rng.pick(&[d, d, ZERO, r]), self.any(), self.rng.below(4) as i32);
+        self.a.op(op, rd, r, rs2, order);
+    }
+
+    fn lr_sc(&mut self) {
+        let [r, d, e] = self.regs();
+        let wide = self.rng.chance(50);
+        let (lr, sc) = if wide { (Op::LrD, Op::ScD) } else { (Op::LrW, Op::ScW) };
+        self.atomic_address(r);
+        if self.rng.chance(90) {
+            self.a.op(lr, d, r, 0, 0);
+        }
+        for _ in 0..self.rng.below(3) {
+            match self.rng.below(4) {
+                0 => self.a.op(Op::Sw, 0, r, d, 0),
+                1 => self.a.op(Op::Addi, r, r, 0, 8),
+                _ => self.a.op(Op::Addi, d, d, 0, 1),
+            }
+        }
+        let rs2 = self.any();
+        self.a.op(sc, e, r, rs2, 0);
+    }
+
+    fn csr(&mut self) {
+        let op = self.rng.pick(&[Op::Csrrw, Op::Csrrs, Op::Csrrc, Op::Csrrwi, Op::Csrrsi, Op::Csrrci]);
+        let known = [
+            num::MSTATUS,
+            num::MISA,
+            num::MIE,
+            num::MIP,
+            num::MEPC,
+            num::MCAUSE,
+            num::MTVAL,
+            num::MCYCLE,
+            num::MINSTRET,
+            num::MINSTRET,
+            num::CYCLE,
+            num::INSTRET,
+            num::MHARTID,
+            num::MCOUNTINHIBIT,
+            num::PMPCFG0,
+            num::PMPADDR0,
+            num::TSELECT,
+            num::MHPMCOUNTER3,
+        ];
+        let mut csr = self.rng.pick(&known);
+        if self.o.traps && self.rng.chance(10) {
+            csr = self.rng.below(0x1000) as u16;
+        }
+        // The handler's own, and the one that the host's clock may drive, are only read, or left alone.
+        if matches!(csr, num::MTVEC | num::TIME) {
+            csr = num::MSCRATCH;
+        }
+        if csr == num::MSCRATCH {
+            let rd = self.reg();
+            return self.a.op(Op::Csrrs, rd, ZERO, 0, i32::from(csr));
+        }
+        let (rd, rs1) = (self.rng.pick(&FREE), self.rng.pick(&[ZERO, self.rng.clone().below(32) as u8]));
+        // Read-only ones are written only where traps are welcome.
+        let read = csr >> 10 == 3 && !self.o.traps;
+        let (op, rs1) = if read { (Op::Csrrs, ZERO) } else { (op, rs1) };
+        self.a.op(op, rd, rs1, 0, i32::from(csr));
+    }
+
+    fn trap(&mut self) {
+        match self.rng.below(4) {
+            0 => self.a.op(Op::Ecall, 0, 0, 0, 0),
+            1 => self.a.op(Op::Ebreak, 0, 0, 0, 0),
+            2 if self.o.compressed => {
+                let bits = self.rng.pick(&[0x0000, 0x9002, 0x6001, 0x8002, 0x2000]);
+                self.a.half(bits);
+            }
+            _ => {
+                let bits = self.rng.pick(&[0xffff_ffff, 0x1020_0073, 0x1200_0073, 0x0005_3507, 0x0205_151b]);
+                self.a.word(bits);
+            }
+        }
+    }
+
+    /// A compressed instruction that neither jumps nor spoils a pointer.
+    pub fn short(&mut self) -> u16 {
+        loop {
+            let mut h = self.rng.bits() as u16 & !3 | self.rng.below(3) as u16;
+            let mut i = expand(h);
+            if i.op.is_memory() && i.rs1 != SP {
+                // c.lw and its like: let the base be s0.
+                h &= !0x380;
+                i = expand(h);
+            }
+            let harmless = !i.op.ends_block() && (!i.op.writes_rd() || FREE.contains(&i.rd));
+            if harmless {
+                return h;
+            }
+        }
+    }
+
+    /// Anything at all.
+    fn wild(&mut self) {
+        match self.rng.below(3) {
+            0 => {
+                let bits = self.rng.bits() as u16;
+                self.a.half(if self.o.compressed { bits } else { 0 });
+                if !self.o.compressed {
+                    self.a.half(0);
+                }
+            }
+            1 => {
+                let bits = self.rng.bits() as u32;
+                self.a.word(bits | if self.o.compressed { 0 } else { 3 });
+            }
+            _ => {
+                let p = self.rng.pick(PATTERNS);
+                // Waiting for an interrupt that never comes tells nothing.
+                if p.op != Op::Wfi {
+                    let noise = self.rng.bits() as u32 & !p.mask;
+                    self.a.word(p.value | noise);
+                }
+            }
+        }
+    }
+}
