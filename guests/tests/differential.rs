@@ -143,13 +143,13 @@ fn compare(jit: &mut Machine, oracle: &mut Machine, program: &Program) -> Result
     }
 }
 
-/// The first instruction after which fresh machines differ: by halving, as each try starts over.
+/// The first limit at which fresh machines differ: by halving, as each try starts over. The last stretch before an
+/// exact limit is the oracle's on both, so the JIT went wrong in the few hundred instructions before it.
 fn first_difference(program: &Program, setup: Setup, end: u64) -> String {
     let differ = |insns: u64| {
         let (mut ours, mut theirs) = (jit(setup), oracle());
         load(&mut ours, program);
         load(&mut theirs, program);
-        // The JIT alone up to the limit's last stretch, which is the oracle's on both: so look a stretch later.
         let _ = (ours.run(&until(insns)), theirs.run(&until(insns)));
         hart_difference(ours.cpu(), theirs.cpu()).or_else(|| ram_difference(&ours, &theirs))
     };
@@ -166,8 +166,16 @@ fn first_difference(program: &Program, setup: Setup, end: u64) -> String {
     }
     let mut before = oracle();
     load(&mut before, program);
-    let _ = before.run(&until(same));
-    format!("fresh machines differ after instruction {other}, the one at pc {:#x}: {what}", before.cpu().pc)
+    let mut path = Vec::new();
+    for insns in other.saturating_sub(600)..other {
+        let _ = before.run(&until(insns));
+        let pc = before.cpu().pc - RAM_BASE;
+        path.push(format!("{pc:x}"));
+    }
+    format!(
+        "fresh machines differ from limit {other} on: {what}\nthe oracle's way there (pc - base): {}",
+        path.join(" ")
+    )
 }
 
 fn number(name: &str) -> Option<u64> {
