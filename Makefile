@@ -40,7 +40,7 @@ test:
 	.ci/deps test
 	$(MAKE) --no-print-directory guests
 	$(MAKE) --no-print-directory lint
-	$(CARGO) test $(CARGO_FLAGS) $(ALL)
+	$(CARGO) test $(CARGO_FLAGS) --no-fail-fast $(ALL)
 	$(MAKE) --no-print-directory conformance
 
 # Again, and seen: plain cargo test hides what passing tests print, and with it why something was skipped.

@@ -21,13 +21,15 @@ fn hello() -> Result<(), BuildError> {
 /// A program that calls a function for ever, until the host has changed what the function returns, and a flag.
 fn patched() -> Result<(), Box<dyn std::error::Error>> {
     let mut machine = Machine::builder().ram_size(1 << 20).program(Program::Image(smc::polling())).build()?;
-    let a_while = RunLimits { max_insns: Some(10_000), deadline: None };
-    assert_eq!(machine.run(&a_while), MachineExit::InsnLimit);
+    let until = |insns| RunLimits { max_insns: Some(insns), deadline: None };
+    assert_eq!(machine.run(&until(10_000)), MachineExit::InsnLimit);
     println!("after {} instructions the sum is {}", machine.cpu().retired, machine.cpu().x[18]);
 
     let load_42 = 0x02a0_0513u32; // addi a0, zero, 42
     let report = machine.write(smc::POLL_FUNCTION, &load_42.to_le_bytes())?;
-    println!("patched; translations dropped: {}", report.tbs_killed);
+    assert_eq!(machine.run(&until(20_000)), MachineExit::InsnLimit);
+    println!("patched, {} translations dropped; now the sum is {}", report.tbs_killed, machine.cpu().x[18]);
+
     machine.write(smc::POLL_FLAG, &[1])?;
     println!("and it ends with {:?}", machine.run_to_end());
     Ok(())

@@ -146,6 +146,7 @@ fn the_end_of_standard_input_is_silent() {
 fn limits_and_hangs_have_codes_of_their_own() {
     let spin = Temp::elf(basic::spin());
     let hang = Temp::elf(basic::hang());
+    let crash = Temp::new(&[0; 64]);
     for engine in ENGINES {
         let start = Instant::now();
         let output = notdirty(&["run", spin.name(), "--timeout", "0.3", "--engine", engine]);
@@ -160,6 +161,11 @@ fn limits_and_hangs_have_codes_of_their_own() {
         let output = notdirty(&["run", hang.name(), "--engine", engine]);
         assert_eq!(code(&output), 3, "{}", stderr(&output));
         assert!(stderr(&output).contains("wfi"));
+
+        // No handler, and an instruction that is none: a trap for every trap.
+        let output = notdirty(&["run", crash.name(), "--load-addr", "0x80000000", "--engine", engine]);
+        assert_eq!(code(&output), 3, "{}", stderr(&output));
+        assert!(stderr(&output).contains("trap handler at 0x0"), "{}", stderr(&output));
     }
 }
 

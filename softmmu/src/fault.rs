@@ -36,6 +36,8 @@ pub struct MemFault {
 }
 
 impl MemFault {
+    /// Nothing at `addr` serves this.
+    /// Nothing is there, or not for this kind of access.
     pub const fn access(kind: AccessKind, addr: GuestVirt) -> Self {
         MemFault { kind, cause: FaultCause::Access, addr }
     }

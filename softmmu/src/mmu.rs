@@ -193,6 +193,9 @@ impl SoftMmu {
     #[cold]
     fn serve_posted<H: Hooks>(&mut self, hooks: &mut H) -> ServeReport {
         let mut report = ServeReport::default();
+        if !self.port.take_kick() {
+            return report;
+        }
         let (requests, ticket) = self.port.drain();
         for request in requests {
             match request {

@@ -48,6 +48,8 @@ struct Queue {
     /// Merge kills again when there are this many.
     merge_at: usize,
     posted: u64,
+    /// Posters asleep on `acked`: waking nobody is a system call too.
+    waiters: u32,
     closed: bool,
 }
 
@@ -61,6 +63,8 @@ pub struct VcpuPort {
     /// When the timer interrupt is due, in `mtime` ticks; `u64::MAX` is never.
     pub timer_deadline: AtomicU64,
     stop: AtomicBool,
+    /// Is anything queued? Set after it is and before the kick, so that a mere kick needs no lock.
+    queued: AtomicBool,
     asleep: AtomicBool,
     served: AtomicU64,
     queue: Mutex<Queue>,
@@ -77,6 +81,7 @@ impl Default for VcpuPort {
             irq: AtomicU64::new(0),
             timer_deadline: AtomicU64::new(u64::MAX),
             stop: AtomicBool::new(false),
+            queued: AtomicBool::new(false),
             asleep: AtomicBool::new(false),
             served: AtomicU64::new(0),
             queue: Mutex::default(),
@@ -106,6 +111,7 @@ impl VcpuPort {
             Request::Rearm(range) => queue.add_rearm(range),
             Request::FlushAll => queue.flush = true,
         }
+        self.queued.store(true, Ordering::Release);
         drop(queue);
         self.kick();
         ticket
@@ -150,11 +156,18 @@ impl VcpuPort {
         self.drain().0
     }
 
-    /// As `take`, with the ticket to acknowledge once all of it was done.
-    pub(crate) fn drain(&self) -> (Vec<Request>, Ticket) {
+    /// Takes the kick; returns whether there is anything to drain.
+    pub(crate) fn take_kick(&self) -> bool {
         // An exchange, so that it reads from the poster's store and its queueing is seen.
         self.kick.swap(false, Ordering::AcqRel);
+        self.queued.load(Ordering::Acquire)
+    }
+
+    /// As `take`, with the ticket to acknowledge once all of it was done.
+    pub(crate) fn drain(&self) -> (Vec<Request>, Ticket) {
+        self.take_kick();
         let mut queue = self.queue();
+        self.queued.store(false, Ordering::Relaxed);
         queue.merge_at = 0;
         let mut requests = Vec::with_capacity(queue.kills.len() + queue.rearms.len() + 1);
         for (ram, len) in queue.kills.drain(..) {
@@ -171,11 +184,13 @@ impl VcpuPort {
 
     /// Everything up to `ticket` was done. Release partners the Acquire in `served`.
     pub(crate) fn acknowledge(&self, ticket: Ticket) {
-        let _queue = self.queue();
+        let queue = self.queue();
         if self.served.load(Ordering::Relaxed) < ticket.0 {
             self.served.store(ticket.0, Ordering::Release);
         }
-        self.acked.notify_all();
+        if queue.waiters > 0 {
+            self.acked.notify_all();
+        }
     }
 
     /// Has the vCPU served the request of this ticket?
@@ -187,17 +202,22 @@ impl VcpuPort {
     pub fn wait_served(&self, ticket: Ticket, timeout: Option<Duration>) -> bool {
         let until = timeout.and_then(|t| Instant::now().checked_add(t));
         let mut queue = self.queue();
-        while !self.served(ticket) {
+        queue.waiters += 1;
+        let served = loop {
+            if self.served(ticket) {
+                break true;
+            }
             let Some(left) = until.map(|u| u.saturating_duration_since(Instant::now())) else {
                 queue = self.acked.wait(queue).unwrap_or_else(PoisonError::into_inner);
                 continue;
             };
             if left.is_zero() {
-                return false;
+                break false;
             }
             queue = self.acked.wait_timeout(queue, left).unwrap_or_else(PoisonError::into_inner).0;
-        }
-        true
+        };
+        queue.waiters -= 1;
+        served
     }
 
     /// Drives an interrupt line, given as the number of its `mip` bit; a change kicks. Bits past 63 do not exist.

@@ -145,3 +145,28 @@ fn maps_that_cannot_be_are_refused_with_the_numbers() {
     assert!(space.map_alias(pa(0), pa(1), 0x2000, 0).is_err());
     assert!(matches!(space.view(&pin()).resolve(GuestPhys::new(u64::MAX)), Resolved::Mmio { off: 0xfff, .. }));
 }
+
+#[test]
+fn a_device_may_change_the_map_while_it_is_dropped() {
+    struct Leaving(std::sync::Weak<AddressSpace>, Option<RegionId>);
+    impl MmioDevice for Leaving {
+        fn read(&self, _: u64, _: notdirty_softmmu::MemSize) -> u64 {
+            0
+        }
+        fn write(&self, _: u64, _: notdirty_softmmu::MemSize, _: u64) {}
+    }
+    impl Drop for Leaving {
+        fn drop(&mut self) {
+            if let (Some(space), Some(id)) = (self.0.upgrade(), self.1) {
+                let _ = space.unmap(id);
+            }
+        }
+    }
+    let space = AddressSpace::new(Arc::new(RamList::new()));
+    for n in 0..200u64 {
+        let other = space.map_mmio(pa(0x1_0000 + n * 32), 16, Regs::new(SizeMask::ALL), 0).unwrap();
+        let leaving = Arc::new(Leaving(Arc::downgrade(&space), Some(other)));
+        let id = space.map_mmio(pa(0x8_0000), 16, leaving, 0).unwrap();
+        space.unmap(id).unwrap();
+    }
+}

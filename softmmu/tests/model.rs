@@ -471,7 +471,8 @@ impl World {
                 let at = window.wrapping_add(n * PAGE_SIZE);
                 for (comparator, stores) in [(READ, false), (WRITE, true)] {
                     let flat = emitted_probe_hits(&self.mmu, at, MemSize::B8, comparator);
-                    if !flat && !(stores && self.mmu.is_store_fast(va(at))) {
+                    let passes = flat || stores && self.mmu.is_store_fast(va(at));
+                    if !passes {
                         continue;
                     }
                     let first = byte_at(&self.seen, at, 0);

@@ -53,7 +53,10 @@ impl Clock {
     // some recent count, which is all that a parallel hart could expect.
     fn ticks(&self) -> u64 {
         match &self.source {
-            Source::Host(start) => (start.elapsed().as_nanos() / u128::from(NANOS_PER_TICK)) as u64,
+            Source::Host(start) => {
+                let gone = start.elapsed();
+                gone.as_secs().wrapping_mul(TICKS_PER_SECOND) + u64::from(gone.subsec_nanos()) / NANOS_PER_TICK
+            }
             Source::Insns { retired, idle } => retired.load(Relaxed).wrapping_add(idle.load(Relaxed)) / INSNS_PER_TICK,
         }
     }

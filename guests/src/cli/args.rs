@@ -64,7 +64,7 @@ usage: notdirty                       the embedded demo, with a summary
   -V, --version         the version
 
 The UART is on standard input and output. Exit code: the guest's (above 255: 255), or
-  2 bad usage or input   3 hung in wfi   124 timeout   125 instruction limit   126 host error
+  2 bad usage or input   3 hung (wfi, trap loop)   124 timeout   125 instruction limit   126 host error
 ";
 
 /// Reads the arguments after the program's name.

@@ -16,6 +16,7 @@ use std::io::{self, BufWriter, Write};
 use std::process::ExitCode;
 use std::time::Instant;
 
+use notdirty_tcg::cpu::CpuState;
 use notdirty_tcg::{RunLimits, TraceMask, TraceSink};
 
 use crate::devices::{Console, ExitBy};
@@ -32,7 +33,7 @@ pub enum Code {
     Success = 0,
     /// Bad usage or a bad input file.
     Input = 2,
-    /// The guest waits for ever: `wfi`, and nothing can wake it.
+    /// The guest can never go on: `wfi` and nothing can wake it, or a trap handler that traps itself.
     Hung = 3,
     /// `--timeout` passed.
     Timeout = 124,
@@ -148,10 +149,7 @@ fn run(args: Args) -> ExitCode {
             Code::Timeout,
             &format!("{name}: stopped by --timeout after {:.3} s, {}", elapsed.as_secs_f64(), place()),
         ),
-        MachineExit::Hung => complain(
-            Code::Hung,
-            &format!("{name}: hung: it waits (wfi) for an interrupt that cannot come, {}", place()),
-        ),
+        MachineExit::Hung => complain(Code::Hung, &format!("{name}: hung: {}, {}", hang(machine.cpu()), place())),
         // Nobody here has a handle to stop it.
         MachineExit::Stopped => complain(Code::Host, &format!("{name}: stopped from outside, {}", place())),
     };
@@ -165,6 +163,18 @@ fn run(args: Args) -> ExitCode {
         None => {}
     }
     code
+}
+
+/// Why a hart can never go on.
+fn hang(cpu: &CpuState) -> String {
+    let csr = &cpu.csr;
+    if cpu.pc == csr.mtvec & !3 && csr.mepc == cpu.pc {
+        return format!(
+            "the trap handler at {:#x} traps itself (mcause {}, mtval {:#x})",
+            cpu.pc, csr.mcause, csr.mtval
+        );
+    }
+    "it waits (wfi) for an interrupt that cannot come".into()
 }
 
 /// `-d` lines into a file.

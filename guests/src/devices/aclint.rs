@@ -77,7 +77,9 @@ impl Aclint {
         let Some(port) = hart.port.upgrade() else { return };
         let deadline = hart.mtimecmp.load(Relaxed);
         port.timer_deadline.store(deadline, Release);
-        port.set_irq(MTIP, self.clock.mtime() >= deadline);
+        // The ends of time need no look at the clock: guests use them for "at once" and "never".
+        let due = deadline != u64::MAX && (deadline == 0 || self.clock.mtime() >= deadline);
+        port.set_irq(MTIP, due);
         // The vCPU may be in a long slice that was cut for the old deadline.
         port.kick();
     }

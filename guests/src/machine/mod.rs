@@ -33,7 +33,7 @@ pub enum MachineExit {
     Deadline,
     /// A [`Stop`] handle was used.
     Stopped,
-    /// The guest waits for an interrupt that nothing can raise.
+    /// The guest waits for an interrupt that nothing can raise, or its trap handler traps itself.
     Hung,
 }
 

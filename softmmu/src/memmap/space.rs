@@ -10,7 +10,9 @@ use crate::addr::GuestPhys;
 use crate::code::CodePages;
 use crate::mmio::{self, MmioDevice};
 use crate::safepoint::{Request, VcpuRegistry};
-use notdirty_core::{ClientMask, DirtyClient, Guard, PAGE_SIZE, PageRange, RamAddr, RamBlock, RamList, RcuCell, pin};
+use notdirty_core::{
+    ClientMask, DirtyClient, Guard, PAGE_SIZE, PageRange, RamAddr, RamBlock, RamList, RcuCell, Retired, pin,
+};
 use std::sync::atomic::{Ordering, fence};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
@@ -162,29 +164,37 @@ impl AddressSpace {
     fn map(&self, base: GuestPhys, len: u64, priority: i32, kind: Kind) -> Result<RegionId, MapError> {
         let more = len.checked_sub(1).ok_or(MapError::Empty { base })?;
         let last = base.checked_add(more).ok_or(MapError::Wraps { base, len })?.get();
+        // A device that goes with an old view may call us from its Drop. Pinned before the lock is taken, and with
+        // `_retired` outliving it, no destructor runs under it.
+        let (_guard, _retired);
+        _guard = pin();
         let mut tree = self.tree();
         let (id, changed) = tree.insert(Region { base: base.get(), last, priority, kind });
-        self.publish(&tree, changed);
+        _retired = self.publish(&tree, changed);
         Ok(id)
     }
 
     /// Takes a mapping away. vCPUs go on with the old view until their next safe point; it keeps RAM and devices
     /// alive so long (RAM-1). `vcpus().post_all_and_wait(Request::FlushAll, ..)` waits for that.
     pub fn unmap(&self, id: RegionId) -> Result<(), MapError> {
+        // As in `map`.
+        let (_guard, _retired);
+        _guard = pin();
         let mut tree = self.tree();
         let changed = tree.remove(id)?;
-        self.publish(&tree, changed);
+        _retired = self.publish(&tree, changed);
         Ok(())
     }
 
     /// Renders what changed, publishes, then tells the vCPUs; under the tree's lock, so that views do not overtake.
-    fn publish(&self, tree: &RegionTree, changed: Vec<(u64, u64)>) {
+    fn publish(&self, tree: &RegionTree, changed: Vec<(u64, u64)>) -> Retired {
         let mut view = self.snapshot();
         for (start, last) in changed {
             view = Arc::new(view.replaced(start, last, tree.render(start, last)));
         }
-        self.view.replace(view);
+        let retired = self.view.replace(view);
         self.vcpus.post_all(Request::FlushAll);
+        retired
     }
 
     /// Reads guest memory for the host. Devices are read in naturally aligned parts.

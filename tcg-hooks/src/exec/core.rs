@@ -3,7 +3,7 @@ use crate::clock::Clock;
 use crate::cpu::CpuState;
 use crate::jit::x86_64::context::Context;
 use crate::riscv::Insn;
-use crate::riscv::csr::{CsrEnv, irq, num};
+use crate::riscv::csr::{CsrEnv, irq, mstatus, num};
 use crate::riscv::trap::{self, Trap};
 use crate::tb::TbCache;
 use crate::trace::{TraceMask, TraceSink};
@@ -35,12 +35,23 @@ impl Core {
         (&mut self.mmu, StoreHooks { tbs: self.tbs.as_mut(), ctx, clock: &self.clock, trace })
     }
 
-    /// Pending interrupts: what devices drive, and the timer by its deadline.
+    /// Pending interrupts: what devices drive, the timer among them once its deadline has passed.
     pub(crate) fn mip(&self) -> u64 {
         let port = self.mmu.port();
+        let lines = port.irq.load(Ordering::Acquire);
         let deadline = port.timer_deadline.load(Ordering::Acquire);
-        let due = deadline != u64::MAX && self.clock.mtime() >= deadline;
-        port.irq.load(Ordering::Acquire) & !irq::MTI | if due { irq::MTI } else { 0 }
+        if lines & irq::MTI == 0 && deadline != u64::MAX && self.clock.mtime() >= deadline {
+            // The device takes the line back when it is given another deadline.
+            return port.irq.fetch_or(irq::MTI, Ordering::AcqRel) | irq::MTI;
+        }
+        lines
+    }
+
+    /// Must the exec loop look before the next instruction? A timer that is yet to come ends the slice by itself,
+    /// except that with the instruction clock the slice may not have been cut for it.
+    pub(crate) fn may_interrupt(&self, cpu: &CpuState) -> bool {
+        let lines = self.mmu.port().irq.load(Ordering::Acquire) | if self.clock.is_insns() { irq::MTI } else { 0 };
+        cpu.csr.mstatus & mstatus::MIE != 0 && lines & cpu.csr.mie != 0
     }
 
     /// What a CSR instruction may see of the world.

@@ -293,7 +293,13 @@ impl Vcpu {
             // The registers leave the context for one step: hooks need the rest of it.
             let mut cpu = ctx.cpu.clone();
             let clock = core.clock.clone();
-            let env = CsrEnv { mip: if clock.is_insns() { core.mip() } else { mip }, clock: &clock };
+            let mip_now = if clock.is_insns() {
+                clock.publish(cpu.retired);
+                core.mip()
+            } else {
+                mip
+            };
+            let env = CsrEnv { mip: mip_now, clock: &clock };
             let (mmu, mut hooks) = core.split(ctx);
             let step = interp::step(&mut cpu, mmu, &mut hooks, &env);
             ctx.cpu = cpu;
@@ -329,9 +335,7 @@ impl Vcpu {
                     if core.waiting || core.trap_loop || core.mmu.port().kicked() {
                         break;
                     }
-                    let lines = core.mmu.port().irq.load(Ordering::Acquire) & ctx.cpu.csr.mie;
-                    let enabled = ctx.cpu.csr.mstatus & mstatus::MIE != 0;
-                    if enabled && (lines != 0 || ctx.cpu.csr.mie & irq::MTI != 0) {
+                    if core.may_interrupt(&ctx.cpu) {
                         break;
                     }
                     self.find(self.cpu().pc)

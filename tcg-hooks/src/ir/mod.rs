@@ -55,6 +55,10 @@ pub enum Kind {
     Load(MemOp),
     /// `[a + imm] = b`
     Store(MemOp),
+    /// `rd = ` the word of CPU state at `imm`
+    ReadState,
+    /// `rd = ` the word of CPU state at `imm`, which becomes `a`; its low bit cleared if `b` is 1
+    SwapState,
     /// The whole instruction is done in Rust: atomics, CSRs, `fence.i`
     Rust,
 }

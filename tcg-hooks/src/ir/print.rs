@@ -20,6 +20,8 @@ impl fmt::Display for Ir {
                 write!(f, "{rd} = load.{sign}{} [{a} + {:#x}]  #{}", 8 * m.bytes(), self.imm, self.site)
             }
             Kind::Store(m) => write!(f, "store.{} [{a} + {:#x}] = {b}  #{}", 8 * m.bytes(), self.imm, self.site),
+            Kind::ReadState => write!(f, "{rd} = state[{:#x}]", self.imm),
+            Kind::SwapState => write!(f, "{rd}, state[{:#x}] = state[{:#x}], {a}", self.imm, self.imm),
             Kind::Rust => write!(f, "rust #{}", self.site),
         }
     }

@@ -160,7 +160,6 @@ impl TbCache {
             sites: region.sites.as_slice().into(),
             exits: exits.collect(),
             incoming: Default::default(),
-            insns: region.insns,
         };
         self.stats.translated += 1;
         self.stats.insns += u64::from(region.insns);

@@ -70,5 +70,4 @@ pub(crate) struct Tb {
     pub(crate) exits: Box<[Exit]>,
     /// Exits of others (or its own) that are linked to it.
     incoming: SmallVec<[(TbId, u16); 4]>,
-    pub(crate) insns: u32,
 }

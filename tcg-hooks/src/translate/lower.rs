@@ -2,8 +2,11 @@
 //!
 //! A write is dead when the very next op overwrites it without reading it; anything in between might fault and show
 //! the register to a handler, so nothing further is looked at.
+use crate::cpu::CpuState;
 use crate::ir::{Alu, Cond, Ir, Kind, MemOp, Region, Site, Target, Term};
+use crate::riscv::csr::{Csrs, num};
 use crate::riscv::{Insn, Op};
+use std::mem::offset_of;
 
 /// State of the pass within one block.
 pub(super) struct Lower {
@@ -54,10 +57,17 @@ impl Lower {
             _ => match alu(op) {
                 Some((alu, true)) => self.pure(region, Ir { b: 0, ..ir(Kind::Imm(alu)) }),
                 Some((alu, false)) => self.pure(region, ir(Kind::Reg(alu))),
-                None => {
-                    let site = push_site(region, site);
-                    self.push(region, Ir { site, ..ir(Kind::Rust) });
-                }
+                None => match plain_csr(&site.insn) {
+                    Some((kind, offset)) => {
+                        // `mepc` alone has a bit that stays clear.
+                        let b = u8::from(site.insn.csr() == num::MEPC);
+                        self.push(region, Ir { b, imm: offset as i64, ..ir(kind) });
+                    }
+                    None => {
+                        let site = push_site(region, site);
+                        self.push(region, Ir { site, ..ir(Kind::Rust) });
+                    }
+                },
             },
         }
     }
@@ -159,6 +169,29 @@ impl Lower {
             },
             _ => ir,
         }
+    }
+}
+
+/// CSRs that are plain words of the state, in M-mode: a handler's bread and butter needs no call. The rest, and every
+/// read-modify-write, is done in Rust.
+fn plain_csr(insn: &Insn) -> Option<(Kind, usize)> {
+    let csr = offset_of!(CpuState, csr);
+    let (offset, writable) = match insn.csr() {
+        num::MSCRATCH => (offset_of!(Csrs, mscratch), true),
+        num::MEPC => (offset_of!(Csrs, mepc), true),
+        num::MCAUSE => (offset_of!(Csrs, mcause), true),
+        num::MTVAL => (offset_of!(Csrs, mtval), true),
+        num::MTVEC => (offset_of!(Csrs, mtvec), false),
+        num::MSTATUS => (offset_of!(Csrs, mstatus), false),
+        num::MIE => (offset_of!(Csrs, mie), false),
+        _ => return None,
+    };
+    match insn.op {
+        Op::Csrrw if writable => Some((Kind::SwapState, csr + offset)),
+        Op::Csrrs | Op::Csrrc | Op::Csrrsi | Op::Csrrci if insn.rs1 == 0 && insn.rd != 0 => {
+            Some((Kind::ReadState, csr + offset))
+        }
+        _ => None,
     }
 }
 

@@ -124,7 +124,7 @@ impl Emitter {
     }
 
     /// Moves a scratch register to a guest register.
-    fn put(&mut self, rd: u8, host: u8) {
+    pub(super) fn put(&mut self, rd: u8, host: u8) {
         match self.map.host(rd) {
             Some(d) => dynasm!(self.ops; .arch x64; mov Rq(d), Rq(host)),
             None => dynasm!(self.ops; .arch x64; mov [rbp + off(rd)], Rq(host)),

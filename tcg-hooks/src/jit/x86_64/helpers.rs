@@ -23,6 +23,8 @@ enum Outcome {
     Next,
     /// It retired; go on at this pc by way of the exec loop.
     Leave(u64),
+    /// It retired; go on at this pc, not behind the instruction (which may be gone).
+    Go(u64),
     /// It did not retire.
     Trap(Trap),
 }
@@ -50,10 +52,16 @@ pub(crate) unsafe extern "C" fn execute_site(ctx: *mut Context, number: u32) -> 
             ctx.cpu.pc = pc;
             answer::LEAVE
         }
+        Outcome::Go(pc) => {
+            ctx.budget += i64::from(site.refund) - 1;
+            ctx.cpu.pc = pc;
+            answer::GO
+        }
         Outcome::Trap(trap) => {
             ctx.budget += i64::from(site.refund);
             core.take_trap(&mut ctx.cpu, &trap);
-            answer::LEAVE
+            // In the handler no interrupt can be taken.
+            if core.trap_loop { answer::LEAVE } else { answer::GO }
         }
     }
 }
@@ -80,7 +88,8 @@ fn execute(core: &mut Core, ctx: &mut Context, site: &Site) -> Outcome {
         Op::Ebreak => return Outcome::Trap(Trap::breakpoint(site.pc)),
         Op::Mret => {
             trap::mret(&mut ctx.cpu);
-            return Outcome::Leave(ctx.cpu.pc);
+            let pc = ctx.cpu.pc;
+            return if core.may_interrupt(&ctx.cpu) { Outcome::Leave(pc) } else { Outcome::Go(pc) };
         }
         Op::Wfi => {
             core.waiting = true;
@@ -90,8 +99,9 @@ fn execute(core: &mut Core, ctx: &mut Context, site: &Site) -> Outcome {
     };
     match result {
         Err(fault) => Outcome::Trap(fault.into()),
-        // The next instruction may be one of those just written; a device may have raised an interrupt.
-        Ok(effect) if effect.killed != 0 || core.mmu.port().kicked() => Outcome::Leave(next),
+        // A device may have raised an interrupt; the next instruction may be one of those just written.
+        Ok(_) if core.mmu.port().kicked() => Outcome::Leave(next),
+        Ok(effect) if effect.killed != 0 => Outcome::Go(next),
         Ok(_) => Outcome::Next,
     }
 }
@@ -168,7 +178,8 @@ fn control(core: &mut Core, ctx: &mut Context, insn: &Insn, next: u64) -> Outcom
     let env = core.csr_env(&ctx.cpu, insn);
     match csr::execute(&mut ctx.cpu, insn, &env) {
         Ok(CsrEffect::None) => Outcome::Next,
-        Ok(CsrEffect::Interrupts) => Outcome::Leave(next),
+        Ok(CsrEffect::Interrupts) if core.may_interrupt(&ctx.cpu) => Outcome::Leave(next),
+        Ok(CsrEffect::Interrupts) => Outcome::Next,
         Err(csr::Illegal) => Outcome::Trap(Trap::illegal_csr(insn)),
     }
 }

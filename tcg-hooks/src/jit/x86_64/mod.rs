@@ -22,7 +22,7 @@ use crate::ir::{Ir, Kind, Region};
 use crate::jit::code_cache::CodeOffset;
 use dynasmrt::x64::X64Relocation;
 use dynasmrt::{DynamicLabel, DynasmApi, DynasmLabelApi, VecAssembler, dynasm};
-use regs::{RAX, RegMap};
+use regs::{RAX, RDX, RegMap};
 use thunks::Thunks;
 
 /// Bits of a site's or an exit's number that count within its TB.
@@ -157,7 +157,29 @@ impl Emitter {
             Kind::Imm(op) => self.alu_imm(op, ir.rd, ir.a, ir.imm),
             Kind::Load(mem) => self.load(ir, mem),
             Kind::Store(mem) => self.store(ir, mem),
+            Kind::ReadState => {
+                let d = self.target(ir.rd, RAX);
+                dynasm!(self.ops; .arch x64; mov Rq(d), [rbp + (ir.imm as i32 - context::BASE)]);
+                self.done(ir.rd, d);
+            }
+            Kind::SwapState => self.swap_state(ir),
             Kind::Rust => self.call_site(ir.site),
+        }
+    }
+
+    fn swap_state(&mut self, ir: &Ir) {
+        let at = ir.imm as i32 - context::BASE;
+        let mut new = self.source(ir.a, RDX);
+        if ir.b == 1 {
+            dynasm!(self.ops; .arch x64; mov rdx, Rq(new); and rdx, -2);
+            new = RDX;
+        }
+        if ir.rd != 0 {
+            dynasm!(self.ops; .arch x64; mov rax, [rbp + at]);
+        }
+        dynasm!(self.ops; .arch x64; mov [rbp + at], Rq(new));
+        if ir.rd != 0 {
+            self.put(ir.rd, RAX);
         }
     }
 

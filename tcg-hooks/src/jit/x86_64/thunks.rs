@@ -7,7 +7,7 @@
 //!                          instruction, everything back; or on to `leave`
 //!   miss                   an indirect jump found nothing: rax is the pc; leave for a look-up
 //! ```
-use super::context::{BASE, BUDGET, PC};
+use super::context::{BASE, BUDGET, JUMP_ENTRIES, JUMPS, PC};
 use super::regs::RegMap;
 use crate::jit::code_cache::CodeOffset;
 use dynasmrt::x64::X64Relocation;
@@ -27,6 +27,8 @@ pub(crate) mod answer {
     pub(crate) const CONTINUE: u64 = 0;
     /// Back to the exec loop; `cpu.pc` is set.
     pub(crate) const LEAVE: u64 = 1;
+    /// On at `cpu.pc`, wherever that is: by the jump cache, or a look-up.
+    pub(crate) const GO: u64 = 2;
 }
 
 /// Executes the instruction of a site in Rust.
@@ -91,10 +93,28 @@ pub(crate) fn assemble(pinned: bool, site: SiteFn) -> (Vec<u8>, Thunks) {
         ; call rax
         ; add rsp, 8
         ; test eax, eax
-        ; jnz >out);
+        ; jnz >other);
     load(&mut ops);
     dynasm!(ops; .arch x64
         ; ret
+        ; other:
+        ; cmp eax, answer::LEAVE as i32
+        ; je >out
+        ; add rsp, 8);
+    load(&mut ops);
+    let mask = ((JUMP_ENTRIES - 1) << 1) as i32;
+    dynasm!(ops; .arch x64
+        ; mov rax, [rbp + PC]
+        ; mov ecx, eax
+        ; and ecx, mask
+        ; cmp rax, [rbp + rcx * 8 + JUMPS]
+        ; jne >miss
+        ; jmp QWORD [rbp + rcx * 8 + (JUMPS + 8)]
+        ; miss:);
+    let rel = (thunks.miss as i64 - (ops.offset().0 as i64 + 5)) as i32;
+    dynasm!(ops; .arch x64
+        ; .u8 0xe9
+        ; .i32 rel
         ; out:
         ; add rsp, 8
         ; mov eax, reason::SITE as i32);
