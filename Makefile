@@ -1,7 +1,7 @@
 # notdirty: every command a developer needs. `make test` sets up what it needs and is what CI runs.
 #
-#   make test          deps, guest programs, lints, all tests, conformance where a corpus is at hand
-#   make test-deep     the long ones: loom models, many more random programs (NOTDIRTY_PROGRAMS=n)
+#   make test          deps, guest programs, lints, all tests, loom models, conformance where a corpus is at hand
+#   make test-deep     the same tests in release with many more random programs (NOTDIRTY_PROGRAMS=n)
 #   make bench         our JIT beside QEMU and Unicorn; ROW=name for one row, JSON=1 for a machine
 #   make conformance   CORPUS=dir: every ELF in dir on both engines (default ../corpora/{riscv-tests,programs})
 #   make guests        the C guest programs, into guests/programs/build
@@ -41,6 +41,7 @@ test:
 	$(MAKE) --no-print-directory guests
 	$(MAKE) --no-print-directory lint
 	$(CARGO) test $(CARGO_FLAGS) --no-fail-fast $(ALL)
+	$(CARGO) loom
 	$(MAKE) --no-print-directory conformance
 
 # Again, and seen: plain cargo test hides what passing tests print, and with it why something was skipped.

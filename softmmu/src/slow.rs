@@ -148,16 +148,20 @@ impl SoftMmu {
         if comparator & (!FLAGS | INVALID) == biased & !FLAGS {
             return Ok((self.place(slot, comparator, va), PAGE_SIZE - va.page_offset()));
         }
-        if let Some(place) = self.device_place(va) {
-            return Ok((place, PAGE_SIZE - va.page_offset()));
+        if let Some(found) = self.device_place(va) {
+            return Ok(found);
         }
         self.locate_missed(va, kind)
     }
 
     #[inline]
-    fn device_place(&self, va: GuestVirt) -> Option<Place> {
-        let &DeviceEntry { off, dev, sizes, .. } = self.tlb.device(va.get().wrapping_add(BIAS))?;
-        Some(Place::Mmio { dev, off: off.wrapping_add(va.page_offset()), sizes })
+    fn device_place(&self, va: GuestVirt) -> Option<(Place, u64)> {
+        let &DeviceEntry { off, dev, sizes, from, to, .. } = self.tlb.device(va.get().wrapping_add(BIAS))?;
+        let at = va.page_offset();
+        if !(u64::from(from)..u64::from(to)).contains(&at) {
+            return None;
+        }
+        Some((Place::Mmio { dev, off: off.wrapping_add(at), sizes }, u64::from(to) - at))
     }
 
     /// The place that an entry says.
@@ -184,16 +188,13 @@ impl SoftMmu {
                 let comparator = if kind == AccessKind::Store { entry.write } else { entry.read };
                 Ok((self.place(slot, comparator, va), PAGE_SIZE - va.page_offset()))
             }
-            Filled::Device => match self.device_place(va) {
-                Some(place) => Ok((place, PAGE_SIZE - va.page_offset())),
-                None => Err(self.fault(kind, va)),
-            },
+            Filled::Device => self.device_place(va).ok_or_else(|| self.fault(kind, va)),
             Filled::Mixed => self.locate_mixed(va).ok_or_else(|| self.fault(kind, va)),
             Filled::Empty => Err(self.fault(kind, va)),
         }
     }
 
-    /// On a page that no entry describes, the view is asked each time.
+    /// On a page that no entry describes, the view is asked each time (but for the device last used on it).
     fn locate_mixed(&mut self, va: GuestVirt) -> Option<(Place, u64)> {
         self.stats.mixed_page += 1;
         let at = GuestPhys::new(va.get());
@@ -208,6 +209,7 @@ impl SoftMmu {
             }
             Resolved::Mmio { dev, off, len_left } => {
                 let place = Place::Mmio { dev: NonNull::from(&**dev), off, sizes: dev.sizes() };
+                self.tlb.fill_device(&self.view, va);
                 Some((place, len_left.min(page_left)))
             }
             Resolved::None => None,

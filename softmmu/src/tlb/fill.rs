@@ -55,11 +55,31 @@ impl Tlb {
                 Filled::Entry
             }
             What::Mmio { dev, off } => {
-                let entry = DeviceEntry { tag: page, off: off + into, dev: NonNull::from(&**dev), sizes: dev.sizes() };
+                let (from, to) = (0, PAGE_SIZE as u32);
+                let (dev, sizes) = (NonNull::from(&**dev), dev.sizes());
+                let entry = DeviceEntry { tag: page, from, to, off: off + into, dev, sizes };
                 self.devices[Self::device_slot(page)] = Some(entry);
                 Filled::Device
             }
         }
+    }
+
+    /// Notes the device at `va` on a page of several regions, so that it is not looked for again.
+    pub(crate) fn fill_device(&mut self, view: &FlatView, va: GuestVirt) {
+        let tag = va.get().wrapping_add(BIAS) & !FLAGS;
+        let (Some(range), base) = (view.find(va.get()), va.page_base().get()) else { return };
+        let What::Mmio { dev, off } = &range.what else { return };
+        if tag == 0 {
+            return;
+        }
+        self.devices[Self::device_slot(tag)] = Some(DeviceEntry {
+            tag,
+            from: range.start.saturating_sub(base) as u32,
+            to: (range.last - base).min(PAGE_SIZE - 1) as u32 + 1,
+            off: off.wrapping_add(base.wrapping_sub(range.start)),
+            dev: NonNull::from(&**dev),
+            sizes: dev.sizes(),
+        });
     }
 
     /// Looks up and caches the page that `va` is fetched from.

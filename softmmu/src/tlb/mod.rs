@@ -45,12 +45,15 @@ struct FullEntry {
     prev: u16,
 }
 
-/// One page of a device. The device is kept alive by the vCPU's view, which outlives the entry.
+/// A device on one page. The device is kept alive by the vCPU's view, which outlives the entry.
 #[derive(Clone, Copy)]
 pub(crate) struct DeviceEntry {
     /// Biased page address.
     tag: u64,
-    /// Offset in the region of the page's first byte.
+    /// The bytes of the page that are the device's: `[from, to)`. Most boards give small devices less than a page.
+    pub(crate) from: u32,
+    pub(crate) to: u32,
+    /// Offset in the region of the page's first byte (wrapping, if the region starts later).
     pub(crate) off: u64,
     pub(crate) dev: NonNull<dyn MmioDevice>,
     pub(crate) sizes: SizeMask,
