@@ -2,7 +2,7 @@
 #
 #   make test          deps, guest programs, lints, all tests, loom models, conformance where a corpus is at hand
 #   make test-deep     the same tests in release with many more random programs (NOTDIRTY_PROGRAMS=n)
-#   make bench         our JIT beside QEMU and Unicorn; ROW=name for one row, JSON=1 for a machine
+#   make bench         our JIT beside QEMU and Unicorn; ROW=name for one row or group, RUNS=n, JSON=1 for a machine
 #   make conformance   CORPUS=dir: every ELF in dir on both engines (default ../corpora/{riscv-tests,programs})
 #   make guests        the C guest programs, into guests/programs/build
 #   make unicorn       the GPL-2.0-only package with Unicorn as another engine (slow: builds its C sources)
@@ -56,7 +56,7 @@ bench:
 	.ci/deps bench
 	$(MAKE) --no-print-directory guests
 	$(CARGO) build --release $(CARGO_FLAGS) -p notdirty
-	$(CARGO) run --release $(CARGO_FLAGS) -p notdirty-benches -- $(if $(ROW),ROW=$(ROW)) $(if $(JSON),--json)
+	$(CARGO) run --release $(CARGO_FLAGS) -p notdirty-benches -- $(if $(ROW),ROW=$(ROW)) $(if $(RUNS),RUNS=$(RUNS)) $(if $(JSON),--json)
 
 unicorn: guests
 	.ci/deps unicorn

@@ -33,19 +33,21 @@ struct Setup {
     cache: usize,
 }
 
-/// Everything on; one optimisation off, each in turn; a small cache.
+/// Everything on but tier 0, which would keep programs this short out of the translator; everything on; one
+/// optimisation off, each in turn; a small cache.
 fn setups() -> Vec<Setup> {
-    let all = Setup { flags: JitFlags::default(), cache: LARGE_CACHE };
-    let mut setups = vec![all, Setup { cache: SMALL_CACHE, ..all }];
+    let tiered = Setup { flags: JitFlags::default(), cache: LARGE_CACHE };
+    let eager = Setup { flags: JitFlags { tier0: false, ..tiered.flags }, ..tiered };
+    let mut setups = vec![eager, Setup { cache: SMALL_CACHE, ..eager }, tiered];
     for name in JitFlags::NAMES {
-        let mut flags = JitFlags::default();
+        let mut flags = eager.flags;
         assert!(flags.set(name, false));
-        setups.push(Setup { flags, ..all });
+        setups.push(Setup { flags, ..eager });
     }
     setups
 }
 
-/// Half of the programs run with everything on.
+/// Half of the programs run with everything on but tier 0.
 fn setup_of(seed: u64, setups: &[Setup]) -> usize {
     let pick = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 32;
     if pick.is_multiple_of(2) { 0 } else { 1 + (pick / 2) as usize % (setups.len() - 1) }

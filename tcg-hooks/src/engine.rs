@@ -30,6 +30,8 @@ pub struct JitFlags {
     pub optimise: bool,
     /// Use BMI2 shifts where the host has them.
     pub bmi2: bool,
+    /// Interpret cold code, and code that is patched again and again, instead of translating it.
+    pub tier0: bool,
 }
 
 impl Default for JitFlags {
@@ -43,13 +45,14 @@ impl Default for JitFlags {
             flat_addend: true,
             optimise: true,
             bmi2: true,
+            tier0: true,
         }
     }
 }
 
 impl JitFlags {
     /// Names of the switches, in the order of [`JitFlags::set`]'s bits.
-    pub const NAMES: [&str; 8] = [
+    pub const NAMES: [&str; 9] = [
         "regions",
         "pinned",
         "return_stack",
@@ -58,6 +61,7 @@ impl JitFlags {
         "flat_addend",
         "optimise",
         "bmi2",
+        "tier0",
     ];
 
     /// Turns one switch on or off by its name; `false` if there is no such switch.
@@ -71,6 +75,7 @@ impl JitFlags {
             "flat_addend" => &mut self.flat_addend,
             "optimise" => &mut self.optimise,
             "bmi2" => &mut self.bmi2,
+            "tier0" => &mut self.tier0,
             _ => return false,
         };
         *place = on;

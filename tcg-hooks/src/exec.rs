@@ -13,6 +13,7 @@
 mod core;
 mod limits;
 mod run;
+mod show;
 
 pub(crate) use self::core::Core;
 pub use limits::{RunLimits, VcpuExit};

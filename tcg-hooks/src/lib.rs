@@ -27,6 +27,7 @@ pub mod ir;
 pub mod jit;
 pub mod riscv;
 pub mod tb;
+mod tier0;
 #[cfg(any(test, feature = "testkit"))]
 pub mod testkit;
 pub mod trace;

@@ -22,6 +22,8 @@ pub(crate) struct Core {
     /// In `wfi`.
     pub(crate) waiting: bool,
     pub(crate) traps: u64,
+    /// Instructions that tier 0 executed.
+    pub(crate) tier0_insns: u64,
     /// The trap before: where, and after how many instructions.
     pub(crate) last_trap: Option<(Trap, u64, u64)>,
     /// The handler's first instruction traps into itself: nothing will ever retire again.
@@ -33,6 +35,11 @@ impl Core {
     pub(crate) fn split<'a>(&'a mut self, ctx: &'a mut Context) -> (&'a mut SoftMmu, StoreHooks<'a>) {
         let trace = if self.mask.has(TraceMask::NOTDIRTY) { self.trace.as_deref_mut() } else { None };
         (&mut self.mmu, StoreHooks { tbs: self.tbs.as_mut(), ctx, clock: &self.clock, trace })
+    }
+
+    /// Tier 0 is about to run code at `pc`: should it be translated instead?
+    pub(crate) fn hot(&mut self, pc: u64) -> bool {
+        self.tbs.as_mut().is_none_or(|tbs| tbs.heat.hot(pc))
     }
 
     /// Pending interrupts: what devices drive, the timer among them once its deadline has passed.

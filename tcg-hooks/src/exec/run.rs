@@ -1,17 +1,17 @@
 //! [`Vcpu`]: one hart with its memory, its engine and its loop.
 use super::core::Core;
-use super::{RunLimits, VcpuExit};
+use super::{RunLimits, VcpuExit, show};
 use crate::clock::Clock;
 use crate::cpu::CpuState;
 use crate::engine::{EngineKind, JitFlags};
 use crate::interp::{self, Step};
-use crate::ir::Region;
 use crate::jit::x86_64::context::{Context, PREFIX};
 use crate::jit::x86_64::helpers::execute_site;
 use crate::jit::x86_64::thunks::{EnterFn, reason};
 use crate::riscv::csr::{CsrEnv, irq, mstatus};
 use crate::riscv::trap::{self, Trap};
 use crate::tb::{Found, TbCache, TbKey, TbStats};
+use crate::tier0::{self, Why};
 use crate::trace::{TraceMask, TraceSink};
 use crate::translate::{Limits, MAX_INSNS, Translator};
 use notdirty_core::{PAGE_SIZE, RamAddr, pin};
@@ -66,6 +66,8 @@ pub struct VcpuStats {
     pub traps: u64,
     /// Instructions executed by the oracle.
     pub interpreted: u64,
+    /// Instructions executed by tier 0: cold code, and code that is patched again and again.
+    pub tier0: u64,
     /// The slow path, by cause.
     pub tlb: SlowStats,
 }
@@ -97,6 +99,7 @@ impl Vcpu {
         let mut flags = cfg.jit_flags;
         if mask.has(TraceMask::EXEC) {
             (flags.chaining, flags.jump_cache, flags.return_stack) = (false, false, false);
+            flags.tier0 = false;
         }
         let bytes = if cfg.tb_cache_bytes == 0 { 64 << 20 } else { cfg.tb_cache_bytes };
         let tbs = match cfg.engine {
@@ -113,7 +116,7 @@ impl Vcpu {
         }
         Ok(Vcpu {
             ctx,
-            core: Core { mmu, tbs, clock: cfg.clock, trace: cfg.trace, mask, waiting: false, traps: 0, last_trap: None, trap_loop: false },
+            core: Core { mmu, tbs, clock: cfg.clock, trace: cfg.trace, mask, waiting: false, traps: 0, tier0_insns: 0, last_trap: None, trap_loop: false },
             translator: Translator::default(),
             engine: cfg.engine,
             flags,
@@ -170,6 +173,7 @@ impl Vcpu {
             entries: self.entries,
             traps: self.core.traps,
             interpreted: self.interpreted,
+            tier0: self.core.tier0_insns,
             tlb: *self.core.mmu.stats(),
         }
     }
@@ -323,13 +327,13 @@ impl Vcpu {
     fn jit(&mut self, budget: i64) {
         let (ctx, _) = self.parts();
         (ctx.budget, ctx.slice) = (budget, budget);
-        let mut next = self.find(self.cpu().pc);
+        let mut next = self.find();
         while let Some(found) = next {
             let why = self.enter(found);
             let (ctx, core) = self.parts();
             let Some(tbs) = &mut core.tbs else { return };
             next = match why {
-                reason::LOOKUP => self.find(self.cpu().pc),
+                reason::LOOKUP => self.find(),
                 // A trap, a patch, or something for the loop to look at; traps and patches go straight on.
                 reason::SITE => {
                     if core.waiting || core.trap_loop || core.mmu.port().kicked() {
@@ -338,7 +342,7 @@ impl Vcpu {
                     if core.may_interrupt(&ctx.cpu) {
                         break;
                     }
-                    self.find(self.cpu().pc)
+                    self.find()
                 }
                 number => match tbs.exit(number) {
                     None => break,
@@ -349,7 +353,7 @@ impl Vcpu {
                     }
                     Some(exit) => {
                         ctx.cpu.pc = exit.pc;
-                        let found = self.find(exit.pc);
+                        let found = self.find();
                         if let (Some(to), Some(tbs)) = (found, &mut self.core.tbs) {
                             tbs.link(number, to.id);
                         }
@@ -377,44 +381,57 @@ impl Vcpu {
         }
     }
 
-    /// The TB at `pc`, translated if need be; `None` if the fetch trapped (it was taken).
-    fn find(&mut self, pc: u64) -> Option<Found> {
-        let (ctx, core) = self.parts();
-        let (mmu, mut hooks) = core.split(ctx);
-        let page = match fetch(mmu, &mut hooks, pc) {
-            Ok(page) => page,
-            Err(fault) => {
-                ctx.settle(0);
-                core.take_trap(&mut ctx.cpu, &fault.into());
-                return None;
+    /// The TB to go on with. Cold code is run by tier 0 on the way, so it need not be the one at today's `pc`.
+    /// `None`: the loop must look first (a trap was taken, an interrupt may be due, the budget is gone).
+    fn find(&mut self) -> Option<Found> {
+        let mut hot = !self.flags.tier0;
+        loop {
+            let pc = self.cpu().pc;
+            let (ctx, core) = self.parts();
+            let (mmu, mut hooks) = core.split(ctx);
+            let page = match fetch(mmu, &mut hooks, pc) {
+                Ok(page) => page,
+                Err(fault) => {
+                    ctx.settle(0);
+                    core.take_trap(&mut ctx.cpu, &fault.into());
+                    return None;
+                }
+            };
+            let ram = RamAddr::new(page.get() + pc % PAGE_SIZE);
+            let key = TbKey { ram, pc, flags: 0, instrumentation: 0 };
+            // The second page only matters to a TB that has bytes there.
+            let after = (pc & !(PAGE_SIZE - 1)).wrapping_add(PAGE_SIZE);
+            let found = match core.tbs.as_ref().and_then(|tbs| tbs.find(&key)) {
+                Some((found, None)) => Some(found),
+                Some((found, second)) => {
+                    let (mmu, mut hooks) = core.split(ctx);
+                    let now = fetch(mmu, &mut hooks, after).ok().map(|r| r.page());
+                    (now == second).then_some(found)
+                }
+                None => None,
+            };
+            let found = match found {
+                Some(found) => found,
+                None if hot || core.hot(pc) => self.translate(key)?,
+                None => {
+                    ctx.settle(0);
+                    if tier0::run(core, ctx) == Why::Look {
+                        return None;
+                    }
+                    hot = true;
+                    continue;
+                }
+            };
+            let (ctx, core) = self.parts();
+            if let Some(tbs) = &core.tbs {
+                tbs.remember(ctx, pc, found);
             }
-        };
-        let ram = RamAddr::new(page.get() + pc % PAGE_SIZE);
-        let key = TbKey { ram, pc, flags: 0, instrumentation: 0 };
-        // The second page only matters to a TB that has bytes there.
-        let after = (pc & !(PAGE_SIZE - 1)).wrapping_add(PAGE_SIZE);
-        let found = match core.tbs.as_ref().and_then(|tbs| tbs.find(&key)) {
-            Some((found, None)) => Some(found),
-            Some((found, second)) => {
-                let (mmu, mut hooks) = core.split(ctx);
-                let now = fetch(mmu, &mut hooks, after).ok().map(|r| r.page());
-                (now == second).then_some(found)
+            if core.mask.has(TraceMask::EXEC) {
+                let text = format!("TB {:#x}{}", pc, core.symbol(pc));
+                core.say(TraceMask::EXEC, &text);
             }
-            None => None,
-        };
-        let found = match found {
-            Some(found) => found,
-            None => self.translate(key)?,
-        };
-        let (ctx, core) = self.parts();
-        if let Some(tbs) = &core.tbs {
-            tbs.remember(ctx, pc, found);
+            return Some(found);
         }
-        if core.mask.has(TraceMask::EXEC) {
-            let text = format!("TB {:#x}{}", pc, core.symbol(pc));
-            core.say(TraceMask::EXEC, &text);
-        }
-        Some(found)
     }
 
     fn translate(&mut self, key: TbKey) -> Option<Found> {
@@ -437,45 +454,9 @@ impl Vcpu {
         };
         self.translate_time += start.elapsed();
         if let Some(found) = found {
-            self.show(found);
+            show::tb(&mut self.core, &self.translator.region, found);
         }
         found
-    }
-
-    /// Traces a new TB.
-    fn show(&mut self, found: Found) {
-        let (mask, region) = (self.core.mask, &self.translator.region);
-        if mask.has(TraceMask::TB) {
-            let text = format!(
-                "TB {} at {:#x}{}: {} instructions, {} blocks",
-                found.id,
-                region.pc,
-                self.core.symbol(region.pc),
-                region.insns,
-                region.blocks.len()
-            );
-            self.core.say(TraceMask::TB, &text);
-        }
-        if mask.has(TraceMask::IN_ASM) {
-            let text = in_asm(&self.core.mmu, region);
-            self.core.say(TraceMask::IN_ASM, &text);
-        }
-        if mask.has(TraceMask::IR) {
-            let text = region.to_string();
-            self.core.say(TraceMask::IR, text.trim_end());
-        }
-        if mask.has(TraceMask::OUT_ASM)
-            && let Some(tbs) = &self.core.tbs
-        {
-            let mut text = format!("host code of {:#x} at {:#x}:", region.pc, tbs.code_address(found.id));
-            for line in tbs.code_bytes(found.id).chunks(16) {
-                text.push_str("\n   ");
-                for byte in line {
-                    text.push_str(&format!(" {byte:02x}"));
-                }
-            }
-            self.core.say(TraceMask::OUT_ASM, &text);
-        }
     }
 }
 
@@ -493,8 +474,4 @@ fn flat_addend(space: &AddressSpace, pc: u64) -> u64 {
         }
     }
     0
-}
-
-fn in_asm(_: &SoftMmu, region: &Region) -> String {
-    region.to_string()
 }

@@ -7,8 +7,8 @@
 //!                                         every TB in it is killed (CODE-2)
 //! ```
 //!
-//! Keeps the second half of CODE-2: bytes are handed out again only by [`CodeCache::next_chunk`],
-//! whose caller is the owning vCPU's loop, outside emitted code, after it killed the chunk's TBs.
+//! Keeps the second half of CODE-2: bytes are handed out again only by [`CodeCache::reserve`],
+//! whose caller is the owning vCPU's loop, outside emitted code, after the TBs that had them died.
 
 use std::io;
 use std::ptr::NonNull;
@@ -26,7 +26,16 @@ pub struct CodeCache {
     chunks: usize,
     current: usize,
     pos: usize,
+    /// Pages before this were made by the kernel.
+    populated: usize,
+    /// Places of dead code, by size in units.
+    free: Vec<Vec<CodeOffset>>,
 }
+
+/// Sizes are rounded up to this: a cache line.
+const UNIT: usize = 64;
+/// Pages made ahead, in bytes.
+const POPULATE: usize = 128 << 10;
 
 // SAFETY: the mappings belong to this value alone and have no thread affinity.
 unsafe impl Send for CodeCache {}
@@ -72,8 +81,8 @@ impl CodeCache {
         };
         let first = thunks.len().next_multiple_of(4096);
         assert!(first < Self::MIN_BYTES / 2, "thunks are a few hundred bytes");
-        let chunk_len = (len - first) / Self::CHUNKS;
-        let mut cache = CodeCache { rw, rx, len, first, chunk_len, chunks: Self::CHUNKS, current: 0, pos: 0 };
+        let chunk_len = (len - first) / Self::CHUNKS / UNIT * UNIT;
+        let mut cache = CodeCache { rw, rx, len, first, chunk_len, chunks: Self::CHUNKS, current: 0, pos: 0, populated: 4096, free: Vec::new() };
         cache.copy(0, thunks);
         cache.pos = first;
         Ok(cache)
@@ -89,35 +98,68 @@ impl CodeCache {
         self.chunks
     }
 
-    /// The chunk being filled.
-    pub fn current_chunk(&self) -> usize {
-        self.current
+    /// The chunk that `at` lies in.
+    pub fn chunk_of(&self, at: CodeOffset) -> usize {
+        (at as usize - self.first) / self.chunk_len
     }
 
-    /// Is there room for `bytes` in the current chunk?
-    pub fn has_room(&self, bytes: usize) -> bool {
-        self.pos + bytes <= self.first + (self.current + 1) * self.chunk_len
+    /// A place for `len` bytes: that of dead code of the same size, or the next of the current chunk. `None`: the
+    /// chunk is full, see [`CodeCache::next_chunk`].
+    pub fn reserve(&mut self, len: usize) -> Option<CodeOffset> {
+        let class = len.div_ceil(UNIT);
+        if let Some(at) = self.free.get_mut(class).and_then(Vec::pop) {
+            return Some(at);
+        }
+        let end = self.pos + class * UNIT;
+        if end > self.first + (self.current + 1) * self.chunk_len {
+            return None;
+        }
+        self.populate(end);
+        Some(std::mem::replace(&mut self.pos, end) as CodeOffset)
     }
 
-    /// Moves on to the next chunk and names it: its TBs must be dead before [`CodeCache::push`].
+    /// Gives back what [`CodeCache::reserve`] gave; see CODE-2 for when the bytes may be used again.
+    pub fn release(&mut self, at: CodeOffset, len: usize) {
+        let class = len.div_ceil(UNIT);
+        if class >= self.free.len() {
+            self.free.resize_with(class + 1, Vec::new);
+        }
+        self.free[class].push(at);
+    }
+
+    /// Moves on to the next chunk and names it: its TBs must be dead before [`CodeCache::write`].
     pub fn next_chunk(&mut self) -> usize {
         self.current = (self.current + 1) % self.chunks;
-        self.pos = (self.first + self.current * self.chunk_len).next_multiple_of(16);
+        self.pos = self.first + self.current * self.chunk_len;
         self.current
     }
 
-    /// Where the next code will go.
-    pub fn here(&self) -> CodeOffset {
-        self.pos as CodeOffset
+    /// Forgets what was released in the current chunk: it is filled from its start again.
+    pub fn restart_chunk(&mut self) {
+        let (first, len, current) = (self.first, self.chunk_len, self.current);
+        for list in &mut self.free {
+            list.retain(|&at| (at as usize - first) / len != current);
+        }
     }
 
-    /// Copies `code` in; the caller asked [`CodeCache::has_room`]. Returns its place.
-    pub fn push(&mut self, code: &[u8]) -> CodeOffset {
-        assert!(self.has_room(code.len()), "asked before");
-        let at = self.pos;
-        self.copy(at, code);
-        self.pos = (at + code.len()).next_multiple_of(16);
-        at as CodeOffset
+    /// Copies `code` to a reserved place.
+    pub fn write(&mut self, at: CodeOffset, code: &[u8]) {
+        self.copy(at as usize, code);
+    }
+
+    /// Has the kernel make the pages up to `end` in one go; a fault for each, in each view, costs more.
+    fn populate(&mut self, end: usize) {
+        if end <= self.populated {
+            return;
+        }
+        let from = self.populated;
+        self.populated = (end + POPULATE).next_multiple_of(4096).min(self.len);
+        let len = self.populated - from;
+        // SAFETY: inside both mappings; it changes no contents. A kernel without it leaves the work to page faults.
+        unsafe {
+            libc::madvise(self.rw.as_ptr().add(from).cast(), len, libc::MADV_POPULATE_WRITE);
+            libc::madvise(self.rx.as_ptr().add(from).cast(), len, libc::MADV_POPULATE_READ);
+        }
     }
 
     /// Points the 32-bit displacement at `field` to `target`.
@@ -163,7 +205,8 @@ mod tests {
     #[test]
     fn code_written_through_one_view_runs_through_the_other() {
         let mut cache = CodeCache::new(0, &[0x90]).unwrap();
-        let at = cache.push(&[0xb8, 42, 0, 0, 0, 0xc3]); // mov eax, 42; ret
+        let at = cache.reserve(6).unwrap();
+        cache.write(at, &[0xb8, 42, 0, 0, 0, 0xc3]); // mov eax, 42; ret
         // SAFETY: the bytes just pushed are a complete function of this signature.
         let f: extern "C" fn() -> u32 = unsafe { std::mem::transmute(cache.address(at)) };
         assert_eq!(f(), 42);
@@ -172,15 +215,32 @@ mod tests {
     }
 
     #[test]
+    fn the_place_of_dead_code_is_used_again_until_its_chunk_restarts() {
+        let mut cache = CodeCache::new(0, &[0x90]).unwrap();
+        let at = cache.reserve(100).unwrap();
+        cache.release(at, 100);
+        assert_eq!(cache.reserve(90), Some(at), "the same number of units");
+        cache.release(at, 90);
+        for _ in 0..cache.chunks() {
+            cache.next_chunk();
+        }
+        cache.restart_chunk();
+        let first = cache.reserve(64).unwrap();
+        assert_eq!(first, at, "from the start");
+        assert_ne!(cache.reserve(100), Some(at), "or two TBs would share it");
+    }
+
+    #[test]
     fn chunks_come_round_again_and_none_overlaps_the_thunks() {
         let mut cache = CodeCache::new(0, &[0x90; 100]).unwrap();
         let n = cache.chunks();
-        for _ in 0..3 * n {
-            assert!(cache.here() as usize >= 4096);
-            assert!(cache.has_room(1000));
-            cache.push(&[0xcc; 1000]);
+        for i in 0..3 * n {
+            let at = cache.reserve(1000).unwrap();
+            assert!(at as usize >= 4096);
+            assert_eq!(cache.chunk_of(at), i % n);
+            cache.write(at, &[0xcc; 1000]);
             cache.next_chunk();
         }
-        assert!(!cache.has_room(cache.chunk_len() + 1));
+        assert_eq!(cache.reserve(cache.chunk_len() + 1), None);
     }
 }

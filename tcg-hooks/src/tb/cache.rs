@@ -7,6 +7,7 @@ use crate::jit::code_cache::{CodeCache, CodeOffset};
 use crate::jit::x86_64::context::{Context, JumpEntry};
 use crate::jit::x86_64::thunks::{SiteFn, Thunks, assemble};
 use crate::jit::x86_64::{Emitter, LOCAL_BITS};
+use crate::tier0::Heat;
 use hashbrown::HashMap;
 use notdirty_core::PageIndex;
 use notdirty_softmmu::{AddressSpace, lines_of};
@@ -53,6 +54,8 @@ pub(crate) struct TbCache {
     pub(super) chunk_tbs: Vec<Vec<TbId>>,
     pub(crate) stats: TbStats,
     pub(super) flags: JitFlags,
+    /// What tier 0 knows of cold code.
+    pub(crate) heat: Heat,
 }
 
 impl TbCache {
@@ -78,6 +81,7 @@ impl TbCache {
             chunk_tbs: vec![Vec::new(); chunks],
             stats: TbStats::default(),
             flags,
+            heat: Heat::default(),
         })
     }
 
@@ -135,13 +139,15 @@ impl TbCache {
             (self.tbs.len() - 1) as TbId
         });
         let (len, entry) = self.emitter.emit(region, id);
-        if !self.code.has_room(len) {
-            self.reclaim(ctx);
-        }
-        let at = self.code.here();
+        let at = match self.code.reserve(len) {
+            Some(at) => at,
+            None => {
+                self.reclaim(ctx);
+                self.code.reserve(len).expect("a chunk takes the largest TB")
+            }
+        };
         let code = self.emitter.place(at);
-        let placed = self.code.push(code);
-        debug_assert_eq!(at, placed);
+        self.code.write(at, code);
         let exits = self.emitter.exits.iter().map(|e| Exit {
             field: if e.field == 0 { 0 } else { at + e.field },
             stub: at + e.stub,
@@ -149,12 +155,13 @@ impl TbCache {
             refund: e.refund,
             to: None,
         });
-        let chunk = self.code.current_chunk();
+        let chunk = self.code.chunk_of(at);
         let tb = Tb {
             key,
             entry: at + entry,
             code: (at, len as u32),
             chunk,
+            born: ctx.cpu.retired,
             pages,
             spans: region.spans.clone(),
             sites: region.sites.as_slice().into(),

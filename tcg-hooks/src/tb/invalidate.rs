@@ -6,8 +6,9 @@
 //!         again, and a page without any gives its CODE bit back
 //! ```
 //!
-//! Keeps CODE-2: a killed TB may still be running (it made the store); its bytes stay as they are until its chunk is
-//! reclaimed, which happens in the exec loop only.
+//! Keeps CODE-2: a killed TB may still be running (it made the store). Its bytes are released here, but written again
+//! only by `TbCache::add`, which the exec loop calls when no emitted code is on the stack; by then every pointer into
+//! them is gone.
 use super::{Tb, TbCache, TbId};
 use crate::jit::x86_64::context::{Context, JumpEntry};
 use notdirty_core::{PAGE_SIZE, PageIndex, RamAddr, pin};
@@ -23,8 +24,10 @@ impl TbCache {
             let from = at % PAGE_SIZE;
             let count = (end - at).min(PAGE_SIZE - from);
             for id in self.pages.on(page, lines_of(from, count)) {
-                if self.get(id).is_some_and(|tb| tb.overlaps(page, from, from + count)) {
+                let hit = self.get(id).filter(|tb| tb.overlaps(page, from, from + count));
+                if let Some((pc, born)) = hit.map(|tb| (tb.key.pc, tb.born)) {
                     self.kill(id, ctx);
+                    self.heat.died(pc, ctx.cpu.retired.wrapping_sub(born));
                     killed += 1;
                 }
             }
@@ -50,6 +53,7 @@ impl TbCache {
             let left = self.pages.remove(page, id);
             self.space.code().set_lines(self.space.ram(), page, left, &guard);
         }
+        self.code.release(tb.code.0, tb.code.1 as usize);
         self.free.push(id);
     }
 
@@ -63,6 +67,7 @@ impl TbCache {
                 self.stats.evicted += 1;
             }
         }
+        self.code.restart_chunk();
     }
 
     /// Drops every TB: the memory map changed, and with it what any pc means.

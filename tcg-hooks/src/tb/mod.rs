@@ -62,6 +62,8 @@ pub(crate) struct Tb {
     pub(crate) code: (CodeOffset, u32),
     /// Which chunk of the code cache holds it.
     chunk: usize,
+    /// Instructions that had retired when it was made.
+    born: u64,
     /// The RAM pages of its bytes: that of the entry, and the next one.
     pub(crate) pages: (PageIndex, Option<PageIndex>),
     /// The bytes it was made from.

@@ -18,7 +18,7 @@ use crate::riscv::{Insn, Op};
 use notdirty_softmmu::{AmoOp, GuestVirt, MemFault, MemSize, MmuIdx, StoreEffect};
 
 /// What executing a site came to.
-enum Outcome {
+pub(crate) enum Outcome {
     /// On with the next instruction of the TB.
     Next,
     /// It retired; go on at this pc by way of the exec loop.
@@ -75,7 +75,8 @@ impl Context {
     }
 }
 
-fn execute(core: &mut Core, ctx: &mut Context, site: &Site) -> Outcome {
+/// Executes the instruction of a site at `cpu.pc`; `cpu.retired` is exact. The caller counts and takes the trap.
+pub(crate) fn execute(core: &mut Core, ctx: &mut Context, site: &Site) -> Outcome {
     let insn = &site.insn;
     let next = site.pc.wrapping_add(insn.len.into());
     let result = match insn.op {

@@ -1,14 +1,19 @@
 //! Guest time: `mtime` at 10 MHz, from the host's clock or from the instruction count.
 //!
 //! ```text
-//!   host    mtime = host time since start / 100 ns + shift
+//!   host    mtime = host time since start / 100 ns + shift      Instant, or rdtsc measured by it (host, tsc)
 //!   insns   mtime = (retired + idle) / 100         + shift      1 instruction = 1 ns: a run repeats exactly
 //! ```
 //!
 //! With `insns`, the vCPU publishes its count before anybody may look (a device access, a read of `time`, a safe
 //! point), and a hart that waits in `wfi` adds what it skipped to `idle` instead of sleeping.
+mod host;
+#[cfg(all(target_arch = "x86_64", not(miri)))]
+mod tsc;
+
+use host::HostClock;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 /// Ticks of `mtime` in a second.
 pub const TICKS_PER_SECOND: u64 = 10_000_000;
@@ -26,14 +31,14 @@ pub struct Clock {
 
 #[derive(Debug)]
 enum Source {
-    Host(Instant),
+    Host(HostClock),
     Insns { retired: AtomicU64, idle: AtomicU64 },
 }
 
 impl Clock {
     /// The host's monotonic time, from 0 now.
     pub fn host() -> Clock {
-        Clock { source: Source::Host(Instant::now()), shift: AtomicU64::new(0) }
+        Clock { source: Source::Host(HostClock::new()), shift: AtomicU64::new(0) }
     }
 
     /// The instruction count.
@@ -51,17 +56,16 @@ impl Clock {
 
     // Relaxed throughout: the values are only numbers, they publish no other memory. A reader on another thread sees
     // some recent count, which is all that a parallel hart could expect.
+    #[inline]
     fn ticks(&self) -> u64 {
         match &self.source {
-            Source::Host(start) => {
-                let gone = start.elapsed();
-                gone.as_secs().wrapping_mul(TICKS_PER_SECOND) + u64::from(gone.subsec_nanos()) / NANOS_PER_TICK
-            }
+            Source::Host(host) => host.ticks(),
             Source::Insns { retired, idle } => retired.load(Relaxed).wrapping_add(idle.load(Relaxed)) / INSNS_PER_TICK,
         }
     }
 
     /// The guest's time now.
+    #[inline]
     pub fn mtime(&self) -> u64 {
         self.ticks().wrapping_add(self.shift.load(Relaxed))
     }

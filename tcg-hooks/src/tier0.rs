@@ -1,0 +1,350 @@
+//! Tier 0: code that is cold, or patched again and again, is cheaper to interpret than to translate.
+//!
+//! ```text
+//!   no TB at pc ─▶ heat: run often enough? ── yes ─▶ translate
+//!                        │ no
+//!                        ▼
+//!                  fetch, decode, execute until a jump lands on a TB, on hot code, or the budget is gone
+//!   a TB dies young ─▶ its pc must be run four times as often before it is translated again
+//! ```
+//!
+//! Nothing is cached, so a patch costs its store and no line mask is set: pages with cold code are plain pages.
+//! Instructions that leave the straight road (traps, CSRs, atomics) share [`helpers`](crate::jit::x86_64::helpers)
+//! with emitted code; the oracle shares nothing with this file but the decode table.
+use crate::exec::Core;
+use crate::ir::Site;
+use crate::jit::x86_64::context::Context;
+use crate::jit::x86_64::helpers::{Outcome, execute};
+use crate::riscv::trap::Trap;
+use crate::riscv::{Insn, Op, decode_any};
+use notdirty_core::PAGE_SIZE;
+use notdirty_softmmu::{GuestVirt, MemFault, MemSize, MmuIdx, StoreEffect};
+
+/// Executions before code is translated.
+const WARM: u32 = 6;
+/// Each early death multiplies that by four, up to four times.
+const MAX_DEATHS: u8 = 4;
+/// A TB that lived for this many instructions did not die young.
+const OLD: u64 = 1 << 20;
+const ENTRIES: usize = 4096;
+
+/// How often code at a pc was run in tier 0, and how often its TB died young.
+#[derive(Clone, Copy, Default)]
+struct Spot {
+    pc: u64,
+    runs: u32,
+    deaths: u8,
+}
+
+/// The heat of recently run cold code; a small cache that forgets.
+pub(crate) struct Heat(Box<[Spot; ENTRIES]>);
+
+impl Default for Heat {
+    fn default() -> Self {
+        Heat(Box::new([Spot::default(); ENTRIES]))
+    }
+}
+
+impl Heat {
+    fn spot(&mut self, pc: u64) -> &mut Spot {
+        let spot = &mut self.0[(pc >> 1) as usize % ENTRIES];
+        if spot.pc != pc {
+            *spot = Spot { pc, runs: 0, deaths: 0 };
+        }
+        spot
+    }
+
+    /// Code at `pc` is about to run; is it worth translating?
+    pub(crate) fn hot(&mut self, pc: u64) -> bool {
+        let spot = self.spot(pc);
+        spot.runs += 1;
+        if spot.runs < WARM << (2 * spot.deaths) {
+            return false;
+        }
+        spot.runs = 0;
+        true
+    }
+
+    /// The TB at `pc` died after `age` instructions because its bytes were written.
+    pub(crate) fn died(&mut self, pc: u64, age: u64) {
+        let spot = self.spot(pc);
+        spot.runs = 0;
+        spot.deaths = if age > OLD { 0 } else { (spot.deaths + 1).min(MAX_DEATHS) };
+    }
+}
+
+/// Why tier 0 stopped.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Why {
+    /// At `cpu.pc` there is a TB, or there should be one.
+    Hot,
+    /// The exec loop must look: an interrupt, a kick, `wfi`, or the budget is gone.
+    Look,
+}
+
+/// A page that instructions come from.
+struct Code {
+    base: u64,
+    from: u64,
+    to: u64,
+    host: *const u8,
+}
+
+impl Code {
+    /// The instruction at `pc`, if all of it is on this page.
+    #[inline]
+    fn insn(&self, pc: u64) -> Option<Insn> {
+        let at = pc.wrapping_sub(self.base);
+        if at < self.from || at + 4 > self.to {
+            return None;
+        }
+        // SAFETY: `[from, to)` are bytes that `fetch` said can be read, and `pc` is even. They live until the next
+        // `serve`, which tier 0 does not call; others may write them meanwhile, hence volatile.
+        let (low, high) = unsafe {
+            let p = self.host.add(at as usize).cast::<u16>();
+            (p.read_volatile(), p.add(1).read_volatile())
+        };
+        Some(decode_any(low, u32::from(high) << 16 | u32::from(low)))
+    }
+}
+
+/// Runs from `cpu.pc` on, for `ctx.budget` instructions at most. `cpu.retired` is exact before and after.
+pub(crate) fn run(core: &mut Core, ctx: &mut Context) -> Why {
+    let mut code = Code { base: 0, from: 0, to: 0, host: std::ptr::null() };
+    let start = ctx.cpu.retired;
+    let budget = ctx.budget.max(0) as u64;
+    let mut jumped = false;
+    let why = loop {
+        let pc = ctx.cpu.pc;
+        if ctx.cpu.retired.wrapping_sub(start) >= budget {
+            break Why::Look;
+        }
+        if jumped && (ctx.jump_slot(pc).pc == pc || core.hot(pc)) {
+            break Why::Hot;
+        }
+        let insn = match code.insn(pc) {
+            Some(insn) => insn,
+            None => match fetch(core, ctx, &mut code) {
+                Ok(insn) => insn,
+                Err(fault) => {
+                    core.take_trap(&mut ctx.cpu, &fault.into());
+                    if core.trap_loop {
+                        break Why::Look;
+                    }
+                    jumped = true;
+                    continue;
+                }
+            },
+        };
+        match step(core, ctx, &insn, pc) {
+            Flow::Next => jumped = false,
+            Flow::Jump => jumped = true,
+            Flow::Look => break Why::Look,
+        }
+    };
+    let done = ctx.cpu.retired.wrapping_sub(start) as i64;
+    ctx.budget -= done;
+    ctx.slice = ctx.budget;
+    core.tier0_insns += done as u64;
+    why
+}
+
+/// The instruction at `cpu.pc` by the long way, and the page it starts on for those behind it.
+fn fetch(core: &mut Core, ctx: &mut Context, code: &mut Code) -> Result<Insn, MemFault> {
+    let pc = ctx.cpu.pc;
+    let (mmu, mut hooks) = core.split(ctx);
+    let page = mmu.fetch(&mut hooks, MmuIdx::M, GuestVirt::new(pc))?;
+    let at = pc % PAGE_SIZE;
+    *code = Code { base: pc - at, from: at, to: at + page.len_ok, host: page.host };
+    if let Some(insn) = code.insn(pc) {
+        return Ok(insn);
+    }
+    let low = mmu.fetch_u16(&mut hooks, MmuIdx::M, GuestVirt::new(pc))?;
+    if low & 3 != 3 {
+        return Ok(decode_any(low, low.into()));
+    }
+    let high = mmu.fetch_u16(&mut hooks, MmuIdx::M, GuestVirt::new(pc.wrapping_add(2)))?;
+    Ok(decode_any(low, u32::from(high) << 16 | u32::from(low)))
+}
+
+enum Flow {
+    Next,
+    Jump,
+    Look,
+}
+
+/// Executes one instruction; a trap is taken.
+#[inline]
+fn step(core: &mut Core, ctx: &mut Context, insn: &Insn, pc: u64) -> Flow {
+    let cpu = &mut ctx.cpu;
+    let a = cpu.x[usize::from(insn.rs1 & 31)];
+    let b = cpu.x[usize::from(insn.rs2 & 31)];
+    let imm = insn.imm64();
+    let next = pc.wrapping_add(insn.len.into());
+    let word = |v: u32| v as i32 as i64 as u64;
+    let taken = |yes: bool| if yes { Some(insn.target(pc)) } else { None };
+    let value = match insn.op {
+        Op::Lui => imm,
+        Op::Auipc => pc.wrapping_add(imm),
+        Op::Addi => a.wrapping_add(imm),
+        Op::Slti => u64::from((a as i64) < imm as i64),
+        Op::Sltiu => u64::from(a < imm),
+        Op::Xori => a ^ imm,
+        Op::Ori => a | imm,
+        Op::Andi => a & imm,
+        Op::Slli => a << (imm & 63),
+        Op::Srli => a >> (imm & 63),
+        Op::Srai => ((a as i64) >> (imm & 63)) as u64,
+        Op::Addiw => word((a as u32).wrapping_add(imm as u32)),
+        Op::Slliw => word((a as u32) << (imm & 31)),
+        Op::Srliw => word((a as u32) >> (imm & 31)),
+        Op::Sraiw => word(((a as i32) >> (imm & 31)) as u32),
+        Op::Add => a.wrapping_add(b),
+        Op::Sub => a.wrapping_sub(b),
+        Op::Sll => a << (b & 63),
+        Op::Slt => u64::from((a as i64) < b as i64),
+        Op::Sltu => u64::from(a < b),
+        Op::Xor => a ^ b,
+        Op::Srl => a >> (b & 63),
+        Op::Sra => ((a as i64) >> (b & 63)) as u64,
+        Op::Or => a | b,
+        Op::And => a & b,
+        Op::Addw => word((a as u32).wrapping_add(b as u32)),
+        Op::Subw => word((a as u32).wrapping_sub(b as u32)),
+        Op::Sllw => word((a as u32) << (b & 31)),
+        Op::Srlw => word((a as u32) >> (b & 31)),
+        Op::Sraw => word(((a as i32) >> (b & 31)) as u32),
+        Op::Mul => a.wrapping_mul(b),
+        Op::Mulw => word((a as u32).wrapping_mul(b as u32)),
+        Op::Beq => return branch(ctx, taken(a == b), next),
+        Op::Bne => return branch(ctx, taken(a != b), next),
+        Op::Blt => return branch(ctx, taken((a as i64) < b as i64), next),
+        Op::Bge => return branch(ctx, taken(a as i64 >= b as i64), next),
+        Op::Bltu => return branch(ctx, taken(a < b), next),
+        Op::Bgeu => return branch(ctx, taken(a >= b), next),
+        Op::Jal | Op::Jalr => {
+            let target = if insn.op == Op::Jal { insn.target(pc) } else { a.wrapping_add(imm) & !1 };
+            if insn.rd != 0 {
+                cpu.x[usize::from(insn.rd & 31)] = next;
+            }
+            return branch(ctx, Some(target), next);
+        }
+        Op::Lb | Op::Lh | Op::Lw | Op::Ld | Op::Lbu | Op::Lhu | Op::Lwu => {
+            let (mmu, mut hooks) = core.split(ctx);
+            match mmu.load(&mut hooks, MmuIdx::M, GuestVirt::new(a.wrapping_add(imm)), size(insn.op)) {
+                Ok(raw) => match insn.op {
+                    Op::Lb => raw as i8 as i64 as u64,
+                    Op::Lh => raw as i16 as i64 as u64,
+                    Op::Lw => raw as i32 as i64 as u64,
+                    _ => raw,
+                },
+                Err(fault) => return trap(core, ctx, &fault.into()),
+            }
+        }
+        Op::Sb | Op::Sh | Op::Sw | Op::Sd => {
+            let (mmu, mut hooks) = core.split(ctx);
+            return match mmu.store(&mut hooks, MmuIdx::M, GuestVirt::new(a.wrapping_add(imm)), size(insn.op), b) {
+                Err(fault) => trap(core, ctx, &fault.into()),
+                Ok(StoreEffect::NONE) => retire(ctx, next, Flow::Next),
+                Ok(_) if core.mmu.port().kicked() => retire(ctx, next, Flow::Look),
+                Ok(_) => retire(ctx, next, Flow::Next),
+            };
+        }
+        _ => return rare(core, ctx, insn, pc),
+    };
+    if insn.rd != 0 {
+        ctx.cpu.x[usize::from(insn.rd & 31)] = value;
+    }
+    retire(ctx, next, Flow::Next)
+}
+
+#[inline]
+fn retire(ctx: &mut Context, pc: u64, flow: Flow) -> Flow {
+    ctx.cpu.pc = pc;
+    ctx.cpu.retired = ctx.cpu.retired.wrapping_add(1);
+    flow
+}
+
+#[inline]
+fn branch(ctx: &mut Context, taken: Option<u64>, next: u64) -> Flow {
+    match taken {
+        Some(target) => retire(ctx, target, Flow::Jump),
+        None => retire(ctx, next, Flow::Next),
+    }
+}
+
+fn trap(core: &mut Core, ctx: &mut Context, trap: &Trap) -> Flow {
+    core.take_trap(&mut ctx.cpu, trap);
+    if core.trap_loop { Flow::Look } else { Flow::Jump }
+}
+
+/// Multiplications and divisions that are not above, and everything that `helpers` executes.
+#[cold]
+#[inline(never)]
+fn rare(core: &mut Core, ctx: &mut Context, insn: &Insn, pc: u64) -> Flow {
+    let next = pc.wrapping_add(insn.len.into());
+    let (a, b) = (ctx.cpu.x[usize::from(insn.rs1 & 31)], ctx.cpu.x[usize::from(insn.rs2 & 31)]);
+    if let Some(value) = multiply_divide(insn.op, a, b) {
+        if insn.rd != 0 {
+            ctx.cpu.x[usize::from(insn.rd & 31)] = value;
+        }
+        return retire(ctx, next, Flow::Next);
+    }
+    if insn.op == Op::Fence {
+        return retire(ctx, next, Flow::Next);
+    }
+    match execute(core, ctx, &Site { pc, insn: *insn, refund: 0 }) {
+        Outcome::Next => retire(ctx, next, Flow::Next),
+        Outcome::Go(pc) => retire(ctx, pc, Flow::Jump),
+        Outcome::Leave(pc) => retire(ctx, pc, Flow::Look),
+        Outcome::Trap(cause) => trap(core, ctx, &cause),
+    }
+}
+
+fn multiply_divide(op: Op, a: u64, b: u64) -> Option<u64> {
+    let word = |v: u32| v as i32 as i64 as u64;
+    let (sa, sb, wa, wb) = (a as i64, b as i64, a as i32, b as i32);
+    Some(match op {
+        Op::Mulh => ((i128::from(sa) * i128::from(sb)) >> 64) as u64,
+        Op::Mulhsu => ((i128::from(sa) * i128::from(b)) >> 64) as u64,
+        Op::Mulhu => ((u128::from(a) * u128::from(b)) >> 64) as u64,
+        Op::Div => if b == 0 { u64::MAX } else { sa.wrapping_div(sb) as u64 },
+        Op::Divu => a.checked_div(b).unwrap_or(u64::MAX),
+        Op::Rem => if b == 0 { a } else { sa.wrapping_rem(sb) as u64 },
+        Op::Remu => a.checked_rem(b).unwrap_or(a),
+        Op::Divw => if wb == 0 { u64::MAX } else { word(wa.wrapping_div(wb) as u32) },
+        Op::Divuw => word((a as u32).checked_div(b as u32).unwrap_or(u32::MAX)),
+        Op::Remw => word(if wb == 0 { a as u32 } else { wa.wrapping_rem(wb) as u32 }),
+        Op::Remuw => word((a as u32).checked_rem(b as u32).unwrap_or(a as u32)),
+        _ => return None,
+    })
+}
+
+fn size(op: Op) -> MemSize {
+    match op {
+        Op::Lb | Op::Lbu | Op::Sb => MemSize::B1,
+        Op::Lh | Op::Lhu | Op::Sh => MemSize::B2,
+        Op::Lw | Op::Lwu | Op::Sw => MemSize::B4,
+        _ => MemSize::B8,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn code_is_hot_after_some_runs_and_colder_after_each_early_death() {
+        let mut heat = Heat::default();
+        let mut runs = |heat: &mut Heat| (1..).find(|_| heat.hot(0x8000_0000)).unwrap_or(0);
+        assert_eq!(runs(&mut heat), WARM);
+        heat.died(0x8000_0000, 10);
+        assert_eq!(runs(&mut heat), 4 * WARM);
+        for _ in 0..100 {
+            heat.died(0x8000_0000, 10);
+        }
+        assert_eq!(runs(&mut heat), WARM << (2 * MAX_DEATHS));
+        heat.died(0x8000_0000, OLD + 1);
+        assert_eq!(runs(&mut heat), WARM);
+    }
+}

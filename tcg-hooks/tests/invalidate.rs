@@ -1,0 +1,586 @@
+//! Life and death of TBs, seen from outside: what a store kills, what it leaves alone, and who forgets whom.
+//!
+//! Each test runs in emitted code only (see `common`). What each weakening of a law breaks here: see README.md.
+
+mod common;
+
+use common::*;
+use notdirty_core::RamBlockSpec;
+use notdirty_softmmu::{GuestPhys, lines_of};
+use notdirty_tcg::riscv::Op;
+use notdirty_tcg::{JitFlags, RunLimits, VcpuExit};
+
+/// Three functions on one page: alone on its line, and two that share one. Each adds to a0.
+const ONE: u64 = RAM + 0x1000;
+const TWO: u64 = RAM + 0x1040;
+const THREE: u64 = RAM + 0x1050;
+
+fn three_functions() -> Vm {
+    let vm = Vm::new();
+    for (at, n) in [(ONE, 1), (TWO, 10), (THREE, 100)] {
+        vm.put(at, &[addi(A0, A0, n), ret()]);
+    }
+    let mut main = Asm::at(RAM);
+    main.i(li(A0, 0)).call(ONE).call(TWO).call(THREE).stop();
+    main.put(&vm);
+    vm
+}
+
+#[test]
+fn a_host_write_kills_exactly_the_tbs_over_its_bytes() {
+    let mut vm = three_functions();
+    vm.run(RAM);
+    assert_eq!(vm.x(A0), 111);
+    let before = vm.translated();
+    vm.run(RAM);
+    assert_eq!(vm.translated(), before, "all of it is there");
+    // Beside the code, on its line: nobody dies.
+    vm.put(TWO + 8, &[0]);
+    assert_eq!(vm.vcpu.serve(), 0);
+    // Before it, and after it.
+    vm.put(ONE + 8, &[0, 0]);
+    assert_eq!(vm.vcpu.serve(), 0);
+    // One of two that share a line.
+    vm.put(TWO, &[addi(A0, A0, 20)]);
+    assert_eq!(vm.vcpu.serve(), 1);
+    vm.run(RAM);
+    assert_eq!(vm.x(A0), 121);
+    assert_eq!((vm.translated(), vm.invalidated()), (before + 1, 1));
+    // Two at once, by their last and first bytes.
+    vm.put(TWO + 4, &[ret(), 0, 0, addi(A0, A0, 200)]);
+    assert_eq!(vm.vcpu.serve(), 2);
+    vm.run(RAM);
+    assert_eq!(vm.x(A0), 221);
+}
+
+#[test]
+fn a_guest_store_kills_exactly_the_tbs_over_its_bytes() {
+    let mut vm = three_functions();
+    vm.run(RAM);
+    let patch = RAM + 0x2000;
+    let mut asm = Asm::at(patch);
+    asm.la(T0, TWO).word(T1, addi(A0, A0, 30)).i(sw(T1, T0, 0)).i(sw(ZERO, T0, 8)).stop();
+    asm.put(&vm);
+    let before = vm.invalidated();
+    vm.run(patch);
+    assert_eq!(vm.invalidated(), before + 1);
+    let stats = vm.vcpu.stats().tlb;
+    assert!(stats.code_hit >= 1, "{stats:?}");
+    let before = vm.translated();
+    vm.run(RAM);
+    assert_eq!((vm.x(A0), vm.translated()), (131, before + 1));
+}
+
+#[test]
+fn every_width_and_alignment_of_a_store_reaches_the_code_it_overlaps() {
+    // The function's eight bytes at +0x40; stores that just miss them and that just touch them.
+    for (op, width) in [(Op::Sb, 1i32), (Op::Sh, 2), (Op::Sw, 4), (Op::Sd, 8)] {
+        for offset in -8..=8 {
+            let mut vm = three_functions();
+            vm.run(RAM);
+            let at = RAM + 0x2000;
+            let mut asm = Asm::at(at);
+            // What is there is stored again: only that it was written matters.
+            let load = [Op::Lbu, Op::Lhu, Op::Lwu, Op::Ld][width.trailing_zeros() as usize];
+            asm.la(T0, ONE + 0x100).op(load, T1, T0, 0, offset - 0x100).op(op, 0, T0, T1, offset - 0x100).stop();
+            asm.put(&vm);
+            vm.run(at);
+            let touches = offset < 8 && offset + width > 0;
+            assert_eq!(vm.invalidated() == 1, touches, "{op:?} at {offset}");
+        }
+    }
+}
+
+#[test]
+fn amo_and_sc_kill_code_and_a_failed_sc_does_not() {
+    let mut vm = three_functions();
+    vm.run(RAM);
+    let at = RAM + 0x2000;
+    let mut asm = Asm::at(at);
+    asm.la(T0, ONE).word(T1, addi(A0, A0, 3)).op(Op::AmoswapW, ZERO, T0, T1, 0).stop();
+    asm.put(&vm);
+    vm.run(at);
+    assert_eq!(vm.invalidated(), 1);
+    vm.run(RAM);
+    assert_eq!(vm.x(A0), 113);
+    let mut asm = Asm::at(at + 0x100);
+    asm.la(T0, TWO).word(T1, addi(A0, A0, 40)).op(Op::ScW, T2, T0, T1, 0).stop();
+    asm.put(&vm);
+    vm.run(at + 0x100);
+    assert_eq!((vm.x(T2), vm.invalidated()), (1, 1));
+    let mut asm = Asm::at(at + 0x200);
+    asm.la(T0, TWO).word(T1, addi(A0, A0, 40)).op(Op::LrW, T2, T0, 0, 0).op(Op::ScW, T2, T0, T1, 0).stop();
+    asm.put(&vm);
+    vm.run(at + 0x200);
+    assert_eq!((vm.x(T2), vm.invalidated()), (0, 2));
+    vm.run(RAM);
+    assert_eq!(vm.x(A0), 143);
+}
+
+#[test]
+fn a_chained_jump_does_not_lead_into_a_dead_tb() {
+    // A loop over two far pages, linked both ways; one of them is written between two runs, and by a third part of
+    // the loop itself.
+    let (head, tail) = (RAM, RAM + 0x3000);
+    let mut vm = Vm::new();
+    let mut asm = Asm::at(head);
+    asm.i(addi(T0, T0, -1)).jump(tail);
+    asm.put(&vm);
+    let mut asm = Asm::at(tail);
+    asm.i(addi(A0, A0, 1)).op(Op::Beq, 0, T0, ZERO, 8);
+    asm.jump(head).stop();
+    asm.put(&vm);
+    let go = |vm: &mut Vm| {
+        vm.vcpu.cpu_mut().x[usize::from(T0)] = 1000;
+        vm.vcpu.cpu_mut().x[usize::from(A0)] = 0;
+        vm.run(head);
+        vm.x(A0)
+    };
+    assert_eq!(go(&mut vm), 1000);
+    let stats = vm.vcpu.stats();
+    assert!(stats.tb.linked >= 2, "{stats:?}");
+    assert!(stats.entries < 100, "the loop stays in emitted code: {stats:?}");
+    for n in 2..6 {
+        vm.put(tail, &[addi(A0, A0, n)]);
+        assert_eq!(go(&mut vm), 1000 * n as u64);
+    }
+    let entries = vm.vcpu.stats().entries;
+    assert_eq!(go(&mut vm), 5000);
+    assert!(vm.vcpu.stats().entries < entries + 20, "linked again");
+}
+
+#[test]
+fn a_linked_jump_is_undone_while_its_own_loop_runs() {
+    // head ─▶ tail ─▶ head: head's store patches tail in every round, so that the link into tail is made and undone.
+    let (head, tail) = (RAM, RAM + 0x3000);
+    let mut vm = Vm::new();
+    let mut asm = Asm::at(head);
+    // t1 = "addi a0, a0, n" with n the round: the immediate is the upper twelve bits.
+    asm.la(T2, tail).word(T1, addi(A0, A0, 0)).word(A1, 1 << 20).i(li(T0, 100));
+    let top = asm.here();
+    asm.op(Op::Add, T1, T1, A1, 0).i(sw(T1, T2, 0)).i(addi(T0, T0, -1)).jump(tail);
+    asm.put(&vm);
+    let mut asm = Asm::at(tail);
+    asm.i(addi(A0, A0, 0)).op(Op::Beq, 0, T0, ZERO, 8).jump(top).stop();
+    asm.put(&vm);
+    vm.run(head);
+    assert_eq!(vm.x(A0), 100 * 101 / 2);
+    assert!(vm.invalidated() >= 99, "{:?}", vm.vcpu.stats());
+}
+
+#[test]
+fn the_return_stack_forgets_what_died() {
+    // f writes over the TB that called it, and then over the instruction that its caller goes on with. A return stack
+    // that remembers would lead into the dead caller's way back, which nobody unlinks any more.
+    for regions in [true, false] {
+        let mut vm = Vm::with(&Setup { flags: JitFlags { regions, ..JitFlags::default() }, ..Setup::default() });
+        let (main, f) = (RAM, RAM + 0x2000);
+        let mut asm = Asm::at(main);
+        asm.i(li(A0, 0)).call(f);
+        let back = asm.here();
+        asm.i(addi(A0, A0, 1)).stop();
+        asm.put(&vm);
+        let mut asm = Asm::at(f);
+        asm.i(sw(T1, T0, 0)).i(sw(T2, A1, 0)).i(ret());
+        asm.put(&vm);
+        let go = |vm: &mut Vm, (first, second): (u64, u64), word: u32| {
+            let x = &mut vm.vcpu.cpu_mut().x;
+            (x[usize::from(T0)], x[usize::from(T1)]) = (first, li(A0, 0).into());
+            (x[usize::from(A1)], x[usize::from(T2)]) = (second, word.into());
+            vm.run(main);
+            vm.x(A0)
+        };
+        let elsewhere = (RAM + 0x8000, RAM + 0x8100);
+        for n in 2..20 {
+            // Predicted and linked, before it goes wrong.
+            for _ in 0..3 {
+                assert_eq!(go(&mut vm, elsewhere, 0), n - 1);
+            }
+            assert_eq!(go(&mut vm, (main, back), addi(A0, A0, n as i32)), n, "regions {regions}");
+        }
+    }
+}
+
+#[test]
+fn a_store_into_the_running_tb_is_seen_by_the_next_instruction() {
+    for pinned in [true, false] {
+        let mut vm = Vm::with(&Setup { flags: JitFlags { pinned, ..JitFlags::default() }, ..Setup::default() });
+        let mut asm = Asm::at(RAM);
+        asm.la(T0, RAM + 0x24).word(T1, addi(A0, A0, 7)).i(li(A0, 0)).i(li(A1, 3));
+        while asm.here() < RAM + 0x20 {
+            asm.i(addi(A1, A1, 1));
+        }
+        asm.i(sw(T1, T0, 0)).i(addi(A0, A0, 1)).i(addi(A1, A1, 1)).stop();
+        asm.put(&vm);
+        vm.run(RAM);
+        assert_eq!((vm.x(A0), vm.x(A1)), (7, 6));
+        assert_eq!(vm.invalidated(), 1);
+        let retired = vm.vcpu.cpu().retired;
+        assert_eq!(retired, (vm.vcpu.cpu().pc - RAM) / 4, "each instruction retired once");
+    }
+}
+
+#[test]
+fn a_tb_over_two_pages_dies_by_either() {
+    let at = RAM + 0x2000 - 6;
+    // A four-byte instruction over the border: c.nop, then addi a0, a0, 5 at -4.. no: at -2, two bytes on each page.
+    let code = |n: i32| {
+        let mut bytes = vec![0x01, 0x00, 0x01, 0x00];
+        bytes.extend(addi(A0, A0, n).to_le_bytes());
+        bytes.extend(ret().to_le_bytes());
+        bytes
+    };
+    let mut vm = Vm::new();
+    vm.space.write(GuestPhys::new(at), &code(5)).unwrap();
+    let mut asm = Asm::at(RAM);
+    asm.i(li(A0, 0)).call(at).stop();
+    asm.put(&vm);
+    vm.run(RAM);
+    assert_eq!(vm.x(A0), 5);
+    let (first, second) = (RAM + 0x1000, RAM + 0x2000);
+    assert_eq!((vm.lines(first), vm.lines(second)), (lines_of(0xffa, 6), lines_of(0, 6)));
+    assert!(!vm.no_code(first) && !vm.no_code(second));
+    for page in [first, second] {
+        // The two bytes of the instruction that lie there.
+        let from = if page == first { 4 } else { 6 };
+        vm.space.write(GuestPhys::new(at + from), &code(9)[from as usize..from as usize + 2]).unwrap();
+        assert_eq!(vm.vcpu.serve(), 1);
+        assert_eq!((vm.lines(first), vm.lines(second)), (0, 0));
+        assert!(vm.no_code(first) && vm.no_code(second));
+        vm.run(RAM);
+    }
+    assert_eq!(vm.x(A0), 9);
+}
+
+#[test]
+fn one_page_mapped_twice_in_a_row_holds_a_tb_over_both() {
+    // The instruction goes off the page's end and on at the same page's start.
+    let mut vm = Vm::new();
+    let far = 0x9000_0000;
+    for n in 0..2 {
+        vm.space.map_ram(GuestPhys::new(far + n * 0x1000), &vm.block, 0x4000, 0x1000, 0).unwrap();
+    }
+    let page = RAM + 0x4000;
+    let set = |vm: &Vm, n: i32| {
+        let word = addi(A0, A0, n).to_le_bytes();
+        vm.space.write(GuestPhys::new(page + 0xffe), &word[..2]).unwrap();
+        vm.space.write(GuestPhys::new(page), &word[2..]).unwrap();
+        vm.space.write(GuestPhys::new(page + 2), &ret().to_le_bytes()).unwrap();
+    };
+    set(&vm, 1);
+    let mut asm = Asm::at(RAM);
+    asm.i(li(A0, 0)).op(Op::Jalr, RA, T0, 0, 0).stop();
+    asm.put(&vm);
+    for n in 1..5 {
+        set(&vm, n);
+        assert_eq!(vm.vcpu.serve(), usize::from(n > 1));
+        assert!(vm.no_code(page) && vm.lines(page) == 0);
+        vm.vcpu.cpu_mut().x[usize::from(T0)] = far + 0xffe;
+        vm.run(RAM);
+        assert_eq!(vm.x(A0), n as u64);
+        assert_eq!(vm.lines(page), 1 << 63 | 1);
+    }
+}
+
+#[test]
+fn the_line_mask_is_the_union_of_live_code_and_code_is_set_when_the_last_one_leaves() {
+    let mut vm = three_functions();
+    assert!(vm.no_code(ONE));
+    assert_eq!(vm.lines(ONE), 0);
+    vm.run(RAM);
+    let (one, two) = (lines_of(0, 8), lines_of(0x40, 8) | lines_of(0x50, 8));
+    assert_eq!((vm.lines(ONE), vm.no_code(ONE)), (one | two, false));
+    vm.put(ONE, &[0]);
+    assert_eq!(vm.vcpu.serve(), 1);
+    assert_eq!((vm.lines(ONE), vm.no_code(ONE)), (two, false));
+    vm.put(TWO, &[0]);
+    assert_eq!(vm.vcpu.serve(), 1);
+    assert_eq!((vm.lines(ONE), vm.no_code(ONE)), (two, false), "the other one on the line");
+    vm.put(THREE, &[0]);
+    assert_eq!(vm.vcpu.serve(), 1);
+    assert_eq!((vm.lines(ONE), vm.no_code(ONE)), (0, true));
+    // A page that was code is data: the first store goes slow, the others do not.
+    let mut asm = Asm::at(RAM + 0x3000);
+    asm.la(T0, ONE).i(sw(ZERO, T0, 0));
+    for n in 1..40 {
+        asm.i(sw(ZERO, T0, 4 * n));
+    }
+    asm.stop();
+    asm.put(&vm);
+    vm.run(RAM + 0x3000);
+    let before = vm.vcpu.stats().tlb;
+    vm.run(RAM + 0x3000);
+    let after = vm.vcpu.stats().tlb;
+    assert_eq!((before.notdirty, before.code_page), (after.notdirty, after.code_page));
+}
+
+#[test]
+fn data_on_a_page_with_code_is_heard_and_kills_nobody() {
+    let mut vm = three_functions();
+    vm.run(RAM);
+    let mut asm = Asm::at(RAM + 0x3000);
+    asm.la(T0, ONE + 0x800).i(li(T1, 100));
+    let top = asm.here();
+    asm.i(sw(T1, T0, 0)).i(addi(T1, T1, -1));
+    let back = top.wrapping_sub(asm.here()) as i32;
+    asm.op(Op::Bne, 0, T1, ZERO, back).stop();
+    asm.put(&vm);
+    let before = vm.vcpu.stats().tlb;
+    vm.run(RAM + 0x3000);
+    let after = vm.vcpu.stats().tlb;
+    assert_eq!(vm.invalidated(), 0);
+    assert_eq!(after.code_hit, before.code_hit);
+    assert_eq!((vm.lines(ONE), vm.no_code(ONE)), (lines_of(0, 8) | lines_of(0x40, 24), false));
+}
+
+#[test]
+fn code_reached_by_two_addresses_dies_at_both() {
+    let mut vm = three_functions();
+    let alias = 0x9000_0000;
+    vm.space.map_ram(GuestPhys::new(alias), &vm.block, 0, 0x4000, 0).unwrap();
+    let mut main = Asm::at(RAM + 0x3000);
+    main.i(li(A0, 0)).op(Op::Jalr, RA, T0, 0, 0).op(Op::Jalr, RA, T1, 0, 0).stop();
+    main.put(&vm);
+    let go = |vm: &mut Vm| {
+        let x = &mut vm.vcpu.cpu_mut().x;
+        (x[usize::from(T0)], x[usize::from(T1)]) = (ONE, ONE - RAM + alias);
+        vm.run(RAM + 0x3000);
+        vm.x(A0)
+    };
+    assert_eq!(go(&mut vm), 2);
+    let before = vm.translated();
+    vm.put(ONE, &[addi(A0, A0, 4)]);
+    assert_eq!(vm.vcpu.serve(), 2);
+    assert_eq!(go(&mut vm), 8);
+    assert_eq!(vm.translated(), before + 2);
+    // A guest store through the other address.
+    let patch = RAM + 0x3100;
+    let mut asm = Asm::at(patch);
+    asm.word(T1, addi(A0, A0, 5)).i(sw(T1, T0, 0)).stop();
+    asm.put(&vm);
+    let before = vm.invalidated();
+    vm.vcpu.cpu_mut().x[usize::from(T0)] = ONE - RAM + alias;
+    vm.run(patch);
+    assert_eq!(vm.invalidated(), before + 2);
+    assert_eq!(go(&mut vm), 10);
+}
+
+#[test]
+fn a_store_entry_that_was_fast_before_the_page_held_code_is_armed() {
+    // TLB-1: data first, so that the entry is fast; then the page is executed; then the same store again.
+    let mut vm = Vm::new();
+    let page = RAM + 0x5000;
+    let mut asm = Asm::at(RAM);
+    asm.la(T0, page).word(T1, addi(A0, A0, 1)).word(T2, ret()).i(li(A0, 0));
+    asm.i(sw(T1, T0, 0)).i(sw(T2, T0, 4)).i(sw(T1, T0, 0));
+    asm.call(page).word(T1, addi(A0, A0, 20)).i(sw(T1, T0, 0)).call(page).stop();
+    asm.put(&vm);
+    for _ in 0..3 {
+        vm.run(RAM);
+        assert_eq!(vm.x(A0), 21);
+    }
+}
+
+#[test]
+fn the_map_changes_and_old_code_never_runs_again() {
+    let mut vm = Vm::new();
+    let window = 0x9000_0000;
+    let other = vm.list.add(RamBlockSpec::new("other", 0x1000)).unwrap();
+    let mut main = Asm::at(RAM);
+    main.i(li(A0, 0)).op(Op::Jalr, RA, T0, 0, 0).stop();
+    main.put(&vm);
+    let mut id = vm.space.map_ram(GuestPhys::new(window), &vm.block, 0x8000, 0x1000, 0).unwrap();
+    vm.put(window, &[addi(A0, A0, 1), ret()]);
+    let go = |vm: &mut Vm| {
+        vm.vcpu.cpu_mut().x[usize::from(T0)] = window;
+        vm.run(RAM);
+        vm.x(A0)
+    };
+    assert_eq!(go(&mut vm), 1);
+    for n in 0..10 {
+        vm.space.unmap(id).unwrap();
+        let (block, at) = if n % 2 == 0 { (&other, 0) } else { (&vm.block, 0x8000) };
+        id = vm.space.map_ram(GuestPhys::new(window), block, at, 0x1000, 0).unwrap();
+        if n == 0 {
+            vm.put(window, &[addi(A0, A0, 2), ret()]);
+        }
+        assert_eq!(go(&mut vm), if n % 2 == 0 { 2 } else { 1 });
+    }
+    // Nothing there: the call traps, and the handler sees where.
+    vm.space.unmap(id).unwrap();
+    let mut handler = Asm::at(RAM + 0x100);
+    handler.op(Op::Csrrs, A0, ZERO, 0, 0x343).stop();
+    handler.put(&vm);
+    vm.vcpu.cpu_mut().csr.mtvec = RAM + 0x100;
+    assert_eq!(go(&mut vm), window);
+}
+
+#[test]
+fn a_block_that_is_unmapped_and_dropped_is_gone_from_everywhere() {
+    let mut vm = Vm::new();
+    let window = 0x9000_0000;
+    let mut main = Asm::at(RAM);
+    main.i(li(A0, 0)).op(Op::Jalr, RA, T0, 0, 0).stop();
+    main.put(&vm);
+    for n in 1..20 {
+        let block = vm.list.add(RamBlockSpec::new("other", 0x1000)).unwrap();
+        let at = block.offset();
+        let id = vm.space.map_ram(GuestPhys::new(window), &block, 0, 0x1000, 0).unwrap();
+        vm.put(window, &[addi(A0, A0, n), ret()]);
+        vm.vcpu.cpu_mut().x[usize::from(T0)] = window;
+        vm.run(RAM);
+        assert_eq!(vm.x(A0), n as u64);
+        vm.space.unmap(id).unwrap();
+        vm.list.remove(&block).unwrap();
+        drop(block);
+        if n % 2 == 0 {
+            // Served before the next one is made, or only when it runs.
+            let _ = vm.vcpu.serve();
+            let page = vm.space.code().page(at.page());
+            assert_eq!(page.map_or(0, |p| p.mask.load(std::sync::atomic::Ordering::SeqCst)), 0);
+        }
+    }
+}
+
+#[test]
+fn a_cache_that_is_too_small_evicts_and_stays_right() {
+    // 128 pages of eight functions each, called in random order, again and again.
+    let mut vm = Vm::with(&Setup { cache: 1, ..Setup::default() });
+    let function = |page: u64, n: u64| RAM + 0x8000 + page * 0x1000 + n * 0x200;
+    const PAGES: u64 = 128;
+    for page in 0..PAGES {
+        for n in 0..8 {
+            let mut asm = Asm::at(function(page, n));
+            for k in 0..126 {
+                asm.op(if k % 2 == 0 { Op::Add } else { Op::Xor }, A0, A0, [T0, T1, T2, A1][k % 4], 0);
+            }
+            asm.i(li(A0, (page * 8 + n) as i32)).i(ret());
+            asm.put(&vm);
+        }
+    }
+    let mut main = Asm::at(RAM);
+    main.op(Op::Jalr, RA, T5, 0, 0).stop();
+    main.put(&vm);
+    let mut rng = notdirty_tcg::testkit::Rng::new(7);
+    let mut calls = 0;
+    while vm.vcpu.stats().tbs_evicted < 6000 && calls < 100_000 {
+        let (page, n) = (rng.below(PAGES), rng.below(8));
+        let at = function(page, n);
+        vm.vcpu.cpu_mut().x[usize::from(T5)] = at;
+        vm.run(RAM);
+        assert_eq!(vm.x(A0), page * 8 + n);
+        calls += 1;
+        // CODE-1: what can run is heard of.
+        let lines = lines_of(at % 4096, 512);
+        assert_eq!(vm.lines(at) & lines, lines, "call {calls} of {at:#x}");
+        assert!(!vm.no_code(at), "call {calls} of {at:#x}");
+    }
+    let stats = vm.vcpu.stats();
+    assert!(stats.tbs_evicted >= 6000, "{stats:?}");
+    assert_eq!(stats.tbs_invalidated, 0);
+    let alive = stats.tbs_translated - stats.tbs_evicted;
+    assert!(alive < 4000, "{alive} TBs in two megabytes");
+}
+
+#[test]
+fn a_store_is_heard_by_code_that_was_translated_while_the_cache_was_full() {
+    // As above, but each function is patched by the guest right after it ran.
+    let mut vm = Vm::with(&Setup { cache: 1, ..Setup::default() });
+    const PAGES: u64 = 64;
+    let function = |page: u64, n: u64| RAM + 0x8000 + page * 0x1000 + n * 0x200;
+    for page in 0..PAGES {
+        for n in 0..8 {
+            let mut asm = Asm::at(function(page, n));
+            asm.i(li(A0, 0));
+            for k in 0..126 {
+                asm.op(if k % 2 == 0 { Op::Add } else { Op::Xor }, A1, A1, [T0, T1, T2, A1][k % 4], 0);
+            }
+            asm.i(ret());
+            asm.put(&vm);
+        }
+    }
+    // Call it, write t1 over its first instruction, call it again.
+    let mut main = Asm::at(RAM);
+    main.op(Op::Jalr, RA, T5, 0, 0).op(Op::Addi, A2, A0, 0, 0).i(sw(T1, T5, 0)).op(Op::Jalr, RA, T5, 0, 0).stop();
+    main.put(&vm);
+    let mut rng = notdirty_tcg::testkit::Rng::new(11);
+    let mut now = vec![0u64; 8 * PAGES as usize];
+    let mut calls = 0;
+    while vm.vcpu.stats().tbs_evicted < 3000 && calls < 60_000 {
+        let (page, n) = (rng.below(PAGES), rng.below(8));
+        calls += 1;
+        let value = calls % 2000;
+        let x = &mut vm.vcpu.cpu_mut().x;
+        (x[usize::from(T5)], x[usize::from(T1)]) = (function(page, n), li(A0, value as i32).into());
+        vm.run(RAM);
+        let slot = &mut now[(page * 8 + n) as usize];
+        assert_eq!((vm.x(A2), vm.x(A0)), (*slot, value), "call {calls} of {page}/{n}");
+        *slot = value;
+    }
+    assert!(vm.vcpu.stats().tbs_evicted >= 3000, "{:?}", vm.vcpu.stats());
+}
+
+#[test]
+fn returns_into_evicted_callers_are_right() {
+    // A chain of calls longer than the cache, then all the way back (CODE-2).
+    let mut vm = Vm::with(&Setup { cache: 1, ram: 0x40_0000, ..Setup::default() });
+    const DEPTH: u64 = 2500;
+    let function = |n: u64| RAM + 0x1_0000 + n * 0x400;
+    for n in 0..DEPTH {
+        let mut asm = Asm::at(function(n));
+        asm.op(Op::Addi, SP, SP, 0, -16).op(Op::Sd, 0, SP, RA, 0);
+        for k in 0..110 {
+            asm.op(Op::Add, A1, A1, [T0, T1, T2, A1][k % 4], 0);
+        }
+        if n + 1 < DEPTH {
+            asm.call(function(n + 1));
+        }
+        asm.i(addi(A0, A0, 1));
+        for k in 0..110 {
+            asm.op(Op::Xor, A1, A1, [T0, T1, T2, A1][k % 4], 0);
+        }
+        asm.op(Op::Ld, RA, SP, 0, 0).op(Op::Addi, SP, SP, 0, 16).i(ret());
+        asm.put(&vm);
+    }
+    let mut main = Asm::at(RAM);
+    main.la(SP, RAM + 0x1_0000).i(li(A0, 0)).call(function(0)).stop();
+    main.put(&vm);
+    for _ in 0..3 {
+        vm.run(RAM);
+        assert_eq!(vm.x(A0), DEPTH);
+    }
+    let stats = vm.vcpu.stats();
+    assert!(stats.tbs_evicted > DEPTH, "{stats:?}");
+}
+
+#[test]
+fn an_instruction_limit_is_exact_at_any_distance() {
+    // One block of 200 instructions, round and round; limits around the length of a slice.
+    let mut vm = Vm::new();
+    let mut asm = Asm::at(RAM);
+    for _ in 0..199 {
+        asm.i(addi(A0, A0, 1));
+    }
+    asm.jump(RAM);
+    asm.put(&vm);
+    for distance in (1..1200).step_by(37).chain((65_000..66_600).step_by(13)).chain([131_100, 131_200, 200_000]) {
+        vm.vcpu.reset(RAM);
+        let limits = RunLimits { max_insns: Some(distance), deadline: None };
+        assert_eq!(vm.vcpu.run(&limits), VcpuExit::InsnLimit);
+        assert_eq!(vm.vcpu.cpu().retired, distance);
+        assert_eq!(vm.x(A0), distance - distance / 200);
+    }
+}
+
+#[test]
+fn an_odd_entry_is_a_trap_and_no_accident() {
+    for engine in [notdirty_tcg::EngineKind::Jit, notdirty_tcg::EngineKind::Interp] {
+        let mut vm = Vm::with(&Setup { engine, ..Setup::default() });
+        let mut handler = Asm::at(RAM + 0x100);
+        handler.op(Op::Csrrs, A0, ZERO, 0, 0x342).op(Op::Csrrs, A1, ZERO, 0, 0x343).stop();
+        handler.put(&vm);
+        vm.vcpu.cpu_mut().csr.mtvec = RAM + 0x100;
+        vm.run(RAM + 1);
+        assert_eq!((vm.x(A0), vm.x(A1)), (0, RAM + 1), "{engine:?}: instruction address misaligned");
+    }
+}
