@@ -52,17 +52,8 @@ impl Default for JitFlags {
 
 impl JitFlags {
     /// Names of the switches, in the order of [`JitFlags::set`]'s bits.
-    pub const NAMES: [&str; 9] = [
-        "regions",
-        "pinned",
-        "return_stack",
-        "chaining",
-        "jump_cache",
-        "flat_addend",
-        "optimise",
-        "bmi2",
-        "tier0",
-    ];
+    pub const NAMES: [&str; 9] =
+        ["regions", "pinned", "return_stack", "chaining", "jump_cache", "flat_addend", "optimise", "bmi2", "tier0"];
 
     /// Turns one switch on or off by its name; `false` if there is no such switch.
     pub fn set(&mut self, name: &str, on: bool) -> bool {

@@ -27,9 +27,9 @@ pub mod ir;
 pub mod jit;
 pub mod riscv;
 pub mod tb;
-mod tier0;
 #[cfg(any(test, feature = "testkit"))]
 pub mod testkit;
+mod tier0;
 pub mod trace;
 pub mod translate;
 

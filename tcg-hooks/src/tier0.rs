@@ -308,11 +308,29 @@ fn multiply_divide(op: Op, a: u64, b: u64) -> Option<u64> {
         Op::Mulh => ((i128::from(sa) * i128::from(sb)) >> 64) as u64,
         Op::Mulhsu => ((i128::from(sa) * i128::from(b)) >> 64) as u64,
         Op::Mulhu => ((u128::from(a) * u128::from(b)) >> 64) as u64,
-        Op::Div => if b == 0 { u64::MAX } else { sa.wrapping_div(sb) as u64 },
+        Op::Div => {
+            if b == 0 {
+                u64::MAX
+            } else {
+                sa.wrapping_div(sb) as u64
+            }
+        }
         Op::Divu => a.checked_div(b).unwrap_or(u64::MAX),
-        Op::Rem => if b == 0 { a } else { sa.wrapping_rem(sb) as u64 },
+        Op::Rem => {
+            if b == 0 {
+                a
+            } else {
+                sa.wrapping_rem(sb) as u64
+            }
+        }
         Op::Remu => a.checked_rem(b).unwrap_or(a),
-        Op::Divw => if wb == 0 { u64::MAX } else { word(wa.wrapping_div(wb) as u32) },
+        Op::Divw => {
+            if wb == 0 {
+                u64::MAX
+            } else {
+                word(wa.wrapping_div(wb) as u32)
+            }
+        }
         Op::Divuw => word((a as u32).checked_div(b as u32).unwrap_or(u32::MAX)),
         Op::Remw => word(if wb == 0 { a as u32 } else { wa.wrapping_rem(wb) as u32 }),
         Op::Remuw => word((a as u32).checked_rem(b as u32).unwrap_or(a as u32)),

@@ -116,7 +116,18 @@ impl Vcpu {
         }
         Ok(Vcpu {
             ctx,
-            core: Core { mmu, tbs, clock: cfg.clock, trace: cfg.trace, mask, waiting: false, traps: 0, tier0_insns: 0, last_trap: None, trap_loop: false },
+            core: Core {
+                mmu,
+                tbs,
+                clock: cfg.clock,
+                trace: cfg.trace,
+                mask,
+                waiting: false,
+                traps: 0,
+                tier0_insns: 0,
+                last_trap: None,
+                trap_loop: false,
+            },
             translator: Translator::default(),
             engine: cfg.engine,
             flags,
@@ -460,7 +471,11 @@ impl Vcpu {
     }
 }
 
-fn fetch(mmu: &mut SoftMmu, hooks: &mut super::core::StoreHooks<'_>, pc: u64) -> Result<RamAddr, notdirty_softmmu::MemFault> {
+fn fetch(
+    mmu: &mut SoftMmu,
+    hooks: &mut super::core::StoreHooks<'_>,
+    pc: u64,
+) -> Result<RamAddr, notdirty_softmmu::MemFault> {
     mmu.fetch(hooks, MmuIdx::M, GuestVirt::new(pc)).map(|p| p.ram)
 }
 

@@ -19,10 +19,34 @@ use smallvec::SmallVec;
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[repr(u8)]
 pub enum Alu {
-    Add, Sub, Xor, Or, And, Sll, Srl, Sra, Slt, Sltu,
-    AddW, SubW, SllW, SrlW, SraW,
-    Mul, Mulh, Mulhsu, Mulhu, MulW,
-    Div, Divu, Rem, Remu, DivW, DivuW, RemW, RemuW,
+    Add,
+    Sub,
+    Xor,
+    Or,
+    And,
+    Sll,
+    Srl,
+    Sra,
+    Slt,
+    Sltu,
+    AddW,
+    SubW,
+    SllW,
+    SrlW,
+    SraW,
+    Mul,
+    Mulh,
+    Mulhsu,
+    Mulhu,
+    MulW,
+    Div,
+    Divu,
+    Rem,
+    Remu,
+    DivW,
+    DivuW,
+    RemW,
+    RemuW,
 }
 
 /// Size and signedness of a memory access: log2 of the bytes, +4 if a load extends the sign.
@@ -93,7 +117,12 @@ pub enum Target {
 #[allow(missing_docs)]
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Cond {
-    Eq, Ne, Lt, Ge, Ltu, Geu,
+    Eq,
+    Ne,
+    Lt,
+    Ge,
+    Ltu,
+    Geu,
 }
 
 /// How a block ends.

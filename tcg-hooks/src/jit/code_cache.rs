@@ -82,7 +82,18 @@ impl CodeCache {
         let first = thunks.len().next_multiple_of(4096);
         assert!(first < Self::MIN_BYTES / 2, "thunks are a few hundred bytes");
         let chunk_len = (len - first) / Self::CHUNKS / UNIT * UNIT;
-        let mut cache = CodeCache { rw, rx, len, first, chunk_len, chunks: Self::CHUNKS, current: 0, pos: 0, populated: 4096, free: Vec::new() };
+        let mut cache = CodeCache {
+            rw,
+            rx,
+            len,
+            first,
+            chunk_len,
+            chunks: Self::CHUNKS,
+            current: 0,
+            pos: 0,
+            populated: 4096,
+            free: Vec::new(),
+        };
         cache.copy(0, thunks);
         cache.pos = first;
         Ok(cache)

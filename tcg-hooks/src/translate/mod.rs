@@ -9,12 +9,15 @@
 //! Keeps CODE-1: the lines are announced before the reading that counts. The first reading only finds out which
 //! lines there are; the bytes are compared after the announcement, and a difference starts over.
 mod lower;
+mod source;
 
 use crate::ir::{Block, Region, Site, Span, Target, Term};
 use crate::riscv::{Insn, Op, decode_any};
 use notdirty_core::{PAGE_SIZE, PageIndex, RamAddr};
 use notdirty_softmmu::{GuestVirt, Hooks, MemFault, MmuIdx, SoftMmu};
 use std::collections::VecDeque;
+
+pub(crate) use source::Source;
 
 /// Halfwords in the two pages that a region may span.
 const WINDOW: usize = 2 * PAGE_SIZE as usize / 2;
@@ -178,13 +181,7 @@ impl Translator {
     }
 
     /// Finds the region's instructions, the likeliest first: straight on before aside.
-    fn explore<H: Hooks>(
-        &mut self,
-        mmu: &mut SoftMmu,
-        hooks: &mut H,
-        pc: u64,
-        limits: Limits,
-    ) -> Result<(), MemFault> {
+    fn explore<H: Hooks>(&mut self, mmu: &mut SoftMmu, hooks: &mut H, pc: u64, limits: Limits) -> Result<(), MemFault> {
         let entry = (pc - self.base) as u32;
         self.queue.push_back(entry);
         self.mark(entry);

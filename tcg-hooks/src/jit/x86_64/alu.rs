@@ -107,7 +107,11 @@ impl Emitter {
                 Alu::SrlW => dynasm!(self.ops; .arch x64; shrx eax, Rd(x), Rd(n)),
                 _ => dynasm!(self.ops; .arch x64; sarx eax, Rd(x), Rd(n)),
             }
-            if matches!(op, Alu::Sll | Alu::Srl | Alu::Sra) { self.done(rd, d) } else { self.sign_extend(rd) }
+            if matches!(op, Alu::Sll | Alu::Srl | Alu::Sra) {
+                self.done(rd, d)
+            } else {
+                self.sign_extend(rd)
+            }
             return;
         }
         with!(self, mov, Rq, RAX, a);

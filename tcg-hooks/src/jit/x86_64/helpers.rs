@@ -184,4 +184,3 @@ fn control(core: &mut Core, ctx: &mut Context, insn: &Insn, next: u64) -> Outcom
         Err(csr::Illegal) => Outcome::Trap(Trap::illegal_csr(insn)),
     }
 }
-

@@ -8,13 +8,26 @@
 //!   mov dst, [base + imm + K]           K = host - guest: the access does not wait for the entry
 //! ```
 //!
+//! Behind the TB, a store first looks whether translated code alone listens to the page, and to other lines of it:
+//! data beside code costs a bit test.
+//!
 //! An entry whose addend is not K carries OTHER and never matches, so the last line is right whenever it is reached.
 use super::context::TABLE;
 use super::regs::{RAX, RCX, RDX};
 use super::{Cold, Emitter};
 use crate::ir::{Ir, MemOp};
 use dynasmrt::{DynamicLabel, DynasmApi, DynasmLabelApi, dynasm};
-use notdirty_softmmu::tlb::entry::{ADDEND, BIAS, ENTRY_BITS, FLAGS, READ, TLB_ENTRIES, WRITE};
+use notdirty_core::LINE_BITS;
+use notdirty_softmmu::tlb::entry::{ADDEND, AUX, BIAS, CODEPAGE, ENTRY_BITS, FLAGS, READ, TLB_ENTRIES, WRITE};
+
+/// A store, as its slow path needs it.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Store {
+    base: u8,
+    imm: i32,
+    bytes: u32,
+    value: u8,
+}
 
 const SHIFT: i8 = (notdirty_core::PAGE_BITS - ENTRY_BITS) as i8;
 const INDEX: i32 = ((TLB_ENTRIES - 1) << ENTRY_BITS) as i32;
@@ -23,17 +36,22 @@ impl Emitter {
     /// Leaves the entry's offset in rcx; the base register survives.
     fn probe(&mut self, base: u8, imm: i32, bytes: u32, comparator: i32, slow: DynamicLabel) {
         let mask = !(FLAGS as i32) | (bytes as i32 - 1);
+        self.entry_offset(base, imm);
+        dynasm!(self.ops; .arch x64
+            ; and rax, DWORD mask
+            ; cmp rax, [rbp + rcx + (TABLE + comparator)]
+            ; jne =>slow);
+    }
+
+    /// The biased address in rax, its entry's offset in rcx.
+    fn entry_offset(&mut self, base: u8, imm: i32) {
         dynasm!(self.ops; .arch x64; lea rax, [Rq(base) + (imm + BIAS as i32)]);
         if self.bmi2 {
             dynasm!(self.ops; .arch x64; rorx ecx, eax, SHIFT);
         } else {
             dynasm!(self.ops; .arch x64; mov ecx, eax; shr ecx, SHIFT);
         }
-        dynasm!(self.ops; .arch x64
-            ; and ecx, DWORD INDEX
-            ; and rax, DWORD mask
-            ; cmp rax, [rbp + rcx + (TABLE + comparator)]
-            ; jne =>slow);
+        dynasm!(self.ops; .arch x64; and ecx, DWORD INDEX);
     }
 
     /// Register for the entry's addend, or none, and the displacement: host address = base + register + displacement.
@@ -47,16 +65,16 @@ impl Emitter {
         }
     }
 
-    fn slow(&mut self, site: u16) -> (DynamicLabel, DynamicLabel) {
+    fn slow(&mut self, site: u16, store: Option<Store>) -> (DynamicLabel, DynamicLabel) {
         let (label, back) = (self.ops.new_dynamic_label(), self.ops.new_dynamic_label());
-        self.cold.push(Cold::Slow { label, back, site });
+        self.cold.push(Cold::Slow { label, back, site, store });
         (label, back)
     }
 
     pub(super) fn load(&mut self, ir: &Ir, mem: MemOp) {
         let imm = ir.imm as i32;
         let base = self.source(ir.a, RDX);
-        let (slow, back) = self.slow(ir.site);
+        let (slow, back) = self.slow(ir.site, None);
         self.probe(base, imm, mem.bytes(), READ, slow);
         let (indexed, disp) = self.host_address(imm);
         let d = if ir.rd == 0 { RAX } else { self.target(ir.rd, RAX) };
@@ -88,10 +106,17 @@ impl Emitter {
     pub(super) fn store(&mut self, ir: &Ir, mem: MemOp) {
         let imm = ir.imm as i32;
         let base = self.source(ir.a, RDX);
-        let (slow, back) = self.slow(ir.site);
+        let store = Store { base, imm, bytes: mem.bytes(), value: ir.b };
+        let (slow, back) = self.slow(ir.site, Some(store));
         self.probe(base, imm, mem.bytes(), WRITE, slow);
+        self.store_to_ram(store);
+        dynasm!(self.ops; .arch x64; =>back);
+    }
+
+    /// The store itself. Without a flat addend, rcx is the entry's offset; rax is lost.
+    fn store_to_ram(&mut self, Store { base, imm, bytes, value }: Store) {
         let (indexed, disp) = self.host_address(imm);
-        let value = self.source(ir.b, RAX);
+        let value = self.source(value, RAX);
         macro_rules! go {
             ($reg:ident) => {
                 if indexed {
@@ -101,13 +126,36 @@ impl Emitter {
                 }
             };
         }
-        match mem.bytes() {
+        match bytes {
             1 => go!(Rb),
             2 => go!(Rw),
             4 => go!(Rd),
             _ => go!(Rq),
         }
-        dynasm!(self.ops; .arch x64; =>back);
+    }
+
+    /// Behind a failed probe: if code alone listens to the page, and not to this line of it, store and go back.
+    ///
+    /// The mask is tested before the store, without a fence: whoever announces a line re-arms this vCPU and compares
+    /// the bytes once that was served (CODE-1), so a store that was past the test by then is seen there.
+    pub(super) fn store_beside_code(&mut self, store: Store, back: DynamicLabel) {
+        let Store { base, imm, .. } = store;
+        let other = self.ops.new_dynamic_label();
+        dynasm!(self.ops; .arch x64
+            ; or rax, CODEPAGE as i32
+            ; cmp rax, [rbp + rcx + (TABLE + WRITE)]
+            ; jne BYTE =>other
+            ; mov rax, [rbp + rcx + (TABLE + AUX)]
+            ; mov rax, [rax]
+            ; lea ecx, [Rq(base) + imm]
+            ; shr ecx, BYTE LINE_BITS as i8
+            ; bt rax, rcx
+            ; jc BYTE =>other);
+        if self.flat.is_none() {
+            self.entry_offset(base, imm);
+        }
+        self.store_to_ram(store);
+        dynasm!(self.ops; .arch x64; jmp =>back; =>other);
     }
 }
 

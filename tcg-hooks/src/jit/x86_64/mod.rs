@@ -9,8 +9,12 @@
 //!
 //! The code is position dependent only in its jumps to the thunks, which are given as offsets in the code cache.
 //! Deliberately absent: register allocation (see [`regs`]), instruction selection over more than one op.
+// dynasm! converts every immediate to the width of its field, also where it has that width.
+#![allow(clippy::useless_conversion, reason = "what dynasm! expands to")]
+
 mod alu;
 pub(crate) mod context;
+pub(crate) mod disasm;
 mod flow;
 pub(crate) mod helpers;
 mod mem;
@@ -43,11 +47,25 @@ pub(crate) struct EmittedExit {
 
 #[derive(Debug, Clone, Copy)]
 enum Cold {
-    Slow { label: DynamicLabel, back: DynamicLabel, site: u16 },
-    Exit { label: DynamicLabel, exit: u16 },
-    Poll { label: DynamicLabel, exit: u16 },
+    Slow {
+        label: DynamicLabel,
+        back: DynamicLabel,
+        site: u16,
+        store: Option<mem::Store>,
+    },
+    Exit {
+        label: DynamicLabel,
+        exit: u16,
+    },
+    Poll {
+        label: DynamicLabel,
+        exit: u16,
+    },
     /// The place a return goes to: an exit of its own.
-    Return { label: DynamicLabel, pc: u64 },
+    Return {
+        label: DynamicLabel,
+        pc: u64,
+    },
 }
 
 /// Emits TBs; keeps its memory from one to the next.
@@ -64,6 +82,8 @@ pub(crate) struct Emitter {
     externals: Vec<(u32, CodeOffset)>,
     /// The exits of the TB emitted last.
     pub(crate) exits: Vec<EmittedExit>,
+    /// Its blocks: guest pc, offset. For listings.
+    marks: Vec<(u64, u32)>,
     code: Vec<u8>,
     tb: u32,
     region_pc: u64,
@@ -88,6 +108,7 @@ impl Emitter {
             cold: Vec::new(),
             externals: Vec::new(),
             exits: Vec::new(),
+            marks: Vec::new(),
             code: Vec::new(),
             tb: 0,
             region_pc: 0,
@@ -102,6 +123,7 @@ impl Emitter {
         self.cold.clear();
         self.externals.clear();
         self.exits.clear();
+        self.marks.clear();
         self.blocks.clear();
         for _ in &region.blocks {
             let label = self.ops.new_dynamic_label();
@@ -110,6 +132,7 @@ impl Emitter {
         let mut entry = 0;
         for (i, block) in region.blocks.iter().enumerate() {
             let label = self.blocks[i];
+            self.marks.push((block.pc, self.here()));
             if i == usize::from(region.entry) {
                 entry = self.here();
             }
@@ -198,8 +221,11 @@ impl Emitter {
 
     fn cold_part(&mut self, cold: Cold) {
         match cold {
-            Cold::Slow { label, back, site } => {
+            Cold::Slow { label, back, site, store } => {
                 dynasm!(self.ops; .arch x64; =>label);
+                if let Some(store) = store {
+                    self.store_beside_code(store, back);
+                }
                 self.call_site(site);
                 dynasm!(self.ops; .arch x64; jmp =>back);
             }

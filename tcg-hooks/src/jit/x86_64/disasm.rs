@@ -1,0 +1,189 @@
+//! Host code as text, with our names for what it touches.
+//!
+//! ```text
+//!   002f  lea    rax,[rsi+0x1010]                 offset in the TB
+//!   003b  cmp    rax,[rbp+rcx+tlb.read]           fields of the context and the TLB by name
+//!   0043  jne    0x0102                           places of the same TB by offset, thunks by name
+//!   0049  mov    rdi,[rsi+ram+0x10]               ram = host - guest
+//!   0107  call   site                             ; 80000014: ld a0,16(a1)
+//! ```
+use super::context::{BASE, Context, JUMP_ENTRIES, JUMPS, RETURN_ENTRIES, RETURNS, TABLE};
+use super::regs::RegMap;
+use super::{EmittedExit, Emitter, LOCAL_BITS, Thunks};
+use crate::cpu::CpuState;
+use crate::ir::Site;
+use crate::jit::code_cache::CodeOffset;
+use crate::riscv::disasm::{REGISTERS, text};
+use iced_x86::{
+    Code, Decoder, DecoderOptions, Formatter, Instruction, IntelFormatter, Mnemonic, OpKind, Register, SymbolResolver,
+    SymbolResult,
+};
+use notdirty_softmmu::tlb::entry::{ADDEND, AUX, READ, WRITE};
+use std::mem::offset_of;
+
+/// The code of one TB, and what is known about it.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct HostCode<'a> {
+    pub(crate) bytes: &'a [u8],
+    /// Its place in the code cache, where the thunks have theirs.
+    pub(crate) at: CodeOffset,
+    thunks: Thunks,
+    flat: Option<i32>,
+    /// Guest pc and offset of each block.
+    pub(crate) blocks: &'a [(u64, u32)],
+    exits: &'a [EmittedExit],
+    sites: &'a [Site],
+}
+
+/// A line of a listing.
+#[derive(Debug)]
+pub(crate) struct HostLine {
+    /// Offset in the TB.
+    pub(crate) offset: u32,
+    pub(crate) text: String,
+}
+
+impl Emitter {
+    /// The TB emitted last, for a listing; it was placed at `at`, and its region had these sites.
+    pub(crate) fn newest<'a>(&'a self, at: CodeOffset, sites: &'a [Site]) -> HostCode<'a> {
+        let (thunks, flat) = (self.thunks, self.flat);
+        HostCode { bytes: &self.code, at, thunks, flat, blocks: &self.marks, exits: &self.exits, sites }
+    }
+}
+
+impl HostCode<'_> {
+    /// Disassembles it.
+    pub(crate) fn lines(&self) -> Vec<HostLine> {
+        let names = Names { thunks: self.thunks, at: self.at, len: self.bytes.len() as u32, flat: self.flat };
+        let mut formatter = IntelFormatter::with_options(Some(Box::new(names)), None);
+        let options = formatter.options_mut();
+        options.set_hex_prefix("0x");
+        options.set_hex_suffix("");
+        options.set_uppercase_hex(false);
+        options.set_small_hex_numbers_in_decimal(true);
+        options.set_first_operand_char_index(7);
+        options.set_memory_size_options(iced_x86::MemorySizeOptions::Minimal);
+        options.set_rip_relative_addresses(true);
+        options.set_branch_leading_zeros(false);
+        options.set_show_branch_size(false);
+        let mut decoder = Decoder::with_ip(64, self.bytes, u64::from(self.at), DecoderOptions::NONE);
+        let (mut out, mut insn, mut eax) = (Vec::new(), Instruction::default(), None);
+        while decoder.can_decode() {
+            decoder.decode_out(&mut insn);
+            let offset = (insn.ip() - u64::from(self.at)) as u32;
+            let mut shown = String::new();
+            formatter.format(&insn, &mut shown);
+            if let Some(note) = self.note(&insn, offset, eax) {
+                shown = format!("{shown:<44} ; {note}");
+            }
+            eax = (insn.code() == Code::Mov_r32_imm32 && insn.op0_register() == Register::EAX).then(|| insn.immediate32());
+            out.push(HostLine { offset, text: format!("{offset:04x}  {shown}") });
+        }
+        out
+    }
+
+    /// What an instruction stands for, where that is not to be seen: exits, stubs, calls of sites.
+    fn note(&self, insn: &Instruction, offset: u32, eax: Option<u32>) -> Option<String> {
+        let end = offset + insn.len() as u32;
+        if let Some(exit) = self.exits.iter().find(|e| e.field != 0 && e.field + 4 == end) {
+            return Some(format!("to {:x}", exit.pc));
+        }
+        if let Some(exit) = self.exits.iter().find(|e| e.stub == offset) {
+            return Some(match exit.refund {
+                0 => format!("{:x} is not linked", exit.pc),
+                _ => format!("poll at {:x}", exit.pc),
+            });
+        }
+        let call = insn.mnemonic() == Mnemonic::Call && insn.op0_kind() == OpKind::NearBranch64;
+        if call && insn.near_branch64() == u64::from(self.thunks.site) {
+            let site = self.sites.get(eax? as usize % (1 << LOCAL_BITS))?;
+            return Some(format!("{:x}: {}", site.pc, text(&site.insn, site.pc).replace('\t', " ")));
+        }
+        None
+    }
+}
+
+/// Which guest register lives where, for the head of a listing.
+pub(crate) fn pins(pinned: bool) -> String {
+    const HOST: [&str; 16] =
+        ["rax", "rcx", "rdx", "rbx", "rsp", "rbp", "rsi", "rdi", "r8", "r9", "r10", "r11", "r12", "r13", "r14", "r15"];
+    let map = RegMap::new(pinned);
+    let pins = map.pins().map(|(guest, host)| format!("{}={} ", HOST[usize::from(host) & 15], REGISTERS[usize::from(guest) & 31]));
+    pins.collect::<String>() + "r15=budget rbp=context"
+}
+
+/// Names for iced's formatter.
+struct Names {
+    thunks: Thunks,
+    at: CodeOffset,
+    len: u32,
+    flat: Option<i32>,
+}
+
+impl SymbolResolver for Names {
+    fn symbol(
+        &mut self,
+        insn: &Instruction,
+        operand: u32,
+        _: Option<u32>,
+        address: u64,
+        _: u32,
+    ) -> Option<SymbolResult<'_>> {
+        let kind = insn.op_kind(operand);
+        if kind == OpKind::NearBranch64 || insn.is_ip_rel_memory_operand() {
+            let offset = address.wrapping_sub(self.at.into());
+            if offset < u64::from(self.len) {
+                return Some(SymbolResult::with_string(address, format!("{offset:#06x}")));
+            }
+            let t = &self.thunks;
+            let thunks = [(t.enter, "enter"), (t.leave, "leave"), (t.site, "site"), (t.miss, "miss")];
+            let name = thunks.iter().find(|n| u64::from(n.0) == address)?.1;
+            return Some(SymbolResult::with_str(address, name));
+        }
+        if kind != OpKind::Memory {
+            return None;
+        }
+        let disp = insn.memory_displacement64() as i64;
+        if insn.memory_base() == Register::RBP {
+            return field(i32::try_from(disp).ok()?).map(|name| SymbolResult::with_string(address, name));
+        }
+        let flat = i64::from(self.flat?);
+        // Nothing a load adds is further away; small displacements are not of RAM.
+        let ram = flat.unsigned_abs() > 1 << 16 && (disp - flat).unsigned_abs() <= 1 << 12;
+        ram.then(|| SymbolResult::with_str(flat as u64, "ram"))
+    }
+}
+
+/// What lies at this displacement from the context register.
+fn field(disp: i32) -> Option<String> {
+    const CPU: i32 = offset_of!(Context, cpu) as i32 - BASE;
+    const X: i32 = CPU + offset_of!(CpuState, x) as i32;
+    const F: i32 = CPU + offset_of!(CpuState, f) as i32;
+    const CSR: i32 = CPU + offset_of!(CpuState, csr) as i32;
+    const CSR_END: i32 = CSR + size_of::<crate::riscv::csr::Csrs>() as i32;
+    const FIELDS: [(i32, &str); 5] = [
+        (CPU + offset_of!(CpuState, pc) as i32, "pc"),
+        (CPU + offset_of!(CpuState, retired) as i32, "retired"),
+        (super::context::BUDGET, "budget"),
+        (super::context::RETURN_TOP, "return_top"),
+        (offset_of!(Context, slice) as i32 - BASE, "slice"),
+    ];
+    const RETURNS_END: i32 = RETURNS + 16 * RETURN_ENTRIES as i32;
+    const JUMPS_END: i32 = JUMPS + 16 * JUMP_ENTRIES as i32;
+    if let Some(found) = FIELDS.iter().find(|f| f.0 == disp) {
+        return Some(found.1.into());
+    }
+    let pair = |from: i32| if (disp - from) % 16 == 0 { "pc" } else { "host" };
+    Some(match disp - TABLE {
+        READ => "tlb.read".into(),
+        WRITE => "tlb.write".into(),
+        ADDEND => "tlb.addend".into(),
+        AUX => "tlb.aux".into(),
+        _ if (X..X + 256).contains(&disp) => REGISTERS[(disp - X) as usize / 8].into(),
+        _ if (F..F + 256).contains(&disp) => format!("f{}", (disp - F) / 8),
+        _ if (CSR..CSR_END).contains(&disp) => format!("csr+{:#x}", disp - CSR),
+        _ if (RETURNS..RETURNS_END).contains(&disp) => format!("returns.{}", pair(RETURNS)),
+        _ if (JUMPS..JUMPS_END).contains(&disp) => format!("jumps.{}", pair(JUMPS)),
+        _ => return None,
+    })
+}

@@ -1,0 +1,22 @@
+//! The instructions that a region was made from, for listings.
+use super::Translator;
+use crate::riscv::Insn;
+
+/// An instruction of the guest where it was read.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Source {
+    pub(crate) pc: u64,
+    /// Its own bits; a halfword for a short one.
+    pub(crate) bits: u32,
+    pub(crate) insn: Insn,
+}
+
+impl Translator {
+    /// The instructions of the last region, ascending.
+    pub(crate) fn source(&self) -> Vec<Source> {
+        let place = |&(off, insn, bits): &(u32, Insn, u32)| Source { pc: self.base.wrapping_add(off.into()), bits, insn };
+        let mut all: Vec<Source> = self.found.iter().map(place).collect();
+        all.sort_unstable_by_key(|s| s.pc);
+        all
+    }
+}
