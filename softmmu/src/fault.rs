@@ -41,7 +41,8 @@ impl MemFault {
     pub const fn access(kind: AccessKind, addr: GuestVirt) -> Self {
         MemFault { kind, cause: FaultCause::Access, addr }
     }
-    pub(crate) const fn misaligned(kind: AccessKind, addr: GuestVirt) -> Self {
+    /// The address is not a multiple of what this kind of access asks for.
+    pub const fn misaligned(kind: AccessKind, addr: GuestVirt) -> Self {
         MemFault { kind, cause: FaultCause::Misaligned, addr }
     }
 }

@@ -18,6 +18,8 @@ pub struct JitFlags {
     pub regions: bool,
     /// Keep the ten busiest guest registers in host registers; off: all in memory.
     pub pinned: bool,
+    /// Let a region with loops choose which guest registers those are.
+    pub remap: bool,
     /// Predict returns by a return stack.
     pub return_stack: bool,
     /// Jump from TB to TB without asking the exec loop.
@@ -39,6 +41,7 @@ impl Default for JitFlags {
         JitFlags {
             regions: true,
             pinned: true,
+            remap: true,
             return_stack: true,
             chaining: true,
             jump_cache: true,
@@ -52,14 +55,25 @@ impl Default for JitFlags {
 
 impl JitFlags {
     /// Names of the switches, in the order of [`JitFlags::set`]'s bits.
-    pub const NAMES: [&str; 9] =
-        ["regions", "pinned", "return_stack", "chaining", "jump_cache", "flat_addend", "optimise", "bmi2", "tier0"];
+    pub const NAMES: [&str; 10] = [
+        "regions",
+        "pinned",
+        "remap",
+        "return_stack",
+        "chaining",
+        "jump_cache",
+        "flat_addend",
+        "optimise",
+        "bmi2",
+        "tier0",
+    ];
 
     /// Turns one switch on or off by its name; `false` if there is no such switch.
     pub fn set(&mut self, name: &str, on: bool) -> bool {
         let place = match name {
             "regions" => &mut self.regions,
             "pinned" => &mut self.pinned,
+            "remap" => &mut self.remap,
             "return_stack" => &mut self.return_stack,
             "chaining" => &mut self.chaining,
             "jump_cache" => &mut self.jump_cache,

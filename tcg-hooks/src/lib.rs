@@ -25,6 +25,9 @@ pub mod interp;
 pub mod ir;
 #[cfg(target_arch = "x86_64")]
 pub mod jit;
+#[cfg(target_arch = "x86_64")]
+pub mod listing;
+pub mod perf_map;
 pub mod riscv;
 pub mod tb;
 #[cfg(any(test, feature = "testkit"))]
@@ -35,4 +38,4 @@ pub mod translate;
 
 pub use engine::{EngineKind, JitFlags};
 pub use exec::{RunLimits, Vcpu, VcpuConfig, VcpuExit, VcpuStats};
-pub use trace::{TraceMask, TraceSink};
+pub use trace::{NewCode, TraceMask, TraceSink};

@@ -95,7 +95,8 @@ impl Code {
     #[inline]
     fn insn(&self, pc: u64) -> Option<Insn> {
         let at = pc.wrapping_sub(self.base);
-        if at < self.from || at + 4 > self.to {
+        // A pc before the page wraps to a huge offset.
+        if at < self.from || at >= self.to || self.to - at < 4 {
             return None;
         }
         // SAFETY: `[from, to)` are bytes that `fetch` said can be read, and `pc` is even. They live until the next

@@ -22,6 +22,9 @@ impl TraceMask {
     /// Pages that get code, and stores that hit it.
     pub const NOTDIRTY: TraceMask = TraceMask(128);
 
+    /// Host code as it is made, by [`TraceSink::code`]: for profilers, no item of the command line.
+    pub const CODE: TraceMask = TraceMask(256);
+
     /// Every item by its name on the command line.
     pub const ITEMS: [(&str, TraceMask, &str); 8] = [
         ("in_asm", Self::IN_ASM, "guest instructions of each TB"),
@@ -55,12 +58,25 @@ impl std::ops::BitOr for TraceMask {
     }
 }
 
+/// Host code that was just made.
+#[derive(Debug, Clone, Copy)]
+pub struct NewCode<'a> {
+    /// `tb:` and the guest's symbol or address.
+    pub name: &'a str,
+    /// Where the host executes it.
+    pub address: u64,
+    /// The code. Jumps in it may be patched later.
+    pub bytes: &'a [u8],
+}
+
 /// Takes trace lines; called on the vCPU's thread.
 pub trait TraceSink: Send {
     /// The items that are wanted; asked once, when the vCPU is made.
     fn mask(&self) -> TraceMask;
     /// One line, or several, without the last newline.
     fn line(&mut self, what: TraceMask, text: &str);
+    /// Host code was made, if [`TraceMask::CODE`] is wanted.
+    fn code(&mut self, _code: &NewCode<'_>) {}
     /// A symbol for a guest address, as `name+0x12`, if there is one.
     fn symbol(&self, _addr: u64) -> Option<String> {
         None

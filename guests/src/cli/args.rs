@@ -13,7 +13,7 @@ use crate::machine::{ClockKind, DEFAULT_RAM};
 pub(super) enum Request {
     /// Print this and be done.
     Print(String),
-    /// Run a guest.
+    /// Run a guest, or show its code.
     Run(Box<Args>),
 }
 
@@ -24,6 +24,8 @@ pub(super) enum Command {
     Demo,
     /// This file.
     Run(PathBuf),
+    /// Not run, but list this file's code there: a symbol, an address, or a symbol and an offset.
+    Disas(PathBuf, String),
 }
 
 /// How to run it.
@@ -39,6 +41,8 @@ pub(super) struct Args {
     pub engine: EngineKind,
     pub clock: ClockKind,
     pub jit_flags: JitFlags,
+    pub perf_map: bool,
+    pub jitdump: Option<PathBuf>,
     pub load_addr: Option<u64>,
     pub entry: Option<u64>,
 }
@@ -48,6 +52,8 @@ notdirty runs bare-metal RISC-V guests (RV64IMAC_Zicsr_Zifencei, M-mode).
 
 usage: notdirty                       the embedded demo, with a summary
        notdirty run FILE [options]    an ELF64 file, or a raw image with --load-addr
+       notdirty disas FILE PLACE [options]
+                                      the code at a symbol or address: guest, IR, host
 
   -m SIZE               RAM at 0x80000000: bytes with K, M, G, else MiB (default 128M)
   --load-addr ADDR      FILE is a raw image for this address
@@ -59,6 +65,8 @@ usage: notdirty                       the embedded demo, with a summary
   --stats               print a summary to standard error at the end
   -d ITEM[,ITEM..]      trace (`-d help` lists the items), to standard error or to
   -D FILE               this file
+  --perf-map            name translated code for `perf report`, in /tmp/perf-PID.map
+  --jitdump DIR         the same for `perf record -k mono` and `perf inject --jit`, in DIR/jit-PID.dump
   --jit-off NAME[,..]   turn off an optimisation of the JIT (`--jit-off help` lists them)
   -h, --help            this text
   -V, --version         the version
@@ -82,6 +90,8 @@ pub(super) fn parse(args: impl IntoIterator<Item = OsString>) -> Result<Request,
         engine: EngineKind::default(),
         clock: ClockKind::default(),
         jit_flags: JitFlags::default(),
+        perf_map: false,
+        jitdump: None,
         load_addr: None,
         entry: None,
     };
@@ -101,7 +111,7 @@ pub(super) fn parse(args: impl IntoIterator<Item = OsString>) -> Result<Request,
             None => (bare, None),
         };
         let shown = &flag[..flag.len() - bare.len() + name.len()];
-        let switch = matches!(name, "stats" | "h" | "help" | "V" | "version");
+        let switch = matches!(name, "stats" | "perf-map" | "h" | "help" | "V" | "version");
         if switch && inline.is_some() {
             return Err(format!("{shown} takes no value"));
         }
@@ -111,6 +121,8 @@ pub(super) fn parse(args: impl IntoIterator<Item = OsString>) -> Result<Request,
             "h" | "help" => return Ok(Request::Print(USAGE.into())),
             "V" | "version" => return Ok(Request::Print(format!("notdirty {}\n", env!("CARGO_PKG_VERSION")))),
             "stats" => parsed.stats = true,
+            "perf-map" => parsed.perf_map = true,
+            "jitdump" => parsed.jitdump = Some(raw()?.into()),
             "m" => {
                 let value = text()?;
                 parsed.ram_size =
@@ -171,6 +183,12 @@ pub(super) fn parse(args: impl IntoIterator<Item = OsString>) -> Result<Request,
         Some(word) if word == "run" => {
             parsed.command = Command::Run(words.next().ok_or("run needs a FILE")?.into());
         }
+        Some(word) if word == "disas" => {
+            let file = words.next().ok_or("disas needs a FILE and a symbol or address")?;
+            let place = words.next().ok_or("disas needs a symbol or address behind the FILE")?;
+            let place = place.into_string().map_err(|v| format!("disas {}: not valid text", v.display()))?;
+            parsed.command = Command::Disas(file.into(), place);
+        }
         Some(word) => return Err(format!("unknown command {}", word.display())),
     }
     match words.next() {
@@ -202,7 +220,7 @@ fn number(flag: &str, text: &str) -> Result<u64, String> {
 }
 
 /// Decimal, or hexadecimal with 0x; underscores may part digits. No sign.
-fn integer(text: &str) -> Option<u64> {
+pub(super) fn integer(text: &str) -> Option<u64> {
     let text = text.replace('_', "");
     match text.strip_prefix("0x").or_else(|| text.strip_prefix("0X")) {
         Some(hex) if hex.chars().all(|c| c.is_ascii_hexdigit()) => u64::from_str_radix(hex, 16).ok(),
@@ -251,6 +269,11 @@ mod tests {
         for (line, named) in [
             ("run", "FILE"),
             ("walk a.elf", "walk"),
+            ("disas", "FILE"),
+            ("disas a.elf", "symbol or address"),
+            ("disas a main b", "unexpected argument b"),
+            ("run a --jitdump", "--jitdump needs a value"),
+            ("run a --perf-map=x", "--perf-map takes no value"),
             ("run a b", "unexpected argument b"),
             ("run a --frobnicate", "--frobnicate"),
             ("run a -m", "-m needs a value"),

@@ -3,21 +3,25 @@
 //! ```text
 //!   args.rs     what was asked for, or one line that says what is wrong with it
 //!   mod.rs      runs it: stdin and stdout on the UART, limits, the reason of the end
+//!   disas.rs    `disas`: a listing instead of a run
 //!   summary.rs  the counters, in words
+//!   trace.rs    where `-d`, `--perf-map` and `--jitdump` go
 //! ```
 //!
 //! Exit codes: the guest's own, where it gives one (codes above 255 become 255), or one of [`Code`].
 
 mod args;
+mod disas;
 mod summary;
+mod trace;
 
-use std::fs::File;
-use std::io::{self, BufWriter, Write};
+use std::io::{self, Write};
+use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Instant;
 
+use notdirty_tcg::RunLimits;
 use notdirty_tcg::cpu::CpuState;
-use notdirty_tcg::{RunLimits, TraceMask, TraceSink};
 
 use crate::devices::{Console, ExitBy};
 use crate::load::Program;
@@ -68,17 +72,32 @@ fn complain(code: Code, what: &str) -> ExitCode {
     code.into()
 }
 
-fn run(args: Args) -> ExitCode {
-    let (name, program, demo) = match args.command {
-        Command::Demo => ("the demo".to_owned(), Program::Image(programs::demo::demo()), true),
-        Command::Run(file) => {
-            let name = file.display().to_string();
-            let program = match args.load_addr {
-                Some(load_addr) => Program::Raw { file, load_addr },
-                None => Program::Elf(file),
-            };
-            (name, program, false)
+/// What a file is to be loaded as.
+fn program(file: PathBuf, load_addr: Option<u64>) -> Program {
+    match load_addr {
+        Some(load_addr) => Program::Raw { file, load_addr },
+        None => Program::Elf(file),
+    }
+}
+
+/// Why there is no machine.
+fn refuse(name: &str, why: &BuildError) -> ExitCode {
+    match why {
+        BuildError::Load(_) | BuildError::RamSize { .. } => complain(Code::Input, &why.to_string()),
+        BuildError::Entry { .. } => complain(Code::Input, &format!("{name}: {why}")),
+        _ => {
+            // Here the host's own reason is not part of the text yet.
+            let reason = std::error::Error::source(why).map_or_else(String::new, |source| format!(": {source}"));
+            complain(Code::Host, &format!("{why}{reason}"))
         }
+    }
+}
+
+fn run(args: Args) -> ExitCode {
+    let (name, program, demo) = match &args.command {
+        Command::Demo => ("the demo".to_owned(), Program::Image(programs::demo::demo()), true),
+        Command::Run(file) => (file.display().to_string(), program(file.clone(), args.load_addr), false),
+        Command::Disas(file, place) => return disas::list(file, place, &args),
     };
     let console = Console::new(Box::new(io::stdout()));
     let threads = console.flush_when_idle().and_then(|()| match demo {
@@ -98,25 +117,14 @@ fn run(args: Args) -> ExitCode {
     if let Some(entry) = args.entry {
         builder = builder.entry(entry);
     }
-    if args.trace != TraceMask::none() {
-        let sink: Box<dyn Write + Send> = match &args.trace_file {
-            None => Box::new(io::stderr()),
-            Some(path) => match File::create(path) {
-                Ok(file) => Box::new(BufWriter::new(file)),
-                Err(e) => return complain(Code::Input, &format!("-D {}: {e}", path.display())),
-            },
-        };
-        builder = builder.trace(Box::new(TraceLines { mask: args.trace, sink }));
+    match trace::sink(&args) {
+        Ok(Some(sink)) => builder = builder.trace(sink),
+        Ok(None) => {}
+        Err(what) => return complain(Code::Input, &what),
     }
     let mut machine = match builder.build() {
         Ok(machine) => machine,
-        Err(e @ (BuildError::Load(_) | BuildError::RamSize { .. })) => return complain(Code::Input, &e.to_string()),
-        Err(e @ BuildError::Entry { .. }) => return complain(Code::Input, &format!("{name}: {e}")),
-        Err(e) => {
-            // Here the host's own reason is not part of the text yet.
-            let reason = std::error::Error::source(&e).map_or_else(String::new, |source| format!(": {source}"));
-            return complain(Code::Host, &format!("{e}{reason}"));
-        }
+        Err(e) => return refuse(&name, &e),
     };
 
     let start = Instant::now();
@@ -175,27 +183,4 @@ fn hang(cpu: &CpuState) -> String {
         );
     }
     "it waits (wfi) for an interrupt that cannot come".into()
-}
-
-/// `-d` lines into a file.
-struct TraceLines {
-    mask: TraceMask,
-    sink: Box<dyn Write + Send>,
-}
-
-impl TraceSink for TraceLines {
-    fn mask(&self) -> TraceMask {
-        self.mask
-    }
-
-    fn line(&mut self, _what: TraceMask, text: &str) {
-        // A full disk must not change what the guest does.
-        let _ = writeln!(self.sink, "{text}");
-    }
-}
-
-impl Drop for TraceLines {
-    fn drop(&mut self) {
-        let _ = self.sink.flush();
-    }
 }

@@ -6,7 +6,7 @@ use std::sync::{Arc, PoisonError, RwLock};
 use notdirty_core::{PAGE_SIZE, RamError};
 use notdirty_softmmu::MapError;
 use notdirty_tcg::clock::Clock;
-use notdirty_tcg::{EngineKind, JitFlags, TraceMask, TraceSink, Vcpu, VcpuConfig};
+use notdirty_tcg::{EngineKind, JitFlags, NewCode, TraceMask, TraceSink, Vcpu, VcpuConfig};
 
 use super::board::Board;
 use super::{Machine, RAM_BASE};
@@ -194,6 +194,10 @@ impl TraceSink for Symbolised {
 
     fn line(&mut self, what: TraceMask, text: &str) {
         self.sink.line(what, text);
+    }
+
+    fn code(&mut self, code: &NewCode<'_>) {
+        self.sink.code(code);
     }
 
     fn symbol(&self, addr: u64) -> Option<String> {

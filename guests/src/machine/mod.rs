@@ -12,7 +12,8 @@ use notdirty_core::{RamBlock, RamBlockSpec, RamError};
 use notdirty_softmmu::{AccessError, AddressSpace, GuestPhys, MapError, RegionId, VcpuPort};
 use notdirty_tcg::clock::Clock;
 use notdirty_tcg::cpu::CpuState;
-use notdirty_tcg::{RunLimits, Vcpu, VcpuExit, VcpuStats};
+use notdirty_tcg::listing::{self, ListError, Listing};
+use notdirty_tcg::{JitFlags, RunLimits, Vcpu, VcpuExit, VcpuStats};
 
 pub use board::RAM_BASE;
 pub use builder::{BuildError, ClockKind, DEFAULT_RAM, MachineBuilder};
@@ -228,6 +229,17 @@ impl Machine {
     /// `name+0x12` for an address in the loaded program.
     pub fn symbol(&self, addr: u64) -> Option<String> {
         self.symbols.read().unwrap_or_else(PoisonError::into_inner).resolve(addr)
+    }
+
+    /// The address of a symbol of the loaded program.
+    pub fn symbol_address(&self, name: &str) -> Option<u64> {
+        self.symbols.read().unwrap_or_else(PoisonError::into_inner).address(name)
+    }
+
+    /// The code at `addr` as guest instructions, IR and host code. It is translated anew, with these switches, and not
+    /// run.
+    pub fn listing(&self, addr: u64, flags: JitFlags) -> Result<Listing, ListError> {
+        listing::region(&self.board.space, addr, flags, &|addr| self.symbol(addr))
     }
 
     /// The other end of the serial line.

@@ -9,7 +9,7 @@ use std::time::Instant;
 pub(super) struct HostClock {
     start: Instant,
     #[cfg(all(target_arch = "x86_64", not(miri)))]
-    tsc: Option<Tsc>,
+    tsc: Option<Box<Tsc>>,
 }
 
 impl HostClock {
@@ -18,7 +18,7 @@ impl HostClock {
         HostClock {
             start,
             #[cfg(all(target_arch = "x86_64", not(miri)))]
-            tsc: Tsc::new(start),
+            tsc: Tsc::new(start).map(Box::new),
         }
     }
 

@@ -15,7 +15,9 @@ use crate::tier0::{self, Why};
 use crate::trace::{TraceMask, TraceSink};
 use crate::translate::{Limits, MAX_INSNS, Translator};
 use notdirty_core::{PAGE_SIZE, RamAddr, pin};
-use notdirty_softmmu::{AddressSpace, GuestPhys, GuestVirt, MmuIdx, Resolved, SlowStats, SoftMmu, VcpuPort};
+use notdirty_softmmu::{
+    AccessKind, AddressSpace, GuestPhys, GuestVirt, MemFault, MmuIdx, Resolved, SlowStats, SoftMmu, VcpuPort,
+};
 use std::io;
 use std::ptr::NonNull;
 use std::sync::Arc;
@@ -261,13 +263,13 @@ impl Vcpu {
                 // About an instruction a nanosecond: late by little, and looked at again.
                 Some(wait) if csr.mie & irq::MTI != 0 && !wait.is_zero() => {
                     let n = (wait.as_nanos() as u64).clamp(64, SLICE as u64);
-                    return (n.min(left), left <= n);
+                    return (n.min(left), left < n + MAX_INSNS as u64);
                 }
                 _ => u64::MAX,
             },
         };
-        let n = left.min(timer).min(SLICE as u64);
-        (n, n == left || n == timer)
+        let until = left.min(timer);
+        (until.min(SLICE as u64), until < (SLICE + MAX_INSNS as i64) as u64)
     }
 
     /// In `wfi`: sleeps, or moves the clock. `None` to look again.
@@ -307,6 +309,7 @@ impl Vcpu {
             let (ctx, core) = self.parts();
             // The registers leave the context for one step: hooks need the rest of it.
             let mut cpu = ctx.cpu.clone();
+            let enabled = (cpu.csr.mie, cpu.csr.mstatus & mstatus::MIE);
             let clock = core.clock.clone();
             let mip_now = if clock.is_insns() {
                 clock.publish(cpu.retired);
@@ -327,6 +330,10 @@ impl Vcpu {
                     return;
                 }
                 Step::Trap(trap) => core.take_trap(&mut ctx.cpu, &trap),
+            }
+            // What the instruction enabled may be due before this slice ends.
+            if (ctx.cpu.csr.mie, ctx.cpu.csr.mstatus & mstatus::MIE) != enabled {
+                return;
             }
             if core.trap_loop || core.mmu.port().kicked() || trap::pending_interrupt(&ctx.cpu, mip).is_some() {
                 return;
@@ -399,6 +406,12 @@ impl Vcpu {
         loop {
             let pc = self.cpu().pc;
             let (ctx, core) = self.parts();
+            if pc & 1 != 0 {
+                // Only the host can set such a pc.
+                ctx.settle(0);
+                core.take_trap(&mut ctx.cpu, &MemFault::misaligned(AccessKind::Fetch, GuestVirt::new(pc)).into());
+                return None;
+            }
             let (mmu, mut hooks) = core.split(ctx);
             let page = match fetch(mmu, &mut hooks, pc) {
                 Ok(page) => page,
@@ -465,17 +478,13 @@ impl Vcpu {
         };
         self.translate_time += start.elapsed();
         if let Some(found) = found {
-            show::tb(&mut self.core, &self.translator.region, found);
+            show::tb(&mut self.core, &self.translator, found);
         }
         found
     }
 }
 
-fn fetch(
-    mmu: &mut SoftMmu,
-    hooks: &mut super::core::StoreHooks<'_>,
-    pc: u64,
-) -> Result<RamAddr, notdirty_softmmu::MemFault> {
+fn fetch(mmu: &mut SoftMmu, hooks: &mut super::core::StoreHooks<'_>, pc: u64) -> Result<RamAddr, MemFault> {
     mmu.fetch(hooks, MmuIdx::M, GuestVirt::new(pc)).map(|p| p.ram)
 }
 

@@ -1,33 +1,45 @@
-//! What `-d` prints of a new TB.
+//! What a trace sink is told of a new TB.
 use super::core::Core;
-use crate::ir::Region;
+use crate::listing;
 use crate::tb::Found;
-use crate::trace::TraceMask;
+use crate::trace::{NewCode, TraceMask};
+use crate::translate::Translator;
 
-/// Traces a new TB, made from this region.
-pub(super) fn tb(core: &mut Core, region: &Region, found: Found) {
+/// Traces a new TB, made from the translator's region.
+pub(super) fn tb(core: &mut Core, translator: &Translator, found: Found) {
     let mask = core.mask;
+    if mask == TraceMask::none() {
+        return;
+    }
+    let region = &translator.region;
+    let pc = region.pc;
     if mask.has(TraceMask::TB) {
-        let (pc, insns, blocks) = (region.pc, region.insns, region.blocks.len());
+        let (insns, blocks) = (region.insns, region.blocks.len());
         let text = format!("TB {} at {pc:#x}{}: {insns} instructions, {blocks} blocks", found.id, core.symbol(pc));
         core.say(TraceMask::TB, &text);
     }
+    let Core { tbs: Some(tbs), trace: Some(trace), .. } = core else { return };
     if mask.has(TraceMask::IN_ASM) {
-        core.say(TraceMask::IN_ASM, &region.to_string());
+        let text = listing::in_asm(translator, &|pc| trace.symbol(pc));
+        trace.line(TraceMask::IN_ASM, &text);
     }
     if mask.has(TraceMask::IR) {
-        core.say(TraceMask::IR, region.to_string().trim_end());
+        trace.line(TraceMask::IR, region.to_string().trim_end());
     }
-    if mask.has(TraceMask::OUT_ASM)
-        && let Some(tbs) = &core.tbs
-    {
-        let mut text = format!("host code of {:#x} at {:#x}:", region.pc, tbs.code_address(found.id));
-        for line in tbs.code_bytes(found.id).chunks(16) {
-            text.push_str("\n   ");
-            for byte in line {
-                text.push_str(&format!(" {byte:02x}"));
+    let address = tbs.code_address(found.id);
+    if mask.has(TraceMask::OUT_ASM) {
+        let code = tbs.newest(found.id, &region.sites);
+        let text = listing::out_asm(pc, &code, address, &|pc| trace.symbol(pc));
+        trace.line(TraceMask::OUT_ASM, &text);
+    }
+    if mask.has(TraceMask::CODE) {
+        if tbs.stats.translated == 1 {
+            for (name, at, bytes) in tbs.thunk_code() {
+                trace.code(&NewCode { name, address: tbs.address(at) as u64, bytes: &bytes });
             }
         }
-        core.say(TraceMask::OUT_ASM, &text);
+        let name = trace.symbol(pc).map_or_else(|| format!("tb:{pc:#x}"), |symbol| format!("tb:{symbol}"));
+        let bytes = tbs.code_bytes(found.id);
+        trace.code(&NewCode { name: &name, address, bytes: &bytes });
     }
 }

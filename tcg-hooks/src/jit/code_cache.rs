@@ -1,7 +1,7 @@
 //! Where host code lives: one reservation, mapped twice, never moved.
 //!
 //! ```text
-//!   memfd ──┬── RW view: the emitter copies finished code in, links are patched here
+//!   pages ──┬── RW view: the emitter copies finished code in, links are patched here
 //!           └── RX view: what the host executes; addresses in code are of this view
 //!   [thunks | chunk 0 | chunk 1 | ... ]   chunks are filled in turn; before one is filled again,
 //!                                         every TB in it is killed (CODE-2)
@@ -49,28 +49,22 @@ impl CodeCache {
     /// Reserves `bytes` (rounded up to at least [`CodeCache::MIN_BYTES`]) and copies `thunks` to its start.
     pub fn new(bytes: usize, thunks: &[u8]) -> io::Result<CodeCache> {
         let len = bytes.clamp(Self::MIN_BYTES, 1 << 30).next_multiple_of(1 << 16);
-        // SAFETY: plain system calls; results are checked, and the fd is closed on every way out.
+        // SAFETY: plain system calls whose results are checked; the second view is ours alone until it is returned.
         let (rw, rx) = unsafe {
-            let fd = libc::memfd_create(c"notdirty-code".as_ptr(), libc::MFD_CLOEXEC);
-            if fd < 0 {
+            let (write, shared) = (libc::PROT_READ | libc::PROT_WRITE, libc::MAP_SHARED | libc::MAP_ANONYMOUS);
+            let rw = libc::mmap(std::ptr::null_mut(), len, write, shared, -1, 0);
+            if rw == libc::MAP_FAILED {
                 return Err(io::Error::last_os_error());
             }
-            let map = |prot| libc::mmap(std::ptr::null_mut(), len, prot, libc::MAP_SHARED, fd, 0);
-            let failed = libc::ftruncate(fd, len as i64) != 0;
-            let error = io::Error::last_os_error();
-            if failed {
-                libc::close(fd);
-                return Err(error);
-            }
-            let rw = map(libc::PROT_READ | libc::PROT_WRITE);
-            let rx = map(libc::PROT_READ | libc::PROT_EXEC);
-            let error = io::Error::last_os_error();
-            libc::close(fd);
-            if rw == libc::MAP_FAILED || rx == libc::MAP_FAILED {
-                for view in [rw, rx] {
-                    if view != libc::MAP_FAILED {
-                        libc::munmap(view, len);
-                    }
+            // From size 0: a second view of shared pages. Profilers take such memory for what it is, a JIT's; that of
+            // a memfd they look up in a file.
+            let rx = libc::mremap(rw, 0, len, libc::MREMAP_MAYMOVE);
+            let made = rx != libc::MAP_FAILED;
+            if !made || libc::mprotect(rx, len, libc::PROT_READ | libc::PROT_EXEC) != 0 {
+                let error = io::Error::last_os_error();
+                libc::munmap(rw, len);
+                if made {
+                    libc::munmap(rx, len);
                 }
                 return Err(error);
             }

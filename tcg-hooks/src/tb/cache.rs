@@ -2,7 +2,7 @@
 use super::pages::CodeMap;
 use super::{Exit, Tb, TbId, TbKey};
 use crate::engine::JitFlags;
-use crate::ir::{Region, Site};
+use crate::ir::{Region, Site, Span};
 use crate::jit::code_cache::{CodeCache, CodeOffset};
 use crate::jit::x86_64::context::{Context, JumpEntry};
 use crate::jit::x86_64::thunks::{SiteFn, Thunks, assemble};
@@ -127,6 +127,16 @@ impl TbCache {
         pages: (PageIndex, Option<PageIndex>),
         region: &Region,
     ) -> Found {
+        let id = self.free.pop().unwrap_or_else(|| {
+            self.tbs.push(None);
+            (self.tbs.len() - 1) as TbId
+        });
+        // Listed before anybody is killed: a kill counts a page's lines again, and ours are announced already (CODE-1).
+        for (n, page) in [Some(pages.0), pages.1].into_iter().enumerate() {
+            if let Some(page) = page {
+                self.pages.add(page, id, lines(&region.spans, n as u8));
+            }
+        }
         if let Some(&old) = self.by_key.get(&key) {
             // Its second page moved: it will not be found again.
             self.kill(old, ctx);
@@ -134,10 +144,6 @@ impl TbCache {
         if self.tbs.len() >= MAX_TBS && self.free.is_empty() {
             self.clear(ctx);
         }
-        let id = self.free.pop().unwrap_or_else(|| {
-            self.tbs.push(None);
-            (self.tbs.len() - 1) as TbId
-        });
         let (len, entry) = self.emitter.emit(region, id);
         let at = match self.code.reserve(len) {
             Some(at) => at,
@@ -171,11 +177,6 @@ impl TbCache {
         self.stats.translated += 1;
         self.stats.insns += u64::from(region.insns);
         self.stats.host_bytes += len as u64;
-        for (n, page) in [Some(pages.0), pages.1].into_iter().enumerate() {
-            if let Some(page) = page {
-                self.pages.add(page, id, tb.lines(n as u8));
-            }
-        }
         self.chunk_tbs[chunk].push(id);
         self.by_key.insert(key, id);
         let found = Found { id, entry: tb.entry };
@@ -191,10 +192,8 @@ impl TbCache {
     }
 }
 
-impl Tb {
-    /// The 64-byte lines of its page 0 or 1 that it was made from.
-    pub(super) fn lines(&self, page: u8) -> u64 {
-        let spans = self.spans.iter().filter(|s| s.page == page);
-        spans.fold(0, |m, s| m | lines_of(s.start.into(), u64::from(s.end - s.start)))
-    }
+/// The 64-byte lines of page 0 or 1 that these spans touch.
+fn lines(spans: &[Span], page: u8) -> u64 {
+    let spans = spans.iter().filter(|s| s.page == page);
+    spans.fold(0, |m, s| m | lines_of(s.start.into(), u64::from(s.end - s.start)))
 }

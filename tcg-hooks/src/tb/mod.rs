@@ -12,6 +12,7 @@ mod cache;
 mod chain;
 mod invalidate;
 mod pages;
+mod show;
 
 pub use cache::TbStats;
 pub(crate) use cache::{Found, TbCache};

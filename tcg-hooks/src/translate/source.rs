@@ -14,7 +14,8 @@ pub(crate) struct Source {
 impl Translator {
     /// The instructions of the last region, ascending.
     pub(crate) fn source(&self) -> Vec<Source> {
-        let place = |&(off, insn, bits): &(u32, Insn, u32)| Source { pc: self.base.wrapping_add(off.into()), bits, insn };
+        let place =
+            |&(off, insn, bits): &(u32, Insn, u32)| Source { pc: self.base.wrapping_add(off.into()), bits, insn };
         let mut all: Vec<Source> = self.found.iter().map(place).collect();
         all.sort_unstable_by_key(|s| s.pc);
         all

@@ -62,8 +62,13 @@ pub struct Setup {
 
 impl Default for Setup {
     fn default() -> Self {
-        Setup { engine: EngineKind::Jit, flags: JitFlags::default(), cache: 0, ram: 0x10_0000 }
+        Setup { engine: EngineKind::Jit, flags: eager(), cache: 0, ram: 0x10_0000 }
     }
+}
+
+/// Everything on, but translated at first sight: what is to die must live.
+pub fn eager() -> JitFlags {
+    JitFlags { tier0: false, ..JitFlags::default() }
 }
 
 pub fn vcpu_on(space: &Arc<AddressSpace>, setup: &Setup, clock: Arc<Clock>) -> Vcpu {

@@ -230,6 +230,15 @@ impl Emitter {
                 }
                 self.done(rd, d);
             }
+            Alu::SrlW if imm & 31 != 0 => {
+                // The result is positive: the upper half is zero either way.
+                let d = self.target(rd, RAX);
+                if self.map.host(a) != Some(d) {
+                    with!(self, mov, Rd, d, a);
+                }
+                dynasm!(self.ops; .arch x64; shr Rd(d), (imm & 31) as i8);
+                self.done(rd, d);
+            }
             Alu::SllW | Alu::SrlW | Alu::SraW => {
                 with!(self, mov, Rd, RAX, a);
                 let n = (imm & 31) as i8;

@@ -3,7 +3,7 @@
 //! ```text
 //!   002f  lea    rax,[rsi+0x1010]                 offset in the TB
 //!   003b  cmp    rax,[rbp+rcx+tlb.read]           fields of the context and the TLB by name
-//!   0043  jne    0x0102                           places of the same TB by offset, thunks by name
+//!   0043  jne    0x0102                           blocks and thunks by name, other places by offset
 //!   0049  mov    rdi,[rsi+ram+0x10]               ram = host - guest
 //!   0107  call   site                             ; 80000014: ld a0,16(a1)
 //! ```
@@ -14,6 +14,7 @@ use crate::cpu::CpuState;
 use crate::ir::Site;
 use crate::jit::code_cache::CodeOffset;
 use crate::riscv::disasm::{REGISTERS, text};
+use hashbrown::HashMap;
 use iced_x86::{
     Code, Decoder, DecoderOptions, Formatter, Instruction, IntelFormatter, Mnemonic, OpKind, Register, SymbolResolver,
     SymbolResult,
@@ -31,6 +32,8 @@ pub(crate) struct HostCode<'a> {
     flat: Option<i32>,
     /// Guest pc and offset of each block.
     pub(crate) blocks: &'a [(u64, u32)],
+    /// Offset of what is behind the blocks.
+    pub(crate) cold: u32,
     exits: &'a [EmittedExit],
     sites: &'a [Site],
 }
@@ -47,14 +50,17 @@ impl Emitter {
     /// The TB emitted last, for a listing; it was placed at `at`, and its region had these sites.
     pub(crate) fn newest<'a>(&'a self, at: CodeOffset, sites: &'a [Site]) -> HostCode<'a> {
         let (thunks, flat) = (self.thunks, self.flat);
-        HostCode { bytes: &self.code, at, thunks, flat, blocks: &self.marks, exits: &self.exits, sites }
+        let (cold, blocks) = self.marks.split_last().map_or((0, &[][..]), |(end, blocks)| (end.1, blocks));
+        HostCode { bytes: &self.code, at, thunks, flat, blocks, cold, exits: &self.exits, sites }
     }
 }
 
 impl HostCode<'_> {
-    /// Disassembles it.
-    pub(crate) fn lines(&self) -> Vec<HostLine> {
-        let names = Names { thunks: self.thunks, at: self.at, len: self.bytes.len() as u32, flat: self.flat };
+    /// Disassembles it; `place` writes a guest address.
+    pub(crate) fn lines(&self, place: &dyn Fn(u64) -> String) -> Vec<HostLine> {
+        let len = self.bytes.len() as u32;
+        let blocks = self.blocks.iter().enumerate().map(|(n, b)| (b.1, n)).collect();
+        let names = Names { thunks: self.thunks, at: self.at, len, blocks, flat: self.flat };
         let mut formatter = IntelFormatter::with_options(Some(Box::new(names)), None);
         let options = formatter.options_mut();
         options.set_hex_prefix("0x");
@@ -63,7 +69,6 @@ impl HostCode<'_> {
         options.set_small_hex_numbers_in_decimal(true);
         options.set_first_operand_char_index(7);
         options.set_memory_size_options(iced_x86::MemorySizeOptions::Minimal);
-        options.set_rip_relative_addresses(true);
         options.set_branch_leading_zeros(false);
         options.set_show_branch_size(false);
         let mut decoder = Decoder::with_ip(64, self.bytes, u64::from(self.at), DecoderOptions::NONE);
@@ -71,27 +76,31 @@ impl HostCode<'_> {
         while decoder.can_decode() {
             decoder.decode_out(&mut insn);
             let offset = (insn.ip() - u64::from(self.at)) as u32;
+            // Constants that are moved are as often addresses; those that are added go both ways.
+            let adds = matches!(insn.mnemonic(), Mnemonic::Add | Mnemonic::Sub | Mnemonic::Cmp | Mnemonic::Imul);
+            formatter.options_mut().set_signed_immediate_operands(adds);
             let mut shown = String::new();
             formatter.format(&insn, &mut shown);
-            if let Some(note) = self.note(&insn, offset, eax) {
+            if let Some(note) = self.note(&insn, offset, eax, place) {
                 shown = format!("{shown:<44} ; {note}");
             }
-            eax = (insn.code() == Code::Mov_r32_imm32 && insn.op0_register() == Register::EAX).then(|| insn.immediate32());
+            eax = (insn.code() == Code::Mov_r32_imm32 && insn.op0_register() == Register::EAX)
+                .then(|| insn.immediate32());
             out.push(HostLine { offset, text: format!("{offset:04x}  {shown}") });
         }
         out
     }
 
     /// What an instruction stands for, where that is not to be seen: exits, stubs, calls of sites.
-    fn note(&self, insn: &Instruction, offset: u32, eax: Option<u32>) -> Option<String> {
+    fn note(&self, insn: &Instruction, offset: u32, eax: Option<u32>, place: &dyn Fn(u64) -> String) -> Option<String> {
         let end = offset + insn.len() as u32;
         if let Some(exit) = self.exits.iter().find(|e| e.field != 0 && e.field + 4 == end) {
-            return Some(format!("to {:x}", exit.pc));
+            return Some(format!("to {}", place(exit.pc)));
         }
         if let Some(exit) = self.exits.iter().find(|e| e.stub == offset) {
             return Some(match exit.refund {
-                0 => format!("{:x} is not linked", exit.pc),
-                _ => format!("poll at {:x}", exit.pc),
+                0 => format!("{} is not linked", place(exit.pc)),
+                _ => format!("poll at {}", place(exit.pc)),
             });
         }
         let call = insn.mnemonic() == Mnemonic::Call && insn.op0_kind() == OpKind::NearBranch64;
@@ -108,7 +117,9 @@ pub(crate) fn pins(pinned: bool) -> String {
     const HOST: [&str; 16] =
         ["rax", "rcx", "rdx", "rbx", "rsp", "rbp", "rsi", "rdi", "r8", "r9", "r10", "r11", "r12", "r13", "r14", "r15"];
     let map = RegMap::new(pinned);
-    let pins = map.pins().map(|(guest, host)| format!("{}={} ", HOST[usize::from(host) & 15], REGISTERS[usize::from(guest) & 31]));
+    let pins = map
+        .pins()
+        .map(|(guest, host)| format!("{}={} ", HOST[usize::from(host) & 15], REGISTERS[usize::from(guest) & 31]));
     pins.collect::<String>() + "r15=budget rbp=context"
 }
 
@@ -117,6 +128,8 @@ struct Names {
     thunks: Thunks,
     at: CodeOffset,
     len: u32,
+    /// Offsets and numbers of blocks.
+    blocks: HashMap<u32, usize>,
     flat: Option<i32>,
 }
 
@@ -133,7 +146,11 @@ impl SymbolResolver for Names {
         if kind == OpKind::NearBranch64 || insn.is_ip_rel_memory_operand() {
             let offset = address.wrapping_sub(self.at.into());
             if offset < u64::from(self.len) {
-                return Some(SymbolResult::with_string(address, format!("{offset:#06x}")));
+                let name = match self.blocks.get(&(offset as u32)) {
+                    Some(block) => format!("b{block}"),
+                    None => format!("{offset:#06x}"),
+                };
+                return Some(SymbolResult::with_string(address, name));
             }
             let t = &self.thunks;
             let thunks = [(t.enter, "enter"), (t.leave, "leave"), (t.site, "site"), (t.miss, "miss")];

@@ -17,6 +17,7 @@ impl Emitter {
             Term::Branch { cond, a, b, taken, fall } => self.branch(cond, a, b, taken, fall, next),
             Term::Call { ret, to } => {
                 self.push_return(ret);
+                self.swap_out();
                 self.jump_out(to);
             }
             Term::Indirect { base, imm, link, calls, pops } => {
@@ -28,9 +29,11 @@ impl Emitter {
                         self.push_return(ret);
                     }
                 }
+                self.swap_out();
                 self.jump_indirect(pops);
             }
             Term::System { site } => {
+                self.swap_out();
                 self.call_site(site);
                 dynasm!(self.ops; .arch x64; ud2);
             }
@@ -44,7 +47,10 @@ impl Emitter {
                 let label = self.blocks[usize::from(b)];
                 dynasm!(self.ops; .arch x64; jmp =>label);
             }
-            Target::Exit(pc) => self.jump_out(pc),
+            Target::Exit(pc) => {
+                self.swap_out();
+                self.jump_out(pc);
+            }
         }
     }
 
@@ -75,6 +81,11 @@ impl Emitter {
             if taken == Target::Block(next) { (negate(cond), fall, taken) } else { (cond, taken, fall) };
         let (label, exit) = match taken {
             Target::Block(b) => (self.blocks[usize::from(b)], None),
+            Target::Exit(pc) if self.is_remapped() => {
+                let label = self.ops.new_dynamic_label();
+                self.cold.push(Cold::Leave { label, pc });
+                (label, None)
+            }
             Target::Exit(pc) => {
                 let (label, exit) = self.exit_stub(pc);
                 (label, Some(exit))

@@ -19,6 +19,7 @@ mod flow;
 pub(crate) mod helpers;
 mod mem;
 mod regs;
+mod remap;
 pub(crate) mod thunks;
 
 use crate::engine::JitFlags;
@@ -66,13 +67,20 @@ enum Cold {
         label: DynamicLabel,
         pc: u64,
     },
+    /// A conditional exit of a region with a map of its own.
+    Leave {
+        label: DynamicLabel,
+        pc: u64,
+    },
 }
 
 /// Emits TBs; keeps its memory from one to the next.
 pub(crate) struct Emitter {
     ops: VecAssembler<X64Relocation>,
     flags: JitFlags,
+    /// The map of the region being emitted.
     map: RegMap,
+    remap: remap::Remap,
     bmi2: bool,
     thunks: Thunks,
     /// host - guest, where it fits a displacement.
@@ -82,7 +90,7 @@ pub(crate) struct Emitter {
     externals: Vec<(u32, CodeOffset)>,
     /// The exits of the TB emitted last.
     pub(crate) exits: Vec<EmittedExit>,
-    /// Its blocks: guest pc, offset. For listings.
+    /// For listings: guest pc and offset of its blocks, and last the offset of what is behind them.
     marks: Vec<(u64, u32)>,
     code: Vec<u8>,
     tb: u32,
@@ -101,6 +109,7 @@ impl Emitter {
             ops: VecAssembler::new(0),
             flags,
             map: RegMap::new(flags.pinned),
+            remap: remap::Remap::default(),
             bmi2: flags.bmi2 && std::arch::is_x86_feature_detected!("bmi2"),
             thunks,
             flat: flat.filter(|_| flags.flat_addend),
@@ -129,11 +138,17 @@ impl Emitter {
             let label = self.ops.new_dynamic_label();
             self.blocks.push(label);
         }
+        self.remap(region);
         let mut entry = 0;
+        if self.is_remapped() {
+            self.swap_at_entry();
+            let label = self.blocks[usize::from(region.entry)];
+            dynasm!(self.ops; .arch x64; jmp =>label);
+        }
         for (i, block) in region.blocks.iter().enumerate() {
             let label = self.blocks[i];
             self.marks.push((block.pc, self.here()));
-            if i == usize::from(region.entry) {
+            if i == usize::from(region.entry) && !self.is_remapped() {
                 entry = self.here();
             }
             dynasm!(self.ops; .arch x64; =>label; sub r15, DWORD i32::from(block.insns));
@@ -148,12 +163,14 @@ impl Emitter {
             }
             self.terminator(&block.term, i as u16 + 1);
         }
+        self.marks.push((u64::MAX, self.here()));
         let mut n = 0;
         while n < self.cold.len() {
             let cold = self.cold[n];
             self.cold_part(cold);
             n += 1;
         }
+        self.swap_routines();
         self.code.clear();
         self.code.extend(self.ops.drain().expect("labels are all bound"));
         (self.code.len(), entry)
@@ -186,7 +203,7 @@ impl Emitter {
                 self.done(ir.rd, d);
             }
             Kind::SwapState => self.swap_state(ir),
-            Kind::Rust => self.call_site(ir.site),
+            Kind::Rust => self.execute_site(ir.site),
         }
     }
 
@@ -204,6 +221,13 @@ impl Emitter {
         if ir.rd != 0 {
             self.put(ir.rd, RAX);
         }
+    }
+
+    /// A site in line or behind the TB, from which control comes back here.
+    fn execute_site(&mut self, site: u16) {
+        self.swap_out();
+        self.call_site(site);
+        self.swap_in();
     }
 
     /// Has Rust execute a site's instruction, in line.
@@ -226,20 +250,38 @@ impl Emitter {
                 if let Some(store) = store {
                     self.store_beside_code(store, back);
                 }
-                self.call_site(site);
+                self.execute_site(site);
                 dynasm!(self.ops; .arch x64; jmp =>back);
             }
-            Cold::Exit { label, exit } | Cold::Poll { label, exit } => {
-                self.exits[usize::from(exit)].stub = self.here();
-                let number = self.tb << LOCAL_BITS | u32::from(exit);
-                dynasm!(self.ops; .arch x64; =>label; mov eax, number as i32; .u8 0xe9);
-                self.external(self.thunks.leave);
+            Cold::Exit { label, exit } => self.leave_stub(label, exit),
+            Cold::Poll { label, exit } => {
+                if self.is_remapped() {
+                    dynasm!(self.ops; .arch x64; =>label);
+                    self.swap_out();
+                    let label = self.ops.new_dynamic_label();
+                    self.leave_stub(label, exit);
+                } else {
+                    self.leave_stub(label, exit);
+                }
+            }
+            Cold::Leave { label, pc } => {
+                dynasm!(self.ops; .arch x64; =>label);
+                self.swap_out();
+                self.jump_out(pc);
             }
             Cold::Return { label, pc } => {
                 dynasm!(self.ops; .arch x64; =>label);
                 self.jump_out(pc);
             }
         }
+    }
+
+    /// Back to the exec loop with an exit's number.
+    fn leave_stub(&mut self, label: DynamicLabel, exit: u16) {
+        self.exits[usize::from(exit)].stub = self.here();
+        let number = self.tb << LOCAL_BITS | u32::from(exit);
+        dynasm!(self.ops; .arch x64; =>label; mov eax, number as i32; .u8 0xe9);
+        self.external(self.thunks.leave);
     }
 
     fn exit(&mut self, pc: u64, refund: u16) -> u16 {

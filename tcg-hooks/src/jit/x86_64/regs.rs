@@ -5,7 +5,8 @@
 //!   rbx sp   r12 s0   r13 s1   rdi a0   rsi a1   r8 a2   r9 a3   r10 a4   r11 a5   r14 a6
 //! ```
 //!
-//! The map is the same everywhere, so a jump from TB to TB moves nothing. The ten are those that compilers use most;
+//! The map is the same at every border of a TB, so a jump from TB to TB moves nothing; inside, a region with loops may
+//! have another (see `remap`). The ten are those that compilers use most;
 //! the rest are memory operands one byte away from `rbp`.
 
 /// Scratch.
@@ -39,6 +40,12 @@ impl RegMap {
     #[inline]
     pub(super) fn host(&self, guest: u8) -> Option<u8> {
         self.0[guest as usize & 31]
+    }
+
+    /// Gives host register `h` of guest register `g` to `r`.
+    pub(super) fn exchange(&mut self, h: u8, g: u8, r: u8) {
+        self.0[g as usize & 31] = None;
+        self.0[r as usize & 31] = Some(h);
     }
 
     /// The pinned pairs in use.

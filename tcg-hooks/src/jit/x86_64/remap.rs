@@ -1,0 +1,169 @@
+//! A region with loops may give host registers to other guest registers than the fixed map does, while it runs.
+//!
+//! ```text
+//!   entry:  [g] ← h ; h ← [r]        h: host register, g: whose it is elsewhere, r: whose it is in this region
+//!   …loops: r is in h, g is a memory operand
+//!   out:    [r] ← h ; h ← [g]        before every exit and before a site; after a site, h ← [r]
+//! ```
+//!
+//! At its borders the fixed map holds, so chains, the jump cache, the thunks and the helpers know nothing of it. The
+//! way out is a subroutine of the TB: a call is one jump more, on paths that leave loops.
+use super::context::BASE;
+use super::regs::{PINS, RegMap};
+use super::{Emitter, off};
+use crate::ir::{Kind, Region, Target, Term};
+use dynasmrt::{DynamicLabel, DynasmApi, DynasmLabelApi, dynasm};
+
+/// What an instruction in a loop counts for, by depth.
+const LOOP_WEIGHT: [u32; 4] = [1, 8, 64, 512];
+/// A register must be worth this much more than the one it replaces: three uses in a loop.
+const GAIN: u32 = 24;
+
+/// Host register, the guest register it has elsewhere, and the one it has here.
+pub(super) type Swap = (u8, u8, u8);
+
+/// The exchange in force in the region being emitted.
+#[derive(Default)]
+pub(super) struct Remap {
+    swaps: Vec<Swap>,
+    /// The way out and the way back in, once somebody asked for them.
+    out: Option<DynamicLabel>,
+    back: Option<DynamicLabel>,
+}
+
+/// Which exchanges pay for this region.
+fn choose(region: &Region, swaps: &mut Vec<Swap>) {
+    swaps.clear();
+    let mut depth = [0u8; 256];
+    let mut loops = false;
+    for (i, block) in region.blocks.iter().enumerate() {
+        let targets = match block.term {
+            Term::Goto(t) => [Some(t), None],
+            Term::Branch { taken, fall, .. } => [Some(taken), Some(fall)],
+            _ => [None, None],
+        };
+        for target in targets.into_iter().flatten() {
+            if let Target::Block(b) = target
+                && usize::from(b) <= i
+            {
+                loops = true;
+                for d in depth.iter_mut().take(i + 1).skip(b.into()) {
+                    *d = (*d + 1).min(3);
+                }
+            }
+        }
+    }
+    if !loops {
+        return;
+    }
+    let mut uses = [0u32; 32];
+    for (block, depth) in region.blocks.iter().zip(depth) {
+        let weight = LOOP_WEIGHT[usize::from(depth)];
+        let mut used = |register: u8| uses[usize::from(register & 31)] += weight;
+        for ir in &region.ops[block.first as usize..block.end as usize] {
+            match ir.kind {
+                Kind::Rust => continue,
+                Kind::Li | Kind::ReadState => used(ir.rd),
+                Kind::Store(_) => {
+                    used(ir.a);
+                    used(ir.b);
+                }
+                Kind::Reg(_) => {
+                    used(ir.rd);
+                    used(ir.a);
+                    used(ir.b);
+                }
+                _ => {
+                    used(ir.rd);
+                    used(ir.a);
+                }
+            }
+        }
+        match block.term {
+            Term::Branch { a, b, .. } => {
+                used(a);
+                used(b);
+            }
+            Term::Indirect { base, .. } => used(base),
+            _ => {}
+        }
+    }
+    uses[0] = 0;
+    let mut pinned = PINS;
+    pinned.sort_unstable_by_key(|&(guest, _)| uses[usize::from(guest)]);
+    let mut others: [u8; 32] = std::array::from_fn(|i| i as u8);
+    others.sort_unstable_by_key(|&guest| std::cmp::Reverse(uses[usize::from(guest)]));
+    let others = others.into_iter().filter(|&r| PINS.iter().all(|p| p.0 != r));
+    for ((g, h), r) in pinned.into_iter().zip(others) {
+        if uses[usize::from(r)] < uses[usize::from(g)] + GAIN {
+            break;
+        }
+        swaps.push((h, g, r));
+    }
+}
+
+impl Emitter {
+    /// Decides on the region's map.
+    pub(super) fn remap(&mut self, region: &Region) {
+        self.map = RegMap::new(self.flags.pinned);
+        (self.remap.out, self.remap.back) = (None, None);
+        self.remap.swaps.clear();
+        if self.flags.pinned && self.flags.remap {
+            choose(region, &mut self.remap.swaps);
+        }
+        for &(h, g, r) in &self.remap.swaps {
+            self.map.exchange(h, g, r);
+        }
+    }
+
+    /// Does the region have a map of its own?
+    pub(super) fn is_remapped(&self) -> bool {
+        !self.remap.swaps.is_empty()
+    }
+
+    /// At the region's entry: from the fixed map to its own.
+    pub(super) fn swap_at_entry(&mut self) {
+        for &(h, g, r) in &self.remap.swaps {
+            dynasm!(self.ops; .arch x64; mov [rbp + off(g)], Rq(h); mov Rq(h), [rbp + off(r)]);
+        }
+    }
+
+    /// Back to the fixed map; rax, rcx, rdx and the flags survive.
+    pub(super) fn swap_out(&mut self) {
+        if self.is_remapped() {
+            let ops = &mut self.ops;
+            let label = *self.remap.out.get_or_insert_with(|| ops.new_dynamic_label());
+            dynasm!(self.ops; .arch x64; call =>label);
+        }
+    }
+
+    /// After a site: from the fixed map to the region's own.
+    pub(super) fn swap_in(&mut self) {
+        if self.is_remapped() {
+            let ops = &mut self.ops;
+            let label = *self.remap.back.get_or_insert_with(|| ops.new_dynamic_label());
+            dynasm!(self.ops; .arch x64; call =>label);
+        }
+    }
+
+    /// The subroutines that were asked for.
+    pub(super) fn swap_routines(&mut self) {
+        if let Some(label) = self.remap.out {
+            dynasm!(self.ops; .arch x64; =>label);
+            for &(h, g, r) in &self.remap.swaps {
+                dynasm!(self.ops; .arch x64; mov [rbp + off(r)], Rq(h); mov Rq(h), [rbp + off(g)]);
+            }
+            dynasm!(self.ops; .arch x64; ret);
+        }
+        if let Some(label) = self.remap.back {
+            dynasm!(self.ops; .arch x64; =>label);
+            for &(h, _, r) in &self.remap.swaps {
+                dynasm!(self.ops; .arch x64; mov Rq(h), [rbp + off(r)]);
+            }
+            dynasm!(self.ops; .arch x64; ret);
+        }
+    }
+}
+
+const _: () = assert!(BASE == 128, "off() is one byte");
+const _: () = assert!(crate::translate::MAX_INSNS <= 256, "`depth` has an entry for each block");

@@ -1,0 +1,221 @@
+//! A region as the guest wrote it, as IR, and as host code: what `notdirty disas` and `-d` print.
+//!
+//! ```text
+//!   region(space, pc, flags) ── translated as a vCPU would, into no code cache: nothing can run it ──▶ Listing
+//!   b0: 80000010 <main+0x4>, 3 instructions, polls        one section a block: guest, IR, host
+//! ```
+//!
+//! Addresses of host code are offsets in the TB, so that a listing is the same from run to run.
+use crate::engine::JitFlags;
+use crate::ir::{Block, Region};
+use crate::jit::x86_64::Emitter;
+use crate::jit::x86_64::context::PREFIX;
+use crate::jit::x86_64::disasm::{HostCode, pins};
+use crate::jit::x86_64::helpers::execute_site;
+use crate::jit::x86_64::thunks;
+use crate::riscv::Op;
+use crate::riscv::disasm::line;
+use crate::translate::{Limits, MAX_INSNS, Source, Translator};
+use notdirty_core::RamAddr;
+use notdirty_softmmu::{
+    AccessKind, AddressSpace, CodeInvalidator, CodePages, GuestVirt, Hooks, MemFault, MmuIdx, SoftMmu,
+};
+use std::fmt;
+use std::io;
+use std::sync::Arc;
+
+/// Names for guest addresses: `name+0x12`.
+pub type Symbols<'a> = &'a dyn Fn(u64) -> Option<String>;
+
+/// Why there is no listing.
+#[derive(Debug)]
+pub enum ListError {
+    /// The host has no memory for a TLB.
+    Host(io::Error),
+    /// No instruction can be fetched there.
+    Fetch(MemFault),
+}
+
+impl fmt::Display for ListError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            ListError::Host(e) => write!(f, "the host has no memory for a TLB: {e}"),
+            ListError::Fetch(fault) => write!(f, "no instruction can be fetched at {:#x}", fault.addr.get()),
+        }
+    }
+}
+
+impl std::error::Error for ListError {}
+
+/// One region, translated but not run.
+#[derive(Debug, Clone, Default)]
+pub struct Listing {
+    /// Where it is entered, and its name.
+    pub title: String,
+    /// Which guest register lives in which host register.
+    pub registers: String,
+    /// Its blocks, in order of address.
+    pub blocks: Vec<ListedBlock>,
+    /// Host code behind the blocks: slow paths and exits.
+    pub cold: Vec<String>,
+}
+
+/// One block of a [`Listing`].
+#[derive(Debug, Clone, Default)]
+pub struct ListedBlock {
+    /// Its number, address, name and size.
+    pub title: String,
+    /// Guest instructions.
+    pub guest: Vec<String>,
+    /// What they became.
+    pub ir: Vec<String>,
+    /// What that became.
+    pub host: Vec<String>,
+}
+
+impl fmt::Display for Listing {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        writeln!(f, "{}\n{}", self.title, self.registers)?;
+        for block in &self.blocks {
+            writeln!(f, "\n{}", block.title)?;
+            for (name, lines) in [("guest", &block.guest), ("ir", &block.ir), ("host", &block.host)] {
+                section(f, name, lines)?;
+            }
+        }
+        f.write_str("\n")?;
+        section(f, "slow paths and exits", &self.cold)
+    }
+}
+
+fn section(f: &mut fmt::Formatter<'_>, name: &str, lines: &[String]) -> fmt::Result {
+    writeln!(f, "  {name}")?;
+    lines.iter().try_for_each(|line| writeln!(f, "    {line}"))
+}
+
+/// Nothing runs, so nothing is written into code.
+struct Idle;
+
+impl CodeInvalidator for Idle {
+    fn code_written(&mut self, _: &CodePages, _: RamAddr, _: u64) -> usize {
+        0
+    }
+}
+
+impl Hooks for Idle {}
+
+/// Translates the region at `pc` in M-mode, and runs nothing.
+pub fn region(space: &Arc<AddressSpace>, pc: u64, flags: JitFlags, symbols: Symbols<'_>) -> Result<Listing, ListError> {
+    if pc & 1 != 0 {
+        return Err(ListError::Fetch(MemFault::access(AccessKind::Fetch, GuestVirt::new(pc))));
+    }
+    let mut mmu = SoftMmu::new(space, PREFIX).map_err(ListError::Host)?;
+    let page = mmu.fetch(&mut Idle, MmuIdx::M, GuestVirt::new(pc)).map_err(ListError::Fetch)?;
+    let flat = (page.host as u64).wrapping_sub(pc & !(notdirty_core::PAGE_SIZE - 1));
+    let limits = Limits { insns: MAX_INSNS, regions: flags.regions, optimise: flags.optimise };
+    let mut translator = Translator::default();
+    translator.translate(&mut mmu, &mut Idle, pc, limits).map_err(ListError::Fetch)?;
+    let (thunk_code, thunks) = thunks::assemble(flags.pinned, execute_site);
+    let mut emitter = Emitter::new(flags, thunks, flat);
+    emitter.emit(&translator.region, 0);
+    let at = thunk_code.len().next_multiple_of(4096) as u32;
+    emitter.place(at);
+    Ok(describe(&translator, &emitter.newest(at, &translator.region.sites), flags, symbols))
+}
+
+fn describe(translator: &Translator, code: &HostCode<'_>, flags: JitFlags, symbols: Symbols<'_>) -> Listing {
+    let region = &translator.region;
+    let source = translator.source();
+    let (insns, bytes) = (region.insns, code.bytes.len());
+    let each = bytes as f64 / f64::from(insns.max(1));
+    let title = format!(
+        "region {}: {insns} guest instructions, {} blocks, {bytes} bytes of host code ({each:.1} an instruction)",
+        place(region.pc, symbols),
+        region.blocks.len()
+    );
+    let mut out = Listing { title, registers: pins(flags.pinned), ..Listing::default() };
+    let ir = |block: &Block| {
+        let ops = region.ops[block.first as usize..block.end as usize].iter().map(|op| op.to_string());
+        ops.chain([block.term.to_string()]).collect()
+    };
+    for (n, block) in region.blocks.iter().enumerate() {
+        let title = block_title(n, block, symbols);
+        let guest = guest(&source, block, symbols);
+        out.blocks.push(ListedBlock { title, guest, ir: ir(block), host: Vec::new() });
+    }
+    for (block, line) in split(code, symbols) {
+        match block.and_then(|n| out.blocks.get_mut(n)) {
+            Some(block) => block.host.push(line),
+            None => out.cold.push(line),
+        }
+    }
+    out
+}
+
+/// The lines of a TB's host code, each with the block it belongs to; behind the last block is what none owns.
+fn split(code: &HostCode<'_>, symbols: Symbols<'_>) -> Vec<(Option<usize>, String)> {
+    let block = |offset: u32| match code.blocks.partition_point(|b| b.1 <= offset) {
+        n if n == code.blocks.len() && offset >= code.cold => None,
+        n => n.checked_sub(1),
+    };
+    code.lines(&|pc| place(pc, symbols)).into_iter().map(|line| (block(line.offset), line.text)).collect()
+}
+
+fn block_title(n: usize, block: &Block, symbols: Symbols<'_>) -> String {
+    let poll = if block.poll { ", polls" } else { "" };
+    format!("b{n} {}: {} instructions{poll}", place(block.pc, symbols), block.insns)
+}
+
+fn place(pc: u64, symbols: Symbols<'_>) -> String {
+    symbols(pc).map_or_else(|| format!("{pc:x}"), |name| format!("{pc:x} <{name}>"))
+}
+
+/// The guest's instructions of one block.
+fn guest(source: &[Source], block: &Block, symbols: Symbols<'_>) -> Vec<String> {
+    let mut pc = block.pc;
+    let mut out = Vec::new();
+    for _ in 0..block.insns {
+        let Ok(at) = source.binary_search_by_key(&pc, |s| s.pc) else { break };
+        let Source { bits, insn, .. } = source[at];
+        let mut text = line(pc, bits, &insn);
+        if (insn.op.is_branch() || insn.op == Op::Jal)
+            && let Some(name) = symbols(insn.target(pc))
+        {
+            text.push_str(&format!(" <{name}>"));
+        }
+        out.push(text);
+        pc = pc.wrapping_add(insn.len.into());
+    }
+    out
+}
+
+/// `-d in_asm`: the guest's instructions, block by block.
+pub(crate) fn in_asm(translator: &Translator, symbols: Symbols<'_>) -> String {
+    let source = translator.source();
+    let region: &Region = &translator.region;
+    let mut out = format!("guest code of {}:", place(region.pc, symbols));
+    for (n, block) in region.blocks.iter().enumerate() {
+        out.push_str(&format!("\n  {}", block_title(n, block, symbols)));
+        for line in guest(&source, block, symbols) {
+            out.push_str("\n    ");
+            out.push_str(&line);
+        }
+    }
+    out
+}
+
+/// `-d out_asm`: host code, with the guest pc at the head of each block.
+pub(crate) fn out_asm(pc: u64, code: &HostCode<'_>, address: u64, symbols: Symbols<'_>) -> String {
+    let mut out = format!("host code of {} at {address:#x}, {} bytes:", place(pc, symbols), code.bytes.len());
+    let mut last = Some(usize::MAX);
+    for (block, line) in split(code, symbols) {
+        if block != last {
+            let title =
+                block.map_or("slow paths and exits".into(), |n| format!("b{n} {}", place(code.blocks[n].0, symbols)));
+            out.push_str(&format!("\n  {title}"));
+            last = block;
+        }
+        out.push_str("\n    ");
+        out.push_str(&line);
+    }
+    out
+}
