@@ -220,12 +220,13 @@ impl VcpuPort {
         served
     }
 
-    /// Drives an interrupt line, given as the number of its `mip` bit; a change kicks. Bits past 63 do not exist.
+    /// Drives an interrupt line, given as the number of its `mip` bit; a rise kicks. Bits past 63 do not exist.
     pub fn set_irq(&self, bit: u32, level: bool) {
         let Some(mask) = 1u64.checked_shl(bit) else { return };
         let old =
             if level { self.irq.fetch_or(mask, Ordering::AcqRel) } else { self.irq.fetch_and(!mask, Ordering::AcqRel) };
-        if (old & mask != 0) != level {
+        // A line that falls is no reason to look.
+        if level && old & mask == 0 {
             self.kick();
         }
     }

@@ -10,7 +10,7 @@ use crate::engine::JitFlags;
 use crate::ir::{Block, Region};
 use crate::jit::x86_64::Emitter;
 use crate::jit::x86_64::context::PREFIX;
-use crate::jit::x86_64::disasm::{HostCode, pins};
+use crate::jit::x86_64::disasm::HostCode;
 use crate::jit::x86_64::helpers::execute_site;
 use crate::jit::x86_64::thunks;
 use crate::riscv::Op;
@@ -54,6 +54,8 @@ pub struct Listing {
     pub title: String,
     /// Which guest register lives in which host register.
     pub registers: String,
+    /// Host code before the blocks, if any.
+    pub entry: Vec<String>,
     /// Its blocks, in order of address.
     pub blocks: Vec<ListedBlock>,
     /// Host code behind the blocks: slow paths and exits.
@@ -76,6 +78,10 @@ pub struct ListedBlock {
 impl fmt::Display for Listing {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         writeln!(f, "{}\n{}", self.title, self.registers)?;
+        if !self.entry.is_empty() {
+            f.write_str("\n")?;
+            section(f, "entry", &self.entry)?;
+        }
         for block in &self.blocks {
             writeln!(f, "\n{}", block.title)?;
             for (name, lines) in [("guest", &block.guest), ("ir", &block.ir), ("host", &block.host)] {
@@ -119,10 +125,10 @@ pub fn region(space: &Arc<AddressSpace>, pc: u64, flags: JitFlags, symbols: Symb
     emitter.emit(&translator.region, 0);
     let at = thunk_code.len().next_multiple_of(4096) as u32;
     emitter.place(at);
-    Ok(describe(&translator, &emitter.newest(at, &translator.region.sites), flags, symbols))
+    Ok(describe(&translator, &emitter.newest(at, &translator.region.sites), symbols))
 }
 
-fn describe(translator: &Translator, code: &HostCode<'_>, flags: JitFlags, symbols: Symbols<'_>) -> Listing {
+fn describe(translator: &Translator, code: &HostCode<'_>, symbols: Symbols<'_>) -> Listing {
     let region = &translator.region;
     let source = translator.source();
     let (insns, bytes) = (region.insns, code.bytes.len());
@@ -132,7 +138,7 @@ fn describe(translator: &Translator, code: &HostCode<'_>, flags: JitFlags, symbo
         place(region.pc, symbols),
         region.blocks.len()
     );
-    let mut out = Listing { title, registers: pins(flags.pinned), ..Listing::default() };
+    let mut out = Listing { title, registers: code.registers(), ..Listing::default() };
     let ir = |block: &Block| {
         let ops = region.ops[block.first as usize..block.end as usize].iter().map(|op| op.to_string());
         ops.chain([block.term.to_string()]).collect()
@@ -142,22 +148,32 @@ fn describe(translator: &Translator, code: &HostCode<'_>, flags: JitFlags, symbo
         let guest = guest(&source, block, symbols);
         out.blocks.push(ListedBlock { title, guest, ir: ir(block), host: Vec::new() });
     }
-    for (block, line) in split(code, symbols) {
-        match block.and_then(|n| out.blocks.get_mut(n)) {
-            Some(block) => block.host.push(line),
-            None => out.cold.push(line),
+    for (part, line) in split(code, symbols) {
+        match part {
+            Part::Entry => out.entry.push(line),
+            Part::Block(n) => out.blocks[n].host.push(line),
+            Part::Cold => out.cold.push(line),
         }
     }
     out
 }
 
-/// The lines of a TB's host code, each with the block it belongs to; behind the last block is what none owns.
-fn split(code: &HostCode<'_>, symbols: Symbols<'_>) -> Vec<(Option<usize>, String)> {
-    let block = |offset: u32| match code.blocks.partition_point(|b| b.1 <= offset) {
-        n if n == code.blocks.len() && offset >= code.cold => None,
-        n => n.checked_sub(1),
+/// Where a line of host code belongs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Part {
+    Entry,
+    Block(usize),
+    Cold,
+}
+
+/// The lines of a TB's host code, each with the part it belongs to.
+fn split(code: &HostCode<'_>, symbols: Symbols<'_>) -> Vec<(Part, String)> {
+    let part = |offset: u32| match code.blocks.partition_point(|b| b.1 <= offset) {
+        _ if offset >= code.cold => Part::Cold,
+        0 => Part::Entry,
+        n => Part::Block(n - 1),
     };
-    code.lines(&|pc| place(pc, symbols)).into_iter().map(|line| (block(line.offset), line.text)).collect()
+    code.lines(&|pc| place(pc, symbols)).into_iter().map(|line| (part(line.offset), line.text)).collect()
 }
 
 fn block_title(n: usize, block: &Block, symbols: Symbols<'_>) -> String {
@@ -206,16 +222,89 @@ pub(crate) fn in_asm(translator: &Translator, symbols: Symbols<'_>) -> String {
 /// `-d out_asm`: host code, with the guest pc at the head of each block.
 pub(crate) fn out_asm(pc: u64, code: &HostCode<'_>, address: u64, symbols: Symbols<'_>) -> String {
     let mut out = format!("host code of {} at {address:#x}, {} bytes:", place(pc, symbols), code.bytes.len());
-    let mut last = Some(usize::MAX);
-    for (block, line) in split(code, symbols) {
-        if block != last {
-            let title =
-                block.map_or("slow paths and exits".into(), |n| format!("b{n} {}", place(code.blocks[n].0, symbols)));
+    let mut last = None;
+    for (part, line) in split(code, symbols) {
+        if last != Some(part) {
+            let title = match part {
+                Part::Entry => "entry".into(),
+                Part::Block(n) => format!("b{n} {}", place(code.blocks[n].0, symbols)),
+                Part::Cold => "slow paths and exits".into(),
+            };
             out.push_str(&format!("\n  {title}"));
-            last = block;
+            last = Some(part);
         }
         out.push_str("\n    ");
         out.push_str(&line);
     }
     out
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::testkit::rng::Rng;
+    use notdirty_core::{RamBlockSpec, RamList};
+    use notdirty_softmmu::GuestPhys;
+
+    const RAM: u64 = 0x8000_0000;
+
+    fn space(code: &[u8]) -> Arc<AddressSpace> {
+        let list = Arc::new(RamList::new());
+        let ram = list.add(RamBlockSpec::new("ram", 0x4000).near(0x1000_0000..0xf000_0000)).expect("RAM");
+        let space = AddressSpace::new(list);
+        space.map_ram(GuestPhys::new(RAM), &ram, 0, 0x4000, 0).expect("a place for it");
+        space.write(GuestPhys::new(RAM), code).expect("inside");
+        space
+    }
+
+    fn names(addr: u64) -> Option<String> {
+        (addr == RAM).then(|| "main".into())
+    }
+
+    #[test]
+    fn a_loop_is_listed_block_by_block_with_names() {
+        // addi a0,a0,-1 ; sd a0,0(sp) ; bnez a0,main ; ret
+        let code: Vec<u8> = [0xfff5_0513u32, 0x00a1_3023, 0xfe05_1ce3, 0x0000_8067].map(u32::to_le_bytes).concat();
+        let listing = region(&space(&code), RAM, JitFlags::default(), &names).unwrap();
+        assert_eq!(listing.blocks.len(), 2);
+        let first = &listing.blocks[0];
+        assert_eq!(first.title, "b0 80000000 <main>: 3 instructions, polls");
+        assert_eq!(first.guest[0], "80000000:   fff50513   addi        a0,a0,-1");
+        assert_eq!(first.guest[2], "80000008:   fe051ce3   bnez        a0,80000000 <main>");
+        assert_eq!(first.ir, ["a0 = Add a0, -0x1", "store.64 [sp + 0x0] = a0  #0", "if Ne a0, zero goto b0 else b1"]);
+        assert!(first.host.last().is_some_and(|line| line.ends_with("jne    b0")), "{:?}", first.host);
+        let host = first.host.concat();
+        assert!(host.contains("[rbp+rcx+tlb.write]") && host.contains("[rbx+ram],rdi"), "{host}");
+        assert!(listing.cold.iter().any(|line| line.ends_with("; 80000004: sd a0,0(sp)")), "{:?}", listing.cold);
+        assert!(listing.cold.iter().any(|line| line.ends_with("; poll at 80000000 <main>")), "{:?}", listing.cold);
+    }
+
+    #[test]
+    fn whatever_is_emitted_can_be_disassembled() {
+        let mut rng = Rng::new(7);
+        for round in 0..300u64 {
+            let code: Vec<u8> = (0..0x1000 / 8).flat_map(|_| rng.next().to_le_bytes()).collect();
+            let space = space(&code);
+            let mut flags = JitFlags::default();
+            for (bit, name) in JitFlags::NAMES.iter().enumerate() {
+                flags.set(name, round >> (bit % 8) & 1 == 0);
+            }
+            let listing = region(&space, RAM + 2 * (round % 64), flags, &names).unwrap();
+            assert!(!listing.to_string().contains("(bad)"), "{listing}");
+            for block in &listing.blocks {
+                let title = &block.title;
+                assert!(title.contains(&format!(": {} instructions", block.guest.len())), "{title}: {:?}", block.guest);
+                assert!(!block.host.is_empty(), "{title}");
+            }
+        }
+    }
+
+    #[test]
+    fn a_place_without_code_is_refused() {
+        let space = space(&[]);
+        for pc in [0, RAM + 1, RAM + 0x4000, u64::MAX - 1] {
+            let error = region(&space, pc, JitFlags::default(), &names).expect_err("no code");
+            assert!(matches!(error, ListError::Fetch(_)), "{pc:#x}: {error}");
+        }
+    }
 }

@@ -21,8 +21,15 @@ pub(super) fn text(stats: &VcpuStats, elapsed: Duration, engine: EngineKind) -> 
         EngineKind::Interp => "interp",
     };
     row("rate", format!("{mips:.1} MIPS ({how})"));
-    row("TBs translated", format!("{} in {:.3} s", grouped(stats.tbs_translated), stats.translate_time.as_secs_f64()));
-    row("TBs invalidated", grouped(stats.tbs_invalidated));
+    row("TBs translated", translated(stats));
+    row("TBs invalidated", format!("{} whose bytes were written", grouped(stats.tbs_invalidated)));
+    if stats.tbs_evicted != 0 {
+        row("TBs evicted", format!("{} for room in the code cache, or a new memory map", grouped(stats.tbs_evicted)));
+    }
+    if engine == EngineKind::Jit && stats.tier0 + stats.interpreted != 0 {
+        let (tier0, oracle) = (grouped(stats.tier0), grouped(stats.interpreted));
+        row("not translated", format!("{tier0} instructions by tier 0, {oracle} by the oracle"));
+    }
 
     let tlb = &stats.tlb;
     // Not here: mixed_page, whose accesses are counted again by what they turn out to be.
@@ -51,6 +58,19 @@ pub(super) fn text(stats: &VcpuStats, elapsed: Duration, engine: EngineKind) -> 
         row("", format!("{:>14}  {name}", grouped(*count)));
     }
     row("TLB flushes", grouped(tlb.flushes));
+    out
+}
+
+/// What translation amounted to, and cost.
+fn translated(stats: &VcpuStats) -> String {
+    let (time, tb) = (stats.translate_time, &stats.tb);
+    let mut out = format!("{} in {:.3} s", grouped(stats.tbs_translated), time.as_secs_f64());
+    if tb.insns != 0 {
+        let each = |what: f64| what / tb.insns as f64;
+        let (ns, bytes) = (each(time.as_nanos() as f64), each(tb.host_bytes as f64));
+        // Writing to a String cannot fail.
+        let _ = write!(out, ": {} instructions, {ns:.0} ns and {bytes:.1} host bytes each", grouped(tb.insns));
+    }
     out
 }
 

@@ -11,7 +11,7 @@
 
 use std::sync::atomic::{
     AtomicU64,
-    Ordering::{Relaxed, Release},
+    Ordering::{AcqRel, Relaxed},
 };
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 
@@ -76,12 +76,14 @@ impl Aclint {
     fn evaluate(&self, hart: &Hart) {
         let Some(port) = hart.port.upgrade() else { return };
         let deadline = hart.mtimecmp.load(Relaxed);
-        port.timer_deadline.store(deadline, Release);
+        let before = port.timer_deadline.swap(deadline, AcqRel);
         // The ends of time need no look at the clock: guests use them for "at once" and "never".
         let due = deadline != u64::MAX && (deadline == 0 || self.clock.mtime() >= deadline);
         port.set_irq(MTIP, due);
-        // The vCPU may be in a long slice that was cut for the old deadline.
-        port.kick();
+        if deadline < before && !due {
+            // The vCPU may be in a long slice, or asleep, until the old deadline.
+            port.kick();
+        }
     }
 
     /// The hart and the offset inside its register, for a bank of registers of `1 << width` bytes.

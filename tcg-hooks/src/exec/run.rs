@@ -259,6 +259,8 @@ impl Vcpu {
             // An interrupt that cannot be taken needs no stop; whatever enables it leaves by itself.
             Some(n) if csr.mie & irq::MTI != 0 && csr.mstatus & mstatus::MIE != 0 && n > 0 => n,
             Some(_) => u64::MAX,
+            // Due already: whatever lets it be taken leaves by itself too.
+            None if self.port().irq.load(Ordering::Acquire) & irq::MTI != 0 => u64::MAX,
             None => match self.core.clock.host_wait(deadline) {
                 // About an instruction a nanosecond: late by little, and looked at again.
                 Some(wait) if csr.mie & irq::MTI != 0 && !wait.is_zero() => {
@@ -345,13 +347,13 @@ impl Vcpu {
     fn jit(&mut self, budget: i64) {
         let (ctx, _) = self.parts();
         (ctx.budget, ctx.slice) = (budget, budget);
-        let mut next = self.find();
-        while let Some(found) = next {
-            let why = self.enter(found);
+        let mut next = self.recall();
+        while let Some(code) = next {
+            let why = self.enter(code);
             let (ctx, core) = self.parts();
             let Some(tbs) = &mut core.tbs else { return };
             next = match why {
-                reason::LOOKUP => self.find(),
+                reason::LOOKUP => self.recall(),
                 // A trap, a patch, or something for the loop to look at; traps and patches go straight on.
                 reason::SITE => {
                     if core.waiting || core.trap_loop || core.mmu.port().kicked() {
@@ -360,7 +362,7 @@ impl Vcpu {
                     if core.may_interrupt(&ctx.cpu) {
                         break;
                     }
-                    self.find()
+                    self.recall()
                 }
                 number => match tbs.exit(number) {
                     None => break,
@@ -375,7 +377,7 @@ impl Vcpu {
                         if let (Some(to), Some(tbs)) = (found, &mut self.core.tbs) {
                             tbs.link(number, to.id);
                         }
-                        found
+                        found.and_then(|found| self.code_of(found))
                     }
                 },
             };
@@ -384,11 +386,11 @@ impl Vcpu {
     }
 
     /// Runs emitted code until it leaves.
-    fn enter(&mut self, found: Found) -> u32 {
+    fn enter(&mut self, code: *const u8) -> u32 {
         self.entries += 1;
         let (ctx, core) = (self.ctx.as_ptr(), &raw mut self.core);
         let Some(tbs) = &self.core.tbs else { return reason::SITE };
-        let (enter, code) = (tbs.address(tbs.thunks.enter), tbs.address(found.entry));
+        let enter = tbs.address(tbs.thunks.enter);
         // SAFETY: `enter` is the thunk of that signature, `code` the entry of a live TB of the same cache (TB-1,
         // CODE-2). Emitted code reads and writes the context, guest RAM behind matching TLB entries, and calls
         // `execute_site`, which uses `ctx` and `core` while nothing here does.
@@ -397,6 +399,21 @@ impl Vcpu {
             let enter: EnterFn = std::mem::transmute::<*const u8, EnterFn>(enter);
             enter(ctx, code)
         }
+    }
+
+    /// Host code to go on with, as [`Vcpu::find`], but asking the jump cache first.
+    fn recall(&mut self) -> Option<*const u8> {
+        let (ctx, _) = self.parts();
+        let pc = ctx.cpu.pc;
+        match *ctx.jump_slot(pc) {
+            // An empty entry's pc is odd.
+            slot if slot.pc == pc && pc & 1 == 0 => Some(slot.host as *const u8),
+            _ => self.find().and_then(|found| self.code_of(found)),
+        }
+    }
+
+    fn code_of(&self, found: Found) -> Option<*const u8> {
+        self.core.tbs.as_ref().map(|tbs| tbs.address(found.entry))
     }
 
     /// The TB to go on with. Cold code is run by tier 0 on the way, so it need not be the one at today's `pc`.

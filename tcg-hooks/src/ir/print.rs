@@ -7,6 +7,15 @@ const X: [&str; 32] = [
     "s3", "s4", "s5", "s6", "s7", "s8", "s9", "s10", "s11", "t3", "t4", "t5", "t6",
 ];
 
+/// A number that is added: `0x10` or `-0x10`.
+struct Signed(i64);
+
+impl fmt::Display for Signed {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}{:#x}", if self.0 < 0 { "-" } else { "" }, self.0.unsigned_abs())
+    }
+}
+
 impl fmt::Display for Ir {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let (rd, a, b) = (X[self.rd as usize & 31], X[self.a as usize & 31], X[self.b as usize & 31]);
@@ -14,12 +23,14 @@ impl fmt::Display for Ir {
             Kind::Li => write!(f, "{rd} = {:#x}", self.imm),
             Kind::Mov => write!(f, "{rd} = {a}"),
             Kind::Reg(op) => write!(f, "{rd} = {op:?} {a}, {b}"),
-            Kind::Imm(op) => write!(f, "{rd} = {op:?} {a}, {:#x}", self.imm),
+            Kind::Imm(op) => write!(f, "{rd} = {op:?} {a}, {}", Signed(self.imm)),
             Kind::Load(m) => {
                 let sign = if m.signed() { "s" } else { "u" };
-                write!(f, "{rd} = load.{sign}{} [{a} + {:#x}]  #{}", 8 * m.bytes(), self.imm, self.site)
+                write!(f, "{rd} = load.{sign}{} [{a} + {}]  #{}", 8 * m.bytes(), Signed(self.imm), self.site)
             }
-            Kind::Store(m) => write!(f, "store.{} [{a} + {:#x}] = {b}  #{}", 8 * m.bytes(), self.imm, self.site),
+            Kind::Store(m) => {
+                write!(f, "store.{} [{a} + {}] = {b}  #{}", 8 * m.bytes(), Signed(self.imm), self.site)
+            }
             Kind::ReadState => write!(f, "{rd} = state[{:#x}]", self.imm),
             Kind::SwapState => write!(f, "{rd}, state[{:#x}] = state[{:#x}], {a}", self.imm, self.imm),
             Kind::Rust => write!(f, "rust #{}", self.site),
@@ -45,7 +56,7 @@ impl fmt::Display for Term {
             }
             Term::Call { ret, to } => write!(f, "call {to:#x}, back at {ret:#x}"),
             Term::Indirect { base, imm, link, calls, pops } => {
-                write!(f, "jump [{} + {imm:#x}]", X[base as usize & 31])?;
+                write!(f, "jump [{} + {}]", X[base as usize & 31], Signed(imm.into()))?;
                 if let Some((rd, ret)) = link {
                     write!(f, ", {} = {ret:#x}", X[rd as usize & 31])?;
                 }

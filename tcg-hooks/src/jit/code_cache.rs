@@ -51,7 +51,8 @@ impl CodeCache {
         let len = bytes.clamp(Self::MIN_BYTES, 1 << 30).next_multiple_of(1 << 16);
         // SAFETY: plain system calls whose results are checked; the second view is ours alone until it is returned.
         let (rw, rx) = unsafe {
-            let (write, shared) = (libc::PROT_READ | libc::PROT_WRITE, libc::MAP_SHARED | libc::MAP_ANONYMOUS);
+            let (write, shared) =
+                (libc::PROT_READ | libc::PROT_WRITE, libc::MAP_SHARED | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE);
             let rw = libc::mmap(std::ptr::null_mut(), len, write, shared, -1, 0);
             if rw == libc::MAP_FAILED {
                 return Err(io::Error::last_os_error());

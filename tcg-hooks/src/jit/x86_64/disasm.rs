@@ -8,7 +8,7 @@
 //!   0107  call   site                             ; 80000014: ld a0,16(a1)
 //! ```
 use super::context::{BASE, Context, JUMP_ENTRIES, JUMPS, RETURN_ENTRIES, RETURNS, TABLE};
-use super::regs::RegMap;
+use super::regs::{PINS, RegMap};
 use super::{EmittedExit, Emitter, LOCAL_BITS, Thunks};
 use crate::cpu::CpuState;
 use crate::ir::Site;
@@ -30,6 +30,7 @@ pub(crate) struct HostCode<'a> {
     pub(crate) at: CodeOffset,
     thunks: Thunks,
     flat: Option<i32>,
+    map: RegMap,
     /// Guest pc and offset of each block.
     pub(crate) blocks: &'a [(u64, u32)],
     /// Offset of what is behind the blocks.
@@ -49,9 +50,9 @@ pub(crate) struct HostLine {
 impl Emitter {
     /// The TB emitted last, for a listing; it was placed at `at`, and its region had these sites.
     pub(crate) fn newest<'a>(&'a self, at: CodeOffset, sites: &'a [Site]) -> HostCode<'a> {
-        let (thunks, flat) = (self.thunks, self.flat);
+        let (thunks, flat, map) = (self.thunks, self.flat, self.map);
         let (cold, blocks) = self.marks.split_last().map_or((0, &[][..]), |(end, blocks)| (end.1, blocks));
-        HostCode { bytes: &self.code, at, thunks, flat, blocks, cold, exits: &self.exits, sites }
+        HostCode { bytes: &self.code, at, thunks, flat, map, blocks, cold, exits: &self.exits, sites }
     }
 }
 
@@ -104,23 +105,39 @@ impl HostCode<'_> {
             });
         }
         let call = insn.mnemonic() == Mnemonic::Call && insn.op0_kind() == OpKind::NearBranch64;
-        if call && insn.near_branch64() == u64::from(self.thunks.site) {
+        let target = insn.near_branch64();
+        if call && target == u64::from(self.thunks.site) {
             let site = self.sites.get(eax? as usize % (1 << LOCAL_BITS))?;
             return Some(format!("{:x}: {}", site.pc, text(&site.insn, site.pc).replace('\t', " ")));
         }
+        // The only subroutines of a TB: see remap.rs. The way out saves before it loads.
+        let inside = usize::try_from(target.checked_sub(self.at.into())?).ok()?;
+        if call && inside < self.bytes.len() {
+            let first = Decoder::new(64, &self.bytes[inside..], DecoderOptions::NONE).decode();
+            let out = first.op0_kind() == OpKind::Memory;
+            return Some(if out { "to the registers that all TBs have" } else { "to the region's registers" }.into());
+        }
         None
     }
-}
 
-/// Which guest register lives where, for the head of a listing.
-pub(crate) fn pins(pinned: bool) -> String {
-    const HOST: [&str; 16] =
-        ["rax", "rcx", "rdx", "rbx", "rsp", "rbp", "rsi", "rdi", "r8", "r9", "r10", "r11", "r12", "r13", "r14", "r15"];
-    let map = RegMap::new(pinned);
-    let pins = map
-        .pins()
-        .map(|(guest, host)| format!("{}={} ", HOST[usize::from(host) & 15], REGISTERS[usize::from(guest) & 31]));
-    pins.collect::<String>() + "r15=budget rbp=context"
+    /// Which guest register lives where, and in brackets whose place it has taken in this region.
+    pub(crate) fn registers(&self) -> String {
+        const HOST: [&str; 16] = [
+            "rax", "rcx", "rdx", "rbx", "rsp", "rbp", "rsi", "rdi", "r8", "r9", "r10", "r11", "r12", "r13", "r14",
+            "r15",
+        ];
+        let mut pins: Vec<(u8, u8)> = (0..32).filter_map(|guest| Some((self.map.host(guest)?, guest))).collect();
+        pins.sort_unstable();
+        let mut out = String::new();
+        for (host, guest) in pins {
+            out.push_str(&format!("{}={}", HOST[usize::from(host & 15)], REGISTERS[usize::from(guest)]));
+            match PINS.iter().find(|p| p.1 == host) {
+                Some(pin) if pin.0 != guest => out.push_str(&format!("({}) ", REGISTERS[usize::from(pin.0 & 31)])),
+                _ => out.push(' '),
+            }
+        }
+        out + "r15=budget rbp=context"
+    }
 }
 
 /// Names for iced's formatter.
