@@ -36,4 +36,4 @@ pub use machine::{
 pub use notdirty_softmmu::{AccessError, GuestPhys, RegionId};
 pub use notdirty_tcg::cpu::CpuState;
 pub use notdirty_tcg::listing::{ListError, Listing};
-pub use notdirty_tcg::{EngineKind, JitFlags, NewCode, RunLimits, TraceMask, TraceSink, VcpuStats};
+pub use notdirty_tcg::{EngineKind, ICache, JitFlags, NewCode, RunLimits, TraceMask, TraceSink, VcpuStats};

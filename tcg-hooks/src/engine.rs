@@ -10,6 +10,17 @@ pub enum EngineKind {
     Interp,
 }
 
+/// When the instruction stream sees what the guest wrote to it. Writers other than the hart itself (the host, DMA) are
+/// seen at the next safe point in both models.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum ICache {
+    /// By the very next instruction, as x86 promises.
+    #[default]
+    Coherent,
+    /// By the next `fence.i`, as RISC-V promises; until then old or new bytes may run.
+    FenceI,
+}
+
 /// One switch for each optimisation of the JIT, so that each can be measured by turning it off.
 /// Every combination gives the same results.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -36,6 +36,6 @@ mod tier0;
 pub mod trace;
 pub mod translate;
 
-pub use engine::{EngineKind, JitFlags};
+pub use engine::{EngineKind, ICache, JitFlags};
 pub use exec::{RunLimits, Vcpu, VcpuConfig, VcpuExit, VcpuStats};
 pub use trace::{NewCode, TraceMask, TraceSink};

@@ -283,7 +283,7 @@ mod tests {
     fn whatever_is_emitted_can_be_disassembled() {
         let mut rng = Rng::new(7);
         for round in 0..300u64 {
-            let code: Vec<u8> = (0..0x1000 / 8).flat_map(|_| rng.next().to_le_bytes()).collect();
+            let code: Vec<u8> = (0..0x1000 / 8).flat_map(|_| rng.bits().to_le_bytes()).collect();
             let space = space(&code);
             let mut flags = JitFlags::default();
             for (bit, name) in JitFlags::NAMES.iter().enumerate() {

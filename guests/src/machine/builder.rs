@@ -6,7 +6,7 @@ use std::sync::{Arc, PoisonError, RwLock};
 use notdirty_core::{PAGE_SIZE, RamError};
 use notdirty_softmmu::MapError;
 use notdirty_tcg::clock::Clock;
-use notdirty_tcg::{EngineKind, JitFlags, NewCode, TraceMask, TraceSink, Vcpu, VcpuConfig};
+use notdirty_tcg::{EngineKind, ICache, JitFlags, NewCode, TraceMask, TraceSink, Vcpu, VcpuConfig};
 
 use super::board::Board;
 use super::{Machine, RAM_BASE};
@@ -68,6 +68,7 @@ pub struct MachineBuilder {
     engine: EngineKind,
     clock: ClockKind,
     jit_flags: JitFlags,
+    icache: ICache,
     tb_cache_bytes: usize,
     console: Option<Arc<Console>>,
     program: Option<Program>,
@@ -82,6 +83,7 @@ impl Default for MachineBuilder {
             engine: EngineKind::default(),
             clock: ClockKind::default(),
             jit_flags: JitFlags::default(),
+            icache: ICache::default(),
             tb_cache_bytes: DEFAULT_TB_CACHE,
             console: None,
             program: None,
@@ -107,6 +109,12 @@ impl MachineBuilder {
     /// What time the guest sees; the host's unless said.
     pub fn clock(mut self, clock: ClockKind) -> Self {
         self.clock = clock;
+        self
+    }
+
+    /// When the guest's own stores reach its instruction stream.
+    pub fn icache(mut self, icache: ICache) -> Self {
+        self.icache = icache;
         self
     }
 
@@ -166,6 +174,7 @@ impl MachineBuilder {
             entry: RAM_BASE,
             clock: clock.clone(),
             jit_flags: self.jit_flags,
+            icache: self.icache,
             tb_cache_bytes: self.tb_cache_bytes,
             trace,
         };

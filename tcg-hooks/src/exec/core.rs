@@ -12,6 +12,9 @@ use notdirty_softmmu::{CodeInvalidator, CodePages, Hooks, SoftMmu};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
+/// Stores to code that may wait for a `fence.i`; further ones do not wait.
+const MAX_STALE: usize = 256;
+
 /// A vCPU without its registers.
 pub(crate) struct Core {
     pub(crate) mmu: SoftMmu,
@@ -21,6 +24,8 @@ pub(crate) struct Core {
     pub(crate) mask: TraceMask,
     /// In `wfi`.
     pub(crate) waiting: bool,
+    /// With [`ICache::FenceI`](crate::ICache): what the hart wrote over its code since the last `fence.i`.
+    pub(crate) stale: Option<Vec<(RamAddr, u64)>>,
     pub(crate) traps: u64,
     /// Instructions that tier 0 executed.
     pub(crate) tier0_insns: u64,
@@ -34,7 +39,14 @@ impl Core {
     /// The memory and what it must tell of a store, side by side.
     pub(crate) fn split<'a>(&'a mut self, ctx: &'a mut Context) -> (&'a mut SoftMmu, StoreHooks<'a>) {
         let trace = if self.mask.has(TraceMask::NOTDIRTY) { self.trace.as_deref_mut() } else { None };
-        (&mut self.mmu, StoreHooks { tbs: self.tbs.as_mut(), ctx, clock: &self.clock, trace })
+        let stale = self.stale.as_mut();
+        (&mut self.mmu, StoreHooks { tbs: self.tbs.as_mut(), ctx, clock: &self.clock, stale, trace })
+    }
+
+    /// `fence.i`: what was written is seen from here on. Returns how many TBs died.
+    pub(crate) fn fence_i(&mut self, ctx: &mut Context) -> usize {
+        let (Some(stale), Some(tbs)) = (&mut self.stale, &mut self.tbs) else { return 0 };
+        stale.drain(..).map(|(ram, len)| tbs.invalidate(ctx, ram, len)).sum()
     }
 
     /// Tier 0 is about to run code at `pc`: should it be translated instead?
@@ -110,13 +122,24 @@ pub(crate) struct StoreHooks<'a> {
     tbs: Option<&'a mut TbCache>,
     ctx: &'a mut Context,
     clock: &'a Clock,
+    /// Where kills wait for a `fence.i`, in the model that lets them.
+    stale: Option<&'a mut Vec<(RamAddr, u64)>>,
     trace: Option<&'a mut (dyn TraceSink + 'static)>,
 }
 
 impl CodeInvalidator for StoreHooks<'_> {
     fn code_written(&mut self, _: &CodePages, ram: RamAddr, len: u64) -> usize {
         let Some(tbs) = &mut self.tbs else { return 0 };
-        let killed = tbs.invalidate(self.ctx, ram, len);
+        let killed = match &mut self.stale {
+            // Its lines stay listed, so later stores come here too.
+            Some(stale) if stale.len() < MAX_STALE => {
+                if stale.last() != Some(&(ram, len)) {
+                    stale.push((ram, len));
+                }
+                0
+            }
+            _ => tbs.invalidate(self.ctx, ram, len),
+        };
         if let Some(trace) = &mut self.trace {
             let pc = self.ctx.cpu.pc;
             let text = format!("{len} bytes at RAM {:#x} written at pc {pc:#x}: {killed} TBs died", ram.get());

@@ -3,7 +3,7 @@ use super::core::Core;
 use super::{RunLimits, VcpuExit, show};
 use crate::clock::Clock;
 use crate::cpu::CpuState;
-use crate::engine::{EngineKind, JitFlags};
+use crate::engine::{EngineKind, ICache, JitFlags};
 use crate::interp::{self, Step};
 use crate::jit::x86_64::context::{Context, PREFIX};
 use crate::jit::x86_64::helpers::execute_site;
@@ -39,6 +39,8 @@ pub struct VcpuConfig {
     pub entry: u64,
     /// Guest time.
     pub clock: Arc<Clock>,
+    /// When the guest's own stores reach its instruction stream.
+    pub icache: ICache,
     /// Switches of the JIT.
     pub jit_flags: JitFlags,
     /// Bytes of the code cache; 0 is 64 MiB.
@@ -125,6 +127,7 @@ impl Vcpu {
                 trace: cfg.trace,
                 mask,
                 waiting: false,
+                stale: (cfg.icache == ICache::FenceI).then(Vec::new),
                 traps: 0,
                 tier0_insns: 0,
                 last_trap: None,
@@ -143,7 +146,9 @@ impl Vcpu {
     pub fn reset(&mut self, entry: u64) {
         let hart_id = self.cpu().hart_id;
         *self.cpu_mut() = CpuState::new(hart_id, entry);
-        self.core.mmu.clear_reservation();
+        let (ctx, core) = self.parts();
+        core.fence_i(ctx);
+        core.mmu.clear_reservation();
         (self.core.waiting, self.core.trap_loop, self.core.last_trap) = (false, false, None);
         self.port().take_stop();
     }
@@ -194,8 +199,11 @@ impl Vcpu {
     /// Serves what others posted, as a run would first of all; returns how many TBs died.
     pub fn serve(&mut self) -> usize {
         let (ctx, core) = self.parts();
+        // What others wrote does not wait for a `fence.i`.
+        let stale = core.stale.take();
         let (mmu, mut hooks) = core.split(ctx);
         let report = mmu.serve(&mut hooks);
+        core.stale = stale;
         if report.flushed
             && let Some(tbs) = &mut core.tbs
         {
@@ -326,7 +334,10 @@ impl Vcpu {
             self.interpreted += 1;
             let (ctx, core) = self.parts();
             match step {
-                Step::Next | Step::FenceI => {}
+                Step::Next => {}
+                Step::FenceI => {
+                    core.fence_i(ctx);
+                }
                 Step::Wfi => {
                     core.waiting = true;
                     return;

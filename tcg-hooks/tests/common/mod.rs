@@ -79,6 +79,7 @@ pub fn vcpu_on(space: &Arc<AddressSpace>, setup: &Setup, clock: Arc<Clock>) -> V
             hart_id: 0,
             entry: RAM,
             clock,
+            icache: Default::default(),
             jit_flags: setup.flags,
             tb_cache_bytes: setup.cache,
             trace: None,
