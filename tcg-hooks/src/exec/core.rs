@@ -60,8 +60,13 @@ impl Core {
         let lines = port.irq.load(Ordering::Acquire);
         let deadline = port.timer_deadline.load(Ordering::Acquire);
         if lines & irq::MTI == 0 && deadline != u64::MAX && self.clock.mtime() >= deadline {
-            // The device takes the line back when it is given another deadline.
-            return port.irq.fetch_or(irq::MTI, Ordering::AcqRel) | irq::MTI;
+            // The device takes the line back when it is given another deadline; it may be about to.
+            port.irq.fetch_or(irq::MTI, Ordering::AcqRel);
+            if port.timer_deadline.load(Ordering::Acquire) != deadline {
+                port.irq.fetch_and(!irq::MTI, Ordering::AcqRel);
+                return lines;
+            }
+            return lines | irq::MTI;
         }
         lines
     }

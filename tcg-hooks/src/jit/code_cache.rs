@@ -186,6 +186,14 @@ impl CodeCache {
         unsafe { std::slice::from_raw_parts(self.rx.as_ptr().add(at as usize), len) }.to_vec()
     }
 
+    /// For checks: the unit of places, the places of dead code, and what is left of the current chunk.
+    #[cfg(any(test, feature = "testkit"))]
+    pub(crate) fn places(&self) -> (usize, Vec<std::ops::Range<usize>>, std::ops::Range<usize>) {
+        let lists = self.free.iter().enumerate();
+        let free = lists.flat_map(|(class, list)| list.iter().map(move |&at| at as usize..at as usize + class * UNIT));
+        (UNIT, free.collect(), self.pos..self.first + (self.current + 1) * self.chunk_len)
+    }
+
     fn copy(&mut self, at: usize, code: &[u8]) {
         assert!(at + code.len() <= self.len, "inside the reservation");
         // SAFETY: in bounds of the RW view (checked above), which nobody else has a pointer to.

@@ -13,6 +13,7 @@ use notdirty_core::PageIndex;
 use notdirty_softmmu::{AddressSpace, lines_of};
 use std::io;
 use std::sync::Arc;
+use std::time::Duration;
 
 /// Numbers of sites and exits keep this many bits for the TB, so that none looks like a leave reason.
 const MAX_TBS: usize = 1 << 21;
@@ -39,6 +40,8 @@ pub struct TbStats {
     pub evicted: u64,
     /// Links made between TBs.
     pub linked: u64,
+    /// The longest that making room in the code cache took.
+    pub longest_reclaim: Duration,
 }
 
 /// All TBs of one vCPU (TB-1).
@@ -51,11 +54,12 @@ pub(crate) struct TbCache {
     pub(super) free: Vec<TbId>,
     pub(super) by_key: HashMap<TbKey, TbId>,
     pub(super) pages: CodeMap,
-    pub(super) chunk_tbs: Vec<Vec<TbId>>,
     pub(crate) stats: TbStats,
     pub(super) flags: JitFlags,
     /// What tier 0 knows of cold code.
     pub(crate) heat: Heat,
+    #[cfg(any(test, feature = "testkit"))]
+    pub(crate) checker: super::check::Checker,
 }
 
 impl TbCache {
@@ -68,7 +72,6 @@ impl TbCache {
     ) -> io::Result<TbCache> {
         let (thunk_code, thunks) = assemble(flags.pinned, site);
         let code = CodeCache::new(bytes, &thunk_code)?;
-        let chunks = code.chunks();
         Ok(TbCache {
             space: space.clone(),
             code,
@@ -78,10 +81,11 @@ impl TbCache {
             free: Vec::new(),
             by_key: HashMap::new(),
             pages: CodeMap::default(),
-            chunk_tbs: vec![Vec::new(); chunks],
             stats: TbStats::default(),
             flags,
             heat: Heat::default(),
+            #[cfg(any(test, feature = "testkit"))]
+            checker: Default::default(),
         })
     }
 
@@ -167,6 +171,7 @@ impl TbCache {
             entry: at + entry,
             code: (at, len as u32),
             chunk,
+            place: self.chunk_tbs[chunk].len() as u32,
             born: ctx.cpu.retired,
             pages,
             spans: region.spans.clone(),
@@ -177,10 +182,11 @@ impl TbCache {
         self.stats.translated += 1;
         self.stats.insns += u64::from(region.insns);
         self.stats.host_bytes += len as u64;
-        self.chunk_tbs[chunk].push(id);
         self.by_key.insert(key, id);
         let found = Found { id, entry: tb.entry };
         self.tbs[id as usize] = Some(Box::new(tb));
+        #[cfg(any(test, feature = "testkit"))]
+        self.checkpoint(ctx, "a translation");
         found
     }
 
@@ -193,7 +199,7 @@ impl TbCache {
 }
 
 /// The 64-byte lines of page 0 or 1 that these spans touch.
-fn lines(spans: &[Span], page: u8) -> u64 {
+pub(super) fn lines(spans: &[Span], page: u8) -> u64 {
     let spans = spans.iter().filter(|s| s.page == page);
     spans.fold(0, |m, s| m | lines_of(s.start.into(), u64::from(s.end - s.start)))
 }

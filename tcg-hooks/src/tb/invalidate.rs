@@ -13,6 +13,7 @@ use super::{Tb, TbCache, TbId};
 use crate::jit::x86_64::context::{Context, JumpEntry};
 use notdirty_core::{PAGE_SIZE, PageIndex, RamAddr, pin};
 use notdirty_softmmu::lines_of;
+use std::time::Instant;
 
 impl TbCache {
     /// Bytes `[ram, ram + len)` were written: drops every TB made from any of them; returns how many.
@@ -34,6 +35,8 @@ impl TbCache {
             at += count;
         }
         self.stats.invalidated += killed as u64;
+        #[cfg(any(test, feature = "testkit"))]
+        self.checkpoint(ctx, "a kill");
         killed
     }
 
@@ -54,20 +57,30 @@ impl TbCache {
             self.space.code().set_lines(self.space.ram(), page, left, &guard);
         }
         self.code.release(tb.code.0, tb.code.1 as usize);
+        // Off its chunk's list; the last one takes its place. A list that kept the dead would grow for ever where one
+        // site is patched again and again, as their code goes to the same place each time.
+        let list = &mut self.chunk_tbs[tb.chunk];
+        list.swap_remove(tb.place as usize);
+        if let Some(&moved) = list.get(tb.place as usize)
+            && let Some(moved) = self.tbs[moved as usize].as_mut()
+        {
+            moved.place = tb.place;
+        }
         self.free.push(id);
     }
 
     /// Makes room in the code cache: the oldest chunk's TBs die.
     pub(super) fn reclaim(&mut self, ctx: &mut Context) {
+        let start = Instant::now();
         let chunk = self.code.next_chunk();
-        // The list also names TBs that died since, and whose numbers live elsewhere now.
-        for id in std::mem::take(&mut self.chunk_tbs[chunk]) {
+        for id in 0..self.tbs.len() as TbId {
             if self.get(id).is_some_and(|tb| tb.chunk == chunk) {
                 self.kill(id, ctx);
                 self.stats.evicted += 1;
             }
         }
         self.code.restart_chunk();
+        self.stats.longest_reclaim = self.stats.longest_reclaim.max(start.elapsed());
     }
 
     /// Drops every TB: the memory map changed, and with it what any pc means.

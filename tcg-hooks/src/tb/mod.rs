@@ -10,6 +10,8 @@
 //! Keeps TB-1: all of this belongs to one vCPU and is touched by its thread only. Others post kills.
 mod cache;
 mod chain;
+#[cfg(any(test, feature = "testkit"))]
+mod check;
 mod invalidate;
 mod pages;
 mod show;
@@ -63,6 +65,8 @@ pub(crate) struct Tb {
     pub(crate) code: (CodeOffset, u32),
     /// Which chunk of the code cache holds it.
     chunk: usize,
+    /// Where it is in that chunk's list of TBs.
+    place: u32,
     /// Instructions that had retired when it was made.
     born: u64,
     /// The RAM pages of its bytes: that of the entry, and the next one.

@@ -26,6 +26,11 @@ impl CodeMap {
         left
     }
 
+    #[cfg(any(test, feature = "testkit"))]
+    pub(super) fn iter(&self) -> impl Iterator<Item = (PageIndex, &[(TbId, u64)])> {
+        self.pages.iter().map(|(page, list)| (*page, list.as_slice()))
+    }
+
     /// The TBs of a page that have code on any of `lines`.
     pub(crate) fn on(&self, page: PageIndex, lines: u64) -> SmallVec<[TbId; 8]> {
         let list = self.pages.get(&page).map_or(&[][..], |l| l.as_slice());

@@ -1,0 +1,29 @@
+//! Checks of the TB cache, for tests: see `tb/check.rs`.
+use super::Vcpu;
+
+impl Vcpu {
+    /// Do all structures that know of a TB agree? `Err` says which two do not, now or at any check since
+    /// [`Vcpu::set_checking`]. An engine without TBs has nothing to disagree.
+    ///
+    /// It holds between runs, while no other vCPU runs and no request of another thread is under way.
+    pub fn check_invariants(&self) -> Result<(), String> {
+        let Some(tbs) = &self.core.tbs else { return Ok(()) };
+        match &tbs.checker.damage {
+            Some(damage) => Err(damage.clone()),
+            None => tbs.check(self.ctx(), self.core.mmu.table()),
+        }
+    }
+
+    /// Checks after every translation and every kill from now on, or no longer. Slow.
+    pub fn set_checking(&mut self, on: bool) {
+        let table = on.then(|| self.core.mmu.table());
+        if let Some(tbs) = &mut self.core.tbs {
+            tbs.checker.table = table;
+        }
+    }
+
+    /// How many checks that were.
+    pub fn checks(&self) -> u64 {
+        self.core.tbs.as_ref().map_or(0, |tbs| tbs.checker.checks)
+    }
+}
