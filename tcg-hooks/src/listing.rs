@@ -242,7 +242,7 @@ pub(crate) fn out_asm(pc: u64, code: &HostCode<'_>, address: u64, symbols: Symbo
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::testkit::rng::Rng;
+    use crate::testkit::{Options, Program, ram_only};
     use notdirty_core::{RamBlockSpec, RamList};
     use notdirty_softmmu::GuestPhys;
 
@@ -281,20 +281,23 @@ mod tests {
 
     #[test]
     fn whatever_is_emitted_can_be_disassembled() {
-        let mut rng = Rng::new(7);
-        for round in 0..300u64 {
-            let code: Vec<u8> = (0..0x1000 / 8).flat_map(|_| rng.bits().to_le_bytes()).collect();
-            let space = space(&code);
+        let options = Options::default();
+        for seed in 0..40 {
+            let program = Program::generate(seed, &options);
+            let (space, _ram) = ram_only(options.base, options.ram_len);
+            space.write(GuestPhys::new(options.base), &program.bytes).expect("it fits");
             let mut flags = JitFlags::default();
             for (bit, name) in JitFlags::NAMES.iter().enumerate() {
-                flags.set(name, round >> (bit % 8) & 1 == 0);
+                flags.set(name, seed >> (bit % 5) & 1 == 0);
             }
-            let listing = region(&space, RAM + 2 * (round % 64), flags, &names).unwrap();
-            assert!(!listing.to_string().contains("(bad)"), "{listing}");
-            for block in &listing.blocks {
-                let title = &block.title;
-                assert!(title.contains(&format!(": {} instructions", block.guest.len())), "{title}: {:?}", block.guest);
-                assert!(!block.host.is_empty(), "{title}");
+            for n in 0..30 {
+                let listing = region(&space, options.base + 0x1000 + 0x22 * n, flags, &names).unwrap();
+                assert!(!listing.to_string().contains("(bad)"), "{listing}");
+                for block in &listing.blocks {
+                    let (title, n) = (&block.title, block.guest.len());
+                    assert!(title.contains(&format!(": {n} instructions")), "{title}: {:?}", block.guest);
+                    assert!(!block.host.is_empty(), "{title}");
+                }
             }
         }
     }

@@ -355,7 +355,7 @@ mod tests {
     #[test]
     fn code_is_hot_after_some_runs_and_colder_after_each_early_death() {
         let mut heat = Heat::default();
-        let mut runs = |heat: &mut Heat| (1..).find(|_| heat.hot(0x8000_0000)).unwrap_or(0);
+        let runs = |heat: &mut Heat| (1..).find(|_| heat.hot(0x8000_0000)).unwrap_or(0);
         assert_eq!(runs(&mut heat), WARM);
         heat.died(0x8000_0000, 10);
         assert_eq!(runs(&mut heat), 4 * WARM);

@@ -169,6 +169,36 @@ fn a_linked_jump_is_undone_while_its_own_loop_runs() {
 }
 
 #[test]
+fn the_death_of_a_target_does_not_touch_who_took_the_number_of_a_dead_neighbour() {
+    // One jumps to Two; One dies, and a TB whose second exit is a poll gets its number; then Two dies. If One's link
+    // were still noted there, the poll would be patched, which has no jump: the place of its field is that of `enter`.
+    let (one, two) = (RAM + 0x1000, RAM + 0x4000);
+    let mut vm = Vm::new();
+    for _ in 0..3 {
+        let mut asm = Asm::at(one);
+        asm.i(addi(A0, A0, 1)).op(Op::Beq, 0, ZERO, A1, 8).jump(RAM + 0x6000).jump(two);
+        asm.put(&vm);
+        let mut asm = Asm::at(two);
+        asm.i(addi(A0, A0, 1)).stop();
+        asm.put(&vm);
+        let linked = vm.vcpu.stats().tb.linked;
+        vm.run(one);
+        assert!(vm.vcpu.stats().tb.linked > linked);
+        let mut asm = Asm::at(one);
+        asm.i(li(T0, 5)).i(addi(T0, T0, -1)).op(Op::Bne, 0, T0, ZERO, -4).i(addi(T1, T1, -1));
+        asm.op(Op::Bne, 0, T1, ZERO, -4).stop();
+        asm.put(&vm);
+        assert_eq!(vm.vcpu.serve(), 1);
+        for _ in 0..2 {
+            vm.vcpu.cpu_mut().x[usize::from(T1)] = 3;
+            vm.run(one);
+            vm.put(two, &[addi(A0, A0, 2)]);
+            let _ = vm.vcpu.serve();
+        }
+    }
+}
+
+#[test]
 fn the_return_stack_forgets_what_died() {
     // f writes over the TB that called it, and then over the instruction that its caller goes on with. A return stack
     // that remembers would lead into the dead caller's way back, which nobody unlinks any more.

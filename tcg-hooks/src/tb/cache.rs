@@ -54,6 +54,7 @@ pub(crate) struct TbCache {
     pub(super) free: Vec<TbId>,
     pub(super) by_key: HashMap<TbKey, TbId>,
     pub(super) pages: CodeMap,
+    pub(super) chunk_tbs: Vec<Vec<TbId>>,
     pub(crate) stats: TbStats,
     pub(super) flags: JitFlags,
     /// What tier 0 knows of cold code.
@@ -72,6 +73,7 @@ impl TbCache {
     ) -> io::Result<TbCache> {
         let (thunk_code, thunks) = assemble(flags.pinned, site);
         let code = CodeCache::new(bytes, &thunk_code)?;
+        let chunks = code.chunks();
         Ok(TbCache {
             space: space.clone(),
             code,
@@ -81,6 +83,7 @@ impl TbCache {
             free: Vec::new(),
             by_key: HashMap::new(),
             pages: CodeMap::default(),
+            chunk_tbs: vec![Vec::new(); chunks],
             stats: TbStats::default(),
             flags,
             heat: Heat::default(),
@@ -182,6 +185,7 @@ impl TbCache {
         self.stats.translated += 1;
         self.stats.insns += u64::from(region.insns);
         self.stats.host_bytes += len as u64;
+        self.chunk_tbs[chunk].push(id);
         self.by_key.insert(key, id);
         let found = Found { id, entry: tb.entry };
         self.tbs[id as usize] = Some(Box::new(tb));

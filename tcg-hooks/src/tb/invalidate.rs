@@ -73,11 +73,9 @@ impl TbCache {
     pub(super) fn reclaim(&mut self, ctx: &mut Context) {
         let start = Instant::now();
         let chunk = self.code.next_chunk();
-        for id in 0..self.tbs.len() as TbId {
-            if self.get(id).is_some_and(|tb| tb.chunk == chunk) {
-                self.kill(id, ctx);
-                self.stats.evicted += 1;
-            }
+        while let Some(&id) = self.chunk_tbs[chunk].last() {
+            self.kill(id, ctx);
+            self.stats.evicted += 1;
         }
         self.code.restart_chunk();
         self.stats.longest_reclaim = self.stats.longest_reclaim.max(start.elapsed());
