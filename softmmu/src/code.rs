@@ -29,7 +29,8 @@ pub trait CodeInvalidator {
 pub struct CodePage {
     /// Bit n: the n-th 64-byte line holds translated or announced code.
     pub mask: AtomicU64,
-    /// Raised by each store that hits a line of the mask; a translator publishes only if it stood still.
+    /// Raised by each store that hits a line of the mask. With one hart a kill that is posted says the same, so nobody
+    /// asks yet; several harts that translate will.
     pub generation: AtomicU64,
 }
 

@@ -56,7 +56,7 @@ struct Queue {
 /// The shared side of one vCPU.
 #[derive(Debug)]
 pub struct VcpuPort {
-    /// "Look at me": polled by emitted code. Set after a request is queued, cleared before the queue is drained.
+    /// "Look at me": the exec loop looks between slices, and after each instruction done in Rust. Set after a request is queued, cleared before the queue is drained.
     pub kick: AtomicBool,
     /// Interrupt lines that devices drive, as `mip` bits.
     pub irq: AtomicU64,

@@ -2,7 +2,7 @@
 //!
 //! ```text
 //!   CpuState  x0..x31 | pc | retired ...        at the start of the TLB mapping's prefix,
-//!   [prefix 4096 bytes][TlbEntry; N]            so that one host register reaches both
+//!   [prefix: jit Context][TlbEntry; N]           so that one host register reaches both
 //! ```
 use crate::riscv::csr::Csrs;
 use core::mem::offset_of;

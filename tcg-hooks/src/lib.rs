@@ -4,7 +4,7 @@
 //!   guest bytes ──▶ riscv/decode ──▶ translate ──▶ ir ──▶ jit/x86_64 ──▶ jit/code_cache
 //!                        │                                                   │
 //!                        ▼                                                   ▼
-//!                  interp (oracle)                      tb/{cache,pages,chain,invalidate}
+//!                interp (oracle), tier0                 tb/{cache,pages,chain,invalidate}
 //!                        ▲                                                   ▲
 //!                        └──────────────── exec: the vCPU loop ──────────────┘
 //! ```

@@ -15,7 +15,7 @@ impl TraceMask {
     pub const EXEC: TraceMask = TraceMask(8);
     /// Traps and interrupts.
     pub const INT: TraceMask = TraceMask(16);
-    /// Memory faults, and the TLB's slow paths in sum.
+    /// Memory faults.
     pub const MMU: TraceMask = TraceMask(32);
     /// Life and death of TBs.
     pub const TB: TraceMask = TraceMask(64);

@@ -20,7 +20,7 @@ use notdirty_softmmu::{AddressSpace, GuestPhys, MemSize, MmioDevice};
 use notdirty_tcg::clock::Clock;
 use notdirty_tcg::riscv::Op;
 use notdirty_tcg::testkit::{Rng, encode};
-use notdirty_tcg::{JitFlags, RunLimits, Vcpu, VcpuExit};
+use notdirty_tcg::{ICache, JitFlags, RunLimits, Vcpu, VcpuExit};
 use std::process::Command;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -79,6 +79,7 @@ fn setups() -> Vec<(String, Setup, bool)> {
     let mut setups = vec![all("all", true), all("far RAM", false)];
     setups.push(("eager, far RAM".into(), Setup::default(), false));
     setups.push(("eager, small cache".into(), Setup { cache: 1, ..Setup::default() }, true));
+    setups.push(("fence.i model".into(), Setup { icache: ICache::FenceI, ..Setup::default() }, true));
     let mut none = JitFlags::default();
     for name in JitFlags::NAMES {
         let mut flags = JitFlags::default();
@@ -358,6 +359,9 @@ impl World {
 
     fn check(&self) {
         self.canaries.iter().for_each(Canary::check);
+        // What the host wrote since the last run is not served yet.
+        let served = self.vcpu.port().kicked() || self.vcpu.check_invariants().is_ok();
+        assert!(served, "{:?}", self.vcpu.check_invariants());
         let mut rom = vec![0; self.rom_bytes.len()];
         self.rom.read_bytes(0, &mut rom).expect("its own length");
         assert!(rom == self.rom_bytes, "ROM was written");

@@ -8,7 +8,7 @@ use common::*;
 use notdirty_core::RamBlockSpec;
 use notdirty_softmmu::{GuestPhys, lines_of};
 use notdirty_tcg::riscv::Op;
-use notdirty_tcg::{JitFlags, RunLimits, VcpuExit};
+use notdirty_tcg::{ICache, JitFlags, RunLimits, VcpuExit};
 
 /// Three functions on one page: alone on its line, and two that share one. Each adds to a0.
 const ONE: u64 = RAM + 0x1000;
@@ -414,15 +414,16 @@ fn a_store_entry_that_was_fast_before_the_page_held_code_is_armed() {
 #[test]
 fn the_map_changes_and_old_code_never_runs_again() {
     let mut vm = Vm::new();
-    let window = 0x9000_0000;
+    // The function is not where `main` is in the jump cache.
+    let (window, f) = (0x9000_0000, 0x9000_0040);
     let other = vm.list.add(RamBlockSpec::new("other", 0x1000)).unwrap();
     let mut main = Asm::at(RAM);
     main.i(li(A0, 0)).op(Op::Jalr, RA, T0, 0, 0).stop();
     main.put(&vm);
     let mut id = vm.space.map_ram(GuestPhys::new(window), &vm.block, 0x8000, 0x1000, 0).unwrap();
-    vm.put(window, &[addi(A0, A0, 1), ret()]);
+    vm.put(f, &[addi(A0, A0, 1), ret()]);
     let go = |vm: &mut Vm| {
-        vm.vcpu.cpu_mut().x[usize::from(T0)] = window;
+        vm.vcpu.cpu_mut().x[usize::from(T0)] = f;
         vm.run(RAM);
         vm.x(A0)
     };
@@ -432,7 +433,7 @@ fn the_map_changes_and_old_code_never_runs_again() {
         let (block, at) = if n % 2 == 0 { (&other, 0) } else { (&vm.block, 0x8000) };
         id = vm.space.map_ram(GuestPhys::new(window), block, at, 0x1000, 0).unwrap();
         if n == 0 {
-            vm.put(window, &[addi(A0, A0, 2), ret()]);
+            vm.put(f, &[addi(A0, A0, 2), ret()]);
         }
         assert_eq!(go(&mut vm), if n % 2 == 0 { 2 } else { 1 });
     }
@@ -442,7 +443,7 @@ fn the_map_changes_and_old_code_never_runs_again() {
     handler.op(Op::Csrrs, A0, ZERO, 0, 0x343).stop();
     handler.put(&vm);
     vm.vcpu.cpu_mut().csr.mtvec = RAM + 0x100;
-    assert_eq!(go(&mut vm), window);
+    assert_eq!(go(&mut vm), f);
 }
 
 #[test]
@@ -470,6 +471,36 @@ fn a_block_that_is_unmapped_and_dropped_is_gone_from_everywhere() {
             assert_eq!(page.map_or(0, |p| p.mask.load(std::sync::atomic::Ordering::SeqCst)), 0);
         }
     }
+}
+
+#[test]
+fn with_the_risc_v_model_own_stores_are_seen_after_fence_i_and_those_of_others_at_once() {
+    let mut vm = Vm::with(&Setup { icache: ICache::FenceI, ..Setup::default() });
+    let f = RAM + 0x2000;
+    vm.put(f, &[li(A0, 1), ret()]);
+    let mut main = Asm::at(RAM);
+    main.la(T0, f).i(sw(T1, T0, 0)).op(Op::FenceI, 0, 0, 0, 0).call(f).stop();
+    main.put(&vm);
+    for n in 2..20 {
+        vm.vcpu.cpu_mut().x[usize::from(T1)] = li(A0, n).into();
+        let before = vm.invalidated();
+        vm.run(RAM);
+        assert_eq!(vm.x(A0), n as u64);
+        assert_eq!(vm.invalidated() - before, u64::from(n > 2), "dropped at the fence");
+        vm.put(f, &[li(A0, n + 100)]);
+        assert_eq!(vm.vcpu.serve(), 1);
+        vm.run(RAM + 16);
+        assert_eq!(vm.x(A0), n as u64 + 100);
+    }
+    // More stores between two fences than are noted.
+    let mut main = Asm::at(RAM + 0x100);
+    main.la(T0, f).i(li(T2, 700));
+    main.i(sw(T1, T0, 0)).i(sw(ZERO, T0, 16)).i(sw(T1, T0, 0)).i(addi(T2, T2, -1)).op(Op::Bne, 0, T2, ZERO, -16);
+    main.op(Op::FenceI, 0, 0, 0, 0).call(f).stop();
+    main.put(&vm);
+    vm.vcpu.cpu_mut().x[usize::from(T1)] = li(A0, 777).into();
+    vm.run(RAM + 0x100);
+    assert_eq!(vm.x(A0), 777);
 }
 
 #[test]

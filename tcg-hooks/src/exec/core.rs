@@ -38,9 +38,11 @@ pub(crate) struct Core {
 impl Core {
     /// The memory and what it must tell of a store, side by side.
     pub(crate) fn split<'a>(&'a mut self, ctx: &'a mut Context) -> (&'a mut SoftMmu, StoreHooks<'a>) {
-        let trace = if self.mask.has(TraceMask::NOTDIRTY) { self.trace.as_deref_mut() } else { None };
+        let mask = self.mask;
+        let heard = mask.has(TraceMask::NOTDIRTY | TraceMask::TB);
+        let trace = if heard { self.trace.as_deref_mut() } else { None };
         let stale = self.stale.as_mut();
-        (&mut self.mmu, StoreHooks { tbs: self.tbs.as_mut(), ctx, clock: &self.clock, stale, trace })
+        (&mut self.mmu, StoreHooks { tbs: self.tbs.as_mut(), ctx, clock: &self.clock, stale, trace, mask })
     }
 
     /// `fence.i`: what was written is seen from here on. Returns how many TBs died.
@@ -130,6 +132,7 @@ pub(crate) struct StoreHooks<'a> {
     /// Where kills wait for a `fence.i`, in the model that lets them.
     stale: Option<&'a mut Vec<(RamAddr, u64)>>,
     trace: Option<&'a mut (dyn TraceSink + 'static)>,
+    mask: TraceMask,
 }
 
 impl CodeInvalidator for StoreHooks<'_> {
@@ -147,8 +150,14 @@ impl CodeInvalidator for StoreHooks<'_> {
         };
         if let Some(trace) = &mut self.trace {
             let pc = self.ctx.cpu.pc;
-            let text = format!("{len} bytes at RAM {:#x} written at pc {pc:#x}: {killed} TBs died", ram.get());
-            trace.line(TraceMask::NOTDIRTY, &text);
+            if self.mask.has(TraceMask::NOTDIRTY) {
+                let text = format!("{len} bytes at RAM {:#x} written at pc {pc:#x}: {killed} TBs died", ram.get());
+                trace.line(TraceMask::NOTDIRTY, &text);
+            }
+            for dead in tbs.deaths.iter_mut().flat_map(|deaths| deaths.drain(..)) {
+                let name = trace.symbol(dead).map(|s| format!(" <{s}>")).unwrap_or_default();
+                trace.line(TraceMask::TB, &format!("TB at {dead:#x}{name} died of a store at pc {pc:#x}"));
+            }
         }
         killed
     }

@@ -1,4 +1,7 @@
 //! [`Vcpu`]: one hart with its memory, its engine and its loop.
+#[cfg(any(test, feature = "testkit"))]
+mod check;
+
 use super::core::Core;
 use super::{RunLimits, VcpuExit, show};
 use crate::clock::Clock;
@@ -106,10 +109,13 @@ impl Vcpu {
             flags.tier0 = false;
         }
         let bytes = if cfg.tb_cache_bytes == 0 { 64 << 20 } else { cfg.tb_cache_bytes };
-        let tbs = match cfg.engine {
+        let mut tbs = match cfg.engine {
             EngineKind::Jit => Some(TbCache::new(space, bytes, flags, flat, execute_site)?),
             EngineKind::Interp => None,
         };
+        if let (Some(tbs), true) = (&mut tbs, mask.has(TraceMask::TB)) {
+            tbs.deaths = Some(Vec::new());
+        }
         let ctx = mmu.prefix().cast::<Context>();
         // SAFETY: the prefix has PREFIX bytes, 64-byte aligned, zeroed (a valid `Context` but for `cpu`, whose fields
         // are plain integers), and is ours.

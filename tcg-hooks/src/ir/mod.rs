@@ -137,7 +137,7 @@ pub enum Term {
     Call { ret: u64, to: u64 },
     /// `jalr`: to `(base + imm) & !1`; `link` is the register and value to write, `pops` marks a return.
     Indirect { base: u8, imm: i32, link: Option<(u8, u64)>, calls: bool, pops: bool },
-    /// Leave for the exec loop, which executes the instruction of this site.
+    /// Rust executes the instruction of this site, and control goes on elsewhere.
     System { site: u16 },
 }
 

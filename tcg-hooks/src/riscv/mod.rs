@@ -5,7 +5,7 @@
 //!   csr: the registers and who may touch them         trap: into a handler and back
 //! ```
 //!
-//! Deliberately absent so far: S and U mode, paging, PMP entries, F and D.
+//! Deliberately absent so far: S and U mode, paging, PMP that protects (its registers are storage), F and D.
 pub mod compressed;
 pub mod csr;
 pub mod decode;

@@ -57,6 +57,8 @@ pub(crate) struct TbCache {
     pub(super) chunk_tbs: Vec<Vec<TbId>>,
     pub(crate) stats: TbStats,
     pub(super) flags: JitFlags,
+    /// Where those that died of a store had been, for who traces it.
+    pub(crate) deaths: Option<Vec<u64>>,
     /// What tier 0 knows of cold code.
     pub(crate) heat: Heat,
     #[cfg(any(test, feature = "testkit"))]
@@ -86,6 +88,7 @@ impl TbCache {
             chunk_tbs: vec![Vec::new(); chunks],
             stats: TbStats::default(),
             flags,
+            deaths: None,
             heat: Heat::default(),
             #[cfg(any(test, feature = "testkit"))]
             checker: Default::default(),

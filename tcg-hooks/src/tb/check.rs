@@ -247,3 +247,279 @@ impl TbCache {
         Ok(())
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::engine::JitFlags;
+    use crate::jit::x86_64::context::{JumpEntry, PREFIX};
+    use crate::jit::x86_64::helpers::execute_site;
+    use crate::riscv::Op;
+    use crate::tb::{Found, TbKey};
+    use crate::testkit::encode;
+    use crate::translate::{Limits, MAX_INSNS, Translator};
+    use notdirty_core::{ClientMask, PageRange, RamAddr, RamBlockSpec, RamList};
+    use notdirty_softmmu::{AddressSpace, GuestPhys, GuestVirt, MemSize, MmuIdx, NoHooks, SoftMmu};
+
+    const BASE: u64 = 0x8000_0000;
+    /// The same RAM again.
+    const ALIAS: u64 = 0x9000_0000;
+    const A: u64 = BASE;
+    const B: u64 = BASE + 0x400;
+    /// Its last instruction is on the next page.
+    const C: u64 = BASE + 0xffc;
+
+    /// A calls B, B goes on to C, C returns: three TBs, linked, with all caches warm.
+    struct World {
+        mmu: SoftMmu,
+        tbs: TbCache,
+        a: Found,
+        b: Found,
+        c: Found,
+    }
+
+    impl World {
+        fn new() -> World {
+            let list = std::sync::Arc::new(RamList::new());
+            let block = list.add(RamBlockSpec::new("ram", 0x4000)).unwrap();
+            let space = AddressSpace::new(list);
+            for base in [BASE, ALIAS] {
+                space.map_ram(GuestPhys::new(base), &block, 0, 0x4000, 0).unwrap();
+            }
+            let put = |at: u64, words: [u32; 2]| {
+                let bytes: Vec<u8> = words.into_iter().flat_map(u32::to_le_bytes).collect();
+                space.write(GuestPhys::new(at), &bytes).unwrap();
+            };
+            let (add, jump) = (encode(Op::Addi, 10, 10, 0, 1), |from, to| encode(Op::Jal, 0, 0, 0, (to - from) as i32));
+            put(A, [add, encode(Op::Jal, 1, 0, 0, (B - A - 4) as i32)]);
+            put(B, [add, jump(B + 4, C)]);
+            put(C, [add, encode(Op::Jalr, 0, 1, 0, 0)]);
+            let mut mmu = SoftMmu::new(&space, PREFIX).unwrap();
+            // RAM that is only written, and then becomes code.
+            mmu.store(&mut NoHooks, MmuIdx::M, GuestVirt::new(ALIAS + 0x800), MemSize::B8, 7).unwrap();
+            // One basic block each, or A would swallow the rest.
+            let flags = JitFlags { regions: false, ..JitFlags::default() };
+            let tbs = TbCache::new(&space, 1, flags, 0, execute_site).unwrap();
+            let none = Found { id: 0, entry: 0 };
+            let mut world = World { mmu, tbs, a: none, b: none, c: none };
+            world.ctx().forget_jumps();
+            (world.a, world.b, world.c) = (world.add(A), world.add(B), world.add(C));
+            for (from, pc, to) in [(world.a, B, world.b), (world.b, C, world.c)] {
+                let exits = &world.tbs.get(from.id).unwrap().exits;
+                let slot = exits.iter().position(|e| e.pc == pc).unwrap() as u32;
+                world.tbs.link(from.id << LOCAL_BITS | slot, to.id);
+            }
+            // As A does when it calls.
+            let exits = &world.tbs.get(world.a.id).unwrap().exits;
+            let back = exits.iter().find(|e| e.pc == A + 8).unwrap().field - 1;
+            let host = world.tbs.address(back) as u64;
+            world.ctx().returns[3] = JumpEntry { pc: A + 8, host };
+            world
+        }
+
+        fn ctx(&mut self) -> &'static mut Context {
+            // SAFETY: the prefix has PREFIX bytes, zeroed, which is a valid `Context`. A test keeps no two of these
+            // references, and none behind its world's end.
+            unsafe { self.mmu.prefix().cast().as_mut() }
+        }
+
+        fn add(&mut self, pc: u64) -> Found {
+            let limits = Limits { insns: MAX_INSNS, regions: false, optimise: true };
+            let mut translator = Translator::default();
+            let pages = translator.translate(&mut self.mmu, &mut NoHooks, pc, limits).unwrap();
+            let ram = RamAddr::new(pages.0.base().get() + pc % 4096);
+            let key = TbKey { ram, pc, flags: 0, instrumentation: 0 };
+            let ctx = self.ctx();
+            let found = self.tbs.add(ctx, key, pages, &translator.region);
+            self.tbs.remember(ctx, pc, found);
+            found
+        }
+
+        fn check(&mut self) -> Result<(), String> {
+            let (ctx, table) = (self.ctx(), self.mmu.table());
+            self.tbs.check(ctx, table)
+        }
+
+        fn tb(&mut self, found: Found) -> &mut Tb {
+            self.tbs.tbs[found.id as usize].as_mut().unwrap()
+        }
+
+        fn page(&self) -> PageIndex {
+            self.tbs.get(self.a.id).unwrap().pages.0
+        }
+
+        fn store(&mut self, at: u64) {
+            self.mmu.store(&mut NoHooks, MmuIdx::M, GuestVirt::new(at), MemSize::B8, 0).unwrap();
+        }
+    }
+
+    /// Does the damage, and wants it to be called by its name.
+    #[track_caller]
+    fn caught(name: &str, damage: impl FnOnce(&mut World)) {
+        let mut world = World::new();
+        assert_eq!(world.check(), Ok(()));
+        damage(&mut world);
+        let found = world.check();
+        assert!(found.as_ref().is_err_and(|e| e.contains(name)), "{name}: {found:?}");
+    }
+
+    #[test]
+    fn a_cache_in_order_has_nothing_to_report_whoever_dies_in_it() {
+        for n in 0..3 {
+            let mut w = World::new();
+            let dead = [w.a, w.b, w.c][n];
+            let ctx = w.ctx();
+            w.tbs.kill(dead.id, ctx);
+            assert_eq!(w.check(), Ok(()), "{n}");
+            w.add([A, B, C][n]);
+            assert_eq!(w.check(), Ok(()), "{n} again");
+            w.tbs.clear(ctx);
+            assert_eq!(w.check(), Ok(()), "{n} and all");
+        }
+    }
+
+    #[test]
+    fn a_tb_that_is_not_where_it_is_looked_for_is_caught() {
+        caught("not found by its key", |w| {
+            let key = w.tb(w.b).key;
+            w.tbs.by_key.remove(&key);
+        });
+        caught("4 keys for 3 TBs", |w| {
+            let key = TbKey { pc: 0, ..w.tb(w.b).key };
+            w.tbs.by_key.insert(key, w.b.id);
+        });
+        caught("the number of a live TB", |w| w.tbs.free.push(w.b.id));
+        caught("neither free nor", |w| w.tbs.tbs.push(None));
+    }
+
+    #[test]
+    fn page_lists_line_masks_and_code_bits_that_disagree_are_caught() {
+        caught("lists", |w| {
+            let page = w.page();
+            w.tbs.pages.remove(page, w.b.id);
+        });
+        caught("lists", |w| {
+            let page = w.page();
+            w.tbs.pages.add(page, w.b.id, 2);
+        });
+        caught("without any TB", |w| w.tbs.pages.add(PageIndex::new(w.page().get() + 2), 0, 1));
+        caught("has the line mask", |w| {
+            let page = w.page();
+            w.tbs.space.code().page_or_insert(page).mask.fetch_or(1 << 40, Ordering::SeqCst);
+        });
+        caught("has the line mask", |w| {
+            // Announced, and never taken back.
+            let page = PageIndex::new(w.page().get() + 3);
+            let _ = w.mmu.announce_code(page, 1);
+        });
+        caught("CODE bit", |w| {
+            let range = PageRange::of_page(w.page());
+            w.tbs.space.ram().dirty().set(range, ClientMask::CODE, &pin());
+        });
+    }
+
+    #[test]
+    fn a_tlb_entry_that_was_not_armed_is_caught_at_every_alias() {
+        for base in [BASE, ALIAS] {
+            caught("lets stores", |w| {
+                let (page, guard) = (w.page(), pin());
+                let (code, ram) = (w.tbs.space.code(), w.tbs.space.ram());
+                let mask = code.page(page).unwrap().mask.load(Ordering::SeqCst);
+                code.set_lines(ram, page, 0, &guard);
+                // Nobody listens: the entry becomes fast. Then the lines are back, and nobody armed it.
+                w.store(base + 0x800);
+                w.tbs.space.code().set_lines(w.tbs.space.ram(), page, mask, &guard);
+            });
+        }
+    }
+
+    #[test]
+    fn jumps_that_go_elsewhere_are_caught() {
+        caught("is linked to TB", |w| {
+            let (field, stub) = linked(w.tb(w.a));
+            w.tbs.code.patch_rel32(field, stub);
+        });
+        caught("is not linked, but jumps", |w| {
+            let (field, entry) = (linked(w.tb(w.a)).0, w.b.entry);
+            let tb = w.tb(w.a);
+            tb.exits.iter_mut().find(|e| e.field == field).unwrap().to = None;
+            w.tb(w.b).incoming.clear();
+            w.tbs.code.patch_rel32(field, entry);
+        });
+        caught("knows of it 0 times", |w| w.tb(w.b).incoming.clear());
+        caught("knows of it 2 times", |w| {
+            let noted = w.tb(w.b).incoming[0];
+            w.tb(w.b).incoming.push(noted);
+        });
+        caught("which is linked to None", |w| {
+            let id = w.c.id;
+            w.tb(w.b).incoming.push((id, 0));
+        });
+        caught("which is dead", |w| {
+            // Its links are not taken back.
+            w.tb(w.c).incoming.clear();
+            let (c, ctx) = (w.c.id, w.ctx());
+            w.tbs.kill(c, ctx);
+        });
+        caught("but to a TB at", |w| w.tb(w.a).exits.iter_mut().for_each(|e| e.pc ^= 2));
+        caught("the stub of exit", |w| {
+            let stub = w.tb(w.b).exits[0].stub;
+            w.tbs.code.patch_rel32(stub + 1, 0);
+        });
+    }
+
+    fn linked(tb: &Tb) -> (CodeOffset, CodeOffset) {
+        let exit = tb.exits.iter().find(|e| e.to.is_some()).unwrap();
+        (exit.field, exit.stub)
+    }
+
+    #[test]
+    fn jump_cache_and_return_stack_entries_of_the_dead_are_caught() {
+        caught("the jump cache leads", |w| {
+            let old = *w.ctx().jump_slot(C);
+            let (c, ctx) = (w.c.id, w.ctx());
+            w.tbs.kill(c, ctx);
+            *ctx.jump_slot(C) = old;
+        });
+        caught("the jump cache leads", |w| w.ctx().jump_slot(B).host += 1);
+        caught("the return stack leads", |w| {
+            let old = w.ctx().returns;
+            let (a, ctx) = (w.a.id, w.ctx());
+            w.tbs.kill(a, ctx);
+            ctx.returns = old;
+        });
+        caught("the return stack leads", |w| w.ctx().returns[3].pc += 4);
+    }
+
+    #[test]
+    fn code_in_two_hands_is_caught() {
+        caught("share code", |w| {
+            let at = w.tb(w.b).code.0;
+            w.tbs.code.release(at, 64);
+        });
+        caught("share code", |w| {
+            let at = w.tbs.code.reserve(64).unwrap();
+            w.tbs.code.release(at, 64);
+            w.tbs.code.release(at, 64);
+        });
+        caught("share code", |w| {
+            // Filled again while its TBs live.
+            (0..w.tbs.code.chunks()).for_each(|_| drop(w.tbs.code.next_chunk()));
+        });
+        caught("has None in its place", |w| w.tbs.chunk_tbs[0].clear());
+        caught("list 4 TBs", |w| w.tbs.chunk_tbs[0].push(77));
+    }
+
+    #[test]
+    fn damage_is_kept_until_somebody_asks() {
+        let mut w = World::new();
+        w.tbs.checker.table = Some(w.mmu.table());
+        let ctx = w.ctx();
+        w.tbs.invalidate(ctx, RamAddr::new(0), 4);
+        assert_eq!((w.tbs.checker.checks, &w.tbs.checker.damage), (1, &None));
+        w.tbs.free.push(w.b.id);
+        w.add(A + 4);
+        let damage = w.tbs.checker.damage.as_deref().unwrap();
+        assert!(damage.contains("after a translation"), "{damage}");
+    }
+}

@@ -28,6 +28,9 @@ impl TbCache {
                 let hit = self.get(id).filter(|tb| tb.overlaps(page, from, from + count));
                 if let Some((pc, born)) = hit.map(|tb| (tb.key.pc, tb.born)) {
                     self.kill(id, ctx);
+                    if let Some(deaths) = &mut self.deaths {
+                        deaths.push(pc);
+                    }
                     self.heat.died(pc, ctx.cpu.retired.wrapping_sub(born));
                     killed += 1;
                 }

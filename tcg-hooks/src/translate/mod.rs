@@ -356,7 +356,7 @@ impl Translator {
     }
 }
 
-/// Instructions that the exec loop executes, outside emitted code.
+/// Instructions after which control does not simply go on: Rust executes them, at a site that ends the block.
 fn ends_region(op: Op) -> bool {
     matches!(op, Op::Ecall | Op::Ebreak | Op::Mret | Op::Wfi | Op::Illegal)
 }

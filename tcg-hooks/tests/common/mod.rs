@@ -9,7 +9,7 @@ use notdirty_softmmu::{AddressSpace, GuestPhys, MemSize, MmioDevice, VcpuPort};
 use notdirty_tcg::clock::Clock;
 use notdirty_tcg::riscv::Op;
 use notdirty_tcg::testkit::encode;
-use notdirty_tcg::{EngineKind, JitFlags, RunLimits, Vcpu, VcpuConfig, VcpuExit};
+use notdirty_tcg::{EngineKind, ICache, JitFlags, RunLimits, Vcpu, VcpuConfig, VcpuExit};
 use std::sync::{Arc, Mutex, Weak};
 use std::time::{Duration, Instant};
 
@@ -58,11 +58,12 @@ pub struct Setup {
     pub flags: JitFlags,
     pub cache: usize,
     pub ram: u64,
+    pub icache: ICache,
 }
 
 impl Default for Setup {
     fn default() -> Self {
-        Setup { engine: EngineKind::Jit, flags: eager(), cache: 0, ram: 0x10_0000 }
+        Setup { engine: EngineKind::Jit, flags: eager(), cache: 0, ram: 0x10_0000, icache: ICache::Coherent }
     }
 }
 
@@ -79,7 +80,7 @@ pub fn vcpu_on(space: &Arc<AddressSpace>, setup: &Setup, clock: Arc<Clock>) -> V
             hart_id: 0,
             entry: RAM,
             clock,
-            icache: Default::default(),
+            icache: setup.icache,
             jit_flags: setup.flags,
             tb_cache_bytes: setup.cache,
             trace: None,

@@ -3,6 +3,7 @@
 //! ```text
 //!   emitted code ─ eax = site ─▶ thunk (everything to the context) ─▶ execute_site
 //!        ◀─ continue ─ done: the result is in the context's registers
+//!   jump cache ◀─ go ─ on at `cpu.pc`: a trap, a return from one, or the TB died under its own store
 //!   exec loop ◀─ leave ─ trapped, or the rest of the TB must not run (it died, an interrupt may be due, a stop)
 //! ```
 //!

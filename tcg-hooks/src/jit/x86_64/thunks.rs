@@ -4,7 +4,7 @@
 //!   enter(context, code)   saves the host's registers, loads pins and budget, jumps to code
 //!   leave                  pins and budget to the context, back to Rust; eax says why
 //!   site                   called by a TB with a site number in eax: everything to the context, Rust executes the
-//!                          instruction, everything back; or on to `leave`
+//!                          instruction, everything back; or on at `cpu.pc` by the jump cache; or on to `leave`
 //!   miss                   an indirect jump found nothing: rax is the pc; leave for a look-up
 //! ```
 use super::context::{BASE, BUDGET, JUMP_ENTRIES, JUMPS, PC};
