@@ -281,6 +281,7 @@ impl World {
             // The same slot of the TLB, another page; and equal in the low 32 bits.
             3 => (RAM + self.rng.below(RAM_LEN)).wrapping_add(self.rng.bits() << 26),
             4 => RAM.wrapping_add(self.rng.bits() << 32) + self.rng.below(RAM_LEN),
+            5 => self.rng.pick(&[RAM + RAM_LEN, RAM, ROM + 0x4000, ALIAS + 0x2_0000, 0x4000, TOP, 0]).wrapping_add(near),
             _ => self.rng.pick(&self.wild).wrapping_add(near),
         }
     }
@@ -289,7 +290,9 @@ impl World {
         use Op::*;
         let x = |rng: &mut Rng| rng.below(32) as u8;
         let (rd, rs1, rs2) = (x(&mut self.rng), x(&mut self.rng), x(&mut self.rng));
-        let imm = self.rng.within(-2048, 2047) as i32;
+        // Small ones keep to the edge that a pointer is at.
+        let reach = self.rng.pick(&[8, 8, 2047]);
+        let imm = self.rng.within(-reach, reach) as i32;
         match self.rng.below(100) {
             0..=24 => encode(self.rng.pick(&[Lb, Lbu, Lh, Lhu, Lw, Lwu, Ld]), rd, rs1, 0, imm),
             25..=49 => encode(self.rng.pick(&[Sb, Sh, Sw, Sd]), 0, rs1, rs2, imm),

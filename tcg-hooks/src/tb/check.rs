@@ -25,11 +25,17 @@ use notdirty_softmmu::tlb::entry::{
 use std::ptr::NonNull;
 use std::sync::atomic::Ordering;
 
+/// With more TBs than that, a check takes its time, and only one event in so many is checked.
+const CROWD: usize = 256;
+const SAMPLE: u64 = 64;
+
 /// Whether and with what result the checks run by themselves.
 #[derive(Debug, Default)]
 pub(crate) struct Checker {
     /// The vCPU's TLB; `None`: no checks but those that are asked for.
     pub(crate) table: Option<NonNull<TlbEntry>>,
+    /// Translations and kills seen.
+    events: u64,
     /// Checks so far.
     pub(crate) checks: u64,
     /// The first disagreement, and after what. A panic could not leave emitted code, so it is kept for whoever asks.
@@ -49,6 +55,10 @@ impl TbCache {
     pub(super) fn checkpoint(&mut self, ctx: &Context, what: &str) {
         let Some(table) = self.checker.table else { return };
         if self.checker.damage.is_some() {
+            return;
+        }
+        self.checker.events += 1;
+        if self.tbs.len() > CROWD && !self.checker.events.is_multiple_of(SAMPLE) {
             return;
         }
         self.checker.checks += 1;
@@ -296,7 +306,7 @@ mod tests {
             put(C, [add, encode(Op::Jalr, 0, 1, 0, 0)]);
             let mut mmu = SoftMmu::new(&space, PREFIX).unwrap();
             // RAM that is only written, and then becomes code.
-            mmu.store(&mut NoHooks, MmuIdx::M, GuestVirt::new(ALIAS + 0x800), MemSize::B8, 7).unwrap();
+            let _ = mmu.store(&mut NoHooks, MmuIdx::M, GuestVirt::new(ALIAS + 0x800), MemSize::B8, 7).unwrap();
             // One basic block each, or A would swallow the rest.
             let flags = JitFlags { regions: false, ..JitFlags::default() };
             let tbs = TbCache::new(&space, 1, flags, 0, execute_site).unwrap();
@@ -349,7 +359,7 @@ mod tests {
         }
 
         fn store(&mut self, at: u64) {
-            self.mmu.store(&mut NoHooks, MmuIdx::M, GuestVirt::new(at), MemSize::B8, 0).unwrap();
+            let _ = self.mmu.store(&mut NoHooks, MmuIdx::M, GuestVirt::new(at), MemSize::B8, 0).unwrap();
         }
     }
 
@@ -373,6 +383,7 @@ mod tests {
             assert_eq!(w.check(), Ok(()), "{n}");
             w.add([A, B, C][n]);
             assert_eq!(w.check(), Ok(()), "{n} again");
+            let ctx = w.ctx();
             w.tbs.clear(ctx);
             assert_eq!(w.check(), Ok(()), "{n} and all");
         }
@@ -504,7 +515,9 @@ mod tests {
         });
         caught("share code", |w| {
             // Filled again while its TBs live.
-            (0..w.tbs.code.chunks()).for_each(|_| drop(w.tbs.code.next_chunk()));
+            for _ in 0..w.tbs.code.chunks() {
+                w.tbs.code.next_chunk();
+            }
         });
         caught("has None in its place", |w| w.tbs.chunk_tbs[0].clear());
         caught("list 4 TBs", |w| w.tbs.chunk_tbs[0].push(77));

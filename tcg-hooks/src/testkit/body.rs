@@ -13,8 +13,9 @@ pub(super) struct Gen<'a> {
     pub functions: Vec<(u64, u64)>,
 }
 
-pub(super) fn generate(seed: u64, options: &Options) -> Program {
-    let mut g = Gen { a: Asm::new(options.base), rng: Rng::new(seed), o: options, functions: Vec::new() };
+pub(super) fn generate(seed: u64, tape: &[u8], options: &Options) -> Program {
+    let rng = Rng::with_tape(seed, tape);
+    let mut g = Gen { a: Asm::new(options.base), rng, o: options, functions: Vec::new() };
     g.a.seek(CODE + 2 * g.rng.below(64) * (1 + u64::from(!options.compressed)));
     for _ in 0..3 {
         g.function();

@@ -27,8 +27,12 @@
 //! | `t5`, `t6` | the trap handler's |
 //! | the others | anything |
 mod asm;
+#[cfg(target_arch = "x86_64")]
+pub mod board;
 mod body;
 pub mod encode;
+#[cfg(target_arch = "x86_64")]
+pub mod fuzz;
 pub mod oracle;
 pub mod rng;
 mod simple;
@@ -115,9 +119,14 @@ pub struct Program {
 impl Program {
     /// The program that belongs to `seed`. The RAM length of `options` is raised to the least that is needed.
     pub fn generate(seed: u64, options: &Options) -> Program {
+        Program::with_tape(seed, &[], options)
+    }
+
+    /// As [`Program::generate`], with a fuzzer's bytes deciding what they reach: see [`Rng::with_tape`].
+    pub fn with_tape(seed: u64, tape: &[u8], options: &Options) -> Program {
         let mut options = options.clone();
         options.ram_len = options.ram_len.max(Options::MIN_RAM);
-        body::generate(seed, &options)
+        body::generate(seed, tape, &options)
     }
 
     /// The shortest beginning of a program that still fails, for a report. `None` if none does.

@@ -1,22 +1,41 @@
 //! A generator of numbers that stays the same for ever: a seed in a test's output is a program anybody can have again.
 
-/// SplitMix64.
+use std::sync::Arc;
+
+/// SplitMix64; or, for a fuzzer, a tape of bytes that decide, with SplitMix64 for the rest.
 #[derive(Debug, Clone)]
-pub struct Rng(u64);
+pub struct Rng {
+    state: u64,
+    tape: Arc<[u8]>,
+    at: usize,
+}
 
 impl Rng {
     /// The sequence that belongs to `seed`.
     pub fn new(seed: u64) -> Rng {
-        Rng(seed)
+        Rng { state: seed, tape: Arc::new([]), at: 0 }
+    }
+
+    /// Numbers whose top byte, and with it most decisions, comes from `tape`, while it lasts: a changed byte is a
+    /// changed decision.
+    pub fn with_tape(seed: u64, tape: &[u8]) -> Rng {
+        Rng { tape: tape.into(), ..Rng::new(seed) }
     }
 
     /// The next 64 bits.
     pub fn bits(&mut self) -> u64 {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut z = self.0;
+        self.state = self.state.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let mut z = self.state;
         z = (z ^ z >> 30).wrapping_mul(0xbf58_476d_1ce4_e5b9);
         z = (z ^ z >> 27).wrapping_mul(0x94d0_49bb_1331_11eb);
-        z ^ z >> 31
+        z ^= z >> 31;
+        match self.tape.get(self.at) {
+            Some(&top) => {
+                self.at += 1;
+                z & u64::MAX >> 8 | u64::from(top) << 56
+            }
+            None => z,
+        }
     }
 
     /// A number below `n`, or 0 if `n` is 0.
@@ -75,6 +94,15 @@ impl Rng {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_tape_decides_until_it_ends() {
+        let mut r = Rng::with_tape(42, &[0, 0x80, 0xff]);
+        assert_eq!([r.below(2), r.below(2), r.below(8)], [0, 1, 7]);
+        let mut plain = Rng::new(42);
+        (0..3).for_each(|_| _ = plain.bits());
+        assert_eq!(r.bits(), plain.bits());
+    }
 
     #[test]
     fn a_seed_is_a_sequence_for_ever() {

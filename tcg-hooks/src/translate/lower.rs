@@ -1,12 +1,15 @@
 //! One guest instruction at a time to IR, with constants folded and dead writes dropped inside a block.
 //!
-//! A write is dead when the very next op overwrites it without reading it; anything in between might fault and show
-//! the register to a handler, so nothing further is looked at.
+//! A write is dead when an op soon after overwrites it, and nothing in between reads it or might fault, which would show
+//! the register to a handler.
 use crate::cpu::CpuState;
 use crate::ir::{Alu, Cond, Ir, Kind, MemOp, Region, Site, Target, Term};
 use crate::riscv::csr::{Csrs, num};
 use crate::riscv::{Insn, Op};
 use std::mem::offset_of;
+
+/// How many ops back a dead write is looked for.
+const LOOK_BACK: usize = 4;
 
 /// State of the pass within one block.
 pub(super) struct Lower {
@@ -125,16 +128,29 @@ impl Lower {
             if matches!(ir.kind, Kind::Mov) && ir.a == ir.rd {
                 return;
             }
-            if region.ops.len() > self.first
-                && let Some(last) = region.ops.last()
-                && last.rd == ir.rd
-                && matches!(last.kind, Kind::Li | Kind::Mov | Kind::Reg(_) | Kind::Imm(_))
-                && !reads(&ir, ir.rd)
-            {
-                region.ops.pop();
-            }
+            self.drop_dead(region, &ir);
         }
         self.push(region, ir);
+    }
+
+    /// Removes the write that `ir` makes dead, if nothing behind it could have shown or read it.
+    fn drop_dead(&self, region: &mut Region, ir: &Ir) {
+        if reads(ir, ir.rd) {
+            return;
+        }
+        for at in (self.first.max(region.ops.len().saturating_sub(LOOK_BACK))..region.ops.len()).rev() {
+            let op = &region.ops[at];
+            if !matches!(op.kind, Kind::Li | Kind::Mov | Kind::Reg(_) | Kind::Imm(_)) {
+                return;
+            }
+            if op.rd == ir.rd {
+                region.ops.remove(at);
+                return;
+            }
+            if reads(op, ir.rd) {
+                return;
+            }
+        }
     }
 
     fn push(&mut self, region: &mut Region, ir: Ir) {

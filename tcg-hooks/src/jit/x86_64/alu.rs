@@ -9,11 +9,21 @@ macro_rules! with {
     ($s:ident, $op:ident, $size:ident, $d:expr, $g:expr) => {
         match $s.map.host($g) {
             Some(h) => dynasm!($s.ops; .arch x64; $op $size($d), $size(h)),
-            None => dynasm!($s.ops; .arch x64; $op $size($d), [rbp + off($g)]),
+            None => dynasm!($s.ops; .arch x64; $op $size($d), [BYTE rbp + off($g)]),
         }
     };
 }
 pub(super) use with;
+
+/// `op operand, imm` with the shortest immediate.
+macro_rules! short {
+    ($s:ident, $imm:expr, $op:ident $($operand:tt)*) => {
+        match i8::try_from($imm) {
+            Ok(imm) => dynasm!($s.ops; .arch x64; $op $($operand)*, BYTE imm),
+            Err(_) => dynasm!($s.ops; .arch x64; $op $($operand)*, DWORD $imm),
+        }
+    };
+}
 
 impl Emitter {
     pub(super) fn copy(&mut self, rd: u8, a: u8) {
@@ -131,7 +141,7 @@ impl Emitter {
     pub(super) fn put(&mut self, rd: u8, host: u8) {
         match self.map.host(rd) {
             Some(d) => dynasm!(self.ops; .arch x64; mov Rq(d), Rq(host)),
-            None => dynasm!(self.ops; .arch x64; mov [rbp + off(rd)], Rq(host)),
+            None => dynasm!(self.ops; .arch x64; mov [BYTE rbp + off(rd)], Rq(host)),
         }
     }
 
@@ -198,19 +208,34 @@ impl Emitter {
         let imm32 = imm as i32;
         match op {
             Alu::Add => match (self.map.host(rd), self.map.host(a)) {
-                (None, _) if rd == a => dynasm!(self.ops; .arch x64; add QWORD [rbp + off(rd)], DWORD imm32),
-                (Some(d), Some(x)) if d == x => dynasm!(self.ops; .arch x64; add Rq(d), DWORD imm32),
+                (None, _) if rd == a => dynasm!(self.ops; .arch x64; add QWORD [BYTE rbp + off(rd)], DWORD imm32),
+                (Some(d), Some(x)) if d == x => short!(self, imm32, add Rq(d)),
                 _ => {
                     let x = self.source(a, RAX);
                     let d = self.target(rd, RAX);
-                    dynasm!(self.ops; .arch x64; lea Rq(d), [Rq(x) + imm32]);
+                    match i8::try_from(imm32) {
+                        Ok(imm) => dynasm!(self.ops; .arch x64; lea Rq(d), [BYTE Rq(x) + imm]),
+                        Err(_) => dynasm!(self.ops; .arch x64; lea Rq(d), [Rq(x) + imm32]),
+                    }
                     self.done(rd, d);
                 }
             },
-            Alu::AddW => {
+            Alu::AddW if imm == 0 => {
+                let d = self.target(rd, RAX);
                 match self.map.host(a) {
-                    Some(x) => dynasm!(self.ops; .arch x64; lea eax, [Rq(x) + imm32]),
-                    None => dynasm!(self.ops; .arch x64; mov eax, [rbp + off(a)]; add eax, DWORD imm32),
+                    Some(x) => dynasm!(self.ops; .arch x64; movsxd Rq(d), Rd(x)),
+                    None => dynasm!(self.ops; .arch x64; movsxd Rq(d), DWORD [BYTE rbp + off(a)]),
+                }
+                self.done(rd, d);
+            }
+            Alu::AddW => {
+                match (self.map.host(a), i8::try_from(imm32)) {
+                    (Some(x), Ok(imm)) => dynasm!(self.ops; .arch x64; lea eax, [BYTE Rq(x) + imm]),
+                    (Some(x), Err(_)) => dynasm!(self.ops; .arch x64; lea eax, [Rq(x) + imm32]),
+                    (None, _) => {
+                        dynasm!(self.ops; .arch x64; mov eax, [BYTE rbp + off(a)]);
+                        short!(self, imm32, add eax);
+                    }
                 }
                 self.sign_extend(rd);
             }
@@ -221,9 +246,9 @@ impl Emitter {
                 }
                 let n = (imm & 63) as i8;
                 match op {
-                    Alu::And => dynasm!(self.ops; .arch x64; and Rq(d), DWORD imm32),
-                    Alu::Or => dynasm!(self.ops; .arch x64; or Rq(d), DWORD imm32),
-                    Alu::Xor => dynasm!(self.ops; .arch x64; xor Rq(d), DWORD imm32),
+                    Alu::And => short!(self, imm32, and Rq(d)),
+                    Alu::Or => short!(self, imm32, or Rq(d)),
+                    Alu::Xor => short!(self, imm32, xor Rq(d)),
                     Alu::Sll => dynasm!(self.ops; .arch x64; shl Rq(d), n),
                     Alu::Srl => dynasm!(self.ops; .arch x64; shr Rq(d), n),
                     _ => dynasm!(self.ops; .arch x64; sar Rq(d), n),
@@ -252,7 +277,7 @@ impl Emitter {
             Alu::Slt | Alu::Sltu => {
                 match self.map.host(a) {
                     Some(x) => dynasm!(self.ops; .arch x64; cmp Rq(x), DWORD imm32),
-                    None => dynasm!(self.ops; .arch x64; cmp QWORD [rbp + off(a)], DWORD imm32),
+                    None => dynasm!(self.ops; .arch x64; cmp QWORD [BYTE rbp + off(a)], DWORD imm32),
                 }
                 self.set_less(rd, op == Alu::Slt);
             }

@@ -22,7 +22,10 @@ impl Emitter {
             }
             Term::Indirect { base, imm, link, calls, pops } => {
                 let x = self.source(base, RAX);
-                dynasm!(self.ops; .arch x64; lea rax, [Rq(x) + imm]; and rax, -2);
+                match imm {
+                    0 => dynasm!(self.ops; .arch x64; mov rax, Rq(x); and rax, BYTE -2),
+                    _ => dynasm!(self.ops; .arch x64; lea rax, [Rq(x) + imm]; and rax, BYTE -2),
+                }
                 if let Some((rd, ret)) = link {
                     self.link_register(rd, ret);
                     if calls {
@@ -71,7 +74,7 @@ impl Emitter {
     fn branch(&mut self, cond: Cond, a: u8, b: u8, taken: Target, fall: Target, next: u16) {
         match (self.map.host(a), b) {
             (Some(x), 0) => dynasm!(self.ops; .arch x64; test Rq(x), Rq(x)),
-            (None, 0) => dynasm!(self.ops; .arch x64; cmp QWORD [rbp + off(a)], 0),
+            (None, 0) => dynasm!(self.ops; .arch x64; cmp QWORD [BYTE rbp + off(a)], 0),
             _ => {
                 let x = self.source(a, RAX);
                 with!(self, cmp, Rq, x, b);
@@ -111,7 +114,7 @@ impl Emitter {
             Some(host) => self.constant(host, ret as i64),
             None => {
                 self.constant(super::regs::RCX, ret as i64);
-                dynasm!(self.ops; .arch x64; mov [rbp + off(rd)], rcx);
+                dynasm!(self.ops; .arch x64; mov [BYTE rbp + off(rd)], rcx);
             }
         }
     }

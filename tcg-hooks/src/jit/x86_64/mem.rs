@@ -116,6 +116,24 @@ impl Emitter {
     /// The store itself. Without a flat addend, rcx is the entry's offset; rax is lost.
     fn store_to_ram(&mut self, Store { base, imm, bytes, value }: Store) {
         let (indexed, disp) = self.host_address(imm);
+        if value == 0 {
+            macro_rules! zero {
+                ($size:ident) => {
+                    if indexed {
+                        dynasm!(self.ops; .arch x64; mov $size [Rq(base) + rcx + disp], 0)
+                    } else {
+                        dynasm!(self.ops; .arch x64; mov $size [Rq(base) + disp], 0)
+                    }
+                };
+            }
+            match bytes {
+                1 => zero!(BYTE),
+                2 => zero!(WORD),
+                4 => zero!(DWORD),
+                _ => zero!(QWORD),
+            }
+            return;
+        }
         let value = self.source(value, RAX);
         macro_rules! go {
             ($reg:ident) => {

@@ -98,8 +98,8 @@ pub(crate) struct Emitter {
 }
 
 /// Displacement of a guest register in the context.
-const fn off(guest: u8) -> i32 {
-    8 * guest as i32 - context::BASE
+const fn off(guest: u8) -> i8 {
+    (8 * (guest as i32 & 31) - context::BASE) as i8
 }
 
 impl Emitter {
@@ -151,7 +151,11 @@ impl Emitter {
             if i == usize::from(region.entry) && !self.is_remapped() {
                 entry = self.here();
             }
-            dynasm!(self.ops; .arch x64; =>label; sub r15, DWORD i32::from(block.insns));
+            dynasm!(self.ops; .arch x64; =>label);
+            match i8::try_from(block.insns) {
+                Ok(n) => dynasm!(self.ops; .arch x64; sub r15, BYTE n),
+                Err(_) => dynasm!(self.ops; .arch x64; sub r15, DWORD i32::from(block.insns)),
+            }
             if block.poll {
                 let label = self.ops.new_dynamic_label();
                 let exit = self.exit(block.pc, block.insns);
@@ -294,11 +298,11 @@ impl Emitter {
         match self.map.host(rd) {
             Some(host) => self.constant(host, imm),
             None if i32::try_from(imm).is_ok() => {
-                dynasm!(self.ops; .arch x64; mov QWORD [rbp + off(rd)], imm as i32);
+                dynasm!(self.ops; .arch x64; mov QWORD [BYTE rbp + off(rd)], imm as i32);
             }
             None => {
                 self.constant(RAX, imm);
-                dynasm!(self.ops; .arch x64; mov [rbp + off(rd)], rax);
+                dynasm!(self.ops; .arch x64; mov [BYTE rbp + off(rd)], rax);
             }
         }
     }
@@ -321,7 +325,7 @@ impl Emitter {
         match self.map.host(guest) {
             Some(host) => host,
             None => {
-                dynasm!(self.ops; .arch x64; mov Rq(scratch), [rbp + off(guest)]);
+                dynasm!(self.ops; .arch x64; mov Rq(scratch), [BYTE rbp + off(guest)]);
                 scratch
             }
         }
@@ -335,7 +339,7 @@ impl Emitter {
     /// Writes a computed value back, if its register lives in memory.
     fn done(&mut self, guest: u8, host: u8) {
         if self.map.host(guest).is_none() {
-            dynasm!(self.ops; .arch x64; mov [rbp + off(guest)], Rq(host));
+            dynasm!(self.ops; .arch x64; mov [BYTE rbp + off(guest)], Rq(host));
         }
     }
 }

@@ -124,7 +124,7 @@ impl Emitter {
     /// At the region's entry: from the fixed map to its own.
     pub(super) fn swap_at_entry(&mut self) {
         for &(h, g, r) in &self.remap.swaps {
-            dynasm!(self.ops; .arch x64; mov [rbp + off(g)], Rq(h); mov Rq(h), [rbp + off(r)]);
+            dynasm!(self.ops; .arch x64; mov [BYTE rbp + off(g)], Rq(h); mov Rq(h), [BYTE rbp + off(r)]);
         }
     }
 
@@ -151,14 +151,14 @@ impl Emitter {
         if let Some(label) = self.remap.out {
             dynasm!(self.ops; .arch x64; =>label);
             for &(h, g, r) in &self.remap.swaps {
-                dynasm!(self.ops; .arch x64; mov [rbp + off(r)], Rq(h); mov Rq(h), [rbp + off(g)]);
+                dynasm!(self.ops; .arch x64; mov [BYTE rbp + off(r)], Rq(h); mov Rq(h), [BYTE rbp + off(g)]);
             }
             dynasm!(self.ops; .arch x64; ret);
         }
         if let Some(label) = self.remap.back {
             dynasm!(self.ops; .arch x64; =>label);
             for &(h, _, r) in &self.remap.swaps {
-                dynasm!(self.ops; .arch x64; mov Rq(h), [rbp + off(r)]);
+                dynasm!(self.ops; .arch x64; mov Rq(h), [BYTE rbp + off(r)]);
             }
             dynasm!(self.ops; .arch x64; ret);
         }
