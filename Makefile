@@ -3,6 +3,7 @@
 #   make test          deps, guest programs, lints, all tests, loom models, conformance where a corpus is at hand
 #   make test-deep     the same tests in release with many more random programs (NOTDIRTY_PROGRAMS=n)
 #   make bench         our JIT beside QEMU and Unicorn; ROW=name for one row or group, RUNS=n, JSON=1 for a machine
+#   make bench-flags what each of the JIT's switches is worth; ROW=name, RUNS=n
 #   make conformance   CORPUS=dir: every ELF in dir on both engines (default ../corpora/{riscv-tests,programs})
 #   make guests        the C guest programs, into guests/programs/build
 #   make unicorn       the GPL-2.0-only package with Unicorn as another engine (slow: builds its C sources)
@@ -17,7 +18,7 @@ NOTDIRTY_PROGRAMS ?= 1000000
 # Members of the workspace that plain tests leave out, and why: Unicorn compiles minutes of C.
 ALL := --workspace --exclude notdirty-unicorn
 
-.PHONY: all test test-deep bench conformance guests unicorn deps lint deny clean
+.PHONY: all test test-deep bench bench-flags conformance guests unicorn deps lint deny clean
 all:
 	$(CARGO) build --release $(CARGO_FLAGS)
 
@@ -52,11 +53,16 @@ test-deep: guests
 	$(CARGO) loom
 	NOTDIRTY_PROGRAMS=$(NOTDIRTY_PROGRAMS) $(CARGO) test --release $(CARGO_FLAGS) $(ALL) -- --nocapture
 
+bench-flags:
+	$(MAKE) --no-print-directory guests
+	$(CARGO) build --release $(CARGO_FLAGS) -p notdirty
+	$(CARGO) run --release $(CARGO_FLAGS) -p notdirty-benches --bin flags -- $(if $(ROW),ROW=$(ROW)) $(if $(RUNS),RUNS=$(RUNS))
+
 bench:
 	.ci/deps bench
 	$(MAKE) --no-print-directory guests
 	$(CARGO) build --release $(CARGO_FLAGS) -p notdirty
-	$(CARGO) run --release $(CARGO_FLAGS) -p notdirty-benches -- $(if $(ROW),ROW=$(ROW)) $(if $(RUNS),RUNS=$(RUNS)) $(if $(JSON),--json)
+	$(CARGO) run --release $(CARGO_FLAGS) -p notdirty-benches --bin side_by_side -- $(if $(ROW),ROW=$(ROW)) $(if $(RUNS),RUNS=$(RUNS)) $(if $(JSON),--json)
 
 unicorn: guests
 	.ci/deps unicorn

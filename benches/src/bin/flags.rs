@@ -1,0 +1,78 @@
+//! `make bench-flags`: what each optimisation of the JIT is worth, by switching it off.
+//!
+//!   flags [ROW=name|group]... [RUNS=n]
+//!
+//! One line a row, one column a switch: guest-measured time without it / with everything on, the median of paired runs.
+
+use std::path::{Path, PathBuf};
+use std::process::{Command, ExitCode};
+
+use notdirty_benches::pairing::{self, Measured};
+use notdirty_benches::rivals::ours;
+use notdirty_benches::rows::{Row, pick};
+use notdirty_benches::stats;
+
+/// Rows that say something about a switch, and are over soon.
+const ROWS: [&str; 9] =
+    ["intmix", "fib", "icall-16", "switch", "sha256", "memcpy", "rand-store", "smc-same", "smc-emit"];
+
+fn main() -> ExitCode {
+    match run() {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(why) => {
+            eprintln!("flags: {why}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run() -> Result<(), String> {
+    let (mut rows, mut rounds): (Vec<Row>, usize) = (Vec::new(), 3);
+    for arg in std::env::args().skip(1) {
+        match arg.split_once('=') {
+            Some(("ROW", word)) => rows.extend(pick(word)),
+            Some(("RUNS", count)) => rounds = count.parse().map_err(|_| format!("RUNS={count}: not a count"))?,
+            _ => return Err(format!("{arg}: not an option (ROW=name RUNS=n)")),
+        }
+    }
+    if rows.is_empty() {
+        rows = ROWS.iter().flat_map(|name| pick(name)).collect();
+    }
+    let target: PathBuf =
+        std::env::current_exe().ok().and_then(|exe| Some(exe.parent()?.to_owned())).unwrap_or_default();
+    let all = ours::find(&target).ok_or("target/release/notdirty is not there: cargo build --release")?;
+    let mut rivals = vec![all.clone()];
+    let switches = switches(&target)?;
+    for name in &switches {
+        let mut rival = all.clone();
+        rival.command.extend(["--jit-off".into(), name.clone()]);
+        rivals.push(rival);
+    }
+    let programs = Path::new(env!("CARGO_MANIFEST_DIR")).join("../guests/programs/build/full");
+    println!("time without / time with everything on, median of {rounds} paired runs; {}\n", all.version);
+    println!("| without | {} |", switches.join(" | "));
+    println!("|---|{}", "---|".repeat(switches.len()));
+    for row in rows {
+        let elf = programs.join(row.name).with_extension("elf");
+        let measured = pairing::measure(row, &elf, &rivals, rounds, false);
+        let cells: Vec<String> = (1..rivals.len()).map(|rival| cell(&measured, rival)).collect();
+        println!("| {} | {} |", row.name, cells.join(" | "));
+    }
+    Ok(())
+}
+
+/// The switches that the program itself names.
+fn switches(target: &Path) -> Result<Vec<String>, String> {
+    let output = Command::new(target.join("notdirty"))
+        .args(["run", "--jit-off", "help"])
+        .output()
+        .map_err(|e| format!("notdirty does not run: {e}"))?;
+    Ok(String::from_utf8_lossy(&output.stdout).split_whitespace().map(String::from).collect())
+}
+
+fn cell(measured: &Measured, rival: usize) -> String {
+    match &measured.runs[rival] {
+        Err(why) => why.clone(),
+        Ok(_) => stats::median(&measured.ratios(rival, 0)).map_or("-".into(), |ratio| format!("{ratio:.2}")),
+    }
+}
