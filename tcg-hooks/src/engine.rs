@@ -39,6 +39,8 @@ pub struct JitFlags {
     pub jump_cache: bool,
     /// Speculate that host = guest + constant, so that the TLB check is off the address chain.
     pub flat_addend: bool,
+    /// Let several accesses off one base register share one TLB check.
+    pub elide: bool,
     /// Constant propagation and removal of dead writes.
     pub optimise: bool,
     /// Use BMI2 shifts where the host has them.
@@ -57,6 +59,7 @@ impl Default for JitFlags {
             chaining: true,
             jump_cache: true,
             flat_addend: true,
+            elide: true,
             optimise: true,
             bmi2: true,
             tier0: true,
@@ -66,7 +69,7 @@ impl Default for JitFlags {
 
 impl JitFlags {
     /// Names of the switches, in the order of [`JitFlags::set`]'s bits.
-    pub const NAMES: [&str; 10] = [
+    pub const NAMES: [&str; 11] = [
         "regions",
         "pinned",
         "remap",
@@ -74,6 +77,7 @@ impl JitFlags {
         "chaining",
         "jump_cache",
         "flat_addend",
+        "elide",
         "optimise",
         "bmi2",
         "tier0",
@@ -89,6 +93,7 @@ impl JitFlags {
             "chaining" => &mut self.chaining,
             "jump_cache" => &mut self.jump_cache,
             "flat_addend" => &mut self.flat_addend,
+            "elide" => &mut self.elide,
             "optimise" => &mut self.optimise,
             "bmi2" => &mut self.bmi2,
             "tier0" => &mut self.tier0,

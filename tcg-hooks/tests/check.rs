@@ -14,12 +14,12 @@ fn programs() -> u64 {
 
 /// Runs programs one after the other on one machine, each in the next of `slots` places. Returns the machine, which
 /// was never out of order.
-fn run(flags: JitFlags, slots: u64, first: u64) -> Board {
+fn run(flags: JitFlags, programs: u64, slots: u64, first: u64) -> Board {
     let make = Make { engine: EngineKind::Jit, flags, icache: ICache::Coherent, cache: 1, ram: (RAM, slots * LEN) };
     let mut board = Board::new(make);
     board.vcpu.set_checking(true);
     let mut oracle = Board::new(Make { engine: EngineKind::Interp, ..make });
-    for n in 0..programs() {
+    for n in 0..programs {
         let options = Options { base: RAM + n % slots * LEN, ram_len: LEN, ..Options::default() };
         let program = Program::generate(first + n, &options);
         let [theirs, ours] = [&mut oracle, &mut board].map(|board| {
@@ -38,7 +38,7 @@ fn run(flags: JitFlags, slots: u64, first: u64) -> Board {
 
 #[test]
 fn eagerly_translated_programs_keep_every_structure_in_order() {
-    let board = run(JitFlags { tier0: false, ..JitFlags::default() }, 1, 0);
+    let board = run(JitFlags { tier0: false, ..JitFlags::default() }, programs(), 1, 0);
     let stats = board.vcpu.stats();
     println!("{} checks, {:?}", board.vcpu.checks(), stats.tb);
     assert!(stats.tbs_invalidated > programs() && board.vcpu.checks() > stats.tbs_translated);
@@ -46,7 +46,7 @@ fn eagerly_translated_programs_keep_every_structure_in_order() {
 
 #[test]
 fn tiered_programs_keep_every_structure_in_order() {
-    let board = run(JitFlags::default(), 1, 10_000);
+    let board = run(JitFlags::default(), programs(), 1, 10_000);
     println!("{} checks, {:?}", board.vcpu.checks(), board.vcpu.stats().tb);
     assert!(board.vcpu.checks() > 0);
 }
@@ -57,14 +57,16 @@ fn basic_blocks_without_any_cache_keep_every_structure_in_order() {
     for name in ["regions", "return_stack", "jump_cache", "pinned"] {
         assert!(flags.set(name, false));
     }
-    let board = run(flags, 1, 20_000);
+    let board = run(flags, programs(), 1, 20_000);
     assert!(board.vcpu.stats().tb.linked > 0);
 }
 
 #[test]
 fn a_crowded_code_cache_keeps_every_structure_in_order() {
     // Programs in places of their own let each other live, until the cache is full and comes round again.
-    let board = run(JitFlags { tier0: false, ..JitFlags::default() }, programs().clamp(2, 1000), 30_000);
+    let flags = JitFlags { tier0: false, regions: false, optimise: false, ..JitFlags::default() };
+    let n = 3 * programs();
+    let board = run(flags, n, n.clamp(2, 1000), 30_000);
     let stats = board.vcpu.stats();
     println!("{} checks, {:?}", board.vcpu.checks(), stats.tb);
     assert!(programs() < 150 || stats.tbs_evicted > 0, "no pressure: {:?}", stats.tb);

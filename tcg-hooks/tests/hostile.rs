@@ -281,7 +281,9 @@ impl World {
             // The same slot of the TLB, another page; and equal in the low 32 bits.
             3 => (RAM + self.rng.below(RAM_LEN)).wrapping_add(self.rng.bits() << 26),
             4 => RAM.wrapping_add(self.rng.bits() << 32) + self.rng.below(RAM_LEN),
-            5 => self.rng.pick(&[RAM + RAM_LEN, RAM, ROM + 0x4000, ALIAS + 0x2_0000, 0x4000, TOP, 0]).wrapping_add(near),
+            5 => {
+                self.rng.pick(&[RAM + RAM_LEN, RAM, ROM + 0x4000, ALIAS + 0x2_0000, 0x4000, TOP, 0]).wrapping_add(near)
+            }
             _ => self.rng.pick(&self.wild).wrapping_add(near),
         }
     }

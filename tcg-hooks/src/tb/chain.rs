@@ -29,7 +29,9 @@ impl TbCache {
     pub(super) fn unlink_incoming(&mut self, tb: TbId) {
         let Some(dead) = self.tbs[tb as usize].as_mut() else { return };
         for (from, slot) in std::mem::take(&mut dead.incoming) {
-            if let Some(exit) = self.tbs[from as usize].as_mut().and_then(|t| t.exits.get_mut(usize::from(slot))) {
+            let exit = self.tbs[from as usize].as_mut().and_then(|t| t.exits.get_mut(usize::from(slot)));
+            // Patching the place of a poll, or of somebody else's link, would be worse than a link too many.
+            if let Some(exit) = exit.filter(|exit| exit.to == Some(tb)) {
                 exit.to = None;
                 let (field, stub) = (exit.field, exit.stub);
                 self.code.patch_rel32(field, stub);

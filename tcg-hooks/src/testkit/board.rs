@@ -1,8 +1,8 @@
 //! A vCPU with any engine, RAM for generated programs, and a device that stops it where a program ends.
 //!
 //! ```text
-//!   base  [ RAM: the program ] ... nothing ... [ epilogue: store to STOP; spin ]        STOP: any store stops
-//!           stop: jump to the epilogue ─────────▲
+//!   RAM   [ program            ... ram_len - 0x800: epilogue ][ program ...            STOP: any store stops
+//!           stop: jump to the epilogue ─────────▲ store to STOP; spin
 //! ```
 //!
 //! An exact instruction limit would do to stop, but its last few hundred instructions are the oracle's on every engine.
@@ -18,8 +18,8 @@ use std::time::{Duration, Instant};
 
 /// Any store to this page ends a run.
 const STOP: u64 = 0x10_0000;
-/// From the end of RAM: out of reach of what programs touch beyond it.
-const GAP: u64 = 0x4_0000;
+/// From the end of a program's RAM: farther than programs reach on purpose.
+const EPILOGUE: u64 = 0x800;
 const ZERO: u8 = 0;
 const T5: u8 = 30;
 
@@ -57,8 +57,9 @@ pub struct Board {
     /// The hart.
     pub vcpu: Vcpu,
     space: Arc<AddressSpace>,
-    ram: (u64, u64),
-    _blocks: [Arc<RamBlock>; 2],
+    /// The RAM of the program loaded last.
+    loaded: (u64, u64),
+    _block: Arc<RamBlock>,
 }
 
 impl Board {
@@ -71,18 +72,8 @@ impl Board {
         let list = Arc::new(RamList::new());
         let near = 0x1000_0000..0xf000_0000;
         let block = list.add(RamBlockSpec::new("ram", ram.1).near(near)).expect("RAM");
-        let tail = list.add(RamBlockSpec::new("epilogue", 0x1000)).expect("RAM");
         let space = AddressSpace::new(list);
         space.map_ram(GuestPhys::new(ram.0), &block, 0, ram.1, 0).expect("an empty space");
-        let epilogue = ram.0 + ram.1 + GAP;
-        space.map_ram(GuestPhys::new(epilogue), &tail, 0, 0x1000, 0).expect("nothing is there");
-        let code = [
-            encode(Op::Lui, T5, 0, 0, STOP as i32),
-            encode(Op::Sw, 0, T5, ZERO, 0),
-            encode(Op::Jal, ZERO, 0, 0, 0),
-        ];
-        let code: Vec<u8> = code.into_iter().flat_map(u32::to_le_bytes).collect();
-        space.write(GuestPhys::new(epilogue), &code).expect("RAM is there");
         let stop = Arc::new(Stop::default());
         space.map_mmio(GuestPhys::new(STOP), 0x1000, stop.clone(), 0).expect("nothing is there");
         let config = VcpuConfig {
@@ -97,7 +88,7 @@ impl Board {
         };
         let vcpu = Vcpu::new(&space, config).expect("a vCPU");
         *stop.0.lock().unwrap_or_else(PoisonError::into_inner) = Arc::downgrade(vcpu.port());
-        Board { vcpu, space, ram, _blocks: [block, tail] }
+        Board { vcpu, space, loaded: ram, _block: block }
     }
 
     /// Loads a program as a host does, kills and all, and puts the hart at its entry. What lies before the program in
@@ -108,12 +99,18 @@ impl Board {
     pub fn load(&mut self, program: &Program, ram_len: u64) {
         let mut bytes = program.bytes.clone();
         bytes.resize(ram_len as usize, 0);
-        let stop = (program.stop - program.base) as usize;
-        let epilogue = self.ram.0 + self.ram.1 + GAP;
-        // Far jumps have no room where it spins: two instructions would run into the handler.
-        let jump = encode(Op::Jal, ZERO, 0, 0, epilogue.wrapping_sub(program.stop) as i32);
-        bytes[stop..stop + 4].copy_from_slice(&jump.to_le_bytes());
+        let (stop, epilogue) = (program.stop - program.base, ram_len - EPILOGUE);
+        for (at, word) in [
+            // There is room for one instruction.
+            (stop, encode(Op::Jal, ZERO, 0, 0, (epilogue - stop) as i32)),
+            (epilogue, encode(Op::Lui, T5, 0, 0, STOP as i32)),
+            (epilogue + 4, encode(Op::Sw, 0, T5, ZERO, 0)),
+            (epilogue + 8, encode(Op::Jal, ZERO, 0, 0, 0)),
+        ] {
+            bytes[at as usize..at as usize + 4].copy_from_slice(&word.to_le_bytes());
+        }
         self.space.write(GuestPhys::new(program.base), &bytes).expect("RAM is there");
+        self.loaded = (program.base, ram_len);
         self.vcpu.reset(program.entry);
     }
 
@@ -128,17 +125,17 @@ impl Board {
         exit
     }
 
-    /// All of RAM.
+    /// The RAM of the program loaded last.
     ///
     /// # Panics
     /// Never: it is there.
     pub fn memory(&self) -> Vec<u8> {
-        let mut bytes = vec![0; self.ram.1 as usize];
-        self.space.read(GuestPhys::new(self.ram.0), &mut bytes).expect("RAM is there");
+        let mut bytes = vec![0; self.loaded.1 as usize];
+        self.space.read(GuestPhys::new(self.loaded.0), &mut bytes).expect("RAM is there");
         bytes
     }
 
-    /// What differs between the harts and RAM of two machines, if anything does.
+    /// What differs between the harts of two machines, and the RAM of their programs, if anything does.
     pub fn difference(&self, other: &Board) -> Option<String> {
         let (a, b) = (self.vcpu.cpu(), other.vcpu.cpu());
         if (a.retired, a.pc) != (b.retired, b.pc) {
@@ -153,6 +150,6 @@ impl Board {
         }
         let (a, b) = (self.memory(), other.memory());
         let at = a.iter().zip(&b).position(|(a, b)| a != b)?;
-        Some(format!("RAM at {:#x} is {:#04x}, not {:#04x}", self.ram.0 + at as u64, a[at], b[at]))
+        Some(format!("RAM at {:#x} is {:#04x}, not {:#04x}", self.loaded.0 + at as u64, a[at], b[at]))
     }
 }

@@ -11,7 +11,7 @@
 //! A body panics when it has found something.
 use super::board::{Board, Make};
 use super::{Options, Program, Smc};
-use crate::riscv::{Insn, Op, compressed, decode, decode_any, disasm};
+use crate::riscv::{self, Insn, Op, compressed, decode_any, disasm};
 use crate::{EngineKind, ICache, JitFlags, VcpuExit};
 
 const RAM: (u64, u64) = (0x8000_0000, 0x4_0000);
@@ -78,7 +78,7 @@ pub fn decode(data: &[u8]) {
     for (n, window) in data.windows(4).enumerate() {
         let word = window.iter().rev().fold(0, |w: u32, &b| w << 8 | u32::from(b));
         let (low, pc) = (word as u16, 2 * n as u64);
-        let (long, short, any) = (decode::decode(word), compressed::expand(low), decode_any(low, word));
+        let (long, short, any) = (riscv::decode::decode(word), compressed::expand(low), decode_any(low, word));
         assert_eq!(any, if low & 3 == 3 { long } else { short }, "{word:#010x}");
         assert_eq!(u32::from(any.len), if low & 3 == 3 { 4 } else { 2 }, "{word:#010x}");
         for insn in [long, short, any] {

@@ -34,7 +34,7 @@ const INDEX: i32 = ((TLB_ENTRIES - 1) << ENTRY_BITS) as i32;
 
 impl Emitter {
     /// Leaves the entry's offset in rcx; the base register survives.
-    fn probe(&mut self, base: u8, imm: i32, bytes: u32, comparator: i32, slow: DynamicLabel) {
+    pub(super) fn probe(&mut self, base: u8, imm: i32, bytes: u32, comparator: i32, slow: DynamicLabel) {
         let mask = !(FLAGS as i32) | (bytes as i32 - 1);
         self.entry_offset(base, imm);
         dynasm!(self.ops; .arch x64
@@ -76,6 +76,14 @@ impl Emitter {
         let base = self.source(ir.a, RDX);
         let (slow, back) = self.slow(ir.site, None);
         self.probe(base, imm, mem.bytes(), READ, slow);
+        self.load_from_ram(base, ir, mem);
+        // The slow path wrote the register where it lives.
+        dynasm!(self.ops; .arch x64; =>back);
+    }
+
+    /// The load itself. Without a flat addend, rcx is the entry's offset.
+    pub(super) fn load_from_ram(&mut self, base: u8, ir: &Ir, mem: MemOp) {
+        let imm = ir.imm as i32;
         let (indexed, disp) = self.host_address(imm);
         let d = if ir.rd == 0 { RAX } else { self.target(ir.rd, RAX) };
         macro_rules! go {
@@ -99,8 +107,11 @@ impl Emitter {
         if ir.rd != 0 {
             self.done(ir.rd, d);
         }
-        // The slow path wrote the register where it lives.
-        dynasm!(self.ops; .arch x64; =>back);
+    }
+
+    /// A store whose check was done.
+    pub(super) fn store_from(&mut self, base: u8, ir: &Ir, mem: MemOp) {
+        self.store_to_ram(Store { base, imm: ir.imm as i32, bytes: mem.bytes(), value: ir.b });
     }
 
     pub(super) fn store(&mut self, ir: &Ir, mem: MemOp) {

@@ -15,6 +15,7 @@
 mod alu;
 pub(crate) mod context;
 pub(crate) mod disasm;
+mod elide;
 mod flow;
 pub(crate) mod helpers;
 mod mem;
@@ -67,6 +68,8 @@ enum Cold {
         label: DynamicLabel,
         pc: u64,
     },
+    /// The cold copy of accesses that share a check.
+    Cluster(usize),
     /// A conditional exit of a region with a map of its own.
     Leave {
         label: DynamicLabel,
@@ -87,6 +90,7 @@ pub(crate) struct Emitter {
     flat: Option<i32>,
     blocks: Vec<DynamicLabel>,
     cold: Vec<Cold>,
+    clusters: Vec<elide::Cluster>,
     externals: Vec<(u32, CodeOffset)>,
     /// The exits of the TB emitted last.
     pub(crate) exits: Vec<EmittedExit>,
@@ -115,6 +119,7 @@ impl Emitter {
             flat: flat.filter(|_| flags.flat_addend),
             blocks: Vec::new(),
             cold: Vec::new(),
+            clusters: Vec::new(),
             externals: Vec::new(),
             exits: Vec::new(),
             marks: Vec::new(),
@@ -131,6 +136,7 @@ impl Emitter {
         self.region_pc = region.pc;
         self.cold.clear();
         self.externals.clear();
+        self.clusters.clear();
         self.exits.clear();
         self.marks.clear();
         self.blocks.clear();
@@ -162,9 +168,7 @@ impl Emitter {
                 self.cold.push(Cold::Poll { label, exit });
                 dynasm!(self.ops; .arch x64; jl =>label);
             }
-            for ir in &region.ops[block.first as usize..block.end as usize] {
-                self.op(ir);
-            }
+            self.ops(&region.ops[block.first as usize..block.end as usize]);
             self.terminator(&block.term, i as u16 + 1);
         }
         self.marks.push((u64::MAX, self.here()));
@@ -268,6 +272,7 @@ impl Emitter {
                     self.leave_stub(label, exit);
                 }
             }
+            Cold::Cluster(number) => self.cold_cluster(number),
             Cold::Leave { label, pc } => {
                 dynasm!(self.ops; .arch x64; =>label);
                 self.swap_out();

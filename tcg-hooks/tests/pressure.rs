@@ -1,0 +1,150 @@
+//! A guest that emits new code for ever: the code cache stays bounded, the process stays as large as it was, and
+//! making room never holds the guest up for long.
+//!
+//! ```text
+//!   loop:  k pseudo-random; k instructions and a return to the next place of a ring; call it; on
+//!          the ring holds several times the code that the cache does, so places are met again long after eviction
+//! ```
+mod common;
+
+use common::*;
+use notdirty_tcg::riscv::Op;
+use notdirty_tcg::tb::TbStats;
+use std::sync::{Mutex, PoisonError};
+use std::time::Duration;
+
+/// Both tests look at the whole process.
+static ALONE: Mutex<()> = Mutex::new(());
+const RING: u64 = RAM + 0x1_0000;
+const RING_BYTES: u64 = 8 << 20;
+/// Functions emitted between two looks.
+const ROUNDS: u64 = 30_000;
+/// A pause that nobody notices.
+const PAUSE: Duration = Duration::from_millis(20);
+
+const S2: u8 = 18;
+const S3: u8 = 19;
+const S4: u8 = 20;
+const S5: u8 = 21;
+
+/// Bytes of the process in memory.
+fn resident() -> u64 {
+    let statm = std::fs::read_to_string("/proc/self/statm").expect("Linux says");
+    let pages = statm.split(' ').nth(1).and_then(|n| n.parse::<u64>().ok()).expect("the second number");
+    pages * 4096
+}
+
+/// Emits and calls as many functions as s5 says: each of 8 to 71 times `add a0, a0, a1` or its like.
+fn emitter() -> Asm {
+    let mut a = Asm::at(RAM);
+    let top = a.here();
+    // s4 = s4 * 1103515245 + 12345; t2 = 8 + six of its bits: instructions to emit.
+    a.word(T0, 1_103_515_245).op(Op::Mul, S4, S4, T0, 0).word(T0, 12_345).op(Op::Add, S4, S4, T0, 0);
+    a.op(Op::Srli, T2, S4, 0, 16).op(Op::Andi, T2, T2, 0, 63).i(addi(T2, T2, 8));
+    a.op(Op::Addi, A2, S2, 0, 0);
+    // An odd number of them is `xor` and `add` by turns.
+    a.word(T0, encode_op(Op::Add)).word(T1, encode_op(Op::Add) ^ encode_op(Op::Xor));
+    let each = a.here();
+    a.i(sw(T0, S2, 0)).i(addi(S2, S2, 4)).op(Op::Xor, T0, T0, T1, 0).i(addi(T2, T2, -1));
+    let back = each.wrapping_sub(a.here()) as i32;
+    a.op(Op::Bne, 0, T2, ZERO, back);
+    a.word(T0, ret()).i(sw(T0, S2, 0)).i(addi(S2, S2, 4));
+    a.op(Op::Jalr, RA, A2, 0, 0);
+    // Round the ring.
+    a.op(Op::Bltu, 0, S2, S3, 12);
+    a.la(S2, RING);
+    a.i(addi(S5, S5, -1));
+    let back = top.wrapping_sub(a.here()) as i32;
+    a.op(Op::Bne, 0, S5, ZERO, back).stop();
+    a
+}
+
+fn encode_op(op: Op) -> u32 {
+    notdirty_tcg::testkit::encode(op, A0, A0, A1, 0)
+}
+
+fn machine(cache: usize, ring: u64) -> Vm {
+    let mut vm = Vm::with(&Setup { cache, ram: RING - RAM + ring + 0x1000, ..Setup::default() });
+    emitter().put(&vm);
+    let x = &mut vm.vcpu.cpu_mut().x;
+    (x[usize::from(S2)], x[usize::from(S3)], x[usize::from(S4)]) = (RING, RING + ring, 1);
+    (x[usize::from(A0)], x[usize::from(A1)]) = (1, 3);
+    vm
+}
+
+fn rounds(vm: &mut Vm, n: u64) {
+    vm.vcpu.cpu_mut().x[usize::from(S5)] = n;
+    vm.run(RAM);
+}
+
+/// Emits for as long as `emit` says, up to three times; returns the longest pause of the best. A busy host may hold
+/// anybody up, so a pause counts where it was shortest.
+fn longest_pause(mut emit: impl FnMut() -> TbStats) -> Duration {
+    let mut longest = Duration::MAX;
+    for _ in 0..3 {
+        let stats = emit();
+        println!("longest pause {:?}; {stats:?}", stats.longest_reclaim);
+        longest = longest.min(stats.longest_reclaim);
+        if longest < PAUSE {
+            break;
+        }
+    }
+    longest
+}
+
+#[test]
+fn a_guest_that_emits_code_for_ever_runs_at_constant_memory_and_with_short_pauses() {
+    let _alone = ALONE.lock().unwrap_or_else(PoisonError::into_inner);
+    let longest = longest_pause(|| {
+        let mut vm = machine(1, RING_BYTES);
+        // Several times round the ring: all of RAM is touched, the cache was filled many times, and all lists have
+        // grown as long as they ever will be.
+        rounds(&mut vm, 8 * ROUNDS);
+        let (warm, before) = (resident(), vm.vcpu.stats().tb);
+        rounds(&mut vm, 12 * ROUNDS);
+        let (now, after) = (resident(), vm.vcpu.stats().tb);
+        println!("resident {} KiB, then {} KiB", warm / 1024, now / 1024);
+        assert!(after.translated - before.translated >= 12 * ROUNDS, "{after:?}");
+        assert!(after.evicted - before.evicted > 11 * ROUNDS, "no pressure: {after:?}");
+        assert!(now < warm + (256 << 10), "it grew from {warm} to {now} bytes");
+        assert_eq!(vm.vcpu.check_invariants(), Ok(()));
+        after
+    });
+    assert!(longest < PAUSE, "a pause of {longest:?}");
+}
+
+#[test]
+fn the_largest_piece_of_the_usual_code_cache_is_reclaimed_without_a_long_pause() {
+    let _alone = ALONE.lock().unwrap_or_else(PoisonError::into_inner);
+    let longest = longest_pause(|| {
+        let mut vm = machine(0, 64 << 20);
+        rounds(&mut vm, 13 * ROUNDS);
+        let stats = vm.vcpu.stats().tb;
+        assert!(stats.evicted > 0, "no pressure: {stats:?}");
+        stats
+    });
+    assert!(longest < PAUSE, "a pause of {longest:?}");
+}
+
+#[test]
+fn a_site_patched_for_ever_runs_at_constant_memory() {
+    let _alone = ALONE.lock().unwrap_or_else(PoisonError::into_inner);
+    const F: u64 = RAM + 0x1000;
+    let mut vm = Vm::new();
+    vm.put(F, &[addi(A0, A0, 1), ret()]);
+    let mut a = Asm::at(RAM);
+    a.la(A2, F).word(T0, addi(A0, A0, 1)).word(T1, addi(A0, A0, 1) ^ addi(A0, A0, 2));
+    let top = a.here();
+    a.op(Op::Xor, T0, T0, T1, 0).i(sw(T0, A2, 0)).call(F).i(addi(S5, S5, -1));
+    let back = top.wrapping_sub(a.here()) as i32;
+    a.op(Op::Bne, 0, S5, ZERO, back).stop();
+    a.put(&vm);
+    rounds(&mut vm, 10_000);
+    let (warm, before) = (resident(), vm.translated());
+    rounds(&mut vm, 400_000);
+    let now = resident();
+    println!("{} TBs; resident {} KiB, then {} KiB", vm.translated() - before, warm / 1024, now / 1024);
+    assert!(vm.translated() - before >= 400_000 && vm.x(A0) == 615_000);
+    // A list of the dead would be three times that.
+    assert!(now < warm + (512 << 10), "it grew from {warm} to {now} bytes");
+}
