@@ -51,7 +51,8 @@ conformance:
 
 test-deep: guests
 	$(CARGO) loom
-	NOTDIRTY_PROGRAMS=$(NOTDIRTY_PROGRAMS) $(CARGO) test --release $(CARGO_FLAGS) $(ALL) -- --nocapture
+	NOTDIRTY_PROGRAMS=$(NOTDIRTY_PROGRAMS) NOTDIRTY_CHECKED=2000 NOTDIRTY_FUZZ_INPUTS=20000 NOTDIRTY_HOSTILE_INSNS=100000000 \
+	$(CARGO) test --release $(CARGO_FLAGS) $(ALL) -- --nocapture
 
 bench-flags:
 	$(MAKE) --no-print-directory guests

@@ -6,6 +6,7 @@
 //!   load/ ◀──────┘                     └── notdirty_tcg::Vcpu     the hart: engine, TLB, translations
 //!   elf, raw, embedded images ──▶ AddressSpace::write    the one door: code that lies there dies
 //!   programs/    guests assembled with the host program: the demo, the self-modifying suite, …
+//!   smc_test/    that suite as a product: run here, in QEMU, or written as ELF files
 //! ```
 //!
 //! ```no_run
@@ -26,6 +27,7 @@ pub mod devices;
 pub mod load;
 pub mod machine;
 pub mod programs;
+pub mod smc_test;
 
 pub use devices::console::{Captured, Console};
 pub use devices::exit::{ExitBy, GuestExit};

@@ -43,7 +43,7 @@ fn assert_same_end(name: &str, jit: &Machine, oracle: &Machine) {
 }
 
 fn with_alias(case: &SmcCase, engine: EngineKind, flags: JitFlags) -> Machine {
-    let mut machine = machine((case.build)(), engine, flags);
+    let mut machine = machine((case.build)(smc::CacheModel::Coherent), engine, flags);
     if let Some(alias) = case.alias {
         machine.map_alias(alias.base, alias.target, alias.len).expect("the alias is mapped");
     }
@@ -119,6 +119,33 @@ cases! {
     code_that_toggles_is_right_every_time: "toggling",
     packed_code_runs_once_unpacked: "packed",
     code_is_reached_through_two_addresses: "two_addresses",
+    code_two_mib_away_is_seen_as_patched: "far_page",
+    two_patches_in_one_block_are_both_seen: "two_patches_ahead",
+    a_loop_over_two_pages_sees_its_patches_on_both: "loop_over_two_pages",
+    many_pages_may_be_patched_at_once: "large_region",
+    a_loop_may_overwrite_its_back_edge: "back_edge",
+    a_return_site_far_up_is_seen_as_patched: "deep_return",
+    one_call_site_sees_each_of_its_targets_patched: "many_targets",
+    each_exit_of_a_region_is_seen_as_patched: "region_exits",
+    a_trap_handler_is_seen_as_patched: "trap_handler",
+    a_half_word_at_an_odd_address_is_seen: "misaligned_half_word",
+    a_double_word_that_starts_before_the_code_is_seen: "misaligned_double_word",
+    a_store_over_two_lines_is_seen_in_both: "line_crossing_store",
+    a_store_that_is_code_in_its_second_half_is_seen: "half_data_half_code",
+    every_amo_is_a_store_too: "every_amo",
+    an_sc_that_fails_changes_nothing: "failed_sc",
+    code_overwritten_with_itself_stays: "same_value",
+    bytes_with_two_readings_are_patched_in_both: "two_readings",
+    data_in_the_line_of_hot_code_is_exact: "data_in_the_line",
+    the_bytes_around_code_are_data: "neighbours",
+    a_stack_beside_its_code_kills_nothing: "stack_beside_code",
+    a_page_that_was_data_first_is_seen_as_patched: "function_in_data",
+    a_kilobyte_that_toggles_is_right_every_time: "toggling_kilobyte",
+    fresh_code_is_run_as_emitted: "emit_fresh",
+    code_emitted_over_code_is_run_as_emitted: "emit_same_place",
+    a_decoder_that_decodes_its_own_loop_is_right: "decoder_stub",
+    a_second_stage_over_the_first_is_run: "boot_loader",
+    code_that_walks_through_memory_is_right: "walking_copy",
 }
 
 /// `addi a0, zero, value; ret`.

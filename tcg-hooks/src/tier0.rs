@@ -92,7 +92,7 @@ struct Code {
 
 impl Code {
     /// The instruction at `pc`, if all of it is on this page.
-    #[inline]
+    #[inline(always)]
     fn insn(&self, pc: u64) -> Option<Insn> {
         let at = pc.wrapping_sub(self.base);
         // A pc before the page wraps to a huge offset.
@@ -114,10 +114,11 @@ pub(crate) fn run(core: &mut Core, ctx: &mut Context) -> Why {
     let mut code = Code { base: 0, from: 0, to: 0, host: std::ptr::null() };
     let start = ctx.cpu.retired;
     let budget = ctx.budget.max(0) as u64;
+    // Both are in the context only where somebody looks there: see `show`.
+    let (mut pc, mut done) = (ctx.cpu.pc, 0u64);
     let mut jumped = false;
     let why = loop {
-        let pc = ctx.cpu.pc;
-        if ctx.cpu.retired.wrapping_sub(start) >= budget {
+        if done >= budget {
             break Why::Look;
         }
         if jumped && (ctx.jump_slot(pc).pc == pc || core.hot(pc)) {
@@ -125,29 +126,51 @@ pub(crate) fn run(core: &mut Core, ctx: &mut Context) -> Why {
         }
         let insn = match code.insn(pc) {
             Some(insn) => insn,
-            None => match fetch(core, ctx, &mut code) {
-                Ok(insn) => insn,
-                Err(fault) => {
-                    core.take_trap(&mut ctx.cpu, &fault.into());
-                    if core.trap_loop {
-                        break Why::Look;
+            None => {
+                show(ctx, pc, start, done);
+                match fetch(core, ctx, &mut code) {
+                    Ok(insn) => insn,
+                    Err(fault) => {
+                        core.take_trap(&mut ctx.cpu, &fault.into());
+                        (pc, jumped) = (ctx.cpu.pc, true);
+                        if core.trap_loop {
+                            break Why::Look;
+                        }
+                        continue;
                     }
-                    jumped = true;
-                    continue;
                 }
-            },
+            }
         };
-        match step(core, ctx, &insn, pc) {
-            Flow::Next => jumped = false,
-            Flow::Jump => jumped = true,
-            Flow::Look => break Why::Look,
+        match step(core, ctx, &insn, pc, start.wrapping_add(done)) {
+            Flow::Next(next) => (pc, jumped) = (next, false),
+            Flow::Jump(next) => (pc, jumped) = (next, true),
+            Flow::Look(next) => {
+                pc = next;
+                done += 1;
+                break Why::Look;
+            }
+            Flow::Trapped => {
+                (pc, jumped) = (ctx.cpu.pc, true);
+                if core.trap_loop {
+                    break Why::Look;
+                }
+                continue;
+            }
         }
+        done += 1;
     };
-    let done = ctx.cpu.retired.wrapping_sub(start) as i64;
-    ctx.budget -= done;
+    show(ctx, pc, start, done);
+    ctx.budget -= done as i64;
     ctx.slice = ctx.budget;
-    core.tier0_insns += done as u64;
+    core.tier0_insns += done;
     why
+}
+
+/// Brings `pc` and `retired` up to date.
+#[inline]
+fn show(ctx: &mut Context, pc: u64, start: u64, done: u64) {
+    ctx.cpu.pc = pc;
+    ctx.cpu.retired = start.wrapping_add(done);
 }
 
 /// The instruction at `cpu.pc` by the long way, and the page it starts on for those behind it.
@@ -168,15 +191,19 @@ fn fetch(core: &mut Core, ctx: &mut Context, code: &mut Code) -> Result<Insn, Me
     Ok(decode_any(low, u32::from(high) << 16 | u32::from(low)))
 }
 
+/// What an instruction came to; but for a trap it retired, and the next one is at that address.
 enum Flow {
-    Next,
-    Jump,
-    Look,
+    Next(u64),
+    Jump(u64),
+    /// The exec loop must look first.
+    Look(u64),
+    /// It did not retire; the trap was taken.
+    Trapped,
 }
 
 /// Executes one instruction; a trap is taken.
-#[inline]
-fn step(core: &mut Core, ctx: &mut Context, insn: &Insn, pc: u64) -> Flow {
+#[inline(always)]
+fn step(core: &mut Core, ctx: &mut Context, insn: &Insn, pc: u64, retired: u64) -> Flow {
     let cpu = &mut ctx.cpu;
     let a = cpu.x[usize::from(insn.rs1 & 31)];
     let b = cpu.x[usize::from(insn.rs2 & 31)];
@@ -217,20 +244,21 @@ fn step(core: &mut Core, ctx: &mut Context, insn: &Insn, pc: u64) -> Flow {
         Op::Sraw => word(((a as i32) >> (b & 31)) as u32),
         Op::Mul => a.wrapping_mul(b),
         Op::Mulw => word((a as u32).wrapping_mul(b as u32)),
-        Op::Beq => return branch(ctx, taken(a == b), next),
-        Op::Bne => return branch(ctx, taken(a != b), next),
-        Op::Blt => return branch(ctx, taken((a as i64) < b as i64), next),
-        Op::Bge => return branch(ctx, taken(a as i64 >= b as i64), next),
-        Op::Bltu => return branch(ctx, taken(a < b), next),
-        Op::Bgeu => return branch(ctx, taken(a >= b), next),
+        Op::Beq => return branch(taken(a == b), next),
+        Op::Bne => return branch(taken(a != b), next),
+        Op::Blt => return branch(taken((a as i64) < b as i64), next),
+        Op::Bge => return branch(taken(a as i64 >= b as i64), next),
+        Op::Bltu => return branch(taken(a < b), next),
+        Op::Bgeu => return branch(taken(a >= b), next),
         Op::Jal | Op::Jalr => {
             let target = if insn.op == Op::Jal { insn.target(pc) } else { a.wrapping_add(imm) & !1 };
             if insn.rd != 0 {
                 cpu.x[usize::from(insn.rd & 31)] = next;
             }
-            return branch(ctx, Some(target), next);
+            return Flow::Jump(target);
         }
         Op::Lb | Op::Lh | Op::Lw | Op::Ld | Op::Lbu | Op::Lhu | Op::Lwu => {
+            show(ctx, pc, retired, 0);
             let (mmu, mut hooks) = core.split(ctx);
             match mmu.load(&mut hooks, MmuIdx::M, GuestVirt::new(a.wrapping_add(imm)), size(insn.op)) {
                 Ok(raw) => match insn.op {
@@ -243,40 +271,37 @@ fn step(core: &mut Core, ctx: &mut Context, insn: &Insn, pc: u64) -> Flow {
             }
         }
         Op::Sb | Op::Sh | Op::Sw | Op::Sd => {
+            show(ctx, pc, retired, 0);
             let (mmu, mut hooks) = core.split(ctx);
             return match mmu.store(&mut hooks, MmuIdx::M, GuestVirt::new(a.wrapping_add(imm)), size(insn.op), b) {
                 Err(fault) => trap(core, ctx, &fault.into()),
-                Ok(StoreEffect::NONE) => retire(ctx, next, Flow::Next),
-                Ok(_) if core.mmu.port().kicked() => retire(ctx, next, Flow::Look),
-                Ok(_) => retire(ctx, next, Flow::Next),
+                Ok(StoreEffect::NONE) => Flow::Next(next),
+                Ok(_) if core.mmu.port().kicked() => Flow::Look(next),
+                Ok(_) => Flow::Next(next),
             };
         }
-        _ => return rare(core, ctx, insn, pc),
+        _ => {
+            show(ctx, pc, retired, 0);
+            return rare(core, ctx, insn, pc);
+        }
     };
     if insn.rd != 0 {
         ctx.cpu.x[usize::from(insn.rd & 31)] = value;
     }
-    retire(ctx, next, Flow::Next)
+    Flow::Next(next)
 }
 
 #[inline]
-fn retire(ctx: &mut Context, pc: u64, flow: Flow) -> Flow {
-    ctx.cpu.pc = pc;
-    ctx.cpu.retired = ctx.cpu.retired.wrapping_add(1);
-    flow
-}
-
-#[inline]
-fn branch(ctx: &mut Context, taken: Option<u64>, next: u64) -> Flow {
+fn branch(taken: Option<u64>, next: u64) -> Flow {
     match taken {
-        Some(target) => retire(ctx, target, Flow::Jump),
-        None => retire(ctx, next, Flow::Next),
+        Some(target) => Flow::Jump(target),
+        None => Flow::Next(next),
     }
 }
 
 fn trap(core: &mut Core, ctx: &mut Context, trap: &Trap) -> Flow {
     core.take_trap(&mut ctx.cpu, trap);
-    if core.trap_loop { Flow::Look } else { Flow::Jump }
+    Flow::Trapped
 }
 
 /// Multiplications and divisions that are not above, and everything that `helpers` executes.
@@ -289,15 +314,15 @@ fn rare(core: &mut Core, ctx: &mut Context, insn: &Insn, pc: u64) -> Flow {
         if insn.rd != 0 {
             ctx.cpu.x[usize::from(insn.rd & 31)] = value;
         }
-        return retire(ctx, next, Flow::Next);
+        return Flow::Next(next);
     }
     if insn.op == Op::Fence {
-        return retire(ctx, next, Flow::Next);
+        return Flow::Next(next);
     }
     match execute(core, ctx, &Site { pc, insn: *insn, refund: 0 }) {
-        Outcome::Next => retire(ctx, next, Flow::Next),
-        Outcome::Go(pc) => retire(ctx, pc, Flow::Jump),
-        Outcome::Leave(pc) => retire(ctx, pc, Flow::Look),
+        Outcome::Next => Flow::Next(next),
+        Outcome::Go(pc) => Flow::Jump(pc),
+        Outcome::Leave(pc) => Flow::Look(pc),
         Outcome::Trap(cause) => trap(core, ctx, &cause),
     }
 }

@@ -2,7 +2,7 @@
 //!
 //!   NOTDIRTY_CHECKED=N   how many programs a setup (150 unless said)
 use notdirty_tcg::testkit::board::{Board, Make};
-use notdirty_tcg::testkit::{Options, Program};
+use notdirty_tcg::testkit::{Options, Program, Smc};
 use notdirty_tcg::{EngineKind, ICache, JitFlags, VcpuExit};
 
 const RAM: u64 = 0x8000_0000;
@@ -14,13 +14,17 @@ fn programs() -> u64 {
 
 /// Runs programs one after the other on one machine, each in the next of `slots` places. Returns the machine, which
 /// was never out of order.
-fn run(flags: JitFlags, programs: u64, slots: u64, first: u64) -> Board {
-    let make = Make { engine: EngineKind::Jit, flags, icache: ICache::Coherent, cache: 1, ram: (RAM, slots * LEN) };
+fn run(flags: JitFlags, icache: ICache, programs: u64, slots: u64, first: u64) -> Board {
+    let make = Make { engine: EngineKind::Jit, flags, icache, cache: 1, ram: (RAM, slots * LEN) };
     let mut board = Board::new(make);
     board.vcpu.set_checking(true);
     let mut oracle = Board::new(Make { engine: EngineKind::Interp, ..make });
     for n in 0..programs {
-        let options = Options { base: RAM + n % slots * LEN, ram_len: LEN, ..Options::default() };
+        let mut options = Options { base: RAM + n % slots * LEN, ram_len: LEN, ..Options::default() };
+        if icache == ICache::FenceI {
+            // Without its fences a program has many outcomes.
+            (options.smc, options.traps, options.wild) = (Smc::Fenced, false, false);
+        }
         let program = Program::generate(first + n, &options);
         let [theirs, ours] = [&mut oracle, &mut board].map(|board| {
             board.load(&program, LEN);
@@ -38,7 +42,7 @@ fn run(flags: JitFlags, programs: u64, slots: u64, first: u64) -> Board {
 
 #[test]
 fn eagerly_translated_programs_keep_every_structure_in_order() {
-    let board = run(JitFlags { tier0: false, ..JitFlags::default() }, programs(), 1, 0);
+    let board = run(JitFlags { tier0: false, ..JitFlags::default() }, ICache::Coherent, programs(), 1, 0);
     let stats = board.vcpu.stats();
     println!("{} checks, {:?}", board.vcpu.checks(), stats.tb);
     assert!(stats.tbs_invalidated > programs() && board.vcpu.checks() > stats.tbs_translated);
@@ -46,9 +50,18 @@ fn eagerly_translated_programs_keep_every_structure_in_order() {
 
 #[test]
 fn tiered_programs_keep_every_structure_in_order() {
-    let board = run(JitFlags::default(), programs(), 1, 10_000);
+    let board = run(JitFlags::default(), ICache::Coherent, programs(), 1, 10_000);
     println!("{} checks, {:?}", board.vcpu.checks(), board.vcpu.stats().tb);
     assert!(board.vcpu.checks() > 0);
+}
+
+#[test]
+fn kills_that_wait_for_a_fence_keep_every_structure_in_order() {
+    for tier0 in [false, true] {
+        let flags = JitFlags { tier0, ..JitFlags::default() };
+        let board = run(flags, ICache::FenceI, programs(), 1, 40_000);
+        assert!(tier0 || board.vcpu.stats().tbs_invalidated > programs());
+    }
 }
 
 #[test]
@@ -57,7 +70,7 @@ fn basic_blocks_without_any_cache_keep_every_structure_in_order() {
     for name in ["regions", "return_stack", "jump_cache", "pinned"] {
         assert!(flags.set(name, false));
     }
-    let board = run(flags, programs(), 1, 20_000);
+    let board = run(flags, ICache::Coherent, programs(), 1, 20_000);
     assert!(board.vcpu.stats().tb.linked > 0);
 }
 
@@ -66,7 +79,7 @@ fn a_crowded_code_cache_keeps_every_structure_in_order() {
     // Programs in places of their own let each other live, until the cache is full and comes round again.
     let flags = JitFlags { tier0: false, regions: false, optimise: false, ..JitFlags::default() };
     let n = 3 * programs();
-    let board = run(flags, n, n.clamp(2, 1000), 30_000);
+    let board = run(flags, ICache::Coherent, n, n.clamp(2, 1000), 30_000);
     let stats = board.vcpu.stats();
     println!("{} checks, {:?}", board.vcpu.checks(), stats.tb);
     assert!(programs() < 150 || stats.tbs_evicted > 0, "no pressure: {:?}", stats.tb);

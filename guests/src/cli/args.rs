@@ -4,7 +4,7 @@ use std::ffi::OsString;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use notdirty_tcg::{EngineKind, JitFlags, TraceMask};
+use notdirty_tcg::{EngineKind, ICache, JitFlags, TraceMask};
 
 use crate::machine::{ClockKind, DEFAULT_RAM};
 
@@ -40,6 +40,8 @@ pub(super) struct Args {
     pub stats: bool,
     pub engine: EngineKind,
     pub clock: ClockKind,
+    /// When the guest's own stores reach its instruction stream.
+    pub icache: ICache,
     pub jit_flags: JitFlags,
     pub perf_map: bool,
     pub jitdump: Option<PathBuf>,
@@ -54,12 +56,15 @@ usage: notdirty                       the embedded demo, with a summary
        notdirty run FILE [options]    an ELF64 file, or a raw image with --load-addr
        notdirty disas FILE PLACE [options]
                                       the code at a symbol or address: guest, IR, host
+       notdirty smc-test [options]    the suite of self-modifying guests (smc-test --help)
 
   -m SIZE               RAM at 0x80000000: bytes with K, M, G, else MiB (default 128M)
   --load-addr ADDR      FILE is a raw image for this address
   --entry ADDR          start here (default: what the ELF file says; the load address)
   --engine jit|interp   translate, or interpret one instruction at a time (default jit)
   --clock host|insns    mtime is the host's time, or 1 tick per 100 instructions (default host)
+  --icache coherent|fencei
+                        the next instruction sees what the guest wrote (default), or at the latest fence.i does
   --max-insns N         stop after exactly N instructions
   --timeout SECONDS     stop after this time
   --stats               print a summary to standard error at the end
@@ -89,6 +94,7 @@ pub(super) fn parse(args: impl IntoIterator<Item = OsString>) -> Result<Request,
         stats: false,
         engine: EngineKind::default(),
         clock: ClockKind::default(),
+        icache: ICache::default(),
         jit_flags: JitFlags::default(),
         perf_map: false,
         jitdump: None,
@@ -148,6 +154,13 @@ pub(super) fn parse(args: impl IntoIterator<Item = OsString>) -> Result<Request,
                     "host" => ClockKind::Host,
                     "insns" => ClockKind::Insns,
                     other => return Err(format!("{shown} {other}: must be host or insns")),
+                }
+            }
+            "icache" => {
+                parsed.icache = match text()?.as_str() {
+                    "coherent" => ICache::Coherent,
+                    "fencei" => ICache::FenceI,
+                    other => return Err(format!("{shown} {other}: must be coherent or fencei")),
                 }
             }
             "d" => {
@@ -287,6 +300,7 @@ mod tests {
             ("run a --timeout nan", "--timeout nan"),
             ("run a --engine fast", "--engine fast"),
             ("run a --clock sun", "--clock sun"),
+            ("run a --icache wet", "--icache wet"),
             ("run a -d everything", "everything"),
             ("run a --jit-off everything", "everything"),
             ("run a --load-addr 0xg", "--load-addr 0xg"),

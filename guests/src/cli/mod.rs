@@ -4,6 +4,7 @@
 //!   args.rs     what was asked for, or one line that says what is wrong with it
 //!   mod.rs      runs it: stdin and stdout on the UART, limits, the reason of the end
 //!   disas.rs    `disas`: a listing instead of a run
+//!   smc_test.rs `smc-test`: the self-modifying suite, with arguments of its own
 //!   summary.rs  the counters, in words
 //!   trace.rs    where `-d`, `--perf-map` and `--jitdump` go
 //! ```
@@ -12,6 +13,7 @@
 
 mod args;
 mod disas;
+mod smc_test;
 mod summary;
 mod trace;
 
@@ -55,6 +57,10 @@ impl From<Code> for ExitCode {
 
 /// The whole command: `args` are those after the program's name.
 pub fn main(args: impl IntoIterator<Item = std::ffi::OsString>) -> ExitCode {
+    let mut args = args.into_iter().peekable();
+    if args.next_if(|first| first == "smc-test").is_some() {
+        return smc_test::main(args);
+    }
     let args = match args::parse(args) {
         Ok(Request::Run(args)) => *args,
         Ok(Request::Print(text)) => {
@@ -111,6 +117,7 @@ fn run(args: Args) -> ExitCode {
         .ram_size(args.ram_size)
         .engine(args.engine)
         .clock(args.clock)
+        .icache(args.icache)
         .jit_flags(args.jit_flags)
         .console(console.clone())
         .program(program);

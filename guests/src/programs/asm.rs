@@ -10,10 +10,10 @@ use super::GuestImage;
 /// Where programs are loaded: the bottom of RAM.
 pub const BASE: u64 = 0x8000_0000;
 /// Top of the stack; programs are shorter than this.
-const STACK: i64 = 0x8008_0000;
+pub(super) const STACK: i64 = 0x8008_0000;
 
 /// The code with which a program ends when it traps and has no handler of its own.
-const TRAPPED: i32 = 99;
+pub(super) const TRAPPED: i32 = 99;
 
 pub(super) type Asm = VecAssembler<RiscvRelocation>;
 

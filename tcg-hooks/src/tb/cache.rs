@@ -206,7 +206,7 @@ impl TbCache {
 }
 
 /// The 64-byte lines of page 0 or 1 that these spans touch.
-pub(super) fn lines(spans: &[Span], page: u8) -> u64 {
+fn lines(spans: &[Span], page: u8) -> u64 {
     let spans = spans.iter().filter(|s| s.page == page);
     spans.fold(0, |m, s| m | lines_of(s.start.into(), u64::from(s.end - s.start)))
 }

@@ -13,7 +13,7 @@
 //! ```
 //!
 //! It holds while nobody else writes: one vCPU, and no other thread with requests under way.
-use super::{Tb, TbCache, TbId, cache::lines};
+use super::{Tb, TbCache, TbId};
 use crate::jit::code_cache::CodeOffset;
 use crate::jit::x86_64::LOCAL_BITS;
 use crate::jit::x86_64::context::Context;
@@ -103,7 +103,9 @@ impl TbCache {
         let mut want: HashMap<PageIndex, Vec<(TbId, u64)>> = HashMap::new();
         for (id, tb) in self.live() {
             for (n, page) in [Some(tb.pages.0), tb.pages.1].into_iter().enumerate() {
-                let lines = lines(&tb.spans, n as u8);
+                // Counted byte by byte: what is checked is not asked.
+                let spans = tb.spans.iter().filter(|s| usize::from(s.page) == n);
+                let lines = spans.flat_map(|s| s.start..s.end).fold(0u64, |m, byte| m | 1 << (byte / 64));
                 match page {
                     Some(page) => want.entry(page).or_default().push((id, lines)),
                     None => ensure!(lines == 0, "TB {id} has bytes on a page it does not name"),
@@ -138,30 +140,38 @@ impl TbCache {
     }
 
     fn check_tlb(&self, table: NonNull<TlbEntry>) -> Result<(), String> {
-        let guard = pin();
-        for slot in 0..TLB_ENTRIES {
-            // SAFETY: the table of our own vCPU's TLB, which lives as long as we do and has so many entries of words;
-            // nobody but this thread writes it (TLB-1).
-            let (write, addend, aux) = unsafe {
-                let entry = table.as_ptr().add(slot).cast::<u8>();
-                let word = |offset: i32| entry.add(offset as usize).cast::<u64>().read();
-                (word(WRITE), word(ADDEND), word(AUX))
-            };
-            if write & !FLAGS == 0 || write & (INVALID | MMIO | DISCARD) != 0 {
-                continue;
+        // SAFETY: the table of our own vCPU's TLB, which lives as long as we do; nobody but this thread writes it
+        // (TLB-1). Slots are below TLB_ENTRIES, and offsets those of words of an entry.
+        let word = |slot: usize, offset: i32| unsafe {
+            table.as_ptr().add(slot).cast::<u8>().add(offset as usize).cast::<u64>().read()
+        };
+        // Most of it is empty.
+        for first in (0..TLB_ENTRIES).step_by(16) {
+            let slots = first..first + 16;
+            if slots.clone().fold(0, |any, slot| any | word(slot, WRITE)) & !FLAGS != 0 {
+                slots.into_iter().try_for_each(|s| self.check_entry(word(s, WRITE), word(s, ADDEND), word(s, AUX)))?;
             }
-            let va = (write & !FLAGS).wrapping_sub(BIAS);
-            let host = va.wrapping_add(addend) as *const u8;
-            // RAM that is gone is flushed at the next safe point.
-            let Some((block, off)) = self.space.ram().find_host(host, &guard) else { continue };
-            let Some(page) = block.offset().checked_add(off).map(|at| at.page()) else { continue };
-            let code = self.space.code().page(page);
-            let mask = code.map_or(0, |p| p.mask.load(Ordering::SeqCst));
-            let heard = write & (NOTDIRTY | CODEPAGE) != 0;
-            ensure!(mask == 0 || heard, "the TLB lets stores at {va:#x} through, where {page:?} has code");
-            let right = code.is_some_and(|p| std::ptr::from_ref(p).addr() as u64 == aux);
-            ensure!(write & CODEPAGE == 0 || right, "the TLB tests the lines of another page for stores at {va:#x}");
         }
+        Ok(())
+    }
+
+    /// One entry of the TLB.
+    fn check_entry(&self, write: u64, addend: u64, aux: u64) -> Result<(), String> {
+        if write & !FLAGS == 0 || write & (INVALID | MMIO | DISCARD) != 0 {
+            return Ok(());
+        }
+        let guard = pin();
+        let va = (write & !FLAGS).wrapping_sub(BIAS);
+        let host = va.wrapping_add(addend) as *const u8;
+        // RAM that is gone is flushed at the next safe point.
+        let Some((block, off)) = self.space.ram().find_host(host, &guard) else { return Ok(()) };
+        let Some(page) = block.offset().checked_add(off).map(|at| at.page()) else { return Ok(()) };
+        let code = self.space.code().page(page);
+        let mask = code.map_or(0, |p| p.mask.load(Ordering::SeqCst));
+        let heard = write & (NOTDIRTY | CODEPAGE) != 0;
+        ensure!(mask == 0 || heard, "the TLB lets stores at {va:#x} through, where {page:?} has code");
+        let right = code.is_some_and(|p| std::ptr::from_ref(p).addr() as u64 == aux);
+        ensure!(write & CODEPAGE == 0 || right, "the TLB tests the lines of another page for stores at {va:#x}");
         Ok(())
     }
 

@@ -149,6 +149,9 @@ impl Board {
             return Some(format!("CSRs are {:?}, not {:?}", a.csr, b.csr));
         }
         let (a, b) = (self.memory(), other.memory());
+        if a == b {
+            return None;
+        }
         let at = a.iter().zip(&b).position(|(a, b)| a != b)?;
         Some(format!("RAM at {:#x} is {:#04x}, not {:#04x}", self.loaded.0 + at as u64, a[at], b[at]))
     }

@@ -6,6 +6,9 @@
 //!  board.rs   RAM at 0x8000_0000, UART, CLINT mtime and test finisher as mmio_map callbacks
 //!    │
 //!  bin/notdirty-unicorn-run.rs    runs one guest; the contender of the benchmarks
+//!    │
+//!  smc_test.rs                    runs a directory of them, each in a process of its own: the self-modifying suite
+//!    └── host.rs                  its cases in which the host writes
 //! ```
 //!
 //! It is a peer to measure against and one oracle among several, with limits that are its own and known:
@@ -13,7 +16,7 @@
 //! * it never enters `mtvec`: an exception stops the run (unicorn-engine/unicorn issue 2402, and issue 1990 for the pc
 //!   it reports), so guests are compared up to the first trap, and rows with traps have no figure here;
 //! * interrupts likewise: CLINT's deadline can be written and is never met;
-//! * self-modifying code is not compared (issues 820, 1561 and 2367 tell its history);
+//! * self-modifying code is not compared (issues 820, 1561 and 2367 tell its history); `smc-test` tells what it does;
 //! * an odd pc is taken as it comes (issue 2390);
 //! * its floating point follows older rules, so F and D are not compared; some of their encodings run even on a hart
 //!   without them instead of trapping: `fsgnj.d` (issue 2388), and `c.fld`, `c.fsd`, `c.fldsp`, `c.fsdsp`, for which
@@ -25,3 +28,5 @@
 
 pub mod board;
 pub mod elf;
+pub mod host;
+pub mod smc_test;

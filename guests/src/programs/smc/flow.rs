@@ -4,9 +4,10 @@ use dynasmrt::{DynasmApi, DynasmLabelApi};
 
 use super::super::GuestImage;
 use super::super::asm::{self, BASE, MRET, rv, word};
+use super::frame::{self, CacheModel};
 
-pub(super) fn chained_target() -> GuestImage {
-    let mut ops = asm::program();
+pub(super) fn chained_target(m: CacheModel) -> GuestImage {
+    let mut ops = frame::program();
     rv!(ops
         ; la s1, ->middle
         ; li.32 t1, word!(addi s2, s2, 3)
@@ -23,7 +24,7 @@ pub(super) fn chained_target() -> GuestImage {
         ; ->end:
         ; li.12 t2, 500
         ; bne s0, t2, >not_yet
-        ; sw t1, [s1]
+        ; sw t1, [s1] ; .bytes m.sync()
         ; not_yet:
         ; li.12 t2, 1000
         ; bne s0, t2, ->again
@@ -31,11 +32,11 @@ pub(super) fn chained_target() -> GuestImage {
     );
     asm::expect(&mut ops, 1, 2000);
     asm::pass(&mut ops);
-    asm::finish("chained_target", ops)
+    frame::finish("chained_target", ops)
 }
 
-pub(super) fn chained_jump() -> GuestImage {
-    let mut ops = asm::program();
+pub(super) fn chained_jump(m: CacheModel) -> GuestImage {
+    let mut ops = frame::program();
     // The jump at ->jump goes 64 bytes on, later 128.
     rv!(ops
         ; la s1, ->jump
@@ -57,7 +58,7 @@ pub(super) fn chained_jump() -> GuestImage {
         ; addi s0, s0, 1
         ; li.12 t2, 500
         ; bne s0, t2, >not_yet
-        ; sw t1, [s1]
+        ; sw t1, [s1] ; .bytes m.sync()
         ; not_yet:
         ; li.12 t2, 700
         ; bne s0, t2, ->jump
@@ -67,11 +68,11 @@ pub(super) fn chained_jump() -> GuestImage {
     rv!(ops ; mv a0, s3);
     asm::expect(&mut ops, 2, 200);
     asm::pass(&mut ops);
-    asm::finish("chained_jump", ops)
+    frame::finish("chained_jump", ops)
 }
 
-pub(super) fn inner_loop() -> GuestImage {
-    let mut ops = asm::program();
+pub(super) fn inner_loop(m: CacheModel) -> GuestImage {
+    let mut ops = frame::program();
     rv!(ops
         ; la s1, >target
         ; li.32 t1, word!(addi s2, s2, 10)
@@ -84,18 +85,18 @@ pub(super) fn inner_loop() -> GuestImage {
         ; addi s2, s2, 1
         ; addi s0, s0, 1
         ; bne s0, t3, >not_yet
-        ; sw t1, [s1]
+        ; sw t1, [s1] ; .bytes m.sync()
         ; not_yet:
         ; bne s0, t4, <again
         ; mv a0, s2
     );
     asm::expect(&mut ops, 1, 550);
     asm::pass(&mut ops);
-    asm::finish("inner_loop", ops)
+    frame::finish("inner_loop", ops)
 }
 
-pub(super) fn return_site() -> GuestImage {
-    let mut ops = asm::program();
+pub(super) fn return_site(m: CacheModel) -> GuestImage {
+    let mut ops = frame::program();
     // The callee rewrites the instruction it returns to.
     rv!(ops ; li.12 s0, 0 ; again: ; jal ra, ->g ; addi a0, zero, -1 ; mv a1, s0);
     asm::expect_equal(&mut ops, 1);
@@ -104,12 +105,12 @@ pub(super) fn return_site() -> GuestImage {
     asm::pad_to(&mut ops, 0);
     rv!(ops ; ->g:);
     asm::encode_load_s0(&mut ops);
-    rv!(ops ; sw t1, [ra] ; ret);
-    asm::finish("return_site", ops)
+    rv!(ops ; sw t1, [ra] ; .bytes m.sync() ; ret);
+    frame::finish("return_site", ops)
 }
 
-pub(super) fn own_callee() -> GuestImage {
-    let mut ops = asm::program();
+pub(super) fn own_callee(m: CacheModel) -> GuestImage {
+    let mut ops = frame::program();
     // A function that rewrites its own first instruction before it returns: each call gives what the last one wrote.
     rv!(ops ; li.12 s0, 0 ; la s1, ->g ; li.12 s2, 2000 ; again: ; jal ra, ->g ; mv a1, s2 ; mv s2, s0);
     asm::expect_equal(&mut ops, 1);
@@ -117,32 +118,32 @@ pub(super) fn own_callee() -> GuestImage {
     asm::pass(&mut ops);
     rv!(ops ; .align 64 ; ->g: ; addi a0, zero, 2000);
     asm::encode_load_s0(&mut ops);
-    rv!(ops ; sw t1, [s1] ; ret);
-    asm::finish("own_callee", ops)
+    rv!(ops ; sw t1, [s1] ; .bytes m.sync() ; ret);
+    frame::finish("own_callee", ops)
 }
 
-pub(super) fn indirect_target() -> GuestImage {
-    let mut ops = asm::program();
+pub(super) fn indirect_target(m: CacheModel) -> GuestImage {
+    let mut ops = frame::program();
     rv!(ops
         ; la s1, ->f
         ; la s3, ->g
         ; li.12 s0, 0
         ; li.12 s2, 0
         ; again:
-        ; jalr ra, s1, 0
+        ; .bytes m.sync() ; jalr ra, s1, 0
         ; add s2, s2, a0
-        ; jalr ra, s3, 0
+        ; .bytes m.sync() ; jalr ra, s3, 0
         ; add s2, s2, a0
         ; addi s0, s0, 1
         ; li.12 t2, 200
         ; bne s0, t2, >not_first
         ; li.32 t1, word!(addi a0, zero, 3)
-        ; sw t1, [s1]
+        ; sw t1, [s1] ; .bytes m.sync()
         ; not_first:
         ; li.12 t2, 300
         ; bne s0, t2, >not_second
         ; li.32 t1, word!(addi a0, zero, 5)
-        ; sw t1, [s3]
+        ; sw t1, [s3] ; .bytes m.sync()
         ; not_second:
         ; li.12 t2, 400
         ; bne s0, t2, <again
@@ -152,11 +153,11 @@ pub(super) fn indirect_target() -> GuestImage {
     asm::expect(&mut ops, 1, 1900);
     asm::pass(&mut ops);
     rv!(ops ; .align 64 ; ->f: ; addi a0, zero, 1 ; ret ; .align 64 ; ->g: ; addi a0, zero, 2 ; ret);
-    asm::finish("indirect_target", ops)
+    frame::finish("indirect_target", ops)
 }
 
-pub(super) fn illegal_and_back() -> GuestImage {
-    let mut ops = asm::program();
+pub(super) fn illegal_and_back(m: CacheModel) -> GuestImage {
+    let mut ops = frame::program();
     rv!(ops
         ; la t0, ->handler
         ; csrw mtvec, t0
@@ -165,7 +166,7 @@ pub(super) fn illegal_and_back() -> GuestImage {
         ; li.12 s4, 0
         ; again:
         ; sw zero, [s1]
-        ; jal ra, ->f
+        ; .bytes m.sync() ; jal ra, ->f
         ; mv a1, s0
     );
     asm::expect_equal(&mut ops, 1);
@@ -177,12 +178,12 @@ pub(super) fn illegal_and_back() -> GuestImage {
     rv!(ops ; csrr a0, mepc ; mv a1, s1);
     asm::expect_equal(&mut ops, 4);
     asm::encode_load_s0(&mut ops);
-    rv!(ops ; sw t1, [s1] ; .u32 MRET);
-    asm::finish("illegal_and_back", ops)
+    rv!(ops ; sw t1, [s1] ; .bytes m.sync() ; .u32 MRET);
+    frame::finish("illegal_and_back", ops)
 }
 
-pub(super) fn with_fence_i() -> GuestImage {
-    let mut ops = asm::program();
+pub(super) fn with_fence_i(_: CacheModel) -> GuestImage {
+    let mut ops = frame::program();
     rv!(ops ; la s1, ->f ; li.12 s0, 0 ; again:);
     asm::encode_load_s0(&mut ops);
     rv!(ops ; sw t1, [s1] ; fence.i ; jal ra, ->f ; mv a1, s0);
@@ -191,7 +192,7 @@ pub(super) fn with_fence_i() -> GuestImage {
     asm::pass(&mut ops);
     asm::pad_to(&mut ops, 0);
     rv!(ops ; ->f: ; addi a0, zero, -1 ; ret);
-    asm::finish("with_fence_i", ops)
+    frame::finish("with_fence_i", ops)
 }
 
 /// The function that [`polling`] calls: `addi a0, zero, 1; ret`, to be patched from outside.

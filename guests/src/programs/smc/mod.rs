@@ -3,19 +3,34 @@
 //! ```text
 //!   place.rs   where the patched code is: another page, this page, the next instruction, this very block, two pages
 //!   flow.rs    how it is reached: chained jumps, returns, indirect jumps, loops, a trap
+//!   reach.rs   the same, deeper: regions with several exits, back edges, nested returns, many targets; each AMO
 //!   store.rs   what wrote it: each width, page-crossing, AMO, SC, an alias, data turned into code and back
+//!   edge.rs    stores that meet code in part only, and data beside it
+//!   emit.rs    code that emits, copies or decodes code
+//!   frame.rs   how all of them begin and end; the cache models
+//!   cases.rs   the list, a line for each: what it catches, and the public issue that it retells
 //! ```
 //!
-//! The model is the coherent one: the very next instruction sees the write. Each program checks what it computed; the
-//! tests add what the host can see, namely how many translations died.
+//! A program is built for a cache model. For the coherent one no `fence.i` stands anywhere (but in the case that is
+//! about it) and the very next instruction has to see the write. For the model of the ISA a `fence.i` stands between
+//! write and use; some cases also use the code before it, and take the old code or the new for an answer.
 
+mod cases;
+mod edge;
+mod emit;
 mod flow;
+mod frame;
 mod place;
+mod reach;
 mod store;
 
 use super::GuestImage;
 
-/// What a program does to the translations, as far as it is certain for any sensible translator.
+pub use cases::CASES;
+pub use flow::{POLL_FLAG, POLL_FUNCTION, polling};
+pub use frame::{CacheModel, TICKS, TOHOST};
+
+/// What a program does to the translations, as far as it is certain for any sensible translator, in a coherent model.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Kills {
     /// At least so many die: that code had run before it was patched.
@@ -40,51 +55,19 @@ pub struct Alias {
 pub struct SmcCase {
     /// Its name, unique.
     pub name: &'static str,
+    /// What it catches, in a line.
+    pub about: &'static str,
+    /// The public issues that it retells, as `project#number`.
+    pub retells: &'static [&'static str],
     /// Builds the program.
-    pub build: fn() -> GuestImage,
+    pub build: fn(CacheModel) -> GuestImage,
+    /// How often it writes code, or beside it.
+    pub patches: u32,
     /// What dies.
     pub kills: Kills,
     /// RAM seen at a second place, when the case needs it.
     pub alias: Option<Alias>,
 }
-
-impl SmcCase {
-    const fn new(name: &'static str, build: fn() -> GuestImage, kills: Kills) -> Self {
-        SmcCase { name, build, kills, alias: None }
-    }
-}
-
-/// All cases.
-pub const CASES: &[SmcCase] = &[
-    SmcCase::new("another_page", place::another_page, Kills::AtLeast(40)),
-    SmcCase::new("same_page", place::same_page, Kills::AtLeast(40)),
-    SmcCase::new("next_instruction", place::next_instruction, Kills::AtLeast(40)),
-    SmcCase::new("later_in_own_block", place::later_in_own_block, Kills::AtLeast(40)),
-    SmcCase::new("earlier_in_own_block", place::earlier_in_own_block, Kills::AtLeast(40)),
-    SmcCase::new("the_store_itself", place::the_store_itself, Kills::AtLeast(1)),
-    SmcCase::new("block_over_two_pages", place::block_over_two_pages, Kills::AtLeast(40)),
-    SmcCase::new("instruction_over_two_pages", place::instruction_over_two_pages, Kills::AtLeast(2)),
-    SmcCase::new("data_beside_code", place::data_beside_code, Kills::AtMost(4)),
-    SmcCase::new("chained_target", flow::chained_target, Kills::AtLeast(1)),
-    SmcCase::new("chained_jump", flow::chained_jump, Kills::AtLeast(1)),
-    SmcCase::new("inner_loop", flow::inner_loop, Kills::AtLeast(1)),
-    SmcCase::new("return_site", flow::return_site, Kills::AtLeast(40)),
-    SmcCase::new("own_callee", flow::own_callee, Kills::AtLeast(40)),
-    SmcCase::new("indirect_target", flow::indirect_target, Kills::AtLeast(2)),
-    SmcCase::new("illegal_and_back", flow::illegal_and_back, Kills::AtLeast(10)),
-    SmcCase::new("with_fence_i", flow::with_fence_i, Kills::AtLeast(40)),
-    SmcCase::new("each_width", store::each_width, Kills::AtLeast(40)),
-    SmcCase::new("page_crossing_store", store::page_crossing_store, Kills::AtLeast(40)),
-    SmcCase::new("misaligned_store", store::misaligned_store, Kills::AtLeast(20)),
-    SmcCase::new("amo_and_sc", store::amo_and_sc, Kills::AtLeast(40)),
-    SmcCase::new("compressed", store::compressed, Kills::AtLeast(20)),
-    SmcCase::new("data_code_data_code", store::data_code_data_code, Kills::AtLeast(8)),
-    SmcCase::new("toggling", store::toggling, Kills::AtLeast(100)),
-    SmcCase::new("packed", store::packed, Kills::AtLeast(10)),
-    SmcCase { alias: Some(store::ALIAS), ..SmcCase::new("two_addresses", store::two_addresses, Kills::AtLeast(40)) },
-];
-
-pub use flow::{POLL_FLAG, POLL_FUNCTION, polling};
 
 /// The case of that name.
 pub fn case(name: &str) -> Option<&'static SmcCase> {

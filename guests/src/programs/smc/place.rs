@@ -3,51 +3,71 @@
 use dynasmrt::{DynasmApi, DynasmLabelApi};
 
 use super::super::GuestImage;
-use super::super::asm::{self, Asm, rv, word};
+use super::super::asm::{self, Asm, BASE, rv, word};
+use super::frame::{self, CacheModel};
 
-/// Patches `->f` to return the loop counter, calls it, checks; fifty times, after two calls of the unpatched one.
-fn patch_and_call(ops: &mut Asm) {
-    rv!(ops ; la s1, ->f ; jal ra, ->f);
+/// Calls `->f` twice, then patches the function at s1, where that is or leads to, to return the loop counter; calls
+/// and checks.
+fn patch_and_call(ops: &mut Asm, m: CacheModel) {
+    rv!(ops ; jal ra, ->f);
     asm::expect(ops, 1, 1000);
     rv!(ops ; jal ra, ->f);
     asm::expect(ops, 2, 1000);
-    rv!(ops ; li.12 s0, 0 ; again:);
+    rv!(ops ; li.12 s0, 0 ; li.12 a2, 1000 ; ->again:);
     asm::encode_load_s0(ops);
-    rv!(ops ; sw t1, [s1] ; jal ra, ->f ; mv a1, s0);
-    asm::expect_equal(ops, 3);
-    rv!(ops ; addi s0, s0, 1 ; li.12 t2, 50 ; bne s0, t2, <again);
+    rv!(ops ; sw t1, [s1] ; mv a1, s0);
+    frame::judge_call(ops, m, 3);
+    rv!(ops ; mv a2, s0 ; addi s0, s0, 1 ; li.12 t2, 1000 ; beq s0, t2, >done ; jump ->again, t6 ; done:);
     asm::pass(ops);
 }
 
-pub(super) fn another_page() -> GuestImage {
-    let mut ops = asm::program();
-    patch_and_call(&mut ops);
+pub(super) fn another_page(m: CacheModel) -> GuestImage {
+    let mut ops = frame::program();
+    rv!(ops ; la s1, ->f);
+    patch_and_call(&mut ops, m);
     asm::pad_to(&mut ops, 0);
     rv!(ops ; ->f: ; addi a0, zero, 1000 ; ret);
-    asm::finish("another_page", ops)
+    frame::finish("another_page", ops)
 }
 
-pub(super) fn same_page() -> GuestImage {
-    let mut ops = asm::program();
-    patch_and_call(&mut ops);
+pub(super) fn same_page(m: CacheModel) -> GuestImage {
+    let mut ops = frame::program();
+    rv!(ops ; la s1, ->f);
+    patch_and_call(&mut ops, m);
     rv!(ops ; .align 64 ; ->f: ; addi a0, zero, 1000 ; ret);
-    asm::finish("same_page", ops)
+    frame::finish("same_page", ops)
 }
 
-pub(super) fn next_instruction() -> GuestImage {
-    let mut ops = asm::program();
-    rv!(ops ; li.12 s0, 0 ; la s1, >target ; again:);
+pub(super) fn far_page(m: CacheModel) -> GuestImage {
+    let mut ops = frame::program();
+    // The function is put where no direct jump from here reaches: 2 MiB away.
+    rv!(ops
+        ; li.43 s1, (BASE + 0x20_0000) as i64
+        ; li.32 t1, word!(addi a0, zero, 1000)
+        ; sw t1, [s1]
+        ; li.32 t1, word!(ret)
+        ; sw t1, [s1, 4]
+        ; fence.i
+    );
+    patch_and_call(&mut ops, m);
+    rv!(ops ; ->f: ; jr s1);
+    frame::finish("far_page", ops)
+}
+
+pub(super) fn next_instruction(m: CacheModel) -> GuestImage {
+    let mut ops = frame::program();
+    rv!(ops ; li.12 s0, 0 ; li.12 a2, -1 ; la s1, >target ; ->again: ; li.12 s3, 0 ; mv a1, s0);
     asm::encode_load_s0(&mut ops);
-    rv!(ops ; sw t1, [s1] ; target: ; addi a0, zero, -1 ; mv a1, s0);
-    asm::expect_equal(&mut ops, 1);
-    rv!(ops ; addi s0, s0, 1 ; li.12 t2, 100 ; bne s0, t2, <again);
+    rv!(ops ; sw t1, [s1] ; target: ; addi a0, zero, -1);
+    frame::judge_inline(&mut ops, m, 1);
+    rv!(ops ; mv a2, s0 ; addi s0, s0, 1 ; li.12 t2, 1000 ; beq s0, t2, >done ; jump ->again, t6 ; done:);
     asm::pass(&mut ops);
-    asm::finish("next_instruction", ops)
+    frame::finish("next_instruction", ops)
 }
 
-pub(super) fn later_in_own_block() -> GuestImage {
-    let mut ops = asm::program();
-    rv!(ops ; li.12 s0, 0 ; la s1, >target ; again:);
+pub(super) fn later_in_own_block(m: CacheModel) -> GuestImage {
+    let mut ops = frame::program();
+    rv!(ops ; li.12 s0, 0 ; li.12 a2, -1 ; la s1, >target ; ->again: ; li.12 s3, 0 ; mv a1, s0);
     asm::encode_load_s0(&mut ops);
     rv!(ops
         ; sw t1, [s1]
@@ -56,19 +76,41 @@ pub(super) fn later_in_own_block() -> GuestImage {
         ; add t5, t4, t3
         ; target:
         ; addi a0, zero, -1
-        ; mv a1, s0
     );
-    asm::expect_equal(&mut ops, 1);
+    frame::judge_inline(&mut ops, m, 1);
     // What stands between the store and the patched instruction was done once.
     rv!(ops ; addi a0, s0, 1 ; mv a1, t3);
     asm::expect_equal(&mut ops, 2);
-    rv!(ops ; addi s0, s0, 1 ; li.12 t2, 100 ; bne s0, t2, <again);
+    rv!(ops ; mv a2, s0 ; addi s0, s0, 1 ; li.12 t2, 1000 ; beq s0, t2, >done ; jump ->again, t6 ; done:);
     asm::pass(&mut ops);
-    asm::finish("later_in_own_block", ops)
+    frame::finish("later_in_own_block", ops)
 }
 
-pub(super) fn earlier_in_own_block() -> GuestImage {
-    let mut ops = asm::program();
+pub(super) fn two_patches_ahead(m: CacheModel) -> GuestImage {
+    let mut ops = frame::program();
+    // The farther one first: the second store stands in a block of which a part is already gone.
+    rv!(ops ; li.12 s0, 0 ; la s1, >target ; ->again:);
+    asm::encode_load_s0(&mut ops);
+    rv!(ops
+        ; li.32 t2, word!(addi a0, a0, 0)
+        ; slli t3, s0, 20
+        ; or t2, t2, t3
+        ; sw t2, [s1, 4]
+        ; sw t1, [s1]
+        ; .bytes m.sync()
+        ; target:
+        ; addi a0, zero, -1
+        ; addi a0, a0, -1
+        ; slli a1, s0, 1
+    );
+    asm::expect_equal(&mut ops, 1);
+    rv!(ops ; addi s0, s0, 1 ; li.12 t2, 1000 ; beq s0, t2, >done ; jump ->again, t6 ; done:);
+    asm::pass(&mut ops);
+    frame::finish("two_patches_ahead", ops)
+}
+
+pub(super) fn earlier_in_own_block(m: CacheModel) -> GuestImage {
+    let mut ops = frame::program();
     // Each round runs what the round before it wrote.
     rv!(ops
         ; li.12 s0, 0
@@ -79,15 +121,15 @@ pub(super) fn earlier_in_own_block() -> GuestImage {
         ; addi a0, zero, 1000
     );
     asm::encode_load_s0(&mut ops);
-    rv!(ops ; sw t1, [s1] ; mv a1, s2 ; mv s2, s0);
+    rv!(ops ; sw t1, [s1] ; .bytes m.sync() ; mv a1, s2 ; mv s2, s0);
     asm::expect_equal(&mut ops, 1);
     rv!(ops ; addi s0, s0, 1 ; li.12 t2, 100 ; bne s0, t2, <again);
     asm::pass(&mut ops);
-    asm::finish("earlier_in_own_block", ops)
+    frame::finish("earlier_in_own_block", ops)
 }
 
-pub(super) fn the_store_itself() -> GuestImage {
-    let mut ops = asm::program();
+pub(super) fn the_store_itself(m: CacheModel) -> GuestImage {
+    let mut ops = frame::program();
     rv!(ops
         ; la s1, >target
         ; li.32 t1, word!(addi a0, zero, 7)
@@ -95,7 +137,7 @@ pub(super) fn the_store_itself() -> GuestImage {
         ; li.12 s0, 0
         ; again:
         ; target:
-        ; sw t1, [s1]
+        ; sw t1, [s1] ; .bytes m.sync()
         ; addi s0, s0, 1
         ; li.12 t2, 1
         ; bne s0, t2, >second
@@ -104,17 +146,17 @@ pub(super) fn the_store_itself() -> GuestImage {
     rv!(ops ; j <again ; second:);
     asm::expect(&mut ops, 2, 7);
     asm::pass(&mut ops);
-    asm::finish("the_store_itself", ops)
+    frame::finish("the_store_itself", ops)
 }
 
-pub(super) fn block_over_two_pages() -> GuestImage {
-    let mut ops = asm::program();
-    rv!(ops ; la s1, ->f ; jal ra, ->f);
+pub(super) fn block_over_two_pages(m: CacheModel) -> GuestImage {
+    let mut ops = frame::program();
+    rv!(ops ; la s1, ->f ; .bytes m.sync() ; jal ra, ->f);
     asm::expect(&mut ops, 1, 5);
     // First page: the third instruction. The function lies at 0xff0; its fifth instruction is on the second page.
-    rv!(ops ; li.32 t1, word!(addi a0, a0, 10) ; sw t1, [s1, 8] ; jal ra, ->f);
+    rv!(ops ; li.32 t1, word!(addi a0, a0, 10) ; sw t1, [s1, 8] ; .bytes m.sync() ; jal ra, ->f);
     asm::expect(&mut ops, 2, 14);
-    rv!(ops ; li.32 t1, word!(addi a0, a0, 100) ; sw t1, [s1, 16] ; jal ra, ->f);
+    rv!(ops ; li.32 t1, word!(addi a0, a0, 100) ; sw t1, [s1, 16] ; .bytes m.sync() ; jal ra, ->f);
     asm::expect(&mut ops, 3, 113);
     rv!(ops
         ; li.12 s0, 0
@@ -123,13 +165,13 @@ pub(super) fn block_over_two_pages() -> GuestImage {
         ; li.32 t2, word!(addi a0, a0, 0)
         ; or t1, t1, t2
         ; sw t1, [s1, 8]
-        ; jal ra, ->f
+        ; .bytes m.sync() ; jal ra, ->f
         ; addi a1, s0, 103
     );
     asm::expect_equal(&mut ops, 4);
     rv!(ops
         ; sw t1, [s1, 16]
-        ; jal ra, ->f
+        ; .bytes m.sync() ; jal ra, ->f
         ; slli a1, s0, 1
         ; addi a1, a1, 3
     );
@@ -155,30 +197,30 @@ pub(super) fn block_over_two_pages() -> GuestImage {
         ; addi a0, a0, 1
         ; ret
     );
-    asm::finish("block_over_two_pages", ops)
+    frame::finish("block_over_two_pages", ops)
 }
 
-pub(super) fn instruction_over_two_pages() -> GuestImage {
-    let mut ops = asm::program();
-    rv!(ops ; la s1, ->f ; jal ra, ->f);
+pub(super) fn instruction_over_two_pages(m: CacheModel) -> GuestImage {
+    let mut ops = frame::program();
+    rv!(ops ; la s1, ->f ; .bytes m.sync() ; jal ra, ->f);
     asm::expect(&mut ops, 1, 3);
     // The upper half of the straddling instruction, on the second page: its immediate.
-    rv!(ops ; li.32 t1, word!(addi a0, a0, 5) >> 16 ; sh t1, [s1, 6] ; jal ra, ->f);
+    rv!(ops ; li.32 t1, word!(addi a0, a0, 5) >> 16 ; sh t1, [s1, 6] ; .bytes m.sync() ; jal ra, ->f);
     asm::expect(&mut ops, 2, 6);
     // The lower half, on the first page: addi becomes andi.
-    rv!(ops ; li.32 t1, word!(andi a0, a0, 0) & 0xffff ; sh t1, [s1, 4] ; jal ra, ->f);
+    rv!(ops ; li.32 t1, word!(andi a0, a0, 0) & 0xffff ; sh t1, [s1, 4] ; .bytes m.sync() ; jal ra, ->f);
     asm::expect(&mut ops, 3, 1);
-    rv!(ops ; li.32 t1, word!(addi a0, a0, 0) & 0xffff ; sh t1, [s1, 4] ; jal ra, ->f);
+    rv!(ops ; li.32 t1, word!(addi a0, a0, 0) & 0xffff ; sh t1, [s1, 4] ; .bytes m.sync() ; jal ra, ->f);
     asm::expect(&mut ops, 4, 6);
     asm::pass(&mut ops);
     asm::pad_to(&mut ops, 0xffa);
     rv!(ops ; ->f: ; addi a0, zero, 1 ; addi a0, a0, 2 ; ret);
     // The end of the program starts at a multiple of four again.
-    asm::finish("instruction_over_two_pages", ops)
+    frame::finish("instruction_over_two_pages", ops)
 }
 
-pub(super) fn data_beside_code() -> GuestImage {
-    let mut ops = asm::program();
+pub(super) fn data_beside_code(_: CacheModel) -> GuestImage {
+    let mut ops = frame::program();
     rv!(ops
         ; la s1, ->counter
         ; li.12 s0, 0
@@ -197,5 +239,5 @@ pub(super) fn data_beside_code() -> GuestImage {
     asm::pad_to(&mut ops, 0x880);
     rv!(ops ; ->counter: ; .u64 0);
     asm::pad_to(&mut ops, 0xf00);
-    asm::finish("data_beside_code", ops)
+    frame::finish("data_beside_code", ops)
 }

@@ -5,20 +5,21 @@ use dynasmrt::{DynasmApi, DynasmLabelApi};
 use super::super::GuestImage;
 use super::super::asm::{self, BASE, rv, word};
 use super::Alias;
+use super::frame::{self, CacheModel};
 
 /// RAM once more, at 4 GiB.
 pub(super) const ALIAS: Alias = Alias { base: 0x1_0000_0000, target: BASE, len: 1 << 20 };
 
-pub(super) fn each_width() -> GuestImage {
-    let mut ops = asm::program();
+pub(super) fn each_width(m: CacheModel) -> GuestImage {
+    let mut ops = frame::program();
     rv!(ops ; la s1, ->f ; li.12 s0, 0 ; ->again:);
     // sb: bits 31..24, the immediate's upper eight.
-    rv!(ops ; sb s0, [s1, 3] ; jal ra, ->f ; slli a1, s0, 4);
+    rv!(ops ; sb s0, [s1, 3] ; .bytes m.sync() ; jal ra, ->f ; slli a1, s0, 4);
     asm::expect_equal(&mut ops, 1);
     // sh: the whole immediate, above the register number's upper bits, which are zero.
-    rv!(ops ; slli t1, s0, 4 ; sh t1, [s1, 2] ; jal ra, ->f ; mv a1, s0);
+    rv!(ops ; slli t1, s0, 4 ; sh t1, [s1, 2] ; .bytes m.sync() ; jal ra, ->f ; mv a1, s0);
     asm::expect_equal(&mut ops, 2);
-    rv!(ops ; addi t0, s0, 7 ; slli t1, t0, 20 ; ori t1, t1, asm::LOAD_A0 ; sw t1, [s1] ; jal ra, ->f ; mv a1, t0);
+    rv!(ops ; addi t0, s0, 7 ; slli t1, t0, 20 ; ori t1, t1, asm::LOAD_A0 ; sw t1, [s1] ; .bytes m.sync() ; jal ra, ->f ; mv a1, t0);
     asm::expect_equal(&mut ops, 3);
     // sd: this instruction and the next, which adds.
     rv!(ops
@@ -30,14 +31,14 @@ pub(super) fn each_width() -> GuestImage {
         ; slli t1, t1, 32
         ; or t1, t1, t2
         ; sd t1, [s1]
-        ; jal ra, ->f
+        ; .bytes m.sync() ; jal ra, ->f
         ; slli a1, t0, 1
     );
     asm::expect_equal(&mut ops, 4);
     // As before the round.
     rv!(ops
         ; li.32 t1, asm::LOAD_A0
-        ; sw t1, [s1]
+        ; sw t1, [s1] ; .bytes m.sync()
         ; li.32 t1, word!(addi a0, a0, 0)
         ; sw t1, [s1, 4]
         ; addi s0, s0, 1
@@ -48,11 +49,11 @@ pub(super) fn each_width() -> GuestImage {
     );
     asm::pass(&mut ops);
     rv!(ops ; .align 64 ; ->f: ; addi a0, zero, 0 ; addi a0, a0, 0 ; ret);
-    asm::finish("each_width", ops)
+    frame::finish("each_width", ops)
 }
 
-pub(super) fn page_crossing_store() -> GuestImage {
-    let mut ops = asm::program();
+pub(super) fn page_crossing_store(m: CacheModel) -> GuestImage {
+    let mut ops = frame::program();
     rv!(ops ; la s1, ->f ; li.12 s0, 0 ; ->again:);
     // sd over the last instruction of one page and the first of the next.
     rv!(ops
@@ -62,7 +63,7 @@ pub(super) fn page_crossing_store() -> GuestImage {
         ; slli t3, t1, 32
         ; or t3, t3, t1
         ; sd t3, [s1, 4]
-        ; jal ra, ->f
+        ; .bytes m.sync() ; jal ra, ->f
         ; slli a1, s0, 1
     );
     asm::expect_equal(&mut ops, 1);
@@ -74,7 +75,7 @@ pub(super) fn page_crossing_store() -> GuestImage {
         ; or t1, t1, t2
         ; ori t1, t1, word!(addi a0, a0, 0) >> 16
         ; sw t1, [s1, 6]
-        ; jal ra, ->f
+        ; .bytes m.sync() ; jal ra, ->f
         ; slli a1, s0, 1
         ; addi a1, a1, 1
     );
@@ -83,11 +84,11 @@ pub(super) fn page_crossing_store() -> GuestImage {
     asm::pass(&mut ops);
     asm::pad_to(&mut ops, 0xff8);
     rv!(ops ; ->f: ; addi a0, zero, 0 ; addi a0, a0, 0 ; addi a0, a0, 0 ; ret);
-    asm::finish("page_crossing_store", ops)
+    frame::finish("page_crossing_store", ops)
 }
 
-pub(super) fn misaligned_store() -> GuestImage {
-    let mut ops = asm::program();
+pub(super) fn misaligned_store(m: CacheModel) -> GuestImage {
+    let mut ops = frame::program();
     // sw at an odd address: bytes 1..4 of f's first instruction and byte 0 of the next one.
     rv!(ops
         ; la s1, ->f
@@ -97,30 +98,30 @@ pub(super) fn misaligned_store() -> GuestImage {
         ; li.32 t2, (asm::LOAD_A0 >> 8) | (word!(addi a0, a0, 0) << 24)
         ; or t1, t1, t2
         ; sw t1, [s1, 1]
-        ; jal ra, ->f
+        ; .bytes m.sync() ; jal ra, ->f
         ; mv a1, s0
     );
     asm::expect_equal(&mut ops, 1);
     rv!(ops ; addi s0, s0, 1 ; li.12 t2, 40 ; bne s0, t2, <again);
     asm::pass(&mut ops);
     rv!(ops ; .align 64 ; ->f: ; addi a0, zero, 0 ; addi a0, a0, 0 ; ret);
-    asm::finish("misaligned_store", ops)
+    frame::finish("misaligned_store", ops)
 }
 
-pub(super) fn amo_and_sc() -> GuestImage {
-    let mut ops = asm::program();
-    rv!(ops ; la s1, ->f ; li.12 s0, 0 ; jal ra, ->f);
+pub(super) fn amo_and_sc(m: CacheModel) -> GuestImage {
+    let mut ops = frame::program();
+    rv!(ops ; la s1, ->f ; li.12 s0, 0 ; .bytes m.sync() ; jal ra, ->f);
     asm::expect(&mut ops, 1, 0);
     rv!(ops ; ->again:);
     // amoadd moves the immediate on by one.
-    rv!(ops ; lui t1, 1 << 20 ; amoadd.w t0, t1, [s1] ; jal ra, ->f ; addi a1, s0, 1);
+    rv!(ops ; lui t1, 1 << 20 ; amoadd.w t0, t1, [s1] ; .bytes m.sync() ; jal ra, ->f ; addi a1, s0, 1);
     asm::expect_equal(&mut ops, 2);
     rv!(ops
         ; addi t0, s0, 100
         ; slli t1, t0, 20
         ; ori t1, t1, asm::LOAD_A0
         ; amoswap.w t2, t1, [s1]
-        ; jal ra, ->f
+        ; .bytes m.sync() ; jal ra, ->f
         ; mv a1, t0
     );
     asm::expect_equal(&mut ops, 3);
@@ -132,7 +133,7 @@ pub(super) fn amo_and_sc() -> GuestImage {
         ; lr.w t2, [s1]
         ; sc.w t3, t1, [s1]
         ; bnez t3, <retry
-        ; jal ra, ->f
+        ; .bytes m.sync() ; jal ra, ->f
         ; mv a1, t0
     );
     asm::expect_equal(&mut ops, 4);
@@ -145,18 +146,18 @@ pub(super) fn amo_and_sc() -> GuestImage {
         ; ori t1, t1, asm::LOAD_A0
         ; or t1, t1, t2
         ; amoswap.d t2, t1, [s1]
-        ; jal ra, ->f
+        ; .bytes m.sync() ; jal ra, ->f
         ; mv a1, t0
     );
     asm::expect_equal(&mut ops, 5);
     rv!(ops ; addi s0, s0, 1 ; li.12 t2, 40 ; beq s0, t2, >done ; jump ->again, t6 ; done:);
     asm::pass(&mut ops);
     rv!(ops ; .align 64 ; ->f: ; addi a0, zero, 0 ; ret);
-    asm::finish("amo_and_sc", ops)
+    frame::finish("amo_and_sc", ops)
 }
 
-pub(super) fn compressed() -> GuestImage {
-    let mut ops = asm::program();
+pub(super) fn compressed(m: CacheModel) -> GuestImage {
+    let mut ops = frame::program();
     // f is: c.li a0, imm; c.nop; ret. The two 16-bit instructions give way to one of 32 bits, and come back.
     rv!(ops
         ; la s1, ->f
@@ -169,21 +170,21 @@ pub(super) fn compressed() -> GuestImage {
         ; sh t1, [s1]
         ; li.12 t3, 1              // c.nop
         ; sh t3, [s1, 2]
-        ; jal ra, ->f
+        ; .bytes m.sync() ; jal ra, ->f
         ; mv a1, t0
     );
     asm::expect_equal(&mut ops, 1);
     asm::encode_load_s0(&mut ops);
-    rv!(ops ; sw t1, [s1] ; jal ra, ->f ; mv a1, s0);
+    rv!(ops ; sw t1, [s1] ; .bytes m.sync() ; jal ra, ->f ; mv a1, s0);
     asm::expect_equal(&mut ops, 2);
     rv!(ops ; addi s0, s0, 1 ; li.12 t2, 31 ; beq s0, t2, >done ; jump ->again, t6 ; done:);
     asm::pass(&mut ops);
     rv!(ops ; .align 64 ; ->f: ; c.li a0, 0 ; c.nop ; ret);
-    asm::finish("compressed", ops)
+    frame::finish("compressed", ops)
 }
 
-pub(super) fn data_code_data_code() -> GuestImage {
-    let mut ops = asm::program();
+pub(super) fn data_code_data_code(m: CacheModel) -> GuestImage {
+    let mut ops = frame::program();
     rv!(ops
         ; li.43 s1, 0x8001_0000
         ; li.12 s0, 0
@@ -211,26 +212,26 @@ pub(super) fn data_code_data_code() -> GuestImage {
     // Code: a function at the page's start and one at its end.
     asm::encode_load_s0(&mut ops);
     rv!(ops
-        ; sw t1, [s1]
+        ; sw t1, [s1] ; .bytes m.sync()
         ; li.32 t2, word!(ret)
         ; sw t2, [s1, 4]
         ; lui t3, 0x1000
         ; add t3, t3, s1
         ; sw t1, [t3, -8]
         ; sw t2, [t3, -4]
-        ; jalr ra, s1, 0
+        ; .bytes m.sync() ; jalr ra, s1, 0
         ; mv a1, s0
     );
     asm::expect_equal(&mut ops, 2);
-    rv!(ops ; jalr ra, t3, -8 ; mv a1, s0);
+    rv!(ops ; .bytes m.sync() ; jalr ra, t3, -8 ; mv a1, s0);
     asm::expect_equal(&mut ops, 3);
     rv!(ops ; addi s0, s0, 1 ; li.12 t2, 10 ; beq s0, t2, >done ; jump ->again, t6 ; done:);
     asm::pass(&mut ops);
-    asm::finish("data_code_data_code", ops)
+    frame::finish("data_code_data_code", ops)
 }
 
-pub(super) fn toggling() -> GuestImage {
-    let mut ops = asm::program();
+pub(super) fn toggling(m: CacheModel) -> GuestImage {
+    let mut ops = frame::program();
     rv!(ops
         ; la s1, ->f
         ; li.12 s0, 0
@@ -240,9 +241,9 @@ pub(super) fn toggling() -> GuestImage {
         ; li.12 s5, 2000
         ; again:
         ; sw s4, [s1]
-        ; jal ra, ->f
+        ; .bytes m.sync() ; jal ra, ->f
         ; sw s3, [s1]
-        ; jal ra, ->f
+        ; .bytes m.sync() ; jal ra, ->f
         ; addi s0, s0, 1
         ; bne s0, s5, <again
         ; mv a0, s2
@@ -251,11 +252,11 @@ pub(super) fn toggling() -> GuestImage {
     asm::pass(&mut ops);
     asm::pad_to(&mut ops, 0);
     rv!(ops ; ->f: ; addi s2, s2, 1 ; ret);
-    asm::finish("toggling", ops)
+    frame::finish("toggling", ops)
 }
 
-pub(super) fn packed() -> GuestImage {
-    let mut ops = asm::program();
+pub(super) fn packed(m: CacheModel) -> GuestImage {
+    let mut ops = frame::program();
     // Eight words are decrypted, run, and encrypted again, with another key in each round.
     rv!(ops
         ; la s1, ->f
@@ -266,7 +267,7 @@ pub(super) fn packed() -> GuestImage {
         ; jal ra, ->crypt          // first round: encrypts
         ; jal ra, ->crypt          // decrypts
         ; mv s6, ra
-        ; jal ra, ->f
+        ; .bytes m.sync() ; jal ra, ->f
         ; add s2, s2, a0
         ; addi s3, s3, 0x111
         ; addi s0, s0, 1
@@ -299,34 +300,34 @@ pub(super) fn packed() -> GuestImage {
         ; addi a0, a0, 7
         ; ret
     );
-    asm::finish("packed", ops)
+    frame::finish("packed", ops)
 }
 
-pub(super) fn two_addresses() -> GuestImage {
-    let mut ops = asm::program();
+pub(super) fn two_addresses(m: CacheModel) -> GuestImage {
+    let mut ops = frame::program();
     // s1 is f, s3 is f again, through the alias. The code is written through one and run through the other.
     rv!(ops
         ; la s1, ->f
         ; li.43 t0, (ALIAS.base - ALIAS.target) as i64
         ; add s3, s1, t0
-        ; jalr ra, s1, 0
+        ; .bytes m.sync() ; jalr ra, s1, 0
     );
     asm::expect(&mut ops, 1, 1000);
-    rv!(ops ; jalr ra, s3, 0);
+    rv!(ops ; .bytes m.sync() ; jalr ra, s3, 0);
     asm::expect(&mut ops, 2, 1000);
     rv!(ops ; li.12 s0, 0 ; ->again:);
     asm::encode_load_s0(&mut ops);
-    rv!(ops ; sw t1, [s3] ; jalr ra, s1, 0 ; mv a1, s0);
+    rv!(ops ; sw t1, [s3] ; .bytes m.sync() ; jalr ra, s1, 0 ; mv a1, s0);
     asm::expect_equal(&mut ops, 3);
-    rv!(ops ; jalr ra, s3, 0 ; mv a1, s0);
+    rv!(ops ; .bytes m.sync() ; jalr ra, s3, 0 ; mv a1, s0);
     asm::expect_equal(&mut ops, 4);
-    rv!(ops ; addi t0, s0, 500 ; slli t1, t0, 20 ; ori t1, t1, asm::LOAD_A0 ; sw t1, [s1] ; jalr ra, s3, 0 ; mv a1, t0);
+    rv!(ops ; addi t0, s0, 500 ; slli t1, t0, 20 ; ori t1, t1, asm::LOAD_A0 ; sw t1, [s1] ; .bytes m.sync() ; jalr ra, s3, 0 ; mv a1, t0);
     asm::expect_equal(&mut ops, 5);
-    rv!(ops ; jalr ra, s1, 0 ; mv a1, t0);
+    rv!(ops ; .bytes m.sync() ; jalr ra, s1, 0 ; mv a1, t0);
     asm::expect_equal(&mut ops, 6);
     rv!(ops ; addi s0, s0, 1 ; li.12 t2, 40 ; beq s0, t2, >done ; jump ->again, t6 ; done:);
     asm::pass(&mut ops);
     asm::pad_to(&mut ops, 0);
     rv!(ops ; ->f: ; addi a0, zero, 1000 ; ret);
-    asm::finish("two_addresses", ops)
+    frame::finish("two_addresses", ops)
 }

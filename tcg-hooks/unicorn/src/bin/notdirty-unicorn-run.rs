@@ -1,20 +1,35 @@
-//! Runs one bare-metal RISC-V ELF file in Unicorn: `notdirty-unicorn-run FILE.elf`.
+//! Runs one bare-metal RISC-V ELF file in Unicorn: `notdirty-unicorn-run FILE.elf`; or the self-modifying suite:
+//! `notdirty-unicorn-run smc-test DIR`.
 //!
 //! Its exit code is the guest's; 125 says that the guest trapped, which Unicorn does not pass on to it.
 
 use std::process::ExitCode;
 
 use notdirty_unicorn::board::{self, End};
-use notdirty_unicorn::elf;
+use notdirty_unicorn::{elf, smc_test};
 
 fn main() -> ExitCode {
     let Some(file) = std::env::args().nth(1) else {
-        eprintln!("usage: notdirty-unicorn-run FILE.elf | --version");
+        eprintln!("usage: notdirty-unicorn-run FILE.elf | smc-test DIR | --version");
         return ExitCode::from(2);
     };
     if file == "--version" {
         println!("Unicorn 2.1.5 (TCG), GPL-2.0-only");
         return ExitCode::SUCCESS;
+    }
+    if file == "smc-test" {
+        let Some(dir) = std::env::args_os().nth(2) else {
+            eprintln!("usage: notdirty-unicorn-run smc-test DIR");
+            return ExitCode::from(2);
+        };
+        return match smc_test::run(dir.as_ref()) {
+            Ok(true) => ExitCode::SUCCESS,
+            Ok(false) => ExitCode::FAILURE,
+            Err(why) => {
+                eprintln!("{why}");
+                ExitCode::from(2)
+            }
+        };
     }
     let bytes = match std::fs::read(&file) {
         Ok(bytes) => bytes,
@@ -28,7 +43,7 @@ fn main() -> ExitCode {
         Ok(End::Finished(code)) => ExitCode::from(u8::try_from(code).unwrap_or(1)),
         Ok(End::Trap { number, pc }) => {
             eprintln!("{file}: exception {number} near {pc:#x}; Unicorn does not enter mtvec");
-            ExitCode::from(125)
+            ExitCode::from(smc_test::TRAP)
         }
         Ok(End::Error(error)) | Err(error) => fail(&file, &format!("Unicorn: {error:?}")),
     }

@@ -1,0 +1,96 @@
+//! A guest in QEMU: its board `virt` without firmware, one process for each.
+
+use std::io::Read;
+use std::path::PathBuf;
+use std::process::{Command, Stdio};
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::{Duration, Instant};
+
+use super::{Outcome, PATIENCE, elf, ticks};
+use crate::programs::GuestImage;
+
+const QEMU: &str = "qemu-system-riscv64";
+
+/// Why there is no QEMU, if there is none.
+pub(super) fn missing() -> Option<String> {
+    let status = Command::new(QEMU).arg("--version").stdout(Stdio::null()).stderr(Stdio::null()).status();
+    match status {
+        Ok(status) if status.success() => None,
+        Ok(status) => Some(format!("{QEMU} --version ends with {status}")),
+        Err(e) => Some(format!("{QEMU} cannot be started: {e}")),
+    }
+}
+
+/// A file that is gone when the run is over.
+struct Temp(PathBuf);
+
+impl Temp {
+    fn new(image: &GuestImage) -> std::io::Result<Temp> {
+        static NEXT: AtomicU32 = AtomicU32::new(0);
+        let name = format!("notdirty-smc-{}-{}.elf", std::process::id(), NEXT.fetch_add(1, Ordering::Relaxed));
+        let temp = Temp(std::env::temp_dir().join(name));
+        std::fs::write(&temp.0, elf(image))?;
+        Ok(temp)
+    }
+}
+
+impl Drop for Temp {
+    fn drop(&mut self) {
+        let _ = std::fs::remove_file(&self.0);
+    }
+}
+
+/// Runs a guest; the time is what the guest prints.
+pub(super) fn run(image: &GuestImage) -> (Outcome, Option<Duration>) {
+    let result = Temp::new(image).and_then(|file| {
+        let mut command = Command::new(QEMU);
+        command.args(["-M", "virt", "-m", "128M", "-bios", "none", "-nographic", "-monitor", "none", "-kernel"]);
+        command.arg(&file.0).stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::null());
+        let mut child = command.spawn()?;
+        let deadline = Instant::now() + PATIENCE;
+        let status = loop {
+            match child.try_wait()? {
+                Some(status) => break Some(status),
+                None if Instant::now() > deadline => {
+                    child.kill()?;
+                    child.wait()?;
+                    break None;
+                }
+                None => std::thread::sleep(Duration::from_millis(5)),
+            }
+        };
+        // A line, which any pipe holds until now.
+        let mut printed = Vec::new();
+        if let Some(mut out) = child.stdout.take() {
+            out.read_to_end(&mut printed)?;
+        }
+        Ok((status, String::from_utf8_lossy(&printed).into_owned()))
+    });
+    match result {
+        Err(e) => (Outcome::Crash(e.to_string()), None),
+        Ok((None, _)) => (Outcome::Timeout, None),
+        Ok((Some(status), printed)) => match status.code() {
+            Some(0) => (Outcome::Pass, time(&printed)),
+            Some(code) => (Outcome::by_code(code as u64), None),
+            None => (Outcome::Crash(status.to_string()), None),
+        },
+    }
+}
+
+/// From `smc NAME pass 00000000 ticks 00001234`.
+fn time(printed: &str) -> Option<Duration> {
+    let (_, digits) = printed.rsplit_once(" ticks ")?;
+    u64::from_str_radix(digits.trim(), 16).ok().map(ticks)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_time_is_read_from_what_the_guest_prints() {
+        assert_eq!(time("smc toggling pass 00000000 ticks 0000000a\n"), Some(Duration::from_micros(1)));
+        assert_eq!(time(""), None);
+        assert_eq!(time("smc toggling pass 00000000 ticks \n"), None);
+    }
+}
