@@ -5,7 +5,7 @@ use std::fmt::Write;
 use crate::host::Host;
 use crate::pairing::Measured;
 use crate::rivals::Rival;
-use crate::rows::{Bar, Group};
+use crate::rows::{Bar, Group, PAIRS};
 use crate::stats::{geometric_mean, median, spread};
 
 /// A whole session of measurements: contenders in a fixed order, ours first.
@@ -134,6 +134,13 @@ impl Report {
                     }
                     _ => text.push('\n'),
                 }
+            }
+        }
+        for &(name, against, bar) in PAIRS {
+            let ours = |name| self.rows.iter().find(|row| row.row.name == name).and_then(|row| row.nanoseconds(OURS));
+            if let (Some(one), Some(other)) = (ours(name), ours(against)) {
+                let verdict = if one <= bar * other { "ok" } else { "MISSED" };
+                let _ = writeln!(text, "{name} / {against}: {:.2} (bar {bar}x at most {verdict})", one / other);
             }
         }
         for row in &self.rows {

@@ -1,8 +1,15 @@
-/* False sharing of code and data: each turn calls a function and stores to a word of its page, another 64-byte line. */
+/* False sharing of code and data: each turn calls a function and stores to a word of its page, another 64-byte line.
+ * APART 1: to a page of its own, to compare. */
 #include "../bench.h"
 
 #define COUNT SCALE(2000000ul, 20000ul)
+#if APART
+BENCH("smc-apart", COUNT, 0);
+#define DISTANCE "4096"
+#else
 BENCH("smc-beside", COUNT, 0);
+#define DISTANCE "2048"
+#endif
 
 uint64_t hot(uint64_t);
 extern volatile uint64_t beside[];
@@ -11,7 +18,7 @@ __asm__(".section .hot, \"awx\"\n"
         "hot: addi  a0, a0, 3\n"
         "     xori  a0, a0, 1\n"
         "     ret\n"
-        ".org hot + 2048\n"
+        ".org hot + " DISTANCE "\n"
         ".globl beside\n"
         "beside: .zero 2048\n"
         ".text\n");
