@@ -8,7 +8,7 @@ use crate::fault::{AccessKind, MemFault};
 use crate::host;
 use crate::mmu::{Hooks, SoftMmu};
 use crate::tlb::FetchEntry;
-use crate::tlb::entry::{BIAS, FLAGS, OTHER, index};
+use crate::tlb::entry::{BIAS, FLAGS, OTHER};
 use notdirty_core::RamAddr;
 
 /// What a store did beyond storing.
@@ -49,7 +49,7 @@ impl SoftMmu {
     #[inline]
     pub fn load<H: Hooks>(&mut self, hooks: &mut H, _: MmuIdx, va: GuestVirt, size: MemSize) -> Result<u64, MemFault> {
         let biased = va.get().wrapping_add(BIAS);
-        let slot = index(biased);
+        let slot = self.tlb.slot(biased);
         if self.tlb.read_comparator(slot) & !OTHER == wanted(biased, size) {
             let host = va.get().wrapping_add(self.tlb.addend(slot));
             // SAFETY: the comparator matched: aligned, and the entry covers a live page of RAM (kept by `view`).
@@ -69,7 +69,7 @@ impl SoftMmu {
         value: u64,
     ) -> Result<StoreEffect, MemFault> {
         let biased = va.get().wrapping_add(BIAS);
-        let slot = index(biased);
+        let slot = self.tlb.slot(biased);
         if self.tlb.write_comparator(slot) & !OTHER == wanted(biased, size) {
             let host = va.get().wrapping_add(self.tlb.addend(slot));
             // SAFETY: the comparator matched: aligned, a live page of RAM, not ROM, and nobody listens.

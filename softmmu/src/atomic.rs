@@ -9,7 +9,7 @@ use crate::fault::{AccessKind, MemFault};
 use crate::host::{self, AmoOp};
 use crate::mmu::{Hooks, SoftMmu};
 use crate::slow::{Place, aligned};
-use crate::tlb::entry::{BIAS, OTHER, index};
+use crate::tlb::entry::{BIAS, OTHER};
 use notdirty_core::RamAddr;
 use std::ptr::with_exposed_provenance_mut;
 
@@ -34,7 +34,7 @@ impl SoftMmu {
         operand: u64,
     ) -> Result<(u64, StoreEffect), MemFault> {
         let biased = va.get().wrapping_add(BIAS);
-        let slot = index(biased);
+        let slot = self.tlb.slot(biased);
         if self.tlb.write_comparator(slot) & !OTHER == wanted(biased, size) {
             let host = with_exposed_provenance_mut(va.get().wrapping_add(self.tlb.addend(slot)) as usize);
             // SAFETY: the comparator matched: aligned, live, writable RAM; nobody listens.

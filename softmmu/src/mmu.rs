@@ -17,7 +17,7 @@ use crate::code::{CodeInvalidator, CodePages};
 use crate::memmap::{AddressSpace, FlatView};
 use crate::safepoint::{Pending, Request, VcpuPort};
 use crate::tlb::Tlb;
-use crate::tlb::entry::{BIAS, FLAGS, TLB_ENTRIES, TlbEntry, index};
+use crate::tlb::entry::{BIAS, FLAGS, TLB_BITS, TLB_ENTRIES, TlbEntry};
 use notdirty_core::{PageIndex, PageRange, RamAddr, pin};
 use std::io;
 use std::ptr::NonNull;
@@ -149,9 +149,16 @@ impl SoftMmu {
         }
     }
 
+    /// Uses only the first `1 << bits` entries of the table: to measure what the rest are worth. Empties the TLB.
+    /// Emitted code must index likewise.
+    pub fn set_tlb_bits(&mut self, bits: u32) {
+        self.tlb.mask = (1 << bits.min(TLB_BITS)) - 1;
+        self.flush_tlb();
+    }
+
     /// The entry that would serve `va`, for tests and for emitters that want to look.
     pub fn probe(&self, va: GuestVirt) -> TlbEntry {
-        self.tlb.entry(index(va.get().wrapping_add(BIAS)))
+        self.tlb.entry(self.tlb.slot(va.get().wrapping_add(BIAS)))
     }
 
     /// Does the TLB hold a translation of this page that lets plain stores through?

@@ -23,7 +23,7 @@ use crate::memmap::Resolved;
 use crate::mmio::{self, MmioDevice, SizeMask};
 use crate::mmu::{Hooks, SoftMmu};
 use crate::tlb::DeviceEntry;
-use crate::tlb::entry::{BIAS, CODEPAGE, DISCARD, FLAGS, INVALID, NOTDIRTY, OTHER, index};
+use crate::tlb::entry::{BIAS, CODEPAGE, DISCARD, FLAGS, INVALID, NOTDIRTY, OTHER};
 use crate::tlb::fill::{Filled, host_address, ram_address};
 use notdirty_core::{PAGE_SIZE, RamAddr};
 use smallvec::SmallVec;
@@ -53,7 +53,7 @@ impl SoftMmu {
     #[inline(never)]
     pub(crate) fn load_slow<H: Hooks>(&mut self, hooks: &mut H, va: GuestVirt, size: MemSize) -> Result<u64, MemFault> {
         let biased = va.get().wrapping_add(BIAS);
-        let slot = index(biased);
+        let slot = self.tlb.slot(biased);
         if fits_page(va, size) && self.tlb.read_comparator(slot) & !OTHER == biased & !FLAGS && biased > FLAGS {
             self.stats.misaligned += 1;
             let host = va.get().wrapping_add(self.tlb.addend(slot));
@@ -93,7 +93,7 @@ impl SoftMmu {
         value: u64,
     ) -> Result<StoreEffect, MemFault> {
         let biased = va.get().wrapping_add(BIAS);
-        let slot = index(biased);
+        let slot = self.tlb.slot(biased);
         if self.tlb.write_comparator(slot) & !OTHER == wanted(biased, size) | CODEPAGE {
             return Ok(self.store_to_code_page(hooks, slot, va, size, value));
         }
@@ -140,7 +140,7 @@ impl SoftMmu {
     #[inline]
     pub(crate) fn locate(&mut self, va: GuestVirt, kind: AccessKind) -> Result<(Place, u64), MemFault> {
         let biased = va.get().wrapping_add(BIAS);
-        let slot = index(biased);
+        let slot = self.tlb.slot(biased);
         let comparator = match kind {
             AccessKind::Store => self.tlb.write_comparator(slot),
             _ => self.tlb.read_comparator(slot),
@@ -183,7 +183,7 @@ impl SoftMmu {
         }
         match self.tlb.fill(&self.space, &self.view, va) {
             Filled::Entry => {
-                let slot = index(va.get().wrapping_add(BIAS));
+                let slot = self.tlb.slot(va.get().wrapping_add(BIAS));
                 let entry = self.tlb.entry(slot);
                 let comparator = if kind == AccessKind::Store { entry.write } else { entry.read };
                 Ok((self.place(slot, comparator, va), PAGE_SIZE - va.page_offset()))

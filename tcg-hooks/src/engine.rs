@@ -41,6 +41,10 @@ pub struct JitFlags {
     pub flat_addend: bool,
     /// Let several accesses off one base register share one TLB check.
     pub elide: bool,
+    /// Use all 16 Ki entries of the TLB; off: 256, as QEMU starts with.
+    pub big_tlb: bool,
+    /// Keep the budget in a host register.
+    pub budget_register: bool,
     /// Constant propagation and removal of dead writes.
     pub optimise: bool,
     /// Use BMI2 shifts where the host has them.
@@ -60,6 +64,8 @@ impl Default for JitFlags {
             jump_cache: true,
             flat_addend: true,
             elide: true,
+            big_tlb: true,
+            budget_register: true,
             optimise: true,
             bmi2: true,
             tier0: true,
@@ -69,7 +75,7 @@ impl Default for JitFlags {
 
 impl JitFlags {
     /// Names of the switches, in the order of [`JitFlags::set`]'s bits.
-    pub const NAMES: [&str; 11] = [
+    pub const NAMES: [&str; 13] = [
         "regions",
         "pinned",
         "remap",
@@ -78,6 +84,8 @@ impl JitFlags {
         "jump_cache",
         "flat_addend",
         "elide",
+        "big_tlb",
+        "budget_register",
         "optimise",
         "bmi2",
         "tier0",
@@ -94,6 +102,8 @@ impl JitFlags {
             "jump_cache" => &mut self.jump_cache,
             "flat_addend" => &mut self.flat_addend,
             "elide" => &mut self.elide,
+            "big_tlb" => &mut self.big_tlb,
+            "budget_register" => &mut self.budget_register,
             "optimise" => &mut self.optimise,
             "bmi2" => &mut self.bmi2,
             "tier0" => &mut self.tier0,

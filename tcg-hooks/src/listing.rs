@@ -120,7 +120,7 @@ pub fn region(space: &Arc<AddressSpace>, pc: u64, flags: JitFlags, symbols: Symb
     let limits = Limits { insns: MAX_INSNS, regions: flags.regions, optimise: flags.optimise };
     let mut translator = Translator::default();
     translator.translate(&mut mmu, &mut Idle, pc, limits).map_err(ListError::Fetch)?;
-    let (thunk_code, thunks) = thunks::assemble(flags.pinned, execute_site);
+    let (thunk_code, thunks) = thunks::assemble(flags, execute_site);
     let mut emitter = Emitter::new(flags, thunks, flat);
     emitter.emit(&translator.region, 0);
     let at = thunk_code.len().next_multiple_of(4096) as u32;

@@ -21,7 +21,7 @@ use notdirty_core::PAGE_SIZE;
 use notdirty_softmmu::{GuestVirt, MemFault, MemSize, MmuIdx, StoreEffect};
 
 /// Executions before code is translated.
-const WARM: u32 = 6;
+pub(crate) const WARM: u32 = 6;
 /// Each early death multiplies that by four, up to four times.
 const MAX_DEATHS: u8 = 4;
 /// A TB that lived for this many instructions did not die young.
@@ -66,10 +66,12 @@ impl Heat {
     }
 
     /// The TB at `pc` died after `age` instructions because its bytes were written.
-    pub(crate) fn died(&mut self, pc: u64, age: u64) {
+    /// Returns how often it must run before it is translated again.
+    pub(crate) fn died(&mut self, pc: u64, age: u64) -> u32 {
         let spot = self.spot(pc);
         spot.runs = 0;
         spot.deaths = if age > OLD { 0 } else { (spot.deaths + 1).min(MAX_DEATHS) };
+        WARM << (2 * spot.deaths)
     }
 }
 

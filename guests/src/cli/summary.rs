@@ -22,7 +22,14 @@ pub(super) fn text(stats: &VcpuStats, elapsed: Duration, engine: EngineKind) -> 
     };
     row("rate", format!("{mips:.1} MIPS ({how})"));
     row("TBs translated", translated(stats));
-    row("TBs invalidated", format!("{} whose bytes were written", grouped(stats.tbs_invalidated)));
+    row(
+        "TBs invalidated",
+        format!(
+            "{} whose bytes were written, {} of them young",
+            grouped(stats.tbs_invalidated),
+            grouped(stats.tb.died_young)
+        ),
+    );
     if stats.tbs_evicted != 0 {
         row("TBs evicted", format!("{} for room in the code cache, or a new memory map", grouped(stats.tbs_evicted)));
     }

@@ -1,6 +1,6 @@
 //! A miss: what is the page, who listens to it, and the entry that says so.
 
-use super::entry::{BIAS, DISCARD, FLAGS, OTHER, TlbEntry, index};
+use super::entry::{BIAS, DISCARD, FLAGS, OTHER, TlbEntry};
 use super::{DeviceEntry, FetchEntry, Tlb};
 use crate::addr::{GuestPhys, GuestVirt};
 use crate::memmap::{AddressSpace, FlatView, Resolved, Span, What};
@@ -51,7 +51,7 @@ impl Tlb {
                 let other = if addend == self.flat_addend { 0 } else { OTHER };
                 let (flags, aux) = if *readonly { (DISCARD, 0) } else { store_flags(space, ram, &pin()) };
                 let entry = TlbEntry { read: page | other, write: page | other | flags, addend, aux };
-                self.install(index(biased), entry, ram);
+                self.install(self.slot(biased), entry, ram);
                 Filled::Entry
             }
             What::Mmio { dev, off } => {

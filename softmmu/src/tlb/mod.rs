@@ -84,6 +84,8 @@ pub(crate) struct Tlb {
     heads: Box<[u16]>,
     filled: Vec<u16>,
     fetch: Box<[FetchEntry; FETCH_ENTRIES]>,
+    /// The slots in use: all, but for measurements.
+    pub(crate) mask: usize,
     devices: [Option<DeviceEntry>; 1 << DEVICE_BITS],
     pub(crate) flat_addend: u64,
 }
@@ -115,6 +117,7 @@ impl Tlb {
             _shared: shared,
             full: side.start().cast(),
             _side: side,
+            mask: TLB_ENTRIES - 1,
             heads: vec![NONE; TLB_ENTRIES].into_boxed_slice(),
             filled: Vec::with_capacity(TLB_ENTRIES),
             fetch: Box::new([NO_FETCH; FETCH_ENTRIES]),
@@ -239,6 +242,12 @@ impl Tlb {
         let entry = self.fetch[Self::fetch_slot(biased)];
         let tag = biased & !FLAGS;
         (entry.tag == tag && tag != 0).then_some(entry)
+    }
+
+    /// The slot of a biased address.
+    #[inline]
+    pub(crate) fn slot(&self, biased: u64) -> usize {
+        entry::index(biased) & self.mask
     }
 
     /// Fibonacci hashing: boards put devices at round addresses.

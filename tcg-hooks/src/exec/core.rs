@@ -154,9 +154,12 @@ impl CodeInvalidator for StoreHooks<'_> {
                 let text = format!("{len} bytes at RAM {:#x} written at pc {pc:#x}: {killed} TBs died", ram.get());
                 trace.line(TraceMask::NOTDIRTY, &text);
             }
-            for dead in tbs.deaths.iter_mut().flat_map(|deaths| deaths.drain(..)) {
+            for (dead, age, runs) in tbs.deaths.iter_mut().flat_map(|deaths| deaths.drain(..)) {
                 let name = trace.symbol(dead).map(|s| format!(" <{s}>")).unwrap_or_default();
-                trace.line(TraceMask::TB, &format!("TB at {dead:#x}{name} died of a store at pc {pc:#x}"));
+                let text = format!(
+                    "TB at {dead:#x}{name} died of a store at pc {pc:#x} after {age} instructions; tier 0 for {runs} runs"
+                );
+                trace.line(TraceMask::TB, &text);
             }
         }
         killed

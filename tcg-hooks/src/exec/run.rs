@@ -10,6 +10,7 @@ use crate::engine::{EngineKind, ICache, JitFlags};
 use crate::interp::{self, Step};
 use crate::jit::x86_64::context::{Context, PREFIX};
 use crate::jit::x86_64::helpers::execute_site;
+use crate::jit::x86_64::mem::SMALL_BITS;
 use crate::jit::x86_64::thunks::{EnterFn, reason};
 use crate::riscv::csr::{CsrEnv, irq, mstatus};
 use crate::riscv::trap::{self, Trap};
@@ -102,6 +103,9 @@ impl Vcpu {
         let mut mmu = SoftMmu::new(space, PREFIX)?;
         let flat = flat_addend(space, cfg.entry);
         mmu.set_flat_addend(flat);
+        if !cfg.jit_flags.big_tlb {
+            mmu.set_tlb_bits(SMALL_BITS);
+        }
         let mask = cfg.trace.as_ref().map_or(TraceMask::none(), |t| t.mask());
         let mut flags = cfg.jit_flags;
         if mask.has(TraceMask::EXEC) {

@@ -38,6 +38,8 @@ pub struct TbStats {
     pub invalidated: u64,
     /// TBs that died because their chunk of the code cache was needed, or the memory map changed.
     pub evicted: u64,
+    /// Of those whose bytes were written, the ones that died young: hot patch sites, left to tier 0 for a while.
+    pub died_young: u64,
     /// Links made between TBs.
     pub linked: u64,
     /// The longest that making room in the code cache took.
@@ -57,8 +59,9 @@ pub(crate) struct TbCache {
     pub(super) chunk_tbs: Vec<Vec<TbId>>,
     pub(crate) stats: TbStats,
     pub(super) flags: JitFlags,
-    /// Where those that died of a store had been, for who traces it.
-    pub(crate) deaths: Option<Vec<u64>>,
+    /// Those that died of a store, for who traces it: where, after how many instructions, and how often tier 0 will
+    /// run that code before it is translated again.
+    pub(crate) deaths: Option<Vec<(u64, u64, u32)>>,
     /// What tier 0 knows of cold code.
     pub(crate) heat: Heat,
     #[cfg(any(test, feature = "testkit"))]
@@ -73,7 +76,7 @@ impl TbCache {
         flat_addend: u64,
         site: SiteFn,
     ) -> io::Result<TbCache> {
-        let (thunk_code, thunks) = assemble(flags.pinned, site);
+        let (thunk_code, thunks) = assemble(flags, site);
         let code = CodeCache::new(bytes, &thunk_code)?;
         let chunks = code.chunks();
         Ok(TbCache {

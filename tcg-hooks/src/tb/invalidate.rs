@@ -11,6 +11,7 @@
 //! them is gone.
 use super::{Tb, TbCache, TbId};
 use crate::jit::x86_64::context::{Context, JumpEntry};
+use crate::tier0::WARM;
 use notdirty_core::{PAGE_SIZE, PageIndex, RamAddr, pin};
 use notdirty_softmmu::lines_of;
 use std::time::Instant;
@@ -28,10 +29,12 @@ impl TbCache {
                 let hit = self.get(id).filter(|tb| tb.overlaps(page, from, from + count));
                 if let Some((pc, born)) = hit.map(|tb| (tb.key.pc, tb.born)) {
                     self.kill(id, ctx);
+                    let age = ctx.cpu.retired.wrapping_sub(born);
+                    let runs = self.heat.died(pc, age);
+                    self.stats.died_young += u64::from(runs > WARM);
                     if let Some(deaths) = &mut self.deaths {
-                        deaths.push(pc);
+                        deaths.push((pc, age, runs));
                     }
-                    self.heat.died(pc, ctx.cpu.retired.wrapping_sub(born));
                     killed += 1;
                 }
             }

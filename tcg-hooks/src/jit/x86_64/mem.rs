@@ -30,6 +30,9 @@ pub(super) struct Store {
 }
 
 const SHIFT: i8 = (notdirty_core::PAGE_BITS - ENTRY_BITS) as i8;
+/// Entries without `JitFlags::big_tlb`, as a logarithm.
+pub(crate) const SMALL_BITS: u32 = 8;
+const SMALL_INDEX: i32 = ((1 << SMALL_BITS) - 1) << ENTRY_BITS;
 const INDEX: i32 = ((TLB_ENTRIES - 1) << ENTRY_BITS) as i32;
 
 impl Emitter {
@@ -51,7 +54,8 @@ impl Emitter {
         } else {
             dynasm!(self.ops; .arch x64; mov ecx, eax; shr ecx, SHIFT);
         }
-        dynasm!(self.ops; .arch x64; and ecx, DWORD INDEX);
+        let index = if self.flags.big_tlb { INDEX } else { SMALL_INDEX };
+        dynasm!(self.ops; .arch x64; and ecx, DWORD index);
     }
 
     /// Register for the entry's addend, or none, and the displacement: host address = base + register + displacement.

@@ -18,7 +18,7 @@ pub(crate) mod disasm;
 mod elide;
 mod flow;
 pub(crate) mod helpers;
-mod mem;
+pub(crate) mod mem;
 mod regs;
 mod remap;
 pub(crate) mod thunks;
@@ -159,6 +159,9 @@ impl Emitter {
             }
             dynasm!(self.ops; .arch x64; =>label);
             match i8::try_from(block.insns) {
+                _ if !self.flags.budget_register => {
+                    dynasm!(self.ops; .arch x64; sub QWORD [rbp + context::BUDGET], DWORD i32::from(block.insns));
+                }
                 Ok(n) => dynasm!(self.ops; .arch x64; sub r15, BYTE n),
                 Err(_) => dynasm!(self.ops; .arch x64; sub r15, DWORD i32::from(block.insns)),
             }

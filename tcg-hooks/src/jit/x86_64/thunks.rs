@@ -9,6 +9,7 @@
 //! ```
 use super::context::{BASE, BUDGET, JUMP_ENTRIES, JUMPS, PC};
 use super::regs::RegMap;
+use crate::engine::JitFlags;
 use crate::jit::code_cache::CodeOffset;
 use dynasmrt::x64::X64Relocation;
 use dynasmrt::{DynasmApi, DynasmLabelApi, VecAssembler, dynasm};
@@ -46,20 +47,24 @@ pub(crate) struct Thunks {
 }
 
 /// Assembles the thunks; they are position independent.
-pub(crate) fn assemble(pinned: bool, site: SiteFn) -> (Vec<u8>, Thunks) {
-    let map = RegMap::new(pinned);
+pub(crate) fn assemble(flags: JitFlags, site: SiteFn) -> (Vec<u8>, Thunks) {
+    let map = RegMap::new(flags.pinned);
     let mut ops: VecAssembler<X64Relocation> = VecAssembler::new(0);
     let save = |ops: &mut VecAssembler<X64Relocation>| {
         for (guest, host) in map.pins() {
             dynasm!(ops; .arch x64; mov [rbp + (8 * i32::from(guest) - BASE)], Rq(host));
         }
-        dynasm!(ops; .arch x64; mov [rbp + BUDGET], r15);
+        if flags.budget_register {
+            dynasm!(ops; .arch x64; mov [rbp + BUDGET], r15);
+        }
     };
     let load = |ops: &mut VecAssembler<X64Relocation>| {
         for (guest, host) in map.pins() {
             dynasm!(ops; .arch x64; mov Rq(host), [rbp + (8 * i32::from(guest) - BASE)]);
         }
-        dynasm!(ops; .arch x64; mov r15, [rbp + BUDGET]);
+        if flags.budget_register {
+            dynasm!(ops; .arch x64; mov r15, [rbp + BUDGET]);
+        }
     };
     let mut thunks = Thunks { enter: 0, ..Thunks::default() };
     // Six pushes and eight bytes: the stack is aligned in emitted code, one return address off inside `site`.
