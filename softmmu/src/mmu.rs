@@ -151,8 +151,10 @@ impl SoftMmu {
 
     /// Uses only the first `1 << bits` entries of the table: to measure what the rest are worth. Empties the TLB.
     /// Emitted code must index likewise.
-    pub fn set_tlb_bits(&mut self, bits: u32) {
+    /// `hashed`: the index is a hash of the address.
+    pub fn set_tlb_shape(&mut self, bits: u32, hashed: bool) {
         self.tlb.mask = (1 << bits.min(TLB_BITS)) - 1;
+        self.tlb.hashed = hashed;
         self.flush_tlb();
     }
 

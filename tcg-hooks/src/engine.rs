@@ -43,6 +43,10 @@ pub struct JitFlags {
     pub elide: bool,
     /// Use all 16 Ki entries of the TLB; off: 256, as QEMU starts with.
     pub big_tlb: bool,
+    /// Index the TLB by bits of the address as they are; off: by a hash that mixes the upper ones in.
+    pub plain_index: bool,
+    /// Reach the TLB from the register that also reaches the vCPU's state; off: load its place each time.
+    pub base_register: bool,
     /// Keep the budget in a host register.
     pub budget_register: bool,
     /// Constant propagation and removal of dead writes.
@@ -65,6 +69,8 @@ impl Default for JitFlags {
             flat_addend: true,
             elide: true,
             big_tlb: true,
+            plain_index: true,
+            base_register: true,
             budget_register: true,
             optimise: true,
             bmi2: true,
@@ -75,7 +81,7 @@ impl Default for JitFlags {
 
 impl JitFlags {
     /// Names of the switches, in the order of [`JitFlags::set`]'s bits.
-    pub const NAMES: [&str; 13] = [
+    pub const NAMES: [&str; 15] = [
         "regions",
         "pinned",
         "remap",
@@ -85,6 +91,8 @@ impl JitFlags {
         "flat_addend",
         "elide",
         "big_tlb",
+        "plain_index",
+        "base_register",
         "budget_register",
         "optimise",
         "bmi2",
@@ -103,6 +111,8 @@ impl JitFlags {
             "flat_addend" => &mut self.flat_addend,
             "elide" => &mut self.elide,
             "big_tlb" => &mut self.big_tlb,
+            "plain_index" => &mut self.plain_index,
+            "base_register" => &mut self.base_register,
             "budget_register" => &mut self.budget_register,
             "optimise" => &mut self.optimise,
             "bmi2" => &mut self.bmi2,

@@ -63,6 +63,16 @@ const _: () = assert!(READ == 0 && WRITE == 8 && ADDEND == 16 && AUX == 24);
 const _: () = assert!(BIAS == notdirty_core::PAGE_SIZE && FLAGS == BIAS - 1);
 const _: () = assert!((INVALID | NOTDIRTY | MMIO | DISCARD | OTHER | CODEPAGE) & 7 == 0);
 
+/// How far the upper bits of an address are shifted onto the index, where it is hashed.
+pub const HASH_SHIFT: u32 = TLB_BITS;
+
+/// A biased address with its upper bits mixed into those of the index: streams that lie a multiple of the table's reach
+/// apart do not meet. Emitted code computes it in 32 bits.
+#[inline]
+pub(crate) const fn hashed(biased: u64) -> u64 {
+    (biased as u32 ^ (biased as u32 >> HASH_SHIFT)) as u64
+}
+
 /// Index of the entry for a biased address.
 #[inline]
 pub(crate) const fn index(biased: u64) -> usize {

@@ -86,6 +86,8 @@ pub(crate) struct Tlb {
     fetch: Box<[FetchEntry; FETCH_ENTRIES]>,
     /// The slots in use: all, but for measurements.
     pub(crate) mask: usize,
+    /// Is the index a hash of the address? For measurements too.
+    pub(crate) hashed: bool,
     devices: [Option<DeviceEntry>; 1 << DEVICE_BITS],
     pub(crate) flat_addend: u64,
 }
@@ -118,6 +120,7 @@ impl Tlb {
             full: side.start().cast(),
             _side: side,
             mask: TLB_ENTRIES - 1,
+            hashed: false,
             heads: vec![NONE; TLB_ENTRIES].into_boxed_slice(),
             filled: Vec::with_capacity(TLB_ENTRIES),
             fetch: Box::new([NO_FETCH; FETCH_ENTRIES]),
@@ -247,6 +250,7 @@ impl Tlb {
     /// The slot of a biased address.
     #[inline]
     pub(crate) fn slot(&self, biased: u64) -> usize {
+        let biased = if self.hashed { entry::hashed(biased) } else { biased };
         entry::index(biased) & self.mask
     }
 

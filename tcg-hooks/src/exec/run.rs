@@ -19,6 +19,7 @@ use crate::tier0::{self, Why};
 use crate::trace::{TraceMask, TraceSink};
 use crate::translate::{Limits, MAX_INSNS, Translator};
 use notdirty_core::{PAGE_SIZE, RamAddr, pin};
+use notdirty_softmmu::tlb::entry::TLB_BITS;
 use notdirty_softmmu::{
     AccessKind, AddressSpace, GuestPhys, GuestVirt, MemFault, MmuIdx, Resolved, SlowStats, SoftMmu, VcpuPort,
 };
@@ -103,8 +104,8 @@ impl Vcpu {
         let mut mmu = SoftMmu::new(space, PREFIX)?;
         let flat = flat_addend(space, cfg.entry);
         mmu.set_flat_addend(flat);
-        if !cfg.jit_flags.big_tlb {
-            mmu.set_tlb_bits(SMALL_BITS);
+        if !(cfg.jit_flags.big_tlb && cfg.jit_flags.plain_index) {
+            mmu.set_tlb_shape(if cfg.jit_flags.big_tlb { TLB_BITS } else { SMALL_BITS }, !cfg.jit_flags.plain_index);
         }
         let mask = cfg.trace.as_ref().map_or(TraceMask::none(), |t| t.mask());
         let mut flags = cfg.jit_flags;

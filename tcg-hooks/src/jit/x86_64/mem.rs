@@ -12,13 +12,15 @@
 //! data beside code costs a bit test.
 //!
 //! An entry whose addend is not K carries OTHER and never matches, so the last line is right whenever it is reached.
-use super::context::TABLE;
+use super::context::{TABLE, TABLE_OFFSET};
 use super::regs::{RAX, RCX, RDX};
 use super::{Cold, Emitter};
 use crate::ir::{Ir, MemOp};
 use dynasmrt::{DynamicLabel, DynasmApi, DynasmLabelApi, dynasm};
 use notdirty_core::LINE_BITS;
-use notdirty_softmmu::tlb::entry::{ADDEND, AUX, BIAS, CODEPAGE, ENTRY_BITS, FLAGS, READ, TLB_ENTRIES, WRITE};
+use notdirty_softmmu::tlb::entry::{
+    ADDEND, AUX, BIAS, CODEPAGE, ENTRY_BITS, FLAGS, HASH_SHIFT, READ, TLB_ENTRIES, WRITE,
+};
 
 /// A store, as its slow path needs it.
 #[derive(Debug, Clone, Copy)]
@@ -49,13 +51,22 @@ impl Emitter {
     /// The biased address in rax, its entry's offset in rcx.
     fn entry_offset(&mut self, base: u8, imm: i32) {
         dynasm!(self.ops; .arch x64; lea rax, [Rq(base) + (imm + BIAS as i32)]);
-        if self.bmi2 {
+        if !self.flags.plain_index {
+            dynasm!(self.ops; .arch x64
+                ; mov ecx, eax
+                ; shr ecx, BYTE HASH_SHIFT as i8
+                ; xor ecx, eax
+                ; shr ecx, SHIFT);
+        } else if self.bmi2 {
             dynasm!(self.ops; .arch x64; rorx ecx, eax, SHIFT);
         } else {
             dynasm!(self.ops; .arch x64; mov ecx, eax; shr ecx, SHIFT);
         }
         let index = if self.flags.big_tlb { INDEX } else { SMALL_INDEX };
         dynasm!(self.ops; .arch x64; and ecx, DWORD index);
+        if !self.flags.base_register {
+            dynasm!(self.ops; .arch x64; add rcx, [rbp + TABLE_OFFSET]);
+        }
     }
 
     /// Register for the entry's addend, or none, and the displacement: host address = base + register + displacement.
