@@ -141,6 +141,18 @@ pub enum Term {
     System { site: u16 },
 }
 
+impl Term {
+    /// Where control may go directly, inside the region or out of it; calls and indirect jumps have places of their own.
+    pub fn targets(&self) -> impl Iterator<Item = Target> + use<> {
+        let targets = match *self {
+            Term::Goto(to) => [Some(to), None],
+            Term::Branch { taken, fall, .. } => [Some(taken), Some(fall)],
+            _ => [None, None],
+        };
+        targets.into_iter().flatten()
+    }
+}
+
 /// A straight run of guest instructions.
 #[derive(Debug, Clone, Copy)]
 pub struct Block {

@@ -340,12 +340,7 @@ impl Translator {
         let entry = self.region.entry as usize;
         self.region.blocks[entry].poll = true;
         for i in 0..self.region.blocks.len() {
-            let targets = match self.region.blocks[i].term {
-                Term::Goto(t) => [Some(t), None],
-                Term::Branch { taken, fall, .. } => [Some(taken), Some(fall)],
-                _ => [None, None],
-            };
-            for target in targets.into_iter().flatten() {
+            for target in self.region.blocks[i].term.targets() {
                 if let Target::Block(b) = target
                     && usize::from(b) <= i
                 {

@@ -37,12 +37,7 @@ fn choose(region: &Region, swaps: &mut Vec<Swap>) {
     let mut depth = [0u8; 256];
     let mut loops = false;
     for (i, block) in region.blocks.iter().enumerate() {
-        let targets = match block.term {
-            Term::Goto(t) => [Some(t), None],
-            Term::Branch { taken, fall, .. } => [Some(taken), Some(fall)],
-            _ => [None, None],
-        };
-        for target in targets.into_iter().flatten() {
+        for target in block.term.targets() {
             if let Target::Block(b) = target
                 && usize::from(b) <= i
             {
