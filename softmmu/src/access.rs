@@ -48,6 +48,7 @@ impl SoftMmu {
     /// Loads a value, zero-extended. Misaligned loads of RAM work.
     #[inline]
     pub fn load<H: Hooks>(&mut self, hooks: &mut H, _: MmuIdx, va: GuestVirt, size: MemSize) -> Result<u64, MemFault> {
+        self.stats.accesses += 1;
         let biased = va.get().wrapping_add(BIAS);
         let slot = self.tlb.slot(biased);
         if self.tlb.read_comparator(slot) & !OTHER == wanted(biased, size) {
@@ -68,6 +69,7 @@ impl SoftMmu {
         size: MemSize,
         value: u64,
     ) -> Result<StoreEffect, MemFault> {
+        self.stats.accesses += 1;
         let biased = va.get().wrapping_add(BIAS);
         let slot = self.tlb.slot(biased);
         if self.tlb.write_comparator(slot) & !OTHER == wanted(biased, size) {

@@ -33,6 +33,7 @@ impl SoftMmu {
         op: AmoOp,
         operand: u64,
     ) -> Result<(u64, StoreEffect), MemFault> {
+        self.stats.accesses += 1;
         let biased = va.get().wrapping_add(BIAS);
         let slot = self.tlb.slot(biased);
         if self.tlb.write_comparator(slot) & !OTHER == wanted(biased, size) {
@@ -78,6 +79,7 @@ impl SoftMmu {
     /// Load-reserved. Devices cannot be reserved.
     pub fn lr<H: Hooks>(&mut self, _: &mut H, _: MmuIdx, va: GuestVirt, size: MemSize) -> Result<u64, MemFault> {
         self.reservation = None;
+        self.stats.accesses += 1;
         match self.locate_atomic(va, size, AccessKind::Load)? {
             Place::Ram { host, ram, .. } | Place::Rom { host, ram } => {
                 // SAFETY: `locate_atomic` found an aligned cell of live RAM.
@@ -100,6 +102,7 @@ impl SoftMmu {
         value: u64,
     ) -> Result<(bool, StoreEffect), MemFault> {
         let reserved = self.reservation.take();
+        self.stats.accesses += 1;
         let place = self.locate_atomic(va, size, AccessKind::Store)?;
         let (Place::Ram { ram, .. } | Place::Rom { ram, .. }) = place else {
             return Err(self.fault(AccessKind::Store, va));

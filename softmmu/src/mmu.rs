@@ -44,6 +44,8 @@ impl Hooks for NoHooks {}
 #[derive(Clone, Copy, PartialEq, Eq, Default, Debug)]
 #[non_exhaustive]
 pub struct SlowStats {
+    /// Loads, stores and atomics done through this `SoftMmu`, hits too; emitted code does its hits by itself.
+    pub accesses: u64,
     /// Loads and LRs without an entry.
     pub load_miss: u64,
     /// Stores, SCs and AMOs without an entry.

@@ -53,6 +53,8 @@ pub struct JitFlags {
     pub optimise: bool,
     /// Use BMI2 shifts where the host has them.
     pub bmi2: bool,
+    /// Not an optimisation: count loads and stores, an addition a block, for `VcpuStats::accesses`.
+    pub count: bool,
     /// Interpret cold code, and code that is patched again and again, instead of translating it.
     pub tier0: bool,
 }
@@ -74,6 +76,7 @@ impl Default for JitFlags {
             budget_register: true,
             optimise: true,
             bmi2: true,
+            count: false,
             tier0: true,
         }
     }

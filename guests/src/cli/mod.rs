@@ -22,8 +22,8 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Instant;
 
-use notdirty_tcg::RunLimits;
 use notdirty_tcg::cpu::CpuState;
+use notdirty_tcg::{JitFlags, RunLimits};
 
 use crate::devices::{Console, ExitBy};
 use crate::load::Program;
@@ -118,7 +118,7 @@ fn run(args: Args) -> ExitCode {
         .engine(args.engine)
         .clock(args.clock)
         .icache(args.icache)
-        .jit_flags(args.jit_flags)
+        .jit_flags(JitFlags { count: demo || args.stats, ..args.jit_flags })
         .console(console.clone())
         .program(program);
     if let Some(entry) = args.entry {

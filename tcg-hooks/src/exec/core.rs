@@ -27,6 +27,8 @@ pub(crate) struct Core {
     /// With [`ICache::FenceI`](crate::ICache): what the hart wrote over its code since the last `fence.i`.
     pub(crate) stale: Option<Vec<(RamAddr, u64)>>,
     pub(crate) traps: u64,
+    /// Loads and stores of emitted code that were done in Rust.
+    pub(crate) counted_twice: u64,
     /// Instructions that tier 0 executed.
     pub(crate) tier0_insns: u64,
     /// The trap before: where, and after how many instructions.

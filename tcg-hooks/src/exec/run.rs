@@ -77,6 +77,9 @@ pub struct VcpuStats {
     pub interpreted: u64,
     /// Instructions executed by tier 0: cold code, and code that is patched again and again.
     pub tier0: u64,
+    /// Loads, stores and atomics, with `JitFlags::count`; all but the slow path's were TLB hits. A block that is left by
+    /// a trap is counted whole.
+    pub accesses: Option<u64>,
     /// The slow path, by cause.
     pub tlb: SlowStats,
 }
@@ -140,6 +143,7 @@ impl Vcpu {
                 waiting: false,
                 stale: (cfg.icache == ICache::FenceI).then(Vec::new),
                 traps: 0,
+                counted_twice: 0,
                 tier0_insns: 0,
                 last_trap: None,
                 trap_loop: false,
@@ -202,6 +206,10 @@ impl Vcpu {
             entries: self.entries,
             traps: self.core.traps,
             interpreted: self.interpreted,
+            accesses: (self.flags.count || self.engine == EngineKind::Interp).then(|| {
+                let slow = self.core.counted_twice;
+                (self.ctx().accesses + self.core.mmu.stats().accesses).saturating_sub(slow)
+            }),
             tier0: self.core.tier0_insns,
             tlb: *self.core.mmu.stats(),
         }

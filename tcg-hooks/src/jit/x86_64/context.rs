@@ -37,6 +37,8 @@ pub(crate) struct Context {
     pub(crate) slice: i64,
     /// The engine that helpers work for.
     pub(crate) engine: *mut core::ffi::c_void,
+    /// Loads and stores of the blocks that were entered, if they are counted.
+    pub(crate) accesses: u64,
     /// Where the TLB is, from where it is; zero, for code that asks (`JitFlags::base_register` off).
     pub(crate) table_offset: u64,
     /// Top of the return stack, in bytes.
@@ -52,6 +54,7 @@ pub(crate) const PREFIX: usize = size_of::<Context>().next_multiple_of(64);
 
 pub(super) const PC: i32 = offset_of!(Context, cpu) as i32 + offset_of!(CpuState, pc) as i32 - BASE;
 pub(super) const BUDGET: i32 = offset_of!(Context, budget) as i32 - BASE;
+pub(super) const ACCESSES: i32 = offset_of!(Context, accesses) as i32 - BASE;
 pub(super) const TABLE_OFFSET: i32 = offset_of!(Context, table_offset) as i32 - BASE;
 pub(super) const RETURN_TOP: i32 = offset_of!(Context, return_top) as i32 - BASE;
 pub(super) const RETURNS: i32 = offset_of!(Context, returns) as i32 - BASE;

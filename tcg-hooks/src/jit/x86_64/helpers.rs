@@ -46,6 +46,8 @@ pub(crate) unsafe extern "C" fn execute_site(ctx: *mut Context, number: u32) -> 
     let Some(site) = core.tbs.as_ref().and_then(|tbs| tbs.site(number)) else { return answer::LEAVE };
     ctx.settle(site.refund);
     ctx.cpu.pc = site.pc;
+    // Counted at its block's head already, and again by the `SoftMmu`.
+    core.counted_twice += u64::from(site.insn.op.is_load() || site.insn.op.is_store());
     match execute(core, ctx, &site) {
         Outcome::Next => answer::CONTINUE,
         Outcome::Leave(pc) => {
