@@ -11,8 +11,8 @@ pub enum Group {
     Event,
     /// Code that is written while it runs.
     SelfModifying,
-    /// The price of translation alone.
-    Translation,
+    /// Code that is run once: what tier 0 makes of it. The translator's own price is what `--jit-off tier0 --stats` prints.
+    NewCode,
     /// What another row is held against.
     Reference,
 }
@@ -20,7 +20,7 @@ pub enum Group {
 impl Group {
     /// All groups, in the order of the table.
     pub const ALL: [Group; 6] =
-        [Group::Compute, Group::Memory, Group::Event, Group::SelfModifying, Group::Translation, Group::Reference];
+        [Group::Compute, Group::Memory, Group::Event, Group::SelfModifying, Group::NewCode, Group::Reference];
 
     /// The group's name in the table.
     pub fn name(self) -> &'static str {
@@ -29,7 +29,7 @@ impl Group {
             Group::Memory => "memory",
             Group::Event => "event",
             Group::SelfModifying => "self-modifying",
-            Group::Translation => "translation",
+            Group::NewCode => "new-code",
             Group::Reference => "reference",
         }
     }
@@ -104,7 +104,7 @@ pub const ROWS: &[Row] = &[
     row("smc-emit", Group::SelfModifying, "64 insns", 8.0),
     row("smc-beside", Group::SelfModifying, "store", 20.0),
     row("smc-toggle", Group::SelfModifying, "KiB", 10.0),
-    Row { name: "translate", group: Group::Translation, unit: "insn", bar: Bar::Nanoseconds(50.0), traps: false },
+    Row { name: "translate", group: Group::NewCode, unit: "insn", bar: Bar::Nanoseconds(50.0), traps: false },
     // smc-beside with its data in a page without code.
     row("smc-apart", Group::Reference, "store", 1.0),
 ];
