@@ -34,6 +34,6 @@ pub mod rcu;
 pub mod sync;
 
 pub use addr::{LINE_BITS, PAGE_BITS, PAGE_SIZE, PageIndex, PageRange, RamAddr};
-pub use dirty::{ClientMask, DirtyClient, DirtyMemory, fence_after_store};
+pub use dirty::{ClientMask, DirtyClient, DirtyListener, DirtyMemory, NoVcpus, NotServed, fence_after_store};
 pub use ram::{RamBlock, RamBlockSpec, RamError, RamFlags, RamList};
 pub use rcu::{Guard, RcuCell, Retired, pin};

@@ -7,11 +7,11 @@
 #[cfg(loom)]
 pub use loom::sync::{Mutex, MutexGuard, atomic::fence};
 #[cfg(loom)]
-pub use model::{AtomicPtr, AtomicU64};
+pub use model::{AtomicPtr, AtomicU8, AtomicU64};
 #[cfg(not(loom))]
 pub use std::sync::{
     Mutex, MutexGuard,
-    atomic::{AtomicPtr, AtomicU64, fence},
+    atomic::{AtomicPtr, AtomicU8, AtomicU64, fence},
 };
 
 pub use std::sync::atomic::Ordering;
@@ -76,6 +76,13 @@ mod model {
         fetch_or(bits: u64, order: Ordering) -> u64;
         fetch_and(bits: u64, order: Ordering) -> u64;
         fetch_add(value: u64, order: Ordering) -> u64;
+    }
+    behind_a_turnstile! {
+        AtomicU8, atomic::AtomicU8, u8,
+        load(order: Ordering) -> u8;
+        store(value: u8, order: Ordering) -> ();
+        fetch_or(bits: u8, order: Ordering) -> u8;
+        fetch_and(bits: u8, order: Ordering) -> u8;
     }
     behind_a_turnstile! {
         AtomicPtr<T>, atomic::AtomicPtr<T>, *mut T,

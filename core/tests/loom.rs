@@ -23,7 +23,7 @@ use notdirty_core::sync::{AtomicU64, Ordering::Relaxed};
 use notdirty_core::{ClientMask, DirtyClient, DirtyMemory, PageIndex, PageRange, pin};
 use std::sync::Arc;
 
-const MIGRATION: DirtyClient = DirtyClient::Migration;
+const MIGRATION: DirtyClient = DirtyClient::MIGRATION;
 /// Pages of one dirty block in a model.
 const BLOCK: u64 = 64;
 
@@ -131,7 +131,7 @@ fn growth_never_forgets_who_listens() {
             let ram = ram.clone();
             move || ram.dirty.grow(2 * BLOCK).unwrap()
         });
-        ram.dirty.test_and_clear(page(3), DirtyClient::Code, &pin());
+        ram.dirty.test_and_clear(page(3), DirtyClient::CODE, &pin());
         assert_eq!(ram.dirty.listening(page(3), &pin()), ClientMask::CODE);
         grower.join().unwrap();
         assert_eq!(ram.dirty.listening(page(3), &pin()), ClientMask::CODE);
@@ -260,7 +260,7 @@ fn a_take_of_a_part_leaves_the_rest_to_be_found() {
 fn a_page_that_is_clean_for_one_client_is_listened_to_until_it_is_marked() {
     model(|| {
         let ram = Ram::new(BLOCK);
-        ram.dirty.test_and_clear(page(2), DirtyClient::Code, &pin());
+        ram.dirty.test_and_clear(page(2), DirtyClient::CODE, &pin());
         let setter = thread::spawn({
             let ram = ram.clone();
             move || ram.dirty.set(pages(2, 3), ClientMask::ALL, &pin())

@@ -60,14 +60,14 @@ fn pages(a: u64, b: u64) -> PageRange {
 }
 
 fn clients(bits: u8) -> ClientMask {
-    let some = DirtyClient::EVERY.into_iter().filter(|c| bits >> *c as u8 & 1 != 0);
+    let some = DirtyClient::FIXED.into_iter().filter(|c| bits >> c.column() & 1 != 0);
     some.fold(ClientMask::NONE, |mask, c| mask | ClientMask::of(c))
 }
 
 /// Takes a range and tells which pages of the window it had.
 fn take(dirty: &DirtyMemory, a: u64, b: u64, client: usize) -> (u64, Vec<u64>) {
     let mut taken = Vec::new();
-    let count = dirty.test_and_clear_range(pages(a, b), DirtyClient::EVERY[client], &pin(), |first, bits| {
+    let count = dirty.test_and_clear_range(pages(a, b), DirtyClient::FIXED[client], &pin(), |first, bits| {
         assert_ne!(bits, 0);
         taken.extend((0..64).filter(|n| bits >> n & 1 != 0).map(|n| first.get() + n - BASE));
     });
@@ -98,24 +98,24 @@ proptest! {
                     model[a as usize..b as usize].iter_mut().for_each(|page| page[c] = false);
                 }
                 Op::TakePage(p, c) => {
-                    let was = dirty.test_and_clear(PageIndex::new(BASE + p), DirtyClient::EVERY[c], &pin());
+                    let was = dirty.test_and_clear(PageIndex::new(BASE + p), DirtyClient::FIXED[c], &pin());
                     prop_assert_eq!(was, std::mem::replace(&mut model[p as usize][c], false));
                 }
                 Op::Test(p, c) => {
-                    let is = dirty.test(PageIndex::new(BASE + p), DirtyClient::EVERY[c], &pin());
+                    let is = dirty.test(PageIndex::new(BASE + p), DirtyClient::FIXED[c], &pin());
                     prop_assert_eq!(is, model[p as usize][c]);
                 }
                 Op::Listening(p) => {
                     let who = dirty.listening(PageIndex::new(BASE + p), &pin());
-                    for client in DirtyClient::EVERY {
-                        prop_assert_eq!(who.contains(client), !model[p as usize][client as usize]);
+                    for client in DirtyClient::FIXED {
+                        prop_assert_eq!(who.contains(client), !model[p as usize][client.column()]);
                     }
                 }
                 Op::Grow(pages) => dirty.grow(pages).unwrap(),
             }
         }
         // Whatever happened, the summary leads to every bit that is left (SUM-1), and to nothing else.
-        for c in DirtyClient::EVERY.map(|client| client as usize) {
+        for c in DirtyClient::FIXED.map(|client| client.column()) {
             let left: Vec<_> = (0..WINDOW).filter(|p| model[*p as usize][c]).collect();
             prop_assert_eq!(take(&dirty, 0, WINDOW, c).1, left);
             prop_assert_eq!(take(&dirty, 0, WINDOW, c).0, 0);
@@ -166,17 +166,17 @@ fn what_lies_past_the_table_reads_dirty_and_stays_so() {
     let dirty = DirtyMemory::new();
     let guard = pin();
     let far = PageIndex::new(u64::MAX);
-    assert!(dirty.test(far, DirtyClient::Vga, &guard));
-    assert!(dirty.test_and_clear(far, DirtyClient::Vga, &guard));
-    assert!(dirty.test(far, DirtyClient::Vga, &guard));
+    assert!(dirty.test(far, DirtyClient::VGA, &guard));
+    assert!(dirty.test_and_clear(far, DirtyClient::VGA, &guard));
+    assert!(dirty.test(far, DirtyClient::VGA, &guard));
     assert!(dirty.listening(far, &guard).is_empty());
     let all = PageRange { start: PageIndex::new(0), end: far };
     dirty.set(all, ClientMask::ALL, &guard);
-    assert_eq!(dirty.test_and_clear_range(all, DirtyClient::Vga, &guard, |_, _| panic!()), 0);
+    assert_eq!(dirty.test_and_clear_range(all, DirtyClient::VGA, &guard, |_, _| panic!()), 0);
     let backwards = PageRange { start: PageIndex::new(70), end: PageIndex::new(3) };
     dirty.grow(100).unwrap();
     dirty.set(backwards, ClientMask::ALL, &guard);
-    assert_eq!(dirty.test_and_clear_range(backwards, DirtyClient::Vga, &guard, |_, _| panic!()), 0);
+    assert_eq!(dirty.test_and_clear_range(backwards, DirtyClient::VGA, &guard, |_, _| panic!()), 0);
     assert_eq!(dirty.grow(u64::MAX).unwrap_err().pages, u64::MAX);
 }
 
@@ -186,7 +186,7 @@ fn many_threads_take_each_mark_once() {
     let dirty = DirtyMemory::new();
     dirty.grow(PAGES).unwrap();
     let all = PageRange { start: PageIndex::new(0), end: PageIndex::new(PAGES) };
-    dirty.test_and_clear_range(all, DirtyClient::Migration, &pin(), |_, _| {});
+    dirty.test_and_clear_range(all, DirtyClient::MIGRATION, &pin(), |_, _| {});
     let taken: u64 = std::thread::scope(|s| {
         let setters: Vec<_> = (0..2)
             .map(|n| {
@@ -203,10 +203,10 @@ fn many_threads_take_each_mark_once() {
             .collect();
         let mut taken = 0;
         while !setters.iter().all(|t| t.is_finished()) {
-            taken += dirty.test_and_clear_range(all, DirtyClient::Migration, &pin(), |_, _| {});
+            taken += dirty.test_and_clear_range(all, DirtyClient::MIGRATION, &pin(), |_, _| {});
         }
         taken
     });
-    let rest = dirty.test_and_clear_range(all, DirtyClient::Migration, &pin(), |_, _| {});
+    let rest = dirty.test_and_clear_range(all, DirtyClient::MIGRATION, &pin(), |_, _| {});
     assert_eq!(taken + rest, PAGES);
 }

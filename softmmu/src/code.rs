@@ -164,7 +164,7 @@ impl CodePages {
         let _lock = self.lock(page);
         if lines != 0 {
             code.mask.fetch_or(lines, Ordering::SeqCst);
-            ram.dirty().test_and_clear(page, DirtyClient::Code, guard);
+            ram.dirty().test_and_clear(page, DirtyClient::CODE, guard);
         }
         code
     }
@@ -183,7 +183,7 @@ impl CodePages {
             let end = PageIndex::new(page.get() + 1);
             ram.dirty().set(PageRange { start: page, end }, ClientMask::CODE, guard);
         } else {
-            ram.dirty().test_and_clear(page, DirtyClient::Code, guard);
+            ram.dirty().test_and_clear(page, DirtyClient::CODE, guard);
         }
     }
 

@@ -18,12 +18,12 @@ fn amos_return_the_old_value_and_mark() {
     let idx = MmuIdx::M;
     assert_eq!(vm.mmu.amo(&mut vm.tbs, idx, va(RAM), B4, AmoOp::Add, 3), Ok((5, StoreEffect::NONE)));
     assert_eq!(vm.load(RAM, B8), Ok(0xffff_ffff_0000_0008));
-    vm.track(vm.page(0), DirtyClient::Vga);
+    vm.track(vm.page(0), DirtyClient::VGA);
     let _ = vm.mmu.serve(&mut vm.tbs);
     let (old, _) = vm.mmu.amo(&mut vm.tbs, idx, va(RAM), B8, AmoOp::Max, 1).unwrap();
     assert_eq!(old, 0xffff_ffff_0000_0008);
     assert_eq!(vm.load(RAM, B8), Ok(1));
-    assert!(vm.is_set(vm.page(0), DirtyClient::Vga));
+    assert!(vm.is_set(vm.page(0), DirtyClient::VGA));
     let at = vm.at(0);
     vm.tbs.translate(&mut vm.mmu, at, 4);
     let (_, effect) = vm.mmu.amo(&mut vm.tbs, idx, va(RAM), B4, AmoOp::Swap, 9).unwrap();
@@ -76,10 +76,10 @@ fn sc_writes_only_what_lr_reserved() {
 fn sc_marks_only_if_it_wrote() {
     let mut vm = Vm::new();
     let (idx, at, page) = (MmuIdx::M, va(RAM), vm.page(0));
-    vm.track(page, DirtyClient::Migration);
+    vm.track(page, DirtyClient::MIGRATION);
     let _ = vm.mmu.sc(&mut vm.tbs, idx, at, B4, 1).unwrap();
-    assert!(!vm.is_set(page, DirtyClient::Migration));
+    assert!(!vm.is_set(page, DirtyClient::MIGRATION));
     vm.mmu.lr(&mut vm.tbs, idx, at, B4).unwrap();
     assert!(vm.mmu.sc(&mut vm.tbs, idx, at, B4, 1).unwrap().0);
-    assert!(vm.is_set(page, DirtyClient::Migration));
+    assert!(vm.is_set(page, DirtyClient::MIGRATION));
 }

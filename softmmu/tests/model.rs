@@ -174,7 +174,7 @@ fn place() -> impl Strategy<Value = (usize, u64)> {
 fn op() -> impl Strategy<Value = Op> {
     let window = || 0..WINDOWS.len();
     let page = || 0..8u64;
-    let client = prop_oneof![Just(DirtyClient::Vga), Just(DirtyClient::Migration)];
+    let client = prop_oneof![Just(DirtyClient::VGA), Just(DirtyClient::MIGRATION)];
     prop_oneof![
         2 => (window(), page(), prop_oneof![4 => Just(0u64), 1 => 1..PAGE_SIZE], page(), 1..8u64, any::<bool>(), -1..3i32)
             .prop_map(|(window, page, cut, off, len, readonly, priority)|
@@ -459,8 +459,8 @@ impl World {
             let lines = self.model_lines(page);
             let mask = self.space.code().page(page).map_or(0, |p| p.mask.load(std::sync::atomic::Ordering::SeqCst));
             assert_eq!(mask, lines, "line mask of page {n}");
-            assert_eq!(self.ram.dirty().test(page, DirtyClient::Code, &guard), lines == 0, "CODE of page {n}");
-            for client in [DirtyClient::Vga, DirtyClient::Migration] {
+            assert_eq!(self.ram.dirty().test(page, DirtyClient::CODE, &guard), lines == 0, "CODE of page {n}");
+            for client in [DirtyClient::VGA, DirtyClient::MIGRATION] {
                 let tracked = self.tracked.contains(&(page, client));
                 assert_eq!(self.ram.dirty().test(page, client, &guard), !tracked, "{client:?} of page {n}");
             }

@@ -131,7 +131,7 @@ fn a_harvest_misses_no_store() {
         let mut copy = 0;
         let until = Instant::now() + Duration::from_millis(300);
         let harvest = |copy: &mut u64| {
-            let was = ram.dirty().test_and_clear(page, DirtyClient::Migration, &pin());
+            let was = ram.dirty().test_and_clear(page, DirtyClient::MIGRATION, &pin());
             if was {
                 let rearm = Request::Rearm(PageRange::of_page(page));
                 assert!(space.vcpus().post_all_and_wait(rearm, Some(Duration::from_secs(20))));

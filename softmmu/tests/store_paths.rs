@@ -51,12 +51,12 @@ fn a_tracked_page_marks_once_and_is_fast_again() {
     let mut vm = Vm::new();
     vm.put(RAM, B8, 1);
     let page = vm.page(0);
-    vm.track(page, DirtyClient::Migration);
+    vm.track(page, DirtyClient::MIGRATION);
     assert!(vm.mmu.is_store_fast(va(RAM)), "the owner alone arms, at its safe point");
     assert_eq!(vm.mmu.serve(&mut vm.tbs).rearmed, 1);
     assert!(!vm.mmu.is_store_fast(va(RAM)));
     assert_eq!(vm.store(RAM, B8, 2), Ok(StoreEffect::NONE));
-    assert!(vm.is_set(page, DirtyClient::Migration));
+    assert!(vm.is_set(page, DirtyClient::MIGRATION));
     assert!(vm.mmu.is_store_fast(va(RAM)), "nobody is left to tell");
     vm.put(RAM, B8, 3);
     assert_eq!(vm.mmu.stats().notdirty, 1);
@@ -66,10 +66,10 @@ fn a_tracked_page_marks_once_and_is_fast_again() {
 fn two_clients_are_told_by_one_store() {
     let mut vm = Vm::new();
     let page = vm.page(0);
-    vm.track(page, DirtyClient::Migration);
-    vm.track(page, DirtyClient::Vga);
+    vm.track(page, DirtyClient::MIGRATION);
+    vm.track(page, DirtyClient::VGA);
     vm.put(RAM + 4, B4, 2);
-    assert!(vm.is_set(page, DirtyClient::Migration) && vm.is_set(page, DirtyClient::Vga));
+    assert!(vm.is_set(page, DirtyClient::MIGRATION) && vm.is_set(page, DirtyClient::VGA));
     assert_eq!(vm.mmu.stats().notdirty, 1);
     assert!(vm.mmu.is_store_fast(va(RAM)));
 }
@@ -88,7 +88,7 @@ fn rearming_finds_every_alias_of_a_page() {
         assert!(vm.mmu.is_store_fast(va(at)));
     }
     // The first two aliases share a slot; the second holds it now.
-    vm.track(vm.page(0x1000), DirtyClient::Migration);
+    vm.track(vm.page(0x1000), DirtyClient::MIGRATION);
     let _ = vm.mmu.serve(&mut vm.tbs);
     for &at in &all {
         assert!(!vm.mmu.is_store_fast(va(at)), "{at:#x}");
@@ -110,7 +110,7 @@ fn a_page_where_only_code_listens_says_so_and_points_to_its_lines() {
     let aux = unsafe { vm.mmu.table().add(slot).cast::<u8>().add(AUX as usize).cast::<u64>().read() };
     let code: *const CodePage = vm.space.code().page(vm.page(0)).unwrap();
     assert_eq!(aux, code as u64);
-    vm.track(vm.page(0), DirtyClient::Migration);
+    vm.track(vm.page(0), DirtyClient::MIGRATION);
     let _ = vm.mmu.serve(&mut vm.tbs);
     assert_eq!(write_comparator(&vm, RAM) & (CODEPAGE | NOTDIRTY), NOTDIRTY);
     vm.put(RAM, B8, 0);
@@ -143,7 +143,7 @@ fn a_store_into_code_kills_it_and_the_page_is_fast_again() {
     assert_eq!(vm.store(RAM + 0x108, B4, 0x13), Ok(StoreEffect { killed: 1, mmio: false }));
     assert_eq!(vm.tbs.heard, [(at + 8, 4)]);
     assert_eq!(generation(&vm), before + 1);
-    assert!(vm.is_set(vm.page(0), DirtyClient::Code));
+    assert!(vm.is_set(vm.page(0), DirtyClient::CODE));
     assert!(vm.mmu.is_store_fast(va(RAM)));
     assert_eq!(vm.load(RAM + 0x108, B4), Ok(0x13));
 }
@@ -213,13 +213,13 @@ fn misaligned_accesses_within_a_page_work() {
 #[test]
 fn a_store_over_two_pages_tells_both() {
     let mut vm = Vm::new();
-    vm.track(vm.page(0), DirtyClient::Migration);
+    vm.track(vm.page(0), DirtyClient::MIGRATION);
     let at = vm.at(0x1000);
     vm.tbs.translate(&mut vm.mmu, at, 4);
     let effect = vm.store(RAM + 0xffd, B8, 0x8877_6655_4433_2211).unwrap();
     assert_eq!(effect.killed, 1);
     assert_eq!(vm.tbs.heard, [(at, 5)]);
-    assert!(vm.is_set(vm.page(0), DirtyClient::Migration));
+    assert!(vm.is_set(vm.page(0), DirtyClient::MIGRATION));
     assert_eq!(vm.load(RAM + 0xffd, B8), Ok(0x8877_6655_4433_2211));
     assert_eq!(vm.block.load(0x1000, 4).ok(), Some(0x7766_5544));
 }
@@ -299,7 +299,7 @@ fn rom_ignores_stores_and_keeps_its_bytes() {
     assert_eq!(old, 0x0403_0201);
     assert_eq!(vm.load(ROM, B8), Ok(0x0807_0605_0403_0201));
     assert_eq!(vm.mmu.stats().rom_discard, 3);
-    vm.track(notdirty_core::RamAddr::new(vm.rom.offset().get()).page(), DirtyClient::Migration);
+    vm.track(notdirty_core::RamAddr::new(vm.rom.offset().get()).page(), DirtyClient::MIGRATION);
     let _ = vm.mmu.serve(&mut vm.tbs);
     vm.put(ROM, B8, 0);
     assert_eq!(vm.load(ROM, B8), Ok(0x0807_0605_0403_0201), "re-arming a ROM page does not make it RAM");
@@ -375,11 +375,11 @@ fn a_device_smaller_than_a_page_leaves_the_rest_of_the_page_ram() {
     assert_eq!((vm.load(RAM + 0x2038, B8), vm.load(RAM + 0x2050, B8)), (Ok(0x38), Ok(0x50)));
     assert!(!vm.mmu.is_store_fast(va(RAM + 0x2000)));
     // RAM on such a page is heard of like any other.
-    vm.track(vm.page(0x2000), DirtyClient::Migration);
+    vm.track(vm.page(0x2000), DirtyClient::MIGRATION);
     let at = vm.at(0x2100);
     vm.tbs.translate(&mut vm.mmu, at, 4);
     assert_eq!(vm.store(RAM + 0x2100, B4, 0).unwrap().killed, 1);
-    assert!(vm.is_set(vm.page(0x2000), DirtyClient::Migration));
+    assert!(vm.is_set(vm.page(0x2000), DirtyClient::MIGRATION));
     // Misaligned from RAM into the device: nothing happens.
     let into = fault(AccessKind::Store, FaultCause::Access, RAM + 0x2040);
     assert_eq!(vm.store(RAM + 0x203e, B4, u64::MAX), Err(into));
@@ -488,12 +488,12 @@ fn the_hosts_write_stores_then_kills_at_the_safe_point_then_marks() {
     let mut vm = Vm::new();
     let at = vm.at(0xff0);
     vm.tbs.translate(&mut vm.mmu, at, 0x20);
-    vm.track(vm.page(0x1000), DirtyClient::Migration);
+    vm.track(vm.page(0x1000), DirtyClient::MIGRATION);
     vm.space.write(pa(RAM + 0x800), &[0xaa; 0x100]).unwrap();
     assert_eq!(vm.mmu.serve(&mut vm.tbs).killed, 0, "beside the code");
     vm.space.write(pa(RAM + 0xfff), &[0xaa; 0x3000]).unwrap();
     assert_eq!(vm.tbs.tbs.len(), 1);
-    assert!(vm.is_set(vm.page(0x1000), DirtyClient::Migration));
+    assert!(vm.is_set(vm.page(0x1000), DirtyClient::MIGRATION));
     assert_eq!(vm.mmu.serve(&mut vm.tbs).killed, 1);
     // Two pages of code, adjacent: one request.
     assert_eq!(vm.tbs.heard, [(vm.at(0xfff), 0x1001)]);

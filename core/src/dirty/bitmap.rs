@@ -64,12 +64,17 @@ impl DirtyBlock {
         unsafe { new.assume_init() }
     }
 
-    /// Sets `bits`. The caller's fence orders its store before this (MARK-1).
-    pub(super) fn set(&self, bits: Range<usize>) {
+    /// Sets `bits`; `sink` gets the index of each word that had some of them clear, and those. The caller's fence
+    /// orders its store before this (MARK-1).
+    #[inline]
+    pub(super) fn set(&self, bits: Range<usize>, mut sink: impl FnMut(usize, u64)) {
         for (w, mask) in words_of(bits) {
             // Acquire: who sees bits of another setter also sees what that one saw of the summary.
             if self.words[w].load(Ordering::Acquire) & mask != mask {
-                self.words[w].fetch_or(mask, Ordering::AcqRel);
+                let new = mask & !self.words[w].fetch_or(mask, Ordering::AcqRel);
+                if new != 0 {
+                    sink(w, new);
+                }
             }
             let line = w / SUMMARY_WORDS;
             let (s, bit) = (line / 64, 1 << (line % 64));

@@ -21,6 +21,7 @@
 //! CODE means that stores to translated code are not heard. Writer of the table: the holder of `growing`. Checked by tests/loom.rs.
 
 use super::bitmap::{BLOCK_PAGES, DirtyBlock};
+use super::client::CLIENTS;
 use super::{MAX_PAGES, TooManyPages};
 use crate::addr::{PageIndex, PageRange};
 use crate::rcu::{Guard, RcuCell, Retired, pin};
@@ -28,9 +29,6 @@ use crate::sync::{AtomicPtr, Mutex, Ordering, lock};
 use core::ops::Range;
 use core::ptr;
 use std::sync::Arc;
-
-/// Columns of a row: one cache line of pointers.
-const CLIENTS: usize = 8;
 
 /// The growing table of rows.
 pub(super) struct Blocks {
@@ -78,17 +76,9 @@ impl Blocks {
         Some((self.table.load(guard).rows.get(row)?, bit))
     }
 
-    /// The rows that `range` touches, each with the bits of its part. Pages without a row are left out.
+    /// The rows that `range` touches: the page of the row's bit 0, the row, and the bits of its part. Pages without a
+    /// row are left out.
     pub(super) fn rows<'g>(
-        &self,
-        range: PageRange,
-        guard: &'g Guard,
-    ) -> impl Iterator<Item = (&'g Row, Range<usize>)> + use<'g> {
-        self.rows_with_base(range, guard).map(|(_, row, bits)| (row, bits))
-    }
-
-    /// As `rows`, with the page of bit 0 of the row.
-    pub(super) fn rows_with_base<'g>(
         &self,
         range: PageRange,
         guard: &'g Guard,

@@ -17,112 +17,17 @@
 
 mod bitmap;
 mod blocks;
+mod client;
+mod harvest;
+
+pub use client::{ClientMask, DirtyClient};
+pub use harvest::{DirtyListener, NoVcpus, NotServed};
 
 use crate::addr::{PageIndex, PageRange};
 use crate::rcu::{Guard, Retired};
-use crate::sync::{Ordering, fence};
+use crate::sync::{AtomicU8, Ordering, fence};
 use blocks::Blocks;
 use core::fmt;
-use core::ops::{BitAnd, BitOr, BitOrAssign};
-
-/// Somebody who wants to know which pages were written.
-#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
-#[repr(u8)]
-pub enum DirtyClient {
-    /// The display: which lines to draw again.
-    Vga = 0,
-    /// The translator. Inverted: 1 means that no translated code is on the page.
-    Code = 1,
-    /// Migration, snapshots, whoever copies RAM while it is written.
-    Migration = 2,
-}
-
-impl DirtyClient {
-    /// Every client, in the order of their numbers.
-    pub const EVERY: [Self; 3] = [Self::Vga, Self::Code, Self::Migration];
-
-    /// The client's column in a row of the table.
-    const fn index(self) -> usize {
-        self as usize
-    }
-}
-
-/// A set of clients.
-#[derive(Clone, Copy, PartialEq, Eq, Hash, Default)]
-pub struct ClientMask(u8);
-
-impl ClientMask {
-    /// Nobody.
-    pub const NONE: Self = Self(0);
-    /// The display alone.
-    pub const VGA: Self = Self::of(DirtyClient::Vga);
-    /// The translator alone.
-    pub const CODE: Self = Self::of(DirtyClient::Code);
-    /// Migration alone.
-    pub const MIGRATION: Self = Self::of(DirtyClient::Migration);
-    /// Everybody.
-    pub const ALL: Self = Self(0b111);
-    /// Everybody but the translator: what a slow store marks, since CODE is the invalidation's own.
-    pub const NOCODE: Self = Self(0b101);
-
-    /// The set of `client` alone.
-    pub const fn of(client: DirtyClient) -> Self {
-        Self(1 << client as u8)
-    }
-
-    /// Whether nobody is in it.
-    pub const fn is_empty(self) -> bool {
-        self.0 == 0
-    }
-
-    /// Whether all of `other` (a client or a set) are in it.
-    pub fn contains(self, other: impl Into<Self>) -> bool {
-        let other = other.into();
-        self.0 & other.0 == other.0
-    }
-
-    /// This set without those in `other` (a client or a set).
-    pub fn without(self, other: impl Into<Self>) -> Self {
-        Self(self.0 & !other.into().0)
-    }
-
-    /// The clients in it.
-    pub fn iter(self) -> impl Iterator<Item = DirtyClient> + use<> {
-        DirtyClient::EVERY.into_iter().filter(move |c| self.contains(*c))
-    }
-}
-
-impl From<DirtyClient> for ClientMask {
-    fn from(client: DirtyClient) -> Self {
-        Self::of(client)
-    }
-}
-
-impl BitOr for ClientMask {
-    type Output = Self;
-    fn bitor(self, other: Self) -> Self {
-        Self(self.0 | other.0)
-    }
-}
-
-impl BitOrAssign for ClientMask {
-    fn bitor_assign(&mut self, other: Self) {
-        self.0 |= other.0;
-    }
-}
-
-impl BitAnd for ClientMask {
-    type Output = Self;
-    fn bitand(self, other: Self) -> Self {
-        Self(self.0 & other.0)
-    }
-}
-
-impl fmt::Debug for ClientMask {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_set().entries(self.iter()).finish()
-    }
-}
 
 /// More pages than any host can hold; a wrong number, most likely.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, thiserror::Error)]
@@ -147,12 +52,28 @@ pub fn fence_after_store() {
 /// clears them: a mark is never lost, whatever the caller asks.
 pub struct DirtyMemory {
     blocks: Blocks,
+    ringed: AtomicU8,
 }
 
 impl DirtyMemory {
     /// Dirty memory that covers no page yet.
     pub fn new() -> Self {
-        Self { blocks: Blocks::new() }
+        Self { blocks: Blocks::new(), ringed: AtomicU8::new(0) }
+    }
+
+    /// The clients whose new marks are to be pushed to a ring: for these, who marks calls [`set_new`](Self::set_new).
+    #[inline]
+    pub fn ringed(&self) -> ClientMask {
+        ClientMask(self.ringed.load(Ordering::Acquire))
+    }
+
+    /// Puts a client among the [`ringed`](Self::ringed) ones, or takes it out.
+    pub fn set_ringed(&self, client: DirtyClient, on: bool) {
+        let bit = ClientMask::of(client).0;
+        match on {
+            true => self.ringed.fetch_or(bit, Ordering::AcqRel),
+            false => self.ringed.fetch_and(!bit, Ordering::AcqRel),
+        };
     }
 
     /// Covers pages `0..pages`. Never shrinks. Readers and setters go on meanwhile (GROW-1).
@@ -168,14 +89,27 @@ impl DirtyMemory {
     /// Marks `range` for each of `clients`, after the store that dirtied it. Clients that track nothing there cost
     /// a look at a null pointer.
     pub fn set(&self, range: PageRange, clients: ClientMask, guard: &Guard) {
+        self.set_new(range, clients, guard, |_, _, _| {});
+    }
+
+    /// As `set`, and tells which bits went from 0 to 1: `sink` gets the client, the page of a word's bit 0, and the
+    /// word's new bits. Of several who mark a page at once, one is told.
+    pub fn set_new(
+        &self,
+        range: PageRange,
+        clients: ClientMask,
+        guard: &Guard,
+        mut sink: impl FnMut(DirtyClient, PageIndex, u64),
+    ) {
         if range.is_empty() || clients.is_empty() {
             return;
         }
         fence_after_store();
-        for (row, pages) in self.blocks.rows(range, guard) {
-            for client in clients.iter() {
-                if let Some(block) = row.block(client.index()) {
-                    block.set(pages.clone());
+        for (first, row, pages) in self.blocks.rows(range, guard) {
+            for column in clients.columns() {
+                if let Some(block) = row.block(column) {
+                    let client = DirtyClient { column: column as u8, age: 0 };
+                    block.set(pages.clone(), |word, bits| sink(client, PageIndex::new(first + word as u64 * 64), bits));
                 }
             }
         }
@@ -187,7 +121,7 @@ impl DirtyMemory {
         let Some((row, bit)) = self.blocks.locate(page, guard) else {
             return true;
         };
-        let was = row.block_or_install(client.index()).test_and_clear(bit);
+        let was = row.block_or_install(client.column()).test_and_clear(bit);
         fence(Ordering::SeqCst);
         was
     }
@@ -205,8 +139,8 @@ impl DirtyMemory {
         if range.is_empty() {
             return taken;
         }
-        for (first, row, pages) in self.blocks.rows_with_base(range, guard) {
-            row.block_or_install(client.index()).take(pages, |word, bits| {
+        for (first, row, pages) in self.blocks.rows(range, guard) {
+            row.block_or_install(client.column()).take(pages, |word, bits| {
                 taken += u64::from(bits.count_ones());
                 sink(PageIndex::new(first + word as u64 * 64), bits);
             });
@@ -218,7 +152,7 @@ impl DirtyMemory {
     /// Whether the bit of `page` is set.
     pub fn test(&self, page: PageIndex, client: DirtyClient, guard: &Guard) -> bool {
         match self.blocks.locate(page, guard) {
-            Some((row, bit)) => row.block(client.index()).is_none_or(|block| block.test(bit)),
+            Some((row, bit)) => row.block(client.column()).is_none_or(|block| block.test(bit)),
             None => true,
         }
     }
@@ -233,9 +167,9 @@ impl DirtyMemory {
             return ClientMask::NONE;
         };
         let mut who = ClientMask::NONE;
-        for client in DirtyClient::EVERY {
-            if row.block(client.index()).is_some_and(|block| !block.test(bit)) {
-                who |= ClientMask::of(client);
+        for column in ClientMask::ALL.columns() {
+            if row.block(column).is_some_and(|block| !block.test(bit)) {
+                who |= ClientMask(1 << column);
             }
         }
         who

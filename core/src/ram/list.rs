@@ -41,9 +41,9 @@ struct Snapshot {
 /// let page = ram.offset().page();
 ///
 /// // Somebody takes the page's bit, and thereby asks to hear of the next store.
-/// assert!(list.dirty().test_and_clear(page, DirtyClient::Migration, &pin()));
+/// assert!(list.dirty().test_and_clear(page, DirtyClient::MIGRATION, &pin()));
 /// let listening = list.dirty().listening(page, &pin());
-/// assert!(listening.contains(DirtyClient::Migration));
+/// assert!(listening.contains(DirtyClient::MIGRATION));
 ///
 /// // The store, then its mark (MARK-1).
 /// ram.store(8, 4, 42)?;

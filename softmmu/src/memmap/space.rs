@@ -276,7 +276,7 @@ impl AddressSpace {
         for page in range.iter() {
             let from = ram.get().max(page.base().get());
             let to = end.min(page.base().get().saturating_add(PAGE_SIZE));
-            let hit = !dirty.test(page, DirtyClient::Code, &guard) && self.code.hit(RamAddr::new(from), to - from);
+            let hit = !dirty.test(page, DirtyClient::CODE, &guard) && self.code.hit(RamAddr::new(from), to - from);
             match &mut kill {
                 Some(open) if hit && open.1 == from => open.1 = to,
                 _ if hit => self.post_kill(kill.replace((from, to))),

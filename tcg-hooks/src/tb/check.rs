@@ -129,7 +129,7 @@ impl TbCache {
                 let mask = space.code().page(page).map_or(0, |p| p.mask.load(Ordering::SeqCst));
                 let union = want.get(&page).map_or(0, |list| list.iter().fold(0, |m, e| m | e.1));
                 ensure!(mask == union, "{page:?} has the line mask {mask:#x}, its TBs are on {union:#x}");
-                let clear = !dirty.test(page, DirtyClient::Code, &guard);
+                let clear = !dirty.test(page, DirtyClient::CODE, &guard);
                 ensure!(
                     clear == (mask != 0),
                     "{page:?} has the line mask {mask:#x}, but its CODE bit is clear: {clear}"

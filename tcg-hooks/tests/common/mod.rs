@@ -134,7 +134,7 @@ impl Vm {
 
     /// Is the page's CODE bit set: no code here?
     pub fn no_code(&self, at: u64) -> bool {
-        self.space.ram().dirty().test(self.page(at), DirtyClient::Code, &pin())
+        self.space.ram().dirty().test(self.page(at), DirtyClient::CODE, &pin())
     }
 
     pub fn translated(&self) -> u64 {

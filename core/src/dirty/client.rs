@@ -1,0 +1,135 @@
+//! Who wants to know of writes: one of eight columns, and sets of them.
+//!
+//! ```text
+//!   column     0     1     2          3 … 7
+//!             VGA  CODE  MIGRATION    clients of run time
+//!   mask      bit 0      bit 2        bits 3 … 7
+//! ```
+//!
+//! A number outlives what it names: a client that was dropped may leave its number with somebody, and its column may
+//! be another's by then. So a client carries the age of its column, and whoever takes bits with an old age takes
+//! nothing. A [`ClientMask`] has no ages: it is what setters and listeners pass around, and the worst that an old bit
+//! in it does is a mark too many.
+
+use core::fmt;
+use core::ops::{BitAnd, BitOr, BitOrAssign};
+
+/// Columns of a row of the table: one cache line of pointers.
+pub(super) const CLIENTS: usize = 8;
+
+/// Somebody who wants to know which pages were written.
+#[derive(Clone, Copy, PartialEq, Eq, Hash)]
+pub struct DirtyClient {
+    pub(super) column: u8,
+    pub(super) age: u32,
+}
+
+impl DirtyClient {
+    /// The display: which lines to draw again.
+    pub const VGA: Self = Self { column: 0, age: 0 };
+    /// The translator. Inverted: 1 means that no translated code is on the page.
+    pub const CODE: Self = Self { column: 1, age: 0 };
+    /// Migration, snapshots, whoever copies RAM while it is written.
+    pub const MIGRATION: Self = Self { column: 2, age: 0 };
+    /// The clients that are always there, in the order of their columns.
+    pub const FIXED: [Self; 3] = [Self::VGA, Self::CODE, Self::MIGRATION];
+
+    /// The client's column in a row of the table, and its bit in a [`ClientMask`].
+    pub const fn column(self) -> usize {
+        self.column as usize
+    }
+}
+
+impl fmt::Debug for DirtyClient {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match *self {
+            Self::VGA => f.write_str("VGA"),
+            Self::CODE => f.write_str("CODE"),
+            Self::MIGRATION => f.write_str("MIGRATION"),
+            Self { column, .. } => write!(f, "client {column}"),
+        }
+    }
+}
+
+/// A set of clients.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Default)]
+pub struct ClientMask(pub(super) u8);
+
+impl ClientMask {
+    /// Nobody.
+    pub const NONE: Self = Self(0);
+    /// The display alone.
+    pub const VGA: Self = Self::of(DirtyClient::VGA);
+    /// The translator alone.
+    pub const CODE: Self = Self::of(DirtyClient::CODE);
+    /// Migration alone.
+    pub const MIGRATION: Self = Self::of(DirtyClient::MIGRATION);
+    /// Everybody.
+    pub const ALL: Self = Self(0xff);
+    /// Everybody but the translator: what a slow store marks, since CODE is the invalidation's own.
+    pub const NOCODE: Self = Self(0xff & !Self::CODE.0);
+
+    /// The set of `client` alone.
+    pub const fn of(client: DirtyClient) -> Self {
+        Self(1 << client.column)
+    }
+
+    /// Whether nobody is in it.
+    pub const fn is_empty(self) -> bool {
+        self.0 == 0
+    }
+
+    /// Whether all of `other` (a client or a set) are in it.
+    pub fn contains(self, other: impl Into<Self>) -> bool {
+        let other = other.into();
+        self.0 & other.0 == other.0
+    }
+
+    /// This set without those in `other` (a client or a set).
+    pub fn without(self, other: impl Into<Self>) -> Self {
+        Self(self.0 & !other.into().0)
+    }
+
+    /// The columns in it, by rising number.
+    #[inline]
+    pub(super) fn columns(self) -> impl Iterator<Item = usize> + use<> {
+        let mut left = self.0;
+        core::iter::from_fn(move || {
+            let column = left.trailing_zeros() as usize;
+            left &= left.wrapping_sub(1);
+            (column < CLIENTS).then_some(column)
+        })
+    }
+}
+
+impl From<DirtyClient> for ClientMask {
+    fn from(client: DirtyClient) -> Self {
+        Self::of(client)
+    }
+}
+
+impl BitOr for ClientMask {
+    type Output = Self;
+    fn bitor(self, other: Self) -> Self {
+        Self(self.0 | other.0)
+    }
+}
+
+impl BitOrAssign for ClientMask {
+    fn bitor_assign(&mut self, other: Self) {
+        self.0 |= other.0;
+    }
+}
+
+impl BitAnd for ClientMask {
+    type Output = Self;
+    fn bitand(self, other: Self) -> Self {
+        Self(self.0 & other.0)
+    }
+}
+
+impl fmt::Debug for ClientMask {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_set().entries(self.columns().map(|column| DirtyClient { column: column as u8, age: 0 })).finish()
+    }
+}
