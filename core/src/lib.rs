@@ -20,20 +20,23 @@
 //! | [`sync`] | std or loom, decided once |
 //! | [`ram`] | [`RamBlock`], [`RamList`]: mappings, names, offsets, lookup |
 //! | [`dirty`] | [`DirtyMemory`]: who wants to hear the next store to a page |
+//! | [`ring`] | [`DirtyRing`]: the pages that one vCPU dirtied, as a list |
 //!
 //! The road of a guest store touches this crate twice: the host store lands in a [`RamBlock`], then the pages are
 //! marked in [`DirtyMemory`] (MARK-1: in this order). Nothing here knows a vCPU, a TLB or an instruction.
 //!
-//! Absent on purpose, until something uses it: resizing of blocks, the harvest guard, dirty rings, checkpoints,
+//! Absent on purpose, until something uses it: resizing of blocks, the harvest guard, checkpoints,
 //! migration, clients registered at run time (a row has room for five).
 
 pub mod addr;
 pub mod dirty;
 pub mod ram;
 pub mod rcu;
+pub mod ring;
 pub mod sync;
 
 pub use addr::{LINE_BITS, PAGE_BITS, PAGE_SIZE, PageIndex, PageRange, RamAddr};
 pub use dirty::{ClientMask, DirtyClient, DirtyListener, DirtyMemory, NoVcpus, NotServed, fence_after_store};
 pub use ram::{RamBlock, RamBlockSpec, RamError, RamFlags, RamList};
 pub use rcu::{Guard, RcuCell, Retired, pin};
+pub use ring::{DirtyGfn, DirtyRing, Pushed, RingConsumer, RingError, RingProducer};

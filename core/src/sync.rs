@@ -7,11 +7,11 @@
 #[cfg(loom)]
 pub use loom::sync::{Mutex, MutexGuard, atomic::fence};
 #[cfg(loom)]
-pub use model::{AtomicPtr, AtomicU8, AtomicU64};
+pub use model::{AtomicPtr, AtomicU8, AtomicU32, AtomicU64};
 #[cfg(not(loom))]
 pub use std::sync::{
     Mutex, MutexGuard,
-    atomic::{AtomicPtr, AtomicU8, AtomicU64, fence},
+    atomic::{AtomicPtr, AtomicU8, AtomicU32, AtomicU64, fence},
 };
 
 pub use std::sync::atomic::Ordering;
@@ -68,6 +68,14 @@ mod model {
         };
     }
 
+    behind_a_turnstile! {
+        AtomicU32, atomic::AtomicU32, u32,
+        load(order: Ordering) -> u32;
+        store(value: u32, order: Ordering) -> ();
+        fetch_or(bits: u32, order: Ordering) -> u32;
+        fetch_and(bits: u32, order: Ordering) -> u32;
+        fetch_add(value: u32, order: Ordering) -> u32;
+    }
     behind_a_turnstile! {
         AtomicU64, atomic::AtomicU64, u64,
         load(order: Ordering) -> u64;

@@ -1,0 +1,270 @@
+//! RING-1 under every interleaving, weak memory included: `cargo loom`, or
+//! `RUSTFLAGS="--cfg loom" cargo test -p notdirty-core --release --test loom_ring`
+//!
+//! As in loom.rs, the first half drives the real `DirtyRing`, of two entries here and with indices that wrap; the second
+//! half has a twin of its protocol with its laws as switches: obeyed once, then weakened, and the model has to notice.
+//!
+//! The same was done to the real code by hand; each of these fails the first two tests:
+//! - `push` stores flags first, or Relaxed; `harvest` loads them Relaxed
+//! - `push` does not look at `reset_index`, or loads it Relaxed
+//! - `free` stores the index first, or Relaxed
+#![cfg(loom)]
+
+use loom::model::Builder;
+use loom::thread;
+use notdirty_core::{DirtyRing, Pushed, RingConsumer};
+
+fn model(test: impl Fn() + Sync + Send + 'static) {
+    let mut builder = Builder::new();
+    // As in loom.rs.
+    builder.preemption_bound.get_or_insert(3);
+    builder.check(test);
+}
+
+/// A round of the harvester: what it harvested, and what it reset.
+fn round(ring: &mut RingConsumer, pages: &mut Vec<(u32, u64)>, reset: &mut Vec<u64>) {
+    ring.harvest(|slot, page| pages.push((slot, page)));
+    ring.reset(|_, base, mask| reset.extend((0..64).filter(|n| mask >> n & 1 != 0).map(|n| base + n)));
+}
+
+/// What the vCPU pushes: far apart, so that each is a run of its own and a mixture of two is neither.
+const PAGES: [(u32, u64); 3] = [(1, 1000), (2, 2000), (3, 3000)];
+
+/// A vCPU pushes three pages into two entries while a harvester makes two rounds.
+fn each_page_is_harvested_or_refused(start: u32) {
+    model(move || {
+        let (mut vcpu, mut harvester) = DirtyRing::starting_at(2, 1, start).unwrap();
+        let vcpu = thread::spawn(move || {
+            let full = PAGES.map(|(slot, page)| vcpu.push(slot, page) == Pushed::Full);
+            (vcpu, full)
+        });
+        let (mut pages, mut reset) = (Vec::new(), Vec::new());
+        round(&mut harvester, &mut pages, &mut reset);
+        round(&mut harvester, &mut pages, &mut reset);
+        let (mut vcpu, full) = vcpu.join().unwrap();
+        round(&mut harvester, &mut pages, &mut reset);
+        let pushed: Vec<_> = PAGES.into_iter().zip(full).filter(|(_, full)| !full).map(|(page, _)| page).collect();
+        assert_eq!(pages, pushed, "in order, and each once");
+        assert_eq!(reset, pages.iter().map(|(_, page)| *page).collect::<Vec<_>>());
+        assert!(!vcpu.is_soft_full(), "all was reset");
+    });
+}
+
+#[test]
+fn no_page_is_lost_or_torn_between_push_harvest_and_reset() {
+    each_page_is_harvested_or_refused(0);
+}
+
+#[test]
+fn no_page_is_lost_or_torn_when_the_indices_wrap() {
+    each_page_is_harvested_or_refused(u32::MAX);
+}
+
+/// A vCPU that leaves when it is told to never finds the ring full: that is what the reserved entry is for.
+#[test]
+fn a_vcpu_that_heeds_the_soft_limit_is_never_refused() {
+    model(|| {
+        let (mut vcpu, mut harvester) = DirtyRing::starting_at(2, 1, u32::MAX).unwrap();
+        let vcpu = thread::spawn(move || {
+            let mut pushed = Vec::new();
+            for (slot, page) in PAGES {
+                if vcpu.is_soft_full() {
+                    continue;
+                }
+                assert_eq!(vcpu.push(slot, page), Pushed::SoftFull);
+                pushed.push((slot, page));
+            }
+            pushed
+        });
+        let (mut pages, mut reset) = (Vec::new(), Vec::new());
+        round(&mut harvester, &mut pages, &mut reset);
+        let pushed = vcpu.join().unwrap();
+        round(&mut harvester, &mut pages, &mut reset);
+        assert_eq!(pages, pushed);
+        assert!(!pages.is_empty());
+    });
+}
+
+/// The protocol once more, with its laws as switches. One entry.
+mod twin {
+    use super::model;
+    use loom::thread;
+    use notdirty_core::sync::{AtomicU32, AtomicU64};
+    use std::sync::Arc;
+    use std::sync::atomic::Ordering::{Acquire, Relaxed, Release};
+
+    #[derive(Clone, Copy, PartialEq)]
+    enum Law {
+        Kept,
+        /// The entry is published before it is written.
+        FlagsBeforeFields,
+        /// The entry is published, but nothing before it is.
+        PublishRelaxed,
+        /// The harvester believes fields that it did not acquire.
+        HarvestRelaxed,
+        /// The producer writes an entry that may not have been reset, or even harvested.
+        ReuseAtOnce,
+        /// The producer takes a harvested entry for a free one.
+        ReuseBeforeReset,
+        /// An entry is handed back before its flags are cleared.
+        IndexBeforeFlags,
+        /// An entry is handed back before its fields were read for the run.
+        IndexBeforeRun,
+        /// The index that hands it back orders nothing.
+        IndexRelaxed,
+    }
+
+    struct Ring {
+        law: Law,
+        flags: AtomicU32,
+        page: AtomicU64,
+        reset_index: AtomicU32,
+    }
+
+    const DIRTY: u32 = 1;
+    const RESET: u32 = 2;
+
+    impl Ring {
+        /// Pushes number `n` into the one entry; whether it was free.
+        fn push(&self, n: u32, page: u64) -> bool {
+            let order = if self.law == Law::IndexRelaxed { Relaxed } else { Acquire };
+            let free = self.reset_index.load(order) == n;
+            let reused = match self.law {
+                Law::ReuseAtOnce => true,
+                Law::ReuseBeforeReset => self.flags.load(Acquire) & RESET != 0,
+                _ => false,
+            };
+            if !free && !reused {
+                return false;
+            }
+            if self.law == Law::FlagsBeforeFields {
+                self.flags.store(DIRTY, Release);
+            }
+            self.page.store(page, Relaxed);
+            if self.law != Law::FlagsBeforeFields {
+                self.flags.store(DIRTY, if self.law == Law::PublishRelaxed { Relaxed } else { Release });
+            }
+            true
+        }
+
+        fn harvest(&self, pages: &mut Vec<u64>) {
+            let order = if self.law == Law::HarvestRelaxed { Relaxed } else { Acquire };
+            if self.flags.load(order) & (DIRTY | RESET) == DIRTY {
+                pages.push(self.page.load(Relaxed));
+                self.flags.store(RESET, Release);
+            }
+        }
+
+        fn reset(&self, n: &mut u32, pages: &mut Vec<u64>) {
+            if self.flags.load(Acquire) & RESET == 0 {
+                return;
+            }
+            *n += 1;
+            let order = if self.law == Law::IndexRelaxed { Relaxed } else { Release };
+            match self.law {
+                Law::IndexBeforeFlags => {
+                    pages.push(self.page.load(Relaxed));
+                    self.reset_index.store(*n, order);
+                    self.flags.store(0, Relaxed);
+                }
+                Law::IndexBeforeRun => {
+                    self.flags.store(0, Relaxed);
+                    self.reset_index.store(*n, order);
+                    pages.push(self.page.load(Relaxed));
+                }
+                _ => {
+                    pages.push(self.page.load(Relaxed));
+                    self.flags.store(0, Relaxed);
+                    self.reset_index.store(*n, order);
+                }
+            }
+        }
+    }
+
+    /// Two pages through one entry: harvested and reset once each, or refused.
+    fn pages_pass(law: Law) {
+        model(move || {
+            let ring = Arc::new(Ring {
+                law,
+                flags: AtomicU32::new(0),
+                page: AtomicU64::new(0),
+                reset_index: AtomicU32::new(0),
+            });
+            let vcpu = thread::spawn({
+                let ring = ring.clone();
+                move || {
+                    let mut pushed = Vec::new();
+                    for page in [7, 8] {
+                        if ring.push(pushed.len() as u32, page) {
+                            pushed.push(page);
+                        }
+                    }
+                    pushed
+                }
+            });
+            let (mut n, mut pages, mut reset) = (0, Vec::new(), Vec::new());
+            for _ in 0..2 {
+                ring.harvest(&mut pages);
+                ring.reset(&mut n, &mut reset);
+            }
+            let pushed = vcpu.join().unwrap();
+            ring.harvest(&mut pages);
+            ring.reset(&mut n, &mut reset);
+            assert_eq!(pages, pushed, "a page is lost or torn");
+            assert_eq!(reset, pages, "another page is listened to than was harvested");
+        });
+    }
+
+    #[test]
+    fn the_laws_hold_in_the_twin() {
+        pages_pass(Law::Kept);
+    }
+
+    #[test]
+    #[should_panic(expected = "a page is lost or torn")]
+    fn an_entry_published_before_it_is_written_is_torn() {
+        pages_pass(Law::FlagsBeforeFields);
+    }
+
+    #[test]
+    #[should_panic(expected = "a page is lost or torn")]
+    fn an_entry_published_without_release_is_torn() {
+        pages_pass(Law::PublishRelaxed);
+    }
+
+    #[test]
+    #[should_panic(expected = "a page is lost or torn")]
+    fn an_entry_harvested_without_acquire_is_torn() {
+        pages_pass(Law::HarvestRelaxed);
+    }
+
+    #[test]
+    #[should_panic(expected = "a page is lost or torn")]
+    fn an_entry_written_again_before_it_is_harvested_loses_a_page() {
+        pages_pass(Law::ReuseAtOnce);
+    }
+
+    #[test]
+    #[should_panic]
+    fn an_entry_written_again_before_it_is_reset_is_wiped_out() {
+        pages_pass(Law::ReuseBeforeReset);
+    }
+
+    #[test]
+    #[should_panic(expected = "a page is lost or torn")]
+    fn an_entry_handed_back_before_its_flags_are_cleared_is_wiped_out() {
+        pages_pass(Law::IndexBeforeFlags);
+    }
+
+    #[test]
+    #[should_panic(expected = "another page is listened to")]
+    fn an_entry_handed_back_before_its_run_is_made_lets_another_page_in() {
+        pages_pass(Law::IndexBeforeRun);
+    }
+
+    #[test]
+    #[should_panic(expected = "a page is lost or torn")]
+    fn an_entry_handed_back_without_release_is_wiped_out() {
+        pages_pass(Law::IndexRelaxed);
+    }
+}
