@@ -2,7 +2,7 @@
 use super::regs::{RAX, RCX, RDX};
 use super::{Emitter, off};
 use crate::ir::Alu;
-use dynasmrt::{DynasmApi, DynasmLabelApi, dynasm};
+use dynasmrt::dynasm;
 
 /// `op reg, guest`, 64 or 32 bits, the guest register from where it lives.
 macro_rules! with {
@@ -166,8 +166,7 @@ impl Emitter {
         let word = matches!(op, Alu::DivW | Alu::DivuW | Alu::RemW | Alu::RemuW);
         let signed = matches!(op, Alu::Div | Alu::Rem | Alu::DivW | Alu::RemW);
         let remainder = matches!(op, Alu::Rem | Alu::Remu | Alu::RemW | Alu::RemuW);
-        let (zero, minus, end) =
-            (self.ops.new_dynamic_label(), self.ops.new_dynamic_label(), self.ops.new_dynamic_label());
+        let (zero, minus, end) = (self.ops.new_label(), self.ops.new_label(), self.ops.new_label());
         if word {
             with!(self, mov, Rd, RAX, a);
             with!(self, mov, Rd, RCX, b);

@@ -52,7 +52,7 @@ impl Emitter {
     pub(crate) fn newest<'a>(&'a self, at: CodeOffset, sites: &'a [Site]) -> HostCode<'a> {
         let (thunks, flat, map) = (self.thunks, self.flat, self.map);
         let (cold, blocks) = self.marks.split_last().map_or((0, &[][..]), |(end, blocks)| (end.1, blocks));
-        HostCode { bytes: &self.code, at, thunks, flat, map, blocks, cold, exits: &self.exits, sites }
+        HostCode { bytes: self.ops.code(), at, thunks, flat, map, blocks, cold, exits: &self.exits, sites }
     }
 }
 

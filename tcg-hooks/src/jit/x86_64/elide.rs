@@ -9,11 +9,12 @@
 //! The check holds until the last of them: nothing in between serves requests (TLB-1), an entry that is evicted
 //! meanwhile leaves its page where it was, and only a translation makes a page NOTDIRTY. Groups that overlap are one
 //! cluster with one cold copy, entered where a check failed and left behind the cluster.
+use super::asm::Label;
 use super::context::TABLE;
 use super::regs::{RAX, RDX};
 use super::{Cold, Emitter};
 use crate::ir::{Ir, Kind, MemOp};
-use dynasmrt::{DynamicLabel, DynasmApi, DynasmLabelApi, dynasm};
+use dynasmrt::dynasm;
 use notdirty_softmmu::tlb::entry::{BIAS, FLAGS, READ, WRITE};
 
 /// Fewer accesses than this are cheaper with a check each.
@@ -49,8 +50,8 @@ struct Group {
 pub(super) struct Cluster {
     ops: Vec<Ir>,
     /// Where it may be entered: before this op.
-    entries: Vec<(usize, DynamicLabel)>,
-    back: DynamicLabel,
+    entries: Vec<(usize, Label)>,
+    back: Label,
 }
 
 fn access(ir: &Ir) -> Option<(i32, MemOp)> {
@@ -125,7 +126,7 @@ impl Emitter {
 
     /// From a leader to the end of all groups that overlap; returns that end.
     fn cluster(&mut self, ops: &[Ir], marks: &[Mark], groups: &[Group], start: usize, mut end: usize) -> usize {
-        let back = self.ops.new_dynamic_label();
+        let back = self.ops.new_label();
         let mut cluster = Cluster { ops: Vec::new(), entries: Vec::new(), back };
         let mut at = start;
         while at < end {
@@ -133,7 +134,7 @@ impl Emitter {
                 Mark::Plain => self.op(&ops[at]),
                 Mark::Member => self.unchecked(&ops[at]),
                 Mark::Lead(group) => {
-                    let label = self.ops.new_dynamic_label();
+                    let label = self.ops.new_label();
                     cluster.entries.push((at - start, label));
                     end = end.max(groups[group].end);
                     self.check(&groups[group], label);
@@ -165,7 +166,7 @@ impl Emitter {
         dynasm!(self.ops; .arch x64; jmp =>back);
     }
 
-    fn check(&mut self, group: &Group, cold: DynamicLabel) {
+    fn check(&mut self, group: &Group, cold: Label) {
         let base = self.source(group.base, RDX);
         self.probe(base, group.first, group.align as u32, group.comparator, cold);
         dynasm!(self.ops; .arch x64

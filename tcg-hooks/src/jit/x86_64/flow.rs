@@ -1,10 +1,11 @@
 //! Control flow: between blocks, out through exits, and through the return stack and the jump cache.
 use super::alu::with;
+use super::asm::Label;
 use super::context::{JUMP_ENTRIES, JUMPS, RETURN_ENTRIES, RETURN_TOP, RETURNS};
 use super::regs::RAX;
 use super::{Cold, Emitter, off};
 use crate::ir::{Cond, Target, Term};
-use dynasmrt::{DynamicLabel, DynasmApi, DynasmLabelApi, dynasm};
+use dynasmrt::dynasm;
 
 /// Bytes of the return stack, less one: a ring of 16-byte entries.
 const RING: i32 = (RETURN_ENTRIES * 16 - 1) as i32;
@@ -64,8 +65,8 @@ impl Emitter {
         self.exits[usize::from(exit)].field = self.here() - 4;
     }
 
-    fn exit_stub(&mut self, pc: u64) -> (DynamicLabel, u16) {
-        let label = self.ops.new_dynamic_label();
+    fn exit_stub(&mut self, pc: u64) -> (Label, u16) {
+        let label = self.ops.new_label();
         let exit = self.exit(pc, 0);
         self.cold.push(Cold::Exit { label, exit });
         (label, exit)
@@ -85,7 +86,7 @@ impl Emitter {
         let (label, exit) = match taken {
             Target::Block(b) => (self.blocks[usize::from(b)], None),
             Target::Exit(pc) if self.is_remapped() => {
-                let label = self.ops.new_dynamic_label();
+                let label = self.ops.new_label();
                 self.cold.push(Cold::Leave { label, pc });
                 (label, None)
             }
@@ -124,7 +125,7 @@ impl Emitter {
         if !self.flags.return_stack {
             return;
         }
-        let label = self.ops.new_dynamic_label();
+        let label = self.ops.new_label();
         self.cold.push(Cold::Return { label, pc: ret });
         dynasm!(self.ops; .arch x64
             ; mov ecx, [rbp + RETURN_TOP]
@@ -144,15 +145,16 @@ impl Emitter {
     /// Jumps to the guest address in rax.
     fn jump_indirect(&mut self, pops: bool) {
         if pops && self.flags.return_stack {
+            let other = self.ops.new_label();
             dynasm!(self.ops; .arch x64
                 ; mov ecx, [rbp + RETURN_TOP]
                 ; cmp rax, [rbp + rcx + RETURNS]
-                ; jne >other
+                ; jne BYTE =>other
                 ; lea edx, [rcx - 16]
                 ; and edx, RING
                 ; mov [rbp + RETURN_TOP], edx
                 ; jmp QWORD [rbp + rcx + (RETURNS + 8)]
-                ; other:);
+                ; =>other);
         }
         if self.flags.jump_cache {
             let mask = ((JUMP_ENTRIES - 1) << 1) as i32;

@@ -12,11 +12,12 @@
 //! data beside code costs a bit test.
 //!
 //! An entry whose addend is not K carries OTHER and never matches, so the last line is right whenever it is reached.
+use super::asm::Label;
 use super::context::{TABLE, TABLE_OFFSET};
 use super::regs::{RAX, RCX, RDX};
 use super::{Cold, Emitter};
 use crate::ir::{Ir, MemOp};
-use dynasmrt::{DynamicLabel, DynasmApi, DynasmLabelApi, dynasm};
+use dynasmrt::dynasm;
 use notdirty_core::LINE_BITS;
 use notdirty_softmmu::tlb::entry::{
     ADDEND, AUX, BIAS, CODEPAGE, ENTRY_BITS, FLAGS, HASH_SHIFT, READ, TLB_ENTRIES, WRITE,
@@ -39,7 +40,7 @@ const INDEX: i32 = ((TLB_ENTRIES - 1) << ENTRY_BITS) as i32;
 
 impl Emitter {
     /// Leaves the entry's offset in rcx; the base register survives.
-    pub(super) fn probe(&mut self, base: u8, imm: i32, bytes: u32, comparator: i32, slow: DynamicLabel) {
+    pub(super) fn probe(&mut self, base: u8, imm: i32, bytes: u32, comparator: i32, slow: Label) {
         let mask = !(FLAGS as i32) | (bytes as i32 - 1);
         self.entry_offset(base, imm);
         dynasm!(self.ops; .arch x64
@@ -80,8 +81,8 @@ impl Emitter {
         }
     }
 
-    fn slow(&mut self, site: u16, store: Option<Store>) -> (DynamicLabel, DynamicLabel) {
-        let (label, back) = (self.ops.new_dynamic_label(), self.ops.new_dynamic_label());
+    fn slow(&mut self, site: u16, store: Option<Store>) -> (Label, Label) {
+        let (label, back) = (self.ops.new_label(), self.ops.new_label());
         self.cold.push(Cold::Slow { label, back, site, store });
         (label, back)
     }
@@ -182,9 +183,9 @@ impl Emitter {
     ///
     /// The mask is tested before the store, without a fence: whoever announces a line re-arms this vCPU and compares
     /// the bytes once that was served (CODE-1), so a store that was past the test by then is seen there.
-    pub(super) fn store_beside_code(&mut self, store: Store, back: DynamicLabel) {
+    pub(super) fn store_beside_code(&mut self, store: Store, back: Label) {
         let Store { base, imm, .. } = store;
-        let other = self.ops.new_dynamic_label();
+        let other = self.ops.new_label();
         dynasm!(self.ops; .arch x64
             ; or rax, CODEPAGE as i32
             ; cmp rax, [rbp + rcx + (TABLE + WRITE)]

@@ -1,4 +1,4 @@
-//! IR to x86-64, with dynasmrt's `VecAssembler`.
+//! IR to x86-64: `dynasm!` into a buffer of our own (`asm`).
 //!
 //! ```text
 //!   block: sub r15, n ; (jl poll) │ ops … │ end            cold, behind all blocks:
@@ -13,6 +13,7 @@
 #![allow(clippy::useless_conversion, reason = "what dynasm! expands to")]
 
 mod alu;
+mod asm;
 pub(crate) mod context;
 pub(crate) mod disasm;
 mod elide;
@@ -26,8 +27,8 @@ pub(crate) mod thunks;
 use crate::engine::JitFlags;
 use crate::ir::{Ir, Kind, Region};
 use crate::jit::code_cache::CodeOffset;
-use dynasmrt::x64::X64Relocation;
-use dynasmrt::{DynamicLabel, DynasmApi, DynasmLabelApi, VecAssembler, dynasm};
+use asm::{Assembler, Label};
+use dynasmrt::dynasm;
 use regs::{RAX, RDX, RegMap};
 use thunks::Thunks;
 
@@ -50,36 +51,36 @@ pub(crate) struct EmittedExit {
 #[derive(Debug, Clone, Copy)]
 enum Cold {
     Slow {
-        label: DynamicLabel,
-        back: DynamicLabel,
+        label: Label,
+        back: Label,
         site: u16,
         store: Option<mem::Store>,
     },
     Exit {
-        label: DynamicLabel,
+        label: Label,
         exit: u16,
     },
     Poll {
-        label: DynamicLabel,
+        label: Label,
         exit: u16,
     },
     /// The place a return goes to: an exit of its own.
     Return {
-        label: DynamicLabel,
+        label: Label,
         pc: u64,
     },
     /// The cold copy of accesses that share a check.
     Cluster(usize),
     /// A conditional exit of a region with a map of its own.
     Leave {
-        label: DynamicLabel,
+        label: Label,
         pc: u64,
     },
 }
 
 /// Emits TBs; keeps its memory from one to the next.
 pub(crate) struct Emitter {
-    ops: VecAssembler<X64Relocation>,
+    ops: Assembler,
     flags: JitFlags,
     /// The map of the region being emitted.
     map: RegMap,
@@ -88,7 +89,7 @@ pub(crate) struct Emitter {
     thunks: Thunks,
     /// host - guest, where it fits a displacement.
     flat: Option<i32>,
-    blocks: Vec<DynamicLabel>,
+    blocks: Vec<Label>,
     cold: Vec<Cold>,
     clusters: Vec<elide::Cluster>,
     externals: Vec<(u32, CodeOffset)>,
@@ -96,7 +97,6 @@ pub(crate) struct Emitter {
     pub(crate) exits: Vec<EmittedExit>,
     /// For listings: guest pc and offset of its blocks, and last the offset of what is behind them.
     marks: Vec<(u64, u32)>,
-    code: Vec<u8>,
     tb: u32,
     region_pc: u64,
 }
@@ -110,7 +110,7 @@ impl Emitter {
     pub(crate) fn new(flags: JitFlags, thunks: Thunks, flat_addend: u64) -> Emitter {
         let flat = i32::try_from(flat_addend as i64).ok().filter(|k| (-0x7fff_0000..0x7fff_0000).contains(k));
         Emitter {
-            ops: VecAssembler::new(0),
+            ops: Assembler::new(),
             flags,
             map: RegMap::new(flags.pinned),
             remap: remap::Remap::default(),
@@ -123,7 +123,6 @@ impl Emitter {
             externals: Vec::new(),
             exits: Vec::new(),
             marks: Vec::new(),
-            code: Vec::new(),
             tb: 0,
             region_pc: 0,
         }
@@ -134,6 +133,7 @@ impl Emitter {
     pub(crate) fn emit(&mut self, region: &Region, tb: u32) -> (usize, u32) {
         self.tb = tb;
         self.region_pc = region.pc;
+        self.ops.clear();
         self.cold.clear();
         self.externals.clear();
         self.clusters.clear();
@@ -141,7 +141,7 @@ impl Emitter {
         self.marks.clear();
         self.blocks.clear();
         for _ in &region.blocks {
-            let label = self.ops.new_dynamic_label();
+            let label = self.ops.new_label();
             self.blocks.push(label);
         }
         self.remap(region);
@@ -166,7 +166,7 @@ impl Emitter {
                 Err(_) => dynasm!(self.ops; .arch x64; sub r15, DWORD i32::from(block.insns)),
             }
             if block.poll {
-                let label = self.ops.new_dynamic_label();
+                let label = self.ops.new_label();
                 let exit = self.exit(block.pc, block.insns);
                 self.cold.push(Cold::Poll { label, exit });
                 dynasm!(self.ops; .arch x64; jl =>label);
@@ -187,22 +187,22 @@ impl Emitter {
             n += 1;
         }
         self.swap_routines();
-        self.code.clear();
-        self.code.extend(self.ops.drain().expect("labels are all bound"));
-        (self.code.len(), entry)
+        self.ops.finish();
+        (self.ops.code().len(), entry)
     }
 
     /// The code emitted last, for a place in the code cache.
     pub(crate) fn place(&mut self, at: CodeOffset) -> &[u8] {
+        let code = self.ops.code_mut();
         for &(field, target) in &self.externals {
             let rel = (i64::from(target) - i64::from(at) - i64::from(field) - 4) as i32;
-            self.code[field as usize..field as usize + 4].copy_from_slice(&rel.to_le_bytes());
+            code[field as usize..field as usize + 4].copy_from_slice(&rel.to_le_bytes());
         }
-        &self.code
+        code
     }
 
     fn here(&self) -> u32 {
-        self.ops.offset().0 as u32
+        self.ops.here()
     }
 
     fn op(&mut self, ir: &Ir) {
@@ -274,7 +274,7 @@ impl Emitter {
                 if self.is_remapped() {
                     dynasm!(self.ops; .arch x64; =>label);
                     self.swap_out();
-                    let label = self.ops.new_dynamic_label();
+                    let label = self.ops.new_label();
                     self.leave_stub(label, exit);
                 } else {
                     self.leave_stub(label, exit);
@@ -294,7 +294,7 @@ impl Emitter {
     }
 
     /// Back to the exec loop with an exit's number.
-    fn leave_stub(&mut self, label: DynamicLabel, exit: u16) {
+    fn leave_stub(&mut self, label: Label, exit: u16) {
         self.exits[usize::from(exit)].stub = self.here();
         let number = self.tb << LOCAL_BITS | u32::from(exit);
         dynasm!(self.ops; .arch x64; =>label; mov eax, number as i32; .u8 0xe9);

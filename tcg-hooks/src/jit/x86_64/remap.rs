@@ -8,11 +8,12 @@
 //!
 //! At its borders the fixed map holds, so chains, the jump cache, the thunks and the helpers know nothing of it. The
 //! way out is a subroutine of the TB: a call is one jump more, on paths that leave loops.
+use super::asm::Label;
 use super::context::BASE;
 use super::regs::{PINS, RegMap};
 use super::{Emitter, off};
 use crate::ir::{Kind, Region, Target, Term};
-use dynasmrt::{DynamicLabel, DynasmApi, DynasmLabelApi, dynasm};
+use dynasmrt::dynasm;
 
 /// What an instruction in a loop counts for, by depth.
 const LOOP_WEIGHT: [u32; 4] = [1, 8, 64, 512];
@@ -27,8 +28,8 @@ pub(super) type Swap = (u8, u8, u8);
 pub(super) struct Remap {
     swaps: Vec<Swap>,
     /// The way out and the way back in, once somebody asked for them.
-    out: Option<DynamicLabel>,
-    back: Option<DynamicLabel>,
+    out: Option<Label>,
+    back: Option<Label>,
 }
 
 /// Which exchanges pay for this region.
@@ -127,7 +128,7 @@ impl Emitter {
     pub(super) fn swap_out(&mut self) {
         if self.is_remapped() {
             let ops = &mut self.ops;
-            let label = *self.remap.out.get_or_insert_with(|| ops.new_dynamic_label());
+            let label = *self.remap.out.get_or_insert_with(|| ops.new_label());
             dynasm!(self.ops; .arch x64; call =>label);
         }
     }
@@ -136,7 +137,7 @@ impl Emitter {
     pub(super) fn swap_in(&mut self) {
         if self.is_remapped() {
             let ops = &mut self.ops;
-            let label = *self.remap.back.get_or_insert_with(|| ops.new_dynamic_label());
+            let label = *self.remap.back.get_or_insert_with(|| ops.new_label());
             dynasm!(self.ops; .arch x64; call =>label);
         }
     }

@@ -1,0 +1,187 @@
+//! Where `dynasm!` puts its bytes: a buffer that is used again for each TB, and labels that are numbers.
+//!
+//! ```text
+//!   dynasm!(asm; …) ─▶ extend / push / push_i32          bytes, in order
+//!                   ─▶ dynamic_label(l)                   places[l] = here
+//!                   ─▶ dynamic_reloc(l, …)                bound: the field is written; else noted in `jumps`
+//!   finish ─▶ every noted field gets its distance
+//! ```
+//!
+//! The macro calls methods by name, so none of dynasmrt's traits is needed; its own assemblers keep each jump as a
+//! relocation of any kind and size, which was a fifth of the time of a translation.
+
+/// The longest TB, with room to spare: 256 instructions, a store with its way beside code twice for each (in line and in
+/// a cold cluster). `CodeCache` has chunks of at least this size.
+pub(super) const CAPACITY: usize = 120 << 10;
+
+/// A place in the code that is being emitted.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Label(u32);
+
+const UNBOUND: u32 = u32::MAX;
+
+/// A displacement to be filled in.
+#[derive(Debug, Clone, Copy)]
+struct Jump {
+    /// Where its field is.
+    field: u32,
+    /// What it counts from.
+    from: u32,
+    label: Label,
+    /// One byte, or four.
+    short: bool,
+}
+
+/// Code in the making.
+pub(super) struct Assembler {
+    bytes: Box<[u8; CAPACITY]>,
+    len: usize,
+    places: Vec<u32>,
+    jumps: Vec<Jump>,
+}
+
+impl Assembler {
+    pub(super) fn new() -> Assembler {
+        let bytes = vec![0; CAPACITY].into_boxed_slice().try_into();
+        Assembler { bytes: bytes.expect("of that length"), len: 0, places: Vec::new(), jumps: Vec::new() }
+    }
+
+    /// Empties it, keeping its memory.
+    pub(super) fn clear(&mut self) {
+        self.len = 0;
+        self.places.clear();
+        self.jumps.clear();
+    }
+
+    /// The next byte's offset.
+    #[inline]
+    pub(super) fn here(&self) -> u32 {
+        self.len as u32
+    }
+
+    #[inline]
+    pub(super) fn new_label(&mut self) -> Label {
+        self.places.push(UNBOUND);
+        Label(self.places.len() as u32 - 1)
+    }
+
+    /// Fills in what is left.
+    pub(super) fn finish(&mut self) {
+        for n in 0..self.jumps.len() {
+            self.fill(self.jumps[n]);
+        }
+        self.jumps.clear();
+    }
+
+    /// The code as it stands.
+    pub(super) fn code(&self) -> &[u8] {
+        &self.bytes[..self.len]
+    }
+
+    /// The same, to fill in what depends on its place.
+    pub(super) fn code_mut(&mut self) -> &mut [u8] {
+        &mut self.bytes[..self.len]
+    }
+
+    #[inline]
+    fn fill(&mut self, Jump { field, from, label, short }: Jump) {
+        let place = self.places[label.0 as usize];
+        debug_assert_ne!(place, UNBOUND, "every label that is jumped to is bound");
+        let distance = place.wrapping_sub(from) as i32;
+        let field = field as usize;
+        if short {
+            debug_assert!(i8::try_from(distance).is_ok(), "a short jump is short");
+            self.bytes[field] = distance as u8;
+        } else {
+            self.bytes[field..field + 4].copy_from_slice(&distance.to_le_bytes());
+        }
+    }
+}
+
+/// What `dynasm!` expands to.
+impl Assembler {
+    #[inline(always)]
+    pub(super) fn extend<const N: usize>(&mut self, bytes: &[u8; N]) {
+        self.bytes[self.len..self.len + N].copy_from_slice(bytes);
+        self.len += N;
+    }
+
+    #[inline(always)]
+    pub(super) fn push(&mut self, byte: u8) {
+        self.bytes[self.len] = byte;
+        self.len += 1;
+    }
+
+    #[inline(always)]
+    pub(super) fn push_i8(&mut self, value: i8) {
+        self.push(value as u8);
+    }
+
+    #[inline(always)]
+    pub(super) fn push_i16(&mut self, value: i16) {
+        self.extend(&value.to_le_bytes());
+    }
+
+    #[inline(always)]
+    pub(super) fn push_i32(&mut self, value: i32) {
+        self.extend(&value.to_le_bytes());
+    }
+
+    #[inline(always)]
+    pub(super) fn push_i64(&mut self, value: i64) {
+        self.extend(&value.to_le_bytes());
+    }
+
+    #[inline]
+    pub(super) fn dynamic_label(&mut self, label: Label) {
+        debug_assert_eq!(self.places[label.0 as usize], UNBOUND, "a label is bound once");
+        self.places[label.0 as usize] = self.len as u32;
+    }
+
+    /// `field_offset` and `ref_offset` count back from here; `kind` is 0 for a byte, 2 for four.
+    #[inline]
+    pub(super) fn dynamic_reloc(&mut self, label: Label, _: isize, field_offset: u8, ref_offset: u8, kind: u8) {
+        let here = self.len as u32;
+        let jump =
+            Jump { field: here - u32::from(field_offset), from: here - u32::from(ref_offset), label, short: kind == 0 };
+        if self.places[label.0 as usize] == UNBOUND {
+            self.jumps.push(jump);
+        } else {
+            self.fill(jump);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use dynasmrt::dynasm;
+
+    /// Both directions, both sizes, and an address, against offsets counted by hand.
+    #[test]
+    fn labels_are_reached_from_before_and_behind() {
+        let mut asm = Assembler::new();
+        for _ in 0..2 {
+            asm.clear();
+            let (back, on) = (asm.new_label(), asm.new_label());
+            dynasm!(asm; .arch x64
+                ; =>back
+                ; jmp =>on
+                ; jne BYTE =>back
+                ; lea rdx, [=>on]
+                ; =>on
+                ; jl =>back);
+            asm.finish();
+            assert_eq!(
+                asm.code(),
+                [
+                    [0xe9, 9, 0, 0, 0].as_slice(),
+                    &[0x75, 0xf9],
+                    &[0x48, 0x8d, 0x15, 0, 0, 0, 0],
+                    &[0x0f, 0x8c, 0xec, 0xff, 0xff, 0xff]
+                ]
+                .concat()
+            );
+        }
+    }
+}
