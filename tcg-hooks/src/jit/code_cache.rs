@@ -3,9 +3,12 @@
 //! ```text
 //!   pages ──┬── RW view: the emitter copies finished code in, links are patched here
 //!           └── RX view: what the host executes; addresses in code are of this view
-//!   [thunks | chunk 0 | chunk 1 | ... ]   chunks are filled in turn; before one is filled again,
-//!                                         every TB in it is killed (CODE-2)
+//!   [thunks | chunk 0 | chunk 1 | ... | chunk n-1 | not yet in use ]
+//!             └──── a ring: filled in turn; before one is filled again, every TB in it is killed (CODE-2)
 //! ```
+//!
+//! The ring begins small and takes in another chunk when its owner finds that it evicts what is wanted again: a guest
+//! that runs each piece of code once stays in pages that the kernel made long ago and the host's caches still hold.
 //!
 //! Keeps the second half of CODE-2: bytes are handed out again only by [`CodeCache::reserve`],
 //! whose caller is the owning vCPU's loop, outside emitted code, after the TBs that had them died.
@@ -24,6 +27,8 @@ pub struct CodeCache {
     first: usize,
     chunk_len: usize,
     chunks: usize,
+    /// How many of them are in the ring.
+    ring: usize,
     current: usize,
     pos: usize,
     /// Pages before this were made by the kernel.
@@ -36,14 +41,16 @@ pub struct CodeCache {
 const UNIT: usize = 64;
 /// Pages made ahead, in bytes.
 const POPULATE: usize = 128 << 10;
+/// What the ring begins with.
+const START: usize = 4 << 20;
 
 // SAFETY: the mappings belong to this value alone and have no thread affinity.
 unsafe impl Send for CodeCache {}
 
 impl CodeCache {
-    /// Pieces that the cache is filled and reclaimed by.
-    const CHUNKS: usize = 16;
-    /// The least that makes sense: each chunk must take the largest TB.
+    /// Pieces that the cache is filled and reclaimed by: fewer in a small one, as each must take the largest TB.
+    const CHUNKS: (usize, usize) = (16, 64);
+    /// The least that makes sense.
     pub const MIN_BYTES: usize = 1 << 21;
 
     /// Reserves `bytes` (rounded up to at least [`CodeCache::MIN_BYTES`]) and copies `thunks` to its start.
@@ -76,14 +83,16 @@ impl CodeCache {
         };
         let first = thunks.len().next_multiple_of(4096);
         assert!(first < Self::MIN_BYTES / 2, "thunks are a few hundred bytes");
-        let chunk_len = (len - first) / Self::CHUNKS / UNIT * UNIT;
+        let chunks = (len >> 17).clamp(Self::CHUNKS.0, Self::CHUNKS.1);
+        let chunk_len = (len - first) / chunks / UNIT * UNIT;
         let mut cache = CodeCache {
             rw,
             rx,
             len,
             first,
             chunk_len,
-            chunks: Self::CHUNKS,
+            chunks,
+            ring: START.div_ceil(chunk_len).clamp(2, chunks),
             current: 0,
             pos: 0,
             populated: 4096,
@@ -133,9 +142,13 @@ impl CodeCache {
         self.free[class].push(at);
     }
 
-    /// Moves on to the next chunk and names it: its TBs must be dead before [`CodeCache::write`].
-    pub fn next_chunk(&mut self) -> usize {
-        self.current = (self.current + 1) % self.chunks;
+    /// Moves on to the next chunk and names it: its TBs must be dead before [`CodeCache::write`]. With `grow` it is one
+    /// that has none yet, while there is such a one.
+    pub fn next_chunk(&mut self, grow: bool) -> usize {
+        if grow && self.current + 1 == self.ring && self.ring < self.chunks {
+            self.ring += 1;
+        }
+        self.current = (self.current + 1) % self.ring;
         self.pos = self.first + self.current * self.chunk_len;
         self.current
     }
@@ -236,7 +249,7 @@ mod tests {
         assert_eq!(cache.reserve(90), Some(at), "the same number of units");
         cache.release(at, 90);
         for _ in 0..cache.chunks() {
-            cache.next_chunk();
+            cache.next_chunk(false);
         }
         cache.restart_chunk();
         let first = cache.reserve(64).unwrap();
@@ -253,8 +266,24 @@ mod tests {
             assert!(at as usize >= 4096);
             assert_eq!(cache.chunk_of(at), i % n);
             cache.write(at, &[0xcc; 1000]);
-            cache.next_chunk();
+            cache.next_chunk(false);
         }
         assert_eq!(cache.reserve(cache.chunk_len() + 1), None);
+    }
+
+    #[test]
+    fn the_ring_takes_in_chunks_only_when_it_is_told_to() {
+        let mut cache = CodeCache::new(64 << 20, &[0x90]).unwrap();
+        let ring = cache.ring;
+        assert!(2 <= ring && ring < cache.chunks());
+        let mut seen = std::collections::BTreeSet::from([0]);
+        for _ in 0..4 * cache.chunks() {
+            seen.insert(cache.next_chunk(false));
+        }
+        assert_eq!(seen.len(), ring);
+        for _ in 0..2 * cache.chunks() {
+            seen.insert(cache.next_chunk(true));
+        }
+        assert_eq!(seen.len(), cache.chunks());
     }
 }

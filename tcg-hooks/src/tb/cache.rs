@@ -1,4 +1,5 @@
 //! Finding TBs, and adding them.
+use super::ghosts::Ghosts;
 use super::pages::CodeMap;
 use super::{Exit, Tb, TbId, TbKey};
 use crate::engine::JitFlags;
@@ -57,6 +58,7 @@ pub(crate) struct TbCache {
     pub(super) by_key: HashMap<TbKey, TbId>,
     pub(super) pages: CodeMap,
     pub(super) chunk_tbs: Vec<Vec<TbId>>,
+    pub(super) ghosts: Ghosts,
     pub(crate) stats: TbStats,
     pub(super) flags: JitFlags,
     /// Those that died of a store, for who traces it: where, after how many instructions, and how often tier 0 will
@@ -89,6 +91,7 @@ impl TbCache {
             by_key: HashMap::new(),
             pages: CodeMap::default(),
             chunk_tbs: vec![Vec::new(); chunks],
+            ghosts: Ghosts::default(),
             stats: TbStats::default(),
             flags,
             deaths: None,
@@ -188,6 +191,7 @@ impl TbCache {
             exits: exits.collect(),
             incoming: Default::default(),
         };
+        self.ghosts.made(key.pc);
         self.stats.translated += 1;
         self.stats.insns += u64::from(region.insns);
         self.stats.host_bytes += len as u64;

@@ -526,7 +526,7 @@ mod tests {
         caught("share code", |w| {
             // Filled again while its TBs live.
             for _ in 0..w.tbs.code.chunks() {
-                w.tbs.code.next_chunk();
+                w.tbs.code.next_chunk(false);
             }
         });
         caught("has None in its place", |w| w.tbs.chunk_tbs[0].clear());

@@ -78,8 +78,13 @@ impl TbCache {
     /// Makes room in the code cache: the oldest chunk's TBs die.
     pub(super) fn reclaim(&mut self, ctx: &mut Context) {
         let start = Instant::now();
-        let chunk = self.code.next_chunk();
+        let more = self.ghosts.regret();
+        let chunk = self.code.next_chunk(more);
         while let Some(&id) = self.chunk_tbs[chunk].last() {
+            if let Some(tb) = self.get(id) {
+                let pc = tb.key.pc;
+                self.ghosts.evicted(pc);
+            }
             self.kill(id, ctx);
             self.stats.evicted += 1;
         }

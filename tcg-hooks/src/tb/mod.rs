@@ -12,6 +12,7 @@ mod cache;
 mod chain;
 #[cfg(any(test, feature = "testkit"))]
 mod check;
+mod ghosts;
 mod invalidate;
 mod pages;
 mod show;
