@@ -1,27 +1,31 @@
 //! Guest bytes to a [`Region`]: which instructions belong to it, and where its blocks begin.
 //!
 //! ```text
-//!   explore   from the entry along branches and jumps, inside the entry's page and the next one:
+//!   explore   from the entry along branches and jumps, inside the entry's page and the next one:      explore.rs
 //!             read, decode, note leaders ──▶ announce the lines, read again: the same? (CODE-1)
-//!   build     leaders in order of address become blocks ──▶ lower.rs makes the ops
+//!   build     leaders in order of address become blocks ──▶ lower.rs makes the ops, as plan.rs says
 //! ```
 //!
 //! Keeps CODE-1: the lines are announced before the reading that counts. The first reading only finds out which
 //! lines there are; the bytes are compared after the announcement, and a difference starts over.
+mod explore;
 mod lower;
+mod plan;
 mod source;
 
-use crate::ir::{Block, Region, Site, Span, Target, Term};
-use crate::riscv::{Insn, Op, decode_any};
+use crate::ir::{Block, Region, Target, Term};
+use crate::riscv::Insn;
 use notdirty_core::{PAGE_SIZE, PageIndex, RamAddr};
-use notdirty_softmmu::{GuestVirt, Hooks, MemFault, MmuIdx, SoftMmu};
-use std::collections::VecDeque;
+use notdirty_softmmu::{Hooks, MemFault, SoftMmu};
+use plan::plan_of;
 
 pub(crate) use source::Source;
 
 /// Halfwords in the two pages that a region may span.
 const WINDOW: usize = 2 * PAGE_SIZE as usize / 2;
 const NONE: u16 = u16::MAX;
+/// A leader, before blocks have numbers.
+const UNNUMBERED: u16 = u16::MAX - 1;
 
 /// Limits of a region.
 #[derive(Debug, Clone, Copy)]
@@ -45,16 +49,29 @@ struct Page {
     end: u64,
 }
 
+/// An instruction that was explored: where, what was read, what it means.
+#[derive(Clone, Copy)]
+struct Found {
+    off: u32,
+    bits: u32,
+    insn: Insn,
+}
+
 /// Makes regions; keeps its memory from one to the next.
 pub struct Translator {
     /// Index into `found` for each halfword of the window, or `NONE`.
     at: Box<[u16; WINDOW]>,
-    leader: Box<[bool; WINDOW]>,
-    found: Vec<(u32, Insn, u32)>,
+    /// For each halfword the number of the block that begins there, or `UNNUMBERED`, or `NONE`.
+    leader: Box<[u16; WINDOW]>,
+    found: Vec<Found>,
     leaders: Vec<u32>,
-    queue: VecDeque<u32>,
+    /// Where exploring goes on, in turn.
+    queue: Vec<u32>,
+    /// What was explored in one go: from, to.
+    runs: Vec<(u32, u32)>,
     pages: [Option<Page>; 2],
     base: u64,
+    lower: lower::Lower,
     /// What was made.
     pub region: Region,
 }
@@ -66,12 +83,14 @@ impl Default for Translator {
     fn default() -> Self {
         Translator {
             at: Box::new([NONE; WINDOW]),
-            leader: Box::new([false; WINDOW]),
+            leader: Box::new([NONE; WINDOW]),
             found: Vec::new(),
             leaders: Vec::new(),
-            queue: VecDeque::new(),
+            queue: Vec::new(),
+            runs: Vec::new(),
             pages: [None; 2],
             base: 0,
+            lower: lower::Lower::default(),
             region: Region::default(),
         }
     }
@@ -102,7 +121,7 @@ impl Translator {
                     let _ = mmu.announce_code(page.ram.page(), lines);
                 }
             }
-            if self.found.iter().all(|&(off, _, bits)| self.read(off) == Some(bits)) {
+            if self.unchanged() {
                 break;
             }
         }
@@ -114,153 +133,22 @@ impl Translator {
     }
 
     fn forget(&mut self) {
-        for &(off, ..) in &self.found {
-            self.at[off as usize / 2] = NONE;
+        for found in &self.found {
+            self.at[found.off as usize / 2] = NONE;
         }
         for &off in &self.leaders {
-            self.leader[off as usize / 2] = false;
+            self.leader[off as usize / 2] = NONE;
         }
         self.found.clear();
         self.leaders.clear();
         self.queue.clear();
+        self.runs.clear();
         self.region.clear();
-    }
-
-    fn page<H: Hooks>(&mut self, mmu: &mut SoftMmu, hooks: &mut H, off: u32) -> Result<(), MemFault> {
-        let n = (u64::from(off) / PAGE_SIZE) as usize;
-        let inside = u64::from(off) % PAGE_SIZE;
-        let va = GuestVirt::new(self.base.wrapping_add(off.into()));
-        let Some(&slot) = self.pages.get(n) else {
-            return Err(MemFault::access(notdirty_softmmu::AccessKind::Fetch, va));
-        };
-        if slot.is_some_and(|p| (p.start..p.end).contains(&inside)) {
-            return Ok(());
-        }
-        let got = mmu.fetch(hooks, MmuIdx::M, va)?;
-        let page = Page { ram: got.ram, host: got.host, start: inside, end: inside + got.len_ok };
-        match slot {
-            // Asked for from an earlier byte on: the same range if it ends at the same place.
-            Some(old) if old.ram != page.ram || old.host != page.host || old.end != page.end => {
-                // A page of several ranges: one region stays within one of them.
-                Err(MemFault::access(notdirty_softmmu::AccessKind::Fetch, va))
-            }
-            _ => {
-                self.pages[n] = Some(page);
-                Ok(())
-            }
-        }
-    }
-
-    /// The halfword at `off`, if its page was asked for.
-    fn half(&self, off: u32) -> Option<u16> {
-        let page = self.pages.get(off as usize / PAGE_SIZE as usize).copied().flatten()?;
-        let inside = u64::from(off) % PAGE_SIZE;
-        if !(page.start <= inside && inside + 2 <= page.end) {
-            return None;
-        }
-        // SAFETY: inside the bytes that `fetch` said can be read; the page lives until the next `serve`, which
-        // `translate` does not call. Guest RAM may change under us, hence volatile.
-        Some(u16::from_le(unsafe { page.host.add(inside as usize).cast::<u16>().read_volatile() }))
-    }
-
-    /// The bits of the instruction at `off`.
-    fn read(&self, off: u32) -> Option<u32> {
-        let low = self.half(off)?;
-        if low & 3 != 3 { Some(low.into()) } else { Some(u32::from(self.half(off + 2)?) << 16 | u32::from(low)) }
-    }
-
-    fn mark(&mut self, off: u32) {
-        if !std::mem::replace(&mut self.leader[off as usize / 2], true) {
-            self.leaders.push(off);
-        }
     }
 
     fn offset(&self, pc: u64) -> Option<u32> {
         let off = pc.wrapping_sub(self.base);
         (off < 2 * PAGE_SIZE).then_some(off as u32)
-    }
-
-    /// Finds the region's instructions, the likeliest first: straight on before aside.
-    fn explore<H: Hooks>(&mut self, mmu: &mut SoftMmu, hooks: &mut H, pc: u64, limits: Limits) -> Result<(), MemFault> {
-        let entry = (pc - self.base) as u32;
-        self.queue.push_back(entry);
-        self.mark(entry);
-        while let Some(start) = self.queue.pop_front() {
-            let mut off = start;
-            loop {
-                if off as usize >= 2 * WINDOW || self.found.len() >= limits.insns {
-                    break;
-                }
-                if self.at[off as usize / 2] != NONE {
-                    self.mark(off);
-                    break;
-                }
-                // Only the first instruction's fault is the guest's; others are met when they are reached.
-                let fetched = self.page(mmu, hooks, off).and_then(|()| {
-                    if self.half(off).is_some_and(|low| low & 3 == 3) { self.page(mmu, hooks, off + 2) } else { Ok(()) }
-                });
-                match (fetched, self.read(off)) {
-                    (Ok(()), Some(bits)) => {
-                        let insn = decode_any(bits as u16, bits);
-                        self.at[off as usize / 2] = self.found.len() as u16;
-                        self.found.push((off, insn, bits));
-                        let next = off + u32::from(insn.len);
-                        if !self.follow(off, &insn, next, limits.regions) {
-                            break;
-                        }
-                        off = next;
-                    }
-                    (fetched, _) if self.found.is_empty() => {
-                        let va = GuestVirt::new(pc.wrapping_add(2));
-                        return Err(fetched.err().unwrap_or(MemFault::access(notdirty_softmmu::AccessKind::Fetch, va)));
-                    }
-                    _ => break,
-                }
-            }
-        }
-        Ok(())
-    }
-
-    /// Notes where `insn` may go; does exploring go straight on?
-    fn follow(&mut self, off: u32, insn: &Insn, next: u32, regions: bool) -> bool {
-        let op = insn.op;
-        let pc = self.base.wrapping_add(off.into());
-        let known = if op.is_branch() || (op == Op::Jal && insn.rd == 0) { Some(insn.target(pc)) } else { None };
-        if let (Some(target), true) = (known, regions)
-            && let Some(target) = self.offset(target)
-        {
-            self.queue.push_back(target);
-            self.mark(target);
-        }
-        if op.is_branch() {
-            if regions && (next as usize) < 2 * WINDOW {
-                self.mark(next);
-            }
-            return regions;
-        }
-        !(op.is_jump() || ends_region(op))
-    }
-
-    fn make_spans(&mut self) {
-        let mut order: Vec<(u32, u32)> = self.found.iter().map(|f| (f.0, f.0 + u32::from(f.1.len))).collect();
-        order.sort_unstable();
-        let spans = &mut self.region.spans;
-        spans.clear();
-        let page = PAGE_SIZE as u32;
-        for (start, end) in order {
-            // An instruction over the page's end is a piece of each page.
-            let cut = (start / page + 1) * page;
-            for (s, e) in [(start, end.min(cut)), (cut, end)] {
-                if s >= e {
-                    continue;
-                }
-                let (n, s, e) = ((s / page) as u8, (s % page) as u16, ((e - 1) % page + 1) as u16);
-                match spans.last_mut() {
-                    Some(last) if last.page == n && s <= last.end => last.end = last.end.max(e),
-                    _ => spans.push(Span { page: n, start: s, end: e }),
-                }
-            }
-        }
     }
 
     /// Makes blocks of what was found.
@@ -270,66 +158,58 @@ impl Translator {
         self.leaders.retain(|&l| {
             let reached = at[l as usize / 2] != NONE;
             if !reached {
-                self.leader[l as usize / 2] = false;
+                self.leader[l as usize / 2] = NONE;
             }
             reached
         });
-        self.leaders.sort_unstable();
+        if !self.leaders.is_sorted() {
+            self.leaders.sort_unstable();
+        }
+        for (n, &off) in self.leaders.iter().enumerate() {
+            self.leader[off as usize / 2] = n as u16;
+        }
         self.region.pc = pc;
         self.region.insns = self.found.len() as u32;
-        let mut lower = lower::Lower::new(limits.optimise);
+        self.region.entry = self.leader[(pc - self.base) as usize / 2];
+        self.lower.optimise = limits.optimise;
         for i in 0..self.leaders.len() {
-            let start = self.leaders[i];
-            if start == (pc - self.base) as u32 {
-                self.region.entry = i as u16;
-            }
-            self.block(start, &mut lower);
+            self.block(self.leaders[i]);
         }
         self.mark_polls();
     }
 
     fn target(&self, pc: u64) -> Target {
-        match self.offset(pc) {
-            Some(off) if off & 1 == 0 && self.leader[off as usize / 2] => {
-                Target::Block(self.leaders.binary_search(&off).expect("a leader") as u16)
-            }
-            _ => Target::Exit(pc),
+        match self.offset(pc).map(|off| self.leader[off as usize / 2]) {
+            None | Some(NONE) => Target::Exit(pc),
+            Some(block) => Target::Block(block),
         }
     }
 
-    fn block(&mut self, start: u32, lower: &mut lower::Lower) {
-        // First its length: each site must know how much of the block's charge is still to come.
+    fn block(&mut self, start: u32) {
+        let (first, sites) = (self.region.ops.len() as u32, self.region.sites.len());
+        self.lower.start();
         let (mut off, mut count) = (start, 0u16);
-        let last = loop {
-            let insn = self.found[self.at[off as usize / 2] as usize].1;
-            count += 1;
-            let next = off + u32::from(insn.len);
-            let ends = insn.op.is_branch() || insn.op.is_jump() || ends_region(insn.op);
-            let known = (next as usize) < 2 * WINDOW && self.at[next as usize / 2] != NONE;
-            if ends || !known || self.leader[next as usize / 2] {
-                break (off, insn, ends);
-            }
-            off = next;
-        };
-        let first = self.region.ops.len() as u32;
-        lower.start(&mut self.region);
-        let (mut off, mut left) = (start, count);
-        let mut term = None;
-        while left > 0 {
-            let insn = self.found[self.at[off as usize / 2] as usize].1;
+        let term = loop {
+            let insn = self.found[usize::from(self.at[off as usize / 2])].insn;
             let pc = self.base.wrapping_add(off.into());
-            let next = pc.wrapping_add(insn.len.into());
-            if left == 1 && last.2 {
-                let targets = (self.target(insn.target(pc)), self.target(next));
-                term = Some(lower.terminator(&mut self.region, Site { pc, insn, refund: 1 }, targets));
-            } else {
-                lower.insn(&mut self.region, Site { pc, insn, refund: left });
-            }
+            let plan = plan_of(insn.op);
             off += u32::from(insn.len);
-            left -= 1;
+            count += 1;
+            if plan.ends_block() {
+                let next = self.target(self.base.wrapping_add(off.into()));
+                let to = if insn.op == crate::riscv::Op::Jalr { next } else { self.target(insn.target(pc)) };
+                break self.lower.terminator(&mut self.region, plan, pc, insn, count, (to, next));
+            }
+            self.lower.insn(&mut self.region, plan, pc, insn, count);
+            let behind = (off as usize) < 2 * WINDOW && self.at[off as usize / 2] != NONE;
+            if !behind || self.leader[off as usize / 2] != NONE {
+                break Term::Goto(self.target(self.base.wrapping_add(off.into())));
+            }
+        };
+        // Sites have their place in the block; what counts is how much of its charge is still to come.
+        for site in &mut self.region.sites[sites..] {
+            site.refund = count + 1 - site.refund;
         }
-        let next = self.base.wrapping_add(off.into());
-        let term = term.unwrap_or(Term::Goto(self.target(next)));
         let end = self.region.ops.len() as u32;
         let pc = self.base.wrapping_add(start.into());
         self.region.blocks.push(Block { pc, insns: count, first, end, poll: false, term });
@@ -349,9 +229,4 @@ impl Translator {
             }
         }
     }
-}
-
-/// Instructions after which control does not simply go on: Rust executes them, at a site that ends the block.
-fn ends_region(op: Op) -> bool {
-    matches!(op, Op::Ecall | Op::Ebreak | Op::Mret | Op::Wfi | Op::Illegal)
 }

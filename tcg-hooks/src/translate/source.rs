@@ -1,5 +1,5 @@
 //! The instructions that a region was made from, for listings.
-use super::Translator;
+use super::{Found, Translator};
 use crate::riscv::Insn;
 
 /// An instruction of the guest where it was read.
@@ -14,8 +14,7 @@ pub(crate) struct Source {
 impl Translator {
     /// The instructions of the last region, ascending.
     pub(crate) fn source(&self) -> Vec<Source> {
-        let place =
-            |&(off, insn, bits): &(u32, Insn, u32)| Source { pc: self.base.wrapping_add(off.into()), bits, insn };
+        let place = |&Found { off, bits, insn }: &Found| Source { pc: self.base.wrapping_add(off.into()), bits, insn };
         let mut all: Vec<Source> = self.found.iter().map(place).collect();
         all.sort_unstable_by_key(|s| s.pc);
         all
