@@ -36,7 +36,10 @@ pub mod ring;
 pub mod sync;
 
 pub use addr::{LINE_BITS, PAGE_BITS, PAGE_SIZE, PageIndex, PageRange, RamAddr};
-pub use dirty::{ClientMask, DirtyClient, DirtyListener, DirtyMemory, NoVcpus, NotServed, fence_after_store};
+pub use dirty::{
+    Backend, ClientMask, DirtyClient, DirtyListener, DirtyLog, DirtyMemory, Harvest, LogClient, LogError, LogRegion,
+    LogScope, LogSource, NoRoom, NoVcpus, NotServed, OwnedClient, PageSet, Snapshot, fence_after_store,
+};
 pub use ram::{RamBlock, RamBlockSpec, RamError, RamFlags, RamList};
 pub use rcu::{Guard, RcuCell, Retired, pin};
 pub use ring::{DirtyGfn, DirtyRing, Pushed, RingConsumer, RingError, RingProducer};

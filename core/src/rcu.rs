@@ -108,7 +108,7 @@ impl<T: Send + Sync + 'static> Drop for RcuCell<T> {
 ///
 /// # Safety
 /// `old` is from `Box::into_raw`, is not retired twice, and nobody can load it any more.
-unsafe fn retire<T: Send + 'static>(old: *mut T) -> Retired {
+pub(crate) unsafe fn retire<T: Send + 'static>(old: *mut T) -> Retired {
     let guard = pin();
     if !sync::MODEL {
         // SAFETY: by this function's contract the closure frees a box that is out of reach of readers that pin later.

@@ -26,6 +26,14 @@ pub const BLOCK_WORDS: usize = if MODEL { 1 } else { 256 * 1024 * 8 / 64 };
 /// Words that share a bit of the summary: one cache line, 512 pages.
 pub const SUMMARY_WORDS: usize = if MODEL { 1 } else { 8 };
 
+/// Stands between two SeqCst accesses that their total order keeps apart, say a RMW of one atomic and a load of another.
+/// Loom takes such loads for acquiring ones; in a model this is the fence that means the same, elsewhere nothing.
+#[inline]
+pub fn in_total_order() {
+    #[cfg(loom)]
+    fence(Ordering::SeqCst);
+}
+
 /// Locks, and goes on if another thread panicked with the lock held: each writer here leaves its data valid at every
 /// step, so there is nothing to protect the next one from.
 pub fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {

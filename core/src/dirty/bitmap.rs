@@ -5,7 +5,7 @@
 //!             │     └──────────────────────────────┐
 //!   words   [w0 w1 w2 w3 w4 w5 w6 w7] [0 …] [0 …] [w24 …]        summary bit 0: the line is all zero
 //!
-//!   setter    word |= bits ───▶ summary bit |= 1         taker    summary bit &= 0 ───▶ word.swap(0), each of the 8
+//!   setter    word |= bits ───▶ summary bit |= 1         taker    summary bits = 0 ───▶ each word that is not 0, swapped
 //! ```
 //!
 //! Keeps SUM-1: a word is set before its summary bit; a summary bit is cleared before its words are taken; a take of
@@ -13,12 +13,19 @@
 //! clearing it and setting it back would show a second taker a zero in between). Blocks of RAM start at multiples of
 //! 512 pages, so none shares a line with another.
 //!
-//! Why a setter may skip a summary bit that it finds set. Its word operation is a RMW with Acquire, the taker's one
-//! with Release. If the setter's comes later on that word, it sees the cleared summary, and sets it. If it comes
-//! earlier, the taker gets the bit. So a taker that cleared a summary bit may not skip a word that looks zero: it
-//! would leave no RMW to meet. Checked by tests/loom.rs, where each of these orders is also tried the wrong way round.
+//! Why a setter may skip a summary bit that it finds set, and a taker a word that it finds zero. Both do "write mine,
+//! then look at the other's", and all four accesses are SeqCst. Say the setter looked at the summary before the taker
+//! cleared it. Then in the one order of SeqCst accesses its word (or that of the setter whose bit it found) comes
+//! before its look, that before the taker's clear, and that before the taker's look at the word: the taker finds the
+//! bit. On x86-64 this is free: RMWs are full barriers, and a SeqCst load is a plain one. So a take costs a RMW per
+//! word that was dirty and one per 64 lines, and reads no line that was clean.
+//!
+//! A scan of the summary reads 64 KiB for 1 TiB of RAM, some microseconds; a second summary above it would not pay.
+//! What costs is the miss of each dirty line, so a taker asks for some lines ahead.
+//!
+//! Checked by tests/loom.rs, where each of these orders is also tried the wrong way round.
 
-use crate::sync::{AtomicU64, BLOCK_WORDS, Ordering, SUMMARY_WORDS};
+use crate::sync::{AtomicU64, BLOCK_WORDS, Ordering, SUMMARY_WORDS, in_total_order};
 use core::ops::Range;
 use core::ptr;
 
@@ -26,6 +33,9 @@ use core::ptr;
 pub(super) const BLOCK_PAGES: usize = BLOCK_WORDS * 64;
 const LINES: usize = BLOCK_WORDS / SUMMARY_WORDS;
 const SUMMARY: usize = LINES.div_ceil(64);
+const LINE_PAGES: usize = SUMMARY_WORDS * 64;
+/// Lines that a taker asks for ahead: about as many misses as a core has under way at once.
+const AHEAD: usize = 8;
 
 /// The bits of one client for 2 Mi pages.
 #[repr(C, align(64))]
@@ -41,6 +51,7 @@ const fn mask(first: usize, end: usize) -> u64 {
 }
 
 /// Splits bits into words: each word's index and the mask of its bits.
+#[inline]
 fn words_of(bits: Range<usize>) -> impl Iterator<Item = (usize, u64)> {
     let words = bits.start / 64..bits.end.div_ceil(64).max(bits.start / 64);
     words.map(move |w| (w, mask(bits.start.max(w * 64), bits.end.min(w * 64 + 64))))
@@ -69,19 +80,27 @@ impl DirtyBlock {
     #[inline]
     pub(super) fn set(&self, bits: Range<usize>, mut sink: impl FnMut(usize, u64)) {
         for (w, mask) in words_of(bits) {
-            // Acquire: who sees bits of another setter also sees what that one saw of the summary.
-            if self.words[w].load(Ordering::Acquire) & mask != mask {
-                let new = mask & !self.words[w].fetch_or(mask, Ordering::AcqRel);
+            // SeqCst, all of these: partners of `take_lines`, see above.
+            if self.words[w].load(Ordering::SeqCst) & mask != mask {
+                let new = mask & !self.words[w].fetch_or(mask, Ordering::SeqCst);
+                self.set_summary(w);
                 if new != 0 {
                     sink(w, new);
                 }
+            } else {
+                // Its setter may not have come this far yet.
+                self.set_summary(w);
             }
-            let line = w / SUMMARY_WORDS;
-            let (s, bit) = (line / 64, 1 << (line % 64));
-            // Also if the word was set already: its setter may not have come this far yet.
-            if self.summary[s].load(Ordering::Acquire) & bit == 0 {
-                self.summary[s].fetch_or(bit, Ordering::AcqRel);
-            }
+        }
+    }
+
+    #[inline]
+    fn set_summary(&self, word: usize) {
+        let line = word / SUMMARY_WORDS;
+        let (s, bit) = (line / 64, 1 << (line % 64));
+        in_total_order();
+        if self.summary[s].load(Ordering::SeqCst) & bit == 0 {
+            self.summary[s].fetch_or(bit, Ordering::SeqCst);
         }
     }
 
@@ -91,39 +110,151 @@ impl DirtyBlock {
         self.words[bit / 64].load(Ordering::Acquire) >> (bit % 64) & 1 != 0
     }
 
-    /// Clears bit `bit` and tells whether it was set. Part of a line: the summary stays.
-    pub(super) fn test_and_clear(&self, bit: usize) -> bool {
-        let mask = 1 << (bit % 64);
-        self.words[bit / 64].fetch_and(!mask, Ordering::AcqRel) & mask != 0
-    }
-
-    /// Clears `bits`; `sink` gets the index of each word that had some, and those it had.
-    pub(super) fn take(&self, bits: Range<usize>, mut sink: impl FnMut(usize, u64)) {
-        const LINE_PAGES: usize = SUMMARY_WORDS * 64;
+    /// The first bit in `bits` that is set. A mark whose setter has not returned may be passed over.
+    pub(super) fn next_set(&self, bits: Range<usize>) -> Option<usize> {
         let mut at = bits.start;
         while at < bits.end {
             let line = at / LINE_PAGES;
-            let end = bits.end.min((line + 1) * LINE_PAGES);
-            let (s, bit) = (line / 64, 1u64 << (line % 64));
-            let summary = self.summary[s].load(Ordering::Acquire);
-            if summary == 0 {
-                at = bits.end.min((s + 1) * 64 * LINE_PAGES);
+            let summary = self.summary[line / 64].load(Ordering::Acquire) >> (line % 64);
+            if summary & 1 == 0 {
+                // To the next line that may have one, or to the next word of the summary.
+                let lines = if summary == 0 { 64 - line % 64 } else { summary.trailing_zeros() as usize };
+                at = (line + lines) * LINE_PAGES;
                 continue;
             }
-            if summary & bit != 0 {
-                let whole = end - at == LINE_PAGES;
-                if whole {
-                    self.summary[s].fetch_and(!bit, Ordering::AcqRel);
-                }
-                for (w, mask) in words_of(at..end) {
-                    // A RMW even if the word looks zero, see above.
-                    let had = self.words[w].fetch_and(!mask, Ordering::AcqRel) & mask;
-                    if had != 0 {
-                        sink(w, had);
-                    }
+            let end = bits.end.min((line + 1) * LINE_PAGES);
+            for (w, mask) in words_of(at..end) {
+                let found = self.words[w].load(Ordering::Acquire) & mask;
+                if found != 0 {
+                    return Some(w * 64 + found.trailing_zeros() as usize);
                 }
             }
             at = end;
         }
+        None
+    }
+
+    /// Clears bit `bit` and tells whether it was set. Part of a line: the summary stays. A RMW in any case: who
+    /// announces code relies on it.
+    pub(super) fn test_and_clear(&self, bit: usize) -> bool {
+        let mask = 1 << (bit % 64);
+        self.words[bit / 64].fetch_and(!mask, Ordering::SeqCst) & mask != 0
+    }
+
+    /// Clears `bits`; `sink` gets the index of each word that had some, and those it had.
+    pub(super) fn take(&self, bits: Range<usize>, mut sink: impl FnMut(usize, u64)) {
+        let lines = bits.start.div_ceil(LINE_PAGES)..bits.end / LINE_PAGES;
+        if lines.is_empty() {
+            return self.take_part(bits, &mut sink);
+        }
+        self.take_part(bits.start..lines.start * LINE_PAGES, &mut sink);
+        self.take_lines(lines.clone(), &mut sink);
+        self.take_part(lines.end * LINE_PAGES..bits.end, &mut sink);
+    }
+
+    /// Parts of at most two lines. Their summary bits stay, so a word that looks zero can be left alone: whoever is
+    /// about to mark it leaves it to be found.
+    fn take_part(&self, bits: Range<usize>, sink: &mut impl FnMut(usize, u64)) {
+        for (w, mask) in words_of(bits) {
+            if self.words[w].load(Ordering::SeqCst) & mask != 0 {
+                let had = self.words[w].fetch_and(!mask, Ordering::SeqCst) & mask;
+                if had != 0 {
+                    sink(w, had);
+                }
+            }
+        }
+    }
+
+    fn take_lines(&self, lines: Range<usize>, sink: &mut impl FnMut(usize, u64)) {
+        let mut open = OpenLines { block: self, lines: [0; AHEAD], first: 0, end: 0 };
+        for (s, mask) in words_of(lines) {
+            if self.summary[s].load(Ordering::SeqCst) & mask == 0 {
+                continue;
+            }
+            // Before the words are looked at (SUM-1).
+            let mut left = match mask {
+                u64::MAX => self.summary[s].swap(0, Ordering::SeqCst),
+                mask => self.summary[s].fetch_and(!mask, Ordering::SeqCst) & mask,
+            };
+            in_total_order();
+            while left != 0 {
+                let bit = left & left.wrapping_neg();
+                if open.is_full() {
+                    // Should `sink` panic there, what is `left` is put back, too.
+                    let rest = PutBack { word: &self.summary[s], bits: left };
+                    open.take_first(sink);
+                    core::mem::forget(rest);
+                }
+                open.push(s * 64 + bit.trailing_zeros() as usize);
+                left ^= bit;
+            }
+        }
+        while open.first != open.end {
+            open.take_first(sink);
+        }
+    }
+}
+
+/// Lines whose summary bits are cleared and whose words are on their way into the cache. Dropped on unwinding, it puts
+/// the bits back, so a sink that panics loses no more than what it was given.
+struct OpenLines<'b> {
+    block: &'b DirtyBlock,
+    /// A ring; the indices run freely.
+    lines: [u32; AHEAD],
+    first: usize,
+    end: usize,
+}
+
+impl OpenLines<'_> {
+    fn is_full(&self) -> bool {
+        self.end - self.first == AHEAD
+    }
+
+    fn push(&mut self, line: usize) {
+        let at = &raw const self.block.words[line * SUMMARY_WORDS];
+        #[cfg(all(target_arch = "x86_64", not(miri)))]
+        // SAFETY: a prefetch is a hint and accesses nothing.
+        unsafe {
+            core::arch::x86_64::_mm_prefetch::<{ core::arch::x86_64::_MM_HINT_T0 }>(at.cast())
+        };
+        #[cfg(not(all(target_arch = "x86_64", not(miri))))]
+        let _ = at;
+        self.lines[self.end % AHEAD] = line as u32;
+        self.end += 1;
+    }
+
+    fn take_first(&mut self, sink: &mut impl FnMut(usize, u64)) {
+        let line = self.lines[self.first % AHEAD] as usize;
+        for w in line * SUMMARY_WORDS..(line + 1) * SUMMARY_WORDS {
+            let word = &self.block.words[w];
+            if word.load(Ordering::SeqCst) != 0 {
+                let had = word.swap(0, Ordering::SeqCst);
+                if had != 0 {
+                    sink(w, had);
+                }
+            }
+        }
+        self.first += 1;
+    }
+}
+
+impl Drop for OpenLines<'_> {
+    fn drop(&mut self) {
+        while self.first != self.end {
+            self.block.set_summary(self.lines[self.first % AHEAD] as usize * SUMMARY_WORDS);
+            self.first += 1;
+        }
+    }
+}
+
+/// Summary bits that are set again when this drops, which is on unwinding only.
+struct PutBack<'b> {
+    word: &'b AtomicU64,
+    bits: u64,
+}
+
+impl Drop for PutBack<'_> {
+    fn drop(&mut self) {
+        self.word.fetch_or(self.bits, Ordering::SeqCst);
     }
 }

@@ -1,31 +1,42 @@
-//! Dirty bitmaps that grow while vCPUs write to them.
+//! Dirty bitmaps that grow while vCPUs write to them, and columns of clients that come and go.
 //!
 //! ```text
-//!   DirtyMemory ─RcuCell─▶ BlockTable [r0, r1, r2]        reader: guard, load, index, one cache line
-//!                                       │
-//!                             Row { [Vga, Code, Migration, five to spare] }     AtomicPtr<DirtyBlock>
+//!   Blocks ─RcuCell─▶ BlockTable [r0, r1, r2]            reader: guard, load, index
+//!                                     │
+//!                                     ▼ Arc, shared by every table since it was made
+//!                                   Row [Vga, Code, Migration, five of run time]     AtomicPtr<DirtyBlock>
 //!                                     │     │
 //!                                   null   DirtyBlock      null reads all ones and is skipped by setters
 //!
 //!   grow(): new table [r0, r1, r2, r3]; r0..r2 are the same allocations, the old table is dropped after grace
 //! ```
 //!
-//! Keeps GROW-1: a published `DirtyBlock` keeps its address until `DirtyMemory` drops, and then for a grace period;
-//! an absent block reads all ones; installing one is a CAS of an all-ones block. Growth shares rows and copies no bit.
+//! Keeps GROW-1: a published `DirtyBlock` keeps its address until `DirtyMemory` or its client drops, and then for a
+//! grace period; an absent block reads all ones; installing one is a CAS of an all-ones block. Growth shares rows and
+//! copies no bit.
 //!
 //! The field has one table per client. Here one table serves all: they grow together anyway, and the clients of a
 //! page are neighbours in one line, so `listening` follows one path instead of three.
 //!
 //! What is shared is the row, not only the block: if a grown table copied the *block pointers*, a block installed in
 //! the old table after its null was copied would be forgotten. The bits cleared in it would read 1 again, which for
-//! CODE means that stores to translated code are not heard. Writer of the table: the holder of `growing`. Checked by tests/loom.rs.
+//! CODE means that stores to translated code are not heard. Writer of the table, and of what columns are whose: the
+//! holder of `given`.
+//!
+//! A column is given out again at once. Who may still have been in it, and why that is harmless:
+//! - a taker or tester of the old client looks whether the column's id is still its own *after* it loaded the block.
+//!   The id changes before the old blocks go and hence before a new one comes, so a block of the new client shows it.
+//!   Installing a block looks under the lock.
+//! - a setter that found an old block or none: its fence (MARK-1) comes before its look, the new client's fence after
+//!   the block that the setter has not seen. So what it stored is visible to whoever reads the page after that take.
+//! - an answer of `listening` for the old client: a mark too many for the new one. Checked by tests/loom.rs.
 
 use super::bitmap::{BLOCK_PAGES, DirtyBlock};
-use super::client::CLIENTS;
+use super::client::{CLIENTS, ClientMask, DirtyClient};
 use super::{MAX_PAGES, TooManyPages};
 use crate::addr::{PageIndex, PageRange};
-use crate::rcu::{Guard, RcuCell, Retired, pin};
-use crate::sync::{AtomicPtr, Mutex, Ordering, lock};
+use crate::rcu::{Guard, RcuCell, Retired, pin, retire};
+use crate::sync::{AtomicPtr, AtomicU8, AtomicU64, Mutex, Ordering, lock};
 use core::ops::Range;
 use core::ptr;
 use std::sync::Arc;
@@ -33,8 +44,17 @@ use std::sync::Arc;
 /// The growing table of rows.
 pub(super) struct Blocks {
     table: RcuCell<BlockTable>,
-    growing: Mutex<()>,
+    /// The columns that may have a block: nobody need look at the others. Set before a column's first block is
+    /// published, cleared after its last one went.
+    tracking: AtomicU8,
+    /// Whose the columns are: the client's id, or `NOBODY`.
+    ids: [AtomicU64; CLIENTS],
+    /// Bits of the columns that are somebody's; the lock of whoever changes the table or a column.
+    given: Mutex<u8>,
 }
+
+/// The id of a column that is free.
+const NOBODY: u64 = u64::MAX;
 
 struct BlockTable {
     rows: Box<[Arc<Row>]>,
@@ -43,13 +63,19 @@ struct BlockTable {
 /// The blocks of every client for the same 2 Mi pages.
 #[repr(align(64))]
 pub(super) struct Row {
-    /// Null, or from `Box::into_raw`; goes from null to a block once and stays until the row drops (GROW-1).
+    /// Null, or from `Box::into_raw`; goes from null to a block and stays until its client or the row drops (GROW-1).
     blocks: [AtomicPtr<DirtyBlock>; CLIENTS],
 }
 
 impl Blocks {
     pub(super) fn new() -> Self {
-        Self { table: RcuCell::new(BlockTable { rows: Box::default() }), growing: Mutex::new(()) }
+        let fixed = DirtyClient::FIXED;
+        Self {
+            table: RcuCell::new(BlockTable { rows: Box::default() }),
+            tracking: AtomicU8::new(0),
+            ids: core::array::from_fn(|n| AtomicU64::new(fixed.get(n).map_or(NOBODY, |client| client.id))),
+            given: Mutex::new(fixed.iter().fold(0, |mask, client| mask | ClientMask::of(*client).0)),
+        }
     }
 
     /// Makes sure that there is a row for each of pages `0..pages`. The result is dropped without a lock held.
@@ -59,13 +85,61 @@ impl Blocks {
         }
         let wanted = pages.div_ceil(BLOCK_PAGES as u64) as usize;
         let guard = pin(); // before the lock, see `RcuCell::replace`
-        let _growing = lock(&self.growing);
+        let _given = lock(&self.given);
         let old = &self.table.load(&guard).rows;
         if wanted <= old.len() {
             return Ok(None);
         }
         let new = (old.len()..wanted).map(|_| Arc::new(Row::new()));
         Ok(Some(self.table.replace(BlockTable { rows: old.iter().cloned().chain(new).collect() })))
+    }
+
+    /// Gives out a free column, if there is one.
+    pub(super) fn give_column(&self, id: u64) -> Option<DirtyClient> {
+        let mut given = lock(&self.given);
+        let column = (!*given).trailing_zeros();
+        if column as usize >= CLIENTS {
+            return None;
+        }
+        *given |= 1 << column;
+        self.ids[column as usize].store(id, Ordering::Release);
+        Some(DirtyClient { column: column as u8, id })
+    }
+
+    /// Takes a column back; its blocks are freed after the grace period.
+    pub(super) fn take_column_back(&self, client: DirtyClient) -> Retired {
+        let (column, bit) = (client.column(), ClientMask::of(client).0);
+        let guard = pin(); // before the lock, see `RcuCell::replace`
+        let mut given = lock(&self.given);
+        // First the id: who loads a block of the next client then sees that it is not its own. Partner: `is_current`.
+        self.ids[column].store(NOBODY, Ordering::Release);
+        let rows = &self.table.load(&guard).rows;
+        let blocks = rows.iter().map(|row| row.blocks[column].swap(ptr::null_mut(), Ordering::AcqRel));
+        let gone = Box::into_raw(Box::new(Unlinked(blocks.filter(|block| !block.is_null()).collect())));
+        self.tracking.fetch_and(!bit, Ordering::AcqRel);
+        *given &= !bit;
+        drop(given);
+        // SAFETY: just boxed. What it frees came out of the rows by these swaps: no new reader finds it, and nobody
+        // else retires it.
+        unsafe { retire(gone) }
+    }
+
+    /// Whether the column is still this client's. For a block: asked after the block was loaded.
+    #[inline]
+    pub(super) fn is_current(&self, client: DirtyClient) -> bool {
+        self.ids[client.column()].load(Ordering::Acquire) == client.id
+    }
+
+    /// Whose the column is now.
+    pub(super) fn client_of(&self, column: usize) -> DirtyClient {
+        DirtyClient { column: column as u8, id: self.ids[column].load(Ordering::Acquire) }
+    }
+
+    /// The columns that may have a block. Who tests it to skip a mark does so after the fence of MARK-1, like any
+    /// test of a bit: a client that comes later takes its bits later.
+    #[inline]
+    pub(super) fn tracking(&self) -> ClientMask {
+        ClientMask(self.tracking.load(Ordering::Acquire))
     }
 
     /// The row of `page` and its bit there.
@@ -95,6 +169,34 @@ impl Blocks {
             (base, &*rows[n as usize], first as usize..last as usize)
         })
     }
+
+    /// The block of a client for reading: `None` reads all ones, be it absent or the client gone.
+    #[inline]
+    pub(super) fn block<'g>(&self, row: &'g Row, client: DirtyClient) -> Option<&'g DirtyBlock> {
+        row.block(client.column()).filter(|_| self.is_current(client))
+    }
+
+    /// The block of a client for taking; an absent one is installed, all ones. `None`: the client is gone.
+    #[inline]
+    pub(super) fn block_or_install<'g>(&self, row: &'g Row, client: DirtyClient) -> Option<&'g DirtyBlock> {
+        match row.block(client.column()) {
+            Some(block) => self.is_current(client).then_some(block),
+            None => self.install(row, client),
+        }
+    }
+
+    #[cold]
+    fn install<'g>(&self, row: &'g Row, client: DirtyClient) -> Option<&'g DirtyBlock> {
+        let new = DirtyBlock::all_ones();
+        // The fixed clients' columns never change hands, and a vCPU that announces code waits for nobody.
+        let fixed = client.column() < DirtyClient::FIXED.len();
+        let _given = (!fixed).then(|| lock(&self.given));
+        if !self.is_current(client) {
+            return None;
+        }
+        self.tracking.fetch_or(ClientMask::of(client).0, Ordering::AcqRel);
+        Some(row.install(client.column(), new))
+    }
 }
 
 impl Row {
@@ -102,22 +204,18 @@ impl Row {
         Self { blocks: core::array::from_fn(|_| AtomicPtr::new(ptr::null_mut())) }
     }
 
-    /// The block of a client, if it tracks anything here.
+    /// The block of a column. A row is reached under a guard, so the borrow of it ends before that guard does.
     #[inline]
-    pub(super) fn block(&self, client: usize) -> Option<&DirtyBlock> {
-        // Acquire: partner of the CAS in `block_or_install`, which published a finished block.
-        let block = self.blocks[client].load(Ordering::Acquire);
-        // SAFETY: null, or a block that GROW-1 keeps alive and in place as long as the row.
+    pub(super) fn block(&self, column: usize) -> Option<&DirtyBlock> {
+        // Acquire: partner of the CAS in `install`, which published a finished block.
+        let block = self.blocks[column].load(Ordering::Acquire);
+        // SAFETY: null, or a block that GROW-1 keeps alive and in place for as long as a guard of now.
         unsafe { block.as_ref() }
     }
 
-    /// The block of a client; an absent one is installed, all ones.
-    pub(super) fn block_or_install(&self, client: usize) -> &DirtyBlock {
-        if let Some(block) = self.block(client) {
-            return block;
-        }
-        let new = Box::into_raw(DirtyBlock::all_ones());
-        let slot = &self.blocks[client];
+    fn install(&self, column: usize, new: Box<DirtyBlock>) -> &DirtyBlock {
+        let new = Box::into_raw(new);
+        let slot = &self.blocks[column];
         match slot.compare_exchange(ptr::null_mut(), new, Ordering::AcqRel, Ordering::Acquire) {
             // SAFETY: published by us just now; from here on as in `block`.
             Ok(_) => unsafe { &*new },
@@ -134,12 +232,35 @@ impl Row {
 impl Drop for Row {
     fn drop(&mut self) {
         for slot in &self.blocks {
-            let block = slot.load(Ordering::Relaxed);
-            if !block.is_null() {
-                // SAFETY: `&mut self`: the last table with this row is gone, and that was dropped after its grace
-                // period, so no reader holds the block.
-                drop(unsafe { Box::from_raw(block) });
-            }
+            // SAFETY: `&mut self`: the last table with this row is gone, and that was dropped after its grace
+            // period, so no reader holds the block.
+            unsafe { Unlinked::free(slot.load(Ordering::Relaxed)) };
         }
     }
 }
+
+/// Blocks that nobody finds any more. Dropped after the grace period.
+struct Unlinked(Vec<*mut DirtyBlock>);
+
+impl Unlinked {
+    /// # Safety
+    /// Null, or a block from `Box::into_raw` that nobody has or finds.
+    unsafe fn free(block: *mut DirtyBlock) {
+        if !block.is_null() {
+            // SAFETY: this function's contract.
+            drop(unsafe { Box::from_raw(block) });
+        }
+    }
+}
+
+impl Drop for Unlinked {
+    fn drop(&mut self) {
+        for block in &self.0 {
+            // SAFETY: made by `take_column_back` only, of blocks that it unlinked, and dropped after grace.
+            unsafe { Self::free(*block) };
+        }
+    }
+}
+
+// SAFETY: it owns its blocks, whose fields are atomics.
+unsafe impl Send for Unlinked {}

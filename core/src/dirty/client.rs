@@ -7,12 +7,16 @@
 //! ```
 //!
 //! A number outlives what it names: a client that was dropped may leave its number with somebody, and its column may
-//! be another's by then. So a client carries the age of its column, and whoever takes bits with an old age takes
-//! nothing. A [`ClientMask`] has no ages: it is what setters and listeners pass around, and the worst that an old bit
-//! in it does is a mark too many.
+//! be another's by then. So a client carries an id that no other client of the process has, and who takes bits with an
+//! id that is not the column's takes nothing. A [`ClientMask`] has no ids: it is what setters and listeners pass
+//! around, and the worst that an old bit in it does is a mark too many.
 
+use super::DirtyMemory;
+use crate::ram::RamList;
 use core::fmt;
 use core::ops::{BitAnd, BitOr, BitOrAssign};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 /// Columns of a row of the table: one cache line of pointers.
 pub(super) const CLIENTS: usize = 8;
@@ -21,16 +25,16 @@ pub(super) const CLIENTS: usize = 8;
 #[derive(Clone, Copy, PartialEq, Eq, Hash)]
 pub struct DirtyClient {
     pub(super) column: u8,
-    pub(super) age: u32,
+    pub(super) id: u64,
 }
 
 impl DirtyClient {
     /// The display: which lines to draw again.
-    pub const VGA: Self = Self { column: 0, age: 0 };
+    pub const VGA: Self = Self { column: 0, id: 0 };
     /// The translator. Inverted: 1 means that no translated code is on the page.
-    pub const CODE: Self = Self { column: 1, age: 0 };
+    pub const CODE: Self = Self { column: 1, id: 0 };
     /// Migration, snapshots, whoever copies RAM while it is written.
-    pub const MIGRATION: Self = Self { column: 2, age: 0 };
+    pub const MIGRATION: Self = Self { column: 2, id: 0 };
     /// The clients that are always there, in the order of their columns.
     pub const FIXED: [Self; 3] = [Self::VGA, Self::CODE, Self::MIGRATION];
 
@@ -51,6 +55,79 @@ impl fmt::Debug for DirtyClient {
     }
 }
 
+/// A client of run time: a debugger, a checkpoint, a second display. Its column is free again when this drops.
+pub struct OwnedClient {
+    memory: Arc<dyn AsRef<DirtyMemory> + Send + Sync>,
+    client: DirtyClient,
+    name: Box<str>,
+}
+
+impl OwnedClient {
+    pub(super) fn new(memory: Arc<dyn AsRef<DirtyMemory> + Send + Sync>, name: &str) -> Result<Self, NoRoom> {
+        /// The fixed clients have id 0. Nothing is ordered by it, so it is std's in a model, too.
+        static NEXT: AtomicU64 = AtomicU64::new(1);
+        let id = NEXT.fetch_add(1, Ordering::Relaxed);
+        let Some(client) = (*memory).as_ref().blocks.give_column(id) else {
+            return Err(NoRoom { name: name.into() });
+        };
+        Ok(Self { memory, client, name: name.into() })
+    }
+
+    /// Its number, for the calls that take one.
+    pub fn client(&self) -> DirtyClient {
+        self.client
+    }
+
+    /// What it was called when it was added.
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    pub(super) fn memory(&self) -> &DirtyMemory {
+        (*self.memory).as_ref()
+    }
+}
+
+impl Drop for OwnedClient {
+    fn drop(&mut self) {
+        self.memory().set_ringed(self.client, false);
+        drop(self.memory().blocks.take_column_back(self.client));
+    }
+}
+
+impl fmt::Debug for OwnedClient {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} ({:?})", self.name, self.client)
+    }
+}
+
+/// All columns are taken.
+#[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
+#[error("no room for dirty client `{name}`: at most {} at run time", CLIENTS - DirtyClient::FIXED.len())]
+pub struct NoRoom {
+    /// The client that was to be added.
+    pub name: Box<str>,
+}
+
+impl AsRef<DirtyMemory> for DirtyMemory {
+    fn as_ref(&self) -> &DirtyMemory {
+        self
+    }
+}
+
+impl AsRef<DirtyMemory> for RamList {
+    fn as_ref(&self) -> &DirtyMemory {
+        self.dirty()
+    }
+}
+
+impl RamList {
+    /// Adds a client to the list's dirty memory, see [`DirtyMemory::add_client`].
+    pub fn add_client(self: &Arc<Self>, name: &str) -> Result<OwnedClient, NoRoom> {
+        DirtyMemory::add_client(self, name)
+    }
+}
+
 /// A set of clients.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Default)]
 pub struct ClientMask(pub(super) u8);
@@ -67,7 +144,7 @@ impl ClientMask {
     /// Everybody.
     pub const ALL: Self = Self(0xff);
     /// Everybody but the translator: what a slow store marks, since CODE is the invalidation's own.
-    pub const NOCODE: Self = Self(0xff & !Self::CODE.0);
+    pub const NOCODE: Self = Self(!Self::CODE.0);
 
     /// The set of `client` alone.
     pub const fn of(client: DirtyClient) -> Self {
@@ -130,6 +207,6 @@ impl BitAnd for ClientMask {
 
 impl fmt::Debug for ClientMask {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_set().entries(self.columns().map(|column| DirtyClient { column: column as u8, age: 0 })).finish()
+        f.debug_set().entries(self.columns().map(|column| DirtyClient { column: column as u8, id: 0 })).finish()
     }
 }

@@ -1,12 +1,25 @@
-//! What a harvester needs of the vCPUs: that they listen again to pages whose bits were taken.
+//! Pages taken from a client, and the way back for those that nobody could use.
 //!
 //! ```text
-//!   take the bits ─▶ DirtyListener::rearm: every vCPU drops its write permission, and answers ─▶ read the pages
+//!   take the bits ─▶ rearm(): every vCPU drops its write permission, and answers ─▶ read the pages ─▶ commit()
+//!        │                │ not in time                                                   │ failed, panicked
+//!        │                └───────────────────────────────┐                               │
+//!        └ a Harvest holds them from here on ─────────────▶ drop: dirty again ◀───────────┘
 //! ```
 //!
-//! Keeps HARVEST-1: bits are taken before the re-arm is posted; pages are read after the last answer.
+//! Keeps HARVEST-1: bits are taken before the re-arm is posted; pages are read after the last answer. And nothing
+//! that was taken is lost: a `Harvest` that is dropped before `commit` marks its pages dirty again. Its block may have
+//! left meanwhile and its addresses be another's. Then the new block gets marks that it did not earn, which costs its
+//! reader a look at clean pages; a mark that is *not* put back would cost the guest a page. The harvests of a
+//! `DirtyLog` avoid even that: they keep their blocks alive, and give their pages back to the user who took them.
 
-use crate::addr::PageRange;
+use super::log::Pending;
+use super::{ClientMask, DirtyClient, DirtyMemory, PageSet};
+use crate::addr::{PageIndex, PageRange};
+use crate::ram::RamBlock;
+use crate::rcu::pin;
+use core::fmt;
+use std::sync::Arc;
 use std::time::Duration;
 
 /// Who can make every vCPU drop its write permission for pages. Softmmu's address space is one.
@@ -33,4 +46,121 @@ impl DirtyListener for NoVcpus {
     fn rearm(&self, _pages: &[PageRange], _timeout: Option<Duration>) -> Result<(), NotServed> {
         Ok(())
     }
+}
+
+/// Pages that were dirty, taken and armed: they may be read now. Dropped before [`commit`](Self::commit), they are
+/// dirty again.
+#[must_use = "a harvest that is not committed marks its pages dirty again"]
+pub struct Harvest<'d> {
+    pages: PageSet,
+    back: Back<'d>,
+    /// The blocks of the pages stay alive, and so their addresses theirs, until this drops.
+    _alive: Vec<Arc<RamBlock>>,
+}
+
+/// Where pages go that are not committed.
+enum Back<'d> {
+    Bits(&'d DirtyMemory, DirtyClient),
+    User(&'d Pending),
+}
+
+impl<'d> Harvest<'d> {
+    /// A harvest for the user of a log: what is not committed is pending for that user. Not armed yet.
+    pub(super) fn of_user(pages: PageSet, pending: &'d Pending, alive: Vec<Arc<RamBlock>>) -> Self {
+        Self { pages, back: Back::User(pending), _alive: alive }
+    }
+
+    /// The second step of HARVEST-1. A harvest of nothing asks nobody.
+    pub(super) fn rearmed(self, listener: &dyn DirtyListener, timeout: Option<Duration>) -> Result<Self, NotServed> {
+        if !self.pages.is_empty() {
+            let ranges: Vec<_> = self.pages.ranges().collect();
+            listener.rearm(&ranges, timeout)?;
+        }
+        Ok(self)
+    }
+
+    /// The pages, by words: the page of bit 0, and the bits.
+    pub fn words(&self) -> impl Iterator<Item = (PageIndex, u64)> + '_ {
+        self.pages.words()
+    }
+
+    /// The pages, in ranges.
+    pub fn ranges(&self) -> impl Iterator<Item = PageRange> + '_ {
+        self.pages.ranges()
+    }
+
+    /// The pages.
+    pub fn pages(&self) -> &PageSet {
+        &self.pages
+    }
+
+    /// How many there are.
+    pub fn count(&self) -> u64 {
+        self.pages.count()
+    }
+
+    /// The pages were put to use; they are the caller's business from here on.
+    pub fn commit(mut self) -> PageSet {
+        core::mem::take(&mut self.pages)
+    }
+}
+
+impl Drop for Harvest<'_> {
+    fn drop(&mut self) {
+        if self.pages.is_empty() {
+            return; // committed, or nothing was dirty
+        }
+        match self.back {
+            // Like a writer of these pages would: no reader of them misses the marks (MARK-1).
+            Back::Bits(dirty, client) => {
+                let guard = pin();
+                self.pages.ranges().for_each(|range| dirty.set(range, ClientMask::of(client), &guard));
+            }
+            Back::User(pending) => pending.put_back(&self.pages),
+        }
+    }
+}
+
+impl fmt::Debug for Harvest<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Harvest").field("pages", &self.pages).finish_non_exhaustive()
+    }
+}
+
+impl DirtyMemory {
+    /// Takes what is dirty in `ranges` and arms it (HARVEST-1): when this returns, the pages may be read, and each
+    /// later store to them is heard. It costs what is dirty. If a vCPU does not answer in time, all is dirty again.
+    ///
+    /// Not for [`DirtyClient::CODE`], whose bits say where code is and are not given back: of that one nothing is taken.
+    pub fn harvest(
+        &self,
+        ranges: &[PageRange],
+        client: DirtyClient,
+        listener: &dyn DirtyListener,
+        timeout: Option<Duration>,
+    ) -> Result<Harvest<'_>, NotServed> {
+        // Made before the take: from the first bit on there is somebody to put it back.
+        let mut harvest = Harvest { pages: PageSet::new(), back: Back::Bits(self, client), _alive: Vec::new() };
+        if client != DirtyClient::CODE {
+            let guard = pin();
+            for range in sorted(ranges) {
+                self.test_and_clear_range(range, client, &guard, |first, bits| harvest.pages.push(first, bits));
+            }
+        } // SAFE-1: no guard while it waits
+        harvest.rearmed(listener, timeout)
+    }
+}
+
+/// The same pages, in ranges that rise and do not touch.
+pub(super) fn sorted(ranges: &[PageRange]) -> Vec<PageRange> {
+    let mut all: Vec<_> = ranges.iter().copied().filter(|range| !range.is_empty()).collect();
+    all.sort_unstable_by_key(|range| range.start);
+    all.dedup_by(|next, last| {
+        let one = next.start <= last.end;
+        if one {
+            last.end = last.end.max(next.end);
+        }
+        one
+    });
+    all
 }

@@ -19,15 +19,20 @@ mod bitmap;
 mod blocks;
 mod client;
 mod harvest;
+mod log;
+mod pages;
 
-pub use client::{ClientMask, DirtyClient};
-pub use harvest::{DirtyListener, NoVcpus, NotServed};
+pub use client::{ClientMask, DirtyClient, NoRoom, OwnedClient};
+pub use harvest::{DirtyListener, Harvest, NoVcpus, NotServed};
+pub use log::{Backend, DirtyLog, LogClient, LogError, LogRegion, LogScope, LogSource};
+pub use pages::{PageSet, Snapshot};
 
 use crate::addr::{PageIndex, PageRange};
 use crate::rcu::{Guard, Retired};
-use crate::sync::{AtomicU8, Ordering, fence};
+use crate::sync::{AtomicU8, Mutex, Ordering, fence};
 use blocks::Blocks;
 use core::fmt;
+use std::sync::Arc;
 
 /// More pages than any host can hold; a wrong number, most likely.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, thiserror::Error)]
@@ -53,12 +58,13 @@ pub fn fence_after_store() {
 pub struct DirtyMemory {
     blocks: Blocks,
     ringed: AtomicU8,
+    logs: log::Registry,
 }
 
 impl DirtyMemory {
     /// Dirty memory that covers no page yet.
     pub fn new() -> Self {
-        Self { blocks: Blocks::new(), ringed: AtomicU8::new(0) }
+        Self { blocks: Blocks::new(), ringed: AtomicU8::new(0), logs: Mutex::new(Vec::new()) }
     }
 
     /// The clients whose new marks are to be pushed to a ring: for these, who marks calls [`set_new`](Self::set_new).
@@ -74,6 +80,25 @@ impl DirtyMemory {
             true => self.ringed.fetch_or(bit, Ordering::AcqRel),
             false => self.ringed.fetch_and(!bit, Ordering::AcqRel),
         };
+    }
+
+    /// The logs that run.
+    fn logs(&self) -> &log::Registry {
+        &self.logs
+    }
+
+    /// Whether the client has not been dropped.
+    fn is_current(&self, client: DirtyClient) -> bool {
+        self.blocks.is_current(client)
+    }
+
+    /// A client of this run: it listens nowhere until it takes bits. When it drops, the memory of its bits is freed,
+    /// its pages are no longer listened to, and its number may be another's. `owner` is what holds this dirty memory.
+    pub fn add_client<T>(owner: &Arc<T>, name: &str) -> Result<OwnedClient, NoRoom>
+    where
+        T: AsRef<DirtyMemory> + Send + Sync + 'static,
+    {
+        OwnedClient::new(owner.clone(), name)
     }
 
     /// Covers pages `0..pages`. Never shrinks. Readers and setters go on meanwhile (GROW-1).
@@ -105,11 +130,13 @@ impl DirtyMemory {
             return;
         }
         fence_after_store();
+        let clients = clients & self.blocks.tracking();
         for (first, row, pages) in self.blocks.rows(range, guard) {
             for column in clients.columns() {
                 if let Some(block) = row.block(column) {
-                    let client = DirtyClient { column: column as u8, age: 0 };
-                    block.set(pages.clone(), |word, bits| sink(client, PageIndex::new(first + word as u64 * 64), bits));
+                    block.set(pages.clone(), |word, bits| {
+                        sink(self.blocks.client_of(column), PageIndex::new(first + word as u64 * 64), bits);
+                    });
                 }
             }
         }
@@ -121,7 +148,10 @@ impl DirtyMemory {
         let Some((row, bit)) = self.blocks.locate(page, guard) else {
             return true;
         };
-        let was = row.block_or_install(client.column()).test_and_clear(bit);
+        let Some(block) = self.blocks.block_or_install(row, client) else {
+            return true;
+        };
+        let was = block.test_and_clear(bit);
         fence(Ordering::SeqCst);
         was
     }
@@ -140,7 +170,10 @@ impl DirtyMemory {
             return taken;
         }
         for (first, row, pages) in self.blocks.rows(range, guard) {
-            row.block_or_install(client.column()).take(pages, |word, bits| {
+            let Some(block) = self.blocks.block_or_install(row, client) else {
+                break; // the client is gone, and whatever is marked now is another's
+            };
+            block.take(pages, |word, bits| {
                 taken += u64::from(bits.count_ones());
                 sink(PageIndex::new(first + word as u64 * 64), bits);
             });
@@ -149,17 +182,49 @@ impl DirtyMemory {
         taken
     }
 
+    /// As `test_and_clear_range`, into an object of its own.
+    pub fn snapshot_and_clear(&self, range: PageRange, client: DirtyClient, guard: &Guard) -> Snapshot {
+        let mut pages = PageSet::new();
+        self.test_and_clear_range(range, client, guard, |first, bits| pages.push(first, bits));
+        Snapshot { range, pages }
+    }
+
     /// Whether the bit of `page` is set.
     pub fn test(&self, page: PageIndex, client: DirtyClient, guard: &Guard) -> bool {
         match self.blocks.locate(page, guard) {
-            Some((row, bit)) => row.block(client.column()).is_none_or(|block| block.test(bit)),
+            Some((row, bit)) => self.blocks.block(row, client).is_none_or(|block| block.test(bit)),
             None => true,
         }
     }
 
+    /// The first page in `range` whose bit is set. A mark whose setter is still under way may be passed over.
+    pub fn next_set(&self, range: PageRange, client: DirtyClient, guard: &Guard) -> Option<PageIndex> {
+        if range.is_empty() {
+            return None;
+        }
+        let mut covered = range.start.get();
+        for (first, row, pages) in self.blocks.rows(range, guard) {
+            covered = first + pages.end as u64;
+            let found = match self.blocks.block(row, client) {
+                Some(block) => block.next_set(pages),
+                None => Some(pages.start),
+            };
+            if let Some(bit) = found {
+                return Some(PageIndex::new(first + bit as u64));
+            }
+        }
+        // Past the table all are.
+        (covered < range.end.get()).then_some(PageIndex::new(covered))
+    }
+
+    /// Whether any bit in `range` is set.
+    pub fn any_set(&self, range: PageRange, client: DirtyClient, guard: &Guard) -> bool {
+        self.next_set(range, client, guard).is_some()
+    }
+
     /// Who wants to hear the next store to `page`: the clients whose bit is 0. Nobody: its TLB entry may be fast.
     ///
-    /// One row of pointers, one cache line, answers for every client that tracks nothing. An answer may be outdated
+    /// Only columns of clients that track something are looked at, and their pointers share one cache line. An answer may be outdated
     /// when it arrives; whoever clears a bit posts a re-arm afterwards, and that corrects the entry (HARVEST-1).
     #[inline]
     pub fn listening(&self, page: PageIndex, guard: &Guard) -> ClientMask {
@@ -167,7 +232,7 @@ impl DirtyMemory {
             return ClientMask::NONE;
         };
         let mut who = ClientMask::NONE;
-        for column in ClientMask::ALL.columns() {
+        for column in self.blocks.tracking().columns() {
             if row.block(column).is_some_and(|block| !block.test(bit)) {
                 who |= ClientMask(1 << column);
             }

@@ -1,0 +1,402 @@
+//! Logging: who uses it, where, and when it costs something.
+//!
+//! ```text
+//!   start   first user: take the bits of the regions, re-arm ─▶ stores are heard        further users: join
+//!   sync    take ─▶ to every other user's pending ─▶ + own pending ─▶ re-arm ─▶ Harvest
+//!   stop    last user: set the bits again. Entries become fast with their next store; nothing is posted
+//!
+//!   DirtyLog ─▶ Pending ◀─┐                                 Bitmap: the client's own bits
+//!   DirtyLog ─▶ Pending ◀─┴─ Log { client, regions, backend ─┤
+//!                                                           LogSource: dirty rings, or whatever finds pages
+//! ```
+//!
+//! Users of one log share its bits, so what one takes is pending for the others: each user gets every page that was
+//! written since its own last sync, whoever else syncs. Logs of one client are on disjoint pages. A page that a
+//! failed harvest gives back is pending for its user, too, and handed out with the next one, re-armed once more.
+//!
+//! Only bits inside the regions are ever cleared, so nothing else pays. What happens to a block under a running log:
+//! - plugged: all its bits are set; a log of all RAM reports it whole with the next sync. Others do not see it.
+//! - unplugged: it leaves the log, and what was dirty in it is no longer reported; a harvest with pages of it keeps it
+//!   alive. A new block at its addresses is not logged by who logged the old one.
+//! - grown: the new pages' bits are set (the list sees to that), so the next sync reports them. Shrunk: they are not
+//!   reported any more.
+//!
+//! Locks: the registry before `users` before a `Pending`; none of them while waiting for vCPUs (SAFE-1).
+
+use super::harvest::{DirtyListener, Harvest, NotServed};
+use super::{ClientMask, DirtyClient, DirtyMemory, OwnedClient, PageSet};
+use crate::addr::{PageRange, RamAddr};
+use crate::ram::{RamBlock, RamList};
+use crate::rcu::{Guard, pin};
+use crate::sync::{Mutex, lock};
+use core::fmt;
+use core::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Weak};
+use std::time::Duration;
+
+/// Whose bits a log uses: a client's number, or a client of run time that lives as long as the log.
+#[derive(Debug)]
+pub enum LogClient {
+    /// A fixed client, or one that somebody else owns.
+    Number(DirtyClient),
+    /// One that nobody else needs. Its bits are freed when the last user stops.
+    Owned(OwnedClient),
+}
+
+impl From<DirtyClient> for LogClient {
+    fn from(client: DirtyClient) -> Self {
+        Self::Number(client)
+    }
+}
+
+impl From<OwnedClient> for LogClient {
+    fn from(client: OwnedClient) -> Self {
+        Self::Owned(client)
+    }
+}
+
+/// Where a log listens.
+#[derive(Clone, Debug, Default)]
+pub enum LogScope {
+    /// All RAM, also what is plugged later.
+    #[default]
+    All,
+    /// These regions.
+    Regions(Vec<LogRegion>),
+}
+
+impl LogScope {
+    /// These blocks, each as far as it is used.
+    pub fn blocks<'b>(blocks: impl IntoIterator<Item = &'b Arc<RamBlock>>) -> Self {
+        Self::Regions(blocks.into_iter().map(|block| LogRegion::bytes(block, 0, block.max_length())).collect())
+    }
+}
+
+/// Pages of one block.
+#[derive(Clone, Debug)]
+pub struct LogRegion {
+    /// Not kept alive: a log is no reason not to unplug.
+    block: Weak<RamBlock>,
+    pages: PageRange,
+}
+
+impl LogRegion {
+    /// The pages of `len` bytes from `off` on, as far as the block has them.
+    pub fn bytes(block: &Arc<RamBlock>, off: u64, len: u64) -> Self {
+        let off = off.min(block.max_length());
+        let start = RamAddr::new(block.offset().get() + off);
+        let pages = PageRange::of_bytes(start, len.min(block.max_length() - off));
+        Self { block: Arc::downgrade(block), pages }
+    }
+}
+
+/// What finds the dirty pages.
+#[derive(Clone, Default)]
+pub enum Backend {
+    /// The client's bits themselves.
+    #[default]
+    Bitmap,
+    /// Something that hears of each bit that becomes set, like dirty rings.
+    Source(Arc<dyn LogSource>),
+}
+
+/// A back end other than the bits. The bits still filter: a page is found once until its bit is cleared again.
+pub trait LogSource: Send + Sync {
+    /// Logging of `client` begins. Called before the first bit is cleared.
+    fn start(&self, dirty: &DirtyMemory, client: DirtyClient);
+
+    /// Puts what was found into `pages`, and clears the bits of these pages so that their next store is found, too.
+    /// `ranges` (rising, disjoint) is what is logged now; the rest is left out by the caller. The pages are re-armed
+    /// before anybody reads them. One thread at a time.
+    fn take(&self, dirty: &DirtyMemory, client: DirtyClient, ranges: &[PageRange], guard: &Guard, pages: &mut PageSet);
+
+    /// Logging of `client` ended: its bits in the regions are set.
+    fn stop(&self, dirty: &DirtyMemory, client: DirtyClient);
+}
+
+/// Why logging could not start.
+#[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
+pub enum LogError {
+    /// The translator's bits are its own.
+    #[error("the CODE client cannot be logged: its bits say where translated code is")]
+    Code,
+    /// The client was dropped.
+    #[error("{client:?} is gone")]
+    Gone {
+        /// The client.
+        client: DirtyClient,
+    },
+    /// Another log of this client has some of these pages, but not the same regions.
+    #[error("{client:?} is logged on some of these pages already, in other regions")]
+    Overlap {
+        /// The client.
+        client: DirtyClient,
+    },
+    /// The log of these regions has another back end.
+    #[error("{client:?} is logged on these pages already, with another back end")]
+    OtherBackend {
+        /// The client.
+        client: DirtyClient,
+    },
+    /// The first re-arm was not answered. Nothing is logged.
+    #[error(transparent)]
+    NotServed(#[from] NotServed),
+}
+
+/// One user of a log. Dropping it is stopping it.
+#[derive(Debug)]
+pub struct DirtyLog {
+    log: Arc<Log>,
+    user: Arc<Pending>,
+}
+
+/// What all users of a log share.
+pub(super) struct Log {
+    list: Arc<RamList>,
+    client: DirtyClient,
+    /// Kept for its drop.
+    owned: Option<OwnedClient>,
+    scope: LogScope,
+    backend: Backend,
+    listener: Arc<dyn DirtyListener>,
+    users: Mutex<Vec<Arc<Pending>>>,
+    /// Whether some start has seen its re-arm answered. Until then a further start asks for its own.
+    armed: AtomicBool,
+}
+
+/// The logs of a dirty memory that have users.
+pub(super) type Registry = Mutex<Vec<Weak<Log>>>;
+
+/// Pages taken from the bits that one user has not had.
+#[derive(Default, Debug)]
+pub(super) struct Pending(Mutex<PageSet>);
+
+impl Pending {
+    pub(super) fn put_back(&self, pages: &PageSet) {
+        lock(&self.0).merge(pages);
+    }
+}
+
+impl DirtyLog {
+    /// Starts to log the writes in `scope`, or joins the log of this client that has the same scope. When this
+    /// returns, each later store there is heard; what was written before is the caller's, who has yet to read it.
+    pub fn start(
+        list: &Arc<RamList>,
+        client: impl Into<LogClient>,
+        scope: LogScope,
+        backend: Backend,
+        listener: Arc<dyn DirtyListener>,
+        timeout: Option<Duration>,
+    ) -> Result<Self, LogError> {
+        let (client, owned) = match client.into() {
+            LogClient::Number(client) => (client, None),
+            LogClient::Owned(owned) => (owned.client(), Some(owned)),
+        };
+        if client == DirtyClient::CODE {
+            return Err(LogError::Code);
+        }
+        let dirty = list.dirty();
+        let guard = pin();
+        let mut logs = lock(dirty.logs());
+        if !dirty.is_current(client) {
+            return Err(LogError::Gone { client });
+        }
+        let mut armed = PageSet::new();
+        let mut same = None;
+        for log in logs.iter().filter_map(Weak::upgrade).filter(|log| log.client == client) {
+            match log.scope.compare(&scope) {
+                Shared::Nothing => {}
+                Shared::Part => return Err(LogError::Overlap { client }),
+                Shared::All if !log.backend.is(&backend) => return Err(LogError::OtherBackend { client }),
+                Shared::All => same = Some(log),
+            }
+        }
+        let log = match same {
+            Some(log) => {
+                if !log.armed.load(Ordering::Acquire) {
+                    // Its bits are taken, its re-arm is under way and may fail.
+                    log.regions(&guard).iter().for_each(|(range, _)| armed.insert(*range));
+                }
+                log
+            }
+            None => {
+                let (users, armed_flag) = (Mutex::new(Vec::new()), AtomicBool::new(false));
+                let (list, listener) = (list.clone(), listener);
+                let log = Arc::new(Log { list, client, owned, scope, backend, listener, users, armed: armed_flag });
+                if let Backend::Source(source) = &log.backend {
+                    source.start(dirty, client);
+                }
+                for (range, _) in log.regions(&guard) {
+                    dirty.test_and_clear_range(range, client, &guard, |first, bits| armed.push(first, bits));
+                }
+                logs.push(Arc::downgrade(&log));
+                log
+            }
+        };
+        let user = Arc::new(Pending::default());
+        lock(&log.users).push(user.clone());
+        drop(logs);
+        drop(guard);
+        let new = Self { log, user };
+        if !armed.is_empty() {
+            let ranges: Vec<_> = armed.ranges().collect();
+            new.log.listener.rearm(&ranges, timeout)?; // `new` drops, and with it perhaps the log
+        }
+        new.log.armed.store(true, Ordering::Release);
+        Ok(new)
+    }
+
+    /// What was written since this user's last sync, or its start. The pages may be read now; each later store to
+    /// them is heard. Costs what is dirty. If a vCPU does not answer in time, the pages come with the next sync.
+    pub fn sync(&self, timeout: Option<Duration>) -> Result<Harvest<'_>, NotServed> {
+        let guard = pin();
+        let log = &*self.log;
+        let regions = log.regions(&guard);
+        let ranges: Vec<_> = regions.iter().map(|(range, _)| *range).collect();
+        let users = lock(&log.users);
+        let mut pages = log.take(&ranges, &guard);
+        for other in users.iter().filter(|other| !Arc::ptr_eq(other, &self.user)) {
+            lock(&other.0).merge(&pages);
+        }
+        let pending = core::mem::take(&mut *lock(&self.user.0));
+        pages.merge(&pending.within(&ranges));
+        drop(users);
+        let alive = blocks_of(&pages, regions);
+        drop(guard); // SAFE-1: no guard while it waits
+        Harvest::of_user(pages, &self.user, alive).rearmed(&*log.listener, timeout)
+    }
+
+    /// The client whose bits are used.
+    pub fn client(&self) -> DirtyClient {
+        self.log.client
+    }
+
+    /// Stops this user's part. Same as dropping it.
+    pub fn stop(self) {}
+}
+
+impl Drop for DirtyLog {
+    fn drop(&mut self) {
+        let log = &*self.log;
+        let dirty = log.list.dirty();
+        let guard = pin();
+        let mut logs = lock(dirty.logs());
+        let mut users = lock(&log.users);
+        users.retain(|user| !Arc::ptr_eq(user, &self.user));
+        if !users.is_empty() {
+            return;
+        }
+        logs.retain(|other| !core::ptr::eq(other.as_ptr(), log));
+        // Under the registry's lock, or the bits that the next start takes would be set again here. An owned client's
+        // are freed instead, when the log drops.
+        if log.owned.is_none() {
+            for (range, _) in log.regions(&guard) {
+                dirty.set(range, ClientMask::of(log.client), &guard);
+            }
+        }
+        if let Backend::Source(source) = &log.backend {
+            source.stop(dirty, log.client);
+        }
+    }
+}
+
+impl Log {
+    /// What is logged now, by rising page: pages in use of blocks that are in the list. Who has left is forgotten.
+    fn regions<'g>(&self, guard: &'g Guard) -> Vec<(PageRange, &'g Arc<RamBlock>)> {
+        match &self.scope {
+            LogScope::All => self.list.blocks(guard).map(|block| (block.pages(), block)).collect(),
+            LogScope::Regions(regions) => {
+                let now = |region: &LogRegion| {
+                    // Alive, hence still at its addresses; found, hence in the list.
+                    let block = region.block.upgrade()?;
+                    let found = self.list.find(block.offset(), guard).filter(|found| Arc::ptr_eq(found, &block))?;
+                    let end = region.pages.end.min(found.pages().end);
+                    Some((PageRange { start: region.pages.start, end }, found))
+                };
+                let mut found: Vec<_> = regions.iter().filter_map(now).collect();
+                found.sort_unstable_by_key(|(range, _)| range.start);
+                found
+            }
+        }
+    }
+
+    fn take(&self, ranges: &[PageRange], guard: &Guard) -> PageSet {
+        let (dirty, mut pages) = (self.list.dirty(), PageSet::new());
+        match &self.backend {
+            Backend::Bitmap => {
+                for range in ranges {
+                    dirty.test_and_clear_range(*range, self.client, guard, |first, bits| pages.push(first, bits));
+                }
+                pages
+            }
+            Backend::Source(source) => {
+                source.take(dirty, self.client, ranges, guard, &mut pages);
+                pages.within(ranges)
+            }
+        }
+    }
+}
+
+/// The blocks that have some of `pages`. Regions rise, as pages do.
+fn blocks_of(pages: &PageSet, regions: Vec<(PageRange, &Arc<RamBlock>)>) -> Vec<Arc<RamBlock>> {
+    let mut left = pages.ranges().peekable();
+    let mut holds = |range: &PageRange| {
+        while left.next_if(|pages| pages.end <= range.start).is_some() {}
+        left.peek().is_some_and(|pages| pages.start < range.end)
+    };
+    regions.into_iter().filter(|(range, _)| holds(range)).map(|(_, block)| block.clone()).collect()
+}
+
+/// What two scopes have in common.
+enum Shared {
+    Nothing,
+    Part,
+    All,
+}
+
+impl LogScope {
+    fn compare(&self, other: &Self) -> Shared {
+        match (self, other) {
+            (Self::All, Self::All) => Shared::All,
+            (Self::All, Self::Regions(some)) | (Self::Regions(some), Self::All) if some.is_empty() => Shared::Nothing,
+            (Self::All, _) | (_, Self::All) => Shared::Part,
+            (Self::Regions(a), Self::Regions(b)) => {
+                let same = |(x, y): (&LogRegion, &LogRegion)| x.pages == y.pages && x.block.ptr_eq(&y.block);
+                if a.len() == b.len() && a.iter().zip(b).all(same) {
+                    return Shared::All;
+                }
+                let meet = |x: &LogRegion, y: &LogRegion| {
+                    x.block.ptr_eq(&y.block) && x.pages.start < y.pages.end && y.pages.start < x.pages.end
+                };
+                if a.iter().any(|x| b.iter().any(|y| meet(x, y))) { Shared::Part } else { Shared::Nothing }
+            }
+        }
+    }
+}
+
+impl Backend {
+    fn is(&self, other: &Self) -> bool {
+        match (self, other) {
+            (Self::Bitmap, Self::Bitmap) => true,
+            (Self::Source(a), Self::Source(b)) => Arc::ptr_eq(a, b),
+            _ => false,
+        }
+    }
+}
+
+impl fmt::Debug for Backend {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Bitmap => "Bitmap",
+            Self::Source(_) => "Source",
+        })
+    }
+}
+
+impl fmt::Debug for Log {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { client, owned, scope, backend, .. } = self;
+        let mut out = f.debug_struct("Log");
+        out.field("client", client).field("owned", owned).field("scope", scope).field("backend", backend).finish()
+    }
+}
