@@ -5,13 +5,13 @@
 //! Reference counts and memory reclamation are not modelled: they stay std's and crossbeam's, who check them.
 
 #[cfg(loom)]
-pub use loom::sync::{Mutex, MutexGuard, atomic::fence};
+pub use loom::sync::{Condvar, Mutex, MutexGuard, atomic::fence};
 #[cfg(loom)]
-pub use model::{AtomicPtr, AtomicU8, AtomicU32, AtomicU64};
+pub use model::{AtomicBool, AtomicPtr, AtomicU8, AtomicU32, AtomicU64};
 #[cfg(not(loom))]
 pub use std::sync::{
-    Mutex, MutexGuard,
-    atomic::{AtomicPtr, AtomicU8, AtomicU32, AtomicU64, fence},
+    Condvar, Mutex, MutexGuard,
+    atomic::{AtomicBool, AtomicPtr, AtomicU8, AtomicU32, AtomicU64, fence},
 };
 
 pub use std::sync::atomic::Ordering;
@@ -76,6 +76,12 @@ mod model {
         };
     }
 
+    behind_a_turnstile! {
+        AtomicBool, atomic::AtomicBool, bool,
+        load(order: Ordering) -> bool;
+        store(value: bool, order: Ordering) -> ();
+        swap(value: bool, order: Ordering) -> bool;
+    }
     behind_a_turnstile! {
         AtomicU32, atomic::AtomicU32, u32,
         load(order: Ordering) -> u32;

@@ -1,21 +1,28 @@
 //! Where translated code lies in guest RAM, to the 64-byte line.
 //!
 //! ```text
-//!   CodePages  top[2^14] ─CAS─▶ mid[2^13] ─CAS─▶ leaf: 512 × CodePage { mask, generation }
-//!                                                     ▲ a TLB entry's aux points here (flag CODEPAGE)
-//!   mask bit n set  = bytes 64n..64n+63 of the page hold translated or announced code
+//!   CodePages  top[2^14] ─CAS─▶ mid[2^13] ─CAS─▶ leaf: 512 × CodePage { mask }
+//!              │                                      ▲ a TLB entry's aux points here (flag CODEPAGE)
+//!              └─ shards, each behind a lock: page ─▶ [(vCPU, its lines)]
+//!
+//!   mask bit n set  = bytes 64n..64n+63 of the page hold translated or announced code of some vCPU
+//!   mask            = the union of what the vCPUs have there
 //!   mask == 0      <=> the CODE bit of the page is set in dirty memory: "nothing to protect here"
 //! ```
 //!
 //! Keeps the shared half of CODE-1: `announce` ORs the mask before it clears CODE, `set_lines` sets CODE only with
-//! an empty mask; both hold the page's lock, so neither can undo the other's half. A store tests the mask after its
-//! bytes are visible, and raises the generation when it hits. Leaves never move and are freed only with the whole.
+//! an empty union; both hold the page's lock, so neither can undo the other's half. A store tests the mask after its
+//! bytes are visible; if it hits, the shard says exactly whose lines these are: who announces a line after that has
+//! yet to read the bytes, and sees them. Leaves never move and are freed only with the whole.
 
-use notdirty_core::{ClientMask, DirtyClient, Guard, LINE_BITS, PAGE_SIZE, PageIndex, PageRange, RamAddr, RamList};
-use std::alloc::{Layout, alloc_zeroed, dealloc, handle_alloc_error};
+use crate::safepoint::VcpuId;
+use hashbrown::HashMap;
+use notdirty_core::sync::{AtomicU64, MODEL, Mutex, MutexGuard, lock};
+use notdirty_core::{ClientMask, DirtyClient, DirtyMemory, Guard, LINE_BITS, PAGE_SIZE, PageIndex, PageRange, RamAddr};
+use smallvec::SmallVec;
+use std::alloc::{Layout, alloc_zeroed, handle_alloc_error};
 use std::ptr::{self, NonNull};
-use std::sync::atomic::{AtomicPtr, AtomicU64, Ordering};
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::atomic::{AtomicPtr, Ordering};
 
 /// Who drops translations when the bytes under them change.
 pub trait CodeInvalidator {
@@ -27,15 +34,12 @@ pub trait CodeInvalidator {
 #[repr(C)]
 #[derive(Debug, Default)]
 pub struct CodePage {
-    /// Bit n: the n-th 64-byte line holds translated or announced code.
+    /// Bit n: the n-th 64-byte line holds translated or announced code, of whatever vCPU.
     pub mask: AtomicU64,
-    /// Raised by each store that hits a line of the mask. With one hart a kill that is posted says the same, so nobody
-    /// asks yet; several harts that translate will.
-    pub generation: AtomicU64,
 }
 
 // Emitted code tests the mask through a pointer to the page.
-const _: () = assert!(core::mem::offset_of!(CodePage, mask) == 0 && size_of::<CodePage>() == 16);
+const _: () = assert!(MODEL || core::mem::offset_of!(CodePage, mask) == 0 && size_of::<CodePage>() == 8);
 
 /// The lines of a page that `[page_offset, page_offset + len)` touches; what lies beyond the page is cut off.
 #[inline]
@@ -49,19 +53,26 @@ pub const fn lines_of(page_offset: u64, len: u64) -> u64 {
     (u64::MAX >> (63 - (last - first))) << first
 }
 
-const LEAF_BITS: u32 = 9;
-const MID_BITS: u32 = 13;
-const TOP_BITS: u32 = 14;
-const LOCKS: usize = 64;
+const LEAF_BITS: u32 = if MODEL { 1 } else { 9 };
+const MID_BITS: u32 = if MODEL { 1 } else { 13 };
+const TOP_BITS: u32 = if MODEL { 1 } else { 14 };
+const SHARDS: usize = if MODEL { 1 } else { 64 };
 
 type Leaf = [CodePage; 1 << LEAF_BITS];
 type Mid = [AtomicPtr<Leaf>; 1 << MID_BITS];
 type Top = [AtomicPtr<Mid>; 1 << TOP_BITS];
 
+/// Some vCPUs.
+pub(crate) type Owned = SmallVec<[VcpuId; 4]>;
+/// Who has which lines of a page. Most pages have one owner, so a list is short.
+type Owners = SmallVec<[(VcpuId, u64); 2]>;
+/// The pages of which somebody has lines.
+type Shard = HashMap<PageIndex, Owners>;
+
 /// The code lines of all guest RAM.
 pub struct CodePages {
     top: NonNull<Top>,
-    locks: [Mutex<()>; LOCKS],
+    shards: [Mutex<Shard>; SHARDS],
     /// Stands for every page past 256 TiB of RAM, which no host can map: its lines are never forgotten, so that
     /// sharing it only costs speed.
     beyond: CodePage,
@@ -72,35 +83,51 @@ unsafe impl Send for CodePages {}
 // SAFETY: as above.
 unsafe impl Sync for CodePages {}
 
-/// Allocates a node of atomics, all zero.
-fn zeroed<T>() -> NonNull<T> {
-    let layout = Layout::new::<T>();
-    // SAFETY: the callers' types are arrays of atomics, so the size is not zero.
-    let raw = unsafe { alloc_zeroed(layout) };
-    NonNull::new(raw.cast()).unwrap_or_else(|| handle_alloc_error(layout))
-}
-
-/// Frees what `zeroed::<T>` gave.
+/// A node of the tree: made empty, in place, as some are larger than a stack likes.
 ///
 /// # Safety
-/// `node` came from `zeroed::<T>` and nobody uses it any more.
-unsafe fn free<T>(node: *mut T) {
-    // SAFETY: the caller's promise; same layout as in `zeroed`.
-    unsafe { dealloc(node.cast(), Layout::new::<T>()) }
+/// `empty` gives a node that nobody else has, which `free` can free.
+unsafe trait Node: Sized {
+    /// A node without anything.
+    fn empty() -> NonNull<Self> {
+        let layout = Layout::new::<Self>();
+        // SAFETY: the implementors are arrays of atomics, so the size is not zero; and zeroes are valid.
+        let raw = unsafe { alloc_zeroed(layout) };
+        NonNull::new(raw.cast()).unwrap_or_else(|| handle_alloc_error(layout))
+    }
+
+    /// # Safety
+    /// `node` came from `empty` and nobody uses it any more.
+    unsafe fn free(node: *mut Self) {
+        // SAFETY: the caller's promise; a box has the layout that `empty` asked for.
+        drop(unsafe { Box::from_raw(node) });
+    }
+}
+
+// SAFETY: as provided; null pointers are zeroes.
+unsafe impl Node for Top {}
+// SAFETY: as above.
+unsafe impl Node for Mid {}
+// SAFETY: as provided; masks of zero are zeroes. A model's atomics are not: there it is a box.
+unsafe impl Node for Leaf {
+    #[cfg(loom)]
+    fn empty() -> NonNull<Self> {
+        NonNull::from(Box::leak(Box::new(core::array::from_fn(|_| CodePage::default()))))
+    }
 }
 
 /// The node behind `slot`, installed by CAS if it was absent.
-fn install<T>(slot: &AtomicPtr<T>) -> NonNull<T> {
+fn install<T: Node>(slot: &AtomicPtr<T>) -> NonNull<T> {
     if let Some(node) = NonNull::new(slot.load(Ordering::Acquire)) {
         return node;
     }
-    let fresh = zeroed::<T>();
+    let fresh = T::empty();
     // Release partners the Acquire loads here and in `page`: who sees the pointer sees the zeroes.
     match slot.compare_exchange(ptr::null_mut(), fresh.as_ptr(), Ordering::AcqRel, Ordering::Acquire) {
         Ok(_) => fresh,
         Err(winner) => {
             // SAFETY: `fresh` was never published.
-            unsafe { free(fresh.as_ptr()) };
+            unsafe { T::free(fresh.as_ptr()) };
             // SAFETY: the exchange failed because the slot held something, and nodes are not taken back.
             unsafe { NonNull::new_unchecked(winner) }
         }
@@ -116,8 +143,13 @@ fn path(page: PageIndex) -> Option<(usize, usize, usize)> {
 }
 
 impl CodePages {
-    pub(crate) fn new() -> Self {
-        CodePages { top: zeroed(), locks: [const { Mutex::new(()) }; LOCKS], beyond: CodePage::default() }
+    /// No code anywhere.
+    pub fn new() -> Self {
+        CodePages {
+            top: Top::empty(),
+            shards: core::array::from_fn(|_| Mutex::new(Shard::default())),
+            beyond: CodePage::default(),
+        }
     }
 
     fn top(&self) -> &Top {
@@ -125,7 +157,7 @@ impl CodePages {
         unsafe { self.top.as_ref() }
     }
 
-    /// The page's line mask and generation, if its chunk was ever asked for.
+    /// The page's line mask, if its chunk was ever asked for.
     #[inline]
     pub fn page(&self, page: PageIndex) -> Option<&CodePage> {
         let Some((top, mid, leaf)) = path(page) else { return Some(&self.beyond) };
@@ -136,7 +168,7 @@ impl CodePages {
         Some(&unsafe { leaf_node.as_ref() }[leaf])
     }
 
-    /// The page's line mask and generation. The reference's address stays good as long as `self`.
+    /// The page's line mask. The reference's address stays good as long as `self`.
     pub fn page_or_insert(&self, page: PageIndex) -> &CodePage {
         let Some((top, mid, leaf)) = path(page) else { return &self.beyond };
         let mid_node = install(&self.top()[top]);
@@ -152,57 +184,116 @@ impl CodePages {
         lines_of(page_offset, len)
     }
 
-    fn lock(&self, page: PageIndex) -> MutexGuard<'_, ()> {
-        // A poisoned lock protects no data of its own.
-        self.locks[page.get() as usize % LOCKS].lock().unwrap_or_else(PoisonError::into_inner)
+    fn shard(&self, page: PageIndex) -> MutexGuard<'_, Shard> {
+        lock(&self.shards[page.get() as usize % SHARDS])
     }
 
     /// First step of a translation (CODE-1): from here on, stores to these lines are heard.
     /// The caller re-arms the TLBs next (its own at once, the others by request), and only then reads the bytes.
-    pub fn announce(&self, ram: &RamList, page: PageIndex, lines: u64, guard: &Guard) -> &CodePage {
+    pub fn announce(&self, dirty: &DirtyMemory, page: PageIndex, lines: u64, vcpu: VcpuId, guard: &Guard) -> &CodePage {
         let code = self.page_or_insert(page);
-        let _lock = self.lock(page);
-        if lines != 0 {
-            code.mask.fetch_or(lines, Ordering::SeqCst);
-            ram.dirty().test_and_clear(page, DirtyClient::CODE, guard);
+        if lines == 0 {
+            return code;
         }
+        let mut shard = self.shard(page);
+        let owners = shard.entry(page).or_default();
+        match owners.iter_mut().find(|owner| owner.0 == vcpu) {
+            Some(own) => own.1 |= lines,
+            None => owners.push((vcpu, lines)),
+        }
+        code.mask.fetch_or(lines, Ordering::SeqCst);
+        dirty.test_and_clear(page, DirtyClient::CODE, guard);
         code
     }
 
-    /// The owner recomputed which lines still hold code, after dropping TBs. Zero gives the page back: CODE is set,
-    /// and the next slow store makes its entry fast.
-    pub fn set_lines(&self, ram: &RamList, page: PageIndex, new_mask: u64, guard: &Guard) {
+    /// `vcpu` recomputed which lines still hold code of its own, after dropping TBs. A page where nobody has any is
+    /// given back: CODE is set, and the next slow store makes its entry fast.
+    pub fn set_lines(&self, dirty: &DirtyMemory, page: PageIndex, own: u64, vcpu: VcpuId, guard: &Guard) {
         let code = self.page_or_insert(page);
-        let _lock = self.lock(page);
+        let mut shard = self.shard(page);
+        let union = owned(&mut shard, page, vcpu, own);
+        self.publish(dirty, page, code, union, guard);
+    }
+
+    /// With the page's lock held: the union changed.
+    fn publish(&self, dirty: &DirtyMemory, page: PageIndex, code: &CodePage, union: u64, guard: &Guard) {
         if ptr::eq(code, &self.beyond) {
-            code.mask.fetch_or(new_mask, Ordering::SeqCst);
+            code.mask.fetch_or(union, Ordering::SeqCst);
             return;
         }
-        code.mask.store(new_mask, Ordering::SeqCst);
-        if new_mask == 0 {
-            let end = PageIndex::new(page.get() + 1);
-            ram.dirty().set(PageRange { start: page, end }, ClientMask::CODE, guard);
+        code.mask.store(union, Ordering::SeqCst);
+        if union == 0 {
+            dirty.set(PageRange::of_page(page), ClientMask::CODE, guard);
         } else {
-            ram.dirty().test_and_clear(page, DirtyClient::CODE, guard);
+            dirty.test_and_clear(page, DirtyClient::CODE, guard);
         }
     }
 
-    /// Do `len` bytes at `ram`, all on one page, touch a line with code? Raises the generation if so (CODE-1).
+    /// A vCPU is gone, and its translations with it.
+    pub(crate) fn forget(&self, dirty: &DirtyMemory, vcpu: VcpuId, guard: &Guard) {
+        for shard in &self.shards {
+            let mut shard = lock(shard);
+            let own = |owners: &Owners| owners.iter().any(|owner| owner.0 == vcpu);
+            let pages: Vec<PageIndex> = shard.iter().filter(|(_, owners)| own(owners)).map(|(page, _)| *page).collect();
+            for page in pages {
+                let union = owned(&mut shard, page, vcpu, 0);
+                self.publish(dirty, page, self.page_or_insert(page), union, guard);
+            }
+        }
+    }
+
+    /// The vCPUs that have announced any of these lines. The bytes must be visible already, as in `hit`: whoever takes
+    /// the page's lock after this to announce one reads its bytes after that, and sees them. So nobody else need be
+    /// told.
+    pub(crate) fn owners(&self, page: PageIndex, lines: u64) -> Owned {
+        let shard = self.shard(page);
+        let owners = shard.get(&page).map_or(&[][..], |owners| owners.as_slice());
+        owners.iter().filter(|owner| owner.1 & lines != 0).map(|owner| owner.0).collect()
+    }
+
+    /// The lines that a vCPU has on a page.
+    pub fn lines_of_vcpu(&self, page: PageIndex, vcpu: VcpuId) -> u64 {
+        let shard = self.shard(page);
+        shard.get(&page).and_then(|owners| owners.iter().find(|owner| owner.0 == vcpu)).map_or(0, |owner| owner.1)
+    }
+
+    /// Do `len` bytes at `ram`, all on one page, touch a line with code?
     /// The bytes must be visible already: the caller stands behind a SeqCst fence or a RMW (MARK-1).
     pub(crate) fn hit(&self, ram: RamAddr, len: u64) -> bool {
         self.page(ram.page()).is_some_and(|code| code.hit(lines_of(ram.page_offset(), len)))
     }
 }
 
+impl Default for CodePages {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+/// Notes what `vcpu` has on a page; returns the union of what all have.
+fn owned(shard: &mut Shard, page: PageIndex, vcpu: VcpuId, own: u64) -> u64 {
+    let Some(owners) = shard.get_mut(&page) else {
+        if own != 0 {
+            shard.insert(page, SmallVec::from_slice(&[(vcpu, own)]));
+        }
+        return own;
+    };
+    owners.retain(|owner| owner.0 != vcpu);
+    if own != 0 {
+        owners.push((vcpu, own));
+    }
+    let union = owners.iter().fold(0, |mask, owner| mask | owner.1);
+    if owners.is_empty() {
+        shard.remove(&page);
+    }
+    union
+}
+
 impl CodePage {
     /// See [`CodePages::hit`].
     #[inline]
-    pub(crate) fn hit(&self, lines: u64) -> bool {
-        if self.mask.load(Ordering::SeqCst) & lines == 0 {
-            return false;
-        }
-        self.generation.fetch_add(1, Ordering::SeqCst);
-        true
+    pub fn hit(&self, lines: u64) -> bool {
+        self.mask.load(Ordering::SeqCst) & lines != 0
     }
 }
 
@@ -216,14 +307,14 @@ impl Drop for CodePages {
                 let leaf = leaf.load(Ordering::Acquire);
                 if !leaf.is_null() {
                     // SAFETY: from `install`, and nobody else is in the tree.
-                    unsafe { free(leaf) };
+                    unsafe { Leaf::free(leaf) };
                 }
             }
             // SAFETY: as above.
-            unsafe { free(mid) };
+            unsafe { Mid::free(mid) };
         }
-        // SAFETY: from `new`.
-        unsafe { free(self.top.as_ptr()) };
+        // SAFETY: from `new`, and nobody else has it.
+        unsafe { Top::free(self.top.as_ptr()) };
     }
 }
 
@@ -249,6 +340,31 @@ mod tests {
             }
         }
         assert_eq!(lines_of(PAGE_SIZE, 1), 0);
+    }
+
+    #[test]
+    fn the_mask_is_the_union_of_what_each_vcpu_has() {
+        let (pages, dirty, guard) = (CodePages::new(), DirtyMemory::new(), notdirty_core::pin());
+        dirty.grow(64).unwrap();
+        let vcpus = crate::VcpuRegistry::default();
+        let ports = [vcpus.register(), vcpus.register()];
+        let [a, b] = ports.each_ref().map(|port| port.id());
+        let page = PageIndex::new(3);
+        let mask = || pages.page(page).map_or(0, |code| code.mask.load(Ordering::SeqCst));
+        let protected = || !dirty.test(page, DirtyClient::CODE, &guard);
+        pages.announce(&dirty, page, 0b0011, a, &guard);
+        pages.announce(&dirty, page, 0b0110, b, &guard);
+        assert_eq!((mask(), protected()), (0b0111, true));
+        assert_eq!(pages.owners(page, 0b0001).as_slice(), [a]);
+        assert_eq!(pages.owners(page, 0b0010).as_slice(), [a, b]);
+        assert!(pages.owners(page, 0b1000).is_empty());
+        pages.set_lines(&dirty, page, 0b0001, a, &guard);
+        assert_eq!((mask(), protected()), (0b0111, true));
+        pages.forget(&dirty, b, &guard);
+        assert_eq!((mask(), protected()), (0b0001, true));
+        pages.set_lines(&dirty, page, 0, a, &guard);
+        assert_eq!((mask(), protected()), (0, false));
+        assert!(pages.owners(page, u64::MAX).is_empty());
     }
 
     #[test]

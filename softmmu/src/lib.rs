@@ -14,7 +14,7 @@
 //!                ▼ somebody listens
 //!             notdirty.rs   a. store  b. code.rs, CodeInvalidator  c. core's DirtyMemory  d. tlb/arm.rs
 //!
-//!    anybody ── post(KillCode | Rearm | FlushAll), kick, irq ──▶ VcpuPort ──▶ SoftMmu::serve, at a safe point
+//!    anybody ── post(KillCode | Rearm | Remap), kick, irq ──▶ VcpuPort ──▶ SoftMmu::serve, at a safe point
 //! ```
 //!
 //! | file | concept |
@@ -55,4 +55,4 @@ pub use host::AmoOp;
 pub use memmap::{AccessError, AddressSpace, FlatView, MapError, RegionId, Resolved};
 pub use mmio::{MmioDevice, SizeMask};
 pub use mmu::{Hooks, NoHooks, ServeReport, SlowStats, SoftMmu};
-pub use safepoint::{Pending, Request, Ticket, VcpuPort, VcpuRegistry};
+pub use safepoint::{Drained, Pending, Request, Running, Ticket, VcpuId, VcpuPort, VcpuRegistry};

@@ -3,7 +3,7 @@
 //! ```text
 //!   SoftMmu ── tlb ─────── raw pointers into RAM blocks and devices
 //!      │                        ▲ kept alive by
-//!      ├── view: Arc<FlatView> ─┘   changed only in `serve`, after the TLB was emptied (RAM-1)
+//!      ├── view: Arc<FlatView> ─┘   changed only in `serve`, after what came from the changed places was dropped (RAM-1)
 //!      ├── space: Arc<AddressSpace> ── code pages (entries point at line masks), dirty memory, registry
 //!      └── port: Arc<VcpuPort> ◀── post, kick: everybody else
 //! ```
@@ -11,14 +11,15 @@
 //! Keeps TLB-1 and SAFE-1: requests are served in `serve` and nowhere else, so a pointer whose check was elided stays
 //! good across any number of loads and stores.
 
-use crate::addr::GuestVirt;
+use crate::addr::{GuestPhys, GuestVirt};
 use crate::atomic::Reservation;
 use crate::code::{CodeInvalidator, CodePages};
-use crate::memmap::{AddressSpace, FlatView};
-use crate::safepoint::{Pending, Request, VcpuPort};
+use crate::memmap::{AddressSpace, FlatView, What};
+use crate::safepoint::{Drained, Pending, Request, Running, VcpuPort};
 use crate::tlb::Tlb;
-use crate::tlb::entry::{BIAS, FLAGS, TLB_BITS, TLB_ENTRIES, TlbEntry};
-use notdirty_core::{PageIndex, PageRange, RamAddr, pin};
+use crate::tlb::entry::{BIAS, FLAGS, TLB_BITS, TlbEntry};
+use crate::tlb::fill::ram_address;
+use notdirty_core::{PAGE_SIZE, PageIndex, PageRange, RamAddr, pin};
 use std::io;
 use std::ptr::NonNull;
 use std::sync::Arc;
@@ -27,6 +28,11 @@ use std::sync::Arc;
 pub trait Hooks: CodeInvalidator {
     /// A device is about to be called: publish the instruction count to the clock.
     fn before_mmio(&mut self) {}
+    /// The guest pages of `[start, last]` (whole pages) were RAM from `ram` on, and are so no more: drop every TB that
+    /// has a guest address there. The memory is still alive.
+    fn unmapped(&mut self, _start: GuestPhys, _last: GuestPhys, _ram: RamAddr) {}
+    /// The memory map changed, nobody knows where: drop every TB.
+    fn flushed(&mut self) {}
 }
 
 /// An engine that caches no translations.
@@ -88,8 +94,10 @@ pub struct ServeReport {
     pub killed: u32,
     /// Pages armed again.
     pub rearmed: u64,
-    /// The memory map (may have) changed: everything that remembers an address's page is stale.
+    /// The whole TLB was emptied: the memory map (may have) changed anywhere.
     pub flushed: bool,
+    /// Places where the memory map changed.
+    pub remapped: u32,
 }
 
 /// One vCPU's way to memory. It belongs to that vCPU's thread (it can be moved there, not shared).
@@ -184,14 +192,26 @@ impl SoftMmu {
     }
 
     /// First half of CODE-1 in one call: announce the lines, arm own entries, post the re-arm to every other vCPU.
-    /// Then read the bytes. Until the rest have served it, one of them may still store there unheard: then compare
-    /// the bytes again.
+    /// Then read the bytes. Until the rest have served it, one of them may still store there unheard: when they have,
+    /// compare the bytes again, and at each `fence.i` until then.
+    #[must_use = "until it is served, the bytes may change unheard"]
     pub fn announce_code(&mut self, page: PageIndex, lines: u64) -> Pending {
         let guard = pin();
-        self.space.code().announce(self.space.ram(), page, lines, &guard);
+        self.space.code().announce(self.space.ram().dirty(), page, lines, self.port.id(), &guard);
         self.stats.refreshed += 1;
         self.tlb.refresh_page(&self.space, page, &guard);
         self.space.vcpus().post_others(&self.port, Request::Rearm(PageRange::of_page(page)))
+    }
+
+    /// This vCPU does not touch guest memory from here on, until `running`: whatever is posted counts as served.
+    pub fn park(&self) {
+        self.port.park();
+    }
+
+    /// The vCPU is back, until the result is dropped. The next thing it does is [`serve`](Self::serve): what was posted
+    /// while it was parked counts as served already.
+    pub fn running(&mut self) -> Running {
+        self.port.running()
     }
 
     /// Serves what others posted. Call it at safe points only: between instructions, with no pointer into guest RAM
@@ -207,40 +227,76 @@ impl SoftMmu {
         if !self.port.take_kick() {
             return report;
         }
-        let (requests, ticket) = self.port.drain();
-        for request in requests {
+        let mut drained = self.port.drain();
+        for &request in &drained.requests {
             match request {
                 Request::KillCode { ram, len } => {
                     let killed = hooks.code_written(self.space.code(), ram, len);
                     self.stats.killed += killed as u64;
                     report.killed = report.killed.saturating_add(killed as u32);
                 }
-                Request::Rearm(range) if range.len() > TLB_ENTRIES as u64 / 4 => self.flush_tlb(),
                 Request::Rearm(range) => {
-                    let guard = pin();
-                    for page in range.iter() {
-                        self.tlb.refresh_page(&self.space, page, &guard);
-                    }
+                    self.tlb.refresh_range(&self.space, range, &pin());
                     report.rearmed += range.len();
                     self.stats.refreshed += range.len();
+                }
+                Request::Remap { start, last } => {
+                    self.forget(hooks, start, last);
+                    report.remapped += 1;
                 }
                 Request::FlushAll => {
                     // The order matters: no entry may outlive the view that keeps its memory alive.
                     self.flush_tlb();
-                    self.view = self.space.snapshot();
+                    hooks.flushed();
                     self.reservation = None;
+                    // Nothing is left of the old view, so it may be any newer one.
+                    drained.view = Some(self.space.snapshot());
                     report.flushed = true;
                 }
             }
         }
+        self.take_view(&mut drained);
         // Acted first, acknowledged last (HARVEST-1 counts on it).
-        self.port.acknowledge(ticket);
+        self.port.acknowledge(drained);
         report
+    }
+
+    /// Drops everything that came from these guest pages (RAM-1). Where nothing was, nothing came from there: more RAM
+    /// costs a look at the old view.
+    fn forget<H: Hooks>(&mut self, hooks: &mut H, start: GuestPhys, last: GuestPhys) {
+        let (first, last) = (start.page_base().get(), last.get() | (PAGE_SIZE - 1));
+        let mut was = self.view.overlapping(first, last).peekable();
+        if was.peek().is_none() {
+            return;
+        }
+        self.tlb.forget(first, last);
+        self.reservation = None;
+        for range in was {
+            if let What::Ram { block, off, .. } = &range.what {
+                // Guest and RAM pages coincide, so both round to the same page.
+                let from = range.start.max(first) & !(PAGE_SIZE - 1);
+                let to = range.last.min(last) | (PAGE_SIZE - 1);
+                let ram = ram_address(block, *off).get().wrapping_add(from.wrapping_sub(range.start));
+                hooks.unmapped(GuestPhys::new(from), GuestPhys::new(to), RamAddr::new(ram));
+            }
+        }
+    }
+
+    /// Puts the view that came with the remaps in place of the old one, which `drained` then drops. A vCPU that is new
+    /// may have a newer one than its first remap brings: then nothing came from older ones.
+    fn take_view(&mut self, drained: &mut Drained) {
+        if let Some(view) = &mut drained.view
+            && view.version() > self.view.version()
+        {
+            core::mem::swap(&mut self.view, view);
+        }
     }
 }
 
 impl Drop for SoftMmu {
     fn drop(&mut self) {
+        // Its translations go with it.
+        self.space.code().forget(self.space.ram().dirty(), self.port.id(), &pin());
         self.port.close();
     }
 }

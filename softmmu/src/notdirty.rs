@@ -3,8 +3,8 @@
 //! ```text
 //!   a. host store                                     (by the caller, or here for a code page)
 //!   ── fence ──  MARK-1: the store is visible before anybody's wish is read
-//!   b. CODE clear, and the bytes touch a line of the mask ─▶ generation + 1, CodeInvalidator::code_written,
-//!      and a kill posted to every other vCPU
+//!   b. CODE clear, and the bytes touch a line of the mask ─▶ CodeInvalidator::code_written, and a kill posted
+//!      to every other vCPU that has announced such a line
 //!   c. who else listens gets the page's bit (a RMW)
 //!   d. who listens now? nobody: NOTDIRTY goes; only code: CODEPAGE, and the next store tests one bit
 //! ```
@@ -79,9 +79,15 @@ impl SoftMmu {
 
     fn kill<H: Hooks>(&mut self, hooks: &mut H, ram: RamAddr, len: u64) -> u32 {
         self.stats.code_hit += 1;
+        // Other vCPUs have translations of their own (TB-1). Asked first: our own lines may go with the TBs.
+        let own = self.port.id();
+        let mut others = self.space.code().owners(ram.page(), lines_of(ram.page_offset(), len));
+        others.retain(|id| *id != own);
+        if !others.is_empty() {
+            // They serve it when they do: at the latest at the `fence.i` before which ours can be known.
+            let _ = self.space.vcpus().post_to(&others, Request::KillCode { ram, len });
+        }
         let killed = hooks.code_written(self.space.code(), ram, len);
-        // Other vCPUs have translations of their own (TB-1).
-        self.space.vcpus().post_others(&self.port, Request::KillCode { ram, len });
         self.stats.killed += killed as u64;
         killed as u32
     }

@@ -3,22 +3,34 @@
 //! ```text
 //!   any thread                                   the vCPU's thread
 //!   post(r):  queue ← r, ticket += 1             JIT / exec loop polls `kick`
-//!             kick ← true, wake if asleep        serve():  kick ← false, drain the queue
+//!             kick ← true                        serve():  kick ← false, drain the queue
 //!   wait_served(ticket) ◀────────────────────────          act on its own TLB, then served ← ticket
+//!             │
+//!             └── or parked: not in its loop, or asleep. It stores nothing, and drains before it stores again.
 //! ```
 //!
-//! Keeps TLB-1: a request reaches every vCPU, no poster skips one on a hint; too many re-arms become one flush; the
-//! owner acts first and acknowledges last. Keeps its part of SAFE-1: `wait` is called with no RCU guard held.
+//! Keeps TLB-1: a request reaches every vCPU, no poster skips one on a hint; too many re-arms become one of everything;
+//! the owner acts first and acknowledges last. Parked is no hint: it is read under the queue's lock, which the vCPU
+//! takes to park (so what it stored is visible to who finds it parked) and to unpark (so what was posted before is in
+//! the queue that it then drains). Keeps its part of SAFE-1: `wait` is called with no RCU guard held.
+//!
+//! Only a changed map wakes a sleeper, as its old view keeps memory; re-arms and kills can wait until it wakes.
 
-use notdirty_core::{PageRange, RamAddr};
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, Weak};
+use crate::addr::GuestPhys;
+use crate::memmap::FlatView;
+use notdirty_core::sync::{AtomicBool, AtomicU64, Condvar, Mutex, MutexGuard, Ordering, lock};
+use notdirty_core::{PageIndex, PageRange, RamAddr};
+use std::sync::{Arc, PoisonError, Weak};
 use std::time::{Duration, Instant};
 
-/// Re-arms that pile up in one queue before they become a flush.
+/// Re-arms that pile up in one queue before they become one of every page.
 const MAX_REARMS: usize = 64;
+/// Changes of the map that pile up before they become a flush.
+const MAX_REMAPS: usize = 64;
 /// Kills that pile up before neighbours are merged.
 const MAX_KILLS: usize = 64;
+/// Every page there can be.
+const ALL_PAGES: PageRange = PageRange { start: PageIndex::new(0), end: PageIndex::new(u64::MAX >> 12) };
 
 /// What others may ask of a vCPU.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -32,9 +44,20 @@ pub enum Request {
     },
     /// Bits of these pages were taken or cleared: their entries must be asked about again.
     Rearm(PageRange),
-    /// The memory map changed: drop every entry and look at the new view.
+    /// What these guest addresses are has changed: drop what came from there.
+    Remap {
+        /// First address.
+        start: GuestPhys,
+        /// Last address, inclusive.
+        last: GuestPhys,
+    },
+    /// The memory map changed in too many places: drop every entry and look at the new view.
     FlushAll,
 }
+
+/// Names a vCPU of an address space; used once.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Default)]
+pub struct VcpuId(u64);
 
 /// Counts requests of one port: served when [`VcpuPort::served`] has reached it.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
@@ -44,20 +67,36 @@ pub struct Ticket(u64);
 struct Queue {
     kills: Vec<(u64, u64)>,
     rearms: Vec<PageRange>,
+    remaps: Vec<(GuestPhys, GuestPhys)>,
+    /// The view after the last of `remaps`. A view that is merely the newest may be past a change that is not in the
+    /// queue yet, whose entries nobody would drop.
+    view: Option<Arc<FlatView>>,
     flush: bool,
     /// Merge kills again when there are this many.
     merge_at: usize,
     posted: u64,
     /// Posters asleep on `acked`: waking nobody is a system call too.
     waiters: u32,
+    /// The vCPU touches no guest memory until it has drained this queue.
+    parked: bool,
     closed: bool,
+}
+
+/// What was taken from a queue.
+#[derive(Debug)]
+pub struct Drained {
+    /// In the order in which they are to be done.
+    pub requests: Vec<Request>,
+    /// With remaps: the view after them.
+    pub(crate) view: Option<Arc<FlatView>>,
+    ticket: Ticket,
 }
 
 /// The shared side of one vCPU.
 #[derive(Debug)]
 pub struct VcpuPort {
     /// "Look at me": the exec loop looks between slices, and after each instruction done in Rust. Set after a request is queued, cleared before the queue is drained.
-    pub kick: AtomicBool,
+    kick: AtomicBool,
     /// Interrupt lines that devices drive, as `mip` bits.
     pub irq: AtomicU64,
     /// When the timer interrupt is due, in `mtime` ticks; `u64::MAX` is never.
@@ -72,6 +111,7 @@ pub struct VcpuPort {
     wake: Condvar,
     /// Posters that wait for an acknowledgement sleep here.
     acked: Condvar,
+    id: VcpuId,
 }
 
 impl Default for VcpuPort {
@@ -84,21 +124,53 @@ impl Default for VcpuPort {
             queued: AtomicBool::new(false),
             asleep: AtomicBool::new(false),
             served: AtomicU64::new(0),
-            queue: Mutex::default(),
+            queue: Mutex::new(Queue::default()),
             wake: Condvar::new(),
             acked: Condvar::new(),
+            id: VcpuId::default(),
         }
+    }
+}
+
+/// A vCPU that runs: it answers requests at its safe points, and parks when this is dropped.
+#[must_use = "the vCPU parks when this is dropped"]
+#[derive(Debug)]
+pub struct Running(Arc<VcpuPort>);
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        self.0.park();
     }
 }
 
 impl VcpuPort {
     fn queue(&self) -> MutexGuard<'_, Queue> {
         // Nothing in this file panics with the lock held; if an allocation did, the queue is still whole.
-        self.queue.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.queue)
+    }
+
+    /// Whose port it is.
+    pub fn id(&self) -> VcpuId {
+        self.id
+    }
+
+    /// Where the kick is: one byte, not zero if there was one. It lives as long as the port.
+    #[cfg(not(loom))]
+    pub fn kick_address(&self) -> *const u8 {
+        self.kick.as_ptr().cast()
     }
 
     /// Queues a request and kicks. The ticket tells when it was served.
     pub fn post(&self, request: Request) -> Ticket {
+        self.post_each([request], None)
+    }
+
+    /// As `post`, for several at once; `view` is the map after the remaps among them.
+    pub(crate) fn post_each(
+        &self,
+        requests: impl IntoIterator<Item = Request>,
+        view: Option<&Arc<FlatView>>,
+    ) -> Ticket {
         let mut queue = self.queue();
         queue.posted += 1;
         let ticket = Ticket(queue.posted);
@@ -106,14 +178,27 @@ impl VcpuPort {
             // The vCPU is gone and its TLB with it: nothing can be stale, and `served` is at its end.
             return ticket;
         }
-        match request {
-            Request::KillCode { ram, len } => queue.add_kill(ram.get(), len),
-            Request::Rearm(range) => queue.add_rearm(range),
-            Request::FlushAll => queue.flush = true,
+        let mut wake = false;
+        for request in requests {
+            match request {
+                Request::KillCode { ram, len } => queue.add_kill(ram.get(), len),
+                Request::Rearm(range) => queue.add_rearm(range),
+                Request::Remap { start, last } => queue.add_remap(start, last),
+                Request::FlushAll => queue.flush = true,
+            }
+            wake |= matches!(request, Request::Remap { .. } | Request::FlushAll);
         }
+        // What it replaces is dropped after the lock.
+        let _old = match view {
+            Some(view) => queue.view.replace(view.clone()),
+            None => None,
+        };
         self.queued.store(true, Ordering::Release);
+        self.kick.store(true, Ordering::SeqCst);
+        if wake && self.asleep.load(Ordering::SeqCst) {
+            self.wake.notify_all();
+        }
         drop(queue);
-        self.kick();
         ticket
     }
 
@@ -153,7 +238,7 @@ impl VcpuPort {
     /// Takes what was posted; clears the kick first, so that a later post is not lost.
     /// It acknowledges nothing: `SoftMmu::serve` is for that.
     pub fn take(&self) -> Vec<Request> {
-        self.drain().0
+        self.drain().requests
     }
 
     /// Takes the kick; returns whether there is anything to drain.
@@ -163,27 +248,34 @@ impl VcpuPort {
         self.queued.load(Ordering::Acquire)
     }
 
-    /// As `take`, with the ticket to acknowledge once all of it was done.
-    pub(crate) fn drain(&self) -> (Vec<Request>, Ticket) {
+    /// As `take`, with what [`acknowledge`](Self::acknowledge) needs once all of it was done. For who has a TLB of its
+    /// own; a [`SoftMmu`](crate::SoftMmu) does it in `serve`.
+    pub fn drain(&self) -> Drained {
         self.take_kick();
         let mut queue = self.queue();
         self.queued.store(false, Ordering::Relaxed);
         queue.merge_at = 0;
-        let mut requests = Vec::with_capacity(queue.kills.len() + queue.rearms.len() + 1);
+        let mut requests = Vec::with_capacity(queue.kills.len() + queue.rearms.len() + queue.remaps.len() + 1);
         for (ram, len) in queue.kills.drain(..) {
             requests.push(Request::KillCode { ram: RamAddr::new(ram), len });
         }
         // A flush re-arms everything.
+        let view = queue.view.take();
         if core::mem::take(&mut queue.flush) {
             queue.rearms.clear();
+            queue.remaps.clear();
             requests.push(Request::FlushAll);
         }
+        requests.extend(queue.remaps.drain(..).map(|(start, last)| Request::Remap { start, last }));
         requests.extend(queue.rearms.drain(..).map(Request::Rearm));
-        (requests, Ticket(queue.posted))
+        Drained { requests, view, ticket: Ticket(queue.posted) }
     }
 
-    /// Everything up to `ticket` was done. Release partners the Acquire in `served`.
-    pub(crate) fn acknowledge(&self, ticket: Ticket) {
+    /// Everything that was drained was done. Release partners the Acquire in `served`.
+    pub fn acknowledge(&self, done: Drained) {
+        let Drained { ticket, view, .. } = done;
+        // Dropping a view may free memory and call destructors.
+        drop(view);
         let queue = self.queue();
         if self.served.load(Ordering::Relaxed) < ticket.0 {
             self.served.store(ticket.0, Ordering::Release);
@@ -193,8 +285,12 @@ impl VcpuPort {
         }
     }
 
-    /// Has the vCPU served the request of this ticket?
+    /// Has the vCPU served the request of this ticket, or will it before it touches guest memory again?
     pub fn served(&self, ticket: Ticket) -> bool {
+        self.acknowledged(ticket) || self.queue().parked
+    }
+
+    fn acknowledged(&self, ticket: Ticket) -> bool {
         self.served.load(Ordering::Acquire) >= ticket.0
     }
 
@@ -204,7 +300,7 @@ impl VcpuPort {
         let mut queue = self.queue();
         queue.waiters += 1;
         let served = loop {
-            if self.served(ticket) {
+            if queue.parked || self.acknowledged(ticket) {
                 break true;
             }
             let Some(left) = until.map(|u| u.saturating_duration_since(Instant::now())) else {
@@ -220,6 +316,26 @@ impl VcpuPort {
         served
     }
 
+    /// The vCPU's thread leaves: from here on whatever is posted counts as served, until `unpark`.
+    pub fn park(&self) {
+        let mut queue = self.queue();
+        queue.parked = true;
+        if queue.waiters > 0 {
+            self.acked.notify_all();
+        }
+    }
+
+    /// The vCPU's thread is back, and must drain before it touches guest memory.
+    pub fn unpark(&self) {
+        self.queue().parked = false;
+    }
+
+    /// As `unpark`, until the result is dropped.
+    pub(crate) fn running(self: &Arc<Self>) -> Running {
+        self.unpark();
+        Running(self.clone())
+    }
+
     /// Drives an interrupt line, given as the number of its `mip` bit; a rise kicks. Bits past 63 do not exist.
     pub fn set_irq(&self, bit: u32, level: bool) {
         let Some(mask) = 1u64.checked_shl(bit) else { return };
@@ -231,14 +347,19 @@ impl VcpuPort {
         }
     }
 
-    /// Sleeps until kicked, or until the time is up; returns whether it was kicked. A kick that came before counts.
-    /// The vCPU calls it for `wfi`, with no RCU guard held (SAFE-1), and serves afterwards.
+    /// Sleeps, parked, until kicked, or until the time is up; returns whether it was kicked. A kick that came before
+    /// counts. The vCPU calls it for `wfi`, with no RCU guard held (SAFE-1), and serves afterwards: a re-arm or a kill
+    /// may have come without waking it.
     pub fn wait(&self, timeout: Option<Duration>) -> bool {
         if self.kicked() {
             return true;
         }
         let until = timeout.and_then(|t| Instant::now().checked_add(t));
         let mut queue = self.queue();
+        let was_parked = core::mem::replace(&mut queue.parked, true);
+        if queue.waiters > 0 {
+            self.acked.notify_all();
+        }
         self.asleep.store(true, Ordering::SeqCst);
         let kicked = loop {
             if self.kick.load(Ordering::SeqCst) {
@@ -254,6 +375,7 @@ impl VcpuPort {
             queue = self.wake.wait_timeout(queue, left).unwrap_or_else(PoisonError::into_inner).0;
         };
         self.asleep.store(false, Ordering::SeqCst);
+        queue.parked = was_parked;
         drop(queue);
         kicked
     }
@@ -262,8 +384,11 @@ impl VcpuPort {
     pub(crate) fn close(&self) {
         let mut queue = self.queue();
         queue.closed = true;
+        // Held by nobody's TLB any more; dropped after the lock.
+        let _view = queue.view.take();
         self.served.store(u64::MAX, Ordering::Release);
         self.acked.notify_all();
+        drop(queue);
     }
 }
 
@@ -272,9 +397,21 @@ impl Queue {
         if self.flush || range.is_empty() {
             return;
         }
-        self.rearms.push(range);
-        if self.rearms.len() > MAX_REARMS {
+        if self.rearms.len() < MAX_REARMS {
+            self.rearms.push(range);
+        } else {
             self.rearms.clear();
+            self.rearms.push(ALL_PAGES);
+        }
+    }
+
+    fn add_remap(&mut self, start: GuestPhys, last: GuestPhys) {
+        if self.flush {
+            return;
+        }
+        self.remaps.push((start, last));
+        if self.remaps.len() > MAX_REMAPS {
+            self.remaps.clear();
             self.flush = true;
         }
     }
@@ -318,57 +455,87 @@ impl Pending {
         self.acks.retain(|(ticket, port)| !port.served(*ticket));
         self.acks.is_empty()
     }
+
+    /// Waits until all have served it; `false` when time ran out. Never on the thread of one of them, and with no RCU
+    /// guard and no lock held that one of them may want.
+    pub fn wait(&self, timeout: Option<Duration>) -> bool {
+        let until = timeout.and_then(|t| Instant::now().checked_add(t));
+        self.acks.iter().all(|(ticket, port)| {
+            let left = until.map(|u| u.saturating_duration_since(Instant::now()));
+            port.wait_served(*ticket, left)
+        })
+    }
 }
 
 /// All vCPUs of an address space.
 #[derive(Debug, Default)]
 pub struct VcpuRegistry {
-    ports: Mutex<Vec<Weak<VcpuPort>>>,
+    ports: std::sync::Mutex<Ports>,
+}
+
+#[derive(Debug, Default)]
+struct Ports {
+    all: Vec<(VcpuId, Weak<VcpuPort>)>,
+    next: u64,
 }
 
 impl VcpuRegistry {
-    fn ports(&self) -> MutexGuard<'_, Vec<Weak<VcpuPort>>> {
+    fn ports(&self) -> std::sync::MutexGuard<'_, Ports> {
         self.ports.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// A port for one more vCPU; it is forgotten when the last `Arc` goes.
     pub fn register(&self) -> Arc<VcpuPort> {
-        let port = Arc::new(VcpuPort::default());
         let mut ports = self.ports();
-        ports.retain(|p| p.strong_count() > 0);
-        ports.push(Arc::downgrade(&port));
+        let id = VcpuId(ports.next);
+        ports.next += 1;
+        let port = Arc::new(VcpuPort { id, ..VcpuPort::default() });
+        ports.all.retain(|p| p.1.strong_count() > 0);
+        ports.all.push((id, Arc::downgrade(&port)));
         port
     }
 
     /// The ports of all vCPUs alive now.
     pub fn all(&self) -> Vec<Arc<VcpuPort>> {
-        self.ports().iter().filter_map(Weak::upgrade).collect()
+        self.ports().all.iter().filter_map(|p| p.1.upgrade()).collect()
+    }
+
+    /// Posts to the vCPUs that `whom` says. A port that goes away meanwhile is dropped after the lock.
+    fn post_if(&self, whom: impl Fn(VcpuId) -> bool, post: impl Fn(&VcpuPort) -> Ticket) -> Pending {
+        let ports = self.ports();
+        // The usual case, nobody else, costs no allocation.
+        let them = ports.all.iter().filter(|p| whom(p.0)).filter_map(|p| p.1.upgrade());
+        Pending { acks: them.map(|port| (post(&port), port)).collect() }
     }
 
     /// Posts to every vCPU.
-    pub fn post_all(&self, request: Request) {
-        for port in self.all() {
-            port.post(request);
-        }
+    pub fn post_all(&self, request: Request) -> Pending {
+        self.post_if(|_| true, |port| port.post(request))
     }
 
     /// Posts to every vCPU but the one of `own`, which acts at once.
     pub fn post_others(&self, own: &VcpuPort, request: Request) -> Pending {
-        let ports = self.ports();
-        // The usual case, one vCPU, costs no allocation.
-        let others = ports.iter().filter(|p| !std::ptr::eq(p.as_ptr(), own)).filter_map(Weak::upgrade);
-        Pending { acks: others.map(|port| (port.post(request), port)).collect() }
+        self.post_if(|id| id != own.id, |port| port.post(request))
     }
 
-    /// Posts to every vCPU and waits until all have served it; `false` when time ran out. A vCPU that is not run by
-    /// anybody does not answer; do not call this on a vCPU's own thread.
+    /// Posts to these vCPUs. For who knows under a lock that nobody else is concerned; a hint does not do (TLB-1).
+    pub(crate) fn post_to(&self, ids: &[VcpuId], request: Request) -> Pending {
+        self.post_if(|id| ids.contains(&id), |port| port.post(request))
+    }
+
+    /// Posts several requests to every vCPU, with the view after the remaps among them.
+    pub(crate) fn post_each(
+        &self,
+        requests: impl Iterator<Item = Request> + Clone,
+        view: Option<&Arc<FlatView>>,
+    ) -> Pending {
+        self.post_if(|_| true, |port| port.post_each(requests.clone(), view))
+    }
+
+    /// Posts to every vCPU and waits until all have served it; `false` when time ran out. Do not call it on a vCPU's
+    /// own thread while that runs.
     pub fn post_all_and_wait(&self, request: Request, timeout: Option<Duration>) -> bool {
-        let until = timeout.and_then(|t| Instant::now().checked_add(t));
-        let tickets: Vec<_> = self.all().into_iter().map(|port| (port.post(request), port)).collect();
-        tickets.into_iter().all(|(ticket, port)| {
-            let left = until.map(|u| u.saturating_duration_since(Instant::now()));
-            port.wait_served(ticket, left)
-        })
+        self.post_all(request).wait(timeout)
     }
 }
 
@@ -386,21 +553,87 @@ mod tests {
         let port = VcpuPort::default();
         let ticket = port.post(Request::Rearm(pages(1, 2)));
         assert!(port.kicked());
-        let (requests, upto) = port.drain();
-        assert_eq!(requests, [Request::Rearm(pages(1, 2))]);
+        let done = port.drain();
+        assert_eq!(done.requests, [Request::Rearm(pages(1, 2))]);
         assert!(!port.kicked() && !port.served(ticket), "taking is not serving");
-        port.acknowledge(upto);
+        port.acknowledge(done);
         assert!(port.served(ticket));
         assert!(port.take().is_empty());
     }
 
     #[test]
-    fn too_many_rearms_become_one_flush() {
+    fn too_many_rearms_become_one_of_everything() {
         let port = VcpuPort::default();
         for n in 0..1000 {
             port.post(Request::Rearm(pages(2 * n, 2 * n + 1)));
         }
+        let taken = port.take();
+        assert!(taken.len() <= MAX_REARMS && taken[0] == Request::Rearm(ALL_PAGES), "{taken:?}");
+    }
+
+    #[test]
+    fn too_many_changes_of_the_map_become_one_flush() {
+        let port = VcpuPort::default();
+        for n in 0..1000 {
+            port.post(Request::Remap { start: GuestPhys::new(n << 20), last: GuestPhys::new((n << 20) + 1) });
+        }
         assert_eq!(port.take(), [Request::FlushAll]);
+    }
+
+    #[test]
+    fn a_parked_vcpu_has_served_everything_and_finds_it_when_it_is_back() {
+        let port = Arc::new(VcpuPort::default());
+        let running = port.running();
+        let rearm = Request::Rearm(pages(1, 2));
+        let ticket = port.post(rearm);
+        assert!(!port.wait_served(ticket, Some(Duration::ZERO)));
+        drop(running);
+        assert!(port.wait_served(ticket, None));
+        let late = port.post(rearm);
+        assert!(port.served(late));
+        port.unpark();
+        assert!(port.kicked() && !port.served(late), "back, and not served yet");
+        let done = port.drain();
+        assert_eq!(done.requests, [rearm, rearm]);
+        port.acknowledge(done);
+        assert!(port.served(late));
+    }
+
+    #[test]
+    fn a_poster_that_waits_is_let_go_when_the_vcpu_parks_or_falls_asleep() {
+        for asleep in [false, true] {
+            let port = Arc::new(VcpuPort::default());
+            let ticket = port.post(Request::Rearm(pages(1, 2)));
+            let done = port.drain();
+            std::thread::scope(|scope| {
+                let waiter = scope.spawn(|| port.wait_served(ticket, Some(Duration::from_secs(20))));
+                if asleep {
+                    while !waiter.is_finished() {
+                        port.wait(Some(Duration::from_millis(1)));
+                    }
+                } else {
+                    port.park();
+                }
+                assert!(waiter.join().unwrap());
+            });
+            port.acknowledge(done);
+        }
+    }
+
+    #[test]
+    fn a_rearm_wakes_no_sleeper_and_a_new_map_does() {
+        let port = Arc::new(VcpuPort::default());
+        let sleeper = std::thread::spawn({
+            let port = port.clone();
+            move || port.wait(Some(Duration::from_secs(20)))
+        });
+        while !port.asleep.load(Ordering::SeqCst) {
+            std::thread::yield_now();
+        }
+        let ticket = port.post(Request::Rearm(pages(1, 2)));
+        assert!(port.served(ticket) && !sleeper.is_finished());
+        port.post(Request::FlushAll);
+        assert!(sleeper.join().unwrap());
     }
 
     #[test]

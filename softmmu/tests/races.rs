@@ -6,7 +6,7 @@ mod common;
 use common::{RAM, va};
 use notdirty_core::{DirtyClient, PageIndex, PageRange, RamAddr, RamBlock, RamBlockSpec, RamList, pin};
 use notdirty_softmmu::{
-    AddressSpace, CodeInvalidator, CodePages, Hooks, MemSize, MmuIdx, NoHooks, Request, SoftMmu, lines_of,
+    AddressSpace, CodeInvalidator, CodePages, Hooks, MemSize, MmuIdx, NoHooks, Request, SoftMmu, VcpuId, lines_of,
 };
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -32,12 +32,13 @@ impl Drop for Release<'_> {
 struct Translator {
     ram: Arc<RamList>,
     page: PageIndex,
+    vcpu: VcpuId,
     tb: Option<u64>,
 }
 impl CodeInvalidator for Translator {
     fn code_written(&mut self, code: &CodePages, _: RamAddr, _: u64) -> usize {
         let dead = usize::from(self.tb.take().is_some());
-        code.set_lines(&self.ram, self.page, 0, &pin());
+        code.set_lines(self.ram.dirty(), self.page, 0, self.vcpu, &pin());
         dead
     }
 }
@@ -48,8 +49,8 @@ fn a_translation_never_outlives_the_bytes_that_another_vcpu_wrote_over() {
     // CODE-1, MARK-1, TLB-1: the writer has a vCPU of its own, and only posts.
     let (ram, block, space) = machine();
     let page = block.offset().page();
-    let mut tr = Translator { ram, page, tb: None };
     let mut mmu = SoftMmu::new(&space, 0).unwrap();
+    let mut tr = Translator { ram, page, vcpu: mmu.port().id(), tb: None };
     let round = AtomicU64::new(0);
     let settled = AtomicU64::new(0);
     const ROUNDS: u64 = 3000;

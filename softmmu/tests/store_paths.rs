@@ -135,14 +135,8 @@ fn a_store_into_code_kills_it_and_the_page_is_fast_again() {
     let at = vm.at(0x100);
     vm.put(RAM, B8, 1);
     vm.tbs.translate(&mut vm.mmu, at, 0x40);
-    let generation = |vm: &Vm| {
-        let page = vm.space.code().page(vm.page(0)).unwrap();
-        page.generation.load(std::sync::atomic::Ordering::SeqCst)
-    };
-    let before = generation(&vm);
     assert_eq!(vm.store(RAM + 0x108, B4, 0x13), Ok(StoreEffect { killed: 1, mmio: false }));
     assert_eq!(vm.tbs.heard, [(at + 8, 4)]);
-    assert_eq!(generation(&vm), before + 1);
     assert!(vm.is_set(vm.page(0), DirtyClient::CODE));
     assert!(vm.mmu.is_store_fast(va(RAM)));
     assert_eq!(vm.load(RAM + 0x108, B4), Ok(0x13));
@@ -168,7 +162,7 @@ fn code_that_died_by_other_means_is_noticed_by_the_next_store() {
     vm.put(RAM, B8, 1);
     vm.tbs.translate(&mut vm.mmu, at, 0x40);
     vm.tbs.tbs.clear();
-    vm.space.code().set_lines(&vm.ram, vm.page(0), 0, &notdirty_core::pin());
+    vm.space.code().set_lines(vm.ram.dirty(), vm.page(0), 0, vm.mmu.port().id(), &notdirty_core::pin());
     assert!(!vm.mmu.is_store_fast(va(RAM)));
     vm.put(RAM + 0x100, B8, 1);
     assert!(vm.tbs.heard.is_empty());
@@ -188,7 +182,7 @@ fn the_translator_hears_of_bytes_that_are_already_there() {
     impl notdirty_softmmu::Hooks for Reader {}
     let mut vm = Vm::new();
     let mut reader = Reader(vm.block.clone(), Vec::new());
-    vm.mmu.announce_code(vm.page(0), 1 << 4);
+    let _ = vm.mmu.announce_code(vm.page(0), 1 << 4);
     for (n, value) in [(0, 11), (1, 22)] {
         // The first through the fill (NOTDIRTY's road), the second through the CODEPAGE entry.
         let _ = vm.mmu.store(&mut reader, MmuIdx::M, va(RAM + 0x100), B8, value).unwrap();
@@ -453,7 +447,7 @@ fn a_map_change_is_seen_at_the_safe_point_and_old_memory_lives_until_then() {
     let mut vm = Vm::new();
     let block = vm.ram.add(RamBlockSpec::new("dimm", 0x1000)).unwrap();
     let id = vm.space.map_ram(pa(0x2_0000_0000), &block, 0, 0x1000, 0).unwrap();
-    assert!(vm.mmu.serve(&mut vm.tbs).flushed);
+    assert_eq!(vm.mmu.serve(&mut vm.tbs).remapped, 1);
     vm.put(0x2_0000_0000, B8, 1);
     vm.space.unmap(id).unwrap();
     vm.ram.remove(&block).unwrap();
@@ -462,9 +456,102 @@ fn a_map_change_is_seen_at_the_safe_point_and_old_memory_lives_until_then() {
         // Old entries, and even new fills, are sound: the vCPU's view holds the block.
         vm.put(0x2_0000_0000, B8, n);
     }
-    assert!(vm.mmu.serve(&mut vm.tbs).flushed);
+    assert_eq!(vm.mmu.serve(&mut vm.tbs).remapped, 1);
     assert!(vm.store(0x2_0000_0000, B8, 1).is_err());
     assert!(vm.space.unmap(id).is_err());
+}
+
+#[test]
+fn a_change_of_the_map_drops_what_came_from_there_and_nothing_else() {
+    let mut vm = Vm::new();
+    let idx = MmuIdx::M;
+    vm.put(RAM + 0x8000, B8, 1);
+    vm.mmu.fetch(&mut vm.tbs, idx, va(RAM + 0x8000)).unwrap();
+    let misses = |vm: &Vm| {
+        let s = vm.mmu.stats();
+        (s.load_miss, s.store_miss, s.fetch_miss, s.flushes)
+    };
+    let before = misses(&vm);
+    // More RAM: nothing was there.
+    let block = vm.ram.add(RamBlockSpec::new("dimm", 0x4000)).unwrap();
+    let dimm = 0x2_0000_0000;
+    let id = vm.space.map_ram(pa(dimm), &block, 0x1000, 0x3000, 0).unwrap();
+    let again = vm.space.map_ram(pa(dimm + 0x10_0000), &block, 0x1000, 0x3000, 0).unwrap();
+    let _ = vm.mmu.serve(&mut vm.tbs);
+    assert!(vm.tbs.unmapped.is_empty());
+    vm.load(RAM + 0x8000, B8).unwrap();
+    vm.put(RAM + 0x8000, B8, 2);
+    vm.mmu.fetch(&mut vm.tbs, idx, va(RAM + 0x8000)).unwrap();
+    assert_eq!(misses(&vm), before);
+    // A device over a part of a page of it: that page is asked about again, its neighbours are not.
+    for at in [dimm, dimm + 0x1000, dimm + 0x2000, dimm + 0x10_1000] {
+        vm.put(at, B8, at);
+        vm.mmu.fetch(&mut vm.tbs, idx, va(at)).unwrap();
+    }
+    let before = misses(&vm);
+    vm.space.map_mmio(pa(dimm + 0x1010), 16, vm.dev.clone(), 1).unwrap();
+    let _ = vm.mmu.serve(&mut vm.tbs);
+    let ram = block.offset().get();
+    assert_eq!(vm.tbs.unmapped, [(dimm + 0x1000, dimm + 0x1fff, ram + 0x2000)]);
+    for at in [dimm, dimm + 0x2000, dimm + 0x10_1000] {
+        assert_eq!(vm.load(at, B8), Ok(at));
+        vm.mmu.fetch(&mut vm.tbs, idx, va(at)).unwrap();
+    }
+    assert_eq!(misses(&vm), before);
+    vm.put(dimm + 0x1010, B8, 77);
+    assert_eq!(vm.dev.log(), [(0, B8, 77)]);
+    // All of it goes; what is elsewhere stays, the second mapping too.
+    vm.tbs.unmapped.clear();
+    vm.space.unmap(id).unwrap();
+    let _ = vm.mmu.serve(&mut vm.tbs);
+    assert_eq!(vm.tbs.unmapped.len(), 2, "{:x?}", vm.tbs.unmapped);
+    assert!(vm.load(dimm, B8).is_err() && vm.load(dimm + 0x2000, B8).is_err());
+    assert!(vm.mmu.fetch(&mut vm.tbs, idx, va(dimm)).is_err());
+    assert!(vm.mmu.is_store_fast(va(dimm + 0x10_1000)) && vm.mmu.is_store_fast(va(RAM + 0x8000)));
+    vm.space.unmap(again).unwrap();
+    let _ = vm.mmu.serve(&mut vm.tbs);
+    assert!(!vm.mmu.is_store_fast(va(dimm + 0x10_1000)));
+}
+
+#[test]
+fn a_view_that_is_newer_than_the_queue_is_not_taken_for_it() {
+    // Two changes; the vCPU serves after each, and between them the newest view is already the second one's.
+    let mut vm = Vm::new();
+    let block = vm.ram.add(RamBlockSpec::new("dimm", 0x1000)).unwrap();
+    let at = 0x2_0000_0000;
+    for n in 0..50 {
+        let id = vm.space.map_ram(pa(at), &block, 0, 0x1000, 0).unwrap();
+        if n % 2 == 0 {
+            let _ = vm.mmu.serve(&mut vm.tbs);
+            vm.put(at, B8, n);
+        }
+        vm.space.unmap(id).unwrap();
+        let second = notdirty_softmmu::SoftMmu::new(&vm.space, 0).unwrap();
+        let _ = vm.mmu.serve(&mut vm.tbs);
+        assert!(vm.store(at, B8, 1).is_err());
+        drop(second);
+    }
+}
+
+#[test]
+fn waiting_for_an_unmap_ends_when_every_vcpu_has_let_go_or_is_parked() {
+    let mut vm = Vm::new();
+    let block = vm.ram.add(RamBlockSpec::new("dimm", 0x1000)).unwrap();
+    let at = pa(0x2_0000_0000);
+    let parked = notdirty_softmmu::SoftMmu::new(&vm.space, 0).unwrap();
+    parked.park();
+    let id = vm.space.map_ram(at, &block, 0, 0x1000, 0).unwrap();
+    assert!(!vm.space.unmap_and_wait(id, Some(std::time::Duration::ZERO)).unwrap());
+    let _ = vm.mmu.serve(&mut vm.tbs);
+    let id = vm.space.map_ram(at, &block, 0, 0x1000, 0).unwrap();
+    let (space, mmu, tbs) = (vm.space.clone(), &mut vm.mmu, &mut vm.tbs);
+    std::thread::scope(|scope| {
+        let waiter = scope.spawn(move || space.unmap_and_wait(id, Some(std::time::Duration::from_secs(20))).unwrap());
+        while !waiter.is_finished() {
+            let _ = mmu.serve(tbs);
+        }
+        assert!(waiter.join().unwrap());
+    });
 }
 
 #[test]

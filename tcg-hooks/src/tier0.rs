@@ -319,6 +319,9 @@ fn rare(core: &mut Core, ctx: &mut Context, insn: &Insn, pc: u64) -> Flow {
         return Flow::Next(next);
     }
     if insn.op == Op::Fence {
+        if insn.orders_stores_before_loads() {
+            std::sync::atomic::fence(std::sync::atomic::Ordering::SeqCst);
+        }
         return Flow::Next(next);
     }
     match execute(core, ctx, &Site { pc, insn: *insn, refund: 0 }) {

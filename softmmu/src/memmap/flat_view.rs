@@ -108,6 +108,8 @@ pub struct FlatView {
     chunks: Vec<Chunk>,
     /// `chunks[i][0].start`, apart, so that a lookup touches few cache lines.
     firsts: Vec<u64>,
+    /// Goes up with each change.
+    version: u64,
 }
 
 impl FlatView {
@@ -137,6 +139,11 @@ impl FlatView {
             }
             What::Mmio { dev, off } => Resolved::Mmio { dev, off: off + into, len_left },
         }
+    }
+
+    /// Which of the views of one address space it is: a later one has a larger number.
+    pub(crate) fn version(&self) -> u64 {
+        self.version
     }
 
     /// What the page of `addr` is.
@@ -204,7 +211,7 @@ impl FlatView {
         chunks.extend(ranges.chunks(size).map(Chunk::from));
         chunks.extend_from_slice(&self.chunks[to..]);
         let firsts = chunks.iter().map(|chunk| chunk[0].start).collect();
-        FlatView { chunks, firsts }
+        FlatView { chunks, firsts, version: self.version + 1 }
     }
 }
 

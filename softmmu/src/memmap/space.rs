@@ -1,20 +1,22 @@
 //! The address space: maps and unmaps, publishes views, and serves the host's own reads and writes.
 //!
 //! Keeps MARK-1 for the host API (loader, embedder, DMA, gdb): it stores, then posts kills, then marks. A change of
-//! the map publishes the view first and posts FlushAll second; a vCPU registers first and takes its view second, so
-//! none can keep an old view unasked.
+//! the map publishes the view first and posts what changed second, with that view; a vCPU registers first and takes
+//! its view second, so none can keep an old view unasked. Both under the tree's lock: a queue has the changes in order.
 
 use super::flat_view::{FlatRange, FlatView, What};
 use super::region::{Kind, MapError, Region, RegionId, RegionTree};
 use crate::addr::GuestPhys;
-use crate::code::CodePages;
+use crate::code::{CodePages, Owned, lines_of};
 use crate::mmio::{self, MmioDevice};
-use crate::safepoint::{Request, VcpuRegistry};
+use crate::safepoint::{Pending, Request, VcpuRegistry};
 use notdirty_core::{
-    ClientMask, DirtyClient, Guard, PAGE_SIZE, PageRange, RamAddr, RamBlock, RamList, RcuCell, Retired, pin,
+    ClientMask, DirtyClient, DirtyListener, Guard, NotServed, PAGE_SIZE, PageRange, RamAddr, RamBlock, RamList,
+    RcuCell, Retired, pin,
 };
 use std::sync::atomic::{Ordering, fence};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 /// A host access to guest memory that did not happen.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, thiserror::Error)]
@@ -170,31 +172,53 @@ impl AddressSpace {
         _guard = pin();
         let mut tree = self.tree();
         let (id, changed) = tree.insert(Region { base: base.get(), last, priority, kind });
-        _retired = self.publish(&tree, changed);
+        _retired = self.publish(&tree, changed).0;
         Ok(id)
     }
 
     /// Takes a mapping away. vCPUs go on with the old view until their next safe point; it keeps RAM and devices
-    /// alive so long (RAM-1). `vcpus().post_all_and_wait(Request::FlushAll, ..)` waits for that.
-    pub fn unmap(&self, id: RegionId) -> Result<(), MapError> {
+    /// alive so long (RAM-1). The result can be waited for: when it is served, no vCPU reaches that memory any more.
+    #[must_use = "until it is served, a vCPU may touch that memory"]
+    pub fn unmap_posted(&self, id: RegionId) -> Result<Pending, MapError> {
         // As in `map`.
         let (_guard, _retired);
         _guard = pin();
         let mut tree = self.tree();
         let changed = tree.remove(id)?;
-        _retired = self.publish(&tree, changed);
+        let pending;
+        (_retired, pending) = self.publish(&tree, changed);
+        Ok(pending)
+    }
+
+    /// As `unmap_posted`, for who need not know when.
+    pub fn unmap(&self, id: RegionId) -> Result<(), MapError> {
+        let _ = self.unmap_posted(id)?;
         Ok(())
     }
 
+    /// Takes a mapping away and waits until no vCPU reaches it any more; `false` if time ran out before (it is gone
+    /// from the map nevertheless). Not on a vCPU's own thread while that runs, and with no guard held (SAFE-1).
+    pub fn unmap_and_wait(&self, id: RegionId, timeout: Option<Duration>) -> Result<bool, MapError> {
+        Ok(self.unmap_posted(id)?.wait(timeout))
+    }
+
     /// Renders what changed, publishes, then tells the vCPUs; under the tree's lock, so that views do not overtake.
-    fn publish(&self, tree: &RegionTree, changed: Vec<(u64, u64)>) -> Retired {
+    fn publish(&self, tree: &RegionTree, changed: Vec<(u64, u64)>) -> (Retired, Pending) {
         let mut view = self.snapshot();
-        for (start, last) in changed {
+        for &(start, last) in &changed {
             view = Arc::new(view.replaced(start, last, tree.render(start, last)));
         }
-        let retired = self.view.replace(view);
-        self.vcpus.post_all(Request::FlushAll);
-        retired
+        let retired = self.view.replace(view.clone());
+        let remap =
+            |&(start, last): &(u64, u64)| Request::Remap { start: GuestPhys::new(start), last: GuestPhys::new(last) };
+        let pending = self.vcpus.post_each(changed.iter().map(remap), Some(&view));
+        (retired, pending)
+    }
+
+    /// Every vCPU asks again who listens to these pages, and has answered, or parked, when this returns `true`: what
+    /// it stored before is visible, what it stores later is heard (HARVEST-1). `false` when time ran out.
+    pub fn rearm_and_wait(&self, pages: &[PageRange], timeout: Option<Duration>) -> bool {
+        self.vcpus.post_each(pages.iter().copied().map(Request::Rearm), None).wait(timeout)
     }
 
     /// Reads guest memory for the host. Devices are read in naturally aligned parts.
@@ -272,26 +296,45 @@ impl AddressSpace {
         let dirty = self.ram.dirty();
         let range = PageRange::of_bytes(ram, len);
         let end = ram.get().saturating_add(len);
-        let mut kill: Option<(u64, u64)> = None;
+        let mut kill = Kill::default();
         for page in range.iter() {
-            let from = ram.get().max(page.base().get());
-            let to = end.min(page.base().get().saturating_add(PAGE_SIZE));
-            let hit = !dirty.test(page, DirtyClient::CODE, &guard) && self.code.hit(RamAddr::new(from), to - from);
-            match &mut kill {
-                Some(open) if hit && open.1 == from => open.1 = to,
-                _ if hit => self.post_kill(kill.replace((from, to))),
-                _ => self.post_kill(kill.take()),
+            let from = RamAddr::new(ram.get().max(page.base().get()));
+            let len = end.min(page.base().get().saturating_add(PAGE_SIZE)) - from.get();
+            let owners = match dirty.test(page, DirtyClient::CODE, &guard) || !self.code.hit(from, len) {
+                true => continue,
+                false => self.code.owners(page, lines_of(from.page_offset(), len)),
+            };
+            if kill.end != from.get() || kill.owners != owners {
+                self.post_kill(core::mem::replace(&mut kill, Kill { start: from.get(), end: from.get(), owners }));
             }
+            kill.end = from.get() + len;
         }
         self.post_kill(kill);
         dirty.set(range, ClientMask::NOCODE, &guard);
     }
 
-    fn post_kill(&self, bytes: Option<(u64, u64)>) {
-        if let Some((from, to)) = bytes {
-            self.vcpus.post_all(Request::KillCode { ram: RamAddr::new(from), len: to - from });
+    fn post_kill(&self, Kill { start, end, owners }: Kill) {
+        if !owners.is_empty() {
+            self.vcpus.post_to(&owners, Request::KillCode { ram: RamAddr::new(start), len: end - start });
         }
     }
+}
+
+impl DirtyListener for AddressSpace {
+    fn rearm(&self, pages: &[PageRange], timeout: Option<Duration>) -> Result<(), NotServed> {
+        match self.rearm_and_wait(pages, timeout) {
+            true => Ok(()),
+            false => Err(NotServed { waited: timeout.unwrap_or(Duration::MAX) }),
+        }
+    }
+}
+
+/// Bytes that were written over code of these vCPUs.
+#[derive(Default)]
+struct Kill {
+    start: u64,
+    end: u64,
+    owners: Owned,
 }
 
 fn same_page_offset(base: GuestPhys, target: u64) -> Result<(), MapError> {

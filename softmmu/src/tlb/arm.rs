@@ -6,7 +6,7 @@
 use super::Tlb;
 use super::entry::{CODEPAGE, DISCARD, NOTDIRTY, TlbEntry};
 use crate::memmap::AddressSpace;
-use notdirty_core::{ClientMask, Guard, PageIndex};
+use notdirty_core::{ClientMask, Guard, PageIndex, PageRange};
 
 /// The write comparator's flags and `aux` for a page of writable RAM.
 pub(crate) fn store_flags(space: &AddressSpace, page: PageIndex, guard: &Guard) -> (u64, u64) {
@@ -24,16 +24,37 @@ pub(crate) fn store_flags(space: &AddressSpace, page: PageIndex, guard: &Guard) 
 impl Tlb {
     /// Makes every entry of this RAM page say who listens now; returns how many there are.
     pub(crate) fn refresh_page(&mut self, space: &AddressSpace, page: PageIndex, guard: &Guard) -> usize {
-        let (flags, aux) = store_flags(space, page, guard);
+        let flags = store_flags(space, page, guard);
         let mut found = 0;
         self.for_slots_of(page, |tlb, slot| {
             found += 1;
-            let entry = tlb.entry(slot);
-            if entry.write & DISCARD == 0 {
-                let write = entry.write & !(NOTDIRTY | CODEPAGE) | flags;
-                tlb.set_entry(slot, TlbEntry { write, aux, ..entry });
-            }
+            tlb.set_flags(slot, flags);
         });
         found
+    }
+
+    /// As `refresh_page`, for a range of pages, at the cost of its pages or of the filled entries, whichever are fewer.
+    pub(crate) fn refresh_range(&mut self, space: &AddressSpace, range: PageRange, guard: &Guard) {
+        if range.len() <= self.filled.len() as u64 {
+            for page in range.iter() {
+                self.refresh_page(space, page, guard);
+            }
+            return;
+        }
+        for at in 0..self.filled.len() {
+            let slot = usize::from(self.filled[at]);
+            let page = self.ram_page(slot);
+            if range.start <= page && page < range.end {
+                self.set_flags(slot, store_flags(space, page, guard));
+            }
+        }
+    }
+
+    fn set_flags(&mut self, slot: usize, (flags, aux): (u64, u64)) {
+        let entry = self.entry(slot);
+        if entry.write & DISCARD == 0 {
+            let write = entry.write & !(NOTDIRTY | CODEPAGE) | flags;
+            self.set_entry(slot, TlbEntry { write, aux, ..entry });
+        }
     }
 }

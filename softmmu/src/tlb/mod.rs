@@ -43,6 +43,8 @@ struct FullEntry {
     /// Neighbours in the chain of this RAM page.
     next: u16,
     prev: u16,
+    /// Where it stands in `filled`.
+    at: u16,
 }
 
 /// A device on one page. The device is kept alive by the vCPU's view, which outlives the entry.
@@ -190,17 +192,19 @@ impl Tlb {
 
     /// Puts an entry for a RAM page into a slot, in place of whatever was there.
     fn install(&mut self, slot: usize, entry: TlbEntry, page: PageIndex) {
-        if is_filled(&self.entry(slot)) {
+        let at = if is_filled(&self.entry(slot)) {
             self.unlink(slot as u16);
+            self.full(slot).at
         } else {
-            // Once per slot and flush, so the vector never grows past its first capacity.
+            // Once per slot, so the vector never grows past its first capacity.
             self.filled.push(slot as u16);
-        }
+            (self.filled.len() - 1) as u16
+        };
         let next = core::mem::replace(&mut self.heads[Self::head_of(page.get())], slot as u16);
         if next != NONE {
             self.full_mut(next).prev = slot as u16;
         }
-        let full = FullEntry { page: page.get(), next, prev: NONE };
+        let full = FullEntry { page: page.get(), next, prev: NONE, at };
         // SAFETY: `slot` is below TLB_ENTRIES, and `&mut self`.
         unsafe { self.full.as_ptr().add(slot).write(full) };
         self.set_entry(slot, entry);
@@ -212,7 +216,7 @@ impl Tlb {
     }
 
     fn unlink(&mut self, slot: u16) {
-        let FullEntry { page, next, prev } = self.full(slot as usize);
+        let FullEntry { page, next, prev, .. } = self.full(slot as usize);
         if prev == NONE {
             self.heads[Self::head_of(page)] = next;
         } else {
@@ -282,7 +286,7 @@ mod tests {
     proptest! {
         #[test]
         fn the_slots_of_a_page_are_found_whatever_was_evicted_before(
-            steps in prop::collection::vec((0..6usize, 0..4u64, 0..40u8), 1..200),
+            steps in prop::collection::vec((1..7usize, 0..4u64, 0..40u8), 1..200),
         ) {
             let mut tlb = Tlb::new(0).unwrap();
             let mut model = BTreeMap::new();
@@ -292,11 +296,19 @@ mod tests {
                 if dice == 0 {
                     prop_assert_eq!(tlb.flush_all(), model.len());
                     model.clear();
+                } else if dice < 8 {
+                    // From this slot's page on, or all pages from it on: both ways of looking.
+                    let first = ((slot as u64) << 12) - BIAS;
+                    let last = if dice < 4 { first + 0xfff } else { u64::MAX };
+                    let gone = model.keys().filter(|&&s| s >= slot && (dice >= 4 || s == slot)).count();
+                    prop_assert_eq!(tlb.forget(first, last), gone);
+                    model.retain(|&s, _| s < slot || (dice < 4 && s != slot));
                 } else {
-                    let read = ((slot as u64) << 12).wrapping_add(BIAS);
+                    let read = (slot as u64) << 12;
                     tlb.install(slot, TlbEntry { read, write: read, addend: 0, aux: 0 }, page);
                     model.insert(slot, page);
                 }
+                prop_assert_eq!(tlb.filled.len(), model.len());
                 for &page in model.values() {
                     let mut found = Vec::new();
                     tlb.for_slots_of(page, |_, slot| found.push(slot));

@@ -5,7 +5,7 @@ use notdirty_core::{DirtyClient, PAGE_SIZE, PageIndex, RamAddr, RamBlock, RamBlo
 use notdirty_softmmu::tlb::entry;
 use notdirty_softmmu::{
     AddressSpace, CodeInvalidator, CodePages, GuestPhys, GuestVirt, Hooks, MemFault, MemSize, MmioDevice, MmuIdx,
-    SizeMask, SoftMmu, StoreEffect, lines_of,
+    SizeMask, SoftMmu, StoreEffect, VcpuId, lines_of,
 };
 use std::sync::{Arc, Mutex};
 
@@ -19,17 +19,27 @@ pub struct Tbs {
     pub tbs: Vec<(u64, u64)>,
     pub heard: Vec<(u64, u64)>,
     pub before_mmio: u32,
+    pub unmapped: Vec<(u64, u64, u64)>,
+    pub vcpu: VcpuId,
 }
 
 impl Tbs {
     pub fn new(ram: &Arc<RamList>) -> Self {
-        Tbs { ram: ram.clone(), tbs: Vec::new(), heard: Vec::new(), before_mmio: 0 }
+        Tbs {
+            ram: ram.clone(),
+            tbs: Vec::new(),
+            heard: Vec::new(),
+            before_mmio: 0,
+            unmapped: Vec::new(),
+            vcpu: VcpuId::default(),
+        }
     }
 
     /// Translates `len` bytes at `at`: announce, arm, remember.
     pub fn translate(&mut self, mmu: &mut SoftMmu, at: u64, len: u64) {
+        self.vcpu = mmu.port().id();
         for (page, lines) in pages(at, len) {
-            mmu.announce_code(page, lines);
+            let _ = mmu.announce_code(page, lines);
         }
         self.tbs.push((at, len));
     }
@@ -58,7 +68,7 @@ impl CodeInvalidator for Tbs {
         let dead: Vec<_> = self.tbs.iter().copied().filter(|&(a, l)| a < end && at < a + l).collect();
         self.tbs.retain(|tb| !dead.contains(tb));
         for (page, _) in dead.iter().flat_map(|&(a, l)| pages(a, l)) {
-            code.set_lines(&self.ram, page, self.lines_on(page), &pin());
+            code.set_lines(self.ram.dirty(), page, self.lines_on(page), self.vcpu, &pin());
         }
         dead.len()
     }
@@ -67,6 +77,9 @@ impl CodeInvalidator for Tbs {
 impl Hooks for Tbs {
     fn before_mmio(&mut self) {
         self.before_mmio += 1;
+    }
+    fn unmapped(&mut self, start: GuestPhys, last: GuestPhys, ram: RamAddr) {
+        self.unmapped.push((start.get(), last.get(), ram.get()));
     }
 }
 
@@ -137,7 +150,7 @@ impl Vm {
     pub fn track(&self, page: PageIndex, client: DirtyClient) -> bool {
         let was = self.ram.dirty().test_and_clear(page, client, &pin());
         let range = notdirty_core::PageRange::of_page(page);
-        self.space.vcpus().post_all(notdirty_softmmu::Request::Rearm(range));
+        let _ = self.space.vcpus().post_all(notdirty_softmmu::Request::Rearm(range));
         was
     }
     pub fn is_set(&self, page: PageIndex, client: DirtyClient) -> bool {

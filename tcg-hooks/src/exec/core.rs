@@ -8,7 +8,7 @@ use crate::riscv::trap::{self, Trap};
 use crate::tb::TbCache;
 use crate::trace::{TraceMask, TraceSink};
 use notdirty_core::RamAddr;
-use notdirty_softmmu::{CodeInvalidator, CodePages, Hooks, SoftMmu};
+use notdirty_softmmu::{CodeInvalidator, CodePages, GuestPhys, Hooks, SoftMmu};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
@@ -171,5 +171,17 @@ impl CodeInvalidator for StoreHooks<'_> {
 impl Hooks for StoreHooks<'_> {
     fn before_mmio(&mut self) {
         self.clock.publish(self.ctx.cpu.retired);
+    }
+
+    fn unmapped(&mut self, start: GuestPhys, last: GuestPhys, ram: RamAddr) {
+        if let Some(tbs) = &mut self.tbs {
+            tbs.unmapped(self.ctx, start.get(), last.get(), ram);
+        }
+    }
+
+    fn flushed(&mut self) {
+        if let Some(tbs) = &mut self.tbs {
+            tbs.clear(self.ctx);
+        }
     }
 }

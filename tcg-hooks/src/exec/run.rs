@@ -118,12 +118,14 @@ impl Vcpu {
         }
         let bytes = if cfg.tb_cache_bytes == 0 { 64 << 20 } else { cfg.tb_cache_bytes };
         let mut tbs = match cfg.engine {
-            EngineKind::Jit => Some(TbCache::new(space, bytes, flags, flat, execute_site)?),
+            EngineKind::Jit => Some(TbCache::new(space, mmu.port().id(), bytes, flags, flat, execute_site)?),
             EngineKind::Interp => None,
         };
         if let (Some(tbs), true) = (&mut tbs, mask.has(TraceMask::TB)) {
             tbs.deaths = Some(Vec::new());
         }
+        // Until it runs.
+        mmu.park();
         let ctx = mmu.prefix().cast::<Context>();
         // SAFETY: the prefix has PREFIX bytes, 64-byte aligned, zeroed (a valid `Context` but for `cpu`, whose fields
         // are plain integers), and is ours.
@@ -131,6 +133,8 @@ impl Vcpu {
             let ctx = &mut *ctx.as_ptr();
             ctx.cpu = CpuState::new(cfg.hart_id, cfg.entry);
             ctx.forget_jumps();
+            ctx.kick = mmu.port().kick_address();
+            ctx.fence_i_slow = u32::from(cfg.icache == ICache::FenceI);
         }
         Ok(Vcpu {
             ctx,
@@ -223,16 +227,13 @@ impl Vcpu {
         let (mmu, mut hooks) = core.split(ctx);
         let report = mmu.serve(&mut hooks);
         core.stale = stale;
-        if report.flushed
-            && let Some(tbs) = &mut core.tbs
-        {
-            tbs.clear(ctx);
-        }
         report.killed as usize
     }
 
-    /// Runs until a limit, a stop, or for ever.
+    /// Runs until a limit, a stop, or for ever. Between runs the vCPU is parked: nobody waits for it.
     pub fn run(&mut self, limits: &RunLimits) -> VcpuExit {
+        // Parks again however this ends. What was posted meanwhile is served first of all, below.
+        let _running = self.core.mmu.running();
         loop {
             if self.port().kicked() {
                 self.serve();

@@ -8,7 +8,7 @@ use crate::riscv::trap::{self, Trap};
 
 pub(super) fn execute(cpu: &mut CpuState, env: &CsrEnv, insn: &Insn, next: u64) -> Step {
     match insn.op {
-        // One hart runs its accesses in order; the order that other harts see is the softmmu's (host atomics).
+        // What other harts see is the host's order of plain loads and stores; a full fence whatever the bits are.
         Op::Fence => {
             std::sync::atomic::fence(std::sync::atomic::Ordering::SeqCst);
             retire(cpu, next, Step::Next)

@@ -42,6 +42,14 @@ impl Insn {
         self.imm as i64 as u64
     }
 
+    /// Of a `fence`: must stores before it be visible before loads after it are done? The rest of what a fence may ask
+    /// for, a host with total store order gives anyway; `fence.tso` does not ask for this.
+    pub const fn orders_stores_before_loads(&self) -> bool {
+        // fm, then i, o, r, w of the predecessors, then of the successors.
+        let (fm, w, r) = (self.imm >> 8 & 0xf, self.imm >> 4 & 1, self.imm >> 1 & 1);
+        fm != 8 && w != 0 && r != 0
+    }
+
     /// Where a branch or `jal` at `pc` goes when it is taken.
     #[inline]
     pub const fn target(&self, pc: u64) -> u64 {
@@ -221,6 +229,14 @@ mod tests {
             s ^= s << 17;
             (s >> 16) as u32
         })
+    }
+
+    #[test]
+    fn a_fence_that_has_stores_before_and_loads_behind_is_a_full_one() {
+        let full = |bits: u32| decode(bits).orders_stores_before_loads();
+        // rw,rw; iorw,iorw; w,r; then w,w; r,rw; rw,w; fence.tso.
+        assert!([0x0330_000f, 0x0ff0_000f, 0x0120_000f].into_iter().all(full));
+        assert!(![0x0110_000f, 0x0230_000f, 0x0310_000f, 0x8330_000f].into_iter().any(full));
     }
 
     #[test]

@@ -11,7 +11,7 @@ use crate::jit::x86_64::{Emitter, LOCAL_BITS};
 use crate::tier0::Heat;
 use hashbrown::HashMap;
 use notdirty_core::PageIndex;
-use notdirty_softmmu::{AddressSpace, lines_of};
+use notdirty_softmmu::{AddressSpace, VcpuId, lines_of};
 use std::io;
 use std::sync::Arc;
 use std::time::Duration;
@@ -50,6 +50,8 @@ pub struct TbStats {
 /// All TBs of one vCPU (TB-1).
 pub(crate) struct TbCache {
     pub(super) space: Arc<AddressSpace>,
+    /// Whose they are.
+    pub(super) vcpu: VcpuId,
     pub(super) code: CodeCache,
     pub(crate) thunks: Thunks,
     pub(super) emitter: Emitter,
@@ -73,6 +75,7 @@ pub(crate) struct TbCache {
 impl TbCache {
     pub(crate) fn new(
         space: &Arc<AddressSpace>,
+        vcpu: VcpuId,
         bytes: usize,
         flags: JitFlags,
         flat_addend: u64,
@@ -83,6 +86,7 @@ impl TbCache {
         let chunks = code.chunks();
         Ok(TbCache {
             space: space.clone(),
+            vcpu,
             code,
             thunks,
             emitter: Emitter::new(flags, thunks, flat_addend),

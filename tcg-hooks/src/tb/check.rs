@@ -3,7 +3,8 @@
 //! ```text
 //!   live TBs ─┬─ by key            each found by its key, no key names another
 //!             ├─ numbers           every number is a live TB's or free, none is both
-//!             ├─ pages             the lists are what the TBs' spans say; the line masks are their union (CODE-1);
+//!             ├─ pages             the lists are what the TBs' spans say; the vCPU's lines are their union, the masks have
+//!             │                    them all (CODE-1);
 //!             │                    the CODE bit is clear exactly where the mask is not empty
 //!             ├─ TLB               no entry of a page with code lets a store through in silence
 //!             ├─ exits             each jump goes where it is linked to, or to its own stub; incoming lists match (CHAIN-1)
@@ -127,8 +128,11 @@ impl TbCache {
         for block in space.ram().blocks(&guard) {
             for page in block.pages().iter() {
                 let mask = space.code().page(page).map_or(0, |p| p.mask.load(Ordering::SeqCst));
+                let own = space.code().lines_of_vcpu(page, self.vcpu);
                 let union = want.get(&page).map_or(0, |list| list.iter().fold(0, |m, e| m | e.1));
-                ensure!(mask == union, "{page:?} has the line mask {mask:#x}, its TBs are on {union:#x}");
+                ensure!(own == union, "{page:?} has the line mask {own:#x}, its TBs are on {union:#x}");
+                // Other vCPUs may have lines there too.
+                ensure!(own & !mask == 0, "{page:?} has the line mask {mask:#x}, without all of {own:#x}");
                 let clear = !dirty.test(page, DirtyClient::CODE, &guard);
                 ensure!(
                     clear == (mask != 0),
@@ -319,7 +323,7 @@ mod tests {
             let _ = mmu.store(&mut NoHooks, MmuIdx::M, GuestVirt::new(ALIAS + 0x800), MemSize::B8, 7).unwrap();
             // One basic block each, or A would swallow the rest.
             let flags = JitFlags { regions: false, ..JitFlags::default() };
-            let tbs = TbCache::new(&space, 1, flags, 0, execute_site).unwrap();
+            let tbs = TbCache::new(&space, mmu.port().id(), 1, flags, 0, execute_site).unwrap();
             let none = Found { id: 0, entry: 0 };
             let mut world = World { mmu, tbs, a: none, b: none, c: none };
             world.ctx().forget_jumps();
@@ -426,7 +430,7 @@ mod tests {
         caught("without any TB", |w| w.tbs.pages.add(PageIndex::new(w.page().get() + 2), 0, 1));
         caught("has the line mask", |w| {
             let page = w.page();
-            w.tbs.space.code().page_or_insert(page).mask.fetch_or(1 << 40, Ordering::SeqCst);
+            w.tbs.space.code().page_or_insert(page).mask.fetch_and(!1, Ordering::SeqCst);
         });
         caught("has the line mask", |w| {
             // Announced, and never taken back.
@@ -446,10 +450,10 @@ mod tests {
                 let (page, guard) = (w.page(), pin());
                 let (code, ram) = (w.tbs.space.code(), w.tbs.space.ram());
                 let mask = code.page(page).unwrap().mask.load(Ordering::SeqCst);
-                code.set_lines(ram, page, 0, &guard);
+                code.set_lines(ram.dirty(), page, 0, w.tbs.vcpu, &guard);
                 // Nobody listens: the entry becomes fast. Then the lines are back, and nobody armed it.
                 w.store(base + 0x800);
-                w.tbs.space.code().set_lines(w.tbs.space.ram(), page, mask, &guard);
+                w.tbs.space.code().set_lines(w.tbs.space.ram().dirty(), page, mask, w.tbs.vcpu, &guard);
             });
         }
     }

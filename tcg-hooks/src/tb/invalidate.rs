@@ -60,7 +60,7 @@ impl TbCache {
         let guard = pin();
         for page in [Some(tb.pages.0), tb.pages.1].into_iter().flatten() {
             let left = self.pages.remove(page, id);
-            self.space.code().set_lines(self.space.ram(), page, left, &guard);
+            self.space.code().set_lines(self.space.ram().dirty(), page, left, self.vcpu, &guard);
         }
         self.code.release(tb.code.0, tb.code.1 as usize);
         // Off its chunk's list; the last one takes its place. A list that kept the dead would grow for ever where one
@@ -90,6 +90,34 @@ impl TbCache {
         }
         self.code.restart_chunk();
         self.stats.longest_reclaim = self.stats.longest_reclaim.max(start.elapsed());
+    }
+
+    /// The guest pages of `[first, last]` were RAM from `ram` on, and are no more: drops every TB with a guest address
+    /// there, be it its second page only (CHAIN-1, RAM-1). An alias of the same RAM keeps its own.
+    pub(crate) fn unmapped(&mut self, ctx: &mut Context, first: u64, last: u64, ram: RamAddr) {
+        let from = ram.page().get();
+        let end = from + ((last - first) / PAGE_SIZE + 1);
+        // By pages, or by those that hold code, whichever are fewer.
+        let pages: Vec<PageIndex> = if end - from <= self.pages.len() as u64 {
+            (from..end).map(PageIndex::new).filter(|page| self.pages.has(*page)).collect()
+        } else {
+            self.pages.all().filter(|page| (from..end).contains(&page.get())).collect()
+        };
+        for page in pages {
+            for id in self.pages.on(page, u64::MAX) {
+                let here = |pc: u64| (first..=last).contains(&pc);
+                let gone = self.get(id).is_some_and(|tb| {
+                    let start = tb.key.pc & !(PAGE_SIZE - 1);
+                    here(start) || tb.pages.1.is_some() && here(start.wrapping_add(PAGE_SIZE))
+                });
+                if gone {
+                    self.kill(id, ctx);
+                    self.stats.evicted += 1;
+                }
+            }
+        }
+        #[cfg(any(test, feature = "testkit"))]
+        self.checkpoint(ctx, "an unmapping");
     }
 
     /// Drops every TB: the memory map changed, and with it what any pc means.

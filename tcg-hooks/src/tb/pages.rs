@@ -31,6 +31,21 @@ impl CodeMap {
         self.pages.iter().map(|(page, list)| (*page, list.as_slice()))
     }
 
+    /// Pages with TBs.
+    pub(crate) fn len(&self) -> usize {
+        self.pages.len()
+    }
+
+    /// Has the page TBs?
+    pub(crate) fn has(&self, page: PageIndex) -> bool {
+        self.pages.contains_key(&page)
+    }
+
+    /// The pages with TBs.
+    pub(crate) fn all(&self) -> impl Iterator<Item = PageIndex> {
+        self.pages.keys().copied()
+    }
+
     /// The TBs of a page that have code on any of `lines`.
     pub(crate) fn on(&self, page: PageIndex, lines: u64) -> SmallVec<[TbId; 8]> {
         let list = self.pages.get(&page).map_or(&[][..], |l| l.as_slice());
