@@ -20,8 +20,8 @@
 //! bit. On x86-64 this is free: RMWs are full barriers, and a SeqCst load is a plain one. So a take costs a RMW per
 //! word that was dirty and one per 64 lines, and reads no line that was clean.
 //!
-//! A scan of the summary reads 64 KiB for 1 TiB of RAM, some microseconds; a second summary above it would not pay.
-//! What costs is the miss of each dirty line, so a taker asks for some lines ahead.
+//! A scan of the summary reads 64 KiB for 1 TiB of RAM; a second summary above it would be mostly ones as soon as it
+//! could save anything. What costs is the miss of each dirty line, so a taker asks for some lines ahead.
 //!
 //! Checked by tests/loom.rs, where each of these orders is also tried the wrong way round.
 
@@ -35,7 +35,7 @@ const LINES: usize = BLOCK_WORDS / SUMMARY_WORDS;
 const SUMMARY: usize = LINES.div_ceil(64);
 const LINE_PAGES: usize = SUMMARY_WORDS * 64;
 /// Lines that a taker asks for ahead: about as many misses as a core has under way at once.
-const AHEAD: usize = 8;
+const AHEAD: usize = 24;
 
 /// The bits of one client for 2 Mi pages.
 #[repr(C, align(64))]
@@ -141,8 +141,8 @@ impl DirtyBlock {
         self.words[bit / 64].fetch_and(!mask, Ordering::SeqCst) & mask != 0
     }
 
-    /// Clears `bits`; `sink` gets the index of each word that had some, and those it had.
-    pub(super) fn take(&self, bits: Range<usize>, mut sink: impl FnMut(usize, u64)) {
+    /// Clears `bits`; `sink` gets the words that had some: the index of the first, how many, and what each of them had.
+    pub(super) fn take(&self, bits: Range<usize>, mut sink: impl FnMut(usize, usize, u64)) {
         let lines = bits.start.div_ceil(LINE_PAGES)..bits.end / LINE_PAGES;
         if lines.is_empty() {
             return self.take_part(bits, &mut sink);
@@ -154,18 +154,22 @@ impl DirtyBlock {
 
     /// Parts of at most two lines. Their summary bits stay, so a word that looks zero can be left alone: whoever is
     /// about to mark it leaves it to be found.
-    fn take_part(&self, bits: Range<usize>, sink: &mut impl FnMut(usize, u64)) {
+    fn take_part(&self, bits: Range<usize>, sink: &mut impl FnMut(usize, usize, u64)) {
         for (w, mask) in words_of(bits) {
             if self.words[w].load(Ordering::SeqCst) & mask != 0 {
                 let had = self.words[w].fetch_and(!mask, Ordering::SeqCst) & mask;
                 if had != 0 {
-                    sink(w, had);
+                    sink(w, 1, had);
                 }
             }
         }
     }
 
-    fn take_lines(&self, lines: Range<usize>, sink: &mut impl FnMut(usize, u64)) {
+    fn take_lines(&self, lines: Range<usize>, sink: &mut impl FnMut(usize, usize, u64)) {
+        if lines.len() > 64 * SUMMARY_WORDS {
+            // The first word of each of its cache lines; a scan alone is too quick for the hardware to run ahead of it.
+            self.summary[lines.start / 64..lines.end / 64].iter().step_by(8).for_each(prefetch);
+        }
         let mut open = OpenLines { block: self, lines: [0; AHEAD], first: 0, end: 0 };
         for (s, mask) in words_of(lines) {
             if self.summary[s].load(Ordering::SeqCst) & mask == 0 {
@@ -195,6 +199,19 @@ impl DirtyBlock {
     }
 }
 
+/// Asks for the cache line of `word`.
+#[inline]
+fn prefetch(word: &AtomicU64) {
+    #[cfg(all(target_arch = "x86_64", not(miri)))]
+    {
+        use core::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
+        // SAFETY: a hint, which accesses nothing.
+        unsafe { _mm_prefetch::<_MM_HINT_T0>((&raw const *word).cast()) };
+    }
+    #[cfg(not(all(target_arch = "x86_64", not(miri))))]
+    let _ = word;
+}
+
 /// Lines whose summary bits are cleared and whose words are on their way into the cache. Dropped on unwinding, it puts
 /// the bits back, so a sink that panics loses no more than what it was given.
 struct OpenLines<'b> {
@@ -211,28 +228,30 @@ impl OpenLines<'_> {
     }
 
     fn push(&mut self, line: usize) {
-        let at = &raw const self.block.words[line * SUMMARY_WORDS];
-        #[cfg(all(target_arch = "x86_64", not(miri)))]
-        // SAFETY: a prefetch is a hint and accesses nothing.
-        unsafe {
-            core::arch::x86_64::_mm_prefetch::<{ core::arch::x86_64::_MM_HINT_T0 }>(at.cast())
-        };
-        #[cfg(not(all(target_arch = "x86_64", not(miri))))]
-        let _ = at;
+        prefetch(&self.block.words[line * SUMMARY_WORDS]);
         self.lines[self.end % AHEAD] = line as u32;
         self.end += 1;
     }
 
-    fn take_first(&mut self, sink: &mut impl FnMut(usize, u64)) {
+    fn take_first(&mut self, sink: &mut impl FnMut(usize, usize, u64)) {
         let line = self.lines[self.first % AHEAD] as usize;
-        for w in line * SUMMARY_WORDS..(line + 1) * SUMMARY_WORDS {
+        let words = line * SUMMARY_WORDS..(line + 1) * SUMMARY_WORDS;
+        // A run at a time: a plain store between two exchanges makes the second one wait for it.
+        let (mut start, mut run) = (words.start, 0);
+        for w in words.clone() {
             let word = &self.block.words[w];
-            if word.load(Ordering::SeqCst) != 0 {
-                let had = word.swap(0, Ordering::SeqCst);
-                if had != 0 {
-                    sink(w, had);
+            let had = if word.load(Ordering::SeqCst) == 0 { 0 } else { word.swap(0, Ordering::SeqCst) };
+            if had != run {
+                if run != 0 {
+                    let rest = PutBack { word, bits: had };
+                    sink(start, w - start, run);
+                    core::mem::forget(rest);
                 }
+                (start, run) = (w, had);
             }
+        }
+        if run != 0 {
+            sink(start, words.end - start, run);
         }
         self.first += 1;
     }
@@ -247,7 +266,7 @@ impl Drop for OpenLines<'_> {
     }
 }
 
-/// Summary bits that are set again when this drops, which is on unwinding only.
+/// Bits that are set again when this drops, which is on unwinding only.
 struct PutBack<'b> {
     word: &'b AtomicU64,
     bits: u64,

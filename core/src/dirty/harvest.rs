@@ -30,6 +30,9 @@ pub trait DirtyListener: Send + Sync {
     fn rearm(&self, pages: &[PageRange], timeout: Option<Duration>) -> Result<(), NotServed>;
 }
 
+/// Ranges that one re-arm names at most. To ask a vCPU to look at an entry once more than needed is harmless.
+pub(super) const MAX_RANGES: usize = 1024;
+
 /// A vCPU has not answered in time. The pages may be written unheard until it does.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, thiserror::Error)]
 #[error("a vCPU has not re-armed its pages within {waited:?}")]
@@ -73,8 +76,7 @@ impl<'d> Harvest<'d> {
     /// The second step of HARVEST-1. A harvest of nothing asks nobody.
     pub(super) fn rearmed(self, listener: &dyn DirtyListener, timeout: Option<Duration>) -> Result<Self, NotServed> {
         if !self.pages.is_empty() {
-            let ranges: Vec<_> = self.pages.ranges().collect();
-            listener.rearm(&ranges, timeout)?;
+            listener.rearm(&self.pages.cover(MAX_RANGES), timeout)?;
         }
         Ok(self)
     }
@@ -144,7 +146,7 @@ impl DirtyMemory {
         if client != DirtyClient::CODE {
             let guard = pin();
             for range in sorted(ranges) {
-                self.test_and_clear_range(range, client, &guard, |first, bits| harvest.pages.push(first, bits));
+                self.take(range, client, &guard, &mut harvest.pages);
             }
         } // SAFE-1: no guard while it waits
         harvest.rearmed(listener, timeout)

@@ -23,7 +23,7 @@
 //!
 //! Locks: the registry before `users` before a `Pending`; none of them while waiting for vCPUs (SAFE-1).
 
-use super::harvest::{DirtyListener, Harvest, NotServed};
+use super::harvest::{DirtyListener, Harvest, MAX_RANGES, NotServed};
 use super::{ClientMask, DirtyClient, DirtyMemory, OwnedClient, PageSet};
 use crate::addr::{PageRange, RamAddr};
 use crate::ram::{RamBlock, RamList};
@@ -227,7 +227,7 @@ impl DirtyLog {
                     source.start(dirty, client);
                 }
                 for (range, _) in log.regions(&guard) {
-                    dirty.test_and_clear_range(range, client, &guard, |first, bits| armed.push(first, bits));
+                    dirty.take(range, client, &guard, &mut armed);
                 }
                 logs.push(Arc::downgrade(&log));
                 log
@@ -239,8 +239,7 @@ impl DirtyLog {
         drop(guard);
         let new = Self { log, user };
         if !armed.is_empty() {
-            let ranges: Vec<_> = armed.ranges().collect();
-            new.log.listener.rearm(&ranges, timeout)?; // `new` drops, and with it perhaps the log
+            new.log.listener.rearm(&armed.cover(MAX_RANGES), timeout)?; // `new` drops, and with it perhaps the log
         }
         new.log.armed.store(true, Ordering::Release);
         Ok(new)
@@ -325,7 +324,7 @@ impl Log {
         match &self.backend {
             Backend::Bitmap => {
                 for range in ranges {
-                    dirty.test_and_clear_range(*range, self.client, guard, |first, bits| pages.push(first, bits));
+                    dirty.take(*range, self.client, guard, &mut pages);
                 }
                 pages
             }

@@ -166,26 +166,42 @@ impl DirtyMemory {
         mut sink: impl FnMut(PageIndex, u64),
     ) -> u64 {
         let mut taken = 0;
+        self.take_runs(range, client, guard, |first, words, bits| {
+            taken += words * u64::from(bits.count_ones());
+            (0..words).for_each(|n| sink(PageIndex::new(first.get() + n * 64), bits));
+        });
+        taken
+    }
+
+    /// Takes every bit in `range` and adds it to `pages`.
+    pub fn take(&self, range: PageRange, client: DirtyClient, guard: &Guard, pages: &mut PageSet) {
+        self.take_runs(range, client, guard, |first, words, bits| pages.push_words(first, words, bits));
+    }
+
+    /// `sink` gets the page of a word's bit 0, how many words there are like it, and their bits.
+    fn take_runs(
+        &self,
+        range: PageRange,
+        client: DirtyClient,
+        guard: &Guard,
+        mut sink: impl FnMut(PageIndex, u64, u64),
+    ) {
         if range.is_empty() {
-            return taken;
+            return;
         }
         for (first, row, pages) in self.blocks.rows(range, guard) {
             let Some(block) = self.blocks.block_or_install(row, client) else {
                 break; // the client is gone, and whatever is marked now is another's
             };
-            block.take(pages, |word, bits| {
-                taken += u64::from(bits.count_ones());
-                sink(PageIndex::new(first + word as u64 * 64), bits);
-            });
+            block.take(pages, |word, words, bits| sink(PageIndex::new(first + word as u64 * 64), words as u64, bits));
         }
         fence(Ordering::SeqCst);
-        taken
     }
 
     /// As `test_and_clear_range`, into an object of its own.
     pub fn snapshot_and_clear(&self, range: PageRange, client: DirtyClient, guard: &Guard) -> Snapshot {
         let mut pages = PageSet::new();
-        self.test_and_clear_range(range, client, guard, |first, bits| pages.push(first, bits));
+        self.take(range, client, guard, &mut pages);
         Snapshot { range, pages }
     }
 

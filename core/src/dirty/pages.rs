@@ -16,29 +16,28 @@ use core::fmt;
 pub struct PageSet {
     /// By rising `first`; no two touch the same word.
     runs: Vec<Run>,
-    count: u64,
 }
 
-/// `words` words in a row, each with the same bits, which are not zero.
-#[derive(Clone, Copy, PartialEq, Eq)]
+/// Words in a row, each with the same bits, which are not zero.
+#[derive(Clone, Copy)]
 struct Run {
-    /// The page of the first word's bit 0, a multiple of 64.
+    /// The words' numbers: the page of bit 0, divided by 64.
     first: u64,
-    words: u64,
+    end: u64,
     bits: u64,
 }
 
 impl Run {
-    /// The page after the last word.
-    fn end(&self) -> u64 {
-        self.first.saturating_add(self.words.saturating_mul(64))
+    fn range(&self) -> PageRange {
+        let page = |word: u64| PageIndex::new(word.saturating_mul(64));
+        PageRange { start: page(self.first), end: page(self.end) }
     }
 }
 
 impl PageSet {
     /// The empty set.
     pub const fn new() -> Self {
-        Self { runs: Vec::new(), count: 0 }
+        Self { runs: Vec::new() }
     }
 
     /// The set of these words, in any order and as often as they like. A word is the page of its bit 0, which is
@@ -50,26 +49,23 @@ impl PageSet {
         set
     }
 
-    /// Adds a word. Cheap behind or at the last one that is in it; before that, the set is made anew.
+    /// Adds a word. Cheap behind the last one that is in it, or at it; before that, the set is made anew.
     pub fn push(&mut self, first: PageIndex, bits: u64) {
-        let first = first.get() & !63;
-        if bits == 0 {
-            return;
-        }
+        self.push_words(first, 1, bits);
+    }
+
+    /// Adds `words` words in a row with the same bits.
+    pub fn push_words(&mut self, first: PageIndex, words: u64, bits: u64) {
+        let first = first.get() / 64;
+        self.push_run(Run { first, end: first.saturating_add(words).min(u64::MAX / 64 + 1), bits });
+    }
+
+    fn push_run(&mut self, run: Run) {
         match self.runs.last_mut() {
-            Some(last) if first > last.first.wrapping_add((last.words - 1) * 64) => {
-                self.count += u64::from(bits.count_ones());
-                if last.end() == first && last.bits == bits {
-                    last.words += 1;
-                } else {
-                    self.runs.push(Run { first, words: 1, bits });
-                }
-            }
-            Some(_) => self.merge(&Self { runs: vec![Run { first, words: 1, bits }], count: bits.count_ones().into() }),
-            None => {
-                self.count = bits.count_ones().into();
-                self.runs.push(Run { first, words: 1, bits });
-            }
+            _ if run.bits == 0 || run.first >= run.end => {}
+            Some(last) if last.end == run.first && last.bits == run.bits => last.end = run.end,
+            Some(last) if last.end > run.first => self.merge(&Self { runs: vec![run] }),
+            _ => self.runs.push(run),
         }
     }
 
@@ -78,26 +74,19 @@ impl PageSet {
         if range.is_empty() {
             return;
         }
-        let (start, end) = (range.start.get(), range.end.get());
-        let (first, last) = (start & !63, (end - 1) & !63);
-        let (head, tail) = (!0 << (start % 64), !0 >> (63 - (end - 1) % 64));
+        let (start, last) = (range.start.get(), range.end.get() - 1);
+        let (head, tail) = (!0 << (start % 64), !0 >> (63 - last % 64));
         let mut new = Self::new();
-        if first == last {
+        if start / 64 == last / 64 {
             new.push(range.start, head & tail);
         } else {
             new.push(range.start, head);
-            if let words @ 1.. = (last - first) / 64 - 1 {
-                new.runs.push(Run { first: first + 64, words, bits: !0 });
-                new.count += words * 64;
-            }
+            new.push_run(Run { first: start / 64 + 1, end: last / 64, bits: !0 });
             new.push(PageIndex::new(last), tail);
         }
         match self.runs.last() {
-            Some(run) if run.end() > first => self.merge(&new),
-            _ => {
-                self.count += new.count;
-                self.runs.append(&mut new.runs);
-            }
+            Some(run) if run.end > start / 64 => self.merge(&new),
+            _ => new.runs.into_iter().for_each(|run| self.push_run(run)),
         }
     }
 
@@ -150,41 +139,74 @@ impl PageSet {
 
     /// How many pages.
     pub fn count(&self) -> u64 {
-        self.count
+        self.runs.iter().map(|run| (run.end - run.first) * u64::from(run.bits.count_ones())).sum()
     }
 
     /// Whether there is none.
     pub fn is_empty(&self) -> bool {
-        self.count == 0
+        self.runs.is_empty()
     }
 
     /// Whether `page` is one of them.
     pub fn contains(&self, page: PageIndex) -> bool {
-        let n = self.runs.partition_point(|run| run.first <= page.get());
-        let Some(run) = n.checked_sub(1).map(|n| self.runs[n]) else { return false };
-        page.get() < run.end() && run.bits >> (page.get() % 64) & 1 != 0
+        let word = page.get() / 64;
+        let n = self.runs.partition_point(|run| run.end <= word);
+        self.runs.get(n).is_some_and(|run| run.first <= word && run.bits >> (page.get() % 64) & 1 != 0)
     }
 
     /// The words that have some, by rising page: the page of bit 0, and the bits.
     pub fn words(&self) -> impl Iterator<Item = (PageIndex, u64)> + '_ {
         let words = |run: &Run| {
-            let run = *run;
-            (0..run.words).map(move |n| (PageIndex::new(run.first + n * 64), run.bits))
+            let bits = run.bits;
+            (run.first..run.end).map(move |word| (PageIndex::new(word * 64), bits))
         };
         self.runs.iter().flat_map(words)
     }
 
     /// The pages in as few ranges as they need, by rising page.
     pub fn ranges(&self) -> impl Iterator<Item = PageRange> + '_ {
-        let mut pieces = self.runs.iter().flat_map(|run| Pieces { run: *run, left: run.bits }).peekable();
-        core::iter::from_fn(move || {
-            let (start, mut end) = pieces.next()?;
-            while let Some((_, further)) = pieces.next_if(|next| next.0 == end) {
-                end = further;
-            }
-            Some(PageRange { start: PageIndex::new(start), end: PageIndex::new(end) })
-        })
+        join(self.runs.iter().flat_map(|run| Pieces { run: *run, left: run.bits }))
     }
+
+    /// At most about `most` ranges that cover all pages, and others, if it takes too many to name each: for who asks
+    /// something harmless of them.
+    pub fn cover(&self, most: usize) -> Vec<PageRange> {
+        let mut cover: Vec<_> = self.ranges().take(most + 1).collect();
+        let mut gap = 64;
+        if cover.len() > most {
+            cover.clear();
+            for range in join(self.runs.iter().map(Run::range)) {
+                match cover.last_mut() {
+                    Some(last) if range.start.get() - last.end.get() <= gap => last.end = range.end,
+                    _ => cover.push(range),
+                }
+                while cover.len() > most {
+                    // Closes the gaps up to twice as long: at the latest when all of them are, there is one range.
+                    gap *= 2;
+                    cover.dedup_by(|next, last| {
+                        let near = next.start.get() - last.end.get() <= gap;
+                        if near {
+                            last.end = next.end;
+                        }
+                        near
+                    });
+                }
+            }
+        }
+        cover
+    }
+}
+
+/// Joins ranges that touch. They rise.
+fn join(ranges: impl Iterator<Item = PageRange>) -> impl Iterator<Item = PageRange> {
+    let mut ranges = ranges.peekable();
+    core::iter::from_fn(move || {
+        let mut range = ranges.next()?;
+        while let Some(next) = ranges.next_if(|next| next.start == range.end) {
+            range.end = next.end;
+        }
+        Some(range)
+    })
 }
 
 /// The runs of ones in a run of words; words of ones are one piece.
@@ -194,35 +216,35 @@ struct Pieces {
 }
 
 impl Iterator for Pieces {
-    type Item = (u64, u64);
+    type Item = PageRange;
 
-    fn next(&mut self) -> Option<(u64, u64)> {
-        let Run { first, words, bits } = self.run;
-        if words == 0 {
+    fn next(&mut self) -> Option<PageRange> {
+        let Run { first, end, bits } = self.run;
+        if first >= end {
             return None;
         }
         if bits == !0 {
-            let end = self.run.end();
-            self.run.words = 0;
-            return Some((first, end));
+            let all = self.run.range();
+            self.run.first = end;
+            return Some(all);
         }
         let start = self.left.trailing_zeros();
         let len = (self.left >> start).trailing_ones();
         // Not 64 ones: that is the case above.
         self.left &= !(((1 << len) - 1) << start);
         if self.left == 0 {
-            self.run = Run { first: first.wrapping_add(64), words: words - 1, bits };
+            self.run.first = first + 1;
             self.left = bits;
         }
-        let start = first + u64::from(start);
-        Some((start, start.saturating_add(len.into())))
+        let start = first * 64 + u64::from(start);
+        Some(PageRange { start: PageIndex::new(start), end: PageIndex::new(start.saturating_add(len.into())) })
     }
 }
 
 /// The same pages, whatever the runs.
 impl PartialEq for PageSet {
     fn eq(&self, other: &Self) -> bool {
-        self.count == other.count && self.ranges().eq(other.ranges())
+        self.ranges().eq(other.ranges())
     }
 }
 
