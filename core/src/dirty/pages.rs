@@ -64,7 +64,12 @@ impl PageSet {
         match self.runs.last_mut() {
             _ if run.bits == 0 || run.first >= run.end => {}
             Some(last) if last.end == run.first && last.bits == run.bits => last.end = run.end,
-            Some(last) if last.end > run.first => self.merge(&Self { runs: vec![run] }),
+            Some(last) if last.end > run.first => {
+                let tail = self.runs.partition_point(|before| before.end <= run.first);
+                let mut tail = Self { runs: self.runs.split_off(tail) };
+                tail.merge(&Self { runs: vec![run] });
+                tail.runs.into_iter().for_each(|run| self.push_run(run));
+            }
             _ => self.runs.push(run),
         }
     }
@@ -76,17 +81,12 @@ impl PageSet {
         }
         let (start, last) = (range.start.get(), range.end.get() - 1);
         let (head, tail) = (!0 << (start % 64), !0 >> (63 - last % 64));
-        let mut new = Self::new();
         if start / 64 == last / 64 {
-            new.push(range.start, head & tail);
+            self.push(range.start, head & tail);
         } else {
-            new.push(range.start, head);
-            new.push_run(Run { first: start / 64 + 1, end: last / 64, bits: !0 });
-            new.push(PageIndex::new(last), tail);
-        }
-        match self.runs.last() {
-            Some(run) if run.end > start / 64 => self.merge(&new),
-            _ => new.runs.into_iter().for_each(|run| self.push_run(run)),
+            self.push(range.start, head);
+            self.push_run(Run { first: start / 64 + 1, end: last / 64, bits: !0 });
+            self.push(PageIndex::new(last), tail);
         }
     }
 
@@ -98,41 +98,43 @@ impl PageSet {
         if self.is_empty() {
             return self.clone_from(other);
         }
-        let old = core::mem::take(self);
-        let (mut a, mut b) = (old.words().peekable(), other.words().peekable());
-        loop {
-            let (first, bits) = match (a.peek().copied(), b.peek().copied()) {
-                (Some(x), Some(y)) if x.0 == y.0 => (x.0, x.1 | y.1),
-                (Some(x), Some(y)) if x.0 < y.0 => x,
-                (Some(x), None) => x,
-                (_, Some(y)) => y,
-                (None, None) => return,
-            };
-            a.next_if(|x| x.0 == first);
-            b.next_if(|y| y.0 == first);
-            self.push(first, bits);
+        let mut a = core::mem::take(&mut self.runs).into_iter().peekable();
+        let mut b = other.runs.iter().copied().peekable();
+        while let (Some(x), Some(y)) = (a.peek_mut(), b.peek_mut()) {
+            // Up to where the next of all starts and ends lies, the two are alike from word to word.
+            let first = x.first.min(y.first);
+            let (in_x, in_y) = (x.first == first, y.first == first);
+            let end = [x.end, y.end, if in_x { x.end } else { x.first }, if in_y { y.end } else { y.first }];
+            let end = end.into_iter().min().unwrap_or(first);
+            let bits = if in_x { x.bits } else { 0 } | if in_y { y.bits } else { 0 };
+            x.first = if in_x { end } else { x.first };
+            y.first = if in_y { end } else { y.first };
+            self.push_run(Run { first, end, bits });
+            a.next_if(|x| x.first == x.end);
+            b.next_if(|y| y.first == y.end);
         }
+        a.chain(b).for_each(|run| self.push_run(run));
     }
 
     /// The pages that also lie in one of `ranges`, which rise and do not overlap.
     pub fn within(&self, ranges: &[PageRange]) -> Self {
         let mut set = Self::new();
-        let mut ranges = ranges.iter().copied().filter(|r| !r.is_empty()).peekable();
-        for (first, bits) in self.words() {
-            let end = first.get().saturating_add(64);
-            while ranges.next_if(|r| r.end <= first).is_some() {}
-            let mut kept = 0;
-            // A range may end inside of this word, and the next one begin there.
-            while let Some(range) = ranges.peek().filter(|r| r.start.get() < end) {
-                let from = range.start.get().max(first.get()) - first.get();
-                let to = range.end.get().min(end) - first.get();
-                kept |= bits & (!0 >> (64 - (to - from)) << from);
-                if range.end.get() > end {
-                    break;
+        for range in ranges.iter().filter(|range| !range.is_empty()) {
+            let (start, last) = (range.start.get(), range.end.get() - 1);
+            let from = self.runs.partition_point(|run| run.end <= start / 64);
+            for run in self.runs[from..].iter().take_while(|run| run.first <= last / 64) {
+                let (first, end) = (run.first.max(start / 64), run.end.min(last / 64 + 1));
+                // The first and the last word may be cut, and be the same.
+                let head = if first == start / 64 { !0 << (start % 64) } else { !0 };
+                let tail = if end == last / 64 + 1 { !0 >> (63 - last % 64) } else { !0 };
+                if end - first == 1 {
+                    set.push_run(Run { first, end, bits: run.bits & head & tail });
+                } else {
+                    set.push_run(Run { first, end: first + 1, bits: run.bits & head });
+                    set.push_run(Run { first: first + 1, end: end - 1, bits: run.bits });
+                    set.push_run(Run { first: end - 1, end, bits: run.bits & tail });
                 }
-                ranges.next();
             }
-            set.push(first, kept);
         }
         set
     }

@@ -1,0 +1,368 @@
+//! Every operation of the dirty memory against something too simple to be wrong.
+//!
+//! The model is a vector of cells. A cell is one page, or one of the long stretches between the windows that the
+//! operations begin and end in: such a stretch is always set or cleared as a whole, so one bool tells of it, too.
+//!
+//! ```text
+//!   page 0        2 Mi − 700 … 2 Mi + 700            10 Mi − 700 … 10 Mi + 700        18 Mi ± 700
+//!        └─ cell ─┘└───── cells of a page ──────┘└──────── one cell ───────┘ …          = 72 GiB of RAM, nine blocks
+//! ```
+#![cfg(not(loom))]
+
+use notdirty_core::{ClientMask, DirtyClient, DirtyMemory, NoVcpus, OwnedClient, PageIndex, PageRange, PageSet, pin};
+use proptest::prelude::*;
+use std::sync::Arc;
+
+/// Pages of one dirty block.
+const BLOCK: u64 = 256 * 1024 * 8;
+/// A window has a border of two blocks in its middle.
+const HALF: u64 = 700;
+const BORDERS: [u64; 3] = [1, 5, 9];
+/// Pages in the windows, by which operations name theirs.
+const NAMED: u64 = BORDERS.len() as u64 * 2 * HALF;
+const CLIENTS: usize = 8;
+
+fn real(named: u64) -> u64 {
+    let window = (named / (2 * HALF)).min(BORDERS.len() as u64 - 1);
+    BORDERS[window as usize] * BLOCK - HALF + (named - window * 2 * HALF)
+}
+
+/// One operation; pages are named ones, clients are numbers of columns or of owned clients.
+#[derive(Clone, Debug)]
+enum Op {
+    Set(u64, u64, u8),
+    SetNew(u64, u64, u8),
+    TakeRange(u64, u64, usize),
+    Take(u64, u64, usize),
+    TakePage(u64, usize),
+    Snapshot(u64, u64, usize),
+    Harvest(Vec<(u64, u64)>, usize, bool),
+    Test(u64, usize),
+    Next(u64, u64, usize),
+    Listening(u64),
+    Grow(u64),
+    Add,
+    Drop(usize),
+}
+
+/// A page, often one at an edge of a word, a summary line or a block.
+fn a_page() -> impl Strategy<Value = u64> {
+    let near = |step: u64| {
+        (0..BORDERS.len() as u64, 0..2 * HALF / step + 1, 0..3u64).prop_map(move |(window, n, d)| {
+            let start = BORDERS[window as usize] * BLOCK - HALF;
+            let at = (start.next_multiple_of(step) + n * step + d - 1 - start).min(2 * HALF - 1);
+            window * 2 * HALF + at
+        })
+    };
+    prop_oneof![0..NAMED, near(64), near(512), near(BLOCK)]
+}
+
+/// Two pages: any, or near each other.
+fn a_range() -> impl Strategy<Value = (u64, u64)> {
+    let end = prop_oneof![a_page().prop_map(Some), Just(Some(NAMED)), Just(None), Just(None)];
+    (a_page(), end, 0..1100u64).prop_map(|(a, b, near)| {
+        let b = b.unwrap_or((a + near).min(NAMED));
+        (a.min(b), a.max(b))
+    })
+}
+
+fn an_op() -> impl Strategy<Value = Op> {
+    let client = || 0..CLIENTS;
+    prop_oneof![
+        3 => (a_range(), any::<u8>()).prop_map(|((a, b), m)| Op::Set(a, b, m)),
+        2 => (a_range(), any::<u8>()).prop_map(|((a, b), m)| Op::SetNew(a, b, m)),
+        2 => (a_range(), client()).prop_map(|((a, b), c)| Op::TakeRange(a, b, c)),
+        3 => (a_range(), client()).prop_map(|((a, b), c)| Op::Take(a, b, c)),
+        2 => (a_page(), client()).prop_map(|(p, c)| Op::TakePage(p, c)),
+        2 => (a_range(), client()).prop_map(|((a, b), c)| Op::Snapshot(a, b, c)),
+        2 => (prop::collection::vec(a_range(), 0..4), client(), any::<bool>()).prop_map(|(r, c, keep)| Op::Harvest(r, c, keep)),
+        1 => (a_page(), client()).prop_map(|(p, c)| Op::Test(p, c)),
+        2 => (a_range(), client()).prop_map(|((a, b), c)| Op::Next(a, b, c)),
+        1 => a_page().prop_map(Op::Listening),
+        1 => (0..12 * BLOCK).prop_map(Op::Grow),
+        2 => Just(Op::Add),
+        1 => client().prop_map(Op::Drop),
+    ]
+}
+
+fn pages(a: u64, b: u64) -> PageRange {
+    let end = if b == 0 { 0 } else { real(b - 1) + 1 };
+    PageRange { start: PageIndex::new(if a < NAMED { real(a) } else { end }), end: PageIndex::new(end) }
+}
+
+/// The model.
+struct World {
+    dirty: Arc<DirtyMemory>,
+    /// The first page of each cell; it ends where the next one starts.
+    starts: Vec<u64>,
+    bits: Vec<[bool; CLIENTS]>,
+    /// Run-time clients by column, and the numbers of some that are gone.
+    owned: [Option<OwnedClient>; CLIENTS],
+    gone: Vec<DirtyClient>,
+}
+
+impl World {
+    fn new() -> Self {
+        let dirty = Arc::new(DirtyMemory::new());
+        let mut starts = vec![0];
+        for border in BORDERS {
+            starts.extend(border * BLOCK - HALF..=border * BLOCK + HALF);
+        }
+        dirty.grow(*starts.last().unwrap()).unwrap();
+        let bits = vec![[true; CLIENTS]; starts.len() - 1];
+        Self { dirty, starts, bits, owned: Default::default(), gone: Vec::new() }
+    }
+
+    /// A client that is there: a fixed one, or the owned one of this column, or the first.
+    fn client(&self, n: usize) -> DirtyClient {
+        match &self.owned[n] {
+            Some(owned) => owned.client(),
+            None => DirtyClient::FIXED[n % 3],
+        }
+    }
+
+    fn cells(&self, range: PageRange) -> std::ops::Range<usize> {
+        let at = |page: u64| self.starts.binary_search(&page).unwrap();
+        if range.is_empty() { 0..0 } else { at(range.start.get())..at(range.end.get()) }
+    }
+
+    /// The pages of `range` that are set in the model, and then cleared there.
+    fn model_take(&mut self, range: PageRange, client: DirtyClient) -> PageSet {
+        let mut taken = PageSet::new();
+        for cell in self.cells(range) {
+            if std::mem::replace(&mut self.bits[cell][client.column()], false) {
+                taken.insert(self.cell(cell));
+            }
+        }
+        taken
+    }
+
+    fn model_set(&mut self, range: PageRange, client: usize) -> PageSet {
+        let mut new = PageSet::new();
+        for cell in self.cells(range) {
+            if !std::mem::replace(&mut self.bits[cell][client], true) {
+                new.insert(self.cell(cell));
+            }
+        }
+        new
+    }
+
+    fn cell(&self, n: usize) -> PageRange {
+        PageRange { start: PageIndex::new(self.starts[n]), end: PageIndex::new(self.starts[n + 1]) }
+    }
+
+    fn run(&mut self, op: Op) -> Result<(), TestCaseError> {
+        let dirty = self.dirty.clone();
+        match op {
+            Op::Set(a, b, mask) => {
+                dirty.set(pages(a, b), self.mask(mask), &pin());
+                for column in self.columns(mask) {
+                    self.model_set(pages(a, b), column);
+                }
+            }
+            Op::SetNew(a, b, mask) => {
+                let mut new: [PageSet; CLIENTS] = Default::default();
+                dirty.set_new(pages(a, b), self.mask(mask), &pin(), |client, first, bits| {
+                    new[client.column()].push(first, bits);
+                });
+                for column in self.columns(mask) {
+                    prop_assert_eq!(&self.model_set(pages(a, b), column), &new[column]);
+                    new[column] = PageSet::new();
+                }
+                prop_assert!(new.iter().all(PageSet::is_empty), "told of who was not asked for");
+            }
+            Op::TakeRange(a, b, c) => {
+                let (client, mut taken) = (self.client(c), PageSet::new());
+                let count = dirty.test_and_clear_range(pages(a, b), client, &pin(), |first, bits| {
+                    assert!(bits != 0 && first.get() % 64 == 0);
+                    taken.push(first, bits);
+                });
+                prop_assert_eq!(count, taken.count());
+                prop_assert_eq!(taken, self.model_take(pages(a, b), client));
+            }
+            Op::Take(a, b, c) => {
+                let (client, mut taken) = (self.client(c), PageSet::new());
+                dirty.take(pages(a, b), client, &pin(), &mut taken);
+                prop_assert_eq!(taken, self.model_take(pages(a, b), client));
+            }
+            Op::TakePage(p, c) => {
+                let client = self.client(c);
+                let was = dirty.test_and_clear(PageIndex::new(real(p)), client, &pin());
+                prop_assert_eq!(was, !self.model_take(pages(p, p + 1), client).is_empty());
+            }
+            Op::Snapshot(a, b, c) => {
+                let client = self.client(c);
+                let snapshot = dirty.snapshot_and_clear(pages(a, b), client, &pin());
+                let expected = self.model_take(pages(a, b), client);
+                // It outlives the clear, and a mark does not change it.
+                self.run(Op::Set(a, (a + 3).min(b), !0))?;
+                prop_assert_eq!(snapshot.pages(), &expected);
+                for p in [a, (a + b) / 2, b.saturating_sub(1)].into_iter().filter(|p| *p < NAMED) {
+                    let page = PageIndex::new(real(p));
+                    prop_assert_eq!(snapshot.test(page), expected.contains(page));
+                    prop_assert_eq!(snapshot.any(PageRange::of_page(page)), expected.contains(page));
+                }
+                prop_assert_eq!(snapshot.any(pages(0, NAMED)), !expected.is_empty());
+            }
+            Op::Harvest(named, c, commit) => {
+                let client = self.client(c);
+                let ranges: Vec<_> = named.iter().map(|(a, b)| pages(*a, *b)).collect();
+                let before = self.bits.clone();
+                let mut expected = PageSet::new();
+                if client != DirtyClient::CODE {
+                    ranges.iter().for_each(|range| expected.merge(&self.model_take(*range, client)));
+                }
+                let harvest = dirty.harvest(&ranges, client, &NoVcpus, None).unwrap();
+                prop_assert_eq!(harvest.pages(), &expected);
+                prop_assert_eq!(harvest.count(), expected.count());
+                if commit {
+                    prop_assert_eq!(harvest.commit(), expected);
+                } else {
+                    drop(harvest);
+                    self.bits = before;
+                }
+            }
+            Op::Test(p, c) => {
+                let client = self.client(c);
+                let cell = self.cells(pages(p, p + 1)).start;
+                prop_assert_eq!(dirty.test(PageIndex::new(real(p)), client, &pin()), self.bits[cell][client.column()]);
+            }
+            Op::Next(a, b, c) => {
+                let client = self.client(c);
+                let next = self.cells(pages(a, b)).find(|cell| self.bits[*cell][client.column()]);
+                let next = next.map(|cell| PageIndex::new(self.starts[cell]));
+                prop_assert_eq!(dirty.next_set(pages(a, b), client, &pin()), next);
+                prop_assert_eq!(dirty.any_set(pages(a, b), client, &pin()), next.is_some());
+            }
+            Op::Listening(p) => {
+                let who = dirty.listening(PageIndex::new(real(p)), &pin());
+                let cell = self.cells(pages(p, p + 1)).start;
+                for n in 0..CLIENTS {
+                    let client = self.client(n);
+                    prop_assert_eq!(who.contains(client), !self.bits[cell][client.column()]);
+                }
+            }
+            Op::Grow(pages) => dirty.grow(pages).unwrap(),
+            Op::Add => match DirtyMemory::add_client(&self.dirty, "somebody") {
+                Ok(client) => {
+                    let column = client.client().column();
+                    prop_assert!(self.owned[column].is_none() && column >= 3);
+                    prop_assert!(self.bits.iter().all(|bits| bits[column]), "a new client listens to nothing");
+                    self.owned[column] = Some(client);
+                }
+                Err(_) => prop_assert!(self.owned[3..].iter().all(Option::is_some)),
+            },
+            Op::Drop(n) => {
+                if let Some(owned) = self.owned[n].take() {
+                    self.gone.push(owned.client());
+                    self.bits.iter_mut().for_each(|bits| bits[n] = true);
+                }
+            }
+        }
+        // Who has gone takes nothing, whoever has the column now.
+        for gone in &self.gone {
+            let page = PageIndex::new(real(0));
+            prop_assert!(dirty.test(page, *gone, &pin()) && dirty.test_and_clear(page, *gone, &pin()));
+            prop_assert_eq!(dirty.test_and_clear_range(pages(0, 100), *gone, &pin(), |_, _| {}), 0);
+        }
+        Ok(())
+    }
+
+    fn mask(&self, bits: u8) -> ClientMask {
+        self.columns(bits).map(|c| ClientMask::of(self.client(c))).fold(ClientMask::NONE, |a, b| a | b)
+    }
+
+    /// The columns of `bits` that are somebody's.
+    fn columns(&self, bits: u8) -> impl Iterator<Item = usize> + use<> {
+        let there: Vec<_> = (0..CLIENTS).filter(|c| *c < 3 || self.owned[*c].is_some()).collect();
+        there.into_iter().filter(move |c| bits >> c & 1 != 0)
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 150, failure_persistence: None, ..ProptestConfig::default() })]
+
+    #[test]
+    fn dirty_memory_does_what_a_vector_of_bools_does(ops in prop::collection::vec(an_op(), 1..50)) {
+        let mut world = World::new();
+        for op in ops {
+            world.run(op)?;
+        }
+        // Whatever happened, the summary leads to every bit that is left (SUM-1), and to nothing else.
+        for c in 0..CLIENTS {
+            world.run(Op::Take(0, NAMED, c))?;
+            world.run(Op::Take(0, NAMED, c))?;
+        }
+    }
+}
+
+proptest! {
+    #[test]
+    fn a_page_set_does_what_a_set_of_pages_does(
+        steps in prop::collection::vec((0..5u8, 0..40u64, 0..200u64, any::<u64>(), 0..4u64), 0..25),
+        cuts in prop::collection::vec((0..2000u64, 1..200u64, 0..300u64), 0..6),
+    ) {
+        let (mut set, mut model) = (PageSet::new(), std::collections::BTreeSet::new());
+        for (what, word, len, bits, words) in steps {
+            let bits = match what { 0 => !0, 1 => bits & bits.rotate_left(9) & bits.rotate_left(23), _ => bits };
+            let mut with = |first: u64, bits: u64| model.extend((0..64).filter(|n| bits >> n & 1 != 0).map(|n| first + n));
+            match what {
+                0 | 1 => {
+                    set.push_words(PageIndex::new(word * 64), words, bits);
+                    (0..words).for_each(|n| with((word + n) * 64, bits));
+                }
+                2 => {
+                    set.push(PageIndex::new(word * 64 + 5), bits);
+                    with(word * 64, bits);
+                }
+                3 => {
+                    let start = word * 61;
+                    set.insert(PageRange { start: PageIndex::new(start), end: PageIndex::new(start + len) });
+                    model.extend(start..start + len);
+                }
+                _ => {
+                    set.merge(&PageSet::from_words(vec![(PageIndex::new(word * 64 + 640), bits), (PageIndex::new(word * 64), !bits)]));
+                    with(word * 64 + 640, bits);
+                    with(word * 64, !bits);
+                }
+            }
+        }
+        prop_assert_eq!(set.count(), model.len() as u64);
+        prop_assert_eq!(set.is_empty(), model.is_empty());
+        prop_assert!((0..3000).all(|p| set.contains(PageIndex::new(p)) == model.contains(&p)));
+        prop_assert!(set.ranges().flat_map(|r| r.iter()).map(|p| p.get()).eq(model.iter().copied()));
+        prop_assert!(set.ranges().zip(set.ranges().skip(1)).all(|(a, b)| a.end < b.start), "as few as it takes");
+        prop_assert_eq!(&PageSet::from_words(set.words().collect()), &set);
+        for most in [1, 3, 1000] {
+            let cover = set.cover(most);
+            prop_assert!(cover.len() <= most || most > set.ranges().count());
+            prop_assert!(model.iter().all(|p| cover.iter().any(|r| r.contains(PageIndex::new(*p)))));
+            prop_assert!(cover.windows(2).all(|two| two[0].end <= two[1].start));
+            if most > set.ranges().count() {
+                prop_assert!(cover.into_iter().eq(set.ranges()));
+            }
+        }
+        let mut at = 0;
+        let cuts: Vec<_> = cuts.into_iter().map(|(gap, len, _)| {
+            let start = at + gap % 300;
+            at = start + len;
+            PageRange { start: PageIndex::new(start), end: PageIndex::new(at) }
+        }).collect();
+        let within = set.within(&cuts);
+        let expected = |p: u64| model.contains(&p) && cuts.iter().any(|r| r.contains(PageIndex::new(p)));
+        prop_assert!((0..3000).all(|p| within.contains(PageIndex::new(p)) == expected(p)));
+    }
+}
+
+#[test]
+fn a_page_at_the_end_of_all_numbers_is_a_page() {
+    let last = PageIndex::new(u64::MAX - 1);
+    let mut set = PageSet::new();
+    set.insert(PageRange::of_page(last));
+    assert!(set.contains(last) && set.count() == 1);
+    assert_eq!(set.ranges().collect::<Vec<_>>(), [PageRange::of_page(last)]);
+    assert_eq!(set.cover(1).len(), 1);
+    assert_eq!(set.within(&[PageRange { start: PageIndex::new(0), end: last }]).count(), 0);
+    set.push_words(PageIndex::new(u64::MAX), u64::MAX, !0);
+    assert_eq!(set.count(), 64);
+}
