@@ -1,0 +1,352 @@
+//! Harvests and logs: what is taken is armed, and given out or given back; users lose nothing to each other; blocks
+//! come and go under a running log.
+#![cfg(not(loom))]
+
+use notdirty_core::{
+    Backend, ClientMask, DirtyClient, DirtyListener, DirtyLog, DirtyMemory, Guard, Harvest, LogError, LogRegion,
+    LogScope, LogSource, NotServed, PAGE_SIZE, PageIndex, PageRange, PageSet, RamBlock, RamBlockSpec, RamList, pin,
+};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+const PAGES: u64 = 1024;
+const VGA: DirtyClient = DirtyClient::VGA;
+
+/// Remembers what it was asked, and whether the bits were clear then; answers if it is told to.
+struct Ears {
+    asked: Mutex<Vec<PageRange>>,
+    deaf: AtomicBool,
+}
+
+impl DirtyListener for Ears {
+    fn rearm(&self, pages: &[PageRange], timeout: Option<Duration>) -> Result<(), NotServed> {
+        self.asked.lock().unwrap().extend(pages);
+        match self.deaf.load(Ordering::Relaxed) {
+            true => Err(NotServed { waited: timeout.unwrap_or_default() }),
+            false => Ok(()),
+        }
+    }
+}
+
+impl Ears {
+    fn take(&self) -> Vec<PageRange> {
+        std::mem::take(&mut self.asked.lock().unwrap())
+    }
+}
+
+struct World {
+    list: Arc<RamList>,
+    ears: Arc<Ears>,
+    ram: Arc<RamBlock>,
+}
+
+impl World {
+    fn new() -> Self {
+        let list = Arc::new(RamList::new());
+        let ears = Arc::new(Ears { asked: Mutex::default(), deaf: AtomicBool::new(false) });
+        let ram = block(&list, "ram");
+        Self { list, ears, ram }
+    }
+
+    fn log(&self, scope: LogScope) -> Result<DirtyLog, LogError> {
+        DirtyLog::start(&self.list, VGA, scope, Backend::Bitmap, self.ears.clone(), None)
+    }
+
+    fn write(&self, block: &RamBlock, page: u64) {
+        block.store(page * PAGE_SIZE, 1, 1).unwrap();
+        self.list.dirty().set(PageRange::of_page(at(block, page)), ClientMask::NOCODE, &pin());
+    }
+
+    fn listens(&self, block: &RamBlock, page: u64) -> bool {
+        self.list.dirty().listening(at(block, page), &pin()).contains(VGA)
+    }
+}
+
+fn block(list: &RamList, name: &str) -> Arc<RamBlock> {
+    list.add(RamBlockSpec::new(name, PAGES * PAGE_SIZE)).unwrap()
+}
+
+fn at(block: &RamBlock, page: u64) -> PageIndex {
+    PageIndex::new(block.offset().page().get() + page)
+}
+
+fn range(block: &RamBlock, start: u64, end: u64) -> PageRange {
+    PageRange { start: at(block, start), end: at(block, end) }
+}
+
+/// The pages of a harvest, committed, counted from the block's first.
+fn pages(harvest: Harvest<'_>, block: &RamBlock) -> Vec<u64> {
+    let first = block.offset().page().get();
+    harvest.commit().ranges().flat_map(|r| r.iter()).map(|p| p.get() - first).collect()
+}
+
+#[test]
+fn a_harvest_is_armed_before_it_is_given_out_and_dirty_again_if_it_is_not_used() {
+    let w = World::new();
+    let dirty = w.list.dirty();
+    let all = [w.ram.pages()];
+    dirty.harvest(&all, VGA, &*w.ears, None).unwrap().commit();
+    assert_eq!(w.ears.take(), all);
+    assert_eq!(dirty.harvest(&all, VGA, &*w.ears, None).unwrap().count(), 0);
+    assert!(w.ears.take().is_empty(), "nothing taken, nobody asked");
+
+    [3, 4, 700].into_iter().for_each(|p| w.write(&w.ram, p));
+    let harvest = dirty.harvest(&all, VGA, &*w.ears, None).unwrap();
+    assert_eq!(w.ears.take(), [range(&w.ram, 3, 5), range(&w.ram, 700, 701)]);
+    assert!(w.listens(&w.ram, 3));
+    drop(harvest);
+    assert!(!w.listens(&w.ram, 3) && !w.listens(&w.ram, 700) && w.listens(&w.ram, 5));
+
+    w.ears.deaf.store(true, Ordering::Relaxed);
+    let waited = Duration::from_millis(1);
+    assert_eq!(dirty.harvest(&all, VGA, &*w.ears, Some(waited)).unwrap_err(), NotServed { waited });
+    w.ears.deaf.store(false, Ordering::Relaxed);
+    assert_eq!(pages(dirty.harvest(&all, VGA, &*w.ears, None).unwrap(), &w.ram), [3, 4, 700]);
+}
+
+#[test]
+fn a_harvest_of_the_translators_bits_takes_none() {
+    let w = World::new();
+    let harvest = w.list.dirty().harvest(&[w.ram.pages()], DirtyClient::CODE, &*w.ears, None).unwrap();
+    assert_eq!(harvest.count(), 0);
+    assert!(w.list.dirty().listening(at(&w.ram, 0), &pin()).is_empty());
+}
+
+#[test]
+fn a_re_mark_of_pages_whose_block_has_left_costs_the_next_one_no_page() {
+    let w = World::new();
+    let dirty = w.list.dirty();
+    let old = block(&w.list, "old");
+    let offset = old.offset();
+    w.write(&old, 5);
+    let harvest = dirty.harvest(&[old.pages()], VGA, &*w.ears, None).unwrap();
+    w.list.remove(&old).unwrap();
+    drop(old);
+    let new = (0..100_000).find_map(|n| {
+        let new = block(&w.list, "new");
+        if new.offset() == offset {
+            return Some(new);
+        }
+        w.list.remove(&new).unwrap();
+        pin().flush();
+        std::thread::yield_now();
+        assert!(n < 99_999, "the offset is never free again");
+        None
+    });
+    let new = new.unwrap();
+    dirty.harvest(&[new.pages()], VGA, &*w.ears, None).unwrap().commit();
+    w.write(&new, 6);
+    drop(harvest);
+    let pages = pages(dirty.harvest(&[new.pages()], VGA, &*w.ears, None).unwrap(), &new);
+    assert!(pages.contains(&5) && pages.contains(&6), "{pages:?}");
+}
+
+#[test]
+fn a_log_listens_where_it_was_asked_to_and_nowhere_else() {
+    let w = World::new();
+    let other = block(&w.list, "other");
+    let log = w.log(LogScope::Regions(vec![LogRegion::bytes(&w.ram, 10 * PAGE_SIZE + 5, PAGE_SIZE)])).unwrap();
+    let heard: Vec<_> = (0..PAGES).filter(|p| w.listens(&w.ram, *p)).collect();
+    assert_eq!(heard, [10, 11]);
+    assert!((0..PAGES).all(|p| !w.listens(&other, p)));
+    assert_eq!(w.ears.take(), [range(&w.ram, 10, 12)]);
+    (0..20).for_each(|p| w.write(&w.ram, p));
+    assert_eq!(pages(log.sync(None).unwrap(), &w.ram), [10, 11]);
+    assert_eq!(log.sync(None).unwrap().count(), 0);
+    w.ears.take();
+    log.stop();
+    assert!((0..PAGES).all(|p| !w.listens(&w.ram, p)));
+    assert!(w.ears.take().is_empty(), "to stop asks nobody");
+}
+
+#[test]
+fn each_user_gets_each_page_and_the_last_one_to_stop_ends_it() {
+    let w = World::new();
+    let first = w.log(LogScope::blocks([&w.ram])).unwrap();
+    w.ears.take();
+    w.write(&w.ram, 1);
+    let second = w.log(LogScope::blocks([&w.ram])).unwrap();
+    assert!(w.ears.take().is_empty(), "it is armed already");
+    w.write(&w.ram, 2);
+    assert_eq!(pages(first.sync(None).unwrap(), &w.ram), [1, 2]);
+    w.write(&w.ram, 3);
+    w.write(&w.ram, 1);
+    let seen = pages(second.sync(None).unwrap(), &w.ram);
+    assert_eq!(seen, [1, 2, 3], "what the first one took, and what came since");
+    assert_eq!(pages(first.sync(None).unwrap(), &w.ram), [1, 3]);
+    assert_eq!(second.sync(None).unwrap().count(), 0);
+    drop(first);
+    assert!(w.listens(&w.ram, 1), "one user is left");
+    w.write(&w.ram, 9);
+    assert_eq!(pages(second.sync(None).unwrap(), &w.ram), [9]);
+    drop(second);
+    assert!(!w.listens(&w.ram, 1));
+}
+
+#[test]
+fn what_a_user_gives_back_is_its_own_again() {
+    let w = World::new();
+    let (a, b) = (w.log(LogScope::All).unwrap(), w.log(LogScope::All).unwrap());
+    w.write(&w.ram, 7);
+    drop(a.sync(None).unwrap());
+    assert_eq!(pages(b.sync(None).unwrap(), &w.ram), [7]);
+    w.ears.deaf.store(true, Ordering::Relaxed);
+    a.sync(None).unwrap_err();
+    w.ears.deaf.store(false, Ordering::Relaxed);
+    w.write(&w.ram, 8);
+    w.ears.take();
+    assert_eq!(pages(a.sync(None).unwrap(), &w.ram), [7, 8]);
+    assert_eq!(w.ears.take(), [range(&w.ram, 7, 9)], "armed once more");
+    assert_eq!(pages(b.sync(None).unwrap(), &w.ram), [8]);
+}
+
+#[test]
+fn logs_of_one_client_share_no_page_unless_they_share_all() {
+    let w = World::new();
+    let part = |from, to| LogScope::Regions(vec![LogRegion::bytes(&w.ram, from * PAGE_SIZE, (to - from) * PAGE_SIZE)]);
+    let low = w.log(part(0, 70)).unwrap();
+    let high = w.log(part(70, 200)).unwrap();
+    for scope in [part(69, 71), part(0, 10), LogScope::All, LogScope::blocks([&w.ram])] {
+        assert_eq!(w.log(scope).unwrap_err(), LogError::Overlap { client: VGA });
+    }
+    [69, 70].into_iter().for_each(|p| w.write(&w.ram, p));
+    assert_eq!(pages(low.sync(None).unwrap(), &w.ram), [69]);
+    drop(low);
+    assert_eq!(pages(high.sync(None).unwrap(), &w.ram), [70]);
+    // Another client is another matter.
+    let own = w.list.add_client("checkpoint").unwrap();
+    DirtyLog::start(&w.list, own, LogScope::All, Backend::Bitmap, w.ears.clone(), None).unwrap();
+    let code = DirtyLog::start(&w.list, DirtyClient::CODE, LogScope::All, Backend::Bitmap, w.ears.clone(), None);
+    assert_eq!(code.unwrap_err(), LogError::Code);
+}
+
+#[test]
+fn a_start_that_is_not_answered_leaves_nothing_behind() {
+    let w = World::new();
+    w.ears.deaf.store(true, Ordering::Relaxed);
+    let waited = Duration::from_millis(3);
+    let log = DirtyLog::start(&w.list, VGA, LogScope::All, Backend::Bitmap, w.ears.clone(), Some(waited));
+    assert_eq!(log.unwrap_err(), LogError::NotServed(NotServed { waited }));
+    assert!((0..PAGES).all(|p| !w.listens(&w.ram, p)));
+    w.ears.deaf.store(false, Ordering::Relaxed);
+    w.log(LogScope::blocks([&w.ram])).unwrap();
+}
+
+#[test]
+fn a_client_of_run_time_costs_nothing_once_its_log_is_over() {
+    let w = World::new();
+    let own = w.list.add_client("debugger").unwrap();
+    let number = own.client();
+    let log = DirtyLog::start(&w.list, own, LogScope::All, Backend::Bitmap, w.ears.clone(), None).unwrap();
+    let user = DirtyLog::start(&w.list, number, LogScope::All, Backend::Bitmap, w.ears.clone(), None).unwrap();
+    assert!(w.list.dirty().listening(at(&w.ram, 0), &pin()).contains(number));
+    drop(log);
+    assert!(w.list.dirty().listening(at(&w.ram, 0), &pin()).contains(number));
+    drop(user);
+    assert!(w.list.dirty().listening(at(&w.ram, 0), &pin()).is_empty());
+    let gone = DirtyLog::start(&w.list, number, LogScope::All, Backend::Bitmap, w.ears.clone(), None);
+    assert_eq!(gone.unwrap_err(), LogError::Gone { client: number });
+    let all: Vec<_> = (0..5).map(|_| w.list.add_client("one more").unwrap()).collect();
+    assert_eq!(&*w.list.add_client("a sixth").unwrap_err().name, "a sixth");
+    drop(all);
+    w.list.add_client("again").unwrap();
+}
+
+#[test]
+fn a_block_that_is_plugged_is_reported_whole_by_a_log_of_all_ram_only() {
+    let w = World::new();
+    let all = w.log(LogScope::All).unwrap();
+    let client = w.list.add_client("one block").unwrap();
+    let one =
+        DirtyLog::start(&w.list, client, LogScope::blocks([&w.ram]), Backend::Bitmap, w.ears.clone(), None).unwrap();
+    let new = block(&w.list, "new");
+    assert_eq!(pages(all.sync(None).unwrap(), &new), (0..PAGES).collect::<Vec<_>>());
+    assert_eq!(all.sync(None).unwrap().count(), 0);
+    w.write(&new, 3);
+    assert_eq!(pages(all.sync(None).unwrap(), &new), [3]);
+    assert_eq!(one.sync(None).unwrap().count(), 0);
+}
+
+#[test]
+fn a_block_that_is_unplugged_leaves_the_log_and_lives_as_long_as_a_harvest_has_its_pages() {
+    let w = World::new();
+    let gone = block(&w.list, "gone");
+    let log = w.log(LogScope::blocks([&w.ram, &gone])).unwrap();
+    w.write(&gone, 4);
+    w.write(&w.ram, 5);
+    let harvest = log.sync(None).unwrap();
+    let alive = Arc::downgrade(&gone);
+    w.list.remove(&gone).unwrap();
+    drop(gone);
+    for _ in 0..1000 {
+        pin().flush();
+    }
+    assert!(alive.upgrade().is_some(), "its addresses are still its own");
+    drop(harvest);
+    for _ in 0..100_000 {
+        if alive.upgrade().is_none() {
+            break;
+        }
+        pin().flush();
+        std::thread::yield_now();
+    }
+    assert!(alive.upgrade().is_none(), "a log is no reason to stay");
+    assert_eq!(pages(log.sync(None).unwrap(), &w.ram), [5], "what was given back, without what is gone");
+    // Whoever comes to its addresses is not logged.
+    let new = block(&w.list, "new");
+    w.write(&new, 4);
+    assert_eq!(log.sync(None).unwrap().count(), 0);
+    assert!((0..PAGES).all(|p| !w.listens(&new, p)));
+}
+
+/// Finds pages by being told of them, as a ring does.
+#[derive(Default)]
+struct Told {
+    pages: Mutex<Vec<(PageIndex, u64)>>,
+    running: AtomicBool,
+}
+
+impl LogSource for Told {
+    fn start(&self, dirty: &DirtyMemory, client: DirtyClient) {
+        dirty.set_ringed(client, true);
+        self.running.store(true, Ordering::Relaxed);
+    }
+
+    fn take(&self, dirty: &DirtyMemory, client: DirtyClient, _: &[PageRange], guard: &Guard, pages: &mut PageSet) {
+        for (first, bits) in std::mem::take(&mut *self.pages.lock().unwrap()) {
+            let word = PageRange { start: first, end: PageIndex::new(first.get() + 64) };
+            dirty.test_and_clear_range(word, client, guard, |_, _| {});
+            pages.push(first, bits);
+        }
+    }
+
+    fn stop(&self, dirty: &DirtyMemory, client: DirtyClient) {
+        dirty.set_ringed(client, false);
+        self.running.store(false, Ordering::Relaxed);
+    }
+}
+
+#[test]
+fn another_back_end_is_behind_the_same_face() {
+    let w = World::new();
+    let told = Arc::new(Told::default());
+    let start = |backend| DirtyLog::start(&w.list, VGA, LogScope::All, backend, w.ears.clone(), None);
+    let log = start(Backend::Source(told.clone())).unwrap();
+    assert_eq!(start(Backend::Bitmap).unwrap_err(), LogError::OtherBackend { client: VGA });
+    assert!(told.running.load(Ordering::Relaxed) && w.list.dirty().ringed() == ClientMask::VGA);
+    let store = |p| {
+        let page = PageRange::of_page(at(&w.ram, p));
+        let ringed = w.list.dirty().ringed();
+        w.list.dirty().set_new(page, ringed, &pin(), |_, first, bits| told.pages.lock().unwrap().push((first, bits)));
+    };
+    [5, 5, 200].into_iter().for_each(store);
+    let second = start(Backend::Source(told.clone())).unwrap();
+    assert_eq!(pages(log.sync(None).unwrap(), &w.ram), [5, 200]);
+    store(5);
+    drop(log.sync(None).unwrap());
+    assert_eq!(pages(second.sync(None).unwrap(), &w.ram), [5, 200]);
+    assert_eq!(pages(log.sync(None).unwrap(), &w.ram), [5]);
+    drop((log, second));
+    assert!(!told.running.load(Ordering::Relaxed) && w.list.dirty().ringed().is_empty());
+}
