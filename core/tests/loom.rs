@@ -6,7 +6,7 @@
 //!
 //! The same was done to the real code by hand; what fails in the first half if one
 //! - drops the fence of `set`, of `test_and_clear`, of `test_and_clear_range`: `growth_never_hides_a_block…`, `a_setter_that_skips…`
-//! - skips words that look zero in `take`: `a_take_of_a_line_that_looks_clean…`
+//! - makes the accesses of SUM-1 AcqRel, and `in_total_order` nothing: `a_take_of_a_line_that_looks_clean…`
 //! - clears the summary bit in a take of a part: `a_take_of_a_part…`
 //! - does not look at the summary if the word was set: `a_mark_is_found_once_its_setter_returns…`
 //! - sets words with Release in place of AcqRel: `a_take_by_summary…`
@@ -286,8 +286,10 @@ mod twin {
         SummaryBeforeWord,
         /// SUM-1: the taker takes the words, then clears the summary bit.
         WordBeforeSummary,
-        /// SUM-1: the taker skips a word that looks zero.
+        /// SUM-1: the taker skips a word that looked zero before its clear of the summary was out.
         PeekAtWord,
+        /// SUM-1: the setter skips a summary bit that looked set before its word was out.
+        NoOrder,
         /// SUM-1: the setter trusts the setter of a bit it finds set to have set the summary bit, too.
         TrustTheOther,
         /// MARK-1: no fence between the store and the test that skips the mark.
@@ -335,6 +337,9 @@ mod twin {
             } else if self.law == Law::TrustTheOther {
                 return;
             }
+            if self.law != Law::NoOrder {
+                fence(SeqCst); // stands for the total order of SeqCst accesses, see `in_total_order`
+            }
             if self.law != Law::SummaryBeforeWord && self.summary.load(Acquire) == 0 {
                 self.summary.fetch_or(1, AcqRel);
             }
@@ -350,8 +355,10 @@ mod twin {
                 return bits;
             }
             self.summary.fetch_and(0, AcqRel);
-            let skip = self.law == Law::PeekAtWord && self.word.load(Acquire) == 0;
-            let bits = if skip { 0 } else { self.word.swap(0, AcqRel) };
+            if self.law != Law::PeekAtWord {
+                fence(SeqCst);
+            }
+            let bits = if self.word.load(Acquire) == 0 { 0 } else { self.word.swap(0, AcqRel) };
             fence(SeqCst);
             bits
         }
@@ -426,8 +433,14 @@ mod twin {
 
     #[test]
     #[should_panic(expected = "the mark is lost")]
-    fn a_taker_that_skips_a_word_that_looks_zero_loses_a_page() {
+    fn a_taker_that_skips_a_word_that_looks_zero_too_early_loses_a_page() {
         marks_are_found(Law::PeekAtWord);
+    }
+
+    #[test]
+    #[should_panic(expected = "the mark is lost")]
+    fn a_setter_that_skips_a_summary_bit_that_looks_set_too_early_loses_a_page() {
+        marks_are_found(Law::NoOrder);
     }
 
     #[test]
