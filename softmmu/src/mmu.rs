@@ -21,6 +21,7 @@ use crate::tlb::entry::{BIAS, FLAGS, TLB_BITS, TlbEntry};
 use crate::tlb::fill::ram_address;
 use notdirty_core::{PAGE_SIZE, PageIndex, PageRange, RamAddr, pin};
 use std::io;
+use std::ops::AddAssign;
 use std::ptr::NonNull;
 use std::sync::Arc;
 
@@ -84,6 +85,47 @@ pub struct SlowStats {
     pub flushes: u64,
     /// Pages whose entries were armed or disarmed.
     pub refreshed: u64,
+}
+
+impl AddAssign for SlowStats {
+    fn add_assign(&mut self, other: SlowStats) {
+        let SlowStats {
+            accesses,
+            load_miss,
+            store_miss,
+            fetch_miss,
+            code_page,
+            notdirty,
+            code_hit,
+            killed,
+            mmio_read,
+            mmio_write,
+            page_cross,
+            misaligned,
+            rom_discard,
+            mixed_page,
+            faults,
+            flushes,
+            refreshed,
+        } = other;
+        self.accesses += accesses;
+        self.load_miss += load_miss;
+        self.store_miss += store_miss;
+        self.fetch_miss += fetch_miss;
+        self.code_page += code_page;
+        self.notdirty += notdirty;
+        self.code_hit += code_hit;
+        self.killed += killed;
+        self.mmio_read += mmio_read;
+        self.mmio_write += mmio_write;
+        self.page_cross += page_cross;
+        self.misaligned += misaligned;
+        self.rom_discard += rom_discard;
+        self.mixed_page += mixed_page;
+        self.faults += faults;
+        self.flushes += flushes;
+        self.refreshed += refreshed;
+    }
 }
 
 /// What was served at a safe point.

@@ -456,6 +456,16 @@ impl Pending {
         self.acks.is_empty()
     }
 
+    /// Was there nobody to ask?
+    pub fn is_empty(&self) -> bool {
+        self.acks.is_empty()
+    }
+
+    /// Waits for what `other` waits for as well.
+    pub fn absorb(&mut self, other: Pending) {
+        self.acks.extend(other.acks);
+    }
+
     /// Waits until all have served it; `false` when time ran out. Never on the thread of one of them, and with no RCU
     /// guard and no lock held that one of them may want.
     pub fn wait(&self, timeout: Option<Duration>) -> bool {

@@ -11,10 +11,14 @@
 //! Between two polls emitted code runs at most `MAX_INSNS` instructions, so a limit is kept exactly by stopping that
 //! far before it and letting the oracle do the rest.
 mod core;
+mod harts;
 mod limits;
 mod run;
 mod show;
+mod stats;
 
 pub(crate) use self::core::Core;
+pub use harts::Harts;
 pub use limits::{RunLimits, VcpuExit};
-pub use run::{Vcpu, VcpuConfig, VcpuStats};
+pub use run::{Vcpu, VcpuConfig};
+pub use stats::VcpuStats;

@@ -33,6 +33,7 @@ pub(super) enum Command {
 pub(super) struct Args {
     pub command: Command,
     pub ram_size: u64,
+    pub harts: usize,
     pub max_insns: Option<u64>,
     pub timeout: Option<Duration>,
     pub trace: TraceMask,
@@ -59,13 +60,14 @@ usage: notdirty                       the embedded demo, with a summary
        notdirty smc-test [options]    the suite of self-modifying guests (smc-test --help)
 
   -m SIZE               RAM at 0x80000000: bytes with K, M, G, else MiB (default 128M)
+  --smp N               harts that run side by side (default 1)
   --load-addr ADDR      FILE is a raw image for this address
   --entry ADDR          start here (default: what the ELF file says; the load address)
   --engine jit|interp   translate, or interpret one instruction at a time (default jit)
   --clock host|insns    mtime is the host's time, or 1 tick per 100 instructions (default host)
   --icache coherent|fencei
                         the next instruction sees what the guest wrote (default), or at the latest fence.i does
-  --max-insns N         stop after exactly N instructions
+  --max-insns N         stop after exactly N instructions (of one hart, if there are several)
   --timeout SECONDS     stop after this time
   --stats               print a summary to standard error at the end
   -d ITEM[,ITEM..]      trace (`-d help` lists the items), to standard error or to
@@ -87,6 +89,7 @@ pub(super) fn parse(args: impl IntoIterator<Item = OsString>) -> Result<Request,
     let mut parsed = Args {
         command: Command::Demo,
         ram_size: DEFAULT_RAM,
+        harts: 1,
         max_insns: None,
         timeout: None,
         trace: TraceMask::none(),
@@ -133,6 +136,10 @@ pub(super) fn parse(args: impl IntoIterator<Item = OsString>) -> Result<Request,
                 let value = text()?;
                 parsed.ram_size =
                     size(&value).ok_or_else(|| format!("{shown} {value}: not a size such as 128M or 1G"))?;
+            }
+            "smp" => {
+                let value = number(shown, &text()?)?;
+                parsed.harts = usize::try_from(value).map_err(|_| format!("{shown} {value}: too many harts"))?;
             }
             "max-insns" => parsed.max_insns = Some(number(shown, &text()?)?),
             "load-addr" => parsed.load_addr = Some(number(shown, &text()?)?),
@@ -298,6 +305,7 @@ mod tests {
             ("run a --timeout never", "--timeout never"),
             ("run a --timeout -1", "--timeout -1"),
             ("run a --timeout nan", "--timeout nan"),
+            ("run a --smp many", "--smp many"),
             ("run a --engine fast", "--engine fast"),
             ("run a --clock sun", "--clock sun"),
             ("run a --icache wet", "--icache wet"),

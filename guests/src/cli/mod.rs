@@ -89,7 +89,10 @@ fn program(file: PathBuf, load_addr: Option<u64>) -> Program {
 /// Why there is no machine.
 fn refuse(name: &str, why: &BuildError) -> ExitCode {
     match why {
-        BuildError::Load(_) | BuildError::RamSize { .. } => complain(Code::Input, &why.to_string()),
+        BuildError::Load(_)
+        | BuildError::RamSize { .. }
+        | BuildError::Harts { .. }
+        | BuildError::ClockOfHarts { .. } => complain(Code::Input, &why.to_string()),
         BuildError::Entry { .. } => complain(Code::Input, &format!("{name}: {why}")),
         _ => {
             // Here the host's own reason is not part of the text yet.
@@ -115,6 +118,7 @@ fn run(args: Args) -> ExitCode {
     }
     let mut builder = Machine::builder()
         .ram_size(args.ram_size)
+        .harts(args.harts)
         .engine(args.engine)
         .clock(args.clock)
         .icache(args.icache)
@@ -158,7 +162,7 @@ fn run(args: Args) -> ExitCode {
         }
         MachineExit::InsnLimit => complain(
             Code::InsnLimit,
-            &format!("{name}: stopped by --max-insns after {} instructions, {}", machine.cpu().retired, place()),
+            &format!("{name}: stopped by --max-insns after {} instructions, {}", machine.stats().retired, place()),
         ),
         MachineExit::Deadline => complain(
             Code::Timeout,

@@ -29,7 +29,7 @@ const NEAR: std::ops::Range<u64> = 0x1000_0000..0xf000_0000;
 const PLAIN: i32 = 0;
 const OVERLAY: i32 = 10;
 
-/// Everything on the bus but the hart.
+/// Everything on the bus but the harts.
 pub(super) struct Board {
     pub space: Arc<AddressSpace>,
     pub ram: Arc<RamBlock>,
@@ -54,12 +54,16 @@ impl Board {
         Ok(Board { space, ram, latch, console, uart, aclint: None, htif: Vec::new() })
     }
 
-    /// Connects a hart: its interrupts, and that the guest's end stops it.
-    pub fn attach(&mut self, port: &Arc<VcpuPort>, clock: &Arc<Clock>) -> Result<(), MapError> {
-        let aclint = Arc::new(Aclint::new(clock.clone(), [port.clone()]));
+    /// Connects the harts, hart 0 first: their interrupts, and that the guest's end stops them.
+    pub fn attach<'a>(
+        &mut self,
+        ports: impl Iterator<Item = &'a Arc<VcpuPort>> + Clone,
+        clock: &Arc<Clock>,
+    ) -> Result<(), MapError> {
+        let aclint = Arc::new(Aclint::new(clock.clone(), ports.clone().cloned()));
         self.space.map_mmio(GuestPhys::new(CLINT), Aclint::LEN, aclint.clone(), PLAIN)?;
         self.aclint = Some(aclint);
-        self.latch.attach(port);
+        ports.for_each(|port| self.latch.attach(port));
         Ok(())
     }
 

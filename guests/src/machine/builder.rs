@@ -1,12 +1,12 @@
 //! From wishes to a machine.
 
 use std::io;
-use std::sync::{Arc, PoisonError, RwLock};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 
 use notdirty_core::{PAGE_SIZE, RamError};
 use notdirty_softmmu::MapError;
 use notdirty_tcg::clock::Clock;
-use notdirty_tcg::{EngineKind, ICache, JitFlags, NewCode, TraceMask, TraceSink, Vcpu, VcpuConfig};
+use notdirty_tcg::{EngineKind, Harts, ICache, JitFlags, NewCode, TraceMask, TraceSink, Vcpu, VcpuConfig};
 
 use super::board::Board;
 use super::{Machine, RAM_BASE};
@@ -17,6 +17,8 @@ use crate::load::{LoadError, Program, SymbolTable};
 pub const DEFAULT_RAM: u64 = 128 << 20;
 /// Host code a vCPU may keep unless asked otherwise.
 const DEFAULT_TB_CACHE: usize = 64 << 20;
+/// Harts of a machine, at most. Each has its own TLB and code cache.
+pub const MAX_HARTS: usize = 64;
 /// The end of the physical address space of an RV64 hart.
 const PHYS_END: u64 = 1 << 56;
 
@@ -39,6 +41,18 @@ pub enum BuildError {
     RamSize {
         /// The size asked for.
         size: u64,
+    },
+    /// So many harts cannot be.
+    #[error("a machine has 1 to {MAX_HARTS} harts, not {harts}")]
+    Harts {
+        /// The number asked for.
+        harts: usize,
+    },
+    /// Harts that run side by side do not retire instructions in one order, which could be the time.
+    #[error("{harts} harts have no common instruction count to be the clock: one hart, or the host's clock")]
+    ClockOfHarts {
+        /// The number asked for.
+        harts: usize,
     },
     /// The entry point has no RAM under it, or is odd.
     #[error("entry {entry:#x} is not an even address in RAM {:#x}..{:#x}", ram.start, ram.end)]
@@ -65,6 +79,7 @@ pub enum BuildError {
 /// Collects what the machine is to be like.
 pub struct MachineBuilder {
     ram_size: u64,
+    harts: usize,
     engine: EngineKind,
     clock: ClockKind,
     jit_flags: JitFlags,
@@ -80,6 +95,7 @@ impl Default for MachineBuilder {
     fn default() -> Self {
         MachineBuilder {
             ram_size: DEFAULT_RAM,
+            harts: 1,
             engine: EngineKind::default(),
             clock: ClockKind::default(),
             jit_flags: JitFlags::default(),
@@ -97,6 +113,13 @@ impl MachineBuilder {
     /// Bytes of RAM; 128 MiB unless said.
     pub fn ram_size(mut self, bytes: u64) -> Self {
         self.ram_size = bytes;
+        self
+    }
+
+    /// How many harts run side by side, each on a thread of its own; one unless said. All start at the entry, with
+    /// their numbers in a0.
+    pub fn harts(mut self, harts: usize) -> Self {
+        self.harts = harts;
         self
     }
 
@@ -154,10 +177,16 @@ impl MachineBuilder {
         self
     }
 
-    /// The machine, its program loaded, its hart at the entry.
+    /// The machine, its program loaded, its harts at the entry.
     pub fn build(self) -> Result<Machine, BuildError> {
         if self.ram_size == 0 || !self.ram_size.is_multiple_of(PAGE_SIZE) || self.ram_size > PHYS_END - RAM_BASE {
             return Err(BuildError::RamSize { size: self.ram_size });
+        }
+        if !(1..=MAX_HARTS).contains(&self.harts) {
+            return Err(BuildError::Harts { harts: self.harts });
+        }
+        if self.harts > 1 && self.clock == ClockKind::Insns {
+            return Err(BuildError::ClockOfHarts { harts: self.harts });
         }
         let console = self.console.unwrap_or_else(|| Console::new(Box::new(io::sink())));
         let mut board = Board::new(self.ram_size, console)?;
@@ -166,21 +195,31 @@ impl MachineBuilder {
             ClockKind::Insns => Clock::insns(),
         });
         let symbols = Arc::new(RwLock::new(SymbolTable::default()));
-        let trace =
-            self.trace.map(|sink| -> Box<dyn TraceSink> { Box::new(Symbolised { sink, symbols: symbols.clone() }) });
-        let config = VcpuConfig {
-            engine: self.engine,
-            hart_id: 0,
-            entry: RAM_BASE,
-            clock: clock.clone(),
-            jit_flags: self.jit_flags,
-            icache: self.icache,
-            tb_cache_bytes: self.tb_cache_bytes,
-            trace,
-        };
-        let vcpu = Vcpu::new(&board.space, config)?;
-        board.attach(vcpu.port(), &clock)?;
-        let mut machine = Machine::assemble(board, vcpu, clock, symbols);
+        let sink = self.trace.map(|sink| Arc::new(Mutex::new(sink)));
+        let harts = Arc::new(Harts::default());
+        let mut vcpus = Vec::with_capacity(self.harts);
+        for hart_id in 0..self.harts as u64 {
+            let trace = sink
+                .clone()
+                .map(|sink| -> Box<dyn TraceSink> { Box::new(Symbolised { sink, symbols: symbols.clone() }) });
+            let config = VcpuConfig {
+                engine: self.engine,
+                hart_id,
+                entry: RAM_BASE,
+                clock: clock.clone(),
+                jit_flags: self.jit_flags,
+                icache: self.icache,
+                tb_cache_bytes: self.tb_cache_bytes,
+                trace,
+            };
+            let mut vcpu = Vcpu::new(&board.space, config)?;
+            if self.harts > 1 {
+                vcpu.join(&harts);
+            }
+            vcpus.push(vcpu);
+        }
+        board.attach(vcpus.iter().map(Vcpu::port), &clock)?;
+        let mut machine = Machine::assemble(board, vcpus, harts, clock, symbols);
         let entry = match &self.program {
             Some(program) => machine.load(program)?,
             None => RAM_BASE,
@@ -190,23 +229,29 @@ impl MachineBuilder {
     }
 }
 
-/// A sink that knows the names of the loaded program.
+/// A sink that knows the names of the loaded program. Harts share what is behind it.
 struct Symbolised {
-    sink: Box<dyn TraceSink>,
+    sink: Arc<Mutex<Box<dyn TraceSink>>>,
     symbols: Arc<RwLock<SymbolTable>>,
+}
+
+impl Symbolised {
+    fn sink(&self) -> MutexGuard<'_, Box<dyn TraceSink>> {
+        self.sink.lock().unwrap_or_else(PoisonError::into_inner)
+    }
 }
 
 impl TraceSink for Symbolised {
     fn mask(&self) -> TraceMask {
-        self.sink.mask()
+        self.sink().mask()
     }
 
     fn line(&mut self, what: TraceMask, text: &str) {
-        self.sink.line(what, text);
+        self.sink().line(what, text);
     }
 
     fn code(&mut self, code: &NewCode<'_>) {
-        self.sink.code(code);
+        self.sink().code(code);
     }
 
     fn symbol(&self, addr: u64) -> Option<String> {

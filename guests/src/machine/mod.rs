@@ -1,7 +1,14 @@
 //! The machine as a value: build it, run it, look inside, change its memory and its map, run on.
 //!
 //! Host writes go through [`Machine::write`] and the loader, and both end in `AddressSpace::write`: bytes first, then
-//! the kills for code that lay there. The machine owns its vCPU, so they are served before the call returns.
+//! the kills for code that lay there. Between runs the machine's vCPUs are parked and its own, so that each serves them
+//! before the call returns.
+//!
+//! ```text
+//!   run: hart 0 on the caller's thread, each further hart on a thread of the run; the first to end ends all
+//! ```
+//!
+//! A limit of instructions is each hart's own: the first to reach it stops there exactly, the others where they are.
 
 mod board;
 mod builder;
@@ -13,10 +20,10 @@ use notdirty_softmmu::{AccessError, AddressSpace, GuestPhys, MapError, RegionId,
 use notdirty_tcg::clock::Clock;
 use notdirty_tcg::cpu::CpuState;
 use notdirty_tcg::listing::{self, ListError, Listing};
-use notdirty_tcg::{JitFlags, RunLimits, Vcpu, VcpuExit, VcpuStats};
+use notdirty_tcg::{Harts, JitFlags, RunLimits, Vcpu, VcpuExit, VcpuStats};
 
 pub use board::RAM_BASE;
-pub use builder::{BuildError, ClockKind, DEFAULT_RAM, MachineBuilder};
+pub use builder::{BuildError, ClockKind, DEFAULT_RAM, MAX_HARTS, MachineBuilder};
 
 use crate::devices::{Console, GuestExit};
 use crate::load::{self, Program, SymbolTable};
@@ -82,9 +89,11 @@ impl Stop {
     }
 }
 
-/// One board with one hart.
+/// One board with its harts.
 pub struct Machine {
-    vcpu: Vcpu,
+    /// Hart 0 first; there is one.
+    vcpus: Vec<Vcpu>,
+    harts: Arc<Harts>,
     board: Board,
     clock: Arc<Clock>,
     symbols: Arc<RwLock<SymbolTable>>,
@@ -102,8 +111,14 @@ impl Machine {
         MachineBuilder::default()
     }
 
-    fn assemble(board: Board, vcpu: Vcpu, clock: Arc<Clock>, symbols: Arc<RwLock<SymbolTable>>) -> Machine {
-        Machine { vcpu, board, clock, symbols }
+    fn assemble(
+        board: Board,
+        vcpus: Vec<Vcpu>,
+        harts: Arc<Harts>,
+        clock: Arc<Clock>,
+        symbols: Arc<RwLock<SymbolTable>>,
+    ) -> Machine {
+        Machine { vcpus, harts, board, clock, symbols }
     }
 
     /// Runs until the guest ends or a limit is met.
@@ -111,7 +126,10 @@ impl Machine {
         if let Some(exit) = self.board.latch.get() {
             return MachineExit::Guest(exit);
         }
-        let exit = self.vcpu.run(limits);
+        let exit = match self.vcpus.as_mut_slice() {
+            [vcpu] => vcpu.run(limits),
+            vcpus => run_all(&self.harts, vcpus, limits),
+        };
         self.board.console.flush();
         // A guest may end with the very instruction that meets a limit: then it ended.
         match (self.board.latch.get(), exit) {
@@ -140,31 +158,38 @@ impl Machine {
         // Of the program before, if this one was refused.
         self.board.place_htif(&symbols)?;
         drop(symbols);
-        self.vcpu.serve();
+        self.serve();
         Ok(entry?)
     }
 
-    /// Hart and devices as after power-on, the hart at `entry` with its number in a0; RAM stays as it is.
+    /// Serves what was posted to the harts, which are parked; returns how many translations died.
+    fn serve(&mut self) -> usize {
+        self.vcpus.iter_mut().map(Vcpu::serve).sum()
+    }
+
+    /// Harts and devices as after power-on, each hart at `entry` with its number in a0; RAM stays as it is.
     pub fn start_at(&mut self, entry: u64) -> Result<(), BuildError> {
         let ram = self.board.ram_range();
         if !ram.contains(&entry) || !entry.is_multiple_of(2) {
             return Err(BuildError::Entry { entry, ram });
         }
-        self.vcpu.reset(entry);
+        self.vcpus.iter_mut().for_each(|vcpu| vcpu.reset(entry));
         self.board.reset();
         self.clock.publish(0);
         self.clock.set_mtime(0);
         // a1 would be the device tree, once there is one.
-        let cpu = self.vcpu.cpu_mut();
-        cpu.x[10] = cpu.hart_id;
-        cpu.x[11] = 0;
+        for vcpu in &mut self.vcpus {
+            let cpu = vcpu.cpu_mut();
+            cpu.x[10] = cpu.hart_id;
+            cpu.x[11] = 0;
+        }
         Ok(())
     }
 
     /// Writes guest memory. Code that lay there is dropped before this returns.
     pub fn write(&mut self, addr: u64, bytes: &[u8]) -> Result<WriteReport, AccessError> {
         self.board.space.write(GuestPhys::new(addr), bytes)?;
-        Ok(WriteReport { tbs_killed: self.vcpu.serve() })
+        Ok(WriteReport { tbs_killed: self.serve() })
     }
 
     /// Reads guest memory.
@@ -176,44 +201,61 @@ impl Machine {
     pub fn add_ram(&mut self, name: &str, base: u64, size: u64) -> Result<Ram, MapFault> {
         let block = self.board.space.ram().add(RamBlockSpec::new(name, size))?;
         let region = self.board.space.map_ram(GuestPhys::new(base), &block, 0, size, 0)?;
-        self.vcpu.serve();
+        self.serve();
         Ok(Ram { block, region })
     }
 
     /// Shows added RAM at a second address.
     pub fn map_again(&mut self, ram: &Ram, base: u64) -> Result<RegionId, MapError> {
         let region = self.board.space.map_ram(GuestPhys::new(base), &ram.block, 0, ram.block.used_length(), 0)?;
-        self.vcpu.serve();
+        self.serve();
         Ok(region)
     }
 
     /// Shows at `base` what is visible at `target`.
     pub fn map_alias(&mut self, base: u64, target: u64, len: u64) -> Result<RegionId, MapError> {
         let region = self.board.space.map_alias(GuestPhys::new(base), GuestPhys::new(target), len, 0)?;
-        self.vcpu.serve();
+        self.serve();
         Ok(region)
     }
 
     /// Takes a mapping away.
     pub fn unmap(&mut self, region: RegionId) -> Result<(), MapError> {
         self.board.space.unmap(region)?;
-        self.vcpu.serve();
+        self.serve();
         Ok(())
     }
 
-    /// The hart's registers.
+    /// The registers of hart 0.
     pub fn cpu(&self) -> &CpuState {
-        self.vcpu.cpu()
+        self.vcpus[0].cpu()
     }
 
-    /// The hart's registers, to change them.
+    /// The registers of hart 0, to change them.
     pub fn cpu_mut(&mut self) -> &mut CpuState {
-        self.vcpu.cpu_mut()
+        self.vcpus[0].cpu_mut()
     }
 
-    /// Counters since the machine was built.
+    /// How many harts there are.
+    pub fn harts(&self) -> usize {
+        self.vcpus.len()
+    }
+
+    /// A hart, if there is one of that number.
+    pub fn vcpu(&self, hart: usize) -> Option<&Vcpu> {
+        self.vcpus.get(hart)
+    }
+
+    /// A hart, to change it between runs.
+    pub fn vcpu_mut(&mut self, hart: usize) -> Option<&mut Vcpu> {
+        self.vcpus.get_mut(hart)
+    }
+
+    /// Counters since the machine was built, summed over the harts.
     pub fn stats(&self) -> VcpuStats {
-        self.vcpu.stats()
+        let mut sum = self.vcpus[0].stats();
+        self.vcpus[1..].iter().for_each(|vcpu| sum += vcpu.stats());
+        sum
     }
 
     /// The address space: for devices of one's own.
@@ -249,6 +291,22 @@ impl Machine {
 
     /// A handle that stops this machine from another thread.
     pub fn stop_handle(&self) -> Stop {
-        Stop(self.vcpu.port().clone())
+        Stop(self.vcpus[0].port().clone())
     }
+}
+
+/// Runs all harts until the first of them ends; why it did.
+fn run_all(harts: &Harts, vcpus: &mut [Vcpu], limits: &RunLimits) -> VcpuExit {
+    harts.start();
+    std::thread::scope(|scope| {
+        let mut vcpus = vcpus.iter_mut();
+        let first = vcpus.next();
+        for vcpu in vcpus {
+            scope.spawn(|| harts.run(vcpu, limits));
+        }
+        if let Some(vcpu) = first {
+            harts.run(vcpu, limits);
+        }
+    });
+    harts.first_exit()
 }

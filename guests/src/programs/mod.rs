@@ -12,6 +12,7 @@ pub mod demo;
 pub mod minijit;
 pub mod sieve;
 pub mod smc;
+pub mod smp;
 pub mod timer;
 
 pub use asm::BASE;

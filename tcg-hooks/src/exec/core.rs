@@ -47,10 +47,21 @@ impl Core {
         (&mut self.mmu, StoreHooks { tbs: self.tbs.as_mut(), ctx, clock: &self.clock, stale, trace, mask })
     }
 
-    /// `fence.i`: what was written is seen from here on. Returns how many TBs died.
+    /// `fence.i`: what was written is seen from here on, by whomever: kills that others posted are served before the
+    /// next instruction, as the caller looks at the kick after this (TB-1). Returns how many TBs died.
     pub(crate) fn fence_i(&mut self, ctx: &mut Context) -> usize {
-        let (Some(stale), Some(tbs)) = (&mut self.stale, &mut self.tbs) else { return 0 };
-        stale.drain(..).map(|(ram, len)| tbs.invalidate(ctx, ram, len)).sum()
+        let Some(tbs) = &mut self.tbs else { return 0 };
+        let own = self.stale.iter_mut().flat_map(|stale| stale.drain(..));
+        let killed: usize = own.map(|(ram, len)| tbs.invalidate(ctx, ram, len)).sum();
+        killed + self.compare(ctx)
+    }
+
+    /// Compares what is provisional (CODE-1). Returns how many TBs died.
+    pub(crate) fn compare(&mut self, ctx: &mut Context) -> usize {
+        let Some(tbs) = &mut self.tbs else { return 0 };
+        let killed = tbs.compare(ctx);
+        ctx.fence_i_slow = u32::from(self.stale.is_some() || tbs.doubts());
+        killed
     }
 
     /// Tier 0 is about to run code at `pc`: should it be translated instead?

@@ -4,7 +4,7 @@ use std::time::Instant;
 /// When to stop by itself.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct RunLimits {
-    /// Stop when this many instructions have retired since reset; exact.
+    /// Stop when this many instructions have retired since reset; exact. Each hart counts its own.
     pub max_insns: Option<u64>,
     /// Stop at this time, or a little later (looked at between slices).
     pub deadline: Option<Instant>,
@@ -19,6 +19,6 @@ pub enum VcpuExit {
     Deadline,
     /// A device or the host asked for it, by `VcpuPort::request_stop`.
     Stopped,
-    /// In `wfi` with nothing that could ever wake it, or in a handler that traps into itself.
+    /// In `wfi` with nothing that could ever wake it, or in a handler that traps into itself; of several harts, all.
     Hung,
 }

@@ -3,7 +3,7 @@
 mod check;
 
 use super::core::Core;
-use super::{RunLimits, VcpuExit, show};
+use super::{Harts, RunLimits, VcpuExit, VcpuStats, show};
 use crate::clock::Clock;
 use crate::cpu::CpuState;
 use crate::engine::{EngineKind, ICache, JitFlags};
@@ -14,15 +14,13 @@ use crate::jit::x86_64::mem::SMALL_BITS;
 use crate::jit::x86_64::thunks::{EnterFn, reason};
 use crate::riscv::csr::{CsrEnv, irq, mstatus};
 use crate::riscv::trap::{self, Trap};
-use crate::tb::{Found, TbCache, TbKey, TbStats};
+use crate::tb::{Found, TbCache, TbKey};
 use crate::tier0::{self, Why};
 use crate::trace::{TraceMask, TraceSink};
 use crate::translate::{Limits, MAX_INSNS, Translator};
 use notdirty_core::{PAGE_SIZE, RamAddr, pin};
 use notdirty_softmmu::tlb::entry::TLB_BITS;
-use notdirty_softmmu::{
-    AccessKind, AddressSpace, GuestPhys, GuestVirt, MemFault, MmuIdx, Resolved, SlowStats, SoftMmu, VcpuPort,
-};
+use notdirty_softmmu::{AccessKind, AddressSpace, GuestPhys, GuestVirt, MemFault, MmuIdx, Resolved, SoftMmu, VcpuPort};
 use std::io;
 use std::ptr::NonNull;
 use std::sync::Arc;
@@ -31,6 +29,12 @@ use std::time::{Duration, Instant};
 
 /// The longest slice: how late a stop, a kick or an interrupt may be noticed, in instructions.
 const SLICE: i64 = 1 << 16;
+/// A running vCPU's own references to its port: its `SoftMmu`'s, that of being unparked, and that of `wait`.
+const OWN_PORTS: usize = 3;
+/// How often a hart that only somebody else can wake asks whether there is somebody.
+const ASK_AGAIN: Duration = Duration::from_millis(50);
+/// How often one of several harts tries a handler again that traps into itself.
+const TRAP_AGAIN: Duration = Duration::from_millis(1);
 /// Slices shorter than this are left to the oracle.
 const WORTH_ENTERING: u64 = 2 * MAX_INSNS as u64;
 
@@ -54,36 +58,6 @@ pub struct VcpuConfig {
     pub trace: Option<Box<dyn TraceSink>>,
 }
 
-/// Counters since the vCPU was made.
-#[derive(Debug, Clone, Copy, Default)]
-pub struct VcpuStats {
-    /// Instructions retired.
-    pub retired: u64,
-    /// TBs translated.
-    pub tbs_translated: u64,
-    /// TBs that died because their bytes were written.
-    pub tbs_invalidated: u64,
-    /// TBs that died for other reasons.
-    pub tbs_evicted: u64,
-    /// Everything about TBs.
-    pub tb: TbStats,
-    /// Time spent translating.
-    pub translate_time: Duration,
-    /// Times that emitted code was entered.
-    pub entries: u64,
-    /// Traps and interrupts taken.
-    pub traps: u64,
-    /// Instructions executed by the oracle.
-    pub interpreted: u64,
-    /// Instructions executed by tier 0: cold code, and code that is patched again and again.
-    pub tier0: u64,
-    /// Loads, stores and atomics, with `JitFlags::count`; all but the slow path's were TLB hits. A block that is left by
-    /// a trap is counted whole.
-    pub accesses: Option<u64>,
-    /// The slow path, by cause.
-    pub tlb: SlowStats,
-}
-
 /// One hart. It may be moved to another thread; only one thread uses it at a time.
 pub struct Vcpu {
     /// Where the context is: in the prefix of `core.mmu`.
@@ -95,6 +69,8 @@ pub struct Vcpu {
     translate_time: Duration,
     entries: u64,
     interpreted: u64,
+    /// Those that run beside it.
+    harts: Option<Arc<Harts>>,
 }
 
 // SAFETY: `ctx` points into memory that `core.mmu` owns, and moves with it; all else is `Send`. The raw `engine`
@@ -158,7 +134,14 @@ impl Vcpu {
             translate_time: Duration::ZERO,
             entries: 0,
             interpreted: 0,
+            harts: None,
         })
+    }
+
+    /// From now on it runs beside others: see [`Harts::run`].
+    pub fn join(&mut self, harts: &Arc<Harts>) {
+        harts.join(self.port());
+        self.harts = Some(harts.clone());
     }
 
     /// Back to reset at `entry`; translations and counters stay.
@@ -238,7 +221,9 @@ impl Vcpu {
             if self.port().kicked() {
                 self.serve();
             }
-            if self.port().take_stop() {
+            let (ctx, core) = self.parts();
+            core.compare(ctx);
+            if self.port().take_stop() || self.harts.as_ref().is_some_and(|harts| harts.stopping()) {
                 return VcpuExit::Stopped;
             }
             let retired = self.cpu().retired;
@@ -249,8 +234,10 @@ impl Vcpu {
             if limits.deadline.is_some_and(|d| Instant::now() >= d) {
                 return VcpuExit::Deadline;
             }
-            if std::mem::take(&mut self.core.trap_loop) {
-                return VcpuExit::Hung;
+            if std::mem::take(&mut self.core.trap_loop)
+                && let Some(exit) = self.trapped(limits)
+            {
+                return exit;
             }
             let mip = self.core.mip();
             if self.core.waiting {
@@ -312,17 +299,37 @@ impl Vcpu {
         }
         let until = limits.deadline.map(|d| d.saturating_duration_since(Instant::now()));
         let timer = if timer { self.core.clock.host_wait(deadline) } else { None };
-        if timer.is_none() && self.cpu().csr.mie & !irq::MTI & irq::ALL == 0 {
-            return Some(VcpuExit::Hung);
-        }
-        if timer.is_none() && until.is_none() && Arc::strong_count(&port) <= 2 {
-            // Nobody else holds the port: no device can raise a line.
-            return Some(VcpuExit::Hung);
-        }
-        port.wait(match (timer, until) {
+        let deaf = self.cpu().csr.mie & !irq::MTI & irq::ALL == 0;
+        // Nobody else holds the port: no device can raise a line. Others may hold it for a moment, to post; so this is
+        // asked again now and then.
+        let watched = until.is_some() || Arc::strong_count(&port) > OWN_PORTS;
+        let hears = !deaf && watched;
+        let sleep = match (timer, until) {
             (Some(a), Some(b)) => Some(a.min(b)),
+            // A re-arm kicks without waking, and whoever looks for hung harts takes every kick seriously.
+            (None, None) => Some(ASK_AGAIN),
             (a, b) => a.or(b),
-        });
+        };
+        let _idle = match (&self.harts, timer) {
+            (_, Some(_)) => None,
+            (None, None) if hears => None,
+            (None, None) => return Some(VcpuExit::Hung),
+            // Another hart may wake it, or end the run.
+            (Some(harts), None) => match harts.fall_idle(hears) {
+                None => return Some(VcpuExit::Hung),
+                idle => idle,
+            },
+        };
+        port.wait(sleep);
+        None
+    }
+
+    /// The handler's first instruction traps into itself. Alone, it does so for ever; another hart may change it.
+    fn trapped(&self, limits: &RunLimits) -> Option<VcpuExit> {
+        let Some(idle) = self.harts.as_ref().map(|harts| harts.fall_idle(false)) else { return Some(VcpuExit::Hung) };
+        let Some(_idle) = idle else { return Some(VcpuExit::Hung) };
+        let left = limits.deadline.map(|d| d.saturating_duration_since(Instant::now()));
+        self.port().wait(Some(left.map_or(TRAP_AGAIN, |left| left.min(TRAP_AGAIN))));
         None
     }
 
@@ -515,10 +522,21 @@ impl Vcpu {
         let made = self.translator.translate(mmu, &mut hooks, key.pc, limits);
         let found = match made {
             Ok(pages) => {
+                let doubts = self.translator.doubts();
                 let region = &self.translator.region;
-                self.core.tbs.as_mut().map(|tbs| tbs.add(ctx, key, pages, region))
+                self.core.tbs.as_mut().map(|tbs| {
+                    let found = tbs.add(ctx, key, pages, region);
+                    if let Some((pending, insns)) = doubts {
+                        tbs.doubt(ctx, found.id, pages, insns, pending);
+                        self.translator.overannounced().for_each(|page| tbs.recount(page));
+                    }
+                    found
+                })
             }
             Err(fault) => {
+                if let Some(tbs) = &self.core.tbs {
+                    self.translator.overannounced().for_each(|page| tbs.recount(page));
+                }
                 ctx.settle(0);
                 self.core.take_trap(&mut ctx.cpu, &fault.into());
                 None

@@ -1,6 +1,7 @@
 //! Finding TBs, and adding them.
 use super::ghosts::Ghosts;
 use super::pages::CodeMap;
+use super::provisional::Provisional;
 use super::{Exit, Tb, TbId, TbKey};
 use crate::engine::JitFlags;
 use crate::ir::{Region, Site, Span};
@@ -13,6 +14,7 @@ use hashbrown::HashMap;
 use notdirty_core::PageIndex;
 use notdirty_softmmu::{AddressSpace, VcpuId, lines_of};
 use std::io;
+use std::ops::AddAssign;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -47,6 +49,21 @@ pub struct TbStats {
     pub longest_reclaim: Duration,
 }
 
+impl AddAssign for TbStats {
+    fn add_assign(&mut self, other: TbStats) {
+        let TbStats { translated, insns, host_bytes, invalidated, evicted, died_young, linked, longest_reclaim } =
+            other;
+        self.translated += translated;
+        self.insns += insns;
+        self.host_bytes += host_bytes;
+        self.invalidated += invalidated;
+        self.evicted += evicted;
+        self.died_young += died_young;
+        self.linked += linked;
+        self.longest_reclaim = self.longest_reclaim.max(longest_reclaim);
+    }
+}
+
 /// All TBs of one vCPU (TB-1).
 pub(crate) struct TbCache {
     pub(super) space: Arc<AddressSpace>,
@@ -59,6 +76,7 @@ pub(crate) struct TbCache {
     pub(super) free: Vec<TbId>,
     pub(super) by_key: HashMap<TbKey, TbId>,
     pub(super) pages: CodeMap,
+    pub(super) provisional: Vec<Provisional>,
     pub(super) chunk_tbs: Vec<Vec<TbId>>,
     pub(super) ghosts: Ghosts,
     pub(crate) stats: TbStats,
@@ -94,6 +112,7 @@ impl TbCache {
             free: Vec::new(),
             by_key: HashMap::new(),
             pages: CodeMap::default(),
+            provisional: Vec::new(),
             chunk_tbs: vec![Vec::new(); chunks],
             ghosts: Ghosts::default(),
             stats: TbStats::default(),
@@ -189,6 +208,7 @@ impl TbCache {
             chunk,
             place: self.chunk_tbs[chunk].len() as u32,
             born: ctx.cpu.retired,
+            serial: self.stats.translated,
             pages,
             spans: region.spans.clone(),
             sites: region.sites.as_slice().into(),

@@ -26,15 +26,8 @@ impl TbCache {
             let from = at % PAGE_SIZE;
             let count = (end - at).min(PAGE_SIZE - from);
             for id in self.pages.on(page, lines_of(from, count)) {
-                let hit = self.get(id).filter(|tb| tb.overlaps(page, from, from + count));
-                if let Some((pc, born)) = hit.map(|tb| (tb.key.pc, tb.born)) {
-                    self.kill(id, ctx);
-                    let age = ctx.cpu.retired.wrapping_sub(born);
-                    let runs = self.heat.died(pc, age);
-                    self.stats.died_young += u64::from(runs > WARM);
-                    if let Some(deaths) = &mut self.deaths {
-                        deaths.push((pc, age, runs));
-                    }
+                if self.get(id).is_some_and(|tb| tb.overlaps(page, from, from + count)) {
+                    self.kill_written(id, ctx);
                     killed += 1;
                 }
             }
@@ -44,6 +37,24 @@ impl TbCache {
         #[cfg(any(test, feature = "testkit"))]
         self.checkpoint(ctx, "a kill");
         killed
+    }
+
+    /// Drops a TB whose bytes were written.
+    pub(super) fn kill_written(&mut self, id: TbId, ctx: &mut Context) {
+        let Some((pc, born)) = self.get(id).map(|tb| (tb.key.pc, tb.born)) else { return };
+        self.kill(id, ctx);
+        let age = ctx.cpu.retired.wrapping_sub(born);
+        let runs = self.heat.died(pc, age);
+        self.stats.died_young += u64::from(runs > WARM);
+        if let Some(deaths) = &mut self.deaths {
+            deaths.push((pc, age, runs));
+        }
+    }
+
+    /// Counts a page's lines again: some were announced for what did not become a TB.
+    pub(crate) fn recount(&self, page: PageIndex) {
+        let own = self.pages.lines(page);
+        self.space.code().set_lines(self.space.ram().dirty(), page, own, self.vcpu, &pin());
     }
 
     /// Drops one TB.

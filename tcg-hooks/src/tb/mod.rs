@@ -4,7 +4,8 @@
 //!   TbCache ── by key: (ram address, pc, flags, instrumentation) ─▶ TbId     cache.rs
 //!           ├─ pages: RAM page ─▶ [(TbId, its 64-byte lines)]                pages.rs
 //!           ├─ exits and incoming links of each Tb                           chain.rs
-//!           └─ invalidate(bytes): everything that overlaps dies              invalidate.rs
+//!           ├─ invalidate(bytes): everything that overlaps dies              invalidate.rs
+//!           └─ provisional: bytes to be compared once every vCPU answered    provisional.rs
 //! ```
 //!
 //! Keeps TB-1: all of this belongs to one vCPU and is touched by its thread only. Others post kills.
@@ -15,6 +16,7 @@ mod check;
 mod ghosts;
 mod invalidate;
 mod pages;
+mod provisional;
 mod show;
 
 pub use cache::TbStats;
@@ -70,6 +72,8 @@ pub(crate) struct Tb {
     place: u32,
     /// Instructions that had retired when it was made.
     born: u64,
+    /// Never another's.
+    serial: u64,
     /// The RAM pages of its bytes: that of the entry, and the next one.
     pub(crate) pages: (PageIndex, Option<PageIndex>),
     /// The bytes it was made from.

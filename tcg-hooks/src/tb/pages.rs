@@ -26,6 +26,11 @@ impl CodeMap {
         left
     }
 
+    /// The lines of a page that TBs have.
+    pub(crate) fn lines(&self, page: PageIndex) -> u64 {
+        self.pages.get(&page).map_or(0, |list| list.iter().fold(0, |m, e| m | e.1))
+    }
+
     #[cfg(any(test, feature = "testkit"))]
     pub(super) fn iter(&self) -> impl Iterator<Item = (PageIndex, &[(TbId, u64)])> {
         self.pages.iter().map(|(page, list)| (*page, list.as_slice()))

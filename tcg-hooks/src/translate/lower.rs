@@ -57,7 +57,11 @@ impl Lower {
             }
             Plan::Upper => self.li(region, rd, imm),
             Plan::UpperPc => self.li(region, rd, pc.wrapping_add(imm as u64) as i64),
-            // One vCPU's accesses are in order on its own host thread; other harts are not there yet.
+            Plan::Fence if insn.orders_stores_before_loads() => {
+                let site = push_site(region, pc, insn, count);
+                self.push(region, Ir { kind: Kind::Rust, rd: 0, a, b, site, imm });
+            }
+            // The host's total store order is as strong as any other fence.
             Plan::Fence => {}
             _ => match plain_csr(&insn) {
                 Some((kind, offset)) => {

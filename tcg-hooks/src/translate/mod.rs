@@ -7,7 +7,8 @@
 //! ```
 //!
 //! Keeps CODE-1: the lines are announced before the reading that counts. The first reading only finds out which
-//! lines there are; the bytes are compared after the announcement, and a difference starts over.
+//! lines there are; the bytes are compared after the announcement, and a difference starts over. What others may still
+//! store unheard is `tb/provisional.rs`'s part.
 mod explore;
 mod lower;
 mod plan;
@@ -16,7 +17,7 @@ mod source;
 use crate::ir::{Block, Region, Target, Term};
 use crate::riscv::Insn;
 use notdirty_core::{PAGE_SIZE, PageIndex, RamAddr};
-use notdirty_softmmu::{Hooks, MemFault, SoftMmu};
+use notdirty_softmmu::{Hooks, MemFault, Pending, SoftMmu};
 use plan::plan_of;
 
 pub(crate) use source::Source;
@@ -26,6 +27,9 @@ const WINDOW: usize = 2 * PAGE_SIZE as usize / 2;
 const NONE: u16 = u16::MAX;
 /// A leader, before blocks have numbers.
 const UNNUMBERED: u16 = u16::MAX - 1;
+
+/// How often bytes that change while they are translated are read anew.
+const TRIES: u32 = 8;
 
 /// Limits of a region.
 #[derive(Debug, Clone, Copy)]
@@ -57,6 +61,9 @@ struct Found {
     insn: Insn,
 }
 
+/// Instructions: their offsets from the start of the first page, and their bits.
+pub(crate) type Insns = Box<[(u32, u32)]>;
+
 /// Makes regions; keeps its memory from one to the next.
 pub struct Translator {
     /// Index into `found` for each halfword of the window, or `NONE`.
@@ -72,6 +79,10 @@ pub struct Translator {
     pages: [Option<Page>; 2],
     base: u64,
     lower: lower::Lower,
+    /// Who has yet to hear of the lines.
+    pending: Pending,
+    /// Did the bytes stand still, and were lines announced only once?
+    still: bool,
     /// What was made.
     pub region: Region,
 }
@@ -91,6 +102,8 @@ impl Default for Translator {
             pages: [None; 2],
             base: 0,
             lower: lower::Lower::default(),
+            pending: Pending::default(),
+            still: true,
             region: Region::default(),
         }
     }
@@ -108,7 +121,9 @@ impl Translator {
     ) -> Result<(PageIndex, Option<PageIndex>), MemFault> {
         self.base = pc & !(PAGE_SIZE - 1);
         self.pages = [None; 2];
-        loop {
+        self.pending = Pending::default();
+        self.still = true;
+        for left in (0..TRIES).rev() {
             self.forget();
             self.explore(mmu, hooks, pc, limits)?;
             self.make_spans();
@@ -118,18 +133,34 @@ impl Translator {
                 let lines =
                     spans.fold(0, |m, s| m | notdirty_softmmu::lines_of(s.start.into(), u64::from(s.end - s.start)));
                 if let (Some(page), true) = (page, lines != 0) {
-                    let _ = mmu.announce_code(page.ram.page(), lines);
+                    self.pending.absorb(mmu.announce_code(page.ram.page(), lines));
                 }
             }
-            if self.unchanged() {
+            // Where somebody writes all the time, old bytes must do for now, as they would a little earlier: the TB is
+            // compared again before it counts.
+            if self.unchanged() || left == 0 {
                 break;
             }
+            self.still = false;
         }
         self.build(pc, limits);
         let second = self.region.spans.iter().any(|s| s.page == 1);
         let page = |n: usize| self.pages[n].map(|p: Page| p.ram.page());
         let first = page(0).expect("the entry was read from it");
         Ok((first, if second { page(1) } else { None }))
+    }
+
+    /// What is left to do for who translated: other vCPUs that have yet to answer, or bytes that would not stand
+    /// still. With the instructions, by their place in the two pages.
+    pub(crate) fn doubts(&mut self) -> Option<(Pending, Insns)> {
+        let pending = std::mem::take(&mut self.pending);
+        let insns = || self.found.iter().map(|found| (found.off, found.bits)).collect();
+        (!pending.is_empty() || !self.still).then(|| (pending, insns()))
+    }
+
+    /// The pages whose lines may have been announced for instructions that were not there any more.
+    pub(crate) fn overannounced(&self) -> impl Iterator<Item = PageIndex> {
+        self.pages.iter().flatten().filter(|_| !self.still).map(|page| page.ram.page())
     }
 
     fn forget(&mut self) {

@@ -87,6 +87,10 @@ pub(crate) fn execute(core: &mut Core, ctx: &mut Context, site: &Site) -> Outcom
         op if op.is_store() => store(core, ctx, insn),
         op if op.is_amo() => atomic(core, ctx, insn),
         op if op.is_csr() => return control(core, ctx, insn, next),
+        Op::Fence => {
+            std::sync::atomic::fence(std::sync::atomic::Ordering::SeqCst);
+            Ok(StoreEffect::NONE)
+        }
         Op::FenceI => Ok(StoreEffect { killed: core.fence_i(ctx) as u32, ..StoreEffect::NONE }),
         Op::Ecall => return Outcome::Trap(Trap::ecall(ctx.cpu.privilege)),
         Op::Ebreak => return Outcome::Trap(Trap::breakpoint(site.pc)),
