@@ -5,8 +5,9 @@
 
 use super::mapping::{Failure, HUGE, Mapping, Request};
 use super::offsets::Lease;
-use super::{RamError, access};
+use super::{RamError, RamList, access};
 use crate::addr::{PAGE_SIZE, PageRange, RamAddr};
+use crate::sync::{AtomicU64, Ordering};
 use core::fmt;
 use core::ops::Range;
 use std::os::fd::BorrowedFd;
@@ -132,11 +133,22 @@ impl RamBlockSpec {
     }
 }
 
+/// Which block of which list.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) struct Home {
+    /// The list's number; no two lists of a process share one.
+    pub(super) list: u64,
+    /// The block's number in it; no two blocks of a list ever share one.
+    pub(super) slot: u32,
+}
+
 /// A block of guest RAM or ROM. Made by [`RamList::add`](super::RamList::add); its memory lives until the last `Arc`
 /// is gone.
 pub struct RamBlock {
     idstr: String,
-    used_length: u64,
+    home: Home,
+    /// Written by resizes, with Release, once the memory is there; a reader's Acquire sees a length that is mapped.
+    used_length: AtomicU64,
     max_length: u64,
     flags: RamFlags,
     // Before the lease: the memory goes first, then its addresses may be used again (RAM-1).
@@ -146,7 +158,7 @@ pub struct RamBlock {
 
 impl RamBlock {
     /// Maps the memory of `spec`, which `check` found good with `max_length`.
-    pub(super) fn map(spec: RamBlockSpec, max_length: u64, lease: Lease) -> Result<Self, RamError> {
+    pub(super) fn map(spec: RamBlockSpec, max_length: u64, lease: Lease, home: Home) -> Result<Self, RamError> {
         let request = Request {
             name: &spec.idstr,
             used: spec.used_length,
@@ -166,7 +178,8 @@ impl RamBlock {
             .with(RamFlags::SHARED, spec.shared)
             .with(RamFlags::HUGE_PAGES, mapping.is_huge())
             .with(RamFlags::NEAR, mapping.is_near());
-        Ok(Self { idstr: spec.idstr, used_length: spec.used_length, max_length, flags, mapping, lease })
+        let used_length = AtomicU64::new(spec.used_length);
+        Ok(Self { idstr: spec.idstr, home, used_length, max_length, flags, mapping, lease })
     }
 
     /// The block's name.
@@ -174,14 +187,26 @@ impl RamBlock {
         &self.idstr
     }
 
+    /// The block's number, by which a dirty ring names it. Its list gives no number out twice, so an entry of a block
+    /// that is gone is recognised.
+    pub fn slot(&self) -> u32 {
+        self.home.slot
+    }
+
+    /// Whether `list` made this block. An offset or a slot means something in its own list only.
+    pub fn belongs_to(&self, list: &RamList) -> bool {
+        self.home.list == list.id()
+    }
+
     /// Where the block starts in the space of all RAM; a multiple of 512 pages (SUM-1).
     pub fn offset(&self) -> RamAddr {
         self.lease.start()
     }
 
-    /// How many bytes are memory now.
+    /// How many bytes are memory now. They stay mapped as long as the block lives, also if this shrinks.
+    #[inline]
     pub fn used_length(&self) -> u64 {
-        self.used_length
+        self.used_length.load(Ordering::Acquire)
     }
 
     /// How many bytes are reserved.
@@ -201,7 +226,7 @@ impl RamBlock {
 
     /// The pages of the used length.
     pub fn pages(&self) -> PageRange {
-        PageRange::of_bytes(self.offset(), self.used_length)
+        PageRange::of_bytes(self.offset(), self.used_length())
     }
 
     /// Where the memory is. Stays so as long as the block lives; `used_length` bytes may be accessed, by raw pointer
@@ -265,14 +290,14 @@ impl RamBlock {
     #[inline]
     fn at(&self, off: u64, len: u64) -> Result<*mut u8, RamError> {
         match off.checked_add(len) {
-            Some(end) if end <= self.used_length => Ok(self.host().wrapping_add(off as usize)),
+            Some(end) if end <= self.used_length() => Ok(self.host().wrapping_add(off as usize)),
             _ => Err(self.out_of_bounds(off, len)),
         }
     }
 
     #[cold]
     fn out_of_bounds(&self, off: u64, len: u64) -> RamError {
-        RamError::OutOfBounds { idstr: self.idstr.clone(), off, len, used: self.used_length }
+        RamError::OutOfBounds { idstr: self.idstr.clone(), off, len, used: self.used_length() }
     }
 }
 
@@ -285,8 +310,9 @@ impl fmt::Debug for RamBlock {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("RamBlock")
             .field("idstr", &self.idstr)
+            .field("slot", &self.slot())
             .field("offset", &self.offset())
-            .field("used_length", &format_args!("{:#x}", self.used_length))
+            .field("used_length", &format_args!("{:#x}", self.used_length()))
             .field("max_length", &format_args!("{:#x}", self.max_length))
             .field("host", &self.host())
             .field("flags", &self.flags)

@@ -48,6 +48,12 @@ pub enum RamError {
         /// Its maximum length.
         length: u64,
     },
+    /// The list has given out each of its 2^32 numbers of blocks; none is used twice.
+    #[error("RAM block {idstr}: the list is out of block numbers")]
+    OutOfSlots {
+        /// The block.
+        idstr: String,
+    },
     /// The host gave no memory.
     #[error("RAM block {idstr}: cannot {doing} {length:#x} bytes")]
     Host {

@@ -1,7 +1,7 @@
 //! All RAM blocks: one writer under a lock, readers that never block.
 //!
 //! ```text
-//!   RamList ─RcuCell─▶ Snapshot { by_offset, by_host }      each a few shared chunks (chunks.rs)
+//!   RamList ─RcuCell─▶ Snapshot { by_offset, by_host, by_slot }      each a few shared chunks (chunks.rs)
 //!     add:     lease an offset ─▶ map ─▶ grow dirty memory, all ones ─▶ publish ─▶ version + 1
 //!     remove:  publish without ─▶ version + 1 ─▶ (grace) ─▶ last Arc ─▶ unmap ─▶ the offset is free
 //! ```
@@ -13,7 +13,7 @@
 //! No mru hint: a lookup is two short binary searches, and a hint is a word that all vCPUs write.
 
 use super::RamError;
-use super::block::{RamBlock, RamBlockSpec};
+use super::block::{Home, RamBlock, RamBlockSpec};
 use super::chunks::Chunks;
 use super::offsets::Offsets;
 use crate::addr::{PageRange, RamAddr};
@@ -24,12 +24,24 @@ use core::fmt;
 use std::collections::HashSet;
 use std::sync::Arc;
 
-/// The blocks of one moment. A block spans its maximum length in both.
+/// The blocks of one moment. A block spans its maximum length in the first two.
 #[derive(Clone, Default)]
 struct Snapshot {
     by_offset: Chunks<Arc<RamBlock>>,
     by_host: Chunks<Arc<RamBlock>>,
+    by_slot: Chunks<Arc<RamBlock>>,
 }
+
+/// What the one writer keeps.
+struct Writer {
+    /// The names in use.
+    names: HashSet<String>,
+    /// The next block's number, while there is one.
+    next_slot: Option<u32>,
+}
+
+/// The next list's number. Not of `crate::sync`: it outlives a model's execution.
+static NEXT_LIST: std::sync::atomic::AtomicU64 = std::sync::atomic::AtomicU64::new(0);
 
 /// Every RAM block of a machine, and their dirty memory.
 ///
@@ -56,8 +68,9 @@ pub struct RamList {
     dirty: DirtyMemory,
     version: AtomicU64,
     offsets: Offsets,
-    /// The names in use; holding the lock makes a thread the one writer of all the above.
-    names: Mutex<HashSet<String>>,
+    id: u64,
+    /// Holding the lock makes a thread the one writer of all the above.
+    writer: Mutex<Writer>,
 }
 
 impl RamList {
@@ -68,7 +81,8 @@ impl RamList {
             dirty: DirtyMemory::new(),
             version: AtomicU64::new(0),
             offsets: Offsets::default(),
-            names: Mutex::new(HashSet::new()),
+            id: NEXT_LIST.fetch_add(1, Ordering::Relaxed),
+            writer: Mutex::new(Writer { names: HashSet::new(), next_slot: Some(0) }),
         }
     }
 
@@ -76,15 +90,19 @@ impl RamList {
     pub fn add(&self, spec: RamBlockSpec) -> Result<Arc<RamBlock>, RamError> {
         let max_length = spec.check()?;
         let guard = pin(); // before the lock, see `RcuCell::replace`
-        let mut names = lock(&self.names);
-        if names.contains(spec.idstr()) {
+        let mut writer = lock(&self.writer);
+        if writer.names.contains(spec.idstr()) {
             return Err(RamError::DuplicateId { idstr: spec.idstr().to_owned() });
         }
         let Some(lease) = self.offsets.lease(max_length) else {
             return Err(RamError::Overflow { idstr: spec.idstr().to_owned(), length: max_length });
         };
+        let Some(slot) = writer.next_slot else {
+            return Err(RamError::OutOfSlots { idstr: spec.idstr().to_owned() });
+        };
+        let home = Home { list: self.id, slot };
         let leased = PageRange::of_bytes(lease.start(), lease.length());
-        let block = Arc::new(RamBlock::map(spec, max_length, lease)?);
+        let block = Arc::new(RamBlock::map(spec, max_length, lease, home)?);
         // Before the block can be found. The range may have been another's, whose bits mean nothing now.
         let too_many = |_| RamError::Overflow { idstr: block.idstr().to_owned(), length: max_length };
         let old_table = self.dirty.grow_under_lock(leased.end.get()).map_err(too_many)?;
@@ -93,11 +111,13 @@ impl RamList {
         let retired = self.current.replace(Snapshot {
             by_offset: old.by_offset.with(block.offset().get(), block.clone()),
             by_host: old.by_host.with(block.host() as u64, block.clone()),
+            by_slot: old.by_slot.with(slot.into(), block.clone()),
         });
-        names.insert(block.idstr().to_owned());
+        writer.next_slot = slot.checked_add(1);
+        writer.names.insert(block.idstr().to_owned());
         // Release, after the publication: who reads this version finds at least this list.
         self.version.fetch_add(1, Ordering::Release);
-        drop(names);
+        drop(writer);
         drop((retired, old_table));
         Ok(block)
     }
@@ -105,18 +125,19 @@ impl RamList {
     /// Takes a block out of the list. It is no longer found; it lives on as long as somebody has it.
     pub fn remove(&self, block: &Arc<RamBlock>) -> Result<(), RamError> {
         let guard = pin(); // before the lock, see `RcuCell::replace`
-        let mut names = lock(&self.names);
+        let mut writer = lock(&self.writer);
         let old = self.current.load(&guard);
-        if !old.by_offset.at_or_below(block.offset().get()).is_some_and(|found| Arc::ptr_eq(found, block)) {
+        if !old.by_slot.at_or_below(block.slot().into()).is_some_and(|found| Arc::ptr_eq(found, block)) {
             return Err(RamError::NotInList { idstr: block.idstr().to_owned() });
         }
         let retired = self.current.replace(Snapshot {
             by_offset: old.by_offset.without(block.offset().get()),
             by_host: old.by_host.without(block.host() as u64),
+            by_slot: old.by_slot.without(block.slot().into()),
         });
-        names.remove(block.idstr());
+        writer.names.remove(block.idstr());
         self.version.fetch_add(1, Ordering::Release);
-        drop(names);
+        drop(writer);
         drop(retired);
         Ok(())
     }
@@ -134,9 +155,19 @@ impl RamList {
         (off < block.max_length()).then_some((block, off))
     }
 
+    /// The block with this number, if it is still in the list.
+    pub fn find_slot<'g>(&self, slot: u32, guard: &'g Guard) -> Option<&'g Arc<RamBlock>> {
+        self.current.load(guard).by_slot.at_or_below(slot.into()).filter(|block| block.slot() == slot)
+    }
+
     /// The blocks of this moment, by rising offset.
     pub fn blocks<'g>(&self, guard: &'g Guard) -> impl Iterator<Item = &'g Arc<RamBlock>> + use<'g> {
         self.current.load(guard).by_offset.iter()
+    }
+
+    /// The list's number.
+    pub(super) fn id(&self) -> u64 {
+        self.id
     }
 
     /// The dirty bits of all blocks.
