@@ -42,4 +42,6 @@ pub use dirty::{
 };
 pub use ram::{RamBlock, RamBlockSpec, RamError, RamFlags, RamList};
 pub use rcu::{Guard, RcuCell, Retired, pin};
-pub use ring::{DirtyGfn, DirtyRing, Pushed, RingConsumer, RingError, RingProducer};
+pub use ring::{
+    DirtyGfn, DirtyRing, Pushed, RingConsumer, RingError, RingLog, RingProducer, RingSource, RingStartError, VcpuRings,
+};

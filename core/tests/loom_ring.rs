@@ -8,11 +8,19 @@
 //! - `push` stores flags first, or Relaxed; `harvest` loads them Relaxed
 //! - `push` does not look at `reset_index`, or loads it Relaxed
 //! - `free` stores the index first, or Relaxed
+//!
+//! and of the log, each fails its last test:
+//! - `DirtyMemory::set` asks whether there are rings before it marks
+//! - `RingLog::take` clears the bits before it takes the list
 #![cfg(loom)]
 
 use loom::model::Builder;
 use loom::thread;
-use notdirty_core::{DirtyRing, Pushed, RingConsumer};
+use notdirty_core::sync::{AtomicU64, Ordering};
+use notdirty_core::{
+    ClientMask, DirtyClient, DirtyRing, PageIndex, PageRange, Pushed, RamList, RingConsumer, RingLog, pin,
+};
+use std::sync::Arc;
 
 fn model(test: impl Fn() + Sync + Send + 'static) {
     let mut builder = Builder::new();
@@ -82,6 +90,60 @@ fn a_vcpu_that_heeds_the_soft_limit_is_never_refused() {
         round(&mut harvester, &mut pages, &mut reset);
         assert_eq!(pages, pushed);
         assert!(!pages.is_empty());
+    });
+}
+
+/// RAM of one page, and its log.
+struct Ram {
+    list: RamList,
+    byte: AtomicU64,
+}
+
+impl Ram {
+    fn write(&self, value: u64) {
+        self.byte.store(value, Ordering::Relaxed);
+        let page = PageRange::of_page(PageIndex::new(3));
+        self.list.dirty().set(page, ClientMask::MIGRATION, &pin());
+    }
+
+    fn read(&self) -> u64 {
+        self.byte.load(Ordering::Relaxed)
+    }
+
+    /// Whether the page was dirty.
+    fn take(&self, log: &RingLog) -> bool {
+        match log.take(&self.list, None, &pin())[..] {
+            [] => false,
+            [(first, bits)] => (first, bits) == (PageIndex::new(0), 1 << 3) || unreachable!(),
+            _ => unreachable!(),
+        }
+    }
+}
+
+/// A writer without a ring, while the log starts and is harvested: the last value read is the last one written.
+#[test]
+fn a_store_is_read_or_comes_with_a_later_take_from_the_start_of_the_log_on() {
+    model(|| {
+        let ram = Arc::new(Ram { list: RamList::new(), byte: AtomicU64::new(0) });
+        ram.list.dirty().grow(64).unwrap();
+        let writer = thread::spawn({
+            let ram = ram.clone();
+            move || {
+                ram.write(1);
+                ram.write(2);
+            }
+        });
+        let log = ram.list.dirty().start_rings(DirtyClient::MIGRATION, 2).unwrap();
+        ram.list.dirty().test_and_clear(PageIndex::new(3), DirtyClient::MIGRATION, &pin());
+        let mut seen = ram.read();
+        if ram.take(&log) {
+            seen = ram.read();
+        }
+        writer.join().unwrap();
+        if ram.take(&log) {
+            seen = ram.read();
+        }
+        assert_eq!(seen, 2, "a store is neither read nor reported");
     });
 }
 
@@ -266,5 +328,128 @@ mod twin {
     #[should_panic(expected = "a page is lost or torn")]
     fn an_entry_handed_back_without_release_is_wiped_out() {
         pages_pass(Law::IndexRelaxed);
+    }
+}
+
+/// A log's start and its list once more, with their laws as switches. One page.
+mod log_twin {
+    use super::model;
+    use loom::thread;
+    use notdirty_core::sync::{AtomicU32, AtomicU64, Mutex, fence, lock};
+    use std::sync::Arc;
+    use std::sync::atomic::Ordering::{AcqRel, Acquire, Relaxed, SeqCst};
+
+    #[derive(Clone, Copy, PartialEq)]
+    enum Law {
+        Kept,
+        /// A writer asks whether there are rings, then marks.
+        MaskFirst,
+        /// The log clears bits before writers can find it.
+        ClearBeforeStart,
+        /// A take clears bits, then takes the list of what was marked.
+        ClearBeforeTake,
+        /// A take reads the page, then clears the bit.
+        ReadBeforeClear,
+    }
+
+    struct Log {
+        law: Law,
+        ringed: AtomicU32,
+        bit: AtomicU64,
+        list: Mutex<u32>,
+        byte: AtomicU64,
+    }
+
+    impl Log {
+        fn write(&self, value: u64) {
+            self.byte.store(value, Relaxed);
+            fence(SeqCst);
+            let before = self.ringed.load(Acquire);
+            if self.bit.load(SeqCst) == 0 && self.bit.fetch_or(1, SeqCst) == 0 {
+                let ringed = if self.law == Law::MaskFirst { before } else { self.ringed.load(Acquire) };
+                *lock(&self.list) += ringed;
+            }
+        }
+
+        fn clear(&self) {
+            self.bit.fetch_and(0, SeqCst);
+            fence(SeqCst);
+        }
+
+        fn start(&self) -> u64 {
+            if self.law == Law::ClearBeforeStart {
+                self.clear();
+            }
+            self.ringed.fetch_or(1, AcqRel);
+            if self.law != Law::ClearBeforeStart {
+                self.clear();
+            }
+            self.byte.load(Relaxed)
+        }
+
+        /// What a harvester reads, if the page was dirty.
+        fn take(&self) -> Option<u64> {
+            if self.law == Law::ClearBeforeTake {
+                self.clear();
+            }
+            let found = std::mem::take(&mut *lock(&self.list));
+            if found == 0 {
+                return None;
+            }
+            let early = self.byte.load(Relaxed);
+            if self.law != Law::ClearBeforeTake {
+                self.clear();
+            }
+            Some(if self.law == Law::ReadBeforeClear { early } else { self.byte.load(Relaxed) })
+        }
+    }
+
+    fn stores_are_read_or_reported(law: Law) {
+        model(move || {
+            let (ringed, list) = (AtomicU32::new(0), Mutex::new(0));
+            let log = Log { law, ringed, bit: AtomicU64::new(1), list, byte: AtomicU64::new(0) };
+            let log = Arc::new(log);
+            let writer = thread::spawn({
+                let log = log.clone();
+                move || {
+                    log.write(1);
+                    log.write(2);
+                }
+            });
+            let mut seen = log.start();
+            seen = log.take().unwrap_or(seen);
+            writer.join().unwrap();
+            seen = log.take().unwrap_or(seen);
+            assert_eq!(seen, 2, "a store is neither read nor reported");
+        });
+    }
+
+    #[test]
+    fn the_laws_hold_in_the_twin() {
+        stores_are_read_or_reported(Law::Kept);
+    }
+
+    #[test]
+    #[should_panic(expected = "neither read nor reported")]
+    fn a_writer_that_asks_for_rings_before_it_marks_misses_the_start() {
+        stores_are_read_or_reported(Law::MaskFirst);
+    }
+
+    #[test]
+    #[should_panic(expected = "neither read nor reported")]
+    fn bits_cleared_before_the_log_can_be_found_lose_a_page() {
+        stores_are_read_or_reported(Law::ClearBeforeStart);
+    }
+
+    #[test]
+    #[should_panic(expected = "neither read nor reported")]
+    fn bits_cleared_before_the_list_is_taken_lose_a_store() {
+        stores_are_read_or_reported(Law::ClearBeforeTake);
+    }
+
+    #[test]
+    #[should_panic(expected = "neither read nor reported")]
+    fn a_page_read_before_its_bit_is_cleared_loses_a_store() {
+        stores_are_read_or_reported(Law::ReadBeforeClear);
     }
 }

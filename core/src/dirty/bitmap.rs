@@ -141,6 +141,11 @@ impl DirtyBlock {
         self.words[bit / 64].fetch_and(!mask, Ordering::SeqCst) & mask != 0
     }
 
+    /// Clears `bits` of word `word` and tells which of them were set. Part of a line: the summary stays.
+    pub(super) fn take_word(&self, word: usize, bits: u64) -> u64 {
+        self.words[word].fetch_and(!bits, Ordering::SeqCst) & bits
+    }
+
     /// Clears `bits`; `sink` gets the words that had some: the index of the first, how many, and what each of them had.
     pub(super) fn take(&self, bits: Range<usize>, mut sink: impl FnMut(usize, usize, u64)) {
         let lines = bits.start.div_ceil(LINE_PAGES)..bits.end / LINE_PAGES;

@@ -90,7 +90,7 @@ impl OwnedClient {
 
 impl Drop for OwnedClient {
     fn drop(&mut self) {
-        self.memory().set_ringed(self.client, false);
+        self.memory().rings().forget(self.client);
         drop(self.memory().blocks.take_column_back(self.client));
     }
 }

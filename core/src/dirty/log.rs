@@ -28,6 +28,7 @@ use super::{ClientMask, DirtyClient, DirtyMemory, OwnedClient, PageSet};
 use crate::addr::{PageRange, RamAddr};
 use crate::ram::{RamBlock, RamList};
 use crate::rcu::{Guard, pin};
+use crate::ring::RingStartError;
 use crate::sync::{Mutex, lock};
 use core::fmt;
 use core::sync::atomic::{AtomicBool, Ordering};
@@ -102,8 +103,8 @@ pub enum Backend {
 
 /// A back end other than the bits. The bits still filter: a page is found once until its bit is cleared again.
 pub trait LogSource: Send + Sync {
-    /// Logging of `client` begins. Called before the first bit is cleared.
-    fn start(&self, dirty: &DirtyMemory, client: DirtyClient);
+    /// Logging of `client` begins. Called before the first bit is cleared. If it refuses, nothing begins.
+    fn start(&self, dirty: &DirtyMemory, client: DirtyClient) -> Result<(), RingStartError>;
 
     /// Puts what was found into `pages`, and clears the bits of these pages so that their next store is found, too.
     /// `ranges` (rising, disjoint) is what is logged now; the rest is left out by the caller. The pages are re-armed
@@ -138,6 +139,9 @@ pub enum LogError {
         /// The client.
         client: DirtyClient,
     },
+    /// The back end refuses.
+    #[error(transparent)]
+    Ring(#[from] RingStartError),
     /// The first re-arm was not answered. Nothing is logged.
     #[error(transparent)]
     NotServed(#[from] NotServed),
@@ -224,7 +228,7 @@ impl DirtyLog {
                 let (list, listener) = (list.clone(), listener);
                 let log = Arc::new(Log { list, client, owned, scope, backend, listener, users, armed: armed_flag });
                 if let Backend::Source(source) = &log.backend {
-                    source.start(dirty, client);
+                    source.start(dirty, client)?;
                 }
                 for (range, _) in log.regions(&guard) {
                     dirty.take(range, client, &guard, &mut armed);

@@ -29,7 +29,8 @@ pub use pages::{PageSet, Snapshot};
 
 use crate::addr::{PageIndex, PageRange};
 use crate::rcu::{Guard, Retired};
-use crate::sync::{AtomicU8, Mutex, Ordering, fence};
+use crate::ring::RingTable;
+use crate::sync::{Mutex, Ordering, fence};
 use blocks::Blocks;
 use core::fmt;
 use std::sync::Arc;
@@ -57,29 +58,25 @@ pub fn fence_after_store() {
 /// clears them: a mark is never lost, whatever the caller asks.
 pub struct DirtyMemory {
     blocks: Blocks,
-    ringed: AtomicU8,
+    rings: RingTable,
     logs: log::Registry,
 }
 
 impl DirtyMemory {
     /// Dirty memory that covers no page yet.
     pub fn new() -> Self {
-        Self { blocks: Blocks::new(), ringed: AtomicU8::new(0), logs: Mutex::new(Vec::new()) }
+        Self { blocks: Blocks::new(), rings: RingTable::new(), logs: Mutex::new(Vec::new()) }
     }
 
-    /// The clients whose new marks are to be pushed to a ring: for these, who marks calls [`set_new`](Self::set_new).
-    #[inline]
+    /// The clients that have rings.
     pub fn ringed(&self) -> ClientMask {
-        ClientMask(self.ringed.load(Ordering::Acquire))
+        ClientMask(self.rings.mask())
     }
 
-    /// Puts a client among the [`ringed`](Self::ringed) ones, or takes it out.
-    pub fn set_ringed(&self, client: DirtyClient, on: bool) {
-        let bit = ClientMask::of(client).0;
-        match on {
-            true => self.ringed.fetch_or(bit, Ordering::AcqRel),
-            false => self.ringed.fetch_and(!bit, Ordering::AcqRel),
-        };
+    /// Which clients have rings, and which.
+    #[inline]
+    pub(crate) fn rings(&self) -> &RingTable {
+        &self.rings
     }
 
     /// The logs that run.
@@ -112,13 +109,14 @@ impl DirtyMemory {
     }
 
     /// Marks `range` for each of `clients`, after the store that dirtied it. Clients that track nothing there cost
-    /// a look at a null pointer.
+    /// a look at a null pointer. New marks of a client with rings go to the list for writers without one (RING-1).
     pub fn set(&self, range: PageRange, clients: ClientMask, guard: &Guard) {
-        self.set_new(range, clients, guard, |_, _, _| {});
+        self.set_new(range, clients, guard, |client, first, bits| self.rings.report(client, first, bits));
     }
 
     /// As `set`, and tells which bits went from 0 to 1: `sink` gets the client, the page of a word's bit 0, and the
-    /// word's new bits. Of several who mark a page at once, one is told.
+    /// word's new bits. Of several who mark a page at once, one is told; it must see to it that a client with rings
+    /// hears of it, as [`VcpuRings::push`](crate::ring::VcpuRings::push) does.
     pub fn set_new(
         &self,
         range: PageRange,
@@ -196,6 +194,14 @@ impl DirtyMemory {
             block.take(pages, |word, words, bits| sink(PageIndex::new(first + word as u64 * 64), words as u64, bits));
         }
         fence(Ordering::SeqCst);
+    }
+
+    /// Takes those of `bits` that are set, in the word of pages from `first` on; returns them. Before a page is read the
+    /// caller ends as the other takers do, with a fence.
+    pub(crate) fn take_word(&self, first: PageIndex, bits: u64, client: DirtyClient, guard: &Guard) -> u64 {
+        let Some((row, bit)) = self.blocks.locate(first, guard) else { return 0 };
+        // Without a block nobody listens, and nothing can have been pushed.
+        self.blocks.block(row, client).map_or(0, |block| block.take_word(bit / 64, bits))
     }
 
     /// As `test_and_clear_range`, into an object of its own.

@@ -25,7 +25,17 @@
 //! that panics sees them again. Checked by tests/loom_ring.rs (order), tests/ring.rs (meaning) and tests/kvm_ring.rs
 //! (against the kernel's own).
 
+mod log;
 mod runs;
+mod source;
+mod table;
+mod vcpu;
+
+pub use log::RingLog;
+pub use source::RingSource;
+pub use table::RingStartError;
+pub(crate) use table::RingTable;
+pub use vcpu::VcpuRings;
 
 use crate::sync::{AtomicU32, AtomicU64, MODEL, Ordering};
 use core::fmt;

@@ -1,0 +1,346 @@
+//! Rings as the back end of a log: what is pushed where, what a harvest finds, and what becomes of it when blocks, vCPUs,
+//! clients and logs come and go.
+#![cfg(not(loom))]
+
+use notdirty_core::dirty::{Backend, DirtyLog, LogError, LogRegion, LogScope};
+use notdirty_core::{
+    ClientMask, DirtyClient, NoVcpus, PAGE_SIZE, PageIndex, PageRange, RamBlock, RamBlockSpec, RamList, RingError,
+    RingSource, RingStartError, VcpuRings, pin,
+};
+use proptest::prelude::*;
+use std::collections::BTreeSet;
+use std::sync::Arc;
+
+const MIGRATION: DirtyClient = DirtyClient::MIGRATION;
+/// With 128 entries.
+const SOFT: u64 = 64;
+
+fn list() -> Arc<RamList> {
+    Arc::new(RamList::new())
+}
+
+fn block(list: &RamList, name: &str, pages: u64) -> Arc<RamBlock> {
+    list.add(RamBlockSpec::new(name, pages * PAGE_SIZE).max_length(2 * pages * PAGE_SIZE)).unwrap()
+}
+
+fn page(block: &RamBlock, n: u64) -> PageIndex {
+    PageIndex::new(block.offset().page().get() + n)
+}
+
+fn start(list: &Arc<RamList>, client: DirtyClient, entries: u32) -> (DirtyLog, Arc<RingSource>) {
+    let source = RingSource::new(list, entries).unwrap();
+    let backend = Backend::Source(source.clone());
+    (DirtyLog::start(list, client, LogScope::All, backend, Arc::new(NoVcpus), None).unwrap(), source)
+}
+
+/// A slow store of a vCPU, step c. Whether it is to leave.
+fn store(list: &RamList, vcpu: &mut VcpuRings, at: PageIndex) -> bool {
+    let guard = pin();
+    let mut leave = false;
+    list.dirty().set_new(PageRange::of_page(at), ClientMask::NOCODE, &guard, |client, first, bits| {
+        leave |= vcpu.push(list, client, first, bits, &guard);
+    });
+    leave
+}
+
+/// What a sync finds, in pages.
+fn sync(log: &DirtyLog) -> Vec<u64> {
+    let pages = log.sync(None).unwrap().commit();
+    pages.ranges().flat_map(|range| range.iter()).map(PageIndex::get).collect()
+}
+
+fn offsets(block: &RamBlock, pages: impl IntoIterator<Item = u64>) -> Vec<u64> {
+    pages.into_iter().map(|n| page(block, n).get()).collect()
+}
+
+#[test]
+fn pages_of_vcpus_and_of_others_come_out_once_and_again_when_they_are_dirtied_again() {
+    let list = list();
+    let ram = block(&list, "ram", 1000);
+    let (log, _) = start(&list, MIGRATION, 128);
+    assert_eq!(sync(&log), [], "what was there before is the caller's");
+    let [mut a, mut b] = [VcpuRings::new(), VcpuRings::new()];
+    for _ in 0..3 {
+        store(&list, &mut a, page(&ram, 7));
+        store(&list, &mut b, page(&ram, 7));
+        store(&list, &mut b, page(&ram, 700));
+        list.dirty().set(PageRange { start: page(&ram, 699), end: page(&ram, 703) }, ClientMask::ALL, &pin());
+        assert_eq!(sync(&log), offsets(&ram, [7, 699, 700, 701, 702]));
+        assert_eq!(sync(&log), []);
+    }
+}
+
+#[test]
+fn a_vcpu_is_told_to_leave_at_the_soft_limit_until_the_log_is_synced() {
+    let list = list();
+    let ram = block(&list, "ram", 1000);
+    let (log, source) = start(&list, MIGRATION, 128);
+    let mut vcpu = VcpuRings::new();
+    for n in 1..SOFT {
+        assert!(!store(&list, &mut vcpu, page(&ram, n)));
+        assert!(!vcpu.is_soft_full(list.dirty()));
+    }
+    assert!(store(&list, &mut vcpu, page(&ram, 0)));
+    assert!(vcpu.is_soft_full(list.dirty()));
+    assert!(!store(&list, &mut vcpu, page(&ram, 0)), "it is dirty already and pushes nothing");
+    assert_eq!(u64::from(source.log(MIGRATION).unwrap().fullest()), SOFT);
+    assert_eq!(sync(&log), offsets(&ram, 0..SOFT));
+    assert!(!vcpu.is_soft_full(list.dirty()));
+}
+
+#[test]
+fn a_full_ring_loses_nothing_however_long_nobody_comes() {
+    let list = list();
+    let ram = block(&list, "ram", 20_000);
+    let (log, _) = start(&list, MIGRATION, 128);
+    let mut vcpu = VcpuRings::new();
+    for round in 0..2 {
+        for n in 0..20_000 {
+            let leave = store(&list, &mut vcpu, page(&ram, (n * 7) % 20_000));
+            assert_eq!(leave, n + 1 >= SOFT, "{round} {n}");
+        }
+        assert_eq!(sync(&log), offsets(&ram, 0..20_000));
+    }
+}
+
+#[test]
+fn a_harvest_that_is_dropped_comes_again() {
+    let list = list();
+    let ram = block(&list, "ram", 100);
+    let (log, _) = start(&list, MIGRATION, 128);
+    let mut vcpu = VcpuRings::new();
+    store(&list, &mut vcpu, page(&ram, 3));
+    drop(log.sync(None).unwrap());
+    store(&list, &mut vcpu, page(&ram, 4));
+    assert_eq!(sync(&log), offsets(&ram, [3, 4]));
+    assert_eq!(sync(&log), []);
+}
+
+#[test]
+fn vcpus_may_come_after_the_log_and_go_before_the_harvest() {
+    let list = list();
+    let ram = block(&list, "ram", 100);
+    let mut early = VcpuRings::new();
+    let (log, source) = start(&list, MIGRATION, 128);
+    store(&list, &mut early, page(&ram, 1));
+    let mut late = VcpuRings::new();
+    store(&list, &mut late, page(&ram, 2));
+    drop(late);
+    assert_eq!(sync(&log), offsets(&ram, [1, 2]));
+    store(&list, &mut early, page(&ram, 1));
+    drop(early);
+    assert_eq!(sync(&log), offsets(&ram, [1]));
+    assert_eq!(source.log(MIGRATION).unwrap().fullest(), 0);
+}
+
+#[test]
+fn a_log_that_stops_holds_nobody_up_and_the_next_one_starts_clean() {
+    let list = list();
+    let ram = block(&list, "ram", 1000);
+    let (log, source) = start(&list, MIGRATION, 128);
+    let mut vcpu = VcpuRings::new();
+    assert_ne!((0..200).filter(|n| store(&list, &mut vcpu, page(&ram, *n))).count(), 0);
+    assert!(vcpu.is_soft_full(list.dirty()));
+    log.stop();
+    assert!(!vcpu.is_soft_full(list.dirty()));
+    assert!(list.dirty().ringed().is_empty() && source.log(MIGRATION).is_none());
+    assert!(list.dirty().listening(page(&ram, 5), &pin()).is_empty(), "logging that is off costs nothing");
+    let (log, _) = start(&list, MIGRATION, 256);
+    assert_eq!(sync(&log), []);
+    store(&list, &mut vcpu, page(&ram, 9));
+    assert_eq!(sync(&log), offsets(&ram, [9]));
+}
+
+#[test]
+fn two_clients_have_rings_of_their_own() {
+    let list = list();
+    let ram = block(&list, "ram", 1000);
+    let own = list.add_client("checkpoint").unwrap();
+    let (migration, _) = start(&list, MIGRATION, 128);
+    let (checkpoint, _) = start(&list, own.client(), 1024);
+    let mut vcpu = VcpuRings::new();
+    assert!((0..100).filter(|n| store(&list, &mut vcpu, page(&ram, *n))).count() > 0);
+    assert_eq!(sync(&migration), offsets(&ram, 0..100));
+    assert!(!vcpu.is_soft_full(list.dirty()), "of the other 1024, 100 are in use");
+    store(&list, &mut vcpu, page(&ram, 50));
+    assert_eq!(sync(&checkpoint), offsets(&ram, 0..100));
+    assert_eq!(sync(&migration), offsets(&ram, [50]));
+}
+
+#[test]
+fn a_client_that_is_dropped_takes_its_rings_along() {
+    let list = list();
+    let ram = block(&list, "ram", 100);
+    let own = list.add_client("checkpoint").unwrap();
+    let source = RingSource::new(&list, 128).unwrap();
+    let log = DirtyLog::start(&list, own, LogScope::All, Backend::Source(source), Arc::new(NoVcpus), None).unwrap();
+    let mut vcpu = VcpuRings::new();
+    store(&list, &mut vcpu, page(&ram, 1));
+    log.stop();
+    assert!(list.dirty().ringed().is_empty());
+    let own = list.add_client("another").unwrap();
+    let (log, _) = start(&list, own.client(), 128);
+    store(&list, &mut vcpu, page(&ram, 2));
+    assert_eq!(sync(&log), offsets(&ram, [2]));
+}
+
+#[test]
+fn only_what_is_logged_is_taken() {
+    let list = list();
+    let (a, b) = (block(&list, "a", 100), block(&list, "b", 100));
+    let source = RingSource::new(&list, 128).unwrap();
+    let scope = LogScope::Regions(vec![LogRegion::bytes(&b, 10 * PAGE_SIZE, 20 * PAGE_SIZE)]);
+    let rings =
+        DirtyLog::start(&list, MIGRATION, scope, Backend::Source(source.clone()), Arc::new(NoVcpus), None).unwrap();
+    // Of the same client, by its bits.
+    let bitmap =
+        DirtyLog::start(&list, MIGRATION, LogScope::blocks([&a]), Backend::Bitmap, Arc::new(NoVcpus), None).unwrap();
+    let mut vcpu = VcpuRings::new();
+    for n in [5, 12, 29, 30] {
+        store(&list, &mut vcpu, page(&a, n));
+        store(&list, &mut vcpu, page(&b, n));
+    }
+    assert_eq!(sync(&rings), offsets(&b, [12, 29]));
+    assert_eq!(sync(&bitmap), offsets(&a, [5, 12, 29, 30]));
+    let third = DirtyLog::start(
+        &list,
+        MIGRATION,
+        LogScope::Regions(vec![LogRegion::bytes(&b, 40 * PAGE_SIZE, PAGE_SIZE)]),
+        Backend::Source(RingSource::new(&list, 128).unwrap()),
+        Arc::new(NoVcpus),
+        None,
+    );
+    assert_eq!(third.unwrap_err(), LogError::Ring(RingStartError::Busy { client: MIGRATION }));
+}
+
+#[test]
+fn what_cannot_be_is_refused() {
+    let list = list();
+    assert_eq!(RingSource::new(&list, 100).unwrap_err(), RingError::Size { entries: 100 });
+    let start = |client, source| {
+        let backend = Backend::Source(source);
+        DirtyLog::start(&list, client, LogScope::All, backend, Arc::new(NoVcpus), None).unwrap_err()
+    };
+    assert_eq!(start(DirtyClient::CODE, RingSource::new(&list, 128).unwrap()), LogError::Code);
+    assert_eq!(list.dirty().start_rings(DirtyClient::CODE, 128).unwrap_err(), RingStartError::Code);
+    let other = RingSource::new(&Arc::new(RamList::new()), 128).unwrap();
+    assert_eq!(start(MIGRATION, other), LogError::Ring(RingStartError::OtherList));
+}
+
+#[test]
+fn a_block_that_is_plugged_is_reported_whole_and_then_as_the_others() {
+    let list = list();
+    block(&list, "ram", 100);
+    let (log, _) = start(&list, MIGRATION, 128);
+    let mut vcpu = VcpuRings::new();
+    let new = block(&list, "new", 70);
+    store(&list, &mut vcpu, page(&new, 3));
+    assert_eq!(sync(&log), offsets(&new, 0..70));
+    store(&list, &mut vcpu, page(&new, 69));
+    assert_eq!(sync(&log), offsets(&new, [69]));
+    assert_eq!(sync(&log), []);
+}
+
+/// Some of its bits are clear, from the old block; some are set, and their entries name the old one.
+#[test]
+fn a_block_at_the_addresses_of_another_is_reported_whole() {
+    let list = list();
+    let old = block(&list, "old", 100);
+    let (log, _) = start(&list, MIGRATION, 128);
+    let mut vcpu = VcpuRings::new();
+    for n in [3, 4, 50] {
+        store(&list, &mut vcpu, page(&old, n));
+    }
+    let at = old.offset();
+    list.remove(&old).unwrap();
+    drop(old);
+    let new = (0..)
+        .map(|n| {
+            // The old one's last owner is the collector.
+            pin().flush();
+            block(&list, &format!("new{n}"), 100)
+        })
+        .find(|block| block.offset() == at)
+        .unwrap();
+    assert!(sync(&log).iter().filter(|n| new.pages().contains(PageIndex::new(**n))).count() == 100);
+    store(&list, &mut vcpu, page(&new, 4));
+    assert_eq!(sync(&log), offsets(&new, [4]));
+}
+
+#[test]
+fn a_block_that_is_gone_is_not_reported() {
+    let list = list();
+    let (gone, stays) = (block(&list, "gone", 100), block(&list, "stays", 100));
+    let (log, _) = start(&list, MIGRATION, 128);
+    let mut vcpu = VcpuRings::new();
+    store(&list, &mut vcpu, page(&gone, 3));
+    store(&list, &mut vcpu, page(&stays, 3));
+    list.remove(&gone).unwrap();
+    store(&list, &mut vcpu, page(&gone, 4));
+    assert_eq!(sync(&log), offsets(&stays, [3]));
+}
+
+proptest! {
+    /// Against a set: two vCPUs and a device write, and somebody syncs now and then.
+    #[test]
+    fn each_page_is_reported_exactly_once_per_interval(
+        steps in prop::collection::vec((0u32..10, 0u64..300), 1..800),
+    ) {
+        let list = list();
+        let (a, b) = (block(&list, "a", 100), block(&list, "b", 200));
+        let (log, _) = start(&list, MIGRATION, 128);
+        let mut vcpus = [VcpuRings::new(), VcpuRings::new()];
+        let mut dirty = BTreeSet::new();
+        for (what, n) in steps {
+            let at = if n < 100 { page(&a, n) } else { page(&b, n - 100) };
+            match what {
+                0 => {
+                    prop_assert_eq!(sync(&log), dirty.iter().copied().collect::<Vec<_>>());
+                    dirty.clear();
+                }
+                1 => {
+                    list.dirty().set(PageRange::of_page(at), ClientMask::ALL, &pin());
+                    dirty.insert(at.get());
+                }
+                n => {
+                    store(&list, &mut vcpus[n as usize % 2], at);
+                    dirty.insert(at.get());
+                }
+            }
+        }
+        prop_assert_eq!(sync(&log), dirty.into_iter().collect::<Vec<_>>());
+    }
+}
+
+#[test]
+fn a_take_has_no_page_twice_though_the_vcpus_go_on() {
+    let list = list();
+    let ram = block(&list, "ram", 64);
+    let log = list.dirty().start_rings(MIGRATION, 1024).unwrap();
+    let guard = pin();
+    list.dirty().test_and_clear_range(ram.pages(), MIGRATION, &guard, |_, _| ());
+    let stop = std::sync::atomic::AtomicBool::new(false);
+    std::thread::scope(|s| {
+        for first in 0..2 {
+            let (list, ram, stop) = (&list, &ram, &stop);
+            s.spawn(move || {
+                let mut vcpu = VcpuRings::new();
+                for n in first.. {
+                    if stop.load(std::sync::atomic::Ordering::Relaxed) {
+                        return;
+                    }
+                    store(list, &mut vcpu, page(ram, n % 64));
+                }
+            });
+        }
+        for _ in 0..3000 {
+            let words = log.take(&list, None, &pin());
+            let mut seen = 0;
+            for (first, bits) in words {
+                assert_eq!((first, seen & bits), (page(&ram, 0), 0), "a page came twice");
+                seen |= bits;
+            }
+        }
+        stop.store(true, std::sync::atomic::Ordering::Relaxed);
+    });
+}
