@@ -19,11 +19,13 @@ pub struct StoreEffect {
     pub killed: u32,
     /// A device was called.
     pub mmio: bool,
+    /// A dirty ring asks the vCPU to leave behind this instruction.
+    pub ring_full: bool,
 }
 
 impl StoreEffect {
     /// Nothing but the store.
-    pub const NONE: StoreEffect = StoreEffect { killed: 0, mmio: false };
+    pub const NONE: StoreEffect = StoreEffect { killed: 0, mmio: false, ring_full: false };
 }
 
 /// A page that instructions can be read from.

@@ -58,8 +58,8 @@ impl SoftMmu {
             Place::Ram { host, ram, silent } => {
                 // SAFETY: `locate_atomic` found an aligned cell of live, writable RAM.
                 let old = unsafe { host::amo(host, size, op, operand) };
-                let killed = if silent { 0 } else { self.tell(hooks, ram, size.bytes()) };
-                Ok((old, StoreEffect { killed, mmio: false }))
+                let effect = if silent { StoreEffect::NONE } else { self.tell(hooks, ram, size.bytes()) };
+                Ok((old, effect))
             }
             Place::Rom { host, .. } => {
                 self.stats.rom_discard += 1;
@@ -71,7 +71,7 @@ impl SoftMmu {
                 let old = self.device_load(hooks, (dev, off, sizes), size).ok_or(fault)?;
                 let new = host::apply(op, old, operand, size.bytes() as usize);
                 self.device_store(hooks, (dev, off, sizes), size, new).ok_or(fault)?;
-                Ok((old, StoreEffect { killed: 0, mmio: true }))
+                Ok((old, StoreEffect { mmio: true, ..StoreEffect::NONE }))
             }
         }
     }
@@ -116,8 +116,8 @@ impl SoftMmu {
         };
         // SAFETY: `locate_atomic` found an aligned cell of live, writable RAM.
         let wrote = unsafe { host::compare_exchange(host, size, held.value, value) };
-        let killed = if wrote && !silent { self.tell(hooks, ram, size.bytes()) } else { 0 };
-        Ok((wrote, StoreEffect { killed, mmio: false }))
+        let effect = if wrote && !silent { self.tell(hooks, ram, size.bytes()) } else { StoreEffect::NONE };
+        Ok((wrote, effect))
     }
 
     /// Forgets the reservation (trap, context switch).

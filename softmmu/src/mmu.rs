@@ -19,7 +19,7 @@ use crate::safepoint::{Drained, Pending, Request, Running, VcpuPort};
 use crate::tlb::Tlb;
 use crate::tlb::entry::{BIAS, FLAGS, TLB_BITS, TlbEntry};
 use crate::tlb::fill::ram_address;
-use notdirty_core::{PAGE_SIZE, PageIndex, PageRange, RamAddr, pin};
+use notdirty_core::{PAGE_SIZE, PageIndex, PageRange, RamAddr, VcpuRings, pin};
 use std::io;
 use std::ops::AddAssign;
 use std::ptr::NonNull;
@@ -150,6 +150,7 @@ pub struct SoftMmu {
     pub(crate) space: Arc<AddressSpace>,
     pub(crate) port: Arc<VcpuPort>,
     pub(crate) reservation: Option<Reservation>,
+    pub(crate) rings: VcpuRings,
     pub(crate) stats: SlowStats,
 }
 
@@ -160,7 +161,8 @@ impl SoftMmu {
         // Registered before the view is taken: a change after that is posted to us.
         let port = space.vcpus().register();
         let view = space.snapshot();
-        Ok(SoftMmu { tlb, view, space: space.clone(), port, reservation: None, stats: SlowStats::default() })
+        let (rings, stats) = Default::default();
+        Ok(SoftMmu { tlb, view, space: space.clone(), port, reservation: None, rings, stats })
     }
 
     /// Start of the owner's bytes: zeroed, 64-byte aligned, `table() - prefix`. They die with this `SoftMmu`.
@@ -219,6 +221,12 @@ impl SoftMmu {
     pub fn is_store_fast(&self, va: GuestVirt) -> bool {
         let biased = va.get().wrapping_add(BIAS) & !FLAGS;
         biased != 0 && self.probe(va).write & !crate::tlb::entry::OTHER == biased
+    }
+
+    /// Is a dirty ring of this vCPU at its soft limit? Then it must not run until its pages were harvested (RING-1).
+    #[inline]
+    pub fn ring_is_full(&mut self) -> bool {
+        self.rings.is_soft_full(self.space.ram().dirty())
     }
 
     /// Empties the TLB, fetch entries too.

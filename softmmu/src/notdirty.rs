@@ -5,7 +5,8 @@
 //!   ── fence ──  MARK-1: the store is visible before anybody's wish is read
 //!   b. CODE clear, and the bytes touch a line of the mask ─▶ CodeInvalidator::code_written, and a kill posted
 //!      to every other vCPU that has announced such a line
-//!   c. who else listens gets the page's bit (a RMW)
+//!   c. who else listens gets the page's bit (a RMW); a bit that was clear, of a client with rings, is pushed to this
+//!      vCPU's own, and a ring at its soft limit makes the vCPU leave behind this instruction (RING-1)
 //!   d. who listens now? nobody: NOTDIRTY goes; only code: CODEPAGE, and the next store tests one bit
 //! ```
 //!
@@ -23,26 +24,32 @@ use std::ptr::{with_exposed_provenance, with_exposed_provenance_mut};
 use std::sync::atomic::{Ordering, fence};
 
 impl SoftMmu {
-    /// Steps b to d for `len` bytes at `ram`, on one page, that were just stored by this vCPU. Returns the dead TBs.
-    pub(crate) fn tell<H: Hooks>(&mut self, hooks: &mut H, ram: RamAddr, len: u64) -> u32 {
+    /// Steps b to d for `len` bytes at `ram`, on one page, that were just stored by this vCPU.
+    pub(crate) fn tell<H: Hooks>(&mut self, hooks: &mut H, ram: RamAddr, len: u64) -> StoreEffect {
         self.stats.notdirty += 1;
         // MARK-1: partners the RMW of `announce` and of whoever takes bits.
         fence(Ordering::SeqCst);
         let guard = pin();
         let page = ram.page();
-        let dirty = self.space.ram().dirty();
-        let listening = dirty.listening(page, &guard);
-        let mut killed = 0;
+        let listening = self.space.ram().dirty().listening(page, &guard);
+        let mut effect = StoreEffect::NONE;
         if listening.contains(ClientMask::CODE) && self.space.code().hit(ram, len) {
-            killed = self.kill(hooks, ram, len);
+            effect.killed = self.kill(hooks, ram, len);
         }
         let others = listening.without(ClientMask::CODE);
         if !others.is_empty() {
-            self.space.ram().dirty().set(PageRange::of_page(page), others, &guard);
+            let (ram, rings) = (self.space.ram(), &mut self.rings);
+            ram.dirty().set_new(PageRange::of_page(page), others, &guard, |client, first, bits| {
+                effect.ring_full |= rings.push(ram, client, first, bits, &guard);
+            });
+            if effect.ring_full {
+                // The loop looks behind this instruction, and asks `ring_is_full`.
+                self.port.kick();
+            }
         }
         self.stats.refreshed += 1;
         self.tlb.refresh_page(&self.space, page, &guard);
-        killed
+        effect
     }
 
     /// A store through an entry with CODEPAGE, aligned: only a hit of the line mask leaves the quick way.
@@ -74,7 +81,7 @@ impl SoftMmu {
         let ram = RamAddr::new(page.base().get() + va.page_offset());
         let killed = self.kill(hooks, ram, size.bytes());
         self.arm_page(page);
-        StoreEffect { killed, mmio: false }
+        StoreEffect { killed, ..StoreEffect::NONE }
     }
 
     fn kill<H: Hooks>(&mut self, hooks: &mut H, ram: RamAddr, len: u64) -> u32 {

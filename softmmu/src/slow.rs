@@ -118,8 +118,7 @@ impl SoftMmu {
                     // SAFETY: as above, at any alignment.
                     unsafe { host::store_misaligned(host, size, value) };
                 }
-                let killed = if silent { 0 } else { self.tell(hooks, ram, size.bytes()) };
-                Ok(StoreEffect { killed, mmio: false })
+                Ok(if silent { StoreEffect::NONE } else { self.tell(hooks, ram, size.bytes()) })
             }
             Place::Rom { .. } => {
                 self.stats.rom_discard += 1;
@@ -131,7 +130,7 @@ impl SoftMmu {
                 }
                 self.device_store(hooks, (dev, off, sizes), size, value)
                     .ok_or_else(|| self.fault(AccessKind::Store, va))?;
-                Ok(StoreEffect { killed: 0, mmio: true })
+                Ok(StoreEffect { mmio: true, ..StoreEffect::NONE })
             }
         }
     }
@@ -275,7 +274,9 @@ impl SoftMmu {
         }
         for piece in &pieces {
             if let Place::Ram { ram, silent: false, .. } = piece.place {
-                effect.killed += self.tell(hooks, ram, piece.len);
+                let told = self.tell(hooks, ram, piece.len);
+                effect.killed += told.killed;
+                effect.ring_full |= told.ring_full;
             }
         }
         for piece in &pieces {

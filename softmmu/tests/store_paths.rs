@@ -135,7 +135,7 @@ fn a_store_into_code_kills_it_and_the_page_is_fast_again() {
     let at = vm.at(0x100);
     vm.put(RAM, B8, 1);
     vm.tbs.translate(&mut vm.mmu, at, 0x40);
-    assert_eq!(vm.store(RAM + 0x108, B4, 0x13), Ok(StoreEffect { killed: 1, mmio: false }));
+    assert_eq!(vm.store(RAM + 0x108, B4, 0x13), Ok(StoreEffect { killed: 1, ..StoreEffect::NONE }));
     assert_eq!(vm.tbs.heard, [(at + 8, 4)]);
     assert!(vm.is_set(vm.page(0), DirtyClient::CODE));
     assert!(vm.mmu.is_store_fast(va(RAM)));
@@ -313,7 +313,7 @@ fn a_block_that_the_host_cannot_write_is_rom() {
 #[test]
 fn a_device_is_called_with_its_offset_and_the_clock_is_told_before() {
     let mut vm = Vm::new();
-    assert_eq!(vm.store(DEV + 0x1008, B4, 0xffff_ffff_1234_5678), Ok(StoreEffect { killed: 0, mmio: true }));
+    assert_eq!(vm.store(DEV + 0x1008, B4, 0xffff_ffff_1234_5678), Ok(StoreEffect { mmio: true, ..StoreEffect::NONE }));
     assert_eq!(vm.dev.log(), [(0x1008, B4, 0x1234_5678)]);
     assert_eq!(vm.load(DEV + 0x1008, B2), Ok(0x5678));
     assert_eq!(vm.tbs.before_mmio, 2);

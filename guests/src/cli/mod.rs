@@ -169,7 +169,8 @@ fn run(args: Args) -> ExitCode {
             &format!("{name}: stopped by --timeout after {:.3} s, {}", elapsed.as_secs_f64(), place()),
         ),
         MachineExit::Hung => complain(Code::Hung, &format!("{name}: hung: {}, {}", hang(machine.cpu()), place())),
-        // Nobody here has a handle to stop it.
+        // Nobody here has a handle to stop it, or logs with rings.
+        MachineExit::RingFull => complain(Code::Host, &format!("{name}: a dirty ring is full, {}", place())),
         MachineExit::Stopped => complain(Code::Host, &format!("{name}: stopped from outside, {}", place())),
     };
     if let Some(e) = console.take_error() {

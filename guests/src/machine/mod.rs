@@ -41,6 +41,8 @@ pub enum MachineExit {
     Deadline,
     /// A [`Stop`] handle was used.
     Stopped,
+    /// A hart's dirty ring is at its soft limit; further runs end in the same way at once. Sync the log, and run on.
+    RingFull,
     /// The guest waits for an interrupt that nothing can raise, or its trap handler traps itself.
     Hung,
 }
@@ -137,6 +139,7 @@ impl Machine {
             (None, VcpuExit::InsnLimit) => MachineExit::InsnLimit,
             (None, VcpuExit::Deadline) => MachineExit::Deadline,
             (None, VcpuExit::Stopped) => MachineExit::Stopped,
+            (None, VcpuExit::RingFull) => MachineExit::RingFull,
             (None, VcpuExit::Hung) => MachineExit::Hung,
         }
     }

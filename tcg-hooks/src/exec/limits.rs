@@ -19,6 +19,9 @@ pub enum VcpuExit {
     Deadline,
     /// A device or the host asked for it, by `VcpuPort::request_stop`.
     Stopped,
+    /// A dirty ring is at its soft limit. The instruction that crossed it has retired, and none behind it; each further run
+    /// ends in this way at once, until the ring was harvested and reset (`DirtyLog::sync`).
+    RingFull,
     /// In `wfi` with nothing that could ever wake it, or in a handler that traps into itself; of several harts, all.
     Hung,
 }

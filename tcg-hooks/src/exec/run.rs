@@ -228,6 +228,9 @@ impl Vcpu {
             }
             let retired = self.cpu().retired;
             self.core.clock.publish(retired);
+            if self.core.mmu.ring_is_full() {
+                return VcpuExit::RingFull;
+            }
             if limits.max_insns.is_some_and(|max| retired >= max) {
                 return VcpuExit::InsnLimit;
             }
