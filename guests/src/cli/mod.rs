@@ -92,7 +92,8 @@ fn refuse(name: &str, why: &BuildError) -> ExitCode {
         BuildError::Load(_)
         | BuildError::RamSize { .. }
         | BuildError::Harts { .. }
-        | BuildError::ClockOfHarts { .. } => complain(Code::Input, &why.to_string()),
+        | BuildError::ClockOfHarts { .. }
+        | BuildError::Framebuffer(_) => complain(Code::Input, &why.to_string()),
         BuildError::Entry { .. } => complain(Code::Input, &format!("{name}: {why}")),
         _ => {
             // Here the host's own reason is not part of the text yet.

@@ -5,6 +5,7 @@
 //!   tohost      htif ─────┴─▶ ExitLatch ─▶ every vCPU is asked to stop
 //!   0x0200_0000 aclint ─────▶ VcpuPort: MSIP, MTIP, the deadline of the next timer interrupt
 //!   0x1000_0000 uart ◀──────▶ Console ◀─▶ the host's stdin and stdout, or an embedder's
+//!   0x5000_0000 framebuffer ─▶ DirtyLog of the VGA client ─▶ an image on the host; registers a page before
 //! ```
 //!
 //! Deliberately absent so far: a PLIC, so that the UART is polled.
@@ -13,6 +14,7 @@ pub mod aclint;
 pub mod console;
 pub mod exit;
 pub mod finisher;
+pub mod framebuffer;
 pub mod htif;
 pub mod uart;
 
@@ -20,5 +22,6 @@ pub use aclint::Aclint;
 pub use console::Console;
 pub use exit::{ExitBy, ExitLatch, GuestExit};
 pub use finisher::Finisher;
+pub use framebuffer::{Framebuffer, FramebufferError, Redraw};
 pub use htif::Htif;
 pub use uart::Uart;

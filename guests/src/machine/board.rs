@@ -3,6 +3,7 @@
 //! ```text
 //!   0x0010_0000  test finisher          0x1000_0000  UART
 //!   0x0200_0000  CLINT                  0x8000_0000  RAM, -m bytes of it
+//!   0x5000_0000  framebuffer, if asked for; its registers in the page before
 //!   tohost, fromhost                    two words over RAM, where the loaded file's symbols say
 //! ```
 
@@ -13,7 +14,7 @@ use notdirty_softmmu::{AddressSpace, GuestPhys, MapError, MmioDevice, RegionId, 
 use notdirty_tcg::clock::Clock;
 
 use super::BuildError;
-use crate::devices::{Aclint, Console, ExitLatch, Finisher, Htif, Uart};
+use crate::devices::{Aclint, Console, ExitLatch, Finisher, Framebuffer, Htif, Uart};
 use crate::load::SymbolTable;
 
 /// Where RAM starts.
@@ -37,6 +38,7 @@ pub(super) struct Board {
     pub console: Arc<Console>,
     uart: Arc<Uart>,
     aclint: Option<Arc<Aclint>>,
+    pub framebuffer: Option<Arc<Framebuffer>>,
     htif: Vec<RegionId>,
 }
 
@@ -51,7 +53,7 @@ impl Board {
         space.map_ram(GuestPhys::new(RAM_BASE), &ram, 0, ram_size, PLAIN)?;
         space.map_mmio(GuestPhys::new(FINISHER), Finisher::LEN, Arc::new(Finisher::new(latch.clone())), PLAIN)?;
         space.map_mmio(GuestPhys::new(UART), Uart::LEN, uart.clone(), PLAIN)?;
-        Ok(Board { space, ram, latch, console, uart, aclint: None, htif: Vec::new() })
+        Ok(Board { space, ram, latch, console, uart, aclint: None, framebuffer: None, htif: Vec::new() })
     }
 
     /// Connects the harts, hart 0 first: their interrupts, and that the guest's end stops them.

@@ -10,7 +10,7 @@ use notdirty_tcg::{EngineKind, Harts, ICache, JitFlags, NewCode, TraceMask, Trac
 
 use super::board::Board;
 use super::{Machine, RAM_BASE};
-use crate::devices::Console;
+use crate::devices::{Console, Framebuffer, FramebufferError};
 use crate::load::{LoadError, Program, SymbolTable};
 
 /// RAM unless asked otherwise.
@@ -71,6 +71,9 @@ pub enum BuildError {
     /// Something does not fit on the bus.
     #[error(transparent)]
     Map(#[from] MapError),
+    /// There is no such framebuffer.
+    #[error(transparent)]
+    Framebuffer(#[from] FramebufferError),
     /// The host does not let us have a vCPU.
     #[error("the host has no memory for a vCPU: {0}")]
     Host(#[from] io::Error),
@@ -89,6 +92,7 @@ pub struct MachineBuilder {
     program: Option<Program>,
     entry: Option<u64>,
     trace: Option<Box<dyn TraceSink>>,
+    framebuffer: Option<(u32, u32)>,
 }
 
 impl Default for MachineBuilder {
@@ -105,6 +109,7 @@ impl Default for MachineBuilder {
             program: None,
             entry: None,
             trace: None,
+            framebuffer: None,
         }
     }
 }
@@ -177,6 +182,12 @@ impl MachineBuilder {
         self
     }
 
+    /// A framebuffer of so many pixels; none unless said.
+    pub fn framebuffer(mut self, width: u32, height: u32) -> Self {
+        self.framebuffer = Some((width, height));
+        self
+    }
+
     /// The machine, its program loaded, its harts at the entry.
     pub fn build(self) -> Result<Machine, BuildError> {
         if self.ram_size == 0 || !self.ram_size.is_multiple_of(PAGE_SIZE) || self.ram_size > PHYS_END - RAM_BASE {
@@ -190,6 +201,8 @@ impl MachineBuilder {
         }
         let console = self.console.unwrap_or_else(|| Console::new(Box::new(io::sink())));
         let mut board = Board::new(self.ram_size, console)?;
+        let screen = self.framebuffer.map(|(width, height)| Framebuffer::attach(&board.space, width, height));
+        board.framebuffer = screen.transpose()?;
         let clock = Arc::new(match self.clock {
             ClockKind::Host => Clock::host(),
             ClockKind::Insns => Clock::insns(),

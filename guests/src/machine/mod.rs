@@ -25,7 +25,7 @@ use notdirty_tcg::{Harts, JitFlags, RunLimits, Vcpu, VcpuExit, VcpuStats};
 pub use board::RAM_BASE;
 pub use builder::{BuildError, ClockKind, DEFAULT_RAM, MAX_HARTS, MachineBuilder};
 
-use crate::devices::{Console, GuestExit};
+use crate::devices::{Console, Framebuffer, GuestExit};
 use crate::load::{self, Program, SymbolTable};
 use board::Board;
 
@@ -290,6 +290,11 @@ impl Machine {
     /// The other end of the serial line.
     pub fn console(&self) -> &Arc<Console> {
         &self.board.console
+    }
+
+    /// The framebuffer, if there is one. It can be redrawn from any thread while the machine runs.
+    pub fn framebuffer(&self) -> Option<&Arc<Framebuffer>> {
+        self.board.framebuffer.as_ref()
     }
 
     /// A handle that stops this machine from another thread.

@@ -9,6 +9,7 @@
 mod asm;
 pub mod basic;
 pub mod demo;
+pub mod draw;
 pub mod minijit;
 pub mod sieve;
 pub mod smc;
