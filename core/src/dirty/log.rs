@@ -25,7 +25,7 @@
 
 use super::harvest::{DirtyListener, Harvest, MAX_RANGES, NotServed};
 use super::{ClientMask, DirtyClient, DirtyMemory, OwnedClient, PageSet};
-use crate::addr::{PageRange, RamAddr};
+use crate::addr::{PageIndex, PageRange, RamAddr};
 use crate::ram::{RamBlock, RamList};
 use crate::rcu::{Guard, pin};
 use crate::ring::RingStartError;
@@ -111,7 +111,7 @@ pub trait LogSource: Send + Sync {
     /// before anybody reads them. One thread at a time.
     fn take(&self, dirty: &DirtyMemory, client: DirtyClient, ranges: &[PageRange], guard: &Guard, pages: &mut PageSet);
 
-    /// Logging of `client` ended: its bits in the regions are set.
+    /// Logging of `client` ends: its bits in the regions will be set, and it need not hear of that.
     fn stop(&self, dirty: &DirtyMemory, client: DirtyClient);
 }
 
@@ -164,6 +164,8 @@ pub(super) struct Log {
     backend: Backend,
     listener: Arc<dyn DirtyListener>,
     users: Mutex<Vec<Arc<Pending>>>,
+    /// What is logged, as of a version of the list: a sync costs what is dirty, not how many blocks there are.
+    known: Mutex<Option<(u64, Arc<[PageRange]>)>>,
     /// Whether some start has seen its re-arm answered. Until then a further start asks for its own.
     armed: AtomicBool,
 }
@@ -224,9 +226,10 @@ impl DirtyLog {
                 log
             }
             None => {
-                let (users, armed_flag) = (Mutex::new(Vec::new()), AtomicBool::new(false));
-                let (list, listener) = (list.clone(), listener);
-                let log = Arc::new(Log { list, client, owned, scope, backend, listener, users, armed: armed_flag });
+                let (users, known, answered) = (Mutex::new(Vec::new()), Mutex::new(None), AtomicBool::new(false));
+                let list = list.clone();
+                let log = Log { list, client, owned, scope, backend, listener, users, known, armed: answered };
+                let log = Arc::new(log);
                 if let Backend::Source(source) = &log.backend {
                     source.start(dirty, client)?;
                 }
@@ -254,8 +257,7 @@ impl DirtyLog {
     pub fn sync(&self, timeout: Option<Duration>) -> Result<Harvest<'_>, NotServed> {
         let guard = pin();
         let log = &*self.log;
-        let regions = log.regions(&guard);
-        let ranges: Vec<_> = regions.iter().map(|(range, _)| *range).collect();
+        let ranges = log.ranges(&guard);
         let users = lock(&log.users);
         let mut pages = log.take(&ranges, &guard);
         for other in users.iter().filter(|other| !Arc::ptr_eq(other, &self.user)) {
@@ -264,7 +266,7 @@ impl DirtyLog {
         let pending = core::mem::take(&mut *lock(&self.user.0));
         pages.merge(&pending.within(&ranges));
         drop(users);
-        let alive = blocks_of(&pages, regions);
+        let alive = hold_blocks(&log.list, &mut pages, &guard);
         drop(guard); // SAFE-1: no guard while it waits
         Harvest::of_user(pages, &self.user, alive).rearmed(&*log.listener, timeout)
     }
@@ -290,15 +292,16 @@ impl Drop for DirtyLog {
             return;
         }
         logs.retain(|other| !core::ptr::eq(other.as_ptr(), log));
+        // First of all: it shall not hear of the bits that are set below.
+        if let Backend::Source(source) = &log.backend {
+            source.stop(dirty, log.client);
+        }
         // Under the registry's lock, or the bits that the next start takes would be set again here. An owned client's
         // are freed instead, when the log drops.
         if log.owned.is_none() {
             for (range, _) in log.regions(&guard) {
                 dirty.set(range, ClientMask::of(log.client), &guard);
             }
-        }
-        if let Backend::Source(source) = &log.backend {
-            source.stop(dirty, log.client);
         }
     }
 }
@@ -323,6 +326,22 @@ impl Log {
         }
     }
 
+    /// The same without the blocks, remembered.
+    fn ranges(&self, guard: &Guard) -> Arc<[PageRange]> {
+        // Before the list is looked at: what is found then is good until the version is another.
+        let version = self.list.version();
+        let mut known = lock(&self.known);
+        if let Some((at, ranges)) = &*known
+            && *at == version
+        {
+            return ranges.clone();
+        }
+        let ranges = self.regions(guard).into_iter().map(|(range, _)| range);
+        let ranges: Arc<[_]> = ranges.filter(|range| !range.is_empty()).collect();
+        *known = Some((version, ranges.clone()));
+        ranges
+    }
+
     fn take(&self, ranges: &[PageRange], guard: &Guard) -> PageSet {
         let (dirty, mut pages) = (self.list.dirty(), PageSet::new());
         match &self.backend {
@@ -340,15 +359,37 @@ impl Log {
     }
 }
 
-/// The blocks that have some of `pages`. Regions rise, as pages do.
-fn blocks_of(pages: &PageSet, regions: Vec<(PageRange, &Arc<RamBlock>)>) -> Vec<Arc<RamBlock>> {
-    let mut left = pages.ranges().peekable();
-    let mut holds = |range: &PageRange| {
-        while left.next_if(|pages| pages.end <= range.start).is_some() {}
-        left.peek().is_some_and(|pages| pages.start < range.end)
-    };
-    regions.into_iter().filter(|(range, _)| holds(range)).map(|(_, block)| block.clone()).collect()
+/// The blocks that have some of `pages`, to keep them and their addresses. Pages of a block that left the list since it was
+/// looked at are taken out.
+fn hold_blocks(list: &RamList, pages: &mut PageSet, guard: &Guard) -> Vec<Arc<RamBlock>> {
+    let (mut blocks, mut gone) = (Vec::new(), false);
+    // The page after the last block that was found.
+    let mut held = 0;
+    for range in pages.ranges() {
+        let mut at = range.start.get().max(held);
+        while at < range.end.get() {
+            match list.find(PageIndex::new(at).base(), guard) {
+                Some(block) => {
+                    held = PageRange::of_bytes(block.offset(), block.max_length()).end.get();
+                    blocks.push(block.clone());
+                    at = held;
+                }
+                None => {
+                    gone = true;
+                    at = (at / BLOCK_ALIGN + 1) * BLOCK_ALIGN;
+                }
+            }
+        }
+    }
+    if gone {
+        let held: Vec<_> = blocks.iter().map(|block: &Arc<RamBlock>| block.pages()).collect();
+        *pages = pages.within(&held);
+    }
+    blocks
 }
+
+/// Blocks start at multiples of so many pages.
+const BLOCK_ALIGN: u64 = 512;
 
 /// What two scopes have in common.
 enum Shared {

@@ -116,13 +116,15 @@ impl PageSet {
         a.chain(b).for_each(|run| self.push_run(run));
     }
 
-    /// The pages that also lie in one of `ranges`, which rise and do not overlap.
+    /// The pages that also lie in one of `ranges`, which rise and do not overlap. Costs what is in the set and little for
+    /// each range beside it.
     pub fn within(&self, ranges: &[PageRange]) -> Self {
-        let mut set = Self::new();
-        for range in ranges.iter().filter(|range| !range.is_empty()) {
-            let (start, last) = (range.start.get(), range.end.get() - 1);
-            let from = self.runs.partition_point(|run| run.end <= start / 64);
-            for run in self.runs[from..].iter().take_while(|run| run.first <= last / 64) {
+        let (mut set, mut rest) = (Self::new(), ranges);
+        for run in &self.runs {
+            rest = &rest[rest.partition_point(|range| range.end.get() <= run.first.saturating_mul(64))..];
+            let meeting = rest.iter().take_while(|range| range.start.get() / 64 < run.end);
+            for range in meeting.filter(|range| !range.is_empty()) {
+                let (start, last) = (range.start.get(), range.end.get() - 1);
                 let (first, end) = (run.first.max(start / 64), run.end.min(last / 64 + 1));
                 // The first and the last word may be cut, and be the same.
                 let head = if first == start / 64 { !0 << (start % 64) } else { !0 };

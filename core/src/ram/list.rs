@@ -106,7 +106,8 @@ impl RamList {
         // Before the block can be found. The range may have been another's, whose bits mean nothing now.
         let too_many = |_| RamError::Overflow { idstr: block.idstr().to_owned(), length: max_length };
         let old_table = self.dirty.grow_under_lock(leased.end.get()).map_err(too_many)?;
-        self.dirty.set(leased, ClientMask::ALL, &guard);
+        // Logs with rings need not hear of each page: they look for blocks that they do not know.
+        self.dirty.set_new(leased, ClientMask::ALL, &guard, |_, _, _| {});
         let old = self.current.load(&guard);
         let retired = self.current.replace(Snapshot {
             by_offset: old.by_offset.with(block.offset().get(), block.clone()),
