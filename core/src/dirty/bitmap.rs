@@ -80,18 +80,29 @@ impl DirtyBlock {
     #[inline]
     pub(super) fn set(&self, bits: Range<usize>, mut sink: impl FnMut(usize, u64)) {
         for (w, mask) in words_of(bits) {
-            // SeqCst, all of these: partners of `take_lines`, see above.
-            if self.words[w].load(Ordering::SeqCst) & mask != mask {
-                let new = mask & !self.words[w].fetch_or(mask, Ordering::SeqCst);
-                self.set_summary(w);
-                if new != 0 {
-                    sink(w, new);
-                }
-            } else {
-                // Its setter may not have come this far yet.
-                self.set_summary(w);
+            let new = self.set_word(w, mask);
+            if new != 0 {
+                sink(w, new);
             }
         }
+    }
+
+    /// Sets one bit, as `set`; tells whether it was clear.
+    #[inline]
+    pub(super) fn set_bit(&self, bit: usize) -> bool {
+        self.set_word(bit / 64, 1 << (bit % 64)) != 0
+    }
+
+    /// Sets the bits of `mask`; returns those that were clear.
+    #[inline]
+    fn set_word(&self, word: usize, mask: u64) -> u64 {
+        let at = &self.words[word];
+        // SeqCst, all of these: partners of `take_lines`, see above.
+        let was = at.load(Ordering::SeqCst);
+        let was = if was & mask == mask { was } else { at.fetch_or(mask, Ordering::SeqCst) };
+        // Also if the word was set already: its setter may not have come this far yet.
+        self.set_summary(word);
+        mask & !was
     }
 
     #[inline]
@@ -204,14 +215,14 @@ impl DirtyBlock {
     }
 }
 
-/// Asks for the cache line of `word`.
+/// Asks for the cache line of `word`, to write to it soon.
 #[inline]
 fn prefetch(word: &AtomicU64) {
     #[cfg(all(target_arch = "x86_64", not(miri)))]
     {
-        use core::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
+        use core::arch::x86_64::{_MM_HINT_ET0, _mm_prefetch};
         // SAFETY: a hint, which accesses nothing.
-        unsafe { _mm_prefetch::<_MM_HINT_T0>((&raw const *word).cast()) };
+        unsafe { _mm_prefetch::<_MM_HINT_ET0>((&raw const *word).cast()) };
     }
     #[cfg(not(all(target_arch = "x86_64", not(miri))))]
     let _ = word;
