@@ -25,8 +25,9 @@
 //! The road of a guest store touches this crate twice: the host store lands in a [`RamBlock`], then the pages are
 //! marked in [`DirtyMemory`] (MARK-1: in this order). Nothing here knows a vCPU, a TLB or an instruction.
 //!
-//! Absent on purpose, until something uses it: resizing of blocks, the harvest guard, checkpoints,
-//! migration, clients registered at run time (a row has room for five).
+//! Who takes pages away takes them as a [`Harvest`], alone or as a user of a [`DirtyLog`] (HARVEST-1).
+//!
+//! Absent on purpose, until something uses it: checkpoints, migration.
 
 pub mod addr;
 pub mod dirty;

@@ -19,16 +19,16 @@ use crate::code::{CodePage, lines_of};
 use crate::host;
 use crate::mmu::{Hooks, SoftMmu};
 use crate::safepoint::Request;
-use notdirty_core::{ClientMask, PageRange, RamAddr, pin};
+use notdirty_core::{ClientMask, PageRange, RamAddr, fence_after_store, pin};
 use std::ptr::{with_exposed_provenance, with_exposed_provenance_mut};
-use std::sync::atomic::{Ordering, fence};
+use std::sync::atomic::Ordering;
 
 impl SoftMmu {
     /// Steps b to d for `len` bytes at `ram`, on one page, that were just stored by this vCPU.
     pub(crate) fn tell<H: Hooks>(&mut self, hooks: &mut H, ram: RamAddr, len: u64) -> StoreEffect {
         self.stats.notdirty += 1;
         // MARK-1: partners the RMW of `announce` and of whoever takes bits.
-        fence(Ordering::SeqCst);
+        fence_after_store();
         let guard = pin();
         let page = ram.page();
         let listening = self.space.ram().dirty().listening(page, &guard);
@@ -66,7 +66,7 @@ impl SoftMmu {
         // SAFETY: the write comparator matched but for CODEPAGE: aligned, live, writable RAM.
         unsafe { host::store(with_exposed_provenance_mut(host as usize), size, value) };
         // MARK-1, as in `tell`.
-        fence(Ordering::SeqCst);
+        fence_after_store();
         // SAFETY: with CODEPAGE, `aux` is the address of a `CodePage`, which lives as long as `self.space`.
         let code = unsafe { &*with_exposed_provenance::<CodePage>(entry.aux as usize) };
         if !code.hit(lines_of(va.page_offset(), size.bytes())) {

@@ -12,9 +12,8 @@ use crate::mmio::{self, MmioDevice};
 use crate::safepoint::{Pending, Request, VcpuRegistry};
 use notdirty_core::{
     ClientMask, DirtyClient, DirtyListener, Guard, NotServed, PAGE_SIZE, PageRange, RamAddr, RamBlock, RamList,
-    RcuCell, Retired, pin,
+    RcuCell, Retired, fence_after_store, pin,
 };
-use std::sync::atomic::{Ordering, fence};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -291,7 +290,7 @@ impl AddressSpace {
             return;
         }
         // MARK-1: partners the RMW of `announce`. Either we see the announced line, or its translator reads our bytes.
-        fence(Ordering::SeqCst);
+        fence_after_store();
         let guard = pin();
         let dirty = self.ram.dirty();
         let range = PageRange::of_bytes(ram, len);
