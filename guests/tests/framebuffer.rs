@@ -123,3 +123,28 @@ fn a_thread_that_redraws_while_the_guest_draws_misses_nothing() {
     let untouched = |line: &usize| *line < first || *line > last;
     assert!(screen.conversions().iter().enumerate().all(|(line, n)| !untouched(&line) || *n == 0));
 }
+
+#[test]
+fn the_command_writes_a_screenshot_and_says_why_it_cannot() {
+    let dir = std::path::PathBuf::from(env!("CARGO_TARGET_TMPDIR"));
+    let (image, ppm) = (dir.join("draw.bin"), dir.join("draw.ppm"));
+    std::fs::write(&image, draw::draw(50, SEED, (5, 80)).bytes).expect("a file of ours");
+    let notdirty = |size: &str, to: &std::path::Path| {
+        let mut command = std::process::Command::new(env!("CARGO_BIN_EXE_notdirty"));
+        command.args(["run", "--load-addr", "0x80000000", "--framebuffer", size, "--screenshot"]).arg(to).arg(&image);
+        command.stdin(std::process::Stdio::null()).output().expect("it is built")
+    };
+    assert_eq!(notdirty("320x100", &ppm).status.code(), Some(0));
+    let written = std::fs::read(&ppm).expect("it wrote one");
+    let expected = picture(draw::rects(50, SEED, 320, (5, 80)), 320, 100);
+    assert!(written.strip_prefix(b"P6\n320 100\n255\n").is_some_and(|rgb| rgb == expected));
+    for (size, to, code, what) in [
+        ("320x0", &ppm, 2, "320x0 pixels"),
+        ("99999x1", &ppm, 2, "99999x1 pixels"),
+        ("320x100", &dir.join("no").join("where.ppm"), 126, "where.ppm"),
+    ] {
+        let output = notdirty(size, to);
+        let text = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert!(output.status.code() == Some(code) && text.contains(what), "{size}: {:?} {text}", output.status);
+    }
+}

@@ -48,6 +48,9 @@ pub(super) struct Args {
     pub jitdump: Option<PathBuf>,
     pub load_addr: Option<u64>,
     pub entry: Option<u64>,
+    /// Columns and lines.
+    pub framebuffer: Option<(u32, u32)>,
+    pub screenshot: Option<PathBuf>,
 }
 
 const USAGE: &str = "\
@@ -67,6 +70,8 @@ usage: notdirty                       the embedded demo, with a summary
   --clock host|insns    mtime is the host's time, or 1 tick per 100 instructions (default host)
   --icache coherent|fencei
                         the next instruction sees what the guest wrote (default), or at the latest fence.i does
+  --framebuffer WxH     so many pixels at 0x50000000, 0x00RRGGBB each; registers (width, height, stride) at 0x4ffff000
+  --screenshot FILE     write its image there at the end, as PPM
   --max-insns N         stop after exactly N instructions (of one hart, if there are several)
   --timeout SECONDS     stop after this time
   --stats               print a summary to standard error at the end
@@ -103,6 +108,8 @@ pub(super) fn parse(args: impl IntoIterator<Item = OsString>) -> Result<Request,
         jitdump: None,
         load_addr: None,
         entry: None,
+        framebuffer: None,
+        screenshot: None,
     };
     while let Some(word) = queue.next() {
         let Some(flag) = word.to_str().filter(|w| w.starts_with('-') && w.len() > 1) else {
@@ -141,6 +148,13 @@ pub(super) fn parse(args: impl IntoIterator<Item = OsString>) -> Result<Request,
                 let value = number(shown, &text()?)?;
                 parsed.harts = usize::try_from(value).map_err(|_| format!("{shown} {value}: too many harts"))?;
             }
+            "framebuffer" => {
+                let value = text()?;
+                let side = |text| u32::try_from(integer(text)?).ok();
+                let sides = value.split_once('x').and_then(|(w, h)| Some((side(w)?, side(h)?)));
+                parsed.framebuffer = Some(sides.ok_or_else(|| format!("{shown} {value}: not a size such as 640x480"))?);
+            }
+            "screenshot" => parsed.screenshot = Some(raw()?.into()),
             "max-insns" => parsed.max_insns = Some(number(shown, &text()?)?),
             "load-addr" => parsed.load_addr = Some(number(shown, &text()?)?),
             "entry" => parsed.entry = Some(number(shown, &text()?)?),
@@ -210,6 +224,9 @@ pub(super) fn parse(args: impl IntoIterator<Item = OsString>) -> Result<Request,
             parsed.command = Command::Disas(file.into(), place);
         }
         Some(word) => return Err(format!("unknown command {}", word.display())),
+    }
+    if parsed.screenshot.is_some() && parsed.framebuffer.is_none() {
+        return Err("--screenshot needs --framebuffer WxH".into());
     }
     match words.next() {
         Some(word) => Err(format!("unexpected argument {}", word.display())),
@@ -293,6 +310,9 @@ mod tests {
             ("disas a.elf", "symbol or address"),
             ("disas a main b", "unexpected argument b"),
             ("run a --jitdump", "--jitdump needs a value"),
+            ("run a --framebuffer 640", "not a size such as 640x480"),
+            ("run a --framebuffer 640x-1", "not a size such as 640x480"),
+            ("run a --screenshot b.ppm", "--screenshot needs --framebuffer"),
             ("run a --perf-map=x", "--perf-map takes no value"),
             ("run a b", "unexpected argument b"),
             ("run a --frobnicate", "--frobnicate"),

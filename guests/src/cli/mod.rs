@@ -17,6 +17,7 @@ mod smc_test;
 mod summary;
 mod trace;
 
+use std::fs::File;
 use std::io::{self, Write};
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -129,6 +130,9 @@ fn run(args: Args) -> ExitCode {
     if let Some(entry) = args.entry {
         builder = builder.entry(entry);
     }
+    if let Some((width, height)) = args.framebuffer {
+        builder = builder.framebuffer(width, height);
+    }
     match trace::sink(&args) {
         Ok(Some(sink)) => builder = builder.trace(sink),
         Ok(None) => {}
@@ -176,6 +180,17 @@ fn run(args: Args) -> ExitCode {
     };
     if let Some(e) = console.take_error() {
         code = complain(Code::Host, &format!("standard output: {e}"));
+    }
+    if let (Some(file), Some(screen)) = (&args.screenshot, machine.framebuffer()) {
+        // Nobody runs any more, so nobody keeps us waiting.
+        let written = screen.redraw(None).map_err(io::Error::other).and_then(|_| {
+            let mut file = io::BufWriter::new(File::create(file)?);
+            screen.write_ppm(&mut file)?;
+            file.flush()
+        });
+        if let Err(e) = written {
+            code = complain(Code::Host, &format!("{}: {e}", file.display()));
+        }
     }
     let summary = (demo || args.stats).then(|| summary::text(&machine.stats(), elapsed, args.engine));
     match summary {
