@@ -453,3 +453,114 @@ mod log_twin {
         stores_are_read_or_reported(Law::ReadBeforeClear);
     }
 }
+
+/// A vCPU's way to a harvester: a page's bit is the filter before the real ring. One page, one byte of it.
+mod filter {
+    use super::model;
+    use loom::thread;
+    use notdirty_core::sync::{AtomicU64, Mutex, fence, lock};
+    use notdirty_core::{DirtyRing, Pushed, RingConsumer, RingProducer};
+    use std::sync::Arc;
+    use std::sync::atomic::Ordering::{Relaxed, SeqCst};
+
+    #[derive(Clone, Copy, PartialEq)]
+    enum Law {
+        Kept,
+        /// The vCPU pushes a page whose bit is clear, then marks it.
+        PushBeforeMark,
+        /// The harvester reads the page, then clears its bit.
+        ReadBeforeClear,
+        /// The vCPU marks what it found no room for, and tells nobody.
+        FullIsForgotten,
+    }
+
+    struct Page {
+        law: Law,
+        bit: AtomicU64,
+        byte: AtomicU64,
+        /// Whether the page is in the list for those without room.
+        listed: Mutex<bool>,
+    }
+
+    impl Page {
+        fn write(&self, ring: &mut RingProducer, value: u64) {
+            self.byte.store(value, Relaxed);
+            fence(SeqCst);
+            if self.law == Law::PushBeforeMark {
+                if self.bit.load(SeqCst) == 0 {
+                    self.push(ring);
+                    self.bit.fetch_or(1, SeqCst);
+                }
+            } else if self.bit.load(SeqCst) == 0 && self.bit.fetch_or(1, SeqCst) == 0 {
+                self.push(ring);
+            }
+        }
+
+        fn push(&self, ring: &mut RingProducer) {
+            if ring.push(1, 7) == Pushed::Full && self.law != Law::FullIsForgotten {
+                *lock(&self.listed) = true;
+            }
+        }
+
+        /// A take, and what is read after it, if the page was found.
+        fn take(&self, ring: &mut RingConsumer) -> Option<u64> {
+            ring.harvest(|_, _| ());
+            let mut found = std::mem::take(&mut *lock(&self.listed));
+            let early = self.byte.load(Relaxed);
+            ring.reset(|slot, base, mask| {
+                assert!(slot == 1 && (base, mask) == (7, 1) || base == 1000);
+                found |= base == 7;
+            });
+            if !found {
+                return None;
+            }
+            self.bit.fetch_and(0, SeqCst);
+            fence(SeqCst);
+            Some(if self.law == Law::ReadBeforeClear { early } else { self.byte.load(Relaxed) })
+        }
+    }
+
+    /// The last value read is the last one written. With `filled`, the ring has no room at first.
+    fn stores_reach_the_harvester(law: Law, filled: bool) {
+        model(move || {
+            let (bit, byte, listed) = (AtomicU64::new(0), AtomicU64::new(0), Mutex::new(false));
+            let page = Arc::new(Page { law, bit, byte, listed });
+            let (mut vcpu, mut harvester) = DirtyRing::starting_at(2, 1, u32::MAX).unwrap();
+            if filled {
+                while vcpu.push(1, 1000) != Pushed::Full {}
+            }
+            let vcpu = thread::spawn({
+                let page = page.clone();
+                move || [1, 2].map(|value| page.write(&mut vcpu, value))
+            });
+            let mut seen = page.take(&mut harvester).unwrap_or(0);
+            vcpu.join().unwrap();
+            seen = page.take(&mut harvester).unwrap_or(seen);
+            assert_eq!(seen, 2, "a store is neither read nor reported");
+        });
+    }
+
+    #[test]
+    fn a_store_is_read_or_comes_with_a_later_harvest() {
+        stores_reach_the_harvester(Law::Kept, false);
+        stores_reach_the_harvester(Law::Kept, true);
+    }
+
+    #[test]
+    #[should_panic(expected = "neither read nor reported")]
+    fn a_page_pushed_before_it_is_marked_loses_a_store() {
+        stores_reach_the_harvester(Law::PushBeforeMark, false);
+    }
+
+    #[test]
+    #[should_panic(expected = "neither read nor reported")]
+    fn a_page_read_before_its_bit_is_cleared_loses_a_store() {
+        stores_reach_the_harvester(Law::ReadBeforeClear, false);
+    }
+
+    #[test]
+    #[should_panic(expected = "neither read nor reported")]
+    fn a_page_for_which_there_was_no_room_must_be_told_to_somebody_else() {
+        stores_reach_the_harvester(Law::FullIsForgotten, true);
+    }
+}

@@ -8,8 +8,9 @@ use notdirty_core::{
     RingSource, RingStartError, VcpuRings, pin,
 };
 use proptest::prelude::*;
-use std::collections::BTreeSet;
-use std::sync::Arc;
+use std::collections::{BTreeSet, HashMap};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex};
 
 const MIGRATION: DirtyClient = DirtyClient::MIGRATION;
 /// With 128 entries.
@@ -319,14 +320,14 @@ fn a_take_has_no_page_twice_though_the_vcpus_go_on() {
     let log = list.dirty().start_rings(MIGRATION, 1024).unwrap();
     let guard = pin();
     list.dirty().test_and_clear_range(ram.pages(), MIGRATION, &guard, |_, _| ());
-    let stop = std::sync::atomic::AtomicBool::new(false);
+    let stop = AtomicBool::new(false);
     std::thread::scope(|s| {
         for first in 0..2 {
             let (list, ram, stop) = (&list, &ram, &stop);
             s.spawn(move || {
                 let mut vcpu = VcpuRings::new();
                 for n in first.. {
-                    if stop.load(std::sync::atomic::Ordering::Relaxed) {
+                    if stop.load(Ordering::Relaxed) {
                         return;
                     }
                     store(list, &mut vcpu, page(ram, n % 64));
@@ -341,6 +342,91 @@ fn a_take_has_no_page_twice_though_the_vcpus_go_on() {
                 seen |= bits;
             }
         }
-        stop.store(true, std::sync::atomic::Ordering::Relaxed);
+        stop.store(true, Ordering::Relaxed);
+    });
+}
+
+/// Each page's first word counts the stores to it. A harvester keeps the counts of the pages that it is told of, by slot;
+/// in the end they are right for every block that is still there.
+#[test]
+fn no_store_is_missed_while_blocks_come_and_go() {
+    const FIXED: u64 = 300;
+    const PLUGGED: u64 = 64;
+    let list = list();
+    let fixed = block(&list, "fixed", FIXED);
+    let (log, _) = start(&list, MIGRATION, 128);
+    let plugged = Mutex::new(Arc::downgrade(&fixed));
+    let (writing, ended) = (AtomicBool::new(true), AtomicBool::new(false));
+    let write = |at: &RamBlock, n: u64| {
+        // Writers of one page count from one cell: each has its own.
+        let off = n * PAGE_SIZE;
+        at.store(off, 8, at.load(off, 8).unwrap() + 1).unwrap();
+    };
+    let mut last = None;
+    std::thread::scope(|s| {
+        let (list, fixed, log, plugged, writing, ended) = (&list, &fixed, &log, &plugged, &writing, &ended);
+        let harvester = s.spawn(move || {
+            let mut counts: HashMap<(u32, u64), u64> = HashMap::new();
+            loop {
+                let last = ended.load(Ordering::Acquire);
+                let harvest = log.sync(None).unwrap();
+                let guard = pin();
+                for page in harvest.ranges().flat_map(|range| range.iter()) {
+                    let Some(block) = list.find(page.base(), &guard) else { continue };
+                    let off = page.base().get() - block.offset().get();
+                    counts.insert((block.slot(), off / PAGE_SIZE), block.load(off, 8).unwrap());
+                }
+                drop(harvest.commit());
+                if last {
+                    return counts;
+                }
+            }
+        });
+        let mut writers = Vec::new();
+        // Two vCPUs and a device, each with pages of its own.
+        for who in 0..3u64 {
+            writers.push(s.spawn(move || {
+                let mut vcpu = VcpuRings::new();
+                for n in (who..).step_by(3) {
+                    if !writing.load(Ordering::Relaxed) {
+                        return;
+                    }
+                    let new = plugged.lock().unwrap().upgrade();
+                    for (block, pages) in [(Some(fixed), FIXED), (new.as_ref(), PLUGGED)] {
+                        // A multiple of three pages each, so that pages stay with their writer.
+                        let (Some(block), page_n) = (block, n % (pages / 3 * 3)) else { continue };
+                        write(block, page_n);
+                        if who == 2 {
+                            list.dirty().set(PageRange::of_page(page(block, page_n)), ClientMask::NOCODE, &pin());
+                        } else {
+                            store(list, &mut vcpu, page(block, page_n));
+                        }
+                    }
+                }
+            }));
+        }
+        for n in 0..60 {
+            let new = block(list, &format!("new{n}"), PLUGGED);
+            *plugged.lock().unwrap() = Arc::downgrade(&new);
+            for _ in 0..5 {
+                std::thread::yield_now();
+            }
+            if n == 59 {
+                last = Some(new);
+            } else {
+                list.remove(&new).unwrap();
+            }
+        }
+        writing.store(false, Ordering::Relaxed);
+        writers.into_iter().for_each(|writer| writer.join().unwrap());
+        ended.store(true, Ordering::Release);
+        let counts = harvester.join().unwrap();
+        for (block, pages) in [(fixed, FIXED), (last.as_ref().unwrap(), PLUGGED)] {
+            for n in 0..pages {
+                let now = block.load(n * PAGE_SIZE, 8).unwrap();
+                let known = counts.get(&(block.slot(), n)).copied().unwrap_or(0);
+                assert_eq!(known, now, "page {n} of {}", block.idstr());
+            }
+        }
     });
 }
