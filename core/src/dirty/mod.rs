@@ -21,11 +21,13 @@ mod client;
 mod harvest;
 mod log;
 mod pages;
+mod scope;
 
 pub use client::{ClientMask, DirtyClient, NoRoom, OwnedClient};
 pub use harvest::{DirtyListener, Harvest, NoVcpus, NotServed};
-pub use log::{Backend, DirtyLog, LogClient, LogError, LogRegion, LogScope, LogSource};
+pub use log::{Backend, DirtyLog, LogError, LogSource};
 pub use pages::{PageSet, Snapshot};
+pub use scope::{LogClient, LogRegion, LogScope};
 
 use crate::addr::{PageIndex, PageRange};
 use crate::rcu::{Guard, Retired};

@@ -3,7 +3,7 @@
 //! ```text
 //!   RamList ─RcuCell─▶ Snapshot { by_offset, by_host, by_slot }      each a few shared chunks (chunks.rs)
 //!     add:     lease an offset ─▶ map ─▶ grow dirty memory, all ones ─▶ publish ─▶ version + 1
-//!     remove:  publish without ─▶ version + 1 ─▶ (grace) ─▶ last Arc ─▶ unmap ─▶ the offset is free
+//!     remove:  version + 1 ─▶ publish without ─▶ version + 1 ─▶ (grace) ─▶ last Arc ─▶ unmap ─▶ the offset is free
 //! ```
 //!
 //! Keeps this list's part of RAM-1: memory is unmapped and the offset reused only when the last `Arc` is gone, and
@@ -131,6 +131,8 @@ impl RamList {
         if !old.by_slot.at_or_below(block.slot().into()).is_some_and(|found| Arc::ptr_eq(found, block)) {
             return Err(RamError::NotInList { idstr: block.idstr().to_owned() });
         }
+        // Also before: who pins, and then finds the version of what it kept, is sure that its blocks outlive its guard.
+        self.version.fetch_add(1, Ordering::AcqRel);
         let retired = self.current.replace(Snapshot {
             by_offset: old.by_offset.without(block.offset().get()),
             by_host: old.by_host.without(block.host() as u64),
@@ -177,7 +179,9 @@ impl RamList {
     }
 
     /// Goes up with each add and remove, after the list changed. Who reads the version first and then the list may
-    /// keep what it found until the version is another.
+    /// keep what it found until the version is another. Before a block leaves it goes up, too: if a guard is older than
+    /// the look at the version, and the version is what it was, then no block that was found has given up its addresses
+    /// before the guard goes.
     pub fn version(&self) -> u64 {
         self.version.load(Ordering::Acquire)
     }

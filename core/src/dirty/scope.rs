@@ -1,0 +1,89 @@
+//! Whose bits a log uses, and where it listens; what two logs of one client have in common.
+
+use super::{DirtyClient, OwnedClient};
+use crate::addr::{PageRange, RamAddr};
+use crate::ram::RamBlock;
+use std::sync::{Arc, Weak};
+
+/// Whose bits a log uses: a client's number, or a client of run time that lives as long as the log.
+#[derive(Debug)]
+pub enum LogClient {
+    /// A fixed client, or one that somebody else owns.
+    Number(DirtyClient),
+    /// One that nobody else needs. Its bits are freed when the last user stops.
+    Owned(OwnedClient),
+}
+
+impl From<DirtyClient> for LogClient {
+    fn from(client: DirtyClient) -> Self {
+        Self::Number(client)
+    }
+}
+
+impl From<OwnedClient> for LogClient {
+    fn from(client: OwnedClient) -> Self {
+        Self::Owned(client)
+    }
+}
+
+/// Where a log listens.
+#[derive(Clone, Debug, Default)]
+pub enum LogScope {
+    /// All RAM, also what is plugged later.
+    #[default]
+    All,
+    /// These regions.
+    Regions(Vec<LogRegion>),
+}
+
+impl LogScope {
+    /// These blocks, each as far as it is used.
+    pub fn blocks<'b>(blocks: impl IntoIterator<Item = &'b Arc<RamBlock>>) -> Self {
+        Self::Regions(blocks.into_iter().map(|block| LogRegion::bytes(block, 0, block.max_length())).collect())
+    }
+}
+
+/// Pages of one block.
+#[derive(Clone, Debug)]
+pub struct LogRegion {
+    /// Not kept alive: a log is no reason not to unplug.
+    pub(super) block: Weak<RamBlock>,
+    pub(super) pages: PageRange,
+}
+
+impl LogRegion {
+    /// The pages of `len` bytes from `off` on, as far as the block has them.
+    pub fn bytes(block: &Arc<RamBlock>, off: u64, len: u64) -> Self {
+        let off = off.min(block.max_length());
+        let start = RamAddr::new(block.offset().get() + off);
+        let pages = PageRange::of_bytes(start, len.min(block.max_length() - off));
+        Self { block: Arc::downgrade(block), pages }
+    }
+}
+
+/// What two scopes have in common.
+pub(super) enum Shared {
+    Nothing,
+    Part,
+    All,
+}
+
+impl LogScope {
+    pub(super) fn compare(&self, other: &Self) -> Shared {
+        match (self, other) {
+            (Self::All, Self::All) => Shared::All,
+            (Self::All, Self::Regions(some)) | (Self::Regions(some), Self::All) if some.is_empty() => Shared::Nothing,
+            (Self::All, _) | (_, Self::All) => Shared::Part,
+            (Self::Regions(a), Self::Regions(b)) => {
+                let same = |(x, y): (&LogRegion, &LogRegion)| x.pages == y.pages && x.block.ptr_eq(&y.block);
+                if a.len() == b.len() && a.iter().zip(b).all(same) {
+                    return Shared::All;
+                }
+                let meet = |x: &LogRegion, y: &LogRegion| {
+                    x.block.ptr_eq(&y.block) && x.pages.start < y.pages.end && y.pages.start < x.pages.end
+                };
+                if a.iter().any(|x| b.iter().any(|y| meet(x, y))) { Shared::Part } else { Shared::Nothing }
+            }
+        }
+    }
+}
