@@ -9,7 +9,8 @@
 //!   │   RcuCell ─▶ BlockTable [row, row, row, …]       a row covers 2 Mi pages = 8 GiB
 //!   │                           │
 //!   │                           └▶ [Vga, Code, Migration, …]  null: reads all ones, costs nothing
-//!   │                                     └▶ DirtyBlock { words, summary }
+//!   │                                     └▶ DirtyBlock { words, summary } ─ a bit goes 0 -> 1 ─▶ RingLog, if the
+//!   │                                                                         client has one: the vCPU's DirtyRing, or a list
 //!   └─ one writer under a lock; readers hold a Guard and never block
 //! ```
 //!
@@ -20,12 +21,13 @@
 //! | [`sync`] | std or loom, decided once |
 //! | [`ram`] | [`RamBlock`], [`RamList`]: mappings, names, offsets, lookup |
 //! | [`dirty`] | [`DirtyMemory`]: who wants to hear the next store to a page |
-//! | [`ring`] | [`DirtyRing`]: the pages that one vCPU dirtied, as a list |
+//! | [`ring`] | [`DirtyRing`], [`RingSource`]: the pages that became dirty, as lists, one for each vCPU |
 //!
 //! The road of a guest store touches this crate twice: the host store lands in a [`RamBlock`], then the pages are
 //! marked in [`DirtyMemory`] (MARK-1: in this order). Nothing here knows a vCPU, a TLB or an instruction.
 //!
-//! Who takes pages away takes them as a [`Harvest`], alone or as a user of a [`DirtyLog`] (HARVEST-1).
+//! Who takes pages away takes them as a [`Harvest`], alone or as a user of a [`DirtyLog`] (HARVEST-1), which finds them by
+//! the bits or by rings (RING-1).
 //!
 //! Absent on purpose, until something uses it: checkpoints, migration.
 

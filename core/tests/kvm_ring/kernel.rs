@@ -29,11 +29,13 @@ const CODE: u64 = 0x1000;
 const LIST: u64 = 0x2000;
 const LOW: usize = 0x10000;
 
-/// For each of rcx addresses at rsi, store ecx there; then say so.
-const GUEST: [u8; 7] = [
+/// For each of rcx addresses at rsi, store ecx there; then say so. The guest leaves after each store, so that a log of the
+/// hardware's is handed over each time, and the ring is full after the same store on every host.
+const GUEST: [u8; 9] = [
     0xad, // again: lodsd
     0x89, 0x08, // mov [rax], ecx
-    0xe2, 0xfb, // loop again
+    0xe6, 0x11, // out 0x11, al
+    0xe2, 0xf9, // loop again
     0xe6, 0x10, // out 0x10, al
 ];
 /// Page tables: each entry present, writable, the user's, accessed and dirty.
@@ -201,6 +203,7 @@ impl Vcpu for Kernel {
         loop {
             match self.vcpu.run() {
                 Ok(VcpuExit::IoOut(0x10, _)) => return Left::Done,
+                Ok(VcpuExit::IoOut(0x11, _)) => {}
                 Ok(VcpuExit::Unsupported(KVM_EXIT_DIRTY_RING_FULL)) => return Left::RingFull,
                 Ok(other) => panic!("{other:?}"),
                 Err(e) if e.errno() == libc::EINTR => {}
