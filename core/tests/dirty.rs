@@ -366,3 +366,30 @@ fn a_page_at_the_end_of_all_numbers_is_a_page() {
     set.push_words(PageIndex::new(u64::MAX), u64::MAX, !0);
     assert_eq!(set.count(), 64);
 }
+
+#[test]
+fn a_sink_that_panics_loses_only_what_it_was_given() {
+    let range = PageRange { start: PageIndex::new(40), end: PageIndex::new(BLOCK + 100) };
+    let marks: Vec<_> = (0..200).map(|n| 45 + n * 10_007).collect();
+    for patience in [0, 1, 7, 30, 63, 150] {
+        let dirty = DirtyMemory::new();
+        dirty.grow(2 * BLOCK).unwrap();
+        dirty.take(range, DirtyClient::VGA, &pin(), &mut PageSet::new());
+        let set = |page| dirty.set(PageRange::of_page(PageIndex::new(page)), ClientMask::VGA, &pin());
+        marks.iter().for_each(|page| set(*page));
+        let mut got = Vec::new();
+        let take = std::panic::AssertUnwindSafe(|| {
+            dirty.test_and_clear_range(range, DirtyClient::VGA, &pin(), |first, bits| {
+                got.push(first.get() + u64::from(bits.trailing_zeros()));
+                assert!(got.len() <= patience, "no more");
+            });
+        });
+        std::panic::catch_unwind(take).unwrap_err();
+        assert_eq!(got.len(), patience + 1);
+        let mut rest = PageSet::new();
+        dirty.take(range, DirtyClient::VGA, &pin(), &mut rest);
+        got.extend(rest.ranges().flat_map(|range| range.iter()).map(PageIndex::get));
+        got.sort_unstable();
+        assert_eq!(got, marks);
+    }
+}
