@@ -393,3 +393,47 @@ fn a_sink_that_panics_loses_only_what_it_was_given() {
         assert_eq!(got, marks);
     }
 }
+
+/// Setters run across the life of several clients of one column; each client reads a page and hears of later stores.
+#[test]
+fn clients_come_and_go_while_others_store_and_miss_no_store() {
+    use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+    const PAGES: u64 = 256;
+    let dirty = Arc::new(DirtyMemory::new());
+    dirty.grow(PAGES).unwrap();
+    let all = PageRange { start: PageIndex::new(0), end: PageIndex::new(PAGES) };
+    let bytes: Vec<_> = (0..PAGES).map(|_| AtomicU64::new(0)).collect();
+    for round in 0..150u64 {
+        let (last, read) = std::thread::scope(|s| {
+            for setter in 0..2 {
+                let (dirty, bytes) = (&dirty, &bytes);
+                s.spawn(move || {
+                    for n in 0..2000 {
+                        let page = (n * 37 + setter * 91 + round) % PAGES;
+                        bytes[page as usize].fetch_add(1, Relaxed);
+                        notdirty_core::fence_after_store();
+                        let guard = pin();
+                        let who = dirty.listening(PageIndex::new(page), &guard);
+                        dirty.set(PageRange::of_page(PageIndex::new(page)), who, &guard);
+                    }
+                });
+            }
+            let mut client = DirtyMemory::add_client(&dirty, "one of many").unwrap();
+            let mut read = Vec::new();
+            for _ in 0..20 {
+                drop(client);
+                client = DirtyMemory::add_client(&dirty, "the next").unwrap();
+                assert_eq!(client.client().column(), 3, "the same column each time");
+                dirty.take(all, client.client(), &pin(), &mut PageSet::new());
+                read = bytes.iter().map(|byte| byte.load(Relaxed)).collect();
+            }
+            (client, read)
+        });
+        let mut heard = PageSet::new();
+        dirty.take(all, last.client(), &pin(), &mut heard);
+        for (page, (byte, read)) in bytes.iter().zip(read).enumerate() {
+            let known = byte.load(Relaxed) == read || heard.contains(PageIndex::new(page as u64));
+            assert!(known, "round {round}: a store to page {page} is neither read nor marked");
+        }
+    }
+}
