@@ -114,6 +114,20 @@ impl SoftMmu {
         Ok(FetchPage { ram: RamAddr::new(entry.ram), host: entry.host, len_ok })
     }
 
+    /// The 32 bits at `va`, which must be even, in one host access; `None` if not all of them lie on its page.
+    #[inline]
+    pub fn fetch_u32<H: Hooks>(&mut self, hooks: &mut H, idx: MmuIdx, va: GuestVirt) -> Result<Option<u32>, MemFault> {
+        if va.get() & 1 != 0 {
+            return Err(MemFault::misaligned(AccessKind::Fetch, va));
+        }
+        let page = self.fetch(hooks, idx, va)?;
+        if page.len_ok < 4 {
+            return Ok(None);
+        }
+        // SAFETY: `len_ok` says that all four bytes are live RAM.
+        Ok(Some(unsafe { host::load_misaligned(page.host.add(va.page_offset() as usize), MemSize::B4) } as u32))
+    }
+
     /// The 16 bits at `va`, which must be even.
     #[inline]
     pub fn fetch_u16<H: Hooks>(&mut self, hooks: &mut H, idx: MmuIdx, va: GuestVirt) -> Result<u16, MemFault> {

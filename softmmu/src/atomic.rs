@@ -1,7 +1,9 @@
 //! LR, SC and AMOs. Misalignment and faults of the read half of an AMO are store faults (RISC-V).
 //!
 //! MARK-1: marks come after the host operation, and SC marks only if it wrote. A reservation is the RAM address, the
-//! width and the value that LR saw; SC is a compare-and-exchange of that value.
+//! width and the value that LR saw; SC is a compare-and-exchange of that value. So a cell that other harts changed and
+//! changed back in between (ABA) does not fail an SC, which the specification would have; lists whose heads are swung by
+//! LR and SC alone, without a count beside the pointer, are the one idiom that notices.
 
 use crate::access::{StoreEffect, wanted};
 use crate::addr::{GuestVirt, MemSize, MmuIdx};
@@ -12,6 +14,7 @@ use crate::slow::{Place, aligned};
 use crate::tlb::entry::{BIAS, OTHER};
 use notdirty_core::RamAddr;
 use std::ptr::with_exposed_provenance_mut;
+use std::sync::atomic::{Ordering, fence};
 
 /// What LR left for SC.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -84,6 +87,8 @@ impl SoftMmu {
             Place::Ram { host, ram, .. } | Place::Rom { host, ram } => {
                 // SAFETY: `locate_atomic` found an aligned cell of live RAM.
                 let value = unsafe { host::load(host, size) };
+                // `lr.aq`, whether asked for or not; on the host it costs nothing.
+                fence(Ordering::Acquire);
                 self.reservation = Some(Reservation { ram, size, value });
                 Ok(value)
             }

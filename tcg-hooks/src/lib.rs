@@ -21,6 +21,7 @@ pub mod clock;
 pub mod cpu;
 pub mod engine;
 pub mod exec;
+mod fetch;
 pub mod interp;
 pub mod ir;
 #[cfg(target_arch = "x86_64")]

@@ -101,13 +101,10 @@ impl Code {
         if at < self.from || at >= self.to || self.to - at < 4 {
             return None;
         }
-        // SAFETY: `[from, to)` are bytes that `fetch` said can be read, and `pc` is even. They live until the next
-        // `serve`, which tier 0 does not call; others may write them meanwhile, hence volatile.
-        let (low, high) = unsafe {
-            let p = self.host.add(at as usize).cast::<u16>();
-            (p.read_volatile(), p.add(1).read_volatile())
-        };
-        Some(decode_any(low, u32::from(high) << 16 | u32::from(low)))
+        // SAFETY: `[from, to)` are bytes that `fetch` said can be read. They live until the next `serve`, which tier 0
+        // does not call.
+        let bits = unsafe { crate::fetch::word(self.host.add(at as usize)) };
+        Some(decode_any(bits as u16, bits))
     }
 }
 

@@ -51,6 +51,10 @@ fn mmu_idx(_cpu: &CpuState) -> MmuIdx {
 /// and when it faults, the fault names its address.
 pub fn fetch<H: Hooks>(cpu: &CpuState, mmu: &mut SoftMmu, hooks: &mut H) -> Result<Insn, MemFault> {
     let idx = mmu_idx(cpu);
+    // What another hart stores whole is read whole, where that can be.
+    if let Some(bits) = mmu.fetch_u32(hooks, idx, GuestVirt::new(cpu.pc))? {
+        return Ok(decode_any(bits as u16, if is_compressed(bits as u16) { bits & 0xffff } else { bits }));
+    }
     let low = mmu.fetch_u16(hooks, idx, GuestVirt::new(cpu.pc))?;
     if is_compressed(low) {
         return Ok(decode_any(low, u32::from(low)));

@@ -32,13 +32,9 @@ impl Open {
             return None;
         }
         // SAFETY: inside the bytes that `fetch` said can be read; the page lives until the next `serve`, which
-        // `translate` does not call. Offsets are even. Guest RAM may change under us, hence volatile.
-        unsafe {
-            let at = self.host.add(at as usize).cast::<u16>();
-            let low = u16::from_le(at.read_volatile());
-            let high = if low & 3 == 3 { u16::from_le(at.add(1).read_volatile()) } else { 0 };
-            Some(u32::from(high) << 16 | u32::from(low))
-        }
+        // `translate` does not call.
+        let bits = unsafe { crate::fetch::word(self.host.add(at as usize)) };
+        Some(if bits & 3 == 3 { bits } else { bits & 0xffff })
     }
 }
 
