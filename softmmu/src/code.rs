@@ -32,7 +32,7 @@ pub trait CodeInvalidator {
 
 /// One page of guest RAM, as far as translated code is concerned.
 #[repr(C)]
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct CodePage {
     /// Bit n: the n-th 64-byte line holds translated or announced code, of whatever vCPU.
     pub mask: AtomicU64,
@@ -63,7 +63,7 @@ type Mid = [AtomicPtr<Leaf>; 1 << MID_BITS];
 type Top = [AtomicPtr<Mid>; 1 << TOP_BITS];
 
 /// Some vCPUs.
-pub(crate) type Owned = SmallVec<[VcpuId; 4]>;
+pub type Owned = SmallVec<[VcpuId; 4]>;
 /// Who has which lines of a page. Most pages have one owner, so a list is short.
 type Owners = SmallVec<[(VcpuId, u64); 2]>;
 /// The pages of which somebody has lines.
@@ -245,7 +245,7 @@ impl CodePages {
     /// The vCPUs that have announced any of these lines. The bytes must be visible already, as in `hit`: whoever takes
     /// the page's lock after this to announce one reads its bytes after that, and sees them. So nobody else need be
     /// told.
-    pub(crate) fn owners(&self, page: PageIndex, lines: u64) -> Owned {
+    pub fn owners(&self, page: PageIndex, lines: u64) -> Owned {
         let shard = self.shard(page);
         let owners = shard.get(&page).map_or(&[][..], |owners| owners.as_slice());
         owners.iter().filter(|owner| owner.1 & lines != 0).map(|owner| owner.0).collect()
@@ -287,6 +287,12 @@ fn owned(shard: &mut Shard, page: PageIndex, vcpu: VcpuId, own: u64) -> u64 {
         shard.remove(&page);
     }
     union
+}
+
+impl Default for CodePage {
+    fn default() -> Self {
+        CodePage { mask: AtomicU64::new(0) }
+    }
 }
 
 impl CodePage {

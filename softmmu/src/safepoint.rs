@@ -59,6 +59,13 @@ pub enum Request {
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Default)]
 pub struct VcpuId(u64);
 
+impl VcpuId {
+    /// A name for a vCPU without a registry: in tests.
+    pub const fn new(id: u64) -> Self {
+        VcpuId(id)
+    }
+}
+
 /// Counts requests of one port: served when [`VcpuPort::served`] has reached it.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
 pub struct Ticket(u64);

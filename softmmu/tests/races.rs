@@ -173,3 +173,96 @@ fn a_vcpu_that_waits_wakes_for_every_post() {
         }
     });
 }
+
+#[test]
+fn a_harvest_misses_no_store_of_vcpus_that_come_and_go() {
+    // HARVEST-1 with parked vCPUs: two of them run a little, park, sleep, and are back, while a harvester takes.
+    let (ram, block, space) = machine();
+    let page = block.offset().page();
+    let stop = AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        let stop = &stop;
+        let vcpus: Vec<_> = (0..2u64)
+            .map(|hart| {
+                let space = space.clone();
+                scope.spawn(move || {
+                    let mut mmu = SoftMmu::new(&space, 0).unwrap();
+                    mmu.park();
+                    let mut n = 0;
+                    while !stop.load(Ordering::Acquire) {
+                        let _running = mmu.running();
+                        let _ = mmu.serve(&mut NoHooks);
+                        for _ in 0..1 + n % 3 {
+                            for _ in 0..20 {
+                                n += 1;
+                                let at = va(RAM + 64 * hart);
+                                let _ = mmu.store(&mut NoHooks, MmuIdx::M, at, MemSize::B8, n).unwrap();
+                            }
+                            let _ = mmu.serve(&mut NoHooks);
+                        }
+                        if n % 5 == 0 {
+                            mmu.port().wait(Some(Duration::from_micros(50)));
+                            let _ = mmu.serve(&mut NoHooks);
+                        }
+                    }
+                    n
+                })
+            })
+            .collect();
+        let mut copy = [0; 2];
+        let harvest = |copy: &mut [u64; 2]| {
+            if ram.dirty().test_and_clear(page, DirtyClient::MIGRATION, &pin()) {
+                assert!(space.rearm_and_wait(&[PageRange::of_page(page)], Some(Duration::from_secs(20))));
+                *copy = [0, 64].map(|at| block.load(at, 8).unwrap());
+            }
+        };
+        let until = Instant::now() + Duration::from_millis(400);
+        while Instant::now() < until {
+            harvest(&mut copy);
+        }
+        stop.store(true, Ordering::Release);
+        let last: Vec<u64> = vcpus.into_iter().map(|vcpu| vcpu.join().unwrap()).collect();
+        harvest(&mut copy);
+        assert_eq!(copy.as_slice(), last);
+    });
+}
+
+#[test]
+fn memory_that_was_unmapped_and_waited_for_is_touched_by_nobody() {
+    // RAM-1: after the wait, what is in the block stays as it is.
+    let (ram, _, space) = machine();
+    let at = notdirty_softmmu::GuestPhys::new(0x2_0000_0000);
+    let stop = AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        let stop = &stop;
+        for hart in 0..2u64 {
+            let space = space.clone();
+            scope.spawn(move || {
+                let mut mmu = SoftMmu::new(&space, 0).unwrap();
+                let mut n = 0;
+                while !stop.load(Ordering::Acquire) {
+                    let _ = mmu.serve(&mut NoHooks);
+                    for _ in 0..50 {
+                        n += 1;
+                        let _ = mmu.store(&mut NoHooks, MmuIdx::M, va(at.get() + 8 * hart), MemSize::B8, n);
+                    }
+                }
+            });
+        }
+        for n in 0..2000 {
+            let block = ram.add(RamBlockSpec::new("dimm", 0x1000)).unwrap();
+            let id = space.map_ram(at, &block, 0, 0x1000, 0).unwrap();
+            for _ in 0..n % 50 * 20 {
+                std::hint::spin_loop();
+            }
+            assert!(space.unmap_and_wait(id, Some(Duration::from_secs(20))).unwrap());
+            let (a, b) = (block.load(0, 8).unwrap(), block.load(8, 8).unwrap());
+            for _ in 0..200 {
+                std::hint::spin_loop();
+            }
+            assert_eq!((block.load(0, 8).unwrap(), block.load(8, 8).unwrap()), (a, b), "round {n}");
+            ram.remove(&block).unwrap();
+        }
+        stop.store(true, Ordering::Release);
+    });
+}

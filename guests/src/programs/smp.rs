@@ -332,14 +332,25 @@ fn function_address(ops: &mut Asm) {
 }
 
 /// Hart 0 writes a function anew, then a flag; the others see the flag, do `fence.i` and call it: it must be the new
-/// one. Each version waits for the others.
-pub fn handshake(harts: usize, rounds: i32) -> GuestImage {
+/// one. Each version waits for the others, and `pause` loops more: with a long one the code is hot, and everybody has
+/// answered for it, when it is written over.
+pub fn handshake(harts: usize, rounds: i32, pause: i32) -> GuestImage {
     let mut ops = program(harts);
     function_address(&mut ops);
-    rv!(ops ; li.12 s0, 0 ; li.32 s1, rounds ; bnez s11, >wait ; li.32 t1, RET ; sw t1, [s6, 4] ; wait:);
+    rv!(ops ; li.12 s0, 0 ; li.32 s1, rounds ; bnez s11, >wait ; li.12 t0, 0);
+    write_function(&mut ops);
+    rv!(ops ; li.32 t1, RET ; sw t1, [s6, 4] ; wait:);
     barrier(&mut ops);
-    rv!(ops ; bnez s11, >reader);
-    rv!(ops ; again: ; addi s0, s0, 1 ; mv t0, s0);
+    rv!(ops
+        ; bnez s11, >reader
+        ; again:
+        ; li.32 t0, pause
+        ; spin:
+        ; addi t0, t0, -1
+        ; bgez t0, <spin
+        ; addi s0, s0, 1
+        ; mv t0, s0
+    );
     write_function(&mut ops);
     rv!(ops
         ; .u32 FENCE_W_W
@@ -355,9 +366,12 @@ pub fn handshake(harts: usize, rounds: i32) -> GuestImage {
         ; reader:
         ; again_too:
         ; addi s0, s0, 1
+        ; j >flag
+        ; old:
+        ; jalr ra, s6, 0
         ; flag:
         ; ld t0, [s9, FLAG]
-        ; bne t0, s0, <flag
+        ; bne t0, s0, <old
         ; .u32 FENCE_R_RW
         ; .u32 FENCE_I
         ; jalr ra, s6, 0

@@ -1,0 +1,223 @@
+//! Several vCPUs of one address space, step by step: what each must know of the others' stores and of the map, and when.
+//! (With real threads: `guests/tests/smp.rs`.)
+
+mod common;
+
+use common::*;
+use notdirty_core::{PageRange, RamBlock, RamBlockSpec};
+use notdirty_softmmu::{GuestPhys, MemSize, MmioDevice};
+use notdirty_tcg::clock::Clock;
+use notdirty_tcg::riscv::Op;
+use notdirty_tcg::{Harts, RunLimits, Vcpu, VcpuExit};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+const POKE: u64 = 0x20_0000;
+const F: u64 = RAM + 0x2000;
+
+/// A store here is another hart's store to [`F`] that nobody is told of, as if it had been on its way.
+struct Poke(Arc<RamBlock>);
+
+impl MmioDevice for Poke {
+    fn read(&self, _: u64, _: MemSize) -> u64 {
+        0
+    }
+    fn write(&self, _: u64, _: MemSize, value: u64) {
+        self.0.store(F - RAM, 4, value).unwrap();
+    }
+}
+
+/// Calls F, has it poked, calls it, does `fence.i`, calls it: results in a0, a1, a2.
+fn poked(vm: &Vm) {
+    let mut main = Asm::at(RAM);
+    main.call(F).i(addi(T2, A0, 0));
+    main.la(T0, POKE).i(sw(T1, T0, 0));
+    main.call(F).i(addi(A1, A0, 0));
+    main.op(Op::FenceI, 0, 0, 0, 0).call(F).i(addi(A2, A0, 0)).i(addi(A0, T2, 0)).stop();
+    main.put(vm);
+}
+
+/// The machine, and a second vCPU.
+fn two() -> (Vm, Vcpu) {
+    let vm = Vm::new();
+    vm.space.map_mmio(GuestPhys::new(POKE), 0x1000, Arc::new(Poke(vm.block.clone())), 0).unwrap();
+    let second = vcpu_on(&vm.space, &Setup::default(), Arc::new(Clock::insns()));
+    vm.put(F, &[li(A0, 1), ret()]);
+    poked(&vm);
+    (vm, second)
+}
+
+#[test]
+fn a_tb_that_somebody_has_not_answered_for_is_compared_at_fence_i() {
+    let (mut vm, mut second) = two();
+    // It runs, and is in the middle of something: a store of its may be on its way.
+    second.port().unpark();
+    for n in 2..10 {
+        vm.vcpu.cpu_mut().x[usize::from(T1)] = li(A0, n).into();
+        let before = vm.invalidated();
+        vm.run(RAM);
+        assert_eq!([vm.x(A0), vm.x(A1), vm.x(A2)], [n as u64 - 1, n as u64 - 1, n as u64]);
+        assert_eq!(vm.invalidated() - before, 1, "at the fence");
+    }
+    // Nobody has asked yet, then it answers: after that such a store cannot be, and nothing is compared.
+    vm.vcpu.cpu_mut().x[usize::from(T1)] = li(A0, 100).into();
+    second.serve();
+    vm.run(RAM);
+    assert_eq!([vm.x(A0), vm.x(A1), vm.x(A2)], [9, 9, 9]);
+}
+
+#[test]
+fn a_tb_dies_when_the_last_answer_is_in_and_its_bytes_are_others() {
+    let (mut vm, mut second) = two();
+    second.port().unpark();
+    let mut main = Asm::at(RAM);
+    main.call(F).stop();
+    main.put(&vm);
+    vm.run(RAM);
+    assert_eq!(vm.x(A0), 1);
+    // Stored before it answers, and not told.
+    vm.block.store(F - RAM, 4, li(A0, 2).into()).unwrap();
+    second.serve();
+    vm.run(RAM);
+    assert_eq!(vm.x(A0), 2);
+}
+
+#[test]
+fn a_vcpu_that_is_parked_has_answered() {
+    let (vm, second) = two();
+    let page = [PageRange::of_page(vm.page(F))];
+    assert!(vm.space.rearm_and_wait(&page, Some(Duration::ZERO)), "nobody runs");
+    second.port().unpark();
+    assert!(!vm.space.rearm_and_wait(&page, Some(Duration::ZERO)));
+    second.port().park();
+    assert!(vm.space.rearm_and_wait(&page, Some(Duration::ZERO)));
+}
+
+#[test]
+fn the_lines_of_one_vcpu_stay_when_another_drops_its_own_or_goes() {
+    let (mut vm, mut second) = two();
+    let mut main = Asm::at(RAM);
+    main.call(F).stop();
+    main.put(&vm);
+    vm.run(RAM);
+    // The second one stops at its limit, in emitted code's own time: it has translated F too.
+    let run = |vm: &Vm, second: &mut Vcpu| {
+        second.cpu_mut().pc = RAM;
+        let limit = second.cpu().retired + 5000;
+        second.run(&RunLimits { max_insns: Some(limit), deadline: None });
+        // The stop device knows the first one only.
+        vm.vcpu.port().take_stop();
+        second.cpu().x[usize::from(A0)]
+    };
+    assert_eq!(run(&vm, &mut second), 1);
+    let lines = vm.lines(F);
+    assert_ne!(lines, 0);
+    // The host writes: both drop what they have, each for itself.
+    vm.put(F, &[li(A0, 2)]);
+    assert_eq!(second.serve(), 1);
+    assert_eq!(vm.lines(F), lines, "the first one's are still there");
+    assert!(!vm.no_code(F));
+    assert_eq!(vm.vcpu.serve(), 1);
+    assert_eq!(vm.lines(F), 0);
+    assert!(vm.no_code(F));
+    // Both have it again, then one of them goes.
+    vm.run(RAM);
+    assert_eq!(run(&vm, &mut second), 2);
+    drop(second);
+    assert_eq!(vm.lines(F), lines);
+    vm.put(F, &[li(A0, 3)]);
+    assert_eq!(vm.vcpu.serve(), 1);
+    assert!(vm.no_code(F));
+    vm.vcpu.check_invariants().unwrap();
+}
+
+#[test]
+fn a_plug_kills_nothing_and_an_unplug_what_was_there() {
+    let mut vm = Vm::new();
+    vm.vcpu.set_checking(true);
+    let (window, far) = (0x9000_0000u64, 0xa000_0000u64);
+    let block = vm.list.add(RamBlockSpec::new("dimm", 0x3000)).unwrap();
+    let map = |vm: &Vm, at: u64, off: u64, len: u64| vm.space.map_ram(GuestPhys::new(at), &block, off, len, 0).unwrap();
+    let first = map(&vm, window, 0, 0x1000);
+    let second = map(&vm, window + 0x1000, 0x1000, 0x1000);
+    let alias = map(&vm, far, 0, 0x2000);
+    // A function over the border of two mappings, one before it, and one of the program's own.
+    vm.put(window + 0xffc, &[addi(A0, A0, 1), ret()]);
+    vm.put(window + 0x100, &[addi(A0, A0, 2), ret()]);
+    vm.put(F, &[addi(A0, A0, 4), ret()]);
+    let mut main = Asm::at(RAM);
+    main.i(li(A0, 0)).call(F);
+    for at in [window + 0xffc, window + 0x100, far + 0x100] {
+        main.op(Op::Lui, T0, 0, 0, (at & !0xfff) as u32 as i32).op(Op::Slli, T0, T0, 0, 32).op(Op::Srli, T0, T0, 0, 32);
+        main.op(Op::Addi, T0, T0, 0, (at & 0xfff) as i32 - if at & 0x800 != 0 { 0x1000 } else { 0 });
+        if at & 0x800 != 0 {
+            main.op(Op::Lui, T1, 0, 0, 0x1000).op(Op::Add, T0, T0, T1, 0);
+        }
+        main.op(Op::Jalr, RA, T0, 0, 0);
+    }
+    main.stop();
+    main.put(&vm);
+    vm.run(RAM);
+    assert_eq!(vm.x(A0), 4 + 1 + 2 + 2);
+    let counts = |vm: &Vm| (vm.vcpu.stats().tbs_translated, vm.vcpu.stats().tbs_evicted);
+    let before = counts(&vm);
+    // More RAM, elsewhere: nothing is translated anew.
+    map(&vm, 0xb000_0000, 0x2000, 0x1000);
+    vm.run(RAM);
+    assert_eq!(counts(&vm), before);
+    // The second page goes: what reached into it dies, though it began before. Now it ends in a fault, so the code is
+    // changed to stay on its page; the rest is not translated anew.
+    vm.space.unmap(second).unwrap();
+    let _ = vm.vcpu.serve();
+    assert_eq!(counts(&vm).1 - before.1, 1);
+    vm.put(window + 0xffc, &[encode_ret_after_one()]);
+    let translated = counts(&vm).0;
+    vm.vcpu.cpu_mut().pc = RAM;
+    // The first page goes too; the alias of the same RAM keeps its own.
+    vm.space.unmap(first).unwrap();
+    let _ = vm.vcpu.serve();
+    assert_eq!(counts(&vm), (translated, before.1 + 2));
+    let mut main = Asm::at(RAM);
+    main.i(li(A0, 0)).call(F);
+    main.op(Op::Lui, T0, 0, 0, far as u32 as i32).op(Op::Slli, T0, T0, 0, 32).op(Op::Srli, T0, T0, 0, 32);
+    main.op(Op::Jalr, RA, T0, 0, 0x100).stop();
+    main.put(&vm);
+    vm.run(RAM);
+    assert_eq!(vm.x(A0), 4 + 2);
+    vm.space.unmap(alias).unwrap();
+    let _ = vm.vcpu.serve();
+    assert_eq!(counts(&vm).1, before.1 + 3);
+    vm.vcpu.check_invariants().unwrap();
+}
+
+/// `c.addi a0, 1 ; c.jr ra` in one word.
+fn encode_ret_after_one() -> u32 {
+    0x8082_0505
+}
+
+#[test]
+fn harts_end_together_and_one_that_waits_for_the_other_has_not_hung() {
+    let vm = Vm::new();
+    // Hart 1 sleeps for ever; hart 0 counts to its limit.
+    let mut main = Asm::at(RAM);
+    main.op(Op::Bne, 0, A0, ZERO, 12).i(addi(A1, A1, 1)).op(Op::Jal, 0, 0, 0, -4);
+    main.op(Op::Wfi, 0, 0, 0, 0).op(Op::Jal, 0, 0, 0, -4);
+    main.put(&vm);
+    let harts = Arc::new(Harts::default());
+    let clock = Arc::new(Clock::host());
+    let mut vcpus = [(); 2].map(|()| vcpu_on(&vm.space, &Setup::default(), clock.clone()));
+    vcpus.iter_mut().for_each(|vcpu| vcpu.join(&harts));
+    vcpus[1].cpu_mut().x[usize::from(A0)] = 1;
+    for n in 1..5 {
+        harts.start();
+        let limits =
+            RunLimits { max_insns: Some(n * 3_000_000), deadline: Some(Instant::now() + Duration::from_secs(60)) };
+        std::thread::scope(|scope| {
+            for vcpu in &mut vcpus {
+                scope.spawn(|| harts.run(vcpu, &limits));
+            }
+        });
+        assert_eq!(harts.first_exit(), VcpuExit::InsnLimit);
+        assert_eq!(vcpus[0].cpu().retired, n * 3_000_000);
+    }
+}
