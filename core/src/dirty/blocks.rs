@@ -213,6 +213,15 @@ impl Row {
         unsafe { block.as_ref() }
     }
 
+    /// Whether the column's client listens: itself, or nobody.
+    #[inline]
+    pub(super) fn listening(&self, column: usize, bit: usize) -> ClientMask {
+        match self.block(column) {
+            Some(block) if !block.test(bit) => ClientMask(1 << column),
+            _ => ClientMask::NONE,
+        }
+    }
+
     fn install(&self, column: usize, new: Box<DirtyBlock>) -> &DirtyBlock {
         let new = Box::into_raw(new);
         let slot = &self.blocks[column];

@@ -141,6 +141,8 @@ impl ClientMask {
     pub const CODE: Self = Self::of(DirtyClient::CODE);
     /// Migration alone.
     pub const MIGRATION: Self = Self::of(DirtyClient::MIGRATION);
+    /// Who is always there.
+    pub(super) const FIXED: Self = Self(Self::VGA.0 | Self::CODE.0 | Self::MIGRATION.0);
     /// Everybody.
     pub const ALL: Self = Self(0xff);
     /// Everybody but the translator: what a slow store marks, since CODE is the invalidation's own.

@@ -274,11 +274,18 @@ impl DirtyMemory {
         let Some((row, bit)) = self.blocks.locate(page, guard) else {
             return ClientMask::NONE;
         };
+        let tracking = self.blocks.tracking();
         let mut who = ClientMask::NONE;
-        for column in self.blocks.tracking().columns() {
-            if row.block(column).is_some_and(|block| !block.test(bit)) {
-                who |= ClientMask(1 << column);
-            }
+        if tracking.is_empty() {
+            return who;
+        }
+        // Straight code for those who are always there, and a loop that is rarely entered.
+        for client in DirtyClient::FIXED {
+            who |= row.listening(client.column(), bit);
+        }
+        let others = tracking.without(ClientMask::FIXED);
+        if !others.is_empty() {
+            others.columns().for_each(|column| who |= row.listening(column, bit));
         }
         who
     }
