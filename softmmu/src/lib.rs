@@ -25,7 +25,7 @@
 //! | [`memmap`] | [`AddressSpace`], [`FlatView`]: what lies where |
 //! | [`mmio`] | [`MmioDevice`] |
 //! | [`code`] | [`CodePages`], [`CodeInvalidator`]: 64-byte lines that hold translated code |
-//! | [`safepoint`] | [`VcpuPort`], [`Request`]: how others reach a vCPU |
+//! | [`safepoint`], `registry` | [`VcpuPort`], [`Request`], [`VcpuRegistry`]: how others reach a vCPU, and wait for it |
 //! | [`fault`] | [`MemFault`]: the guest's error, as a value |
 //!
 //! Kept here: TLB-1, the softmmu halves of MARK-1, CODE-1, SAFE-1 and RAM-1. Nothing here sees an instruction.
@@ -43,6 +43,7 @@ pub mod memmap;
 pub mod mmio;
 mod mmu;
 mod notdirty;
+mod registry;
 pub mod safepoint;
 mod slow;
 pub mod tlb;
@@ -55,4 +56,5 @@ pub use host::AmoOp;
 pub use memmap::{AccessError, AddressSpace, FlatView, MapError, RegionId, Resolved};
 pub use mmio::{MmioDevice, SizeMask};
 pub use mmu::{Hooks, NoHooks, ServeReport, SlowStats, SoftMmu};
-pub use safepoint::{Drained, Pending, Request, Running, Ticket, VcpuId, VcpuPort, VcpuRegistry};
+pub use registry::{Pending, VcpuRegistry};
+pub use safepoint::{Drained, Request, Running, Ticket, VcpuId, VcpuPort};

@@ -514,6 +514,39 @@ fn a_change_of_the_map_drops_what_came_from_there_and_nothing_else() {
 }
 
 #[test]
+fn a_mapping_that_shrinks_loses_its_end_and_keeps_the_rest() {
+    let mut vm = Vm::new();
+    let block = vm.ram.add(RamBlockSpec::new("dimm", 0x4000)).unwrap();
+    let at = 0x2_0000_0000;
+    let id = vm.space.map_ram(pa(at), &block, 0, 0x4000, 0).unwrap();
+    let alias = vm.space.map_alias(pa(2 * at), pa(at), 0x4000, 0).unwrap();
+    let _ = vm.mmu.serve(&mut vm.tbs);
+    for page in 0..4 {
+        vm.put(at + page * 0x1000, B8, page);
+    }
+    let mut pending = vm.space.resize_mapping(id, 0x2000).unwrap();
+    assert!(!pending.is_served());
+    let _ = vm.mmu.serve(&mut vm.tbs);
+    assert!(pending.is_served());
+    for base in [at, 2 * at] {
+        assert_eq!(vm.load(base + 0x1000, B8), Ok(1));
+        assert!(vm.load(base + 0x2000, B8).is_err() && vm.store(base + 0x3ff8, B8, 0).is_err());
+    }
+    let pending = vm.space.resize_mapping(id, 0x3000).unwrap();
+    let _ = vm.mmu.serve(&mut vm.tbs);
+    assert!(pending.wait(None));
+    assert_eq!(vm.load(at + 0x2000, B8), Ok(2));
+    assert_eq!(vm.load(2 * at + 0x2000, B8), Ok(2));
+    assert!(vm.load(at + 0x3000, B8).is_err());
+    assert!(vm.space.resize_mapping(id, 0x3000).is_ok());
+    assert!(vm.space.resize_mapping(id, 0).is_err());
+    assert!(vm.space.resize_mapping(id, 0x5000).is_err());
+    assert!(vm.space.resize_mapping(alias, u64::MAX).is_err());
+    vm.space.unmap(id).unwrap();
+    assert!(vm.space.resize_mapping(id, 0x1000).is_err());
+}
+
+#[test]
 fn a_view_that_is_newer_than_the_queue_is_not_taken_for_it() {
     // Two changes; the vCPU serves after each, and between them the newest view is already the second one's.
     let mut vm = Vm::new();

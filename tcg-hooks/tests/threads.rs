@@ -226,8 +226,8 @@ fn interrupts_and_posts_from_many_threads_lose_nothing() {
 
 #[test]
 fn two_vcpus_on_one_space_share_data_and_each_has_its_own_code() {
-    // Several harts come later; what must hold today is that nothing breaks: each sees the other's stores, and a
-    // code write that was posted kills in both.
+    // One after the other, on one thread: each sees the other's stores, and a code write that was posted kills in both.
+    // (At the same time: `harts.rs`, and `guests/tests/smp.rs`.)
     let mut vm = Vm::new();
     let mut second = vcpu_on(&vm.space, &Setup::default(), Arc::new(Clock::insns()));
     let (f, cell) = (RAM + 0x2000, RAM + 0x3000);

@@ -5,6 +5,7 @@
 
 use super::flat_view::{FlatRange, What};
 use crate::addr::GuestPhys;
+use notdirty_core::RamBlock;
 use std::collections::{BTreeMap, BTreeSet};
 
 /// How deep aliases of aliases are followed; past it an alias shows nothing. Keeps cycles finite.
@@ -127,6 +128,35 @@ impl RegionTree {
         self.in_class[class as usize] -= 1;
         self.aliases.remove(&id);
         Ok(self.shown_at((region.base, region.last)))
+    }
+
+    /// Gives a region another last byte; the intervals that must be rendered anew.
+    pub(crate) fn set_last(&mut self, id: RegionId, last: u64) -> Result<Vec<(u64, u64)>, MapError> {
+        let region = self.regions.get_mut(&id).ok_or(MapError::UnknownRegion(id))?;
+        let (base, old, old_class) = (region.base, region.last, class(region));
+        region.last = last;
+        let new_class = class(region);
+        self.by_class.remove(&(old_class, base, id));
+        self.in_class[old_class as usize] -= 1;
+        self.by_class.insert((new_class, base, id));
+        self.in_class[new_class as usize] += 1;
+        match (old.min(last), old.max(last)) {
+            (same, other) if same == other => Ok(Vec::new()),
+            (kept, end) => Ok(self.shown_at((kept + 1, end))),
+        }
+    }
+
+    /// The block and offset that a RAM region shows.
+    pub(crate) fn ram_of(&self, id: RegionId) -> Result<Option<(&RamBlock, u64)>, MapError> {
+        match &self.regions.get(&id).ok_or(MapError::UnknownRegion(id))?.kind {
+            Kind::Plain(What::Ram { block, off, .. }) => Ok(Some((block, *off))),
+            _ => Ok(None),
+        }
+    }
+
+    /// Where a region starts.
+    pub(crate) fn base_of(&self, id: RegionId) -> Result<GuestPhys, MapError> {
+        self.regions.get(&id).map(|region| GuestPhys::new(region.base)).ok_or(MapError::UnknownRegion(id))
     }
 
     /// The interval, and every alias that shows a part of it, directly or through another.

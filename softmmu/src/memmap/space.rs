@@ -9,7 +9,8 @@ use super::region::{Kind, MapError, Region, RegionId, RegionTree};
 use crate::addr::GuestPhys;
 use crate::code::{CodePages, Owned, lines_of};
 use crate::mmio::{self, MmioDevice};
-use crate::safepoint::{Pending, Request, VcpuRegistry};
+use crate::registry::{Pending, VcpuRegistry};
+use crate::safepoint::Request;
 use notdirty_core::{
     ClientMask, DirtyClient, DirtyListener, Guard, NotServed, PAGE_SIZE, PageRange, RamAddr, RamBlock, RamList,
     RcuCell, Retired, fence_after_store, pin,
@@ -199,6 +200,30 @@ impl AddressSpace {
     /// from the map nevertheless). Not on a vCPU's own thread while that runs, and with no guard held (SAFE-1).
     pub fn unmap_and_wait(&self, id: RegionId, timeout: Option<Duration>) -> Result<bool, MapError> {
         Ok(self.unmap_posted(id)?.wait(timeout))
+    }
+
+    /// Gives a mapping another length, from the same place on. What was mapped before and still is stays mapped at every
+    /// moment. To shrink a block, first this, and wait for the result (RAM-1), then the block; to grow one, first the
+    /// block.
+    #[must_use = "until it is served, a vCPU may touch what was cut off"]
+    pub fn resize_mapping(&self, id: RegionId, len: u64) -> Result<Pending, MapError> {
+        // As in `map`.
+        let (_guard, _retired);
+        _guard = pin();
+        let mut tree = self.tree();
+        let base = tree.base_of(id)?;
+        let more = len.checked_sub(1).ok_or(MapError::Empty { base })?;
+        let last = base.checked_add(more).ok_or(MapError::Wraps { base, len })?.get();
+        if let Some((block, off)) = tree.ram_of(id)? {
+            let used = block.used_length();
+            if off.checked_add(len).is_none_or(|end| end > used) {
+                return Err(MapError::BeyondBlock { block: block.idstr().to_owned(), off, len, used });
+            }
+        }
+        let changed = tree.set_last(id, last)?;
+        let pending;
+        (_retired, pending) = self.publish(&tree, changed);
+        Ok(pending)
     }
 
     /// Renders what changed, publishes, then tells the vCPUs; under the tree's lock, so that views do not overtake.
