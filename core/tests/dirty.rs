@@ -437,3 +437,21 @@ fn clients_come_and_go_while_others_store_and_miss_no_store() {
         }
     }
 }
+
+#[test]
+fn the_bits_of_a_client_that_dropped_are_given_back() {
+    const ROUNDS: u64 = 2000; // of 256 KiB each
+    let resident = || {
+        let statm = std::fs::read_to_string("/proc/self/statm").expect("Linux");
+        statm.split(' ').nth(1).and_then(|pages| pages.parse::<u64>().ok()).expect("a number of pages") * 4096
+    };
+    let dirty = Arc::new(DirtyMemory::new());
+    dirty.grow(BLOCK).unwrap();
+    let before = resident();
+    for _ in 0..ROUNDS {
+        let client = DirtyMemory::add_client(&dirty, "short").unwrap();
+        dirty.test_and_clear(PageIndex::new(1), client.client(), &pin());
+    }
+    let grown = resident().saturating_sub(before);
+    assert!(grown < ROUNDS * (256 << 10) / 2, "{} MiB are left of {ROUNDS} clients", grown >> 20);
+}
