@@ -126,7 +126,10 @@ fn two_harts_lose_no_store_to_a_harvester_on_a_third_thread() {
         let limits = RunLimits { max_insns: None, deadline: Some(Instant::now() + Duration::from_secs(60)) };
         let exit = loop {
             match machine.run(&limits) {
-                MachineExit::RingFull => std::thread::yield_now(),
+                MachineExit::RingFull => {
+                    assert!(!harvester.is_finished(), "the harvester gave up");
+                    std::thread::yield_now();
+                }
                 exit => break exit,
             }
         };

@@ -218,7 +218,10 @@ fn a_harvester_on_another_thread_keeps_a_copy_of_what_is_written_meanwhile() {
             let mut full = 0;
             loop {
                 match vcpu.run(&soon()) {
-                    VcpuExit::RingFull => full += 1,
+                    VcpuExit::RingFull => {
+                        assert!(!harvester.is_finished(), "{name}: the harvester gave up");
+                        full += 1;
+                    }
                     exit => {
                         assert_eq!(exit, VcpuExit::Stopped, "{name}");
                         break;
