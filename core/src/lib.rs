@@ -22,6 +22,7 @@
 //! | [`ram`] | [`RamBlock`], [`RamList`]: mappings, names, offsets, lookup |
 //! | [`dirty`] | [`DirtyMemory`]: who wants to hear the next store to a page |
 //! | [`ring`] | [`DirtyRing`], [`RingSource`]: the pages that became dirty, as lists, one for each vCPU |
+//! | [`migration`] | what a migration keeps for each block, and its sync from the dirty memory |
 //!
 //! The road of a guest store touches this crate twice: the host store lands in a [`RamBlock`], then the pages are
 //! marked in [`DirtyMemory`] (MARK-1: in this order). Nothing here knows a vCPU, a TLB or an instruction.
@@ -29,10 +30,11 @@
 //! Who takes pages away takes them as a [`Harvest`], alone or as a user of a [`DirtyLog`] (HARVEST-1), which finds them by
 //! the bits or by rings (RING-1).
 //!
-//! Absent on purpose, until something uses it: checkpoints, migration.
+//! Absent on purpose, until something uses it: checkpoints, the migration itself.
 
 pub mod addr;
 pub mod dirty;
+pub mod migration;
 pub mod ram;
 pub mod rcu;
 pub mod ring;
@@ -43,7 +45,7 @@ pub use dirty::{
     Backend, ClientMask, DirtyClient, DirtyListener, DirtyLog, DirtyMemory, Harvest, LogClient, LogError, LogRegion,
     LogScope, LogSource, NoRoom, NoVcpus, NotServed, OwnedClient, PageSet, Snapshot, fence_after_store,
 };
-pub use ram::{RamBlock, RamBlockSpec, RamError, RamFlags, RamList};
+pub use ram::{RamBlock, RamBlockSpec, RamError, RamFlags, RamList, RamNotifier, RamRegistration};
 pub use rcu::{Guard, RcuCell, Retired, pin};
 pub use ring::{
     DirtyGfn, DirtyRing, Pushed, RingConsumer, RingError, RingLog, RingProducer, RingSource, RingStartError, VcpuRings,

@@ -149,7 +149,7 @@ fn flags_say_what_was_asked_for() {
     assert!(!rom.flags().contains(RamFlags::HUGE_PAGES));
     let small = list.add(RamBlockSpec::new("no", 4 * MIB).huge_pages(false)).unwrap();
     assert!(!small.flags().contains(RamFlags::HUGE_PAGES));
-    assert_eq!(format!("{:?}", rom.flags()), "{READONLY}");
+    assert_eq!(format!("{:?}", rom.flags()), "{READONLY, MIGRATABLE, NORESERVE}");
 }
 
 #[test]

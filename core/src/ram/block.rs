@@ -3,135 +3,17 @@
 //! Accesses here are raw: bounds-checked, and nothing more. They mark no page dirty and invalidate no code; MARK-1 is
 //! the business of whoever calls them.
 
-use super::mapping::{Failure, HUGE, Mapping, Request};
+use super::mapping::{Failure, HUGE, Mapping, Request, host_page};
 use super::offsets::Lease;
+use super::spec::{RamBlockSpec, RamFlags, Resized};
 use super::{RamError, RamList, access};
-use crate::addr::{PAGE_SIZE, PageRange, RamAddr};
+use crate::addr::{PageRange, RamAddr};
+use crate::migration::BlockMigration;
 use crate::sync::{AtomicU64, Ordering};
 use core::fmt;
 use core::ops::Range;
 use std::os::fd::BorrowedFd;
-
-/// What a block is like.
-#[derive(Clone, Copy, PartialEq, Eq, Hash, Default)]
-pub struct RamFlags(u8);
-
-impl RamFlags {
-    /// ROM: guest stores are discarded. The host may still write it; it is how a ROM gets its content.
-    pub const READONLY: Self = Self(1);
-    /// Backed by a memfd, so that another process can map it.
-    pub const SHARED: Self = Self(2);
-    /// Huge pages were asked for, and the host agreed to try.
-    pub const HUGE_PAGES: Self = Self(4);
-    /// Lies inside the window of host addresses that was asked for.
-    pub const NEAR: Self = Self(8);
-
-    /// Whether all of `other` hold.
-    pub const fn contains(self, other: Self) -> bool {
-        self.0 & other.0 == other.0
-    }
-
-    const fn with(self, other: Self, on: bool) -> Self {
-        Self(if on { self.0 | other.0 } else { self.0 })
-    }
-}
-
-impl fmt::Debug for RamFlags {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let all = [
-            (Self::READONLY, "READONLY"),
-            (Self::SHARED, "SHARED"),
-            (Self::HUGE_PAGES, "HUGE_PAGES"),
-            (Self::NEAR, "NEAR"),
-        ];
-        let mut set = f.debug_set();
-        for (_, name) in all.iter().filter(|(flag, _)| self.contains(*flag)) {
-            set.entry(&format_args!("{name}"));
-        }
-        set.finish()
-    }
-}
-
-/// What a new block should be like.
-#[derive(Clone, Debug)]
-#[must_use = "a spec is nothing until it is given to RamList::add"]
-pub struct RamBlockSpec {
-    idstr: String,
-    used_length: u64,
-    max_length: Option<u64>,
-    readonly: bool,
-    shared: bool,
-    near: Option<Range<u64>>,
-    huge_pages: Option<bool>,
-}
-
-impl RamBlockSpec {
-    /// A block `idstr` (1 to 255 bytes, unique in its list) of `used_length` bytes, a multiple of the page size.
-    pub fn new(idstr: impl Into<String>, used_length: u64) -> Self {
-        Self {
-            idstr: idstr.into(),
-            used_length,
-            max_length: None,
-            readonly: false,
-            shared: false,
-            near: None,
-            huge_pages: None,
-        }
-    }
-
-    /// Reserves room to grow; without this, just the used length.
-    pub fn max_length(mut self, bytes: u64) -> Self {
-        self.max_length = Some(bytes);
-        self
-    }
-
-    /// Guest stores are discarded.
-    pub fn readonly(mut self, on: bool) -> Self {
-        self.readonly = on;
-        self
-    }
-
-    /// Backed by a memfd.
-    pub fn shared(mut self, on: bool) -> Self {
-        self.shared = on;
-        self
-    }
-
-    /// Host addresses that the whole block should lie in, if there is room.
-    pub fn near(mut self, window: Range<u64>) -> Self {
-        self.near = Some(window);
-        self
-    }
-
-    /// Whether to ask for huge pages; without this, yes for blocks of at least one huge page.
-    pub fn huge_pages(mut self, on: bool) -> Self {
-        self.huge_pages = Some(on);
-        self
-    }
-
-    /// The name asked for.
-    pub(super) fn idstr(&self) -> &str {
-        &self.idstr
-    }
-
-    /// Checks all that can be checked without a list, and tells the length to reserve.
-    pub(super) fn check(&self) -> Result<u64, RamError> {
-        let max = self.max_length.unwrap_or(self.used_length);
-        if !(1..=255).contains(&self.idstr.len()) {
-            return Err(RamError::IdLength { len: self.idstr.len() });
-        }
-        for (what, length) in [("used length", self.used_length), ("maximum length", max)] {
-            if length == 0 || !length.is_multiple_of(PAGE_SIZE) {
-                let idstr = self.idstr.clone();
-                return Err(RamError::OddLength { idstr, what, length, page: PAGE_SIZE });
-            }
-        }
-        if self.used_length > max {
-            return Err(RamError::UsedOverMax { idstr: self.idstr.clone(), used: self.used_length, max });
-        }
-        Ok(max)
-    }
-}
+use std::sync::Arc;
 
 /// Which block of which list.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -144,6 +26,10 @@ pub(super) struct Home {
 
 /// A block of guest RAM or ROM. Made by [`RamList::add`](super::RamList::add); its memory lives until the last `Arc`
 /// is gone.
+///
+/// Of what the field's structure carries one thing is absent on purpose: `colo_cache`, a second copy of all RAM for a
+/// machine that is run twice in lock step. Nothing here runs a machine twice, and a copy of RAM belongs to who keeps it.
+/// What a migration needs for each block exists only while one does: [`migration`](Self::migration).
 pub struct RamBlock {
     idstr: String,
     home: Home,
@@ -151,6 +37,8 @@ pub struct RamBlock {
     used_length: AtomicU64,
     max_length: u64,
     flags: RamFlags,
+    resized: Option<Arc<Resized>>,
+    migration: BlockMigration,
     // Before the lease: the memory goes first, then its addresses may be used again (RAM-1).
     mapping: Mapping,
     lease: Lease,
@@ -164,22 +52,33 @@ impl RamBlock {
             used: spec.used_length,
             max: max_length,
             shared: spec.shared,
+            file: spec.file,
+            noreserve: spec.noreserve,
+            prealloc: spec.prealloc,
             near: spec.near,
             huge_pages: spec.huge_pages.unwrap_or(spec.used_length >= HUGE),
         };
-        let mapping = match Mapping::new(&request) {
-            Ok(mapping) => mapping,
-            Err(Failure { doing, source }) => {
-                return Err(RamError::Host { idstr: spec.idstr, doing, length: max_length, source });
-            }
-        };
+        let mapping = Mapping::new(request).map_err(|failure| host_error(&spec.idstr, max_length, failure))?;
         let flags = RamFlags::default()
             .with(RamFlags::READONLY, spec.readonly)
             .with(RamFlags::SHARED, spec.shared)
             .with(RamFlags::HUGE_PAGES, mapping.is_huge())
-            .with(RamFlags::NEAR, mapping.is_near());
-        let used_length = AtomicU64::new(spec.used_length);
-        Ok(Self { idstr: spec.idstr, home, used_length, max_length, flags, mapping, lease })
+            .with(RamFlags::NEAR, mapping.is_near())
+            .with(RamFlags::RESIZABLE, spec.resizable)
+            .with(RamFlags::MIGRATABLE, spec.migratable)
+            .with(RamFlags::PREALLOC, spec.prealloc)
+            .with(RamFlags::NORESERVE, spec.noreserve || mapping.fd().is_some());
+        Ok(Self {
+            idstr: spec.idstr,
+            home,
+            used_length: AtomicU64::new(spec.used_length),
+            max_length,
+            flags,
+            resized: spec.resized,
+            migration: BlockMigration::default(),
+            mapping,
+            lease,
+        })
     }
 
     /// The block's name.
@@ -224,6 +123,11 @@ impl RamBlock {
         self.flags.contains(RamFlags::READONLY)
     }
 
+    /// Whether the bytes go along when the machine moves.
+    pub fn is_migratable(&self) -> bool {
+        self.flags.contains(RamFlags::MIGRATABLE)
+    }
+
     /// The pages of the used length.
     pub fn pages(&self) -> PageRange {
         PageRange::of_bytes(self.offset(), self.used_length())
@@ -235,9 +139,77 @@ impl RamBlock {
         self.mapping.host().as_ptr()
     }
 
-    /// The memfd of a shared block.
+    /// The file behind the memory: the one that was given, or the memfd of a shared block.
     pub fn fd(&self) -> Option<BorrowedFd<'_>> {
-        self.mapping.fd()
+        self.mapping.fd().map(|(fd, _)| fd)
+    }
+
+    /// Where in [`fd`](Self::fd) the memory starts; 0 without one.
+    pub fn fd_offset(&self) -> u64 {
+        self.mapping.fd().map_or(0, |(_, offset)| offset)
+    }
+
+    /// The size of the host's pages under the block: 2 MiB if the host took that advice, else its smallest. Memory is
+    /// given back in such pieces.
+    pub fn page_size(&self) -> u64 {
+        if self.mapping.is_huge() { HUGE } else { host_page() }
+    }
+
+    /// What a migration keeps for this block, while one does.
+    pub fn migration(&self) -> &BlockMigration {
+        &self.migration
+    }
+
+    /// Gives the memory of `len` bytes at `off` back to the host. They read as they did when new: as zero, or as the
+    /// private file has them. Both are multiples of [`page_size`](Self::page_size), or end with the maximum length.
+    ///
+    /// To the guest this is a write, and as with all writes here nothing is marked (MARK-1): of bytes that a guest
+    /// can reach, the caller tells the address space (`AddressSpace::written`), or unmapped them before.
+    pub fn discard(&self, off: u64, len: u64) -> Result<(), RamError> {
+        let memory = self.mapping.committed();
+        let end = match off.checked_add(len) {
+            Some(end) if end <= memory => end,
+            _ => return Err(RamError::OutOfBounds { idstr: self.idstr.clone(), off, len, used: memory }),
+        };
+        let page = self.page_size();
+        for (what, length, odd) in [
+            ("offset to discard", off, !off.is_multiple_of(page)),
+            ("length to discard", len, !end.is_multiple_of(page) && end != self.max_length),
+        ] {
+            if odd {
+                return Err(RamError::OddLength { idstr: self.idstr.clone(), what, length, page });
+            }
+        }
+        if len == 0 {
+            return Ok(());
+        }
+        self.mapping.discard(off, len).map_err(|failure| host_error(&self.idstr, len, failure))
+    }
+
+    /// As `discard`, of all memory above the used length, but for what shares a host page with it.
+    pub(super) fn discard_tail(&self) -> Result<(), RamError> {
+        let start = self.used_length().next_multiple_of(self.page_size());
+        match self.mapping.committed().checked_sub(start) {
+            None | Some(0) => Ok(()),
+            Some(len) => self.mapping.discard(start, len).map_err(|failure| host_error(&self.idstr, len, failure)),
+        }
+    }
+
+    /// Makes the bytes up to `to` memory. Nobody sees a difference yet.
+    pub(super) fn commit(&self, to: u64) -> Result<(), RamError> {
+        self.mapping.grow(self.used_length(), to).map_err(|failure| host_error(&self.idstr, to, failure))
+    }
+
+    /// Tells readers of a length that is memory.
+    pub(super) fn publish_length(&self, length: u64) {
+        self.used_length.store(length, Ordering::Release);
+    }
+
+    /// Calls the block's own callback.
+    pub(super) fn call_resized(&self) {
+        if let Some(call) = &self.resized {
+            call(&self.idstr, self.used_length(), self.host());
+        }
     }
 
     /// The host addresses that belong to the block, guards included. Only the used part is accessible.
@@ -298,6 +270,15 @@ impl RamBlock {
     #[cold]
     fn out_of_bounds(&self, off: u64, len: u64) -> RamError {
         RamError::OutOfBounds { idstr: self.idstr.clone(), off, len, used: self.used_length() }
+    }
+}
+
+/// What the host, or a file, refused to the block.
+fn host_error(idstr: &str, length: u64, failure: Failure) -> RamError {
+    let idstr = idstr.to_owned();
+    match failure {
+        Failure::Host { doing, source } => RamError::Host { idstr, doing, length, source },
+        Failure::ShortFile { needs, has } => RamError::ShortFile { idstr, needs, has },
     }
 }
 

@@ -48,6 +48,28 @@ pub enum RamError {
         /// Its maximum length.
         length: u64,
     },
+    /// The block was not made to be resized.
+    #[error("RAM block {idstr} cannot be resized")]
+    NotResizable {
+        /// The block.
+        idstr: String,
+    },
+    /// The block is being added, resized or removed this moment; a notifier that asks is part of it.
+    #[error("RAM block {idstr} is being changed")]
+    Busy {
+        /// The block.
+        idstr: String,
+    },
+    /// The file ends before the memory that it should be.
+    #[error("RAM block {idstr}: its file has {has:#x} bytes, it needs {needs:#x}")]
+    ShortFile {
+        /// The block.
+        idstr: String,
+        /// Where the block ends in the file.
+        needs: u64,
+        /// Where the file ends.
+        has: u64,
+    },
     /// The list has given out each of its 2^32 numbers of blocks; none is used twice.
     #[error("RAM block {idstr}: the list is out of block numbers")]
     OutOfSlots {

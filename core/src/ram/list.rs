@@ -2,42 +2,83 @@
 //!
 //! ```text
 //!   RamList ─RcuCell─▶ Snapshot { by_offset, by_host, by_slot }      each a few shared chunks (chunks.rs)
-//!     add:     lease an offset ─▶ map ─▶ grow dirty memory, all ones ─▶ publish ─▶ version + 1
-//!     remove:  version + 1 ─▶ publish without ─▶ version + 1 ─▶ (grace) ─▶ last Arc ─▶ unmap ─▶ the offset is free
+//!     add:     lease an offset ─▶ map ─▶ grow dirty memory, all ones ─▶ publish ─▶ version + 1 ─▶ notify
+//!     remove:  notify ─▶ version + 1 ─▶ publish without ─▶ version + 1 ─▶ (grace) ─▶ last Arc ─▶ unmap ─▶ the offset is free
 //! ```
 //!
 //! Keeps this list's part of RAM-1: memory is unmapped and the offset reused only when the last `Arc` is gone, and
 //! a snapshot's `Arc`s go after the grace period. To unmap a block from views, TLBs and translations comes before
 //! `remove` and is the caller's part.
 //!
-//! No mru hint: a lookup is two short binary searches, and a hint is a word that all vCPUs write.
+//! The mru hint belongs to its snapshot and names a block of it, so it cannot outlive one: there is nothing to reset, and
+//! no reader can bring back a block that was removed, as one with a hint of the list's own can. It is written only when
+//! it differs, and lies in a cache line of its own.
+//!
+//! Checked by tests/loom_ram.rs, where the hint, the version and the lease are also tried the wrong way round.
 
 use super::RamError;
-use super::block::{Home, RamBlock, RamBlockSpec};
+use super::block::{Home, RamBlock};
 use super::chunks::Chunks;
+use super::notify::{Notifiers, RamNotifier, RamRegistration};
 use super::offsets::Offsets;
+use super::spec::RamBlockSpec;
 use crate::addr::{PageRange, RamAddr};
 use crate::dirty::{ClientMask, DirtyMemory};
 use crate::rcu::{Guard, RcuCell, pin};
-use crate::sync::{AtomicU64, Mutex, Ordering, lock};
-use core::fmt;
-use std::collections::HashSet;
+use crate::sync::{AtomicPtr, AtomicU64, Mutex, Ordering, lock};
+use core::{fmt, ptr};
+use std::collections::HashMap;
 use std::sync::Arc;
 
 /// The blocks of one moment. A block spans its maximum length in the first two.
-#[derive(Clone, Default)]
+#[derive(Default)]
 struct Snapshot {
     by_offset: Chunks<Arc<RamBlock>>,
     by_host: Chunks<Arc<RamBlock>>,
     by_slot: Chunks<Arc<RamBlock>>,
+    mru: Mru,
+}
+
+/// The block that was found last, as it lies in its snapshot; or null.
+#[repr(align(64))]
+struct Mru(AtomicPtr<Arc<RamBlock>>);
+
+impl Default for Mru {
+    fn default() -> Self {
+        Self(AtomicPtr::new(ptr::null_mut()))
+    }
+}
+
+impl Snapshot {
+    /// The block for which `hit` holds: the one found last, or else what `search` finds, if it does.
+    #[inline]
+    fn lookup(
+        &self,
+        search: impl FnOnce(&Self) -> Option<&Arc<RamBlock>>,
+        hit: impl Fn(&RamBlock) -> bool,
+    ) -> Option<&Arc<RamBlock>> {
+        // Relaxed: whoever has this snapshot sees all it has, and the hint points to nothing else.
+        let mru = self.mru.0.load(Ordering::Relaxed);
+        // SAFETY: null, or stored below: an entry of this snapshot's chunks, which are as they are until it drops.
+        if let Some(block) = unsafe { mru.as_ref() }
+            && hit(block)
+        {
+            return Some(block);
+        }
+        let block = search(self).filter(|block| hit(block))?;
+        self.mru.0.store(ptr::from_ref(block).cast_mut(), Ordering::Relaxed);
+        Some(block)
+    }
 }
 
 /// What the one writer keeps.
 struct Writer {
-    /// The names in use.
-    names: HashSet<String>,
+    /// The names in use, and whose they are.
+    names: HashMap<String, u32>,
     /// The next block's number, while there is one.
     next_slot: Option<u32>,
+    /// The blocks of which notifiers are being told.
+    changing: Vec<u32>,
 }
 
 /// The next list's number. Not of `crate::sync`: it outlives a model's execution.
@@ -68,6 +109,7 @@ pub struct RamList {
     dirty: DirtyMemory,
     version: AtomicU64,
     offsets: Offsets,
+    notifiers: Arc<Notifiers>,
     id: u64,
     /// Holding the lock makes a thread the one writer of all the above.
     writer: Mutex<Writer>,
@@ -81,17 +123,18 @@ impl RamList {
             dirty: DirtyMemory::new(),
             version: AtomicU64::new(0),
             offsets: Offsets::default(),
+            notifiers: Arc::default(),
             id: NEXT_LIST.fetch_add(1, Ordering::Relaxed),
-            writer: Mutex::new(Writer { names: HashSet::new(), next_slot: Some(0) }),
+            writer: Mutex::new(Writer { names: HashMap::new(), next_slot: Some(0), changing: Vec::new() }),
         }
     }
 
-    /// Makes a block and publishes it. Its bytes are zero, and its pages are dirty for everybody.
+    /// Makes a block and publishes it. Its bytes are zero, or its file's, and its pages are dirty for everybody.
     pub fn add(&self, spec: RamBlockSpec) -> Result<Arc<RamBlock>, RamError> {
         let max_length = spec.check()?;
         let guard = pin(); // before the lock, see `RcuCell::replace`
         let mut writer = lock(&self.writer);
-        if writer.names.contains(spec.idstr()) {
+        if writer.names.contains_key(spec.idstr()) {
             return Err(RamError::DuplicateId { idstr: spec.idstr().to_owned() });
         }
         let Some(lease) = self.offsets.lease(max_length) else {
@@ -113,49 +156,93 @@ impl RamList {
             by_offset: old.by_offset.with(block.offset().get(), block.clone()),
             by_host: old.by_host.with(block.host() as u64, block.clone()),
             by_slot: old.by_slot.with(slot.into(), block.clone()),
+            mru: Mru::default(),
         });
         writer.next_slot = slot.checked_add(1);
-        writer.names.insert(block.idstr().to_owned());
-        // Release, after the publication: who reads this version finds at least this list.
-        self.version.fetch_add(1, Ordering::Release);
+        writer.names.insert(block.idstr().to_owned(), slot);
+        self.next_version();
+        let change = Change::new(self, &mut writer, slot);
         drop(writer);
         drop((retired, old_table));
+        self.notifiers.tell(|notifier| notifier.added(&block));
+        drop(change);
         Ok(block)
     }
 
     /// Takes a block out of the list. It is no longer found; it lives on as long as somebody has it.
     pub fn remove(&self, block: &Arc<RamBlock>) -> Result<(), RamError> {
+        let change = self.begin_change(block)?; // it stays in the list until here
+        self.notifiers.tell(|notifier| notifier.removed(block));
         let guard = pin(); // before the lock, see `RcuCell::replace`
         let mut writer = lock(&self.writer);
         let old = self.current.load(&guard);
-        if !old.by_slot.at_or_below(block.slot().into()).is_some_and(|found| Arc::ptr_eq(found, block)) {
-            return Err(RamError::NotInList { idstr: block.idstr().to_owned() });
-        }
         // Also before: who pins, and then finds the version of what it kept, is sure that its blocks outlive its guard.
         self.version.fetch_add(1, Ordering::AcqRel);
         let retired = self.current.replace(Snapshot {
             by_offset: old.by_offset.without(block.offset().get()),
             by_host: old.by_host.without(block.host() as u64),
             by_slot: old.by_slot.without(block.slot().into()),
+            mru: Mru::default(),
         });
         writer.names.remove(block.idstr());
-        self.version.fetch_add(1, Ordering::Release);
+        self.next_version();
         drop(writer);
-        drop(retired);
+        drop((change, retired));
         Ok(())
     }
 
+    /// Makes the caller the one who changes this block, if it is in the list.
+    pub(super) fn begin_change(&self, block: &Arc<RamBlock>) -> Result<Change<'_>, RamError> {
+        let guard = pin(); // before the lock, see `RcuCell::replace`
+        let mut writer = lock(&self.writer);
+        let found = self.current.load(&guard).by_slot.at_or_below(block.slot().into());
+        if !found.is_some_and(|found| Arc::ptr_eq(found, block)) {
+            return Err(RamError::NotInList { idstr: block.idstr().to_owned() });
+        }
+        if writer.changing.contains(&block.slot()) {
+            return Err(RamError::Busy { idstr: block.idstr().to_owned() });
+        }
+        Ok(Change::new(self, &mut writer, block.slot()))
+    }
+
+    /// From now on, and until the result drops, `notifier` hears of each block that comes, goes or changes. It is not
+    /// told of those that are there: who wants them registers, then walks [`blocks`](Self::blocks), and may meet one
+    /// twice.
+    pub fn notify(&self, notifier: Arc<dyn RamNotifier>) -> RamRegistration {
+        self.notifiers.register(notifier)
+    }
+
+    /// Comes after what has changed. Release: who reads this version finds at least that.
+    pub(super) fn next_version(&self) {
+        self.version.fetch_add(1, Ordering::Release);
+    }
+
+    /// Those who listen.
+    pub(super) fn notifiers(&self) -> &Notifiers {
+        &self.notifiers
+    }
+
     /// The block that `addr` belongs to. It may belong to the part beyond the used length.
+    #[inline]
     pub fn find<'g>(&self, addr: RamAddr, guard: &'g Guard) -> Option<&'g Arc<RamBlock>> {
-        let block = self.current.load(guard).by_offset.at_or_below(addr.get())?;
-        (addr.get() - block.offset().get() < block.max_length()).then_some(block)
+        let inside = |block: &RamBlock| addr.get().wrapping_sub(block.offset().get()) < block.max_length();
+        self.current.load(guard).lookup(|list| list.by_offset.at_or_below(addr.get()), inside)
     }
 
     /// The block whose memory `host` points into, and how far.
+    #[inline]
     pub fn find_host<'g>(&self, host: *const u8, guard: &'g Guard) -> Option<(&'g Arc<RamBlock>, u64)> {
-        let block = self.current.load(guard).by_host.at_or_below(host as u64)?;
-        let off = host as u64 - block.host() as u64;
-        (off < block.max_length()).then_some((block, off))
+        let off = |block: &RamBlock| (host as u64).wrapping_sub(block.host() as u64);
+        let inside = |block: &RamBlock| off(block) < block.max_length();
+        let block = self.current.load(guard).lookup(|list| list.by_host.at_or_below(host as u64), inside)?;
+        Some((block, off(block)))
+    }
+
+    /// The block with this name. Takes the writers' lock for a moment: for who talks of names, not for a vCPU.
+    pub fn find_id<'g>(&self, idstr: &str, guard: &'g Guard) -> Option<&'g Arc<RamBlock>> {
+        let writer = lock(&self.writer);
+        let slot = *writer.names.get(idstr)?;
+        self.find_slot(slot, guard) // under the lock: the name is not another's meanwhile
     }
 
     /// The block with this number, if it is still in the list.
@@ -178,12 +265,31 @@ impl RamList {
         &self.dirty
     }
 
-    /// Goes up with each add and remove, after the list changed. Who reads the version first and then the list may
+    /// Goes up with each add, remove and resize, after the list changed. Who reads the version first and then the list may
     /// keep what it found until the version is another. Before a block leaves it goes up, too: if a guard is older than
     /// the look at the version, and the version is what it was, then no block that was found has given up its addresses
     /// before the guard goes.
     pub fn version(&self) -> u64 {
         self.version.load(Ordering::Acquire)
+    }
+}
+
+/// A block that is being changed; until this drops, by nobody else.
+pub(super) struct Change<'l> {
+    list: &'l RamList,
+    slot: u32,
+}
+
+impl<'l> Change<'l> {
+    fn new(list: &'l RamList, writer: &mut Writer, slot: u32) -> Self {
+        writer.changing.push(slot);
+        Self { list, slot }
+    }
+}
+
+impl Drop for Change<'_> {
+    fn drop(&mut self) {
+        lock(&self.list.writer).changing.retain(|slot| *slot != self.slot);
     }
 }
 

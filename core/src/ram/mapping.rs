@@ -8,15 +8,23 @@
 //!               2 MiB-aligned if the block is that long: huge pages fit
 //! ```
 //!
+//! What became memory stays mapped until the block goes, also above a used length that shrank: a vCPU that has not yet
+//! heard of it stores into memory, not into a fault. To give its bytes back is a step of its own (`discard`).
+//!
+//! The memory is anonymous, a memfd, or a file of somebody else's, shared or private.
+//!
 //! The guards turn an access that leaves a block by a few bytes into a host fault instead of a stray write.
 //! `near` asks for a window of host addresses, so that host minus guest fits a 32-bit displacement; it is tried with
 //! MAP_FIXED_NOREPLACE, which cannot hurt a mapping that is already there, and given up without an error.
 
 use std::ffi::CString;
+use std::fs::File;
 use std::io;
 use std::ops::Range;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 use std::ptr::NonNull;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 /// Size of a huge page, and the alignment of blocks that can use one.
 pub(super) const HUGE: u64 = 2 << 20;
@@ -29,40 +37,60 @@ pub(super) struct Request<'a> {
     pub(super) used: u64,
     pub(super) max: u64,
     pub(super) shared: bool,
+    pub(super) file: Option<(Arc<File>, u64)>,
+    pub(super) noreserve: bool,
+    pub(super) prealloc: bool,
     pub(super) near: Option<Range<u64>>,
     pub(super) huge_pages: bool,
 }
 
-/// A failure, and during what.
-pub(super) struct Failure {
-    pub(super) doing: &'static str,
-    pub(super) source: io::Error,
+/// A failure.
+pub(super) enum Failure {
+    /// The host refused, and during what.
+    Host { doing: &'static str, source: io::Error },
+    /// The file ends before the memory that it should be.
+    ShortFile { needs: u64, has: u64 },
 }
 
 /// Takes errno at once, before anything else can change it.
 fn failed(doing: &'static str) -> Failure {
-    Failure { doing, source: io::Error::last_os_error() }
+    Failure::Host { doing, source: io::Error::last_os_error() }
+}
+
+fn refused(doing: &'static str, errno: libc::c_int) -> Failure {
+    Failure::Host { doing, source: io::Error::from_raw_os_error(errno) }
+}
+
+/// What the bytes are.
+enum Backing {
+    Anonymous,
+    Memfd(OwnedFd),
+    File { file: Arc<File>, offset: u64, shared: bool },
 }
 
 /// A reservation and the memory in it; unmapped on drop.
 pub(super) struct Mapping {
     host: NonNull<u8>,
     reservation: Reservation,
-    fd: Option<OwnedFd>,
+    backing: Backing,
+    max: u64,
+    /// How many bytes are memory; grows only. Read and written by whoever makes the one resize of the moment.
+    committed: AtomicU64,
     near: bool,
     huge: bool,
+    prealloc: bool,
 }
 
 // SAFETY: a range of address space and a descriptor, tied to no thread. Accesses through `host` are raw and atomic.
 unsafe impl Send for Mapping {}
-// SAFETY: as above; nothing in it changes behind `&self`.
+// SAFETY: as above; nothing in it changes behind `&self` but an atomic.
 unsafe impl Sync for Mapping {}
 
 impl Mapping {
-    /// Reserves `max` bytes between guards and makes the first `used` of them memory that reads as zero.
-    pub(super) fn new(request: &Request<'_>) -> Result<Self, Failure> {
+    /// Reserves `max` bytes between guards and makes the first `used` of them memory.
+    pub(super) fn new(request: Request<'_>) -> Result<Self, Failure> {
         let doing = "reserve";
-        let too_long = || Failure { doing, source: io::Error::from_raw_os_error(libc::ENOMEM) };
+        let too_long = || refused(doing, libc::ENOMEM);
         let guard = host_page();
         let align = if request.max >= HUGE { HUGE } else { guard };
         let inner = request.max.checked_next_multiple_of(guard).ok_or_else(too_long)?;
@@ -71,37 +99,135 @@ impl Mapping {
         if isize::try_from(total.checked_add(align).ok_or_else(too_long)?).is_err() {
             return Err(too_long());
         }
-        let placed = request.near.as_ref().and_then(|window| Reservation::inside(window, total, guard, align));
-        let near = placed.is_some();
-        let reservation = match placed {
-            Some(placed) => placed,
-            None => Reservation::anywhere(total, guard, align).ok_or_else(|| failed(doing))?,
+        let backing = match (request.file, request.shared) {
+            (Some((file, offset)), shared) => Backing::File { file, offset, shared },
+            (None, true) => Backing::Memfd(memfd(request.name, request.max)?),
+            (None, false) => Backing::Anonymous,
         };
-        let host = (reservation.start + guard) as *mut u8;
-        let fd = if request.shared { Some(memfd(request.name, request.max)?) } else { None };
-        let used = request.used.next_multiple_of(guard) as usize; // <= inner, since used <= max
-        match &fd {
-            None => {
-                // SAFETY: `host .. host + used` lies in our own reservation, which nobody else knows yet.
-                if unsafe { libc::mprotect(host.cast(), used, libc::PROT_READ | libc::PROT_WRITE) } != 0 {
-                    return Err(failed("commit"));
-                }
-            }
-            Some(fd) => {
-                let prot = libc::PROT_READ | libc::PROT_WRITE;
-                let flags = libc::MAP_SHARED | libc::MAP_FIXED | libc::MAP_NORESERVE;
-                // SAFETY: MAP_FIXED replaces pages of our own reservation only, as above.
-                let at = unsafe { libc::mmap(host.cast(), used, prot, flags, fd.as_raw_fd(), 0) };
-                if at == libc::MAP_FAILED {
-                    return Err(failed("map"));
-                }
+        backing.check_length(request.max)?;
+        let lazy = if request.noreserve { libc::MAP_NORESERVE } else { 0 };
+        let place = request.near.as_ref().and_then(|window| Reservation::inside(window, total, guard, align, lazy));
+        let near = place.is_some();
+        let reservation = match place {
+            Some(place) => place,
+            None => Reservation::anywhere(total, guard, align, lazy).ok_or_else(|| failed(doing))?,
+        };
+        // A mapping with a guard below is never at 0.
+        let host = NonNull::new((reservation.start + guard) as *mut u8).ok_or_else(too_long)?;
+        let (max, prealloc) = (request.max, request.prealloc);
+        let committed = AtomicU64::new(0);
+        let mut new = Self { host, reservation, backing, max, committed, near, huge: false, prealloc };
+        new.commit(0, request.used)?;
+        new.huge = request.huge_pages && new.advise_huge(0, request.used);
+        if prealloc {
+            // After the advice, which it follows.
+            new.populate(0, request.used)?;
+        }
+        Ok(new)
+    }
+
+    /// Makes the bytes up to `to` memory, of which those up to `from` are used. On failure nothing that anybody sees has
+    /// changed. One caller at a time.
+    pub(super) fn grow(&self, from: u64, to: u64) -> Result<(), Failure> {
+        self.backing.check_length(to)?;
+        let committed = self.committed.load(Ordering::Relaxed);
+        if to > committed {
+            self.commit(committed, to)?;
+            if self.huge {
+                self.advise_huge(committed, to);
             }
         }
-        // Advice: a kernel without huge pages says no, and the memory works all the same.
+        if self.prealloc { self.populate(from, to) } else { Ok(()) }
+    }
+
+    fn commit(&self, from: u64, to: u64) -> Result<(), Failure> {
+        let from = from.next_multiple_of(host_page());
+        let to = to.next_multiple_of(host_page()); // <= the reserved length, as `to` is at most the maximum
+        if from >= to {
+            return Ok(());
+        }
+        let at = self.host.as_ptr().wrapping_add(from as usize);
+        let len = (to - from) as usize;
+        let prot = libc::PROT_READ | libc::PROT_WRITE;
+        let (fd, offset, shared) = match &self.backing {
+            Backing::Anonymous => {
+                // SAFETY: inside our own reservation, and no memory before.
+                if unsafe { libc::mprotect(at.cast(), len, prot) } != 0 {
+                    return Err(failed("commit"));
+                }
+                self.committed.store(to, Ordering::Relaxed);
+                return Ok(());
+            }
+            Backing::Memfd(fd) => (fd.as_raw_fd(), 0, libc::MAP_SHARED),
+            Backing::File { file, offset, shared: true } => (file.as_raw_fd(), *offset, libc::MAP_SHARED),
+            Backing::File { file, offset, shared: false } => (file.as_raw_fd(), *offset, libc::MAP_PRIVATE),
+        };
+        let Some(offset) = offset.checked_add(from).and_then(|at| libc::off_t::try_from(at).ok()) else {
+            return Err(refused("map", libc::EOVERFLOW));
+        };
+        // NORESERVE: the kernel may take the old mapping away before it counts what the new one would promise.
+        let flags = shared | libc::MAP_FIXED | libc::MAP_NORESERVE;
+        // SAFETY: MAP_FIXED replaces pages of our own reservation only, which were no memory before.
+        if unsafe { libc::mmap(at.cast(), len, prot, flags, fd, offset) } == libc::MAP_FAILED {
+            return Err(failed("map"));
+        }
+        self.committed.store(to, Ordering::Relaxed);
+        Ok(())
+    }
+
+    /// Advice: a kernel without huge pages says no, and the memory works all the same.
+    fn advise_huge(&self, from: u64, to: u64) -> bool {
+        let from = from / host_page() * host_page();
+        let to = to.next_multiple_of(host_page());
+        let at = self.host.as_ptr().wrapping_add(from as usize);
         // SAFETY: our own pages; the advice changes no content.
-        let huge = request.huge_pages && unsafe { libc::madvise(host.cast(), used, libc::MADV_HUGEPAGE) } == 0;
-        let host = NonNull::new(host).ok_or_else(too_long)?; // a mapping with a guard below is never at 0
-        Ok(Self { host, reservation, fd, near, huge })
+        unsafe { libc::madvise(at.cast(), (to - from) as usize, libc::MADV_HUGEPAGE) == 0 }
+    }
+
+    /// Takes the memory of these bytes from the host.
+    fn populate(&self, from: u64, to: u64) -> Result<(), Failure> {
+        let from = from / host_page() * host_page();
+        let to = to.next_multiple_of(host_page());
+        if from >= to {
+            return Ok(());
+        }
+        let at = self.host.as_ptr().wrapping_add(from as usize);
+        // SAFETY: our own memory; as if each page were read and written back.
+        match unsafe { libc::madvise(at.cast(), (to - from) as usize, libc::MADV_POPULATE_WRITE) } {
+            0 => Ok(()),
+            _ => Err(failed("preallocate")),
+        }
+    }
+
+    /// Gives the memory of `len` bytes at `off` back to the host: both multiples of the host's page size, and memory.
+    /// They stay mapped, and read as they did when new.
+    pub(super) fn discard(&self, off: u64, len: u64) -> Result<(), Failure> {
+        let at = self.host.as_ptr().wrapping_add(off as usize);
+        let (fd, base) = match &self.backing {
+            Backing::Memfd(fd) => (fd.as_fd(), 0),
+            Backing::File { file, offset, shared: true } => (file.as_fd(), *offset),
+            Backing::Anonymous | Backing::File { shared: false, .. } => {
+                // SAFETY: our own memory; a guest that accesses it meanwhile finds old bytes or new ones.
+                return match unsafe { libc::madvise(at.cast(), len as usize, libc::MADV_DONTNEED) } {
+                    0 => Ok(()),
+                    _ => Err(failed("discard")),
+                };
+            }
+        };
+        let (Ok(start), Ok(len)) = (libc::off_t::try_from(base + off), libc::off_t::try_from(len)) else {
+            return Err(refused("discard", libc::EOVERFLOW));
+        };
+        let mode = libc::FALLOC_FL_PUNCH_HOLE | libc::FALLOC_FL_KEEP_SIZE;
+        // SAFETY: a plain system call on a descriptor that we hold.
+        match unsafe { libc::fallocate(fd.as_raw_fd(), mode, start, len) } {
+            0 => Ok(()),
+            _ => Err(failed("discard")),
+        }
+    }
+
+    /// How many bytes are memory.
+    pub(super) fn committed(&self) -> u64 {
+        self.committed.load(Ordering::Relaxed).min(self.max)
     }
 
     /// Where the memory starts.
@@ -109,9 +235,13 @@ impl Mapping {
         self.host
     }
 
-    /// The file behind shared memory.
-    pub(super) fn fd(&self) -> Option<BorrowedFd<'_>> {
-        self.fd.as_ref().map(AsFd::as_fd)
+    /// The file behind the memory, and where in it the memory starts.
+    pub(super) fn fd(&self) -> Option<(BorrowedFd<'_>, u64)> {
+        match &self.backing {
+            Backing::Anonymous => None,
+            Backing::Memfd(fd) => Some((fd.as_fd(), 0)),
+            Backing::File { file, offset, .. } => Some((file.as_fd(), *offset)),
+        }
     }
 
     /// Whether the window that was asked for had room.
@@ -130,6 +260,19 @@ impl Mapping {
     }
 }
 
+impl Backing {
+    /// A store beyond the end of a file would be a host fault.
+    fn check_length(&self, len: u64) -> Result<(), Failure> {
+        let Self::File { file, offset, .. } = self else { return Ok(()) };
+        let has = match file.metadata() {
+            Ok(metadata) => metadata.len(),
+            Err(source) => return Err(Failure::Host { doing: "look at the file of", source }),
+        };
+        let needs = offset.saturating_add(len);
+        if needs <= has { Ok(()) } else { Err(Failure::ShortFile { needs, has }) }
+    }
+}
+
 /// Address space that is ours; given back on drop, also when making the rest of a `Mapping` fails.
 struct Reservation {
     start: u64,
@@ -138,14 +281,14 @@ struct Reservation {
 
 impl Reservation {
     /// Reserves `len` bytes, so that start + `guard` is aligned, at any address.
-    fn anywhere(len: u64, guard: u64, align: u64) -> Option<Self> {
-        let room = Self::map(0, len + align, 0)?;
+    fn anywhere(len: u64, guard: u64, align: u64, flags: libc::c_int) -> Option<Self> {
+        let room = Self::map(0, len + align, flags)?;
         let host = (room.start + guard).next_multiple_of(align);
         Some(room.trim(host - guard, len))
     }
 
     /// Likewise, but all of it inside `window`; `None` if none of some places in it is free.
-    fn inside(window: &Range<u64>, len: u64, guard: u64, align: u64) -> Option<Self> {
+    fn inside(window: &Range<u64>, len: u64, guard: u64, align: u64, flags: libc::c_int) -> Option<Self> {
         // `host` and all that is around it; the last one whose end is still inside.
         let first = window.start.checked_add(guard)?.checked_next_multiple_of(align)?;
         let last = window.end.checked_sub(len)?.checked_add(guard)? / align * align;
@@ -153,12 +296,12 @@ impl Reservation {
         (0..=TRIES)
             .map(|n| first + n * step)
             .take_while(|host| *host <= last)
-            .find_map(|host| Self::map(host - guard, len, libc::MAP_FIXED_NOREPLACE))
+            .find_map(|host| Self::map(host - guard, len, flags | libc::MAP_FIXED_NOREPLACE))
     }
 
-    /// Reserves `len` bytes at `start` if `fixed` is MAP_FIXED_NOREPLACE, else anywhere.
-    fn map(start: u64, len: u64, fixed: libc::c_int) -> Option<Self> {
-        let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE | fixed;
+    /// Reserves `len` bytes at `start` if `flags` has MAP_FIXED_NOREPLACE, else anywhere.
+    fn map(start: u64, len: u64, flags: libc::c_int) -> Option<Self> {
+        let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | flags;
         // SAFETY: without MAP_FIXED no existing mapping is touched; the lengths were checked to fit isize.
         let at = unsafe { libc::mmap(start as *mut _, len as usize, libc::PROT_NONE, flags, -1, 0) };
         if at == libc::MAP_FAILED {
@@ -166,7 +309,7 @@ impl Reservation {
         }
         let got = Self { start: at as u64, len };
         // A kernel that does not know the flag takes the address as a hint, and then `got` goes back.
-        (fixed == 0 || got.start == start).then_some(got)
+        (flags & libc::MAP_FIXED_NOREPLACE == 0 || got.start == start).then_some(got)
     }
 
     /// Keeps `start .. start + len` of it.
@@ -206,7 +349,7 @@ fn memfd(name: &str, len: u64) -> Result<OwnedFd, Failure> {
     // SAFETY: a descriptor that was made just now and is owned by nobody else.
     let fd = unsafe { OwnedFd::from_raw_fd(fd) };
     let Ok(size) = libc::off_t::try_from(len) else {
-        return Err(Failure { doing: "size a memfd of", source: io::Error::from_raw_os_error(libc::EFBIG) });
+        return Err(refused("size a memfd of", libc::EFBIG));
     };
     // SAFETY: plain system call on our own descriptor.
     if unsafe { libc::ftruncate(fd.as_raw_fd(), size) } != 0 {
@@ -216,7 +359,7 @@ fn memfd(name: &str, len: u64) -> Result<OwnedFd, Failure> {
 }
 
 /// The host's page size; guards and commitments are whole host pages.
-fn host_page() -> u64 {
+pub(super) fn host_page() -> u64 {
     // SAFETY: no arguments that could be wrong.
     let size = unsafe { libc::sysconf(libc::_SC_PAGESIZE) };
     u64::try_from(size).unwrap_or(4096).max(4096)

@@ -9,11 +9,14 @@
 //!
 //! | file | concept |
 //! | --- | --- |
+//! | `spec.rs` | what a block is asked to be, and its flags |
 //! | `mapping.rs` | reservation and commitment of host memory: all of libc |
 //! | `access.rs` | volatile and atomic accesses, since a guest may write at any time |
 //! | `block.rs` | one block: name, place, lengths |
 //! | `error.rs` | what can go wrong |
 //! | `list.rs` | all blocks, under RCU; `chunks.rs` its sorted structure, `offsets.rs` who owns which offset |
+//! | `resize.rs` | a new length, in the field's order; memory given back |
+//! | `notify.rs` | who wants to hear of blocks that come, go and change |
 
 mod access;
 mod block;
@@ -21,8 +24,13 @@ mod chunks;
 mod error;
 mod list;
 mod mapping;
+mod notify;
 mod offsets;
+mod resize;
+mod spec;
 
-pub use block::{RamBlock, RamBlockSpec, RamFlags};
+pub use block::RamBlock;
 pub use error::RamError;
 pub use list::RamList;
+pub use notify::{RamNotifier, RamRegistration};
+pub use spec::{RamBlockSpec, RamFlags};

@@ -1,0 +1,301 @@
+//! The members of a block that a migration needs, and the sync of what is dirty into them.
+//!
+//! ```text
+//!   global MIGRATION bits ──harvest──▶ words ──absorb──▶ bmap      newly = bits that were 0 there: what is to be sent grew by that
+//!   (dirty/, all blocks)     │re-arm, answers             clear_bmap   a bit for 2^shift pages: their log is to be cleared
+//!                            └ not in time: bits go back, nothing was absorbed
+//! ```
+//!
+//! A page's number here counts from the start of its block. A block starts at a multiple of 512 pages (SUM-1), so a word of
+//! the one bitmap is a word of the other. The sync costs what is dirty: a bit of the summary for 512 clean pages.
+//!
+//! Keeps HARVEST-1: bits are absorbed once every vCPU has answered, and it is every page that was *taken* that is
+//! re-armed, not only what is new here. What a sync leaves in `bmap` may be read and sent at once.
+//!
+//! `clear_bmap` is for logs kept outside (a hypervisor's), which are cleared a chunk at a time, just before the chunk's
+//! first page is sent: clear, then read. Only chunks in which a page was taken need it.
+
+use super::bits::{Bits, SharedBits};
+use crate::addr::{PAGE_BITS, PageIndex, PageRange};
+use crate::dirty::{DirtyClient, DirtyListener, NotServed, PageSet};
+use crate::ram::{RamBlock, RamList};
+use core::fmt;
+use core::ops::Range;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+/// log2 of the pages of a chunk of `clear_bmap`.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
+pub struct ChunkShift(u8);
+
+impl ChunkShift {
+    /// 64 pages: what a kernel's log clears at least.
+    pub const MIN: Self = Self(6);
+    /// 2^31 pages.
+    pub const MAX: Self = Self(31);
+
+    /// 6 to 31, or `None`.
+    pub const fn new(shift: u8) -> Option<Self> {
+        if shift >= Self::MIN.0 && shift <= Self::MAX.0 { Some(Self(shift)) } else { None }
+    }
+
+    /// The plain number.
+    pub const fn get(self) -> u8 {
+        self.0
+    }
+}
+
+/// 2^18 pages: 1 GiB.
+impl Default for ChunkShift {
+    fn default() -> Self {
+        Self(18)
+    }
+}
+
+/// How many pages a block may have.
+fn max_pages(block: &RamBlock) -> u64 {
+    block.max_length() >> PAGE_BITS
+}
+
+/// Pages that are still to be sent: `bmap`, with `clear_bmap`.
+pub struct DirtyPages {
+    /// The block's first page.
+    base: PageIndex,
+    shift: ChunkShift,
+    maps: Mutex<Maps>,
+}
+
+struct Maps {
+    dirty: Bits,
+    clear: Bits,
+    count: u64,
+}
+
+impl DirtyPages {
+    pub(super) fn new(block: &RamBlock, shift: ChunkShift) -> Self {
+        let pages = max_pages(block);
+        let maps = Maps { dirty: Bits::new(pages), clear: Bits::new(pages.div_ceil(1 << shift.0)), count: 0 };
+        Self { base: block.offset().page(), shift, maps: Mutex::new(maps) }
+    }
+
+    fn maps(&self) -> MutexGuard<'_, Maps> {
+        self.maps.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The chunks' size.
+    pub fn chunks(&self) -> ChunkShift {
+        self.shift
+    }
+
+    /// Adds pages that were taken from the global bits; returns how many were not here yet. The set's pages are those of the
+    /// space of all RAM; what lies outside of the block is left alone.
+    pub fn absorb(&self, pages: &PageSet) -> u64 {
+        let mut maps = self.maps();
+        let mut newly = 0;
+        let mut chunk = None;
+        for (first, bits) in pages.words() {
+            let Some(page) = first.get().checked_sub(self.base.get()) else { continue };
+            newly += maps.dirty.or_word(page / 64, bits);
+            let at = page >> self.shift.0; // a chunk is at least a word
+            if chunk != Some(at) {
+                chunk = Some(at);
+                maps.clear.set(at..at + 1);
+            }
+        }
+        maps.count += newly;
+        newly
+    }
+
+    /// Adds a run of the block's pages, as at the start, when all are to be sent; returns how many were not here yet.
+    pub fn set(&self, pages: Range<u64>) -> u64 {
+        let mut maps = self.maps();
+        let newly = maps.dirty.set(pages);
+        maps.count += newly;
+        newly
+    }
+
+    /// Takes page `page`: whether it was to be sent.
+    pub fn take(&self, page: u64) -> bool {
+        let mut maps = self.maps();
+        let was = maps.dirty.take(page);
+        maps.count -= u64::from(was);
+        was
+    }
+
+    /// Whether page `page` is to be sent.
+    pub fn test(&self, page: u64) -> bool {
+        self.maps().dirty.test(page)
+    }
+
+    /// The first page from `from` on that is to be sent.
+    pub fn next(&self, from: u64) -> Option<u64> {
+        self.maps().dirty.next_set(from)
+    }
+
+    /// How many pages are to be sent.
+    pub fn count(&self) -> u64 {
+        self.maps().count
+    }
+
+    /// The pages of the chunk of `page`, if the log for them is still to be cleared; asked for once. It is cleared before the first
+    /// of them is read.
+    pub fn take_chunk(&self, page: u64) -> Option<Range<u64>> {
+        let mut maps = self.maps();
+        let chunk = page >> self.shift.0;
+        let end = ((chunk + 1) << self.shift.0).min(maps.dirty.len());
+        maps.clear.take(chunk).then_some(chunk << self.shift.0..end)
+    }
+}
+
+impl fmt::Debug for DirtyPages {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("DirtyPages").field("base", &self.base).field("count", &self.count()).finish_non_exhaustive()
+    }
+}
+
+/// Pages that a file has: `file_bmap`, and where in the file that and they lie.
+pub struct FilePages {
+    pages: SharedBits,
+    bitmap_offset: u64,
+    pages_offset: u64,
+}
+
+impl FilePages {
+    pub(super) fn new(block: &RamBlock, bitmap_offset: u64, pages_offset: u64) -> Self {
+        Self { pages: SharedBits::new(max_pages(block)), bitmap_offset, pages_offset }
+    }
+
+    /// Where the bitmap lies in the file.
+    pub fn bitmap_offset(&self) -> u64 {
+        self.bitmap_offset
+    }
+
+    /// Where the block's first page lies in the file; each has one home there.
+    pub fn pages_offset(&self) -> u64 {
+        self.pages_offset
+    }
+
+    /// Notes that page `page` was written to the file; whether it was not there before.
+    pub fn set(&self, page: u64) -> bool {
+        self.pages.set(page)
+    }
+
+    /// Notes that these pages are not in the file, because they are zero now; returns how many were.
+    pub fn clear(&self, pages: Range<u64>) -> u64 {
+        self.pages.clear(pages)
+    }
+
+    /// Whether the file has page `page`.
+    pub fn test(&self, page: u64) -> bool {
+        self.pages.test(page)
+    }
+
+    /// How many the file has.
+    pub fn count(&self) -> u64 {
+        self.pages.count()
+    }
+}
+
+impl fmt::Debug for FilePages {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("FilePages")
+            .field("bitmap_offset", &self.bitmap_offset)
+            .field("pages_offset", &self.pages_offset)
+            .finish_non_exhaustive()
+    }
+}
+
+/// Pages that were placed: `receivedmap`.
+pub struct Received(SharedBits);
+
+impl Received {
+    pub(super) fn new(block: &RamBlock) -> Self {
+        Self(SharedBits::new(max_pages(block)))
+    }
+
+    /// Notes that page `page` is in its place; whether it was not before. Of several threads one is told so.
+    pub fn set(&self, page: u64) -> bool {
+        self.0.set(page)
+    }
+
+    /// Forgets these pages, which were discarded; returns how many had been placed.
+    pub fn clear(&self, pages: Range<u64>) -> u64 {
+        self.0.clear(pages)
+    }
+
+    /// Whether page `page` is in its place, its bytes visible.
+    pub fn test(&self, page: u64) -> bool {
+        self.0.test(page)
+    }
+
+    /// How many are.
+    pub fn count(&self) -> u64 {
+        self.0.count()
+    }
+}
+
+impl fmt::Debug for Received {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Received").finish_non_exhaustive()
+    }
+}
+
+/// Why nothing was synced. What was dirty is so still.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum SyncError {
+    /// Nobody migrates this block: there is no bitmap to sync into.
+    #[error("RAM block {idstr} has no migration bitmap")]
+    NoBitmap {
+        /// The block.
+        idstr: String,
+    },
+    /// The block is another list's; its pages mean something else here.
+    #[error("RAM block {idstr} is of another list")]
+    OtherList {
+        /// The block.
+        idstr: String,
+    },
+    /// A vCPU has not answered.
+    #[error(transparent)]
+    NotServed(#[from] NotServed),
+}
+
+/// Takes what is dirty for [`DirtyClient::MIGRATION`] in these runs of pages of these blocks, re-arms it, and adds it to the
+/// blocks' own bitmaps. Returns how many pages are new there, exactly. Runs stop at the used length.
+///
+/// One re-arm for all of them, so a round over a whole machine asks its vCPUs once. Not with a guard held, nor on a vCPU's
+/// own thread while it runs (SAFE-1).
+pub fn sync(
+    list: &RamList,
+    what: &[(Arc<RamBlock>, Range<u64>)],
+    listener: &dyn DirtyListener,
+    timeout: Option<Duration>,
+) -> Result<u64, SyncError> {
+    let mut into = Vec::with_capacity(what.len());
+    for (block, pages) in what {
+        if !block.belongs_to(list) {
+            return Err(SyncError::OtherList { idstr: block.idstr().to_owned() });
+        }
+        let Some(map) = block.migration().dirty() else {
+            return Err(SyncError::NoBitmap { idstr: block.idstr().to_owned() });
+        };
+        into.push((map, within(block, pages)));
+    }
+    let ranges: Vec<_> = into.iter().map(|(_, range)| *range).collect();
+    let harvest = list.dirty().harvest(&ranges, DirtyClient::MIGRATION, listener, timeout)?;
+    let newly = match &into[..] {
+        [(map, _)] => map.absorb(harvest.pages()),
+        // Two runs of one block may overlap or share a word: the second then finds nothing new.
+        all => all.iter().map(|(map, range)| map.absorb(&harvest.pages().within(&[*range]))).sum(),
+    };
+    harvest.commit();
+    Ok(newly)
+}
+
+/// A run of the block's pages, up to the used length, in the space of all RAM.
+fn within(block: &RamBlock, pages: &Range<u64>) -> PageRange {
+    let used = block.pages();
+    let page = |n: u64| PageIndex::new(used.start.get().saturating_add(n).min(used.end.get()));
+    PageRange { start: page(pages.start), end: page(pages.end) }
+}

@@ -1,0 +1,118 @@
+//! Bits, one for each page of a block or each chunk of it.
+
+use core::ops::Range;
+use core::sync::atomic::{AtomicU64, Ordering};
+
+/// The words that a run of bits touches, each with the mask of its part.
+fn words_of(bits: Range<u64>) -> impl Iterator<Item = (u64, u64)> {
+    let words = if bits.is_empty() { 0..0 } else { bits.start / 64..bits.end.div_ceil(64) };
+    words.map(move |word| {
+        let low = bits.start.saturating_sub(word * 64); // < 64
+        let high = (bits.end - word * 64).min(64); // 1..=64
+        (word, !0 << low & !0 >> (64 - high))
+    })
+}
+
+/// Bits for one thread at a time. Past the end there are none: they read as 0 and stay so.
+pub(super) struct Bits {
+    words: Vec<u64>,
+    len: u64,
+}
+
+impl Bits {
+    /// `len` zeros; memory is taken as they are set.
+    pub(super) fn new(len: u64) -> Self {
+        Self { words: vec![0; len.div_ceil(64) as usize], len }
+    }
+
+    pub(super) fn len(&self) -> u64 {
+        self.len
+    }
+
+    /// Sets `bits` in word `word`; returns how many of them were 0.
+    pub(super) fn or_word(&mut self, word: u64, bits: u64) -> u64 {
+        // The last word may stand out.
+        let bits = if self.len - (word * 64).min(self.len) < 64 { bits & !(!0 << (self.len % 64)) } else { bits };
+        let Some(had) = usize::try_from(word).ok().and_then(|word| self.words.get_mut(word)) else { return 0 };
+        let new = bits & !*had;
+        if new != 0 {
+            *had |= new;
+        }
+        new.count_ones().into()
+    }
+
+    /// Sets a run of bits; returns how many of them were 0.
+    pub(super) fn set(&mut self, bits: Range<u64>) -> u64 {
+        words_of(bits.start..bits.end.min(self.len)).map(|(word, mask)| self.or_word(word, mask)).sum()
+    }
+
+    /// Clears bit `bit`; whether it was set.
+    pub(super) fn take(&mut self, bit: u64) -> bool {
+        let was = self.test(bit);
+        if was {
+            self.words[(bit / 64) as usize] &= !(1 << (bit % 64));
+        }
+        was
+    }
+
+    pub(super) fn test(&self, bit: u64) -> bool {
+        bit < self.len && self.words[(bit / 64) as usize] >> (bit % 64) & 1 != 0
+    }
+
+    /// The first bit from `from` on that is set.
+    pub(super) fn next_set(&self, from: u64) -> Option<u64> {
+        let first = usize::try_from(from / 64).ok()?;
+        let mut masked = self.words.get(first)? & (!0 << (from % 64));
+        let mut word = first;
+        while masked == 0 {
+            word += 1;
+            masked = *self.words.get(word)?;
+        }
+        Some(word as u64 * 64 + u64::from(masked.trailing_zeros()))
+    }
+}
+
+/// Bits that threads set at once. Not of `crate::sync`: each is for itself, no order between two of them matters, and
+/// the memory of a kernel's zeros can be taken for std's atomics.
+pub(super) struct SharedBits {
+    words: Box<[AtomicU64]>,
+    len: u64,
+}
+
+impl SharedBits {
+    /// `len` zeros; memory is taken as they are set.
+    pub(super) fn new(len: u64) -> Self {
+        let words = Box::into_raw(vec![0u64; len.div_ceil(64) as usize].into_boxed_slice());
+        // SAFETY: an AtomicU64 has the size and bits of a u64, and on 64-bit hosts its alignment; nobody else has the
+        // box.
+        let words = unsafe { Box::from_raw(words as *mut [AtomicU64]) };
+        Self { words, len }
+    }
+
+    fn word(&self, bit: u64) -> Option<(&AtomicU64, u64)> {
+        (bit < self.len).then(|| (&self.words[(bit / 64) as usize], 1 << (bit % 64)))
+    }
+
+    /// Sets the bit; whether it was 0. Of several threads one is told so. Release: what the bit tells of is done.
+    pub(super) fn set(&self, bit: u64) -> bool {
+        self.word(bit).is_some_and(|(word, mask)| word.fetch_or(mask, Ordering::AcqRel) & mask == 0)
+    }
+
+    /// Clears a run of bits; returns how many of them were set.
+    pub(super) fn clear(&self, bits: Range<u64>) -> u64 {
+        let had = |(word, mask): (u64, u64)| self.words[word as usize].fetch_and(!mask, Ordering::AcqRel) & mask;
+        words_of(bits.start..bits.end.min(self.len)).map(|part| u64::from(had(part).count_ones())).sum()
+    }
+
+    /// Acquire: partner of `set`.
+    pub(super) fn test(&self, bit: u64) -> bool {
+        self.word(bit).is_some_and(|(word, mask)| word.load(Ordering::Acquire) & mask != 0)
+    }
+
+    /// How many are set.
+    pub(super) fn count(&self) -> u64 {
+        self.words.iter().map(|word| u64::from(word.load(Ordering::Acquire).count_ones())).sum()
+    }
+}
+
+const _: () = assert!(align_of::<AtomicU64>() == align_of::<u64>());

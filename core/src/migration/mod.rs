@@ -1,0 +1,111 @@
+//! What moving a machine keeps for each of its blocks.
+//!
+//! ```text
+//!   RamBlock.migration()
+//!     dirty      OnDemand<DirtyPages>   source: pages still to send (bmap), chunks whose log is still to clear (clear_bmap)
+//!     file       OnDemand<FilePages>    mapped-ram: pages in the file (file_bmap), and where that and they lie in it
+//!     received   OnDemand<Received>     destination: pages that were placed (receivedmap)
+//!     postcopy_length                   destination: the source's used length when it advised postcopy
+//! ```
+//!
+//! Each exists as long as somebody has it, and covers the maximum length, so a resize finds it long enough. Memory comes
+//! from the kernel as zeros and is not touched before it is needed: for 1 TiB that is mostly clean it costs little.
+//!
+//! | file | concept |
+//! | --- | --- |
+//! | `bits.rs` | bits of one block, for one thread or for several |
+//! | `bitmaps.rs` | the members; `sync` moves what is dirty from the dirty memory into them |
+
+mod bitmaps;
+mod bits;
+
+pub use bitmaps::{ChunkShift, DirtyPages, FilePages, Received, SyncError, sync};
+
+use crate::ram::RamBlock;
+use core::fmt;
+use std::sync::{Arc, Mutex, PoisonError, Weak};
+
+/// Something that is there while somebody has it.
+pub struct OnDemand<T>(Mutex<Weak<T>>);
+
+impl<T> OnDemand<T> {
+    /// It, if somebody has it.
+    pub fn get(&self) -> Option<Arc<T>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).upgrade()
+    }
+
+    /// It; made if nobody has it. It goes with the last `Arc`.
+    fn get_or(&self, make: impl FnOnce() -> T) -> Arc<T> {
+        let mut there = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        there.upgrade().unwrap_or_else(|| {
+            let new = Arc::new(make());
+            *there = Arc::downgrade(&new);
+            new
+        })
+    }
+}
+
+impl<T> Default for OnDemand<T> {
+    fn default() -> Self {
+        Self(Mutex::new(Weak::new()))
+    }
+}
+
+impl<T> fmt::Debug for OnDemand<T> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(if self.get().is_some() { "in use" } else { "absent" })
+    }
+}
+
+/// What a migration keeps for one block.
+#[derive(Default, Debug)]
+pub struct BlockMigration {
+    dirty: OnDemand<DirtyPages>,
+    file: OnDemand<FilePages>,
+    received: OnDemand<Received>,
+    postcopy_length: Mutex<Option<u64>>,
+}
+
+impl BlockMigration {
+    /// The pages still to send, if somebody migrates.
+    pub fn dirty(&self) -> Option<Arc<DirtyPages>> {
+        self.dirty.get()
+    }
+
+    /// The pages of `block` still to send; made, without any, if nobody migrates yet. Who comes second gets the chunks of the
+    /// first.
+    pub fn need_dirty(block: &RamBlock, chunks: ChunkShift) -> Arc<DirtyPages> {
+        block.migration().dirty.get_or(|| DirtyPages::new(block, chunks))
+    }
+
+    /// The pages in the file, if somebody writes or reads one.
+    pub fn file(&self) -> Option<Arc<FilePages>> {
+        self.file.get()
+    }
+
+    /// The pages of `block` in the file; made, without any, if there are none yet. The bitmap lies at `bitmap_offset` of the file,
+    /// the block's first page at `pages_offset`.
+    pub fn need_file(block: &RamBlock, bitmap_offset: u64, pages_offset: u64) -> Arc<FilePages> {
+        block.migration().file.get_or(|| FilePages::new(block, bitmap_offset, pages_offset))
+    }
+
+    /// The pages that were placed, if somebody receives.
+    pub fn received(&self) -> Option<Arc<Received>> {
+        self.received.get()
+    }
+
+    /// The pages of `block` that were placed; made, without any, if nobody receives yet.
+    pub fn need_received(block: &RamBlock) -> Arc<Received> {
+        block.migration().received.get_or(|| Received::new(block))
+    }
+
+    /// The source's used length when it advised postcopy, if it did.
+    pub fn postcopy_length(&self) -> Option<u64> {
+        *self.postcopy_length.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Notes the source's used length; `None` when the migration is over.
+    pub fn set_postcopy_length(&self, length: Option<u64>) {
+        *self.postcopy_length.lock().unwrap_or_else(PoisonError::into_inner) = length;
+    }
+}

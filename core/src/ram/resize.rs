@@ -1,0 +1,65 @@
+//! A new used length.
+//!
+//! ```text
+//!   grow     memory ─▶ resized(old, new) ─▶ used_length (Release) ─▶ version + 1 ─▶ all of it dirty ─▶ the block's own callback
+//!   shrink   RAM-1 ─▶ resized(old, new) ─▶ what is cut off dirty ─▶ used_length ─▶ version + 1 ─▶ the rest dirty ─▶ callback
+//!            … later, once nobody reaches it: release_tail ─▶ the host has its memory back
+//! ```
+//!
+//! Only the first step of a growth can fail, and nobody sees what it did; so nobody is told of a resize that does not
+//! come. `used_length` is read with Acquire: whoever sees a length finds its memory mapped.
+//!
+//! Dirty for everybody but CODE, whose bits say where translations are, which no resize moves. The bits of what is cut
+//! off are set because a bit of 0 says that somebody listens, and nobody listens to what is no RAM.
+//!
+//! Keeps its part of RAM-1: a shrink unmaps nothing. A vCPU with an old view or TLB entry stores into memory that
+//! nobody reads, not into a host fault. So a caller with vCPUs first takes the tail out of the address space and waits
+//! until no vCPU reaches it, shrinks, and then may call `release_tail`.
+
+use super::RamError;
+use super::block::RamBlock;
+use super::list::RamList;
+use super::spec::{RamFlags, check_length};
+use crate::addr::{PageRange, RamAddr};
+use crate::dirty::ClientMask;
+use crate::rcu::pin;
+use std::sync::Arc;
+
+impl RamList {
+    /// Changes the used length of a block that was made resizable, to at most its maximum length. New memory reads as
+    /// zero, or as the file has it; memory that an earlier shrink cut off has its old bytes, unless it was
+    /// [released](Self::release_tail). An error has changed nothing.
+    pub fn resize(&self, block: &Arc<RamBlock>, length: u64) -> Result<(), RamError> {
+        if !block.flags().contains(RamFlags::RESIZABLE) {
+            return Err(RamError::NotResizable { idstr: block.idstr().to_owned() });
+        }
+        check_length(block.idstr(), "used length", length, block.max_length())?;
+        let _change = self.begin_change(block)?; // from here on the length is ours
+        let old = block.used_length();
+        if length == old {
+            return Ok(());
+        }
+        if length > old {
+            block.commit(length)?;
+        }
+        self.notifiers().tell(|notifier| notifier.resized(block, old, length));
+        let set = |from: u64, to: u64| {
+            let start = RamAddr::new(block.offset().get() + from);
+            self.dirty().set(PageRange::of_bytes(start, to.saturating_sub(from)), ClientMask::NOCODE, &pin());
+        };
+        set(length, old);
+        block.publish_length(length);
+        self.next_version(); // logs remember how long blocks are
+        // After the publication: a taker that has seen the new length and took a bit before this gets it once more.
+        set(0, length);
+        block.call_resized();
+        Ok(())
+    }
+
+    /// Gives the memory above the used length back to the host, where an earlier length had some. It comes after all
+    /// views and TLBs dropped it: a vCPU that still reached it would find zeros, and lose what it stores.
+    pub fn release_tail(&self, block: &Arc<RamBlock>) -> Result<(), RamError> {
+        let _change = self.begin_change(block)?; // nobody grows into it meanwhile
+        block.discard_tail()
+    }
+}

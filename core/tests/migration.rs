@@ -1,0 +1,244 @@
+//! What a migration keeps for each block: the sync against naive sets, and members that exist while somebody has them.
+#![cfg(not(loom))]
+
+use notdirty_core::migration::{BlockMigration, ChunkShift, SyncError, sync};
+use notdirty_core::{
+    ClientMask, DirtyClient, DirtyListener, NoVcpus, NotServed, PAGE_SIZE, PageIndex, PageRange, RamBlock,
+    RamBlockSpec, RamList, pin,
+};
+use proptest::prelude::*;
+use std::collections::BTreeSet;
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
+
+/// Pages of one dirty block of the global bitmap.
+const ROW: u64 = 2 << 20;
+
+fn block(list: &RamList, name: &str, pages: u64) -> Arc<RamBlock> {
+    list.add(RamBlockSpec::new(name, pages * PAGE_SIZE)).unwrap()
+}
+
+fn shift(shift: u8) -> ChunkShift {
+    ChunkShift::new(shift).unwrap()
+}
+
+/// The pages of a block, in the space of all RAM.
+fn pages_of(block: &RamBlock, start: u64, end: u64) -> PageRange {
+    let page = |n| PageIndex::new(block.offset().page().get() + n);
+    PageRange { start: page(start), end: page(end) }
+}
+
+fn set(list: &RamList, block: &RamBlock, start: u64, end: u64) {
+    list.dirty().set(pages_of(block, start, end), ClientMask::MIGRATION, &pin());
+}
+
+/// Nothing is dirty, so that what is marked afterwards counts.
+fn clean(list: &RamList) {
+    let guard = pin();
+    for block in list.blocks(&guard) {
+        list.dirty().test_and_clear_range(block.pages(), DirtyClient::MIGRATION, &guard, |_, _| {});
+    }
+}
+
+#[derive(Clone, Debug)]
+enum Step {
+    Mark(usize, u64, u64),
+    Sync(usize, u64, u64),
+    SyncAll,
+    Send(usize, u64),
+}
+
+/// Places near those where something ends: words, lines, chunks, rows of the global bitmap, the block.
+fn place() -> impl Strategy<Value = u64> {
+    let ends = prop::sample::select(vec![0, 64, 128, 512, 1024, ROW - 512, ROW, ROW + 64, ROW + 700, 2 * ROW]);
+    (ends, 0..8u64, any::<bool>()).prop_map(|(end, n, below)| if below { end.saturating_sub(n) } else { end + n })
+}
+
+fn run() -> impl Strategy<Value = (u64, u64)> {
+    prop_oneof![
+        (place(), 0..70u64).prop_map(|(start, len)| (start, start + len)),
+        (place(), place()).prop_map(|(a, b)| (a.min(b), a.max(b).min(a.min(b) + 3000))),
+    ]
+}
+
+fn step() -> impl Strategy<Value = Step> {
+    prop_oneof![
+        4 => (0..3usize, run()).prop_map(|(b, (start, end))| Step::Mark(b, start, end)),
+        2 => (0..3usize, run()).prop_map(|(b, (start, end))| Step::Sync(b, start, end)),
+        1 => Just(Step::SyncAll),
+        2 => (0..3usize, place()).prop_map(|(b, page)| Step::Send(b, page)),
+    ]
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { failure_persistence: None, cases: 96, ..ProptestConfig::default() })]
+
+    /// The second block begins inside a row and ends inside another one; none is a whole number of words.
+    #[test]
+    fn a_sync_moves_exactly_what_is_dirty_and_counts_what_is_new(
+        steps in prop::collection::vec(step(), 1..60),
+        chunk in 6..=12u8,
+    ) {
+        const LENGTHS: [u64; 3] = [1000, ROW + 777, 65];
+        let list = RamList::new();
+        let blocks = [0, 1, 2].map(|n| block(&list, &n.to_string(), LENGTHS[n]));
+        let maps = blocks.each_ref().map(|block| BlockMigration::need_dirty(block, shift(chunk)));
+        clean(&list);
+        let mut dirty: [BTreeSet<u64>; 3] = Default::default();
+        let mut sent = dirty.clone();
+        let mut chunks = dirty.clone();
+        let all = |n: usize| (blocks[n].clone(), 0..u64::MAX);
+        for step in steps {
+            let (what, model) = match step {
+                Step::Mark(n, start, end) => {
+                    let end = end.min(LENGTHS[n]);
+                    set(&list, &blocks[n], start.min(end), end);
+                    dirty[n].extend(start.min(end)..end);
+                    continue;
+                }
+                Step::Send(n, page) => {
+                    let want = chunks[n].remove(&(page >> chunk)).then_some(page >> chunk << chunk);
+                    prop_assert_eq!(maps[n].take_chunk(page).map(|range| range.start), want);
+                    prop_assert_eq!(maps[n].take(page), sent[n].remove(&page));
+                    continue;
+                }
+                Step::Sync(n, start, end) => (vec![(blocks[n].clone(), start..end)], vec![(n, start..end)]),
+                Step::SyncAll => ([0, 1, 2].map(all).to_vec(), [0, 1, 2].map(|n| (n, 0..u64::MAX)).to_vec()),
+            };
+            let newly = sync(&list, &what, &NoVcpus, None).unwrap();
+            let mut want = 0;
+            for (n, range) in model {
+                let taken: Vec<u64> = dirty[n].range(range).copied().collect();
+                for page in taken {
+                    dirty[n].remove(&page);
+                    chunks[n].insert(page >> chunk);
+                    want += u64::from(sent[n].insert(page));
+                }
+            }
+            prop_assert_eq!(newly, want);
+            for n in 0..3 {
+                prop_assert_eq!(maps[n].count(), sent[n].len() as u64);
+                let pages: Vec<u64> = std::iter::successors(maps[n].next(0), |page| maps[n].next(page + 1)).collect();
+                prop_assert!(pages.iter().eq(sent[n].iter()), "block {n}: {pages:?}, not {:?}", sent[n]);
+                let left = list.dirty().snapshot_and_clear(blocks[n].pages(), DirtyClient::MIGRATION, &pin());
+                let base = blocks[n].offset().page().get();
+                prop_assert!(left.pages().ranges().flat_map(|r| r.iter()).map(|p| p.get() - base).eq(dirty[n].iter().copied()));
+                left.pages().ranges().for_each(|r| list.dirty().set(r, ClientMask::MIGRATION, &pin()));
+            }
+        }
+    }
+
+    #[test]
+    fn shared_bits_are_a_set(
+        len in 1..300u64,
+        steps in prop::collection::vec((any::<bool>(), 0..320u64, 0..320u64), 1..60),
+    ) {
+        let list = RamList::new();
+        let ram = block(&list, "ram", len);
+        let (received, file) = (BlockMigration::need_received(&ram), BlockMigration::need_file(&ram, 4096, 1 << 20));
+        let mut model = BTreeSet::new();
+        for (add, a, b) in steps {
+            if add {
+                let new = a < len && model.insert(a);
+                prop_assert_eq!((received.set(a), file.set(a)), (new, new));
+            } else {
+                let range = a.min(b)..a.max(b);
+                let had = model.extract_if(range.clone(), |_| true).count() as u64;
+                prop_assert_eq!((received.clear(range.clone()), file.clear(range)), (had, had));
+            }
+            prop_assert!((0..330).all(|n| received.test(n) == model.contains(&n) && file.test(n) == model.contains(&n)));
+            prop_assert_eq!((received.count(), file.count()), (model.len() as u64, model.len() as u64));
+        }
+    }
+}
+
+#[test]
+fn members_are_there_while_somebody_has_them() {
+    let list = RamList::new();
+    let ram = list.add(RamBlockSpec::new("ram", PAGE_SIZE).max_length(1000 * PAGE_SIZE).resizable(true)).unwrap();
+    let m = ram.migration();
+    assert!(m.dirty().is_none() && m.file().is_none() && m.received().is_none() && m.postcopy_length().is_none());
+    let map = BlockMigration::need_dirty(&ram, ChunkShift::default());
+    let again = BlockMigration::need_dirty(&ram, shift(6));
+    assert!(Arc::ptr_eq(&map, &again) && again.chunks().get() == 18, "who comes second gets the first one's");
+    drop(map);
+    assert!(m.dirty().is_some());
+    drop(again);
+    assert!(m.dirty().is_none());
+    let file = BlockMigration::need_file(&ram, 123, 1 << 20);
+    assert_eq!((file.bitmap_offset(), file.pages_offset()), (123, 1 << 20));
+    m.set_postcopy_length(Some(4096));
+    assert_eq!(m.postcopy_length(), Some(4096));
+    m.set_postcopy_length(None);
+    assert_eq!(m.postcopy_length(), None);
+    // Sized by the maximum length: a resize finds room.
+    let map = BlockMigration::need_dirty(&ram, shift(6));
+    list.resize(&ram, 1000 * PAGE_SIZE).unwrap();
+    assert_eq!(sync(&list, &[(ram.clone(), 0..u64::MAX)], &NoVcpus, None).unwrap(), 1000);
+    assert_eq!((map.test(999), map.test(1000), map.take_chunk(999)), (true, false, Some(960..1000)));
+    assert_eq!((ChunkShift::new(5), ChunkShift::new(32)), (None, None));
+}
+
+struct Refuses;
+impl DirtyListener for Refuses {
+    fn rearm(&self, _: &[PageRange], timeout: Option<Duration>) -> Result<(), NotServed> {
+        Err(NotServed { waited: timeout.unwrap_or_default() })
+    }
+}
+
+#[test]
+fn a_sync_that_fails_leaves_all_dirty_and_nothing_new() {
+    let list = RamList::new();
+    let ram = block(&list, "ram", 100);
+    let all = [(ram.clone(), 0..100)];
+    assert!(matches!(sync(&list, &all, &NoVcpus, None), Err(SyncError::NoBitmap { idstr }) if idstr == "ram"));
+    let map = BlockMigration::need_dirty(&ram, ChunkShift::default());
+    assert!(matches!(sync(&RamList::new(), &all, &NoVcpus, None), Err(SyncError::OtherList { .. })));
+    assert!(matches!(sync(&list, &all, &Refuses, None), Err(SyncError::NotServed(_))));
+    assert_eq!((map.count(), map.take_chunk(0)), (0, None));
+    assert_eq!(sync(&list, &all, &NoVcpus, None).unwrap(), 100);
+}
+
+/// What was taken is re-armed, be it new in the block's own bitmap or not: else the next store would not be heard.
+#[test]
+fn a_page_that_is_still_to_be_sent_is_armed_again() {
+    #[derive(Default)]
+    struct Asked(Mutex<Vec<PageRange>>);
+    impl DirtyListener for Asked {
+        fn rearm(&self, pages: &[PageRange], _: Option<Duration>) -> Result<(), NotServed> {
+            self.0.lock().unwrap().extend_from_slice(pages);
+            Ok(())
+        }
+    }
+    let list = RamList::new();
+    let _other = block(&list, "other", 700);
+    let ram = block(&list, "ram", 100);
+    let _map = BlockMigration::need_dirty(&ram, ChunkShift::default());
+    clean(&list);
+    let all = [(ram.clone(), 0..u64::MAX)];
+    for newly in [3, 0] {
+        set(&list, &ram, 7, 10);
+        let asked = Asked::default();
+        assert_eq!(sync(&list, &all, &asked, None).unwrap(), newly);
+        assert_eq!(*asked.0.lock().unwrap(), [pages_of(&ram, 7, 10)]);
+    }
+}
+
+#[test]
+fn a_sync_of_a_terabyte_costs_what_is_dirty() {
+    let list = RamList::new();
+    let ram = block(&list, "ram", 1 << 28);
+    let map = BlockMigration::need_dirty(&ram, ChunkShift::default());
+    let all = [(ram.clone(), 0..u64::MAX)];
+    let timed = || {
+        let start = Instant::now();
+        (sync(&list, &all, &NoVcpus, None).unwrap(), start.elapsed())
+    };
+    let (newly, full) = timed();
+    assert_eq!(newly, 1 << 28);
+    (0..1000).for_each(|n| set(&list, &ram, n * 268_000, n * 268_000 + 1));
+    let (newly, few) = timed();
+    println!("1 TiB: all dirty {full:?}, 1,000 pages {few:?}");
+    assert_eq!((newly, map.count()), (0, 1 << 28));
+    assert!(few * 10 < full, "{few:?} for 1,000 pages, {full:?} for all");
+}
