@@ -33,7 +33,8 @@ pub use devices::console::{Captured, Console};
 pub use devices::exit::{ExitBy, GuestExit};
 pub use load::{LoadError, Program, SymbolTable};
 pub use machine::{
-    BuildError, ClockKind, MAX_HARTS, Machine, MachineBuilder, MachineExit, MapFault, RAM_BASE, Ram, Stop, WriteReport,
+    BuildError, ClockKind, MAX_HARTS, Machine, MachineBuilder, MachineExit, Memory, PlugError, PlugSpec, Plugged,
+    RAM_BASE, RamInfo, Stop, UnplugError, WriteReport,
 };
 pub use notdirty_softmmu::{AccessError, GuestPhys, RegionId};
 pub use notdirty_tcg::cpu::CpuState;

@@ -196,6 +196,26 @@ fn a_run_by_instructions_repeats_exactly() {
 }
 
 #[test]
+fn ram_is_plugged_while_the_guest_looks_for_it() {
+    use notdirty::programs::hotplug::finder;
+    let patient = Temp::elf(finder(0x1_0000_0000, i32::MAX));
+    for engine in ENGINES {
+        for after in ["20ms", "insns:100000"] {
+            let plug = format!("2M@0x100000000:{after}");
+            let output = notdirty(&["run", patient.name(), "--engine", engine, "--stats", "--plug", &plug]);
+            assert_eq!(code(&output), 0, "{engine} {after}: {}", stderr(&output));
+            assert!(stderr(&output).contains("RAM plugged          2048 KiB at 0x100000000"), "{}", stderr(&output));
+        }
+    }
+    let late = Temp::elf(finder(0x1_0000_0000, 1000));
+    assert_eq!(code(&notdirty(&["run", late.name(), "--plug", "2M@0x100000000:100s"])), 3, "it gave up");
+    let output = notdirty(&["run", late.name(), "--maxmem", "129M", "--plug", "2M@0x100000000:insns:100"]);
+    assert_eq!(code(&output), 3, "it gave up");
+    assert!(stderr(&output).contains("--plug 2M@0x100000000:insns:100"), "{}", stderr(&output));
+    refused(&["run", late.name(), "--maxmem", "64M"], &["0x4000000", "0x8000000"]);
+}
+
+#[test]
 fn traces_go_to_standard_error_or_to_a_file() {
     let guest = Temp::elf(sieve::sieve(100, 25));
     let log = Temp(Temp::path());

@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use notdirty_tcg::{EngineKind, ICache, JitFlags, TraceMask};
 
+use super::plug::{self, Plug};
 use crate::machine::{ClockKind, DEFAULT_RAM};
 
 /// What to do.
@@ -33,6 +34,8 @@ pub(super) enum Command {
 pub(super) struct Args {
     pub command: Command,
     pub ram_size: u64,
+    pub max_ram: Option<u64>,
+    pub plugs: Vec<Plug>,
     pub harts: usize,
     pub max_insns: Option<u64>,
     pub timeout: Option<Duration>,
@@ -63,6 +66,9 @@ usage: notdirty                       the embedded demo, with a summary
        notdirty smc-test [options]    the suite of self-modifying guests (smc-test --help)
 
   -m SIZE               RAM at 0x80000000: bytes with K, M, G, else MiB (default 128M)
+  --maxmem SIZE         RAM there may ever be, what is plugged included (default: no bound)
+  --plug SIZE@ADDR:AFTER
+                        plug RAM while the guest runs: AFTER is 100ms, 2s, or insns:N; may be given again
   --smp N               harts that run side by side (default 1)
   --load-addr ADDR      FILE is a raw image for this address
   --entry ADDR          start here (default: what the ELF file says; the load address)
@@ -94,6 +100,8 @@ pub(super) fn parse(args: impl IntoIterator<Item = OsString>) -> Result<Request,
     let mut parsed = Args {
         command: Command::Demo,
         ram_size: DEFAULT_RAM,
+        max_ram: None,
+        plugs: Vec::new(),
         harts: 1,
         max_insns: None,
         timeout: None,
@@ -143,6 +151,17 @@ pub(super) fn parse(args: impl IntoIterator<Item = OsString>) -> Result<Request,
                 let value = text()?;
                 parsed.ram_size =
                     size(&value).ok_or_else(|| format!("{shown} {value}: not a size such as 128M or 1G"))?;
+            }
+            "maxmem" => {
+                let value = text()?;
+                let bytes = size(&value).ok_or_else(|| format!("{shown} {value}: not a size such as 128M or 1G"))?;
+                parsed.max_ram = Some(bytes);
+            }
+            "plug" => {
+                let value = text()?;
+                let plug = plug::parse(&value, size, integer);
+                let form = "must be SIZE@ADDR:AFTER, as in 64M@0x100000000:100ms or 1G@0x100000000:insns:5000";
+                parsed.plugs.push(plug.ok_or_else(|| format!("{shown} {value}: {form}"))?);
             }
             "smp" => {
                 let value = number(shown, &text()?)?;
@@ -326,6 +345,13 @@ mod tests {
             ("run a --timeout -1", "--timeout -1"),
             ("run a --timeout nan", "--timeout nan"),
             ("run a --smp many", "--smp many"),
+            ("run a --maxmem much", "--maxmem much"),
+            ("run a --plug 64M", "--plug 64M"),
+            ("run a --plug 64M@0x100000000", "--plug 64M@0x100000000"),
+            ("run a --plug 64M@here:1s", "--plug 64M@here:1s"),
+            ("run a --plug 0M@0:1s", "--plug 0M@0:1s"),
+            ("run a --plug 64M@0:soon", "AFTER"),
+            ("run a --plug 64M@0:insns:x", "AFTER"),
             ("run a --engine fast", "--engine fast"),
             ("run a --clock sun", "--clock sun"),
             ("run a --icache wet", "--icache wet"),
@@ -340,6 +366,24 @@ mod tests {
             let error = args(line).expect_err(line);
             assert!(error.contains(named), "{line}: {error}");
         }
+    }
+
+    #[test]
+    fn ram_may_be_plugged_at_a_time_or_after_instructions_and_more_than_once() {
+        use plug::After;
+        let line =
+            "run a --maxmem 2G --plug 64M@0x100000000:100ms --plug 4K@4096:2s --plug 1G@0x2_0000_0000:insns:1_000";
+        let parsed = args(line).unwrap();
+        assert_eq!(parsed.max_ram, Some(2 << 30));
+        let plugs: Vec<_> = parsed.plugs.iter().map(|p| (p.size, p.addr, p.after)).collect();
+        assert_eq!(
+            plugs,
+            [
+                (64 << 20, 1 << 32, After::Time(Duration::from_millis(100))),
+                (4096, 4096, After::Time(Duration::from_secs(2))),
+                (1 << 30, 2 << 32, After::Insns(1000)),
+            ]
+        );
     }
 
     #[test]

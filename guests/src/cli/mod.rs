@@ -4,6 +4,7 @@
 //!   args.rs     what was asked for, or one line that says what is wrong with it
 //!   mod.rs      runs it: stdin and stdout on the UART, limits, the reason of the end
 //!   disas.rs    `disas`: a listing instead of a run
+//!   plug.rs     `--plug`: RAM that comes while the guest runs
 //!   smc_test.rs `smc-test`: the self-modifying suite, with arguments of its own
 //!   summary.rs  the counters, in words
 //!   trace.rs    where `-d`, `--perf-map` and `--jitdump` go
@@ -13,10 +14,12 @@
 
 mod args;
 mod disas;
+mod plug;
 mod smc_test;
 mod summary;
 mod trace;
 
+use std::fmt::Write as _;
 use std::fs::File;
 use std::io::{self, Write};
 use std::path::PathBuf;
@@ -92,6 +95,7 @@ fn refuse(name: &str, why: &BuildError) -> ExitCode {
     match why {
         BuildError::Load(_)
         | BuildError::RamSize { .. }
+        | BuildError::MaxRam { .. }
         | BuildError::Harts { .. }
         | BuildError::ClockOfHarts { .. }
         | BuildError::Framebuffer(_) => complain(Code::Input, &why.to_string()),
@@ -127,6 +131,9 @@ fn run(args: Args) -> ExitCode {
         .jit_flags(JitFlags { count: demo || args.stats, ..args.jit_flags })
         .console(console.clone())
         .program(program);
+    if let Some(max) = args.max_ram {
+        builder = builder.max_ram(max);
+    }
     if let Some(entry) = args.entry {
         builder = builder.entry(entry);
     }
@@ -146,7 +153,7 @@ fn run(args: Args) -> ExitCode {
     let start = Instant::now();
     // A deadline that no clock can show is none.
     let deadline = args.timeout.and_then(|t| start.checked_add(t));
-    let exit = machine.run(&RunLimits { max_insns: args.max_insns, deadline });
+    let (exit, plugged) = plug::run(&mut machine, &args.plugs, &RunLimits { max_insns: args.max_insns, deadline });
     let elapsed = start.elapsed();
 
     let place = || {
@@ -192,7 +199,13 @@ fn run(args: Args) -> ExitCode {
             code = complain(Code::Host, &format!("{}: {e}", file.display()));
         }
     }
-    let summary = (demo || args.stats).then(|| summary::text(&machine.stats(), elapsed, args.engine));
+    let summary = (demo || args.stats).then(|| {
+        let mut text = summary::text(&machine.stats(), elapsed, args.engine);
+        for line in plugged {
+            let _ = writeln!(text, "  {:<20} {line}", "RAM plugged");
+        }
+        text
+    });
     match summary {
         Some(text) if demo => drop(io::stdout().write_all(text.as_bytes())),
         Some(text) => eprint!("{text}"),

@@ -13,7 +13,7 @@ use notdirty_core::{RamBlock, RamBlockSpec, RamList};
 use notdirty_softmmu::{AddressSpace, GuestPhys, MapError, MmioDevice, RegionId, VcpuPort};
 use notdirty_tcg::clock::Clock;
 
-use super::BuildError;
+use super::{BuildError, Memory};
 use crate::devices::{Aclint, Console, ExitLatch, Finisher, Framebuffer, Htif, Uart};
 use crate::load::SymbolTable;
 
@@ -34,6 +34,7 @@ const OVERLAY: i32 = 10;
 pub(super) struct Board {
     pub space: Arc<AddressSpace>,
     pub ram: Arc<RamBlock>,
+    pub memory: Memory,
     pub latch: Arc<ExitLatch>,
     pub console: Arc<Console>,
     uart: Arc<Uart>,
@@ -44,7 +45,7 @@ pub(super) struct Board {
 
 impl Board {
     /// RAM, UART and finisher. The CLINT comes with the harts, HTIF with a program that has it.
-    pub fn new(ram_size: u64, console: Arc<Console>) -> Result<Board, BuildError> {
+    pub fn new(ram_size: u64, max_ram: u64, console: Arc<Console>) -> Result<Board, BuildError> {
         let list = Arc::new(RamList::new());
         let ram = list.add(RamBlockSpec::new("ram", ram_size).near(NEAR))?;
         let space = AddressSpace::new(list);
@@ -53,7 +54,8 @@ impl Board {
         space.map_ram(GuestPhys::new(RAM_BASE), &ram, 0, ram_size, PLAIN)?;
         space.map_mmio(GuestPhys::new(FINISHER), Finisher::LEN, Arc::new(Finisher::new(latch.clone())), PLAIN)?;
         space.map_mmio(GuestPhys::new(UART), Uart::LEN, uart.clone(), PLAIN)?;
-        Ok(Board { space, ram, latch, console, uart, aclint: None, framebuffer: None, htif: Vec::new() })
+        let memory = Memory::new(space.clone(), ram.clone(), max_ram);
+        Ok(Board { space, ram, memory, latch, console, uart, aclint: None, framebuffer: None, htif: Vec::new() })
     }
 
     /// Connects the harts, hart 0 first: their interrupts, and that the guest's end stops them.

@@ -54,6 +54,14 @@ pub enum BuildError {
         /// The number asked for.
         harts: usize,
     },
+    /// The machine's RAM is more than it may ever have.
+    #[error("RAM size {size:#x} is over the maximum {max:#x}")]
+    MaxRam {
+        /// The size asked for.
+        size: u64,
+        /// The maximum asked for.
+        max: u64,
+    },
     /// The entry point has no RAM under it, or is odd.
     #[error("entry {entry:#x} is not an even address in RAM {:#x}..{:#x}", ram.start, ram.end)]
     Entry {
@@ -83,6 +91,7 @@ pub enum BuildError {
 pub struct MachineBuilder {
     ram_size: u64,
     harts: usize,
+    max_ram: u64,
     engine: EngineKind,
     clock: ClockKind,
     jit_flags: JitFlags,
@@ -100,6 +109,7 @@ impl Default for MachineBuilder {
         MachineBuilder {
             ram_size: DEFAULT_RAM,
             harts: 1,
+            max_ram: u64::MAX,
             engine: EngineKind::default(),
             clock: ClockKind::default(),
             jit_flags: JitFlags::default(),
@@ -125,6 +135,12 @@ impl MachineBuilder {
     /// their numbers in a0.
     pub fn harts(mut self, harts: usize) -> Self {
         self.harts = harts;
+        self
+    }
+
+    /// Bytes of RAM there may ever be, what is plugged later included; no bound unless said.
+    pub fn max_ram(mut self, bytes: u64) -> Self {
+        self.max_ram = bytes;
         self
     }
 
@@ -193,6 +209,9 @@ impl MachineBuilder {
         if self.ram_size == 0 || !self.ram_size.is_multiple_of(PAGE_SIZE) || self.ram_size > PHYS_END - RAM_BASE {
             return Err(BuildError::RamSize { size: self.ram_size });
         }
+        if self.ram_size > self.max_ram {
+            return Err(BuildError::MaxRam { size: self.ram_size, max: self.max_ram });
+        }
         if !(1..=MAX_HARTS).contains(&self.harts) {
             return Err(BuildError::Harts { harts: self.harts });
         }
@@ -200,7 +219,7 @@ impl MachineBuilder {
             return Err(BuildError::ClockOfHarts { harts: self.harts });
         }
         let console = self.console.unwrap_or_else(|| Console::new(Box::new(io::sink())));
-        let mut board = Board::new(self.ram_size, console)?;
+        let mut board = Board::new(self.ram_size, self.max_ram, console)?;
         let screen = self.framebuffer.map(|(width, height)| Framebuffer::attach(&board.space, width, height));
         board.framebuffer = screen.transpose()?;
         let clock = Arc::new(match self.clock {

@@ -12,10 +12,10 @@
 
 mod board;
 mod builder;
+mod memory;
 
 use std::sync::{Arc, PoisonError, RwLock};
 
-use notdirty_core::{RamBlock, RamBlockSpec, RamError};
 use notdirty_softmmu::{AccessError, AddressSpace, GuestPhys, MapError, RegionId, VcpuPort};
 use notdirty_tcg::clock::Clock;
 use notdirty_tcg::cpu::CpuState;
@@ -24,6 +24,7 @@ use notdirty_tcg::{Harts, JitFlags, RunLimits, Vcpu, VcpuExit, VcpuStats};
 
 pub use board::RAM_BASE;
 pub use builder::{BuildError, ClockKind, DEFAULT_RAM, MAX_HARTS, MachineBuilder};
+pub use memory::{Memory, PlugError, PlugSpec, Plugged, RamInfo, UnplugError};
 
 use crate::devices::{Console, Framebuffer, GuestExit};
 use crate::load::{self, Program, SymbolTable};
@@ -52,32 +53,6 @@ pub enum MachineExit {
 pub struct WriteReport {
     /// Translations dropped.
     pub tbs_killed: usize,
-}
-
-/// More RAM that is not there.
-#[derive(Debug, thiserror::Error)]
-#[non_exhaustive]
-pub enum MapFault {
-    /// The host gives none, or the size is odd.
-    #[error(transparent)]
-    Ram(#[from] RamError),
-    /// It does not fit on the bus.
-    #[error(transparent)]
-    Map(#[from] MapError),
-}
-
-/// RAM that was added at run time.
-#[derive(Debug, Clone)]
-pub struct Ram {
-    block: Arc<RamBlock>,
-    region: RegionId,
-}
-
-impl Ram {
-    /// Its place on the bus, to unmap it.
-    pub fn region(&self) -> RegionId {
-        self.region
-    }
 }
 
 /// Stops a running machine from another thread.
@@ -200,17 +175,21 @@ impl Machine {
         self.board.space.read(GuestPhys::new(addr), into)
     }
 
+    /// The machine's memory, to change it from any thread while the machine runs.
+    pub fn memory(&self) -> Memory {
+        self.board.memory.clone()
+    }
+
     /// Adds RAM at `base`.
-    pub fn add_ram(&mut self, name: &str, base: u64, size: u64) -> Result<Ram, MapFault> {
-        let block = self.board.space.ram().add(RamBlockSpec::new(name, size))?;
-        let region = self.board.space.map_ram(GuestPhys::new(base), &block, 0, size, 0)?;
+    pub fn add_ram(&mut self, name: &str, base: u64, size: u64) -> Result<Plugged, PlugError> {
+        let plugged = self.board.memory.plug(name, base, size, PlugSpec::default())?;
         self.serve();
-        Ok(Ram { block, region })
+        Ok(plugged)
     }
 
     /// Shows added RAM at a second address.
-    pub fn map_again(&mut self, ram: &Ram, base: u64) -> Result<RegionId, MapError> {
-        let region = self.board.space.map_ram(GuestPhys::new(base), &ram.block, 0, ram.block.used_length(), 0)?;
+    pub fn map_again(&mut self, ram: &Plugged, base: u64) -> Result<RegionId, PlugError> {
+        let region = self.board.memory.map_again(ram, base)?;
         self.serve();
         Ok(region)
     }

@@ -10,6 +10,7 @@ mod asm;
 pub mod basic;
 pub mod demo;
 pub mod draw;
+pub mod hotplug;
 pub mod minijit;
 pub mod sieve;
 pub mod smc;

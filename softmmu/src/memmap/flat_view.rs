@@ -168,6 +168,12 @@ impl FlatView {
             .take_while(move |range| range.start <= last)
     }
 
+    /// The first address in `[start, last]` where something is, if there is one.
+    pub fn first_in(&self, start: GuestPhys, last: GuestPhys) -> Option<GuestPhys> {
+        let range = self.overlapping(start.get(), last.get()).next()?;
+        Some(GuestPhys::new(range.start.max(start.get())))
+    }
+
     /// All ranges: first address, last address (inclusive) and what is there, in order.
     pub fn ranges(&self) -> impl Iterator<Item = (GuestPhys, GuestPhys, Resolved<'_>)> {
         self.chunks.iter().flat_map(|chunk| chunk.iter()).map(|range| {

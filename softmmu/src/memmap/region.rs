@@ -6,7 +6,9 @@
 use super::flat_view::{FlatRange, What};
 use crate::addr::GuestPhys;
 use notdirty_core::RamBlock;
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::hash_map::Entry;
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::sync::Arc;
 
 /// How deep aliases of aliases are followed; past it an alias shows nothing. Keeps cycles finite.
 const ALIAS_DEPTH: u32 = 4;
@@ -53,6 +55,14 @@ pub enum MapError {
         /// The offset in the block, or the alias's target.
         target: u64,
     },
+    /// To take this mapping away would leave another of the same block.
+    #[error("RAM block {block} is mapped {times} times")]
+    MappedAgain {
+        /// The block's idstr.
+        block: String,
+        /// How often.
+        times: usize,
+    },
     /// No such region (any more).
     #[error("{0:?} is not mapped")]
     UnknownRegion(RegionId),
@@ -80,12 +90,19 @@ pub(crate) struct RegionTree {
     by_class: BTreeSet<(u32, u64, RegionId)>,
     in_class: [u32; 64],
     aliases: BTreeSet<RegionId>,
+    /// How often each block is mapped, by its address; a region holds its block, so no other can come to lie there.
+    mapped: HashMap<usize, usize>,
     next: u64,
 }
 
 /// Every region of class k is at most `2^(k+1)` bytes long.
 fn class(region: &Region) -> u32 {
     ((region.last - region.base) | 1).ilog2()
+}
+
+/// A block's address: two blocks that live at the same time have two.
+fn name_of(block: &Arc<RamBlock>) -> usize {
+    Arc::as_ptr(block).addr()
 }
 
 fn intersect(a: (u64, u64), b: (u64, u64)) -> Option<(u64, u64)> {
@@ -101,6 +118,7 @@ impl RegionTree {
             by_class: BTreeSet::new(),
             in_class: [0; 64],
             aliases: BTreeSet::new(),
+            mapped: HashMap::new(),
             next: 0,
         }
     }
@@ -112,8 +130,10 @@ impl RegionTree {
         let class = class(&region);
         self.by_class.insert((class, region.base, id));
         self.in_class[class as usize] += 1;
-        if matches!(region.kind, Kind::Alias { .. }) {
-            self.aliases.insert(id);
+        match &region.kind {
+            Kind::Alias { .. } => drop(self.aliases.insert(id)),
+            Kind::Plain(What::Ram { block, .. }) => *self.mapped.entry(name_of(block)).or_default() += 1,
+            Kind::Plain(What::Mmio { .. }) => {}
         }
         let changed = (region.base, region.last);
         self.regions.insert(id, region);
@@ -126,7 +146,18 @@ impl RegionTree {
         let class = class(&region);
         self.by_class.remove(&(class, region.base, id));
         self.in_class[class as usize] -= 1;
-        self.aliases.remove(&id);
+        match &region.kind {
+            Kind::Alias { .. } => drop(self.aliases.remove(&id)),
+            Kind::Plain(What::Ram { block, .. }) => {
+                if let Entry::Occupied(mut times) = self.mapped.entry(name_of(block)) {
+                    *times.get_mut() -= 1;
+                    if *times.get() == 0 {
+                        times.remove();
+                    }
+                }
+            }
+            Kind::Plain(What::Mmio { .. }) => {}
+        }
         Ok(self.shown_at((region.base, region.last)))
     }
 
@@ -157,6 +188,21 @@ impl RegionTree {
     /// Where a region starts.
     pub(crate) fn base_of(&self, id: RegionId) -> Result<GuestPhys, MapError> {
         self.regions.get(&id).map(|region| GuestPhys::new(region.base)).ok_or(MapError::UnknownRegion(id))
+    }
+
+    /// Refuses if the region's block is mapped a second time.
+    pub(crate) fn is_only_mapping(&self, id: RegionId) -> Result<(), MapError> {
+        let region = self.regions.get(&id).ok_or(MapError::UnknownRegion(id))?;
+        let Kind::Plain(What::Ram { block, .. }) = &region.kind else { return Ok(()) };
+        match self.times_mapped(block) {
+            0 | 1 => Ok(()),
+            times => Err(MapError::MappedAgain { block: block.idstr().to_owned(), times }),
+        }
+    }
+
+    /// How many regions map the block.
+    pub(crate) fn times_mapped(&self, block: &Arc<RamBlock>) -> usize {
+        self.mapped.get(&name_of(block)).copied().unwrap_or(0)
     }
 
     /// The interval, and every alias that shows a part of it, directly or through another.

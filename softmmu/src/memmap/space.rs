@@ -180,10 +180,19 @@ impl AddressSpace {
     /// alive so long (RAM-1). The result can be waited for: when it is served, no vCPU reaches that memory any more.
     #[must_use = "until it is served, a vCPU may touch that memory"]
     pub fn unmap_posted(&self, id: RegionId) -> Result<Pending, MapError> {
+        self.unmap_if(id, |_| Ok(()))
+    }
+
+    fn unmap_if(
+        &self,
+        id: RegionId,
+        may: impl FnOnce(&RegionTree) -> Result<(), MapError>,
+    ) -> Result<Pending, MapError> {
         // As in `map`.
         let (_guard, _retired);
         _guard = pin();
         let mut tree = self.tree();
+        may(&tree)?;
         let changed = tree.remove(id)?;
         let pending;
         (_retired, pending) = self.publish(&tree, changed);
@@ -224,6 +233,17 @@ impl AddressSpace {
         let pending;
         (_retired, pending) = self.publish(&tree, changed);
         Ok(pending)
+    }
+
+    /// As `unmap_posted`, for who is about to remove the block: refuses while another region maps it too. An alias that
+    /// shows the place does not count, it shows a hole from then on.
+    pub fn unmap_last(&self, id: RegionId) -> Result<Pending, MapError> {
+        self.unmap_if(id, |tree| tree.is_only_mapping(id))
+    }
+
+    /// How many regions map the block.
+    pub fn times_mapped(&self, block: &Arc<RamBlock>) -> usize {
+        self.tree().times_mapped(block)
     }
 
     /// Renders what changed, publishes, then tells the vCPUs; under the tree's lock, so that views do not overtake.

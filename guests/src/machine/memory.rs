@@ -1,0 +1,324 @@
+//! The machine's memory as a handle for other threads: read, write, plug, unplug, resize while vCPUs run.
+//!
+//! ```text
+//!   plug     limit? place free? ─▶ RamList::add ─▶ map (vCPUs take the view at their next safe point)
+//!   unplug   Here ─▶ Leaving: mapped once? unmap ─▶ every vCPU has answered ─▶ RamList::remove ─▶ gone
+//!              ▲                                         │ time ran out
+//!              └──────────── map again ◀─────────────────┘
+//! ```
+//!
+//! Keeps the caller's part of RAM-1: a block leaves the list only when no vCPU has an entry, a translation or a view of
+//! it. What else may hold it (a host access in flight, a harvest) holds its ram_addr too, and with that its dirty bits
+//! and code lines: the next block there finds nothing of it.
+//!
+//! No lock is held while `unplug` waits, so a device may plug on a vCPU's thread. It cannot unplug there: the vCPU that
+//! waits for itself runs into the time limit.
+
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::time::Duration;
+
+use notdirty_core::{PageRange, RamBlock, RamBlockSpec, RamError};
+use notdirty_softmmu::{AccessError, AddressSpace, GuestPhys, MapError, RegionId, Request};
+
+use super::RAM_BASE;
+
+/// RAM that cannot be plugged. Nothing was changed.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum PlugError {
+    /// The machine was built for less.
+    #[error("{asked:#x} more bytes of RAM: the machine has {present:#x} and may have {max:#x}")]
+    Limit {
+        /// Bytes that were to come.
+        asked: u64,
+        /// Bytes there are.
+        present: u64,
+        /// Bytes there may be.
+        max: u64,
+    },
+    /// Something is there already.
+    #[error("{size:#x} bytes of RAM at {base}: something is at {at}")]
+    Taken {
+        /// Where the RAM was to be.
+        base: GuestPhys,
+        /// How much.
+        size: u64,
+        /// The first address that is taken.
+        at: GuestPhys,
+    },
+    /// The RAM is not, or no longer, plugged in this machine, or about to leave it.
+    #[error("the RAM is not plugged")]
+    NotPlugged,
+    /// The host gives none, or the size is odd.
+    #[error(transparent)]
+    Ram(#[from] RamError),
+    /// It does not fit on the bus.
+    #[error(transparent)]
+    Map(#[from] MapError),
+}
+
+/// RAM that stays: after one of these it is where it was.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum UnplugError {
+    /// The RAM is not, or no longer, plugged in this machine.
+    #[error("the RAM is not plugged")]
+    NotPlugged,
+    /// It is mapped at a second address, or somebody else unplugs or resizes it at this moment.
+    #[error("the RAM is in use: mapped elsewhere, or being unplugged or resized")]
+    Busy,
+    /// A vCPU did not come to a safe point. Some vCPUs may have seen a hole for a while.
+    #[error("a vCPU did not let go of the RAM in time")]
+    Timeout,
+}
+
+/// What plugged RAM is like, where it is not like the rest.
+#[derive(Debug, Clone, Copy, Default)]
+#[must_use = "a spec is nothing until it is given to Memory::plug"]
+pub struct PlugSpec {
+    max_size: Option<u64>,
+    shared: bool,
+}
+
+impl PlugSpec {
+    /// Reserves room to grow to this size; without this, just the size.
+    pub fn max_size(mut self, bytes: u64) -> Self {
+        self.max_size = Some(bytes);
+        self
+    }
+
+    /// Backed by a memfd.
+    pub fn shared(mut self, on: bool) -> Self {
+        self.shared = on;
+        self
+    }
+}
+
+/// Names RAM that was plugged. It keeps nothing alive; a copy is as good as the original.
+#[derive(Debug, Clone)]
+pub struct Plugged {
+    base: u64,
+    /// Its address is not used again as long as this lives, so it is a name that nobody else gets.
+    block: Weak<RamBlock>,
+}
+
+impl Plugged {
+    /// Where it is.
+    pub fn base(&self) -> GuestPhys {
+        GuestPhys::new(self.base)
+    }
+}
+
+/// RAM of a machine, as it was when somebody asked.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct RamInfo {
+    /// The block's name.
+    pub name: String,
+    /// Where the guest sees it.
+    pub base: GuestPhys,
+    /// How much.
+    pub size: u64,
+    /// How large it may become.
+    pub max_size: u64,
+    /// Where its pages are counted in dirty memory.
+    pub offset: notdirty_core::RamAddr,
+}
+
+impl RamInfo {
+    fn of(base: u64, block: &RamBlock) -> RamInfo {
+        RamInfo {
+            name: block.idstr().to_owned(),
+            base: GuestPhys::new(base),
+            size: block.used_length(),
+            max_size: block.max_length(),
+            offset: block.offset(),
+        }
+    }
+}
+
+/// A plugged block and its place.
+struct Dimm {
+    block: Arc<RamBlock>,
+    region: RegionId,
+    /// Somebody works on it without the lock.
+    busy: bool,
+}
+
+/// All that is plugged.
+#[derive(Default)]
+struct Dimms {
+    by_base: BTreeMap<u64, Dimm>,
+    /// The sum of their sizes: ten thousand blocks are not added up for each new one.
+    bytes: u64,
+}
+
+struct Shared {
+    space: Arc<AddressSpace>,
+    boot: Arc<RamBlock>,
+    max: u64,
+    dimms: Mutex<Dimms>,
+}
+
+/// A machine's memory, for any thread, while the machine runs or stands still.
+///
+/// ```
+/// use notdirty::{Machine, PlugSpec};
+/// use std::time::Duration;
+///
+/// let machine = Machine::builder().max_ram(1 << 30).build()?;
+/// let memory = machine.memory();
+/// let dimm = memory.plug("dimm0", 0x1_0000_0000, 64 << 20, PlugSpec::default())?;
+/// memory.write(0x1_0000_0000, b"hello")?;
+/// assert!(memory.plug("dimm1", 0x1_0000_1000, 4096, PlugSpec::default()).is_err(), "something is there");
+/// memory.unplug(&dimm, Duration::from_secs(1))?;
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
+#[derive(Clone)]
+pub struct Memory(Arc<Shared>);
+
+// Handed to timers, device threads and embedders.
+const _: () = {
+    const fn shared<T: Clone + Send + Sync>() {}
+    shared::<Memory>();
+};
+
+impl Memory {
+    /// Of a machine with this boot RAM, which may have `max` bytes in all.
+    pub(super) fn new(space: Arc<AddressSpace>, boot: Arc<RamBlock>, max: u64) -> Memory {
+        Memory(Arc::new(Shared { space, boot, max, dimms: Mutex::default() }))
+    }
+
+    fn dimms(&self) -> MutexGuard<'_, Dimms> {
+        // Nothing panics between a change of the table and that of the sum.
+        self.0.dimms.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Reads guest memory.
+    pub fn read(&self, addr: u64, into: &mut [u8]) -> Result<(), AccessError> {
+        self.0.space.read(GuestPhys::new(addr), into)
+    }
+
+    /// Writes guest memory, as a device would by DMA: the bytes, then the dirty marks and the word to every vCPU to
+    /// drop code that lay there. A vCPU hears of it at its next safe point, or `fence.i`.
+    pub fn write(&self, addr: u64, from: &[u8]) -> Result<(), AccessError> {
+        self.0.space.write(GuestPhys::new(addr), from)
+    }
+
+    /// The RAM there is, boot RAM first.
+    pub fn blocks(&self) -> Vec<RamInfo> {
+        let boot = RamInfo::of(RAM_BASE, &self.0.boot);
+        std::iter::once(boot)
+            .chain(self.dimms().by_base.iter().map(|(base, dimm)| RamInfo::of(*base, &dimm.block)))
+            .collect()
+    }
+
+    /// Bytes of RAM that there may be, boot RAM included.
+    pub fn max_ram(&self) -> u64 {
+        self.0.max
+    }
+
+    /// Puts `size` bytes of zeroed RAM at `base`, where nothing may be. Every vCPU sees them from its next safe point.
+    pub fn plug(&self, name: &str, base: u64, size: u64, spec: PlugSpec) -> Result<Plugged, PlugError> {
+        let space = &self.0.space;
+        let mut dimms = self.dimms();
+        self.may_grow(&dimms, size)?;
+        self.is_free(&dimms, base, size)?;
+        let mut block = RamBlockSpec::new(name, size).shared(spec.shared);
+        if let Some(max) = spec.max_size {
+            block = block.max_length(max);
+        }
+        let block = space.ram().add(block)?;
+        let region = match space.map_ram(GuestPhys::new(base), &block, 0, size, 0) {
+            Ok(region) => region,
+            Err(e) => {
+                // It was in the list a moment ago, and nobody else has it.
+                let _ = space.ram().remove(&block);
+                return Err(e.into());
+            }
+        };
+        let plugged = Plugged { base, block: Arc::downgrade(&block) };
+        dimms.bytes += size;
+        dimms.by_base.insert(base, Dimm { block, region, busy: false });
+        Ok(plugged)
+    }
+
+    /// Takes RAM away: from then on the guest gets access faults there, and the memory goes back to the host. Waits until
+    /// every vCPU has let go, at most `timeout`; a vCPU that is not running does not hold it. On an error the RAM stays.
+    pub fn unplug(&self, plugged: &Plugged, timeout: Duration) -> Result<(), UnplugError> {
+        let space = &self.0.space;
+        let (block, pending) = {
+            let mut dimms = self.dimms();
+            let dimm = dimms.find(plugged).ok_or(UnplugError::NotPlugged)?;
+            if dimm.busy {
+                return Err(UnplugError::Busy);
+            }
+            let pending = match space.unmap_last(dimm.region) {
+                Ok(pending) => pending,
+                // Somebody took the region away by itself. Whoever answers what is posted now has acted on that, too.
+                Err(MapError::UnknownRegion(_)) if space.times_mapped(&dimm.block) == 0 => {
+                    space.vcpus().post_all(Request::Rearm(PageRange::of_bytes(dimm.block.offset(), 0)))
+                }
+                Err(_) => return Err(UnplugError::Busy),
+            };
+            dimm.busy = true;
+            (dimm.block.clone(), pending)
+        };
+        let let_go = pending.wait(Some(timeout));
+        let mut dimms = self.dimms();
+        // Nobody takes out what is busy.
+        let dimm = dimms.find(plugged).ok_or(UnplugError::NotPlugged)?;
+        dimm.busy = false;
+        if !let_go {
+            // It fitted a moment ago. If it does not now, the next `unplug` finds the region gone and goes on.
+            if let Ok(region) = space.map_ram(plugged.base(), &block, 0, block.used_length(), 0) {
+                dimm.region = region;
+            }
+            return Err(UnplugError::Timeout);
+        }
+        dimms.by_base.remove(&plugged.base);
+        dimms.bytes -= block.used_length();
+        space.ram().remove(&block).map_err(|_| UnplugError::NotPlugged)
+    }
+
+    /// Shows plugged RAM at a second address. It cannot be unplugged until that is unmapped.
+    pub(super) fn map_again(&self, plugged: &Plugged, base: u64) -> Result<RegionId, PlugError> {
+        let mut dimms = self.dimms();
+        let dimm = dimms.find(plugged).filter(|dimm| !dimm.busy).ok_or(PlugError::NotPlugged)?;
+        let size = dimm.block.used_length();
+        Ok(self.0.space.map_ram(GuestPhys::new(base), &dimm.block, 0, size, 0)?)
+    }
+
+    fn may_grow(&self, dimms: &Dimms, asked: u64) -> Result<(), PlugError> {
+        let present = self.0.boot.used_length() + dimms.bytes;
+        match present.checked_add(asked) {
+            Some(sum) if sum <= self.0.max => Ok(()),
+            _ => Err(PlugError::Limit { asked, present, max: self.0.max }),
+        }
+    }
+
+    /// Is nothing in the `size` bytes from `base`? The place of RAM that is about to leave is taken: it may come back.
+    fn is_free(&self, dimms: &Dimms, base: u64, size: u64) -> Result<(), PlugError> {
+        // None, or too many: refused by whoever is asked for them.
+        let Some(last) = size.checked_sub(1).and_then(|more| base.checked_add(more)) else { return Ok(()) };
+        let leaving = dimms
+            .by_base
+            .range(..=last)
+            .next_back()
+            .filter(|(at, dimm)| dimm.busy && **at + (dimm.block.used_length() - 1) >= base);
+        let leaving = leaving.map(|(at, _)| GuestPhys::new(base.max(*at)));
+        let base = GuestPhys::new(base);
+        match leaving.or_else(|| self.0.space.snapshot().first_in(base, GuestPhys::new(last))) {
+            Some(at) => Err(PlugError::Taken { base, size, at }),
+            None => Ok(()),
+        }
+    }
+}
+
+impl Dimms {
+    /// The RAM that `plugged` names, if it is there.
+    fn find(&mut self, plugged: &Plugged) -> Option<&mut Dimm> {
+        let dimm = self.by_base.get_mut(&plugged.base)?;
+        std::ptr::eq(Arc::as_ptr(&dimm.block), plugged.block.as_ptr()).then_some(dimm)
+    }
+}
