@@ -351,3 +351,44 @@ fn another_back_end_is_behind_the_same_face() {
     drop((log, second));
     assert!(!told.running.load(Ordering::Relaxed));
 }
+
+/// A block of twice the pages that are used, and a log of all of it.
+fn resizable(w: &World) -> (Arc<RamBlock>, DirtyLog) {
+    let spec = RamBlockSpec::new("resizable", PAGES * PAGE_SIZE).max_length(2 * PAGES * PAGE_SIZE);
+    let block = w.list.add(spec.resizable(true)).unwrap();
+    let log = w.log(LogScope::blocks([&block])).unwrap();
+    (block, log)
+}
+
+#[test]
+fn pages_that_a_block_grows_by_are_reported_once_and_logged_from_then_on() {
+    let w = World::new();
+    let (block, log) = resizable(&w);
+    w.write(&block, 3);
+    assert_eq!(pages(log.sync(None).unwrap(), &block), [3]);
+    w.list.resize(&block, 2 * PAGES * PAGE_SIZE).unwrap();
+    let grown = pages(log.sync(None).unwrap(), &block);
+    assert!((PAGES..2 * PAGES).all(|page| grown.contains(&page)), "all that is new");
+    assert_eq!(log.sync(None).unwrap().count(), 0);
+    w.write(&block, 2 * PAGES - 1);
+    assert_eq!(pages(log.sync(None).unwrap(), &block), [2 * PAGES - 1]);
+}
+
+#[test]
+fn pages_that_a_block_shrinks_by_are_not_reported_and_not_listened_to() {
+    let w = World::new();
+    let (block, log) = resizable(&w);
+    w.write(&block, 3);
+    w.write(&block, PAGES - 1);
+    let harvest = log.sync(None).unwrap();
+    w.list.resize(&block, PAGES / 2 * PAGE_SIZE).unwrap();
+    drop(harvest);
+    let left = pages(log.sync(None).unwrap(), &block);
+    assert!(left.contains(&3) && left.iter().all(|page| *page < PAGES / 2), "{left:?}");
+    assert!((PAGES / 2..2 * PAGES).all(|page| !w.listens(&block, page)));
+    w.list.resize(&block, PAGES * PAGE_SIZE).unwrap();
+    let back = pages(log.sync(None).unwrap(), &block);
+    assert!((PAGES / 2..PAGES).all(|page| back.contains(&page)), "what comes back may be other bytes");
+    drop(log);
+    assert!((0..2 * PAGES).all(|page| !w.listens(&block, page)));
+}

@@ -18,8 +18,8 @@
 //! - plugged: all its bits are set; a log of all RAM reports it whole with the next sync. Others do not see it.
 //! - unplugged: it leaves the log, and what was dirty in it is no longer reported; a harvest with pages of it keeps it
 //!   alive. A new block at its addresses is not logged by who logged the old one.
-//! - grown: the new pages' bits are set (the list sees to that), so the next sync reports them. Shrunk: they are not
-//!   reported any more.
+//! - grown: its bits are set (the list sees to that), so the next sync reports what is new, and the rest once more. Shrunk:
+//!   what is cut off is not reported any more, and its bits are set; if it comes back, it is new.
 //!
 //! Locks: the registry before `users` before a `Pending`; none of them while waiting for vCPUs (SAFE-1).
 
