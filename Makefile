@@ -2,7 +2,8 @@
 #
 #   make test          deps, guest programs, lints, all tests, loom models, conformance where a corpus is at hand
 #   make test-deep     the same tests in release with many more random programs (NOTDIRTY_PROGRAMS=n)
-#   make bench         our JIT beside QEMU and Unicorn; ROW=name for one row or group, RUNS=n, JSON=1 for a machine
+#   make bench         our JIT beside QEMU and Unicorn, the dirty memory beside what others do; ROW=name for one row or
+#                      group (ROW=dirty: the second table), RUNS=n, JSON=1 for a machine: one object a table
 #   make bench-flags what each of the JIT's switches is worth; ROW=name, RUNS=n
 #   make conformance   CORPUS=dir: every ELF in dir on both engines (default ../corpora/{riscv-tests,programs})
 #   make guests        the C guest programs, into guests/programs/build
@@ -64,6 +65,7 @@ bench:
 	$(MAKE) --no-print-directory guests
 	$(CARGO) build --release $(CARGO_FLAGS) -p notdirty
 	$(CARGO) run --release $(CARGO_FLAGS) -p notdirty-benches --bin side_by_side -- $(if $(ROW),ROW=$(ROW)) $(if $(RUNS),RUNS=$(RUNS)) $(if $(JSON),--json)
+	$(CARGO) run --release $(CARGO_FLAGS) -p notdirty-benches --bin dirty -- $(if $(ROW),ROW=$(ROW)) $(if $(RUNS),RUNS=$(RUNS)) $(if $(JSON),--json)
 
 unicorn: guests
 	.ci/deps unicorn

@@ -12,10 +12,13 @@
 //!  stats.rs     medians of times, medians of ratios within a pair, geometric means
 //!    │
 //!  report.rs    one table, or JSON; host.rs has the facts for its header
+//!
+//!  dirty/       the second table: the dirty memory and what it is held against, in one process, round after round
 //! ```
 //!
 //! Absent on purpose: stored baselines. A figure stands beside its peer's from the same minutes or it is not a figure.
 
+pub mod dirty;
 pub mod host;
 pub mod line;
 pub mod pairing;

@@ -15,6 +15,11 @@ pub struct Measured {
     pub runs: Vec<Result<Vec<Run>, String>>,
 }
 
+/// Who comes when: forwards in even rounds, backwards in odd ones.
+pub fn order(round: usize, count: usize) -> Vec<usize> {
+    if round.is_multiple_of(2) { (0..count).collect() } else { (0..count).rev().collect() }
+}
+
 /// Runs `row` on every rival, `rounds` times.
 pub fn measure(row: Row, elf: &Path, rivals: &[Rival], rounds: usize, perf: bool) -> Measured {
     let mut runs: Vec<Result<Vec<Run>, String>> = rivals
@@ -22,9 +27,7 @@ pub fn measure(row: Row, elf: &Path, rivals: &[Rival], rounds: usize, perf: bool
         .map(|rival| if row.traps && !rival.takes_traps { Err("n/a: takes no traps".into()) } else { Ok(Vec::new()) })
         .collect();
     for round in 0..rounds {
-        let order: Vec<usize> =
-            if round % 2 == 0 { (0..rivals.len()).collect() } else { (0..rivals.len()).rev().collect() };
-        for index in order {
+        for index in order(round, rivals.len()) {
             let Ok(done) = &mut runs[index] else { continue };
             match rivals[index].run(elf, perf) {
                 Ok(run) => done.push(run),

@@ -225,7 +225,7 @@ impl Report {
 }
 
 /// A JSON string.
-fn quote(text: &str) -> String {
+pub fn quote(text: &str) -> String {
     let mut quoted = String::from("\"");
     for c in text.chars() {
         match c {

@@ -1,10 +1,11 @@
-//! `make bench`: every row on every contender that is here, one table.
+//! `make bench`, the first table: every row on every contender that is here, one table.
 //!
 //!   side_by_side [ROW=name|group|prefix]... [RUNS=n] [--quick] [--json]
 
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
+use notdirty_benches::dirty;
 use notdirty_benches::host::{self, Host};
 use notdirty_benches::pairing;
 use notdirty_benches::report::Report;
@@ -38,12 +39,15 @@ fn main() -> ExitCode {
 
 fn options(args: impl Iterator<Item = String>) -> Result<Options, String> {
     let mut options = Options { rows: Vec::new(), rounds: 3, quick: false, json: false };
+    let mut asked = false;
     for arg in args {
         match arg.split_once('=') {
             Some(("ROW", words)) => {
+                asked = true;
                 for word in words.split(',') {
                     let rows = pick(word);
-                    if rows.is_empty() {
+                    // The word may be for the other table, which gets the same ones.
+                    if rows.is_empty() && dirty::pick(word).is_empty() {
                         let names: Vec<&str> = ROWS.iter().map(|row| row.name).collect();
                         return Err(format!("no row {word}; there are {}", names.join(", ")));
                     }
@@ -58,13 +62,16 @@ fn options(args: impl Iterator<Item = String>) -> Result<Options, String> {
             _ => return Err(format!("{arg}: not an option (ROW=name RUNS=n --quick --json)")),
         }
     }
-    if options.rows.is_empty() {
+    if !asked {
         options.rows = ROWS.to_vec();
     }
     Ok(options)
 }
 
 fn run(options: &Options) -> Result<(), String> {
+    if options.rows.is_empty() {
+        return Ok(());
+    }
     let build = if options.quick { "quick" } else { "full" };
     let programs = Path::new(env!("CARGO_MANIFEST_DIR")).join("../guests/programs/build").join(build);
     // The other binaries of this build lie beside this one.
