@@ -136,6 +136,10 @@ fn maps_that_cannot_be_are_refused_with_the_numbers() {
     let beyond = MapError::BeyondBlock { block: "ram".into(), off: 0x1000, len: 0x4000, used: 0x4000 };
     assert_eq!(space.map_ram(pa(0), &block, 0x1000, 0x4000, 0), Err(beyond));
     assert!(space.map_ram(pa(0), &block, u64::MAX, 2, 0).is_err());
+    let alien = RamList::new().add(RamBlockSpec::new("alien", PAGE_SIZE)).unwrap();
+    let other = MapError::OtherList { block: "alien".into() };
+    assert_eq!(space.map_ram(pa(0), &alien, 0, PAGE_SIZE, 0), Err(other.clone()));
+    assert_eq!(space.map_rom(pa(0), &alien, 0, PAGE_SIZE, 0), Err(other));
     let crooked = MapError::Misaligned { base: pa(0x800), target: 0 };
     assert_eq!(space.map_ram(pa(0x800), &block, 0, 0x1000, 0), Err(crooked));
     assert_eq!(space.map_mmio(pa(far), 0x1001, dev(), 0), Err(MapError::Wraps { base: pa(far), len: 0x1001 }));

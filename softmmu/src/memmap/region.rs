@@ -47,6 +47,12 @@ pub enum MapError {
         /// The block's used length.
         used: u64,
     },
+    /// The block is of another RAM list: its pages' dirty bits and code are kept there.
+    #[error("RAM block {block} is of another list")]
+    OtherList {
+        /// The block's idstr.
+        block: String,
+    },
     /// Guest pages and RAM pages would not coincide.
     #[error("{base} and {target:#x} lie at different offsets of their pages")]
     Misaligned {

@@ -135,6 +135,9 @@ impl AddressSpace {
         priority: i32,
         readonly: bool,
     ) -> Result<RegionId, MapError> {
+        if !block.belongs_to(&self.ram) {
+            return Err(MapError::OtherList { block: block.idstr().to_owned() });
+        }
         let used = block.used_length();
         if off.checked_add(len).is_none_or(|end| end > used) {
             return Err(MapError::BeyondBlock { block: block.idstr().to_owned(), off, len, used });
