@@ -4,11 +4,11 @@
 mod common;
 
 use common::*;
-use notdirty_core::{PageRange, RamBlock, RamBlockSpec};
+use notdirty_core::{DirtyClient, PageRange, RamBlock, RamBlockSpec, pin};
 use notdirty_softmmu::{GuestPhys, MemSize, MmioDevice};
 use notdirty_tcg::clock::Clock;
 use notdirty_tcg::riscv::Op;
-use notdirty_tcg::{Harts, RunLimits, Vcpu, VcpuExit};
+use notdirty_tcg::{EngineKind, Harts, RunLimits, Vcpu, VcpuExit};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -220,4 +220,53 @@ fn harts_end_together_and_one_that_waits_for_the_other_has_not_hung() {
         assert_eq!(harts.first_exit(), VcpuExit::InsnLimit);
         assert_eq!(vcpus[0].cpu().retired, n * 3_000_000);
     }
+}
+
+#[test]
+fn a_hart_whose_handler_traps_serves_before_it_tries_again() {
+    const HANDLER: u64 = RAM + 0x3000;
+    const DATA: u64 = RAM + 0x8000;
+    let mut taken_in_its_sleep = 0;
+    for _ in 0..40 {
+        let mut vm = Vm::with(&Setup { engine: EngineKind::Interp, ..Setup::default() });
+        // Never runs, but might, and write the handler.
+        let mut other = vcpu_on(&vm.space, &Setup::default(), Arc::new(Clock::insns()));
+        // Its second store to the page is a fast one; then it traps into itself.
+        let mut main = Asm::at(RAM);
+        main.la(T0, DATA).i(sw(ZERO, T0, 0)).i(sw(ZERO, T0, 0)).i(li(A1, 7));
+        main.la(T1, HANDLER).op(Op::Csrrw, 0, T1, 0, 0x305).jump(HANDLER).put(&vm);
+        vm.put(HANDLER, &[0, jal(ZERO, HANDLER + 4, HANDLER + 4)]);
+        let harts = Arc::new(Harts::default());
+        vm.vcpu.join(&harts);
+        other.join(&harts);
+        harts.start();
+        let (space, block, data) = (vm.space.clone(), vm.block.clone(), DATA - RAM);
+        let (page, handler) = (vm.page(DATA), vm.page(HANDLER));
+        let port = vm.vcpu.port().clone();
+        let limits = RunLimits { max_insns: None, deadline: Some(Instant::now() + Duration::from_secs(20)) };
+        vm.vcpu.cpu_mut().pc = RAM;
+        std::thread::scope(|scope| {
+            scope.spawn(|| harts.run(&mut vm.vcpu, &limits));
+            let until = Instant::now() + Duration::from_secs(10);
+            let asleep = || space.rearm_and_wait(&[PageRange::of_page(handler)], Some(Duration::ZERO));
+            let in_handler = Instant::now() + Duration::from_millis(5);
+            while (Instant::now() < in_handler || !asleep()) && Instant::now() < until {
+                std::thread::yield_now();
+            }
+            // Who sleeps counts as re-armed.
+            let was = space.ram().dirty().test_and_clear(page, DirtyClient::MIGRATION, &pin());
+            assert!(was);
+            let armed = space.rearm_and_wait(&[PageRange::of_page(page)], Some(Duration::ZERO));
+            let copy = block.load(data, 4).unwrap();
+            space.write(GuestPhys::new(HANDLER), &bytes(&[sw(A1, T0, 0)])).unwrap();
+            while block.load(data, 4).unwrap() == 0 && Instant::now() < until {
+                std::thread::yield_now();
+            }
+            port.request_stop();
+            taken_in_its_sleep += u32::from(armed && copy == 0);
+        });
+        assert_eq!(block.load(data, 4).unwrap(), 7);
+        assert!(space.ram().dirty().test(page, DirtyClient::MIGRATION, &pin()), "a store that nobody heard");
+    }
+    assert!(taken_in_its_sleep > 0, "it was never asleep");
 }

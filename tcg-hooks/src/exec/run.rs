@@ -237,10 +237,12 @@ impl Vcpu {
             if limits.deadline.is_some_and(|d| Instant::now() >= d) {
                 return VcpuExit::Deadline;
             }
-            if std::mem::take(&mut self.core.trap_loop)
-                && let Some(exit) = self.trapped(limits)
-            {
-                return exit;
+            if std::mem::take(&mut self.core.trap_loop) {
+                match self.trapped(limits) {
+                    Some(exit) => return exit,
+                    // It slept, parked: whatever came meanwhile counts as served, so it is, before all else.
+                    None => continue,
+                }
             }
             let mip = self.core.mip();
             if self.core.waiting {
