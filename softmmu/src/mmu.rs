@@ -135,7 +135,7 @@ impl AddAssign for SlowStats {
 pub struct ServeReport {
     /// TBs dropped because somebody else wrote their bytes.
     pub killed: u32,
-    /// Pages armed again.
+    /// Pages, or entries if there are fewer, that were looked at to be armed again.
     pub rearmed: u64,
     /// The whole TLB was emptied: the memory map (may have) changed anywhere.
     pub flushed: bool,
@@ -287,9 +287,9 @@ impl SoftMmu {
                     report.killed = report.killed.saturating_add(killed as u32);
                 }
                 Request::Rearm(range) => {
-                    self.tlb.refresh_range(&self.space, range, &pin());
-                    report.rearmed += range.len();
-                    self.stats.refreshed += range.len();
+                    let pages = self.tlb.refresh_range(&self.space, range, &pin());
+                    report.rearmed += pages;
+                    self.stats.refreshed += pages;
                 }
                 Request::Remap { start, last } => {
                     self.forget(hooks, start, last);
@@ -305,6 +305,14 @@ impl SoftMmu {
                     report.flushed = true;
                 }
             }
+        }
+        if drained.view.is_some() && drained.since > self.view.version() {
+            // Somebody took requests that were ours (`VcpuPort::take` is for everybody): what the view that we have
+            // lost until then is not known.
+            self.flush_tlb();
+            hooks.flushed();
+            self.reservation = None;
+            report.flushed = true;
         }
         self.take_view(&mut drained);
         // Acted first, acknowledged last (HARVEST-1 counts on it).

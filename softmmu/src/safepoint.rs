@@ -78,6 +78,8 @@ struct Queue {
     /// The view after the last of `remaps`. A view that is merely the newest may be past a change that is not in the
     /// queue yet, whose entries nobody would drop.
     view: Option<Arc<FlatView>>,
+    /// The version of the view before the first of `remaps`.
+    since: u64,
     flush: bool,
     /// Merge kills again when there are this many.
     merge_at: usize,
@@ -96,6 +98,8 @@ pub struct Drained {
     pub requests: Vec<Request>,
     /// With remaps: the view after them.
     pub(crate) view: Option<Arc<FlatView>>,
+    /// The version of the view before them.
+    pub(crate) since: u64,
     ticket: Ticket,
 }
 
@@ -192,7 +196,7 @@ impl VcpuPort {
             // The vCPU is gone and its TLB with it: nothing can be stale, and `served` is at its end.
             return ticket;
         }
-        let mut wake = false;
+        let (mut wake, mut changes) = (false, 0);
         for request in requests {
             match request {
                 Request::KillCode { ram, len } => queue.add_kill(ram.get(), len),
@@ -200,7 +204,11 @@ impl VcpuPort {
                 Request::Remap { start, last } => queue.add_remap(start, last),
                 Request::FlushAll => queue.flush = true,
             }
+            changes += u64::from(matches!(request, Request::Remap { .. }));
             wake |= matches!(request, Request::Remap { .. } | Request::FlushAll);
+        }
+        if let (Some(view), None) = (view, &queue.view) {
+            queue.since = view.version().saturating_sub(changes);
         }
         // What it replaces is dropped after the lock.
         let _old = match view {
@@ -282,7 +290,7 @@ impl VcpuPort {
         }
         requests.extend(queue.remaps.drain(..).map(|(start, last)| Request::Remap { start, last }));
         requests.extend(queue.rearms.drain(..).map(Request::Rearm));
-        Drained { requests, view, ticket: Ticket(queue.posted) }
+        Drained { requests, view, since: queue.since, ticket: Ticket(queue.posted) }
     }
 
     /// Everything that was drained was done. Release partners the Acquire in `served`.

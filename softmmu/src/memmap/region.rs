@@ -170,6 +170,12 @@ impl RegionTree {
     /// Gives a region another last byte; the intervals that must be rendered anew.
     pub(crate) fn set_last(&mut self, id: RegionId, last: u64) -> Result<Vec<(u64, u64)>, MapError> {
         let region = self.regions.get_mut(&id).ok_or(MapError::UnknownRegion(id))?;
+        if let Kind::Alias { target } = region.kind
+            && target.checked_add(last - region.base).is_none()
+        {
+            let len = (last - region.base).saturating_add(1);
+            return Err(MapError::Wraps { base: GuestPhys::new(target), len });
+        }
         let (base, old, old_class) = (region.base, region.last, class(region));
         region.last = last;
         let new_class = class(region);

@@ -34,12 +34,13 @@ impl Tlb {
     }
 
     /// As `refresh_page`, for a range of pages, at the cost of its pages or of the filled entries, whichever are fewer.
-    pub(crate) fn refresh_range(&mut self, space: &AddressSpace, range: PageRange, guard: &Guard) {
+    /// Returns that.
+    pub(crate) fn refresh_range(&mut self, space: &AddressSpace, range: PageRange, guard: &Guard) -> u64 {
         if range.len() <= self.filled.len() as u64 {
             for page in range.iter() {
                 self.refresh_page(space, page, guard);
             }
-            return;
+            return range.len();
         }
         for at in 0..self.filled.len() {
             let slot = usize::from(self.filled[at]);
@@ -48,6 +49,7 @@ impl Tlb {
                 self.set_flags(slot, store_flags(space, page, guard));
             }
         }
+        self.filled.len() as u64
     }
 
     fn set_flags(&mut self, slot: usize, (flags, aux): (u64, u64)) {

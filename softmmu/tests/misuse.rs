@@ -1,0 +1,49 @@
+//! What safe code can do wrong: it may get wrong answers for it, but no dangling pointer and no panic.
+
+mod common;
+
+use common::{RAM, pa, va};
+use notdirty_core::{PageIndex, PageRange, RamBlockSpec, RamList};
+use notdirty_softmmu::{AddressSpace, MapError, MemSize, MmuIdx, NoHooks, Request, SoftMmu};
+use std::sync::Arc;
+
+#[test]
+fn who_takes_requests_that_are_not_its_own_leaves_no_entry_of_memory_that_is_gone() {
+    let ram = Arc::new(RamList::new());
+    let space = AddressSpace::new(ram.clone());
+    let block = ram.add(RamBlockSpec::new("ram", 0x4000)).unwrap();
+    let id = space.map_ram(pa(RAM), &block, 0, 0x4000, 0).unwrap();
+    let mut mmu = SoftMmu::new(&space, 0).unwrap();
+    let store = |mmu: &mut SoftMmu| mmu.store(&mut NoHooks, MmuIdx::M, va(RAM), MemSize::B8, 1).is_ok();
+    assert!(store(&mut mmu));
+    space.unmap(id).unwrap();
+    assert!(!mmu.port().take().is_empty(), "the unmapping");
+    // The next change brings a view that does not hold the block; the test does, so that a failure is no crash.
+    space.map_ram(pa(RAM + 0x10_0000), &block, 0, 0x1000, 0).unwrap();
+    let report = mmu.serve(&mut NoHooks);
+    assert!(report.flushed);
+    assert!(!store(&mut mmu), "the entry outlived the view that it came from");
+}
+
+#[test]
+fn re_arms_of_everything_are_counted_for_ever() {
+    let ram = Arc::new(RamList::new());
+    let space = AddressSpace::new(ram.clone());
+    let mut mmu = SoftMmu::new(&space, 0).unwrap();
+    let all = PageRange { start: PageIndex::new(0), end: PageIndex::new(u64::MAX) };
+    for _ in 0..4 {
+        mmu.port().post(Request::Rearm(all));
+        mmu.port().post(Request::Rearm(all));
+        let _ = mmu.serve(&mut NoHooks);
+    }
+}
+
+#[test]
+fn an_alias_does_not_grow_past_the_end_of_what_it_shows() {
+    let space = AddressSpace::new(Arc::new(RamList::new()));
+    let alias = space.map_alias(pa(0), pa(u64::MAX - 0xfff), 0x1000, 0).unwrap();
+    assert!(matches!(space.resize_mapping(alias, 0x2000), Err(MapError::Wraps { .. })));
+    // And nothing has changed.
+    assert!(space.resize_mapping(alias, 0x1000).is_ok());
+    space.unmap(alias).unwrap();
+}
