@@ -2,8 +2,8 @@
 #![cfg(not(loom))]
 
 use notdirty_core::{
-    ClientMask, DirtyClient, PAGE_SIZE, PageIndex, RamAddr, RamBlock, RamBlockSpec, RamError, RamFlags, RamList,
-    RamNotifier, pin,
+    Backend, ClientMask, DirtyClient, DirtyLog, LogScope, NoVcpus, PAGE_SIZE, PageIndex, PageRange, PageSet, RamAddr,
+    RamBlock, RamBlockSpec, RamError, RamFlags, RamList, RamNotifier, RingSource, pin,
 };
 use std::sync::{Arc, Mutex};
 
@@ -284,4 +284,36 @@ fn readers_of_a_length_that_changes_never_meet_a_fault() {
             unsafe { block.host().add(used as usize - 1).read_volatile() };
         }
     });
+}
+
+/// With the bits and with rings, where the pages that a block grows by were never pushed.
+#[test]
+fn a_log_that_runs_reports_what_a_block_grows_by_and_not_what_was_cut_off() {
+    for rings in [false, true] {
+        let list = Arc::new(RamList::new());
+        let block = growable(&list, "ram");
+        let backend = match rings {
+            true => Backend::Source(RingSource::new(&list, 128).unwrap()),
+            false => Backend::Bitmap,
+        };
+        let log =
+            DirtyLog::start(&list, DirtyClient::MIGRATION, LogScope::All, backend, Arc::new(NoVcpus), None).unwrap();
+        let sync = || log.sync(None).unwrap().commit();
+        let all = || block.pages().iter().collect::<Vec<_>>();
+        let pages = |set: PageSet| set.ranges().flat_map(|range| range.iter()).collect::<Vec<_>>();
+        assert!(sync().is_empty());
+        list.resize(&block, 8 * P).unwrap();
+        assert_eq!(pages(sync()), all(), "grown, rings: {rings}");
+        list.resize(&block, 2 * P).unwrap();
+        assert_eq!(pages(sync()), all(), "shrunk, rings: {rings}");
+        list.resize(&block, 16 * P).unwrap();
+        assert_eq!(pages(sync()), all(), "grown again, rings: {rings}");
+        list.resize(&block, P).unwrap();
+        list.resize(&block, 16 * P).unwrap();
+        assert_eq!(pages(sync()), all(), "unseen in between, rings: {rings}");
+        pages(sync()); // what the take before saw a little early
+        assert!(sync().is_empty());
+        list.dirty().set(PageRange::of_page(all()[9]), ClientMask::MIGRATION, &pin());
+        assert_eq!(pages(sync()), [all()[9]], "rings: {rings}");
+    }
 }
