@@ -12,7 +12,8 @@
 //! and code lines: the next block there finds nothing of it.
 //!
 //! No lock is held while `unplug` waits, so a device may plug on a vCPU's thread. It cannot unplug there: the vCPU that
-//! waits for itself runs into the time limit.
+//! waits for itself runs into the time limit. Nor is one held while the map or the list changes: that calls whoever
+//! is told of blocks, and destructors of devices that have left the map, and each of them may ask here.
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
@@ -149,8 +150,17 @@ struct Dimm {
 #[derive(Default)]
 struct Dimms {
     by_base: BTreeMap<u64, Dimm>,
-    /// The sum of their sizes: ten thousand blocks are not added up for each new one.
+    /// First and last address of what is being plugged without the lock.
+    coming: Vec<(u64, u64)>,
+    /// The sum of all their sizes: ten thousand blocks are not added up for each new one.
     bytes: u64,
+}
+
+/// Why RAM was not taken out, and whether it has to be mapped again.
+#[derive(Clone, Copy)]
+struct Stays {
+    why: UnplugError,
+    unmapped: bool,
 }
 
 struct Shared {
@@ -220,73 +230,119 @@ impl Memory {
 
     /// Puts `size` bytes of zeroed RAM at `base`, where nothing may be. Every vCPU sees them from its next safe point.
     pub fn plug(&self, name: &str, base: u64, size: u64, spec: PlugSpec) -> Result<Plugged, PlugError> {
-        let space = &self.0.space;
+        let last = size.checked_sub(1).and_then(|more| base.checked_add(more));
+        {
+            let mut dimms = self.dimms();
+            self.may_grow(&dimms, size)?;
+            // No bytes, or too many: refused by whoever is asked for them.
+            if let Some(last) = last {
+                self.is_free(&dimms, base, size, last)?;
+                dimms.coming.push((base, last));
+            }
+            dimms.bytes += size;
+        }
+        let made = self.make(name, base, size, spec);
         let mut dimms = self.dimms();
-        self.may_grow(&dimms, size)?;
-        self.is_free(&dimms, base, size)?;
+        // No two that are coming meet, so it is the one of this call.
+        dimms.coming.retain(|coming| Some(*coming) != last.map(|last| (base, last)));
+        match made {
+            Ok(dimm) => {
+                let plugged = Plugged { base, block: Arc::downgrade(&dimm.block) };
+                dimms.by_base.insert(base, dimm);
+                Ok(plugged)
+            }
+            Err(why) => {
+                dimms.bytes -= size;
+                Err(why)
+            }
+        }
+    }
+
+    /// A block, mapped. No lock is held.
+    fn make(&self, name: &str, base: u64, size: u64, spec: PlugSpec) -> Result<Dimm, PlugError> {
+        let space = &self.0.space;
         let mut block = RamBlockSpec::new(name, size).shared(spec.shared);
         if let Some(max) = spec.max_size {
             block = block.max_length(max);
         }
         let block = space.ram().add(block)?;
-        let region = match space.map_ram(GuestPhys::new(base), &block, 0, size, 0) {
-            Ok(region) => region,
+        match space.map_ram(GuestPhys::new(base), &block, 0, size, 0) {
+            Ok(region) => Ok(Dimm { block, region, busy: false }),
             Err(e) => {
                 // It was in the list a moment ago, and nobody else has it.
                 let _ = space.ram().remove(&block);
-                return Err(e.into());
+                Err(e.into())
             }
-        };
-        let plugged = Plugged { base, block: Arc::downgrade(&block) };
-        dimms.bytes += size;
-        dimms.by_base.insert(base, Dimm { block, region, busy: false });
-        Ok(plugged)
+        }
     }
 
     /// Takes RAM away: from then on the guest gets access faults there, and the memory goes back to the host. Waits until
     /// every vCPU has let go, at most `timeout`; a vCPU that is not running does not hold it. On an error the RAM stays.
     pub fn unplug(&self, plugged: &Plugged, timeout: Duration) -> Result<(), UnplugError> {
-        let space = &self.0.space;
-        let (block, pending) = {
-            let mut dimms = self.dimms();
-            let dimm = dimms.find(plugged).ok_or(UnplugError::NotPlugged)?;
-            if dimm.busy {
-                return Err(UnplugError::Busy);
+        let (block, region) = self.borrow(plugged)?;
+        let done = self.take_out(&block, region, timeout);
+        // It fitted a moment ago. If it does not now, the next `unplug` finds the region gone and goes on.
+        let again = match done {
+            Err(Stays { unmapped: true, .. }) => {
+                self.0.space.map_ram(plugged.base(), &block, 0, block.used_length(), 0).ok()
             }
-            let pending = match space.unmap_last(dimm.region) {
-                Ok(pending) => pending,
-                // Somebody took the region away by itself. Whoever answers what is posted now has acted on that, too.
-                Err(MapError::UnknownRegion(_)) if space.times_mapped(&dimm.block) == 0 => {
-                    space.vcpus().post_all(Request::Rearm(PageRange::of_bytes(dimm.block.offset(), 0)))
-                }
-                Err(_) => return Err(UnplugError::Busy),
-            };
-            dimm.busy = true;
-            (dimm.block.clone(), pending)
+            _ => None,
         };
-        let let_go = pending.wait(Some(timeout));
         let mut dimms = self.dimms();
         // Nobody takes out what is busy.
         let dimm = dimms.find(plugged).ok_or(UnplugError::NotPlugged)?;
         dimm.busy = false;
-        if !let_go {
-            // It fitted a moment ago. If it does not now, the next `unplug` finds the region gone and goes on.
-            if let Ok(region) = space.map_ram(plugged.base(), &block, 0, block.used_length(), 0) {
-                dimm.region = region;
+        dimm.region = again.unwrap_or(dimm.region);
+        match done {
+            Ok(()) => {
+                dimms.by_base.remove(&plugged.base);
+                dimms.bytes -= block.used_length();
+                Ok(())
             }
-            return Err(UnplugError::Timeout);
+            Err(Stays { why, .. }) => Err(why),
         }
-        dimms.by_base.remove(&plugged.base);
-        dimms.bytes -= block.used_length();
-        space.ram().remove(&block).map_err(|_| UnplugError::NotPlugged)
+    }
+
+    /// Plugged RAM, to work on it without the lock; it is busy from here on.
+    fn borrow(&self, plugged: &Plugged) -> Result<(Arc<RamBlock>, RegionId), UnplugError> {
+        let mut dimms = self.dimms();
+        let dimm = dimms.find(plugged).ok_or(UnplugError::NotPlugged)?;
+        match core::mem::replace(&mut dimm.busy, true) {
+            true => Err(UnplugError::Busy),
+            false => Ok((dimm.block.clone(), dimm.region)),
+        }
+    }
+
+    /// Out of the map, every vCPU, and the list (RAM-1).
+    fn take_out(&self, block: &Arc<RamBlock>, region: RegionId, timeout: Duration) -> Result<(), Stays> {
+        let space = &self.0.space;
+        let pending = match space.unmap_last(region) {
+            Ok(pending) => pending,
+            // Somebody took the region away by itself. Whoever answers what is posted now has acted on that, too.
+            Err(MapError::UnknownRegion(_)) if space.times_mapped(block) == 0 => {
+                space.vcpus().post_all(Request::Rearm(PageRange::of_bytes(block.offset(), 0)))
+            }
+            Err(_) => return Err(Stays { why: UnplugError::Busy, unmapped: false }),
+        };
+        if !pending.wait(Some(timeout)) {
+            return Err(Stays { why: UnplugError::Timeout, unmapped: true });
+        }
+        match space.ram().remove(block) {
+            // If somebody took it out of the list himself, it is out.
+            Ok(()) | Err(RamError::NotInList { .. }) => Ok(()),
+            // Somebody changes the block at this moment.
+            Err(_) => Err(Stays { why: UnplugError::Busy, unmapped: true }),
+        }
     }
 
     /// Shows plugged RAM at a second address. It cannot be unplugged until that is unmapped.
     pub(super) fn map_again(&self, plugged: &Plugged, base: u64) -> Result<RegionId, PlugError> {
-        let mut dimms = self.dimms();
-        let dimm = dimms.find(plugged).filter(|dimm| !dimm.busy).ok_or(PlugError::NotPlugged)?;
-        let size = dimm.block.used_length();
-        Ok(self.0.space.map_ram(GuestPhys::new(base), &dimm.block, 0, size, 0)?)
+        let (block, _) = self.borrow(plugged).map_err(|_| PlugError::NotPlugged)?;
+        let mapped = self.0.space.map_ram(GuestPhys::new(base), &block, 0, block.used_length(), 0);
+        if let Some(dimm) = self.dimms().find(plugged) {
+            dimm.busy = false;
+        }
+        Ok(mapped?)
     }
 
     fn may_grow(&self, dimms: &Dimms, asked: u64) -> Result<(), PlugError> {
@@ -297,16 +353,17 @@ impl Memory {
         }
     }
 
-    /// Is nothing in the `size` bytes from `base`? The place of RAM that is about to leave is taken: it may come back.
-    fn is_free(&self, dimms: &Dimms, base: u64, size: u64) -> Result<(), PlugError> {
-        // None, or too many: refused by whoever is asked for them.
-        let Some(last) = size.checked_sub(1).and_then(|more| base.checked_add(more)) else { return Ok(()) };
+    /// Is nothing in the `size` bytes from `base` to `last`? The place of RAM that is about to leave is taken: it may come
+    /// back. So is that of RAM which is coming.
+    fn is_free(&self, dimms: &Dimms, base: u64, size: u64, last: u64) -> Result<(), PlugError> {
         let leaving = dimms
             .by_base
             .range(..=last)
             .next_back()
             .filter(|(at, dimm)| dimm.busy && **at + (dimm.block.used_length() - 1) >= base);
-        let leaving = leaving.map(|(at, _)| GuestPhys::new(base.max(*at)));
+        let coming = dimms.coming.iter().find(|coming| coming.0 <= last && base <= coming.1);
+        let leaving = leaving.map(|(at, _)| *at).or(coming.map(|coming| coming.0));
+        let leaving = leaving.map(|at| GuestPhys::new(base.max(at)));
         let base = GuestPhys::new(base);
         match leaving.or_else(|| self.0.space.snapshot().first_in(base, GuestPhys::new(last))) {
             Some(at) => Err(PlugError::Taken { base, size, at }),

@@ -1,0 +1,129 @@
+//! Who is called back while RAM comes and goes may ask the memory, and change it.
+
+use notdirty::{GuestPhys, Machine, Memory, PlugSpec, Plugged, UnplugError};
+use notdirty_core::{RamBlock, RamNotifier, pin};
+use notdirty_softmmu::{MemSize, MmioDevice};
+use std::sync::mpsc;
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+const AT: u64 = 0x1_0000_0000;
+const SIZE: u64 = 1 << 20;
+const SECOND: Duration = Duration::from_secs(1);
+
+/// Fails instead of hanging if `test` does not end.
+fn in_time(test: impl FnOnce() + Send + 'static) {
+    let (done, end) = mpsc::channel();
+    std::thread::spawn(move || {
+        test();
+        let _ = done.send(());
+    });
+    end.recv_timeout(Duration::from_secs(30)).expect("it ends, well");
+}
+
+fn plug(memory: &Memory) -> Plugged {
+    memory.plug("dimm", AT, SIZE, PlugSpec::default()).expect("it fits")
+}
+
+/// Asks how much there is, at each call.
+struct Asks(Memory, Mutex<Vec<usize>>);
+
+impl RamNotifier for Asks {
+    fn added(&self, _: &Arc<RamBlock>) {
+        self.1.lock().unwrap().push(self.0.blocks().len());
+        // Its place is taken already, and its bytes count.
+        assert!(self.0.plug("same place", AT, SIZE, PlugSpec::default()).is_err());
+    }
+    fn removed(&self, _: &Arc<RamBlock>) {
+        self.1.lock().unwrap().push(self.0.blocks().len());
+        assert!(self.0.plug("same place", AT, SIZE, PlugSpec::default()).is_err());
+    }
+}
+
+#[test]
+fn who_is_told_of_blocks_may_ask_the_memory() {
+    in_time(|| {
+        let machine = Machine::builder().build().unwrap();
+        let memory = machine.memory();
+        let asks = Arc::new(Asks(memory.clone(), Mutex::default()));
+        let _told = machine.space().ram().notify(asks.clone());
+        let dimm = plug(&memory);
+        memory.unplug(&dimm, SECOND).unwrap();
+        assert_eq!(*asks.1.lock().unwrap(), [1, 2]);
+        assert_eq!(memory.blocks().len(), 1);
+        plug(&memory);
+    });
+}
+
+/// Its end looks at the memory.
+struct Mourned(Memory);
+
+impl MmioDevice for Mourned {
+    fn read(&self, _: u64, _: MemSize) -> u64 {
+        0
+    }
+    fn write(&self, _: u64, _: MemSize, _: u64) {}
+}
+
+impl Drop for Mourned {
+    fn drop(&mut self) {
+        assert!(!self.0.blocks().is_empty());
+    }
+}
+
+#[test]
+fn a_device_may_ask_the_memory_when_it_goes() {
+    in_time(|| {
+        let mut machine = Machine::builder().build().unwrap();
+        let memory = machine.memory();
+        for _ in 0..200 {
+            let device = Arc::new(Mourned(memory.clone()));
+            let region = machine.space().map_mmio(GuestPhys::new(0x3000_0000), 0x1000, device, 0).unwrap();
+            machine.unmap(region).unwrap();
+            // The device goes after the grace period, on whatever thread retires something then.
+            for _ in 0..4 {
+                let dimm = plug(&memory);
+                memory.unplug(&dimm, SECOND).unwrap();
+                machine.write(0x8000_0000, &[0]).unwrap();
+            }
+        }
+    });
+}
+
+/// Unplugs a block that somebody else is taking out.
+struct Unplugs(Memory, Mutex<Option<Plugged>>, Mutex<Vec<UnplugError>>);
+
+impl RamNotifier for Unplugs {
+    fn removed(&self, _: &Arc<RamBlock>) {
+        let dimm = self.1.lock().unwrap().take();
+        if let Some(dimm) = dimm {
+            self.2.lock().unwrap().extend(self.0.unplug(&dimm, SECOND).err());
+        }
+    }
+}
+
+#[test]
+fn ram_that_the_list_does_not_let_go_stays() {
+    in_time(|| {
+        let machine = Machine::builder().build().unwrap();
+        let memory = machine.memory();
+        let dimm = plug(&memory);
+        memory.write(AT, b"here").unwrap();
+        let unplugs = Arc::new(Unplugs(memory.clone(), Mutex::new(Some(dimm.clone())), Mutex::default()));
+        let list = machine.space().ram();
+        let _told = list.notify(unplugs.clone());
+        let block = list.find_id("dimm", &pin()).cloned().unwrap();
+        list.remove(&block).unwrap();
+        assert_eq!(*unplugs.2.lock().unwrap(), [UnplugError::Busy]);
+        // On an error it stays.
+        let mut bytes = [0; 4];
+        memory.read(AT, &mut bytes).unwrap();
+        assert_eq!(&bytes, b"here");
+        assert_eq!(memory.blocks().len(), 2);
+        // Now it is out of the list, and only the rest is to be done.
+        memory.unplug(&dimm, SECOND).unwrap();
+        assert!(memory.read(AT, &mut bytes).is_err());
+        assert_eq!(memory.unplug(&dimm, SECOND), Err(UnplugError::NotPlugged));
+        plug(&memory);
+    });
+}
