@@ -392,3 +392,18 @@ fn pages_that_a_block_shrinks_by_are_not_reported_and_not_listened_to() {
     drop(log);
     assert!((0..2 * PAGES).all(|page| !w.listens(&block, page)));
 }
+
+#[test]
+fn regions_that_overlap_are_logged_as_what_they_cover() {
+    let w = World::new();
+    let region = |start: u64, end: u64| LogRegion::bytes(&w.ram, start * PAGE_SIZE, (end - start) * PAGE_SIZE);
+    let log =
+        w.log(LogScope::Regions(vec![region(10, 20), region(0, 300), region(290, 400), region(400, 401)])).unwrap();
+    for page in [5, 15, 50, 295, 200, 400, 401] {
+        w.write(&w.ram, page);
+    }
+    // Given back, a page is found again.
+    drop(log.sync(None).unwrap());
+    assert_eq!(pages(log.sync(None).unwrap(), &w.ram), [5, 15, 50, 200, 295, 400]);
+    assert!(w.listens(&w.ram, 50) && w.listens(&w.ram, 399) && !w.listens(&w.ram, 401));
+}

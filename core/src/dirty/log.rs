@@ -283,7 +283,17 @@ impl Log {
             return ranges.clone();
         }
         let ranges = self.regions(guard).into_iter().map(|(range, _)| range);
-        let ranges: Arc<[_]> = ranges.filter(|range| !range.is_empty()).collect();
+        let mut ranges: Vec<_> = ranges.filter(|range| !range.is_empty()).collect();
+        // Regions may overlap, what is asked of a set of pages may not. Those that merely touch stay apart: they may be two
+        // blocks.
+        ranges.dedup_by(|next, last| {
+            let one = next.start < last.end;
+            if one {
+                last.end = last.end.max(next.end);
+            }
+            one
+        });
+        let ranges: Arc<[_]> = ranges.into();
         *known = Some((version, ranges.clone()));
         ranges
     }
