@@ -174,3 +174,30 @@ fn a_device_may_change_the_map_while_it_is_dropped() {
         space.unmap(id).unwrap();
     }
 }
+
+#[test]
+fn a_device_that_nobody_saw_may_change_the_map_while_it_is_dropped() {
+    struct Leaving(std::sync::Weak<AddressSpace>, RegionId);
+    impl MmioDevice for Leaving {
+        fn read(&self, _: u64, _: notdirty_softmmu::MemSize) -> u64 {
+            0
+        }
+        fn write(&self, _: u64, _: notdirty_softmmu::MemSize, _: u64) {}
+    }
+    impl Drop for Leaving {
+        fn drop(&mut self) {
+            self.0.upgrade().expect("it is there").unmap(self.1).unwrap();
+        }
+    }
+    let (done, end) = std::sync::mpsc::channel();
+    std::thread::spawn(move || {
+        let space = AddressSpace::new(Arc::new(RamList::new()));
+        let over = space.map_mmio(pa(0x8_0000), 16, Regs::new(SizeMask::ALL), 1).unwrap();
+        // No view has it: the region is its last owner.
+        let leaving = Arc::new(Leaving(Arc::downgrade(&space), over));
+        let id = space.map_mmio(pa(0x8_0000), 16, leaving, 0).unwrap();
+        space.unmap(id).unwrap();
+        done.send(matches!(space.view(&pin()).resolve(pa(0x8_0000)), Resolved::None)).unwrap();
+    });
+    assert_eq!(end.recv_timeout(std::time::Duration::from_secs(20)), Ok(true));
+}

@@ -146,8 +146,8 @@ impl RegionTree {
         (id, self.shown_at(changed))
     }
 
-    /// Removes a region; the intervals that must be rendered anew.
-    pub(crate) fn remove(&mut self, id: RegionId) -> Result<Vec<(u64, u64)>, MapError> {
+    /// Removes a region; it, to be dropped without a lock, and the intervals that must be rendered anew.
+    pub(crate) fn remove(&mut self, id: RegionId) -> Result<(Region, Vec<(u64, u64)>), MapError> {
         let region = self.regions.remove(&id).ok_or(MapError::UnknownRegion(id))?;
         let class = class(&region);
         self.by_class.remove(&(class, region.base, id));
@@ -164,7 +164,8 @@ impl RegionTree {
             }
             Kind::Plain(What::Mmio { .. }) => {}
         }
-        Ok(self.shown_at((region.base, region.last)))
+        let changed = self.shown_at((region.base, region.last));
+        Ok((region, changed))
     }
 
     /// Gives a region another last byte; the intervals that must be rendered anew.

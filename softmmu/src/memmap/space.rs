@@ -191,12 +191,13 @@ impl AddressSpace {
         id: RegionId,
         may: impl FnOnce(&RegionTree) -> Result<(), MapError>,
     ) -> Result<Pending, MapError> {
-        // As in `map`.
-        let (_guard, _retired);
+        // As in `map`; and what no view shows has its last owner in the region.
+        let (_guard, _retired, _gone);
         _guard = pin();
         let mut tree = self.tree();
         may(&tree)?;
-        let changed = tree.remove(id)?;
+        let (gone, changed) = tree.remove(id)?;
+        _gone = gone;
         let pending;
         (_retired, pending) = self.publish(&tree, changed);
         Ok(pending)
