@@ -270,3 +270,29 @@ fn a_hart_whose_handler_traps_serves_before_it_tries_again() {
     }
     assert!(taken_in_its_sleep > 0, "it was never asleep");
 }
+
+#[test]
+fn harts_that_are_started_while_they_run_end_all_the_same() {
+    let vm = Vm::new();
+    let mut main = Asm::at(RAM);
+    main.op(Op::Wfi, 0, 0, 0, 0).op(Op::Jal, 0, 0, 0, -4);
+    main.put(&vm);
+    let harts = Arc::new(Harts::default());
+    let mut vcpus = [(); 2].map(|()| vcpu_on(&vm.space, &Setup::default(), Arc::new(Clock::host())));
+    vcpus.iter_mut().for_each(|vcpu| vcpu.join(&harts));
+    let [asleep, _] = &mut vcpus;
+    let port = asleep.port().clone();
+    let limits = RunLimits { max_insns: None, deadline: Some(Instant::now() + Duration::from_secs(20)) };
+    harts.start();
+    std::thread::scope(|scope| {
+        scope.spawn(|| harts.run(asleep, &limits));
+        let nothing = [PageRange::of_page(vm.page(RAM))];
+        while !vm.space.rearm_and_wait(&nothing, Some(Duration::ZERO)) || !port.kicked() {
+            std::thread::yield_now();
+        }
+        std::thread::sleep(Duration::from_millis(20));
+        harts.start();
+        port.request_stop();
+    });
+    assert_eq!(harts.first_exit(), VcpuExit::Stopped);
+}

@@ -43,7 +43,8 @@ impl Harts {
     /// Before the harts are started: nobody has ended.
     pub fn start(&self) {
         let mut state = self.state();
-        (state.first, state.idle, state.reachable) = (None, 0, 0);
+        // Who is idle counts itself out, also should it be idle now.
+        state.first = None;
         self.stopping.store(false, Ordering::Release);
     }
 
