@@ -15,6 +15,7 @@ pub mod minijit;
 pub mod sieve;
 pub mod smc;
 pub mod smp;
+pub mod stress;
 pub mod timer;
 
 pub use asm::BASE;
