@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use notdirty::programs::hotplug::{Mail, RESIDENT_STORES_AT, finder, resident, returns};
 use notdirty::{EngineKind, ExitBy, GuestExit, GuestPhys, Machine, MachineExit, Memory, PlugError, PlugSpec, Plugged};
-use notdirty::{Program, UnplugError};
+use notdirty::{Program, ResizeError, UnplugError};
 use notdirty_core::{DirtyClient, PageRange, RamAddr, RamError, pin};
 use notdirty_softmmu::{AddressSpace, MapError, MemSize, MmioDevice, SizeMask};
 
@@ -285,4 +285,55 @@ fn an_unplug_that_runs_out_of_time_leaves_the_ram_where_it_was() {
         });
         assert_eq!(machine.run_to_end(), PASS);
     });
+}
+
+#[test]
+fn ram_grows_and_shrinks_under_the_guest_and_comes_back_empty() {
+    beside_the_guest(|memory| {
+        let dimm = memory.plug("dimm", AT, SIZE, PlugSpec::default().max_size(4 * SIZE)).expect("it fits");
+        // The guest probes and stores in the first page behind what is there, which comes and goes.
+        send(memory, Mail::Probe, AT + SIZE);
+        for round in 1..20 {
+            further(memory, Mail::Faults);
+            memory.resize(&dimm, 4 * SIZE, PATIENCE).expect("it fits");
+            let mut first = [1; 8];
+            memory.read(AT + SIZE, &mut first).expect("RAM is there");
+            assert_eq!(first, [0; 8], "what was cut off is gone");
+            further(memory, Mail::Hits);
+            memory.write(AT + SIZE, &returns(round)).expect("RAM is there");
+            for _ in 0..10 {
+                further(memory, Mail::Hits);
+            }
+            assert_eq!(word(memory, Mail::Returned), u64::from(round));
+            memory.resize(&dimm, SIZE, PATIENCE).expect("the guest lets go");
+            assert!(memory.read(AT + SIZE, &mut [0]).is_err());
+            memory.read(AT, &mut [0]).expect("this much stays");
+        }
+        memory.unplug(&dimm, PATIENCE).expect("the guest lets go");
+    });
+}
+
+#[test]
+fn a_resize_that_cannot_be_is_refused_and_changes_nothing() {
+    let mut machine = Machine::builder().ram_size(SIZE).max_ram(8 * SIZE).build().expect("it is built");
+    let memory = machine.memory();
+    let dimm = memory.plug("dimm", AT, SIZE, PlugSpec::default().max_size(16 * SIZE)).expect("it fits");
+    let fixed = memory.plug("fixed", AT + 4 * SIZE, SIZE, PlugSpec::default()).expect("it fits");
+    let before = memory.blocks();
+    let refused = |dimm: &Plugged, size| memory.resize(dimm, size, PATIENCE).expect_err("refused");
+    assert!(matches!(refused(&dimm, 5 * SIZE), ResizeError::Refused(PlugError::Taken { .. })));
+    assert!(matches!(refused(&dimm, 16 * SIZE), ResizeError::Refused(PlugError::Limit { .. })));
+    assert!(matches!(refused(&dimm, 0), ResizeError::Refused(PlugError::Map(MapError::Empty { .. }))));
+    assert!(matches!(refused(&dimm, SIZE - 1), ResizeError::Refused(_)));
+    assert!(matches!(refused(&fixed, 2 * SIZE), ResizeError::Refused(PlugError::Ram(RamError::NotResizable { .. }))));
+    let again = machine.map_again(&dimm, 2 * AT).expect("it fits");
+    assert!(matches!(refused(&dimm, SIZE / 2), ResizeError::InUse(UnplugError::Busy)));
+    machine.unmap(again).expect("it is mapped");
+    assert_eq!(memory.blocks(), before);
+    // The bound counts what is there, not what was refused.
+    memory.resize(&dimm, 4 * SIZE, PATIENCE).expect("it fits");
+    memory.plug("rest", 3 * AT, 2 * SIZE, PlugSpec::default()).expect("it fits");
+    assert!(memory.plug("more", 4 * AT, 4096, PlugSpec::default()).is_err());
+    memory.resize(&dimm, SIZE, PATIENCE).expect("nothing runs");
+    memory.plug("more", 4 * AT, 3 * SIZE, PlugSpec::default()).expect("it fits again");
 }

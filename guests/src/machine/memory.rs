@@ -15,6 +15,8 @@
 //! waits for itself runs into the time limit. Nor is one held while the map or the list changes: that calls whoever
 //! is told of blocks, and destructors of devices that have left the map, and each of them may ask here.
 
+mod resize;
+
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::Duration;
@@ -23,6 +25,7 @@ use notdirty_core::{PageRange, RamBlock, RamBlockSpec, RamError};
 use notdirty_softmmu::{AccessError, AddressSpace, GuestPhys, MapError, RegionId, Request};
 
 use super::RAM_BASE;
+pub use resize::ResizeError;
 
 /// RAM that cannot be plugged. Nothing was changed.
 #[derive(Debug, thiserror::Error)]
@@ -263,7 +266,7 @@ impl Memory {
         let space = &self.0.space;
         let mut block = RamBlockSpec::new(name, size).shared(spec.shared);
         if let Some(max) = spec.max_size {
-            block = block.max_length(max);
+            block = block.max_length(max).resizable(true);
         }
         let block = space.ram().add(block)?;
         match space.map_ram(GuestPhys::new(base), &block, 0, size, 0) {

@@ -24,7 +24,7 @@ use notdirty_tcg::{Harts, JitFlags, RunLimits, Vcpu, VcpuExit, VcpuStats};
 
 pub use board::RAM_BASE;
 pub use builder::{BuildError, ClockKind, DEFAULT_RAM, MAX_HARTS, MachineBuilder};
-pub use memory::{Memory, PlugError, PlugSpec, Plugged, RamInfo, UnplugError};
+pub use memory::{Memory, PlugError, PlugSpec, Plugged, RamInfo, ResizeError, UnplugError};
 
 use crate::devices::{Console, Framebuffer, GuestExit};
 use crate::load::{self, Program, SymbolTable};
