@@ -168,7 +168,7 @@ fn each_user_gets_each_page_and_the_last_one_to_stop_ends_it() {
     w.ears.take();
     w.write(&w.ram, 1);
     let second = w.log(LogScope::blocks([&w.ram])).unwrap();
-    assert!(w.ears.take().is_empty(), "it is armed already");
+    assert_eq!(w.ears.take(), [w.ram.pages()], "what the first one takes may not be answered for");
     w.write(&w.ram, 2);
     assert_eq!(pages(first.sync(None).unwrap(), &w.ram), [1, 2]);
     w.write(&w.ram, 3);
@@ -406,4 +406,23 @@ fn regions_that_overlap_are_logged_as_what_they_cover() {
     drop(log.sync(None).unwrap());
     assert_eq!(pages(log.sync(None).unwrap(), &w.ram), [5, 15, 50, 200, 295, 400]);
     assert!(w.listens(&w.ram, 50) && w.listens(&w.ram, 399) && !w.listens(&w.ram, 401));
+}
+
+#[test]
+fn who_joins_does_not_rely_on_answers_that_another_waits_for() {
+    let w = World::new();
+    let first = w.log(LogScope::All).unwrap();
+    w.write(&w.ram, 7);
+    // Its bit is taken, and a vCPU that has not answered goes on storing there unheard.
+    w.ears.deaf.store(true, Ordering::Relaxed);
+    assert!(first.sync(None).is_err());
+    w.ears.take();
+    // So who joins now has not been promised that a later store is heard, unless that vCPU was asked again.
+    assert!(matches!(w.log(LogScope::All), Err(LogError::NotServed(_))));
+    w.ears.deaf.store(false, Ordering::Relaxed);
+    w.ears.take();
+    let second = w.log(LogScope::All).unwrap();
+    assert!(w.ears.take().iter().any(|asked| asked.contains(at(&w.ram, 7))));
+    assert_eq!(pages(second.sync(None).unwrap(), &w.ram), [0; 0]);
+    assert_eq!(pages(first.sync(None).unwrap(), &w.ram), [7]);
 }

@@ -1,7 +1,7 @@
 //! Logging: who uses it, where, and when it costs something.
 //!
 //! ```text
-//!   start   first user: take the bits of the regions, re-arm ─▶ stores are heard        further users: join
+//!   start   first user: take the bits of the regions, re-arm ─▶ stores are heard        further users: re-arm
 //!   sync    take ─▶ to every other user's pending ─▶ + own pending ─▶ re-arm ─▶ Harvest
 //!   stop    last user: set the bits again. Entries become fast with their next store; nothing is posted
 //!
@@ -32,7 +32,6 @@ use crate::rcu::{Guard, pin};
 use crate::ring::RingStartError;
 use crate::sync::{Mutex, lock};
 use core::fmt;
-use core::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Weak};
 use std::time::Duration;
 
@@ -87,7 +86,7 @@ pub enum LogError {
     /// The back end refuses.
     #[error(transparent)]
     Ring(#[from] RingStartError),
-    /// The first re-arm was not answered. Nothing is logged.
+    /// The re-arm was not answered. Nothing is logged for this user.
     #[error(transparent)]
     NotServed(#[from] NotServed),
 }
@@ -111,8 +110,6 @@ pub(super) struct Log {
     users: Mutex<Vec<Arc<Pending>>>,
     /// What is logged, as of a version of the list: a sync costs what is dirty, not how many blocks there are.
     known: Mutex<Option<(u64, Arc<[PageRange]>)>>,
-    /// Whether some start has seen its re-arm answered. Until then a further start asks for its own.
-    armed: AtomicBool,
 }
 
 /// The logs of a dirty memory that have users.
@@ -164,16 +161,14 @@ impl DirtyLog {
         }
         let log = match same {
             Some(log) => {
-                if !log.armed.load(Ordering::Acquire) {
-                    // Its bits are taken, its re-arm is under way and may fail.
-                    log.regions(&guard).iter().for_each(|(range, _)| armed.insert(*range));
-                }
+                // What another user took last may not be answered for yet, and then stores there are not heard.
+                log.regions(&guard).iter().for_each(|(range, _)| armed.insert(*range));
                 log
             }
             None => {
-                let (users, known, answered) = (Mutex::new(Vec::new()), Mutex::new(None), AtomicBool::new(false));
+                let (users, known) = (Mutex::new(Vec::new()), Mutex::new(None));
                 let list = list.clone();
-                let log = Log { list, client, owned, scope, backend, listener, users, known, armed: answered };
+                let log = Log { list, client, owned, scope, backend, listener, users, known };
                 let log = Arc::new(log);
                 if let Backend::Source(source) = &log.backend {
                     source.start(dirty, client)?;
@@ -193,7 +188,6 @@ impl DirtyLog {
         if !armed.is_empty() {
             new.log.listener.rearm(&armed.cover(MAX_RANGES), timeout)?; // `new` drops, and with it perhaps the log
         }
-        new.log.armed.store(true, Ordering::Release);
         Ok(new)
     }
 
