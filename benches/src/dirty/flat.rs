@@ -67,6 +67,32 @@ impl Flat {
     }
 }
 
+/// A migration's own bitmap, for one thread.
+pub struct Own {
+    words: Vec<u64>,
+}
+
+impl Own {
+    /// All zero.
+    pub fn new(pages: u64) -> Own {
+        Own { words: vec![0; pages.div_ceil(64) as usize] }
+    }
+
+    /// Adds bits of the word of page `first`; returns how many are new.
+    #[inline]
+    pub fn add(&mut self, first: u64, bits: u64) -> u64 {
+        let word = &mut self.words[(first / 64) as usize];
+        let newly = bits & !*word;
+        *word |= bits;
+        u64::from(newly.count_ones())
+    }
+
+    /// Forgets pages.
+    pub fn clear(&mut self, pages: Range<u64>) {
+        pages.for_each(|page| self.words[(page / 64) as usize] &= !(1 << (page % 64)));
+    }
+}
+
 /// The pages that are dirty, in a tree behind a lock.
 #[derive(Default)]
 pub struct Tree(Mutex<BTreeSet<u64>>);

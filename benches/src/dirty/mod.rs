@@ -13,12 +13,15 @@
 
 pub mod clock;
 pub mod flat;
+mod guest;
 pub mod heap;
 pub mod patterns;
+mod plug;
 mod read;
 pub mod rounds;
 pub mod row;
 mod set;
+mod sync;
 pub mod table;
 mod take;
 
@@ -38,6 +41,15 @@ pub const ROWS: &[Entry] = &[
     Entry { name: "take-half", group: Group::Take, build: take::half },
     Entry { name: "take-runs", group: Group::Take, build: take::runs },
     Entry { name: "take-random", group: Group::Take, build: take::random },
+    Entry { name: "sync-full", group: Group::Sync, build: sync::full },
+    Entry { name: "sync-half", group: Group::Sync, build: sync::half },
+    Entry { name: "sync-runs", group: Group::Sync, build: sync::runs },
+    Entry { name: "sync-random", group: Group::Sync, build: sync::random },
+    Entry { name: "rearm", group: Group::Sync, build: sync::rearm },
+    Entry { name: "rearm-answer", group: Group::Sync, build: sync::answer },
+    Entry { name: "plug-0", group: Group::Plug, build: plug::empty },
+    Entry { name: "plug-1000", group: Group::Plug, build: plug::thousand },
+    Entry { name: "plug-10000", group: Group::Plug, build: plug::ten_thousand },
 ];
 
 /// The rows that a word names: a row by its name, a group, `dirty` for all, or else every row whose name starts with it.

@@ -36,6 +36,20 @@ pub enum End {
     Error(uc_error),
 }
 
+/// What each of 16 further blocks of 2 MiB takes, in nanoseconds, when there are `present` of them.
+pub fn time_mem_map(present: u64) -> Result<Vec<u128>, uc_error> {
+    let mut uc = Unicorn::new(Arch::RISCV, Mode::RISCV64)?;
+    let mut times = Vec::new();
+    for n in 0..present + 16 {
+        let start = Instant::now();
+        uc.mem_map((1 << 36) + (n << 22), 2 << 20, Prot::ALL)?;
+        if n >= present {
+            times.push(start.elapsed().as_nanos());
+        }
+    }
+    Ok(times)
+}
+
 /// Runs a program to its end; what it prints goes to `console`.
 pub fn run(program: &Program<'_>, console: &mut dyn Write) -> Result<End, uc_error> {
     let finished = Rc::new(Cell::new(None));

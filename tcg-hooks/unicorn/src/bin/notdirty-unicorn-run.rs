@@ -1,5 +1,5 @@
 //! Runs one bare-metal RISC-V ELF file in Unicorn: `notdirty-unicorn-run FILE.elf`; or the self-modifying suite:
-//! `notdirty-unicorn-run smc-test DIR`.
+//! `notdirty-unicorn-run smc-test DIR`; or, with `--bench-map N`, times `uc_mem_map` with N blocks present.
 //!
 //! Its exit code is the guest's; 125 says that the guest trapped, which Unicorn does not pass on to it.
 
@@ -10,7 +10,7 @@ use notdirty_unicorn::{elf, smc_test};
 
 fn main() -> ExitCode {
     let Some(file) = std::env::args().nth(1) else {
-        eprintln!("usage: notdirty-unicorn-run FILE.elf | smc-test DIR | --version");
+        eprintln!("usage: notdirty-unicorn-run FILE.elf | smc-test DIR | --bench-map N | --version");
         return ExitCode::from(2);
     };
     if file == "--version" {
@@ -29,6 +29,20 @@ fn main() -> ExitCode {
                 eprintln!("{why}");
                 ExitCode::from(2)
             }
+        };
+    }
+    if file == "--bench-map" {
+        let Some(present) = std::env::args().nth(2).and_then(|n| n.parse().ok()) else {
+            eprintln!("usage: notdirty-unicorn-run --bench-map N");
+            return ExitCode::from(2);
+        };
+        return match board::time_mem_map(present) {
+            Ok(times) => {
+                let times: Vec<String> = times.iter().map(u128::to_string).collect();
+                println!("mem_map present={present} ns={}", times.join(","));
+                ExitCode::SUCCESS
+            }
+            Err(error) => fail(&file, &format!("Unicorn: {error:?}")),
         };
     }
     let bytes = match std::fs::read(&file) {
