@@ -6,6 +6,7 @@
 //!       read set take sync ring plug memory logging                  table.rs   values, paired ratios, bars; or JSON
 //!                              │
 //!       flat.rs  the plain designs: one array of words, a mutex around a tree        patterns.rs  which pages are dirty
+//!       kvm.rs   the kernel's ring, with a guest that stores                         guest.rs     machines of ours
 //!       clock.rs CPU time of a thread: what other processes do to the machine is not in it
 //! ```
 //!
@@ -15,9 +16,13 @@ pub mod clock;
 pub mod flat;
 mod guest;
 pub mod heap;
+mod kvm;
+mod logging;
+mod memory;
 pub mod patterns;
 mod plug;
 mod read;
+mod ring;
 pub mod rounds;
 pub mod row;
 mod set;
@@ -47,9 +52,14 @@ pub const ROWS: &[Entry] = &[
     Entry { name: "sync-random", group: Group::Sync, build: sync::random },
     Entry { name: "rearm", group: Group::Sync, build: sync::rearm },
     Entry { name: "rearm-answer", group: Group::Sync, build: sync::answer },
+    Entry { name: "ring-push", group: Group::Ring, build: ring::push },
+    Entry { name: "ring-harvest", group: Group::Ring, build: ring::harvest },
     Entry { name: "plug-0", group: Group::Plug, build: plug::empty },
     Entry { name: "plug-1000", group: Group::Plug, build: plug::thousand },
     Entry { name: "plug-10000", group: Group::Plug, build: plug::ten_thousand },
+    Entry { name: "bytes", group: Group::Memory, build: memory::per_gib },
+    Entry { name: "log-rand-store", group: Group::Logging, build: logging::rand_store },
+    Entry { name: "log-memcpy", group: Group::Logging, build: logging::memcpy },
 ];
 
 /// The rows that a word names: a row by its name, a group, `dirty` for all, or else every row whose name starts with it.
