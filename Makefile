@@ -1,7 +1,8 @@
 # notdirty: every command a developer needs. `make test` sets up what it needs and is what CI runs.
 #
 #   make test          deps, guest programs, lints, all tests, loom models, conformance where a corpus is at hand
-#   make test-deep     the same tests in release with many more random programs (NOTDIRTY_PROGRAMS=n)
+#   make test-deep     the same in release with many more random programs (NOTDIRTY_PROGRAMS=n), ten minutes of RAM that
+#                      comes and goes, and what valgrind can run
 #   make bench         our JIT beside QEMU and Unicorn, the dirty memory beside what others do; ROW=name for one row or
 #                      group (ROW=dirty: the second table), RUNS=n, JSON=1 for a machine: one object a table
 #   make bench-flags what each of the JIT's switches is worth; ROW=name, RUNS=n
@@ -19,7 +20,7 @@ NOTDIRTY_PROGRAMS ?= 1000000
 # Members of the workspace that plain tests leave out, and why: Unicorn compiles minutes of C.
 ALL := --workspace --exclude notdirty-unicorn
 
-.PHONY: all test test-deep bench bench-flags conformance guests unicorn deps lint deny clean
+.PHONY: all test test-deep valgrind bench bench-flags conformance guests unicorn deps lint deny clean
 all:
 	$(CARGO) build --release $(CARGO_FLAGS)
 
@@ -50,10 +51,20 @@ test:
 conformance:
 	NOTDIRTY_CORPUS="$(abspath $(CORPUS))" $(CARGO) test $(CARGO_FLAGS) -p notdirty --test conformance -- --nocapture
 
+# valgrind sees Rust and the oracle, not emitted code: core whole, and RAM that comes and goes under interpreted harts.
+VALGRIND := target.'cfg(unix)'.runner=['valgrind','-q','--error-exitcode=9','--fair-sched=yes']
 test-deep: guests
+	.ci/deps deep
 	$(CARGO) loom
 	NOTDIRTY_PROGRAMS=$(NOTDIRTY_PROGRAMS) NOTDIRTY_CHECKED=2000 NOTDIRTY_FUZZ_INPUTS=20000 NOTDIRTY_HOSTILE_INSNS=100000000 \
-	$(CARGO) test --release $(CARGO_FLAGS) $(ALL) -- --nocapture
+	NOTDIRTY_STRESS_SECONDS=600 $(CARGO) test --release $(CARGO_FLAGS) $(ALL) -- --nocapture
+	@if command -v valgrind >/dev/null; then $(MAKE) --no-print-directory valgrind; \
+	else echo "test-deep: no valgrind, its part is skipped (make deps)"; fi
+
+valgrind:
+	PROPTEST_CASES=8 $(CARGO) test $(CARGO_FLAGS) --config "$(VALGRIND)" -p notdirty-core --tests
+	NOTDIRTY_STRESS_ENGINE=interp NOTDIRTY_STRESS_BLOCKS=500 \
+	$(CARGO) test $(CARGO_FLAGS) --config "$(VALGRIND)" -p notdirty --test stress -- --nocapture
 
 bench-flags:
 	$(MAKE) --no-print-directory guests
