@@ -3,8 +3,8 @@
 //! ```text
 //!                     RamList                                   one linear space of RamAddr
 //!   ┌───────────────────┴─────────────────────┐
-//!   │ RcuCell ─▶ Snapshot { by_offset, by_host } ─▶ chunks ─▶ Arc<RamBlock> ─▶ Mapping
-//!   │                                                          idstr, offset     guard│RAM│guard
+//!   │ RcuCell ─▶ Snapshot { by_offset, by_host, by_slot } ─▶ chunks ─▶ Arc<RamBlock> ─▶ Mapping
+//!   │                                                      idstr, slot, offset     guard│RAM│room to grow│guard
 //!   │ DirtyMemory
 //!   │   RcuCell ─▶ BlockTable [row, row, row, …]       a row covers 2 Mi pages = 8 GiB
 //!   │                           │
@@ -19,8 +19,8 @@
 //! | [`addr`] | [`RamAddr`], [`PageIndex`], [`PageRange`]: an address has a kind |
 //! | [`rcu`] | [`Guard`], [`RcuCell`]: this memory stays alive |
 //! | [`sync`] | std or loom, decided once |
-//! | [`ram`] | [`RamBlock`], [`RamList`]: mappings, names, offsets, lookup |
-//! | [`dirty`] | [`DirtyMemory`]: who wants to hear the next store to a page |
+//! | [`ram`] | [`RamBlock`], [`RamList`]: mappings, names, offsets, lookup, resizing, who is told |
+//! | [`dirty`] | [`DirtyMemory`]: who wants to hear the next store to a page; [`Harvest`], [`DirtyLog`]: who takes them away |
 //! | [`ring`] | [`DirtyRing`], [`RingSource`]: the pages that became dirty, as lists, one for each vCPU |
 //! | [`migration`] | what a migration keeps for each block, and its sync from the dirty memory |
 //!
@@ -30,7 +30,8 @@
 //! Who takes pages away takes them as a [`Harvest`], alone or as a user of a [`DirtyLog`] (HARVEST-1), which finds them by
 //! the bits or by rings (RING-1).
 //!
-//! Absent on purpose, until something uses it: checkpoints, the migration itself.
+//! Absent on purpose, until something uses it: checkpoints, the migration itself. Threads, and whoever makes vCPUs answer: a
+//! [`DirtyListener`] is given.
 
 pub mod addr;
 pub mod dirty;

@@ -1,9 +1,11 @@
 //! A machine to run bare-metal RISC-V guests on.
 //!
 //! ```text
-//!   cli ──▶ Machine::builder() ──▶ machine/board.rs      RAM, devices, one vCPU, wired as the common `virt` board
+//!   cli ──▶ Machine::builder() ──▶ machine/board.rs      RAM, devices, harts, wired as the common `virt` board
 //!                │                     ├── devices/      uart, aclint, finisher, htif ─▶ console, ExitLatch
-//!   load/ ◀──────┘                     └── notdirty_tcg::Vcpu     the hart: engine, TLB, translations
+//!                │                     │                 framebuffer ─▶ an image, of dirty pages only
+//!                │                     ├── machine/memory.rs      Memory: RAM is read, written, plugged, unplugged, resized from any thread
+//!   load/ ◀──────┘                     └── notdirty_tcg::Vcpu     a hart: engine, TLB, translations; a thread each while it runs
 //!   elf, raw, embedded images ──▶ AddressSpace::write    the one door: code that lies there dies
 //!   programs/    guests assembled with the host program: the demo, the self-modifying suite, …
 //!   smc_test/    that suite as a product: run here, in QEMU, or written as ELF files
@@ -20,7 +22,8 @@
 //! # Ok::<(), notdirty::BuildError>(())
 //! ```
 //!
-//! Deliberately absent: globals (a machine is a value, and `Send`), signals, a PLIC and other devices that interrupt.
+//! Deliberately absent: globals (a machine is a value, and `Send`), signals, a PLIC and other devices that
+//! interrupt, a device tree or an ACPI table to tell a guest of plugged RAM: it probes.
 
 pub mod cli;
 pub mod devices;

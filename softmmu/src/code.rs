@@ -296,7 +296,7 @@ impl Default for CodePage {
 }
 
 impl CodePage {
-    /// See [`CodePages::hit`].
+    /// Do any of these lines hold code? The bytes must be visible already, as for `CodePages::hit`.
     #[inline]
     pub fn hit(&self, lines: u64) -> bool {
         self.mask.load(Ordering::SeqCst) & lines != 0

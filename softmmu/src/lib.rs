@@ -12,23 +12,24 @@
 //!                │  ├─ device ─▶ mmio.rs ─▶ MmioDevice
 //!                │  └─ ROM: ignored
 //!                ▼ somebody listens
-//!             notdirty.rs   a. store  b. code.rs, CodeInvalidator  c. core's DirtyMemory  d. tlb/arm.rs
+//!             notdirty.rs   a. store  b. code.rs, CodeInvalidator  c. core's DirtyMemory, rings  d. tlb/arm.rs
 //!
 //!    anybody ── post(KillCode | Rearm | Remap), kick, irq ──▶ VcpuPort ──▶ SoftMmu::serve, at a safe point
 //! ```
 //!
 //! | file | concept |
 //! | --- | --- |
+//! | [`mmu`](SoftMmu) | [`SoftMmu`]: what one vCPU owns, and what it does at its safe points |
 //! | [`tlb::entry`] | [`TlbEntry`](tlb::entry::TlbEntry): the layout that emitted code shares |
 //! | `access`, `atomic` | [`SoftMmu`]'s loads, stores, fetches, AMOs |
 //! | `slow`, `notdirty` | every way out of a missed probe |
-//! | [`memmap`] | [`AddressSpace`], [`FlatView`]: what lies where |
+//! | [`memmap`] | [`AddressSpace`], [`FlatView`]: what lies where; core's `DirtyListener` |
 //! | [`mmio`] | [`MmioDevice`] |
-//! | [`code`] | [`CodePages`], [`CodeInvalidator`]: 64-byte lines that hold translated code |
+//! | [`code`] | [`CodePages`], [`CodeInvalidator`]: 64-byte lines that hold translated code, and whose it is |
 //! | [`safepoint`], `registry` | [`VcpuPort`], [`Request`], [`VcpuRegistry`]: how others reach a vCPU, and wait for it |
 //! | [`fault`] | [`MemFault`]: the guest's error, as a value |
 //!
-//! Kept here: TLB-1, the softmmu halves of MARK-1, CODE-1, SAFE-1 and RAM-1. Nothing here sees an instruction.
+//! Kept here: TLB-1, the softmmu halves of MARK-1, CODE-1, HARVEST-1, SAFE-1 and RAM-1. Nothing here sees an instruction.
 //!
 //! Absent on purpose, until something uses it: page walks (one translation regime, machine mode, so one table),
 //! watchpoints, a victim TLB, flushes by ASID, and waiting for missing pages.

@@ -4,18 +4,20 @@
 //!   guest bytes ──▶ riscv/decode ──▶ translate ──▶ ir ──▶ jit/x86_64 ──▶ jit/code_cache
 //!                        │                                                   │
 //!                        ▼                                                   ▼
-//!                interp (oracle), tier0                 tb/{cache,pages,chain,invalidate}
+//!                interp (oracle), tier0                 tb/{cache,pages,chain,invalidate,provisional}
 //!                        ▲                                                   ▲
 //!                        └──────────────── exec: the vCPU loop ──────────────┘
 //! ```
 //!
-//! * [`Vcpu`] is what a machine drives: one hart, its TLB, its TB cache, one engine.
+//! * [`Vcpu`] is what a machine drives: one hart, its TLB, its TB cache, one engine. [`Harts`] is what several share: the
+//!   first exit, and who is idle.
 //! * The oracle shares the decode table and the softmmu with the JIT, nothing else.
-//! * Invalidation has one door, [`tb::TbCache::invalidate`]: guest stores reach it through
-//!   `notdirty_softmmu::CodeInvalidator`, everybody else posts a kill that the owner drains (TB-1).
+//! * Invalidation has one door, `TbCache::invalidate` (`tb/invalidate.rs`): guest stores reach it through
+//!   `notdirty_softmmu::CodeInvalidator`, everybody else posts a kill that the owner drains (TB-1). What
+//!   another hart may have stored unheard is found by comparing the bytes again (CODE-1, `tb/provisional.rs`).
 //!
-//! Deliberately absent: files, devices, threads (the `notdirty` package has them), and locks around
-//! translated code (each vCPU owns its own).
+//! Deliberately absent: files, devices, threads (the `notdirty` package has them), and locks around translated code
+//! (each vCPU owns its own).
 
 pub mod clock;
 pub mod cpu;

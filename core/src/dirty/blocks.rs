@@ -29,7 +29,7 @@
 //!   Installing a block looks under the lock.
 //! - a setter that found an old block or none: its fence (MARK-1) comes before its look, the new client's fence after
 //!   the block that the setter has not seen. So what it stored is visible to whoever reads the page after that take.
-//! - an answer of `listening` for the old client: a mark too many for the new one. Checked by tests/loom.rs.
+//! - an answer of `listening` for the old client: a mark too many for the new one. Checked by tests/loom_clients.rs.
 
 use super::bitmap::{BLOCK_PAGES, DirtyBlock};
 use super::client::{CLIENTS, ClientMask, DirtyClient};

@@ -22,7 +22,7 @@
 //! the vCPU is. Resets come in runs of one slot, 64 pages wide (`runs.rs`).
 //!
 //! In one thing it differs from the kernel's: a run is handed to the sink before its entries are free, so that a sink
-//! that panics sees them again. Checked by tests/loom_ring.rs (order), tests/ring.rs (meaning) and tests/kvm_ring.rs
+//! that panics sees them again. Checked by tests/loom_ring.rs (order), tests/ring.rs (meaning) and tests/kvm_ring
 //! (against the kernel's own).
 
 mod log;

@@ -4,7 +4,7 @@
 //!   map_ram, map_mmio, map_alias ──▶ RegionTree ── render the changed interval only ──▶ FlatView (RCU)
 //!                                    under a lock                                        │
 //!   host API (loader, gdb, DMA) ────────────────────────── reads the newest view ◀───────┤
-//!   vCPU: its own Arc of a view, changed only when it serves the FlushAll ◀── posted ────┘
+//!   vCPU: its own Arc of a view, changed only when it serves the Remap ◀──── posted ────┘
 //! ```
 
 mod flat_view;

@@ -1,7 +1,7 @@
 //! Direct jumps from TB to TB.
 //!
 //! Keeps CHAIN-1: a link is followed only while its target lives. A kill points every incoming jump back to its own
-//! stub before the target's bytes can be used again; a change of the memory map kills all TBs.
+//! stub before the target's bytes can be used again; a change of the memory map kills the TBs of the pages that it takes away.
 use super::{TbCache, TbId};
 use crate::jit::x86_64::LOCAL_BITS;
 

@@ -8,7 +8,7 @@
 //! ```
 //!
 //! The code is position dependent only in its jumps to the thunks, which are given as offsets in the code cache.
-//! Deliberately absent: register allocation (see [`regs`]), instruction selection over more than one op.
+//! Deliberately absent: register allocation (see `regs.rs`), instruction selection over more than one op.
 // dynasm! converts every immediate to the width of its field, also where it has that width.
 #![allow(clippy::useless_conversion, reason = "what dynasm! expands to")]
 
