@@ -1,6 +1,6 @@
 //! Who is called back while RAM comes and goes may ask the memory, and change it.
 
-use notdirty::{GuestPhys, Machine, Memory, PlugSpec, Plugged, UnplugError};
+use notdirty::{GuestPhys, Machine, Memory, PlugError, PlugSpec, Plugged, UnplugError};
 use notdirty_core::{RamBlock, RamNotifier, pin};
 use notdirty_softmmu::{MemSize, MmioDevice};
 use std::sync::mpsc;
@@ -126,4 +126,56 @@ fn ram_that_the_list_does_not_let_go_stays() {
         assert_eq!(memory.unplug(&dimm, SECOND), Err(UnplugError::NotPlugged));
         plug(&memory);
     });
+}
+
+/// Wants the place into which a block grows.
+struct Covets(Memory, Mutex<Option<bool>>);
+
+impl RamNotifier for Covets {
+    fn resized(&self, _: &Arc<RamBlock>, _: u64, _: u64) {
+        let got = self.0.plug("covetous", AT + SIZE, SIZE, PlugSpec::default());
+        *self.1.lock().unwrap() = Some(matches!(got, Err(PlugError::Taken { .. })));
+    }
+}
+
+#[test]
+fn the_place_that_ram_grows_into_is_taken() {
+    in_time(|| {
+        let machine = Machine::builder().build().unwrap();
+        let memory = machine.memory();
+        let dimm = memory.plug("dimm", AT, SIZE, PlugSpec::default().max_size(2 * SIZE)).unwrap();
+        let covets = Arc::new(Covets(memory.clone(), Mutex::default()));
+        let told = machine.space().ram().notify(covets.clone());
+        memory.resize(&dimm, 2 * SIZE, SECOND).unwrap();
+        assert_eq!(*covets.1.lock().unwrap(), Some(true));
+        drop(told);
+        memory.resize(&dimm, SIZE, SECOND).unwrap();
+        memory.plug("behind", AT + SIZE, SIZE, PlugSpec::default()).unwrap();
+    });
+}
+
+#[test]
+fn ram_that_somebody_else_resized_is_counted_as_it_was_plugged() {
+    let machine = Machine::builder().ram_size(SIZE).max_ram(4 * SIZE).build().unwrap();
+    let memory = machine.memory();
+    let list = machine.space().ram();
+    for round in 0..3 {
+        let dimm = memory.plug("dimm", AT, SIZE, PlugSpec::default().max_size(4 * SIZE)).unwrap();
+        let block = list.find_id("dimm", &pin()).cloned().unwrap();
+        list.resize(&block, 3 * SIZE).unwrap();
+        if round == 1 {
+            memory.resize(&dimm, 2 * SIZE, SECOND).unwrap();
+        }
+        memory.unplug(&dimm, SECOND).unwrap();
+    }
+    memory.plug("all", AT, 3 * SIZE, PlugSpec::default()).unwrap();
+}
+
+#[test]
+fn ram_at_the_end_of_the_address_space_does_not_grow() {
+    let machine = Machine::builder().build().unwrap();
+    let memory = machine.memory();
+    let dimm = memory.plug("last", u64::MAX - SIZE + 1, SIZE, PlugSpec::default().max_size(2 * SIZE)).unwrap();
+    assert!(memory.resize(&dimm, 2 * SIZE, SECOND).is_err());
+    memory.unplug(&dimm, SECOND).unwrap();
 }

@@ -145,6 +145,8 @@ impl RamInfo {
 struct Dimm {
     block: Arc<RamBlock>,
     region: RegionId,
+    /// Its share of [`Dimms::bytes`]: somebody else may resize the block.
+    counted: u64,
     /// Somebody works on it without the lock.
     busy: bool,
 }
@@ -270,7 +272,7 @@ impl Memory {
         }
         let block = space.ram().add(block)?;
         match space.map_ram(GuestPhys::new(base), &block, 0, size, 0) {
-            Ok(region) => Ok(Dimm { block, region, busy: false }),
+            Ok(region) => Ok(Dimm { block, region, counted: size, busy: false }),
             Err(e) => {
                 // It was in the list a moment ago, and nobody else has it.
                 let _ = space.ram().remove(&block);
@@ -298,8 +300,8 @@ impl Memory {
         dimm.region = again.unwrap_or(dimm.region);
         match done {
             Ok(()) => {
+                dimms.bytes -= dimm.counted;
                 dimms.by_base.remove(&plugged.base);
-                dimms.bytes -= block.used_length();
                 Ok(())
             }
             Err(Stays { why, .. }) => Err(why),
@@ -363,7 +365,7 @@ impl Memory {
             .by_base
             .range(..=last)
             .next_back()
-            .filter(|(at, dimm)| dimm.busy && **at + (dimm.block.used_length() - 1) >= base);
+            .filter(|(at, dimm)| dimm.busy && at.saturating_add(dimm.block.used_length() - 1) >= base);
         let coming = dimms.coming.iter().find(|coming| coming.0 <= last && base <= coming.1);
         let leaving = leaving.map(|(at, _)| *at).or(coming.map(|coming| coming.0));
         let leaving = leaving.map(|at| GuestPhys::new(base.max(at)));

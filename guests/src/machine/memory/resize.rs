@@ -45,7 +45,10 @@ impl Memory {
     pub fn resize(&self, plugged: &Plugged, size: u64, timeout: Duration) -> Result<(), ResizeError> {
         let (block, region) = self.borrow(plugged)?;
         let old = block.used_length();
-        let booked = self.book(plugged, old, size);
+        // In front of the space's end, or the map refuses.
+        let grown = plugged.base.checked_add(old).zip(size.checked_sub(old + 1));
+        let place = grown.and_then(|(first, more)| Some((first, first.checked_add(more)?)));
+        let booked = self.book(place, old, size);
         let done = match booked {
             // An odd length is refused by the block, before the map hears of it.
             Ok(_) if size < old && size.is_multiple_of(PAGE_SIZE) => self.shrink(&block, region, size, timeout),
@@ -54,24 +57,28 @@ impl Memory {
         };
         let mut dimms = self.dimms();
         if let Ok(more) = booked {
-            dimms.bytes = dimms.bytes - old - more + block.used_length();
+            dimms.bytes -= more;
+            // No two that are coming meet, so it is the one of this call.
+            dimms.coming.retain(|coming| Some(*coming) != place);
         }
         if let Some(dimm) = dimms.find(plugged) {
             dimm.busy = false;
+            let now = block.used_length();
+            let was = core::mem::replace(&mut dimm.counted, now);
+            dimms.bytes = dimms.bytes - was + now;
         }
         drop(dimms);
         booked.and(done)
     }
 
-    /// Counts what is to come on top of `old`, if there may be so much and its place is free.
-    fn book(&self, plugged: &Plugged, old: u64, size: u64) -> Result<u64, ResizeError> {
+    /// Counts what is to come on top of `old`, if there may be so much and its place is free, and takes that.
+    fn book(&self, place: Option<(u64, u64)>, old: u64, size: u64) -> Result<u64, ResizeError> {
         let Some(more) = size.checked_sub(old).filter(|more| *more != 0) else { return Ok(0) };
         let mut dimms = self.dimms();
         self.may_grow(&dimms, more)?;
-        let first = plugged.base + old;
-        // Past the end of the address space: refused by the map.
-        if let Some(last) = first.checked_add(more - 1) {
+        if let Some((first, last)) = place {
             self.is_free(&dimms, first, more, last)?;
+            dimms.coming.push((first, last));
         }
         dimms.bytes += more;
         Ok(more)
