@@ -143,13 +143,16 @@ pub enum Term {
 
 impl Term {
     /// Where control may go directly, inside the region or out of it; calls and indirect jumps have places of their own.
-    pub fn targets(&self) -> impl Iterator<Item = Target> + use<> {
-        let targets = match *self {
-            Term::Goto(to) => [Some(to), None],
-            Term::Branch { taken, fall, .. } => [Some(taken), Some(fall)],
-            _ => [None, None],
-        };
-        targets.into_iter().flatten()
+    #[inline(always)]
+    pub fn each_target(&self, mut see: impl FnMut(Target)) {
+        match *self {
+            Term::Goto(to) => see(to),
+            Term::Branch { taken, fall, .. } => {
+                see(taken);
+                see(fall);
+            }
+            _ => {}
+        }
     }
 }
 

@@ -12,6 +12,9 @@ use crate::riscv::{Insn, decode_any};
 use notdirty_core::PAGE_SIZE;
 use notdirty_softmmu::{AccessKind, GuestVirt, Hooks, MemFault, MmuIdx, SoftMmu};
 
+/// Lines that are asked for ahead.
+const AHEAD: usize = 6;
+
 /// Bytes of one page that were asked for, for reads that need not ask: `[from, to)`, by offset in the window.
 #[derive(Clone, Copy)]
 struct Open {
@@ -23,6 +26,16 @@ struct Open {
 
 impl Open {
     const NONE: Open = Open { from: 0, to: 0, host: std::ptr::null() };
+
+    /// Code that was written a while ago is not in the near caches, and reading begins sooner than the host notices.
+    fn prefetch(&self, off: u32) {
+        #[cfg(target_arch = "x86_64")]
+        for line in 1..=AHEAD {
+            let at = self.host.wrapping_add((off - self.from) as usize + 64 * line);
+            // SAFETY: a hint; it touches no memory.
+            unsafe { std::arch::x86_64::_mm_prefetch::<{ std::arch::x86_64::_MM_HINT_T0 }>(at.cast()) };
+        }
+    }
 
     /// The bits at `off`, if four bytes from there are open.
     #[inline(always)]
@@ -139,6 +152,7 @@ impl Translator {
                     None => match self.fetch(mmu, hooks, off) {
                         Ok(bits) => {
                             open = self.open(off);
+                            open.prefetch(off);
                             bits
                         }
                         // Only the first instruction's fault is the guest's; others are met when they are reached.

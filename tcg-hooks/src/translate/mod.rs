@@ -251,13 +251,14 @@ impl Translator {
         let entry = self.region.entry as usize;
         self.region.blocks[entry].poll = true;
         for i in 0..self.region.blocks.len() {
-            for target in self.region.blocks[i].term.targets() {
+            let term = self.region.blocks[i].term;
+            term.each_target(|target| {
                 if let Target::Block(b) = target
                     && usize::from(b) <= i
                 {
                     self.region.blocks[usize::from(b)].poll = true;
                 }
-            }
+            });
         }
     }
 }

@@ -62,6 +62,32 @@ fn access(ir: &Ir) -> Option<(i32, MemOp)> {
     }
 }
 
+/// How many accesses each base has in a block, by direction.
+struct Counts([u8; 64]);
+
+impl Counts {
+    fn slot(ir: &Ir, comparator: i32) -> usize {
+        usize::from(ir.a & 31) + if comparator == READ { 0 } else { 32 }
+    }
+
+    /// The counts, if any is worth a look.
+    fn of(ops: &[Ir]) -> Option<Counts> {
+        let (mut counts, mut most) = ([0u8; 64], 0);
+        for ir in ops {
+            if let Some((comparator, _)) = access(ir) {
+                let count = &mut counts[Self::slot(ir, comparator)];
+                *count = count.saturating_add(1);
+                most = most.max(*count);
+            }
+        }
+        (usize::from(most) >= WORTH).then_some(Counts(counts))
+    }
+
+    fn worth(&self, ir: &Ir) -> bool {
+        access(ir).is_some_and(|(comparator, _)| usize::from(self.0[Self::slot(ir, comparator)]) >= WORTH)
+    }
+}
+
 /// The group that the access at `at` leads, if it is worth it; its members are marked.
 fn group(ops: &[Ir], marks: &mut [Mark], at: usize) -> Option<Group> {
     let (comparator, _) = access(&ops[at])?;
@@ -98,14 +124,16 @@ fn group(ops: &[Ir], marks: &mut [Mark], at: usize) -> Option<Group> {
 impl Emitter {
     /// The ops of one block.
     pub(super) fn ops(&mut self, ops: &[Ir]) {
-        if !self.flags.elide || self.flat.is_none() || ops.len() < WORTH {
+        let counts = if self.flags.elide && self.flat.is_some() { Counts::of(ops) } else { None };
+        let Some(counts) = counts else {
             ops.iter().for_each(|ir| self.op(ir));
             return;
-        }
+        };
         let mut marks = vec![Mark::Plain; ops.len()];
         let mut groups = Vec::new();
         for at in 0..ops.len() {
             if marks[at] == Mark::Plain
+                && counts.worth(&ops[at])
                 && let Some(group) = group(ops, &mut marks, at)
             {
                 marks[at] = Mark::Lead(groups.len());

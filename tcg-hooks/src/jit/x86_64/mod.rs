@@ -172,9 +172,11 @@ impl Emitter {
                 dynasm!(self.ops; .arch x64; jl =>label);
             }
             let ops = &region.ops[block.first as usize..block.end as usize];
-            let accesses = ops.iter().filter(|ir| matches!(ir.kind, Kind::Load(_) | Kind::Store(_))).count();
-            if self.flags.count && accesses != 0 {
-                dynasm!(self.ops; .arch x64; add QWORD [rbp + context::ACCESSES], DWORD accesses as i32);
+            if self.flags.count {
+                let accesses = ops.iter().filter(|ir| matches!(ir.kind, Kind::Load(_) | Kind::Store(_))).count();
+                if accesses != 0 {
+                    dynasm!(self.ops; .arch x64; add QWORD [rbp + context::ACCESSES], DWORD accesses as i32);
+                }
             }
             self.ops(ops);
             self.terminator(&block.term, i as u16 + 1);

@@ -38,7 +38,7 @@ fn choose(region: &Region, swaps: &mut Vec<Swap>) {
     let mut depth = [0u8; 256];
     let mut loops = false;
     for (i, block) in region.blocks.iter().enumerate() {
-        for target in block.term.targets() {
+        block.term.each_target(|target| {
             if let Target::Block(b) = target
                 && usize::from(b) <= i
             {
@@ -47,7 +47,7 @@ fn choose(region: &Region, swaps: &mut Vec<Swap>) {
                     *d = (*d + 1).min(3);
                 }
             }
-        }
+        });
     }
     if !loops {
         return;
