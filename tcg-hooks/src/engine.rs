@@ -39,6 +39,9 @@ pub struct JitFlags {
     pub jump_cache: bool,
     /// Speculate that host = guest + constant, so that the TLB check is off the address chain.
     pub flat_addend: bool,
+    /// Speculate right: the constant is that of the RAM the vCPU starts in. Off, no RAM has it, and every access is done
+    /// as in RAM that was plugged or is seen twice.
+    pub flat_ram: bool,
     /// Let several accesses off one base register share one TLB check.
     pub elide: bool,
     /// Use all 16 Ki entries of the TLB; off: 256, as QEMU starts with.
@@ -69,6 +72,7 @@ impl Default for JitFlags {
             chaining: true,
             jump_cache: true,
             flat_addend: true,
+            flat_ram: true,
             elide: true,
             big_tlb: true,
             plain_index: true,
@@ -84,7 +88,7 @@ impl Default for JitFlags {
 
 impl JitFlags {
     /// Names of the switches, in the order of [`JitFlags::set`]'s bits.
-    pub const NAMES: [&str; 15] = [
+    pub const NAMES: [&str; 16] = [
         "regions",
         "pinned",
         "remap",
@@ -92,6 +96,7 @@ impl JitFlags {
         "chaining",
         "jump_cache",
         "flat_addend",
+        "flat_ram",
         "elide",
         "big_tlb",
         "plain_index",
@@ -112,6 +117,7 @@ impl JitFlags {
             "chaining" => &mut self.chaining,
             "jump_cache" => &mut self.jump_cache,
             "flat_addend" => &mut self.flat_addend,
+            "flat_ram" => &mut self.flat_ram,
             "elide" => &mut self.elide,
             "big_tlb" => &mut self.big_tlb,
             "plain_index" => &mut self.plain_index,

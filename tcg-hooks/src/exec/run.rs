@@ -81,7 +81,10 @@ impl Vcpu {
     /// A hart on this address space, in reset at `cfg.entry`.
     pub fn new(space: &Arc<AddressSpace>, cfg: VcpuConfig) -> io::Result<Vcpu> {
         let mut mmu = SoftMmu::new(space, PREFIX)?;
-        let flat = flat_addend(space, cfg.entry);
+        let mut flat = flat_addend(space, cfg.entry);
+        if !cfg.jit_flags.flat_ram {
+            flat = flat.wrapping_add(PAGE_SIZE);
+        }
         mmu.set_flat_addend(flat);
         if !(cfg.jit_flags.big_tlb && cfg.jit_flags.plain_index) {
             mmu.set_tlb_shape(if cfg.jit_flags.big_tlb { TLB_BITS } else { SMALL_BITS }, !cfg.jit_flags.plain_index);

@@ -83,6 +83,8 @@ pub enum Kind {
     ReadState,
     /// `rd = ` the word of CPU state at `imm`, which becomes `a`; its low bit cleared if `b` is 1
     SwapState,
+    /// Stores before are visible before loads after are done
+    Fence,
     /// The whole instruction is done in Rust: atomics, CSRs, `fence.i`
     Rust,
 }

@@ -33,6 +33,7 @@ impl fmt::Display for Ir {
             }
             Kind::ReadState => write!(f, "{rd} = state[{:#x}]", self.imm),
             Kind::SwapState => write!(f, "{rd}, state[{:#x}] = state[{:#x}], {a}", self.imm, self.imm),
+            Kind::Fence => write!(f, "fence"),
             Kind::Rust => write!(f, "rust #{}", self.site),
         }
     }

@@ -18,10 +18,11 @@ impl TbCache {
             ("notdirty:miss", t.miss),
             ("notdirty:leave", t.leave),
             ("notdirty:site", t.site),
+            ("notdirty:again", t.again),
         ];
         all.sort_unstable_by_key(|a| a.1);
         // TBs start on the next page.
-        let first = all[3].1.next_multiple_of(4096);
+        let first = t.again_end.next_multiple_of(4096);
         let ends = all.iter().skip(1).map(|n| n.1).chain([first]).collect::<Vec<_>>();
         let code = |(&(name, at), end): (&(&'static str, CodeOffset), CodeOffset)| {
             (name, at, self.code.bytes(at, end.saturating_sub(at) as usize))

@@ -58,8 +58,7 @@ impl Lower {
             Plan::Upper => self.li(region, rd, imm),
             Plan::UpperPc => self.li(region, rd, pc.wrapping_add(imm as u64) as i64),
             Plan::Fence if insn.orders_stores_before_loads() => {
-                let site = push_site(region, pc, insn, count);
-                self.push(region, Ir { kind: Kind::Rust, rd: 0, a, b, site, imm });
+                region.ops.push(Ir { kind: Kind::Fence, rd: 0, a: 0, b: 0, site: 0, imm: 0 });
             }
             // The host's total store order is as strong as any other fence.
             Plan::Fence => {}

@@ -73,6 +73,12 @@ impl Assembler {
         self.jumps.clear();
     }
 
+    /// Fills up to an offset with traps.
+    pub(super) fn skip_to(&mut self, to: usize) {
+        self.bytes[self.len..to].fill(0xcc);
+        self.len = to;
+    }
+
     /// The code as it stands.
     pub(super) fn code(&self) -> &[u8] {
         &self.bytes[..self.len]

@@ -85,8 +85,8 @@ impl HostCode<'_> {
             if let Some(note) = self.note(&insn, offset, eax, place) {
                 shown = format!("{shown:<44} ; {note}");
             }
-            eax = (insn.code() == Code::Mov_r32_imm32 && insn.op0_register() == Register::EAX)
-                .then(|| insn.immediate32());
+            let named = matches!(insn.code(), Code::Mov_r32_imm32 | Code::Test_EAX_imm32);
+            eax = (named && insn.op0_register() == Register::EAX).then(|| insn.immediate32());
             out.push(HostLine { offset, text: format!("{offset:04x}  {shown}") });
         }
         out
@@ -106,7 +106,8 @@ impl HostCode<'_> {
         }
         let call = insn.mnemonic() == Mnemonic::Call && insn.op0_kind() == OpKind::NearBranch64;
         let target = insn.near_branch64();
-        if call && target == u64::from(self.thunks.site) {
+        let again = u64::from(self.thunks.again)..u64::from(self.thunks.again_end);
+        if call && (target == u64::from(self.thunks.site) || again.contains(&target)) {
             let site = self.sites.get(eax? as usize % (1 << LOCAL_BITS))?;
             return Some(format!("{:x}: {}", site.pc, text(&site.insn, site.pc).replace('\t', " ")));
         }
@@ -171,7 +172,12 @@ impl SymbolResolver for Names {
             }
             let t = &self.thunks;
             let thunks = [(t.enter, "enter"), (t.leave, "leave"), (t.site, "site"), (t.miss, "miss")];
-            let name = thunks.iter().find(|n| u64::from(n.0) == address)?.1;
+            let again = u64::from(t.again)..u64::from(t.again_end);
+            let name = match thunks.iter().find(|n| u64::from(n.0) == address) {
+                Some(thunk) => thunk.1,
+                None if again.contains(&address) => "again",
+                None => return None,
+            };
             return Some(SymbolResult::with_str(address, name));
         }
         if kind != OpKind::Memory {

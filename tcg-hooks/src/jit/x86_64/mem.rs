@@ -8,28 +8,36 @@
 //!   mov dst, [base + imm + K]           K = host - guest: the access does not wait for the entry
 //! ```
 //!
-//! Behind the TB, a store first looks whether translated code alone listens to the page, and to other lines of it:
-//! data beside code costs a bit test.
-//!
 //! An entry whose addend is not K carries OTHER and never matches, so the last line is right whenever it is reached.
+//! Behind the TB a shared routine compares again: RAM with another addend, and stores beside code, need no Rust either
+//! (`again.rs`).
+use super::again::{Access, MOVED, routine};
 use super::asm::Label;
 use super::context::{TABLE, TABLE_OFFSET};
 use super::regs::{RAX, RCX, RDX};
-use super::{Cold, Emitter};
+use super::{Cold, Emitter, LOCAL_BITS};
 use crate::ir::{Ir, MemOp};
 use dynasmrt::dynasm;
-use notdirty_core::LINE_BITS;
-use notdirty_softmmu::tlb::entry::{
-    ADDEND, AUX, BIAS, CODEPAGE, ENTRY_BITS, FLAGS, HASH_SHIFT, READ, TLB_ENTRIES, WRITE,
-};
+use notdirty_softmmu::tlb::entry::{ADDEND, BIAS, ENTRY_BITS, FLAGS, HASH_SHIFT, READ, TLB_ENTRIES, WRITE};
 
-/// A store, as its slow path needs it.
+/// A store whose check was done.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct Store {
+struct Store {
     base: u8,
     imm: i32,
     bytes: u32,
     value: u8,
+}
+
+/// A failed probe's second try.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Again {
+    /// The address: host register, and what is added.
+    base: u8,
+    imm: i32,
+    access: Access,
+    /// The guest register loaded or stored.
+    register: u8,
 }
 
 const SHIFT: i8 = (notdirty_core::PAGE_BITS - ENTRY_BITS) as i8;
@@ -81,16 +89,32 @@ impl Emitter {
         }
     }
 
-    fn slow(&mut self, site: u16, store: Option<Store>) -> (Label, Label) {
+    fn slow(&mut self, site: u16, again: Again) -> (Label, Label) {
         let (label, back) = (self.ops.new_label(), self.ops.new_label());
-        self.cold.push(Cold::Slow { label, back, site, store });
+        self.cold.push(Cold::Slow { label, back, site, again });
         (label, back)
+    }
+
+    /// Behind a failed probe: the shared routine for this access, which asks Rust if it must. See `again.rs`.
+    pub(super) fn again(&mut self, site: u16, again: Again, back: Label) {
+        let Again { base, imm, access, register } = again;
+        if imm != 0 || base != RDX {
+            dynasm!(self.ops; .arch x64; lea rdx, [Rq(base) + imm]);
+        }
+        let number = self.tb << LOCAL_BITS | u32::from(site) | if self.is_remapped() { MOVED } else { 0 };
+        // test eax, number; call
+        dynasm!(self.ops; .arch x64; .u8 0xa9; .i32 number as i32; .u8 0xe8);
+        self.external(routine(self.thunks.again, access, register, self.map.host(register)));
+        if self.is_remapped() {
+            dynasm!(self.ops; .arch x64; je =>back);
+            self.execute_site(site);
+        }
     }
 
     pub(super) fn load(&mut self, ir: &Ir, mem: MemOp) {
         let imm = ir.imm as i32;
         let base = self.source(ir.a, RDX);
-        let (slow, back) = self.slow(ir.site, None);
+        let (slow, back) = self.slow(ir.site, Again { base, imm, access: Access::Load(mem), register: ir.rd });
         self.probe(base, imm, mem.bytes(), READ, slow);
         self.load_from_ram(base, ir, mem);
         // The slow path wrote the register where it lives.
@@ -134,7 +158,7 @@ impl Emitter {
         let imm = ir.imm as i32;
         let base = self.source(ir.a, RDX);
         let store = Store { base, imm, bytes: mem.bytes(), value: ir.b };
-        let (slow, back) = self.slow(ir.site, Some(store));
+        let (slow, back) = self.slow(ir.site, Again { base, imm, access: Access::Store(mem), register: ir.b });
         self.probe(base, imm, mem.bytes(), WRITE, slow);
         self.store_to_ram(store);
         dynasm!(self.ops; .arch x64; =>back);
@@ -177,30 +201,6 @@ impl Emitter {
             4 => go!(Rd),
             _ => go!(Rq),
         }
-    }
-
-    /// Behind a failed probe: if code alone listens to the page, and not to this line of it, store and go back.
-    ///
-    /// The mask is tested before the store, without a fence: whoever announces a line re-arms this vCPU and compares
-    /// the bytes once that was served (CODE-1), so a store that was past the test by then is seen there.
-    pub(super) fn store_beside_code(&mut self, store: Store, back: Label) {
-        let Store { base, imm, .. } = store;
-        let other = self.ops.new_label();
-        dynasm!(self.ops; .arch x64
-            ; or rax, CODEPAGE as i32
-            ; cmp rax, [rbp + rcx + (TABLE + WRITE)]
-            ; jne BYTE =>other
-            ; mov rax, [rbp + rcx + (TABLE + AUX)]
-            ; mov rax, [rax]
-            ; lea ecx, [Rq(base) + imm]
-            ; shr ecx, BYTE LINE_BITS as i8
-            ; bt rax, rcx
-            ; jc BYTE =>other);
-        if self.flat.is_none() {
-            self.entry_offset(base, imm);
-        }
-        self.store_to_ram(store);
-        dynasm!(self.ops; .arch x64; jmp =>back; =>other);
     }
 }
 

@@ -2,7 +2,7 @@
 //!
 //! ```text
 //!   block: sub r15, n ; (jl poll) │ ops … │ end            cold, behind all blocks:
-//!          load: lea, and, cmp ──ne──────────────────────▶  slow: mov eax, site ; call site ; jmp back
+//!          load: lea, and, cmp ──ne──────────────────────▶  slow: lea rdx ; test eax, site ; call again ; jmp back
 //!          exit: jmp rel32 ──unlinked────────────────────▶  stub: mov eax, exit ; jmp leave
 //!                └─linked─▶ the entry of another TB
 //! ```
@@ -12,6 +12,7 @@
 // dynasm! converts every immediate to the width of its field, also where it has that width.
 #![allow(clippy::useless_conversion, reason = "what dynasm! expands to")]
 
+mod again;
 mod alu;
 mod asm;
 pub(crate) mod context;
@@ -54,7 +55,7 @@ enum Cold {
         label: Label,
         back: Label,
         site: u16,
-        store: Option<mem::Store>,
+        again: mem::Again,
     },
     Exit {
         label: Label,
@@ -221,6 +222,8 @@ impl Emitter {
                 self.done(ir.rd, d);
             }
             Kind::SwapState => self.swap_state(ir),
+            // A locked instruction is a full barrier, and cheaper than `mfence`.
+            Kind::Fence => dynasm!(self.ops; .arch x64; lock or DWORD [rsp], BYTE 0),
             Kind::Rust => self.execute_site(ir.site),
         }
     }
@@ -263,12 +266,9 @@ impl Emitter {
 
     fn cold_part(&mut self, cold: Cold) {
         match cold {
-            Cold::Slow { label, back, site, store } => {
+            Cold::Slow { label, back, site, again } => {
                 dynasm!(self.ops; .arch x64; =>label);
-                if let Some(store) = store {
-                    self.store_beside_code(store, back);
-                }
-                self.execute_site(site);
+                self.again(site, again, back);
                 dynasm!(self.ops; .arch x64; jmp =>back);
             }
             Cold::Exit { label, exit } => self.leave_stub(label, exit),

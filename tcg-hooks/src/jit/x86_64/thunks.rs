@@ -5,8 +5,10 @@
 //!   leave                  pins and budget to the context, back to Rust; eax says why
 //!   site                   called by a TB with a site number in eax: everything to the context, Rust executes the
 //!                          instruction, everything back; or on at `cpu.pc` by the jump cache; or on to `leave`
+//!   again                  where the routines behind failed probes begin: again.rs
 //!   miss                   an indirect jump found nothing: rax is the pc; leave for a look-up
 //! ```
+use super::again;
 use super::context::{BASE, BUDGET, JUMP_ENTRIES, JUMPS, PC};
 use super::regs::RegMap;
 use crate::engine::JitFlags;
@@ -44,6 +46,8 @@ pub(crate) struct Thunks {
     pub(crate) leave: CodeOffset,
     pub(crate) site: CodeOffset,
     pub(crate) miss: CodeOffset,
+    pub(crate) again: CodeOffset,
+    pub(crate) again_end: CodeOffset,
 }
 
 /// Assembles the thunks; they are position independent.
@@ -127,6 +131,9 @@ pub(crate) fn assemble(flags: JitFlags, site: SiteFn) -> (Vec<u8>, Thunks) {
     let at = ops.offset().0;
     let rel = (out as i64 - (at as i64 + 5)) as i32;
     dynasm!(ops; .arch x64; .u8 0xe9; .i32 rel; .align 16);
-    let code = ops.finalize().expect("no relocation leaves the thunks");
+    let mut code = ops.finalize().expect("no relocation leaves the thunks");
+    thunks.again = code.len() as CodeOffset;
+    code.extend(again::assemble(thunks.again, thunks.site));
+    thunks.again_end = code.len() as CodeOffset;
     (code, thunks)
 }

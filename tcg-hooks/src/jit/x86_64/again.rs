@@ -1,0 +1,142 @@
+//! Behind a failed probe, before Rust is asked: small routines that all TBs share, one for each kind of access and each
+//! place of its value.
+//!
+//! ```text
+//!   stub, behind the TB:  lea rdx, [base + imm] ; test eax, site ; call routine ; jmp back
+//!   routine:  comparator equal but for OTHER ──────────▶ the access at rdx + the entry's addend ; ret
+//!             store, equal but for CODEPAGE (and OTHER) ─▶ no code on this line: the same
+//!             anything else ──────────────────────────▶ eax = site, read from the stub ; jmp site
+//! ```
+//!
+//! rax still holds what was compared and rcx the entry's offset, so the stub names its site in an instruction that does
+//! nothing, in front of the call. A region with a map of its own sets the number's top bit: it must move its registers
+//! before Rust may see them, so its routine returns, with the zero flag clear.
+//!
+//! The mask is tested before the store, without a fence: whoever announces a line re-arms this vCPU and compares the
+//! bytes once that was served (CODE-1), so a store that was past the test by then is seen there.
+use super::asm::Assembler;
+use super::context::{BASE, TABLE};
+use super::off;
+use super::regs::{PINS, RAX};
+use crate::ir::MemOp;
+use crate::jit::code_cache::CodeOffset;
+use dynasmrt::dynasm;
+use notdirty_core::LINE_BITS;
+use notdirty_softmmu::tlb::entry::{ADDEND, AUX, CODEPAGE, OTHER, READ, WRITE};
+
+/// Bytes from one routine to the next, at least as many as the longest has.
+const STRIDE: usize = 80;
+/// Places of a value: each guest register in memory, each host register that one may live in, by its number.
+const PLACES: usize = 32 + 16;
+/// Loads by `MemOp`, of which one is not used, then stores by size.
+const KINDS: usize = 8 + 4;
+/// Bytes of them all.
+pub(super) const LEN: usize = (KINDS * PLACES + 1) * STRIDE;
+/// Set in the number of a site whose stub has more to do before Rust is called.
+pub(super) const MOVED: u32 = 1 << 31;
+
+/// What a failed probe was for.
+#[derive(Debug, Clone, Copy)]
+pub(super) enum Access {
+    Load(MemOp),
+    Store(MemOp),
+}
+
+/// The place of the routine for a value that lives in `host`, or in memory as `guest`.
+pub(super) fn routine(first: CodeOffset, access: Access, guest: u8, host: Option<u8>) -> CodeOffset {
+    let kind = match access {
+        Access::Load(mem) => usize::from(mem.0 & 7),
+        Access::Store(mem) => 8 + usize::from(mem.0 & 3),
+    };
+    let place = host.map_or(usize::from(guest & 31), |host| 32 + usize::from(host & 15));
+    first + ((1 + kind * PLACES + place) * STRIDE) as CodeOffset
+}
+
+/// Assembles all of them, for offset `first` of the code cache, with thunk `site` at its offset.
+pub(super) fn assemble(first: CodeOffset, site: CodeOffset) -> Vec<u8> {
+    let mut ops = Assembler::new();
+    let out = ops.new_label();
+    // The stub's `test eax, imm32` and `call rel32` are five bytes each.
+    dynasm!(ops; .arch x64
+        ; =>out
+        ; mov rcx, [rsp]
+        ; mov eax, [rcx - 9]
+        ; test eax, eax
+        ; .u8 0x0f; .u8 0x89); // jns site
+    let behind = first + ops.here() + 4;
+    dynasm!(ops; .arch x64; .i32 site.wrapping_sub(behind) as i32; ret);
+    let mut hosts = PINS.map(|(_, host)| (32 + usize::from(host), host));
+    hosts.sort_unstable();
+    for kind in 0..KINDS {
+        let memory = (0..32).map(|guest| (guest, RAX));
+        for (place, host) in memory.chain(hosts) {
+            let start = (1 + kind * PLACES + place) * STRIDE;
+            assert!(ops.here() as usize <= start, "a routine is shorter than the stride");
+            ops.skip_to(start);
+            let guest = (place < 32).then_some(place as u8);
+            if kind < 8 {
+                load(&mut ops, MemOp(kind as u8), guest, host, out);
+            } else {
+                store(&mut ops, 1 << (kind - 8), guest, host, out);
+            }
+        }
+    }
+    ops.skip_to(LEN);
+    ops.finish();
+    ops.code().to_vec()
+}
+
+fn load(ops: &mut Assembler, mem: MemOp, guest: Option<u8>, d: u8, out: super::asm::Label) {
+    dynasm!(ops; .arch x64
+        ; xor rax, [rbp + rcx + (TABLE + READ)]
+        ; test rax, DWORD !(OTHER as i32)
+        ; jnz =>out
+        ; add rdx, [rbp + rcx + (TABLE + ADDEND)]
+        ; cmp eax, eax);
+    match (mem.bytes(), mem.signed()) {
+        (1, true) => dynasm!(ops; .arch x64; movsx Rq(d), BYTE [rdx]),
+        (1, false) => dynasm!(ops; .arch x64; movzx Rd(d), BYTE [rdx]),
+        (2, true) => dynasm!(ops; .arch x64; movsx Rq(d), WORD [rdx]),
+        (2, false) => dynasm!(ops; .arch x64; movzx Rd(d), WORD [rdx]),
+        (4, true) => dynasm!(ops; .arch x64; movsxd Rq(d), DWORD [rdx]),
+        (4, false) => dynasm!(ops; .arch x64; mov Rd(d), [rdx]),
+        _ => dynasm!(ops; .arch x64; mov Rq(d), [rdx]),
+    }
+    if let Some(guest) = guest.filter(|&guest| guest != 0) {
+        dynasm!(ops; .arch x64; mov [BYTE rbp + off(guest)], rax);
+    }
+    dynasm!(ops; .arch x64; ret);
+}
+
+fn store(ops: &mut Assembler, bytes: u32, guest: Option<u8>, value: u8, out: super::asm::Label) {
+    let go = ops.new_label();
+    dynasm!(ops; .arch x64
+        ; xor rax, [rbp + rcx + (TABLE + WRITE)]
+        ; test rax, DWORD !((OTHER | CODEPAGE) as i32)
+        ; jnz =>out
+        ; add rdx, [rbp + rcx + (TABLE + ADDEND)]
+        ; test al, CODEPAGE as i8
+        ; jz BYTE =>go
+        ; mov rax, [rbp + rcx + (TABLE + AUX)]
+        ; mov rax, [rax]
+        ; mov ecx, edx
+        ; shr ecx, BYTE LINE_BITS as i8
+        ; bt rax, rcx
+        ; jc =>out
+        ; cmp eax, eax
+        ; =>go);
+    match guest {
+        Some(0) => dynasm!(ops; .arch x64; mov eax, DWORD 0),
+        Some(guest) => dynasm!(ops; .arch x64; mov rax, [BYTE rbp + off(guest)]),
+        None => {}
+    }
+    match bytes {
+        1 => dynasm!(ops; .arch x64; mov [rdx], Rb(value)),
+        2 => dynasm!(ops; .arch x64; mov [rdx], Rw(value)),
+        4 => dynasm!(ops; .arch x64; mov [rdx], Rd(value)),
+        _ => dynasm!(ops; .arch x64; mov [rdx], Rq(value)),
+    }
+    dynasm!(ops; .arch x64; ret);
+}
+
+const _: () = assert!(CODEPAGE < 0x80 && BASE == 128, "one byte each");
