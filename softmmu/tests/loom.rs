@@ -90,7 +90,7 @@ impl Storer {
         }
         let guard = pin();
         let only_code = page.dirty.listening(PAGE, &guard) == ClientMask::CODE;
-        // As `store_beside_code` in emitted code: the mask first, no fence.
+        // As the JIT's `again.rs` in emitted code: the mask first, no fence.
         if only_code && !page.code.page(PAGE).unwrap().hit(LINE) {
             return page.byte.store(value, Ordering::Release);
         }
