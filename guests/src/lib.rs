@@ -4,8 +4,8 @@
 //!   cli ──▶ Machine::builder() ──▶ machine/board.rs      RAM, devices, harts, wired as the common `virt` board
 //!                │                     ├── devices/      uart, aclint, finisher, htif ─▶ console, ExitLatch
 //!                │                     │                 framebuffer ─▶ an image, of dirty pages only
-//!                │                     ├── machine/memory.rs      Memory: RAM is read, written, plugged, unplugged, resized from any thread
-//!   load/ ◀──────┘                     └── notdirty_tcg::Vcpu     a hart: engine, TLB, translations; a thread each while it runs
+//!                │                     ├── machine/memory.rs      RAM read, written, plugged, unplugged, resized by any thread
+//!   load/ ◀──────┘                     └── notdirty_tcg::Vcpu     a hart: engine, TLB, translations; on its own thread
 //!   elf, raw, embedded images ──▶ AddressSpace::write    the one door: code that lies there dies
 //!   programs/    guests assembled with the host program: the demo, the self-modifying suite, …
 //!   smc_test/    that suite as a product: run here, in QEMU, or written as ELF files
