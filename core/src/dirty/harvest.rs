@@ -28,6 +28,11 @@ pub trait DirtyListener: Send + Sync {
     /// thread, its stores after are heard. With `None` it waits for as long as it takes. The caller holds no guard
     /// and no lock that a vCPU might wait for (SAFE-1).
     fn rearm(&self, pages: &[PageRange], timeout: Option<Duration>) -> Result<(), NotServed>;
+
+    /// Is there nobody to ask, and nobody that could come without asking who listens? Then no list is made for them.
+    fn is_nobody(&self) -> bool {
+        false
+    }
 }
 
 /// Ranges that one re-arm names at most. To ask a vCPU to look at an entry once more than needed is harmless.
@@ -48,6 +53,10 @@ pub struct NoVcpus;
 impl DirtyListener for NoVcpus {
     fn rearm(&self, _pages: &[PageRange], _timeout: Option<Duration>) -> Result<(), NotServed> {
         Ok(())
+    }
+
+    fn is_nobody(&self) -> bool {
+        true
     }
 }
 
@@ -75,7 +84,7 @@ impl<'d> Harvest<'d> {
 
     /// The second step of HARVEST-1. A harvest of nothing asks nobody.
     pub(super) fn rearmed(self, listener: &dyn DirtyListener, timeout: Option<Duration>) -> Result<Self, NotServed> {
-        if !self.pages.is_empty() {
+        if !self.pages.is_empty() && !listener.is_nobody() {
             listener.rearm(&self.pages.cover(MAX_RANGES), timeout)?;
         }
         Ok(self)

@@ -158,6 +158,11 @@ impl PageSet {
         self.runs.get(n).is_some_and(|run| run.first <= word && run.bits >> (page.get() % 64) & 1 != 0)
     }
 
+    /// Words in a row that are alike, by rising page: the page of bit 0 of the first, how many words, and their bits.
+    pub fn runs(&self) -> impl Iterator<Item = (PageIndex, u64, u64)> + '_ {
+        self.runs.iter().map(|run| (PageIndex::new(run.first * 64), run.end - run.first, run.bits))
+    }
+
     /// The words that have some, by rising page: the page of bit 0, and the bits.
     pub fn words(&self) -> impl Iterator<Item = (PageIndex, u64)> + '_ {
         let words = |run: &Run| {
@@ -175,9 +180,13 @@ impl PageSet {
     /// At most about `most` ranges that cover all pages, and others, if it takes too many to name each: for who asks
     /// something harmless of them.
     pub fn cover(&self, most: usize) -> Vec<PageRange> {
-        let mut cover: Vec<_> = self.ranges().take(most + 1).collect();
-        let mut gap = 64;
-        if cover.len() > most {
+        // Each run is a range at least, or touches one.
+        let few = self.runs.len() <= 2 * most;
+        let mut cover: Vec<_> = self.ranges().take(if few { most + 1 } else { 0 }).collect();
+        let (Some(first), Some(last)) = (self.runs.first(), self.runs.last()) else { return cover };
+        // There are at most `8 * most` gaps longer than this; it is doubled until there are few enough.
+        let mut gap = (64 * (last.end - first.first) / (8 * most as u64 + 1)).max(64);
+        if cover.len() > most || !few {
             cover.clear();
             for range in join(self.runs.iter().map(Run::range)) {
                 match cover.last_mut() {

@@ -52,6 +52,9 @@ impl Default for ChunkShift {
     }
 }
 
+/// So many runs ahead of its turn a run's first lines are asked for.
+const AHEAD: usize = 16;
+
 /// How many pages a block may have.
 fn max_pages(block: &RamBlock) -> u64 {
     block.max_length() >> PAGE_BITS
@@ -90,16 +93,29 @@ impl DirtyPages {
     /// Adds pages that were taken from the global bits; returns how many were not here yet. The set's pages are those of the
     /// space of all RAM; what lies outside of the block is left alone.
     pub fn absorb(&self, pages: &PageSet) -> u64 {
-        let mut maps = self.maps();
+        let maps = &mut *self.maps();
         let mut newly = 0;
         let mut chunk = None;
-        for (first, bits) in pages.words() {
+        // Lone words are far apart: their lines are on the way before it is their turn.
+        let mut ahead = pages.runs().skip(AHEAD);
+        for (first, words, bits) in pages.runs() {
+            if let Some((first, words, _)) = ahead.next() {
+                let word = first.get().saturating_sub(self.base.get()) / 64;
+                maps.dirty.prefetch(word);
+                if words > 1 {
+                    maps.dirty.prefetch(word + words.min(8) - 1);
+                }
+            }
             let Some(page) = first.get().checked_sub(self.base.get()) else { continue };
-            newly += maps.dirty.or_word(page / 64, bits);
-            let at = page >> self.shift.0; // a chunk is at least a word
-            if chunk != Some(at) {
-                chunk = Some(at);
-                maps.clear.set(at..at + 1);
+            let word = page / 64;
+            newly += match bits {
+                u64::MAX => maps.dirty.fill_words(word..word + words),
+                _ => (word..word + words).map(|word| maps.dirty.or_word(word, bits)).sum(),
+            };
+            let chunks = page >> self.shift.0..((page + (words - 1) * 64) >> self.shift.0) + 1; // a chunk is at least a word
+            if chunk.as_ref() != Some(&chunks) {
+                maps.clear.set(chunks.clone());
+                chunk = Some(chunks);
             }
         }
         maps.count += newly;

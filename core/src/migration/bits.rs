@@ -22,7 +22,35 @@ pub(super) struct Bits {
 impl Bits {
     /// `len` zeros; memory is taken as they are set.
     pub(super) fn new(len: u64) -> Self {
-        Self { words: vec![0; len.div_ceil(64) as usize], len }
+        let words = vec![0; len.div_ceil(64) as usize];
+        advise_huge(&words);
+        Self { words, len }
+    }
+
+    /// A word is going to be set soon.
+    #[inline]
+    pub(super) fn prefetch(&self, word: u64) {
+        #[cfg(target_arch = "x86_64")]
+        if let Some(word) = usize::try_from(word).ok().and_then(|word| self.words.get(word)) {
+            use core::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
+            // SAFETY: the word is there; a prefetch reads nothing that anybody could see.
+            unsafe { _mm_prefetch::<_MM_HINT_T0>(core::ptr::from_ref(word).cast()) };
+        }
+        #[cfg(not(target_arch = "x86_64"))]
+        let _ = word;
+    }
+
+    /// Sets all bits of whole words; returns how many were 0. Words past the end do not exist; the last one may stand out.
+    pub(super) fn fill_words(&mut self, words: Range<u64>) -> u64 {
+        let whole = self.len / 64;
+        let cut = words.start.min(whole)..words.end.min(whole);
+        let mut newly = 0;
+        for had in &mut self.words[cut.start as usize..cut.end as usize] {
+            // Mostly nothing was there, and not every host counts bits in one step.
+            newly += if *had == 0 { 64 } else { u64::from((!*had).count_ones()) };
+            *had = !0;
+        }
+        newly + if words.end > whole && words.start <= whole { self.or_word(whole, !0) } else { 0 }
     }
 
     pub(super) fn len(&self) -> u64 {
@@ -69,6 +97,20 @@ impl Bits {
             masked = *self.words.get(word)?;
         }
         Some(word as u64 * 64 + u64::from(masked.trailing_zeros()))
+    }
+}
+
+/// Long bitmaps are touched far and wide by a sync, and most of what that costs is looking up 4 KiB pages of the host's.
+fn advise_huge(words: &[u64]) {
+    const HUGE: usize = 2 << 20;
+    let range = words.as_ptr_range();
+    let start = range.start.addr().next_multiple_of(HUGE);
+    let len = range.end.addr().saturating_sub(start) / HUGE * HUGE;
+    if len != 0 {
+        let at = range.start.with_addr(start).cast_mut().cast();
+        // SAFETY: whole huge pages inside of our own allocation, and the advice changes no content. A host that does not take
+        // it says no, and all works the same.
+        unsafe { libc::madvise(at, len, libc::MADV_HUGEPAGE) };
     }
 }
 
