@@ -1,6 +1,6 @@
 //! Addresses and sizes as the guest means them: before the page walk, after it, and how wide.
 
-use notdirty_core::{PAGE_BITS, PAGE_SIZE};
+use notdirty_core::PAGE_SIZE;
 
 macro_rules! address {
     ($(#[$doc:meta])* $name:ident) => {
@@ -29,11 +29,6 @@ macro_rules! address {
             #[inline]
             pub const fn page_base(self) -> Self {
                 $name(self.0 & !(PAGE_SIZE - 1))
-            }
-            /// Number of the page.
-            #[inline]
-            pub const fn page_number(self) -> u64 {
-                self.0 >> PAGE_BITS
             }
             /// The address `n` bytes further, modulo the address space, as guest arithmetic has it.
             #[inline]

@@ -172,12 +172,6 @@ impl VcpuPort {
         self.id
     }
 
-    /// Where the kick is: one byte, not zero if there was one. It lives as long as the port.
-    #[cfg(not(loom))]
-    pub fn kick_address(&self) -> *const u8 {
-        self.kick.as_ptr().cast()
-    }
-
     /// Queues a request and kicks. The ticket tells when it was served.
     pub fn post(&self, request: Request) -> Ticket {
         self.post_each([request], None)
@@ -239,11 +233,6 @@ impl VcpuPort {
     pub fn request_stop(&self) {
         self.stop.store(true, Ordering::Release);
         self.kick();
-    }
-
-    /// Was a stop asked for, and not taken yet?
-    pub fn stop_requested(&self) -> bool {
-        self.stop.load(Ordering::Acquire)
     }
 
     /// Takes a stop request; the loop then returns.

@@ -5,9 +5,8 @@
 //!   [prefix: jit Context][TlbEntry; N]           so that one host register reaches both
 //! ```
 use crate::riscv::csr::Csrs;
-use core::mem::offset_of;
 
-/// Architectural state of one hart. `repr(C)`: emitted code reaches it by the offsets below.
+/// Architectural state of one hart. `repr(C)`: emitted code reaches it by offsets.
 #[repr(C)]
 #[derive(Debug, Clone)]
 pub struct CpuState {
@@ -31,9 +30,5 @@ impl CpuState {
     /// State after reset: M-mode, interrupts off, `pc` at `entry`.
     pub fn new(hart_id: u64, entry: u64) -> Self {
         CpuState { x: [0; 32], pc: entry, retired: 0, f: [0; 32], privilege: 3, hart_id, csr: Csrs::default() }
-    }
-    /// Offset of integer register `n`.
-    pub const fn x_offset(n: u8) -> i32 {
-        offset_of!(CpuState, x) as i32 + 8 * n as i32
     }
 }

@@ -123,11 +123,6 @@ impl RamBlock {
         self.flags.contains(RamFlags::READONLY)
     }
 
-    /// Whether the bytes go along when the machine moves.
-    pub fn is_migratable(&self) -> bool {
-        self.flags.contains(RamFlags::MIGRATABLE)
-    }
-
     /// The pages of the used length.
     pub fn pages(&self) -> PageRange {
         PageRange::of_bytes(self.offset(), self.used_length())

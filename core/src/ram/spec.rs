@@ -23,7 +23,8 @@ impl RamFlags {
     pub const NEAR: Self = Self(8);
     /// [`RamList::resize`](super::RamList::resize) is allowed.
     pub const RESIZABLE: Self = Self(16);
-    /// Its bytes go along when the machine moves.
+    /// Its bytes go along when the machine moves. For who moves it: [`migration::sync`](crate::migration::sync) takes
+    /// the blocks it is given, and nothing here sends any.
     pub const MIGRATABLE: Self = Self(32);
     /// The host's memory was taken when the block was made or grew: no access fails later for want of it.
     pub const PREALLOC: Self = Self(64);

@@ -58,10 +58,7 @@ impl Core {
 
     /// Compares what is provisional (CODE-1). Returns how many TBs died.
     pub(crate) fn compare(&mut self, ctx: &mut Context) -> usize {
-        let Some(tbs) = &mut self.tbs else { return 0 };
-        let killed = tbs.compare(ctx);
-        ctx.fence_i_slow = u32::from(self.stale.is_some() || tbs.doubts());
-        killed
+        self.tbs.as_mut().map_or(0, |tbs| tbs.compare(ctx))
     }
 
     /// Tier 0 is about to run code at `pc`: should it be translated instead?

@@ -112,8 +112,6 @@ impl Vcpu {
             let ctx = &mut *ctx.as_ptr();
             ctx.cpu = CpuState::new(cfg.hart_id, cfg.entry);
             ctx.forget_jumps();
-            ctx.kick = mmu.port().kick_address();
-            ctx.fence_i_slow = u32::from(cfg.icache == ICache::FenceI);
         }
         Ok(Vcpu {
             ctx,
@@ -535,7 +533,7 @@ impl Vcpu {
                 self.core.tbs.as_mut().map(|tbs| {
                     let found = tbs.add(ctx, key, pages, region);
                     if let Some((pending, insns)) = doubts {
-                        tbs.doubt(ctx, found.id, pages, insns, pending);
+                        tbs.doubt(found.id, pages, insns, pending);
                         self.translator.overannounced().for_each(|page| tbs.recount(page));
                     }
                     found

@@ -51,17 +51,9 @@ impl Provisional {
 
 impl TbCache {
     /// The TB was made while somebody had not answered, perhaps.
-    pub(crate) fn doubt(
-        &mut self,
-        ctx: &mut Context,
-        tb: TbId,
-        pages: (PageIndex, Option<PageIndex>),
-        insns: Insns,
-        pending: Pending,
-    ) {
+    pub(crate) fn doubt(&mut self, tb: TbId, pages: (PageIndex, Option<PageIndex>), insns: Insns, pending: Pending) {
         let Some(serial) = self.get(tb).map(|tb| tb.serial) else { return };
         self.provisional.push(Provisional { tb, serial, pages, insns, pending });
-        ctx.fence_i_slow = 1;
     }
 
     /// Compares the bytes of provisional TBs; what changed dies, what everybody has answered for stays for good.
@@ -88,10 +80,5 @@ impl TbCache {
         }
         self.stats.invalidated += killed as u64;
         killed
-    }
-
-    /// Is any TB provisional?
-    pub(crate) fn doubts(&self) -> bool {
-        !self.provisional.is_empty()
     }
 }

@@ -41,10 +41,6 @@ pub(crate) struct Context {
     pub(crate) accesses: u64,
     /// Where the TLB is, from where it is; zero, for code that asks (`JitFlags::base_register` off).
     pub(crate) table_offset: u64,
-    /// The vCPU's port: one byte, not zero after a kick. Read with plain loads; others write it.
-    pub(crate) kick: *const u8,
-    /// Not zero: `fence.i` has work in Rust, kicked or not (stores that wait for it, TBs that are provisional).
-    pub(crate) fence_i_slow: u32,
     /// Top of the return stack, in bytes.
     pub(crate) return_top: u64,
     /// The return stack, a ring.
