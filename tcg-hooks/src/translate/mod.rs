@@ -13,6 +13,8 @@ mod explore;
 mod lower;
 mod plan;
 mod source;
+#[cfg(test)]
+mod tests;
 
 use crate::ir::{Block, Region, Target, Term};
 use crate::riscv::Insn;
@@ -121,7 +123,8 @@ impl Translator {
     ) -> Result<(PageIndex, Option<PageIndex>), MemFault> {
         self.base = pc & !(PAGE_SIZE - 1);
         self.pages = [None; 2];
-        self.pending = Pending::default();
+        // Until it is known that there will be a TB: a fault waits for nobody, and keeps nobody's port.
+        let mut pending = Pending::default();
         self.still = true;
         for left in (0..TRIES).rev() {
             self.forget();
@@ -133,7 +136,7 @@ impl Translator {
                 let lines =
                     spans.fold(0, |m, s| m | notdirty_softmmu::lines_of(s.start.into(), u64::from(s.end - s.start)));
                 if let (Some(page), true) = (page, lines != 0) {
-                    self.pending.absorb(mmu.announce_code(page.ram.page(), lines));
+                    pending.absorb(mmu.announce_code(page.ram.page(), lines));
                 }
             }
             // Where somebody writes all the time, old bytes must do for now, as they would a little earlier: the TB is
@@ -143,6 +146,7 @@ impl Translator {
             }
             self.still = false;
         }
+        self.pending = pending;
         self.build(pc, limits);
         let second = self.region.spans.iter().any(|s| s.page == 1);
         let page = |n: usize| self.pages[n].map(|p: Page| p.ram.page());
