@@ -54,7 +54,7 @@ const MAX_PAGES: u64 = 1 << 40;
 pub fn fence_after_store() {
     #[cfg(all(target_arch = "x86_64", not(any(loom, miri))))]
     // SAFETY: or-ing nothing changes nothing, and the top of the stack is ours. A locked instruction is a full barrier
-    // as `mfence` is, in a third of the time; that the asm may touch memory holds the compiler back on both sides.
+    // as `mfence` is, and cheaper; that the asm may touch memory holds the compiler back on both sides.
     unsafe {
         core::arch::asm!("lock or dword ptr [rsp], 0");
     }

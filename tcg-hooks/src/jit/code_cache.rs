@@ -82,7 +82,7 @@ impl CodeCache {
             return Err(io::Error::other("mapping at address zero"));
         };
         let first = thunks.len().next_multiple_of(4096);
-        assert!(first < Self::MIN_BYTES / 2, "thunks are a few hundred bytes");
+        assert!(first < Self::MIN_BYTES / 2, "{} bytes of thunks leave no room for TBs", thunks.len());
         let chunks = (len >> 17).clamp(Self::CHUNKS.0, Self::CHUNKS.1);
         let chunk_len = (len - first) / chunks / UNIT * UNIT;
         let mut cache = CodeCache {

@@ -8,7 +8,7 @@
 //! ```
 //!
 //! The macro calls methods by name, so none of dynasmrt's traits is needed; its own assemblers keep each jump as a
-//! relocation of any kind and size, which was a fifth of the time of a translation.
+//! relocation of any kind and size, which is more than jumps inside a TB need.
 
 /// The longest TB, with room to spare: 256 instructions, a store with its way beside code twice for each (in line and in
 /// a cold cluster). `CodeCache` has chunks of at least this size.
