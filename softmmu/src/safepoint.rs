@@ -16,21 +16,15 @@
 //!
 //! Only a changed map wakes a sleeper, as its old view keeps memory; re-arms and kills can wait until it wakes.
 
+mod queue;
+
 use crate::addr::GuestPhys;
 use crate::memmap::FlatView;
 use notdirty_core::sync::{AtomicBool, AtomicU64, Condvar, Mutex, MutexGuard, Ordering, lock};
-use notdirty_core::{PageIndex, PageRange, RamAddr};
+use notdirty_core::{PageRange, RamAddr};
+use queue::Queue;
 use std::sync::{Arc, PoisonError};
 use std::time::{Duration, Instant};
-
-/// Re-arms that pile up in one queue before they become one of every page.
-const MAX_REARMS: usize = 64;
-/// Changes of the map that pile up before they become a flush.
-const MAX_REMAPS: usize = 64;
-/// Kills that pile up before neighbours are merged.
-const MAX_KILLS: usize = 64;
-/// Every page there can be.
-const ALL_PAGES: PageRange = PageRange { start: PageIndex::new(0), end: PageIndex::new(u64::MAX >> 12) };
 
 /// What others may ask of a vCPU.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -70,27 +64,6 @@ impl VcpuId {
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
 pub struct Ticket(u64);
 
-#[derive(Debug, Default)]
-struct Queue {
-    kills: Vec<(u64, u64)>,
-    rearms: Vec<PageRange>,
-    remaps: Vec<(GuestPhys, GuestPhys)>,
-    /// The view after the last of `remaps`. A view that is merely the newest may be past a change that is not in the
-    /// queue yet, whose entries nobody would drop.
-    view: Option<Arc<FlatView>>,
-    /// The version of the view before the first of `remaps`.
-    since: u64,
-    flush: bool,
-    /// Merge kills again when there are this many.
-    merge_at: usize,
-    posted: u64,
-    /// Posters asleep on `acked`: waking nobody is a system call too.
-    waiters: u32,
-    /// The vCPU touches no guest memory until it has drained this queue.
-    parked: bool,
-    closed: bool,
-}
-
 /// What was taken from a queue.
 #[derive(Debug)]
 pub struct Drained {
@@ -106,7 +79,8 @@ pub struct Drained {
 /// The shared side of one vCPU.
 #[derive(Debug)]
 pub struct VcpuPort {
-    /// "Look at me": the exec loop looks between slices, and after each instruction done in Rust. Set after a request is queued, cleared before the queue is drained.
+    /// "Look at me": the exec loop looks between slices, and after each instruction done in Rust. Set after a request
+    /// is queued, cleared before the queue is drained.
     kick: AtomicBool,
     /// Interrupt lines that devices drive, as `mip` bits.
     pub irq: AtomicU64,
@@ -192,12 +166,7 @@ impl VcpuPort {
         }
         let (mut wake, mut changes) = (false, 0);
         for request in requests {
-            match request {
-                Request::KillCode { ram, len } => queue.add_kill(ram.get(), len),
-                Request::Rearm(range) => queue.add_rearm(range),
-                Request::Remap { start, last } => queue.add_remap(start, last),
-                Request::FlushAll => queue.flush = true,
-            }
+            queue.add(request);
             changes += u64::from(matches!(request, Request::Remap { .. }));
             wake |= matches!(request, Request::Remap { .. } | Request::FlushAll);
         }
@@ -265,21 +234,7 @@ impl VcpuPort {
         self.take_kick();
         let mut queue = self.queue();
         self.queued.store(false, Ordering::Relaxed);
-        queue.merge_at = 0;
-        let mut requests = Vec::with_capacity(queue.kills.len() + queue.rearms.len() + queue.remaps.len() + 1);
-        for (ram, len) in queue.kills.drain(..) {
-            requests.push(Request::KillCode { ram: RamAddr::new(ram), len });
-        }
-        // A flush re-arms everything.
-        let view = queue.view.take();
-        if core::mem::take(&mut queue.flush) {
-            queue.rearms.clear();
-            queue.remaps.clear();
-            requests.push(Request::FlushAll);
-        }
-        requests.extend(queue.remaps.drain(..).map(|(start, last)| Request::Remap { start, last }));
-        requests.extend(queue.rearms.drain(..).map(Request::Rearm));
-        Drained { requests, view, since: queue.since, ticket: Ticket(queue.posted) }
+        queue.drain()
     }
 
     /// Everything that was drained was done. Release partners the Acquire in `served`.
@@ -403,57 +358,6 @@ impl VcpuPort {
     }
 }
 
-impl Queue {
-    fn add_rearm(&mut self, range: PageRange) {
-        if self.flush || range.is_empty() {
-            return;
-        }
-        if self.rearms.len() < MAX_REARMS {
-            self.rearms.push(range);
-        } else {
-            self.rearms.clear();
-            self.rearms.push(ALL_PAGES);
-        }
-    }
-
-    fn add_remap(&mut self, start: GuestPhys, last: GuestPhys) {
-        if self.flush {
-            return;
-        }
-        self.remaps.push((start, last));
-        if self.remaps.len() > MAX_REMAPS {
-            self.remaps.clear();
-            self.flush = true;
-        }
-    }
-
-    /// A parked vCPU must not make its queue grow with every DMA: kills that share or touch a line are merged, so
-    /// that the queue is bounded by the lines that hold code.
-    fn add_kill(&mut self, ram: u64, len: u64) {
-        if len == 0 {
-            return;
-        }
-        self.kills.push((ram, len));
-        if self.kills.len() < self.merge_at.max(MAX_KILLS) {
-            return;
-        }
-        self.kills.sort_unstable();
-        let mut merged: Vec<(u64, u64)> = Vec::with_capacity(self.kills.len());
-        for &(ram, len) in &self.kills {
-            let end = ram.saturating_add(len);
-            match merged.last_mut() {
-                // Within 64 bytes of each other: at worst a TB between them dies for nothing.
-                Some(last) if ram <= last.0.saturating_add(last.1).saturating_add(64) => {
-                    last.1 = last.1.max(end - last.0);
-                }
-                _ => merged.push((ram, end - ram)),
-            }
-        }
-        self.kills = merged;
-        self.merge_at = 2 * self.kills.len();
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -474,25 +378,6 @@ mod tests {
         port.acknowledge(done);
         assert!(port.served(ticket));
         assert!(port.take().is_empty());
-    }
-
-    #[test]
-    fn too_many_rearms_become_one_of_everything() {
-        let port = VcpuPort::default();
-        for n in 0..1000 {
-            port.post(Request::Rearm(pages(2 * n, 2 * n + 1)));
-        }
-        let taken = port.take();
-        assert!(taken.len() <= MAX_REARMS && taken[0] == Request::Rearm(ALL_PAGES), "{taken:?}");
-    }
-
-    #[test]
-    fn too_many_changes_of_the_map_become_one_flush() {
-        let port = VcpuPort::default();
-        for n in 0..1000 {
-            port.post(Request::Remap { start: GuestPhys::new(n << 20), last: GuestPhys::new((n << 20) + 1) });
-        }
-        assert_eq!(port.take(), [Request::FlushAll]);
     }
 
     #[test]
@@ -549,25 +434,6 @@ mod tests {
         assert!(port.served(ticket) && !sleeper.is_finished());
         port.post(Request::FlushAll);
         assert!(sleeper.join().unwrap());
-    }
-
-    #[test]
-    fn kills_of_a_parked_vcpu_are_merged_and_none_is_lost() {
-        let port = VcpuPort::default();
-        for round in 0..10 {
-            for n in 0..100u64 {
-                port.post(Request::KillCode { ram: RamAddr::new(n * 4096 + round * 8), len: 8 });
-            }
-        }
-        let kills = port.take();
-        assert!(kills.len() <= 300, "{}", kills.len());
-        for n in 0..100u64 {
-            for byte in 0..80 {
-                let at = n * 4096 + byte;
-                assert!(kills.iter().any(|r| matches!(r, Request::KillCode { ram, len }
-                    if (ram.get()..ram.get() + len).contains(&at))));
-            }
-        }
     }
 
     #[test]
