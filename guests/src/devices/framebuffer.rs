@@ -65,13 +65,16 @@ pub struct Redraw {
     pub lines: u32,
 }
 
-/// The device, seen from the host. Redrawing works from any thread, while the guest runs.
+/// The device, seen from the host. Redrawing works while the guest runs, from any thread that runs no vCPU.
 pub struct Framebuffer {
     width: u32,
     height: u32,
     block: Arc<RamBlock>,
     frames: Arc<AtomicU32>,
     log: DirtyLog,
+    /// Held from the sync to the last line: what one redraw took, the next finds drawn. Only redraws take it.
+    redraws: Mutex<()>,
+    /// Never held while waiting for vCPUs, as a device on one of them may want to look.
     screen: Mutex<Screen>,
 }
 
@@ -104,7 +107,7 @@ impl Framebuffer {
             .done();
         let pixels = width as usize * height as usize;
         let screen = Mutex::new(Screen { rgb: vec![0; 3 * pixels], converted: vec![0; height as usize] });
-        Ok(Arc::new(Framebuffer { width, height, block, frames, log, screen }))
+        Ok(Arc::new(Framebuffer { width, height, block, frames, log, redraws: Mutex::new(()), screen }))
     }
 
     /// Columns and lines.
@@ -117,11 +120,12 @@ impl Framebuffer {
         self.frames.load(Ordering::Acquire)
     }
 
-    /// Brings the image up to date: lines that were drawn since the last time are converted.
+    /// Brings the image up to date: lines that were drawn since the last time are converted. Not on a vCPU's own thread
+    /// while it runs, hence in no device's callback: it would wait for itself. To look at the image is fine there.
     pub fn redraw(&self, timeout: Option<Duration>) -> Result<Redraw, NotServed> {
-        // One redraw at a time, and no lock of the log's while waiting for vCPUs.
-        let mut screen = self.screen();
+        let _alone = self.redraws.lock().unwrap_or_else(PoisonError::into_inner);
         let harvest = self.log.sync(timeout)?;
+        let mut screen = self.screen();
         let (start, stride) = (self.block.offset().get(), self.stride());
         let mut done = Redraw { pages: harvest.count(), lines: 0 };
         let mut next = 0;
@@ -253,6 +257,7 @@ impl MmioDevice for Registers {
 mod tests {
     use super::*;
     use notdirty_core::RamList;
+    use notdirty_softmmu::{GuestVirt, MmuIdx, NoHooks, SoftMmu};
 
     fn space() -> Arc<AddressSpace> {
         AddressSpace::new(Arc::new(RamList::new()))
@@ -297,5 +302,55 @@ mod tests {
         let lines: Vec<_> = (0..40).filter(|n| screen.conversions()[*n] == 1).collect();
         assert_eq!(lines, (0..21).chain(30..40).collect::<Vec<_>>());
         assert_eq!(screen.image(), screen.full());
+    }
+
+    /// A pixel is drawn by a vCPU that runs: this thread.
+    fn drawn(space: &Arc<AddressSpace>) -> SoftMmu {
+        let mut vcpu = SoftMmu::new(space, 0).unwrap();
+        let _ = vcpu.store(&mut NoHooks, MmuIdx::M, GuestVirt::new(PIXELS), MemSize::B4, 0x00ff_ffff).unwrap();
+        vcpu
+    }
+
+    fn until_asked(vcpu: &SoftMmu) {
+        while !vcpu.port().kicked() {
+            std::thread::yield_now();
+        }
+    }
+
+    #[test]
+    fn a_device_may_look_at_the_image_while_a_redraw_waits_for_its_vcpu() {
+        let space = space();
+        let screen = Framebuffer::attach(&space, 4, 4).unwrap();
+        let mut vcpu = drawn(&space);
+        std::thread::scope(|scope| {
+            let redraw = scope.spawn(|| screen.redraw(Some(Duration::from_secs(5))));
+            until_asked(&vcpu);
+            // In a device's callback, say: the vCPU answers when it is over.
+            assert_eq!(screen.image()[..3], [0; 3]);
+            assert_eq!(screen.conversions(), [0; 4]);
+            let _ = vcpu.serve(&mut NoHooks);
+            assert_eq!(redraw.join().unwrap(), Ok(Redraw { pages: 1, lines: 4 }));
+        });
+        assert_eq!(screen.image()[..3], [0xff; 3]);
+    }
+
+    #[test]
+    fn a_redraw_has_drawn_what_another_one_took() {
+        let space = space();
+        let screen = Framebuffer::attach(&space, 4, 4).unwrap();
+        let mut vcpu = drawn(&space);
+        std::thread::scope(|scope| {
+            let first = scope.spawn(|| screen.redraw(Some(Duration::from_secs(20))).unwrap());
+            until_asked(&vcpu);
+            // The bits are the first one's: the second finds none, but what they stand for is in no image yet.
+            let second = scope.spawn(|| {
+                screen.redraw(Some(Duration::from_secs(20))).unwrap();
+                assert_eq!(screen.image()[..3], [0xff; 3]);
+            });
+            std::thread::sleep(Duration::from_millis(20));
+            let _ = vcpu.serve(&mut NoHooks);
+            assert_eq!(first.join().unwrap(), Redraw { pages: 1, lines: 4 });
+            second.join().unwrap();
+        });
     }
 }
