@@ -19,7 +19,7 @@ const RING: u64 = RAM + 0x1_0000;
 const RING_BYTES: u64 = 8 << 20;
 /// Functions emitted between two looks.
 const ROUNDS: u64 = 30_000;
-/// A pause that nobody notices.
+/// A pause that nobody notices: CPU time, as what a busy host takes besides is not ours to bound.
 const PAUSE: Duration = Duration::from_millis(20);
 
 const S2: u8 = 18;
@@ -77,53 +77,37 @@ fn rounds(vm: &mut Vm, n: u64) {
     vm.run(RAM);
 }
 
-/// Emits for as long as `emit` says, up to three times; returns the longest pause of the best. A busy host may hold
-/// anybody up, so a pause counts where it was shortest.
-fn longest_pause(mut emit: impl FnMut() -> TbStats) -> Duration {
-    let mut longest = Duration::MAX;
-    for _ in 0..3 {
-        let stats = emit();
-        println!("longest pause {:?}; {stats:?}", stats.longest_reclaim);
-        longest = longest.min(stats.longest_reclaim);
-        if longest < PAUSE {
-            break;
-        }
-    }
-    longest
+fn no_long_pause(stats: TbStats) {
+    println!("longest pause {:?}; {stats:?}", stats.longest_reclaim);
+    assert!(stats.longest_reclaim > Duration::ZERO && stats.longest_reclaim < PAUSE, "{stats:?}");
 }
 
 #[test]
 fn a_guest_that_emits_code_for_ever_runs_at_constant_memory_and_with_short_pauses() {
     let _alone = ALONE.lock().unwrap_or_else(PoisonError::into_inner);
-    let longest = longest_pause(|| {
-        let mut vm = machine(1, RING_BYTES);
-        // Several times round the ring: all of RAM is touched, the cache was filled many times, and all lists have
-        // grown as long as they ever will be.
-        rounds(&mut vm, 8 * ROUNDS);
-        let (warm, before) = (resident(), vm.vcpu.stats().tb);
-        rounds(&mut vm, 12 * ROUNDS);
-        let (now, after) = (resident(), vm.vcpu.stats().tb);
-        println!("resident {} KiB, then {} KiB", warm / 1024, now / 1024);
-        assert!(after.translated - before.translated >= 12 * ROUNDS, "{after:?}");
-        assert!(after.evicted - before.evicted > 11 * ROUNDS, "no pressure: {after:?}");
-        assert!(now < warm + (256 << 10), "it grew from {warm} to {now} bytes");
-        assert_eq!(vm.vcpu.check_invariants(), Ok(()));
-        after
-    });
-    assert!(longest < PAUSE, "a pause of {longest:?}");
+    let mut vm = machine(1, RING_BYTES);
+    // Several times round the ring: all of RAM is touched, the cache was filled many times, and all lists have
+    // grown as long as they ever will be.
+    rounds(&mut vm, 8 * ROUNDS);
+    let (warm, before) = (resident(), vm.vcpu.stats().tb);
+    rounds(&mut vm, 12 * ROUNDS);
+    let (now, after) = (resident(), vm.vcpu.stats().tb);
+    println!("resident {} KiB, then {} KiB", warm / 1024, now / 1024);
+    assert!(after.translated - before.translated >= 12 * ROUNDS, "{after:?}");
+    assert!(after.evicted - before.evicted > 11 * ROUNDS, "no pressure: {after:?}");
+    assert!(now < warm + (256 << 10), "it grew from {warm} to {now} bytes");
+    assert_eq!(vm.vcpu.check_invariants(), Ok(()));
+    no_long_pause(after);
 }
 
 #[test]
 fn the_largest_piece_of_the_usual_code_cache_is_reclaimed_without_a_long_pause() {
     let _alone = ALONE.lock().unwrap_or_else(PoisonError::into_inner);
-    let longest = longest_pause(|| {
-        let mut vm = machine(0, 64 << 20);
-        rounds(&mut vm, 13 * ROUNDS);
-        let stats = vm.vcpu.stats().tb;
-        assert!(stats.evicted > 0, "no pressure: {stats:?}");
-        stats
-    });
-    assert!(longest < PAUSE, "a pause of {longest:?}");
+    let mut vm = machine(0, 64 << 20);
+    rounds(&mut vm, 13 * ROUNDS);
+    let stats = vm.vcpu.stats().tb;
+    assert!(stats.evicted > 0, "no pressure: {stats:?}");
+    no_long_pause(stats);
 }
 
 #[test]

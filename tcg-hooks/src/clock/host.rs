@@ -1,8 +1,9 @@
 //! The host's clock in ticks of `mtime`: `Instant`, and where the CPU allows it the time stamp counter in its place.
+//! And what a thread has had of its CPU, for statistics that a busy host shall not change.
 #[cfg(all(target_arch = "x86_64", not(miri)))]
 use super::tsc::Tsc;
 use super::{NANOS_PER_TICK, TICKS_PER_SECOND};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 /// Time since this was made. It never goes back, on whatever threads it is read.
 #[derive(Debug)]
@@ -30,6 +31,14 @@ impl HostClock {
         }
         ticks_since(self.start)
     }
+}
+
+/// CPU time of this thread.
+pub(crate) fn cpu_time() -> Duration {
+    let mut time = libc::timespec { tv_sec: 0, tv_nsec: 0 };
+    // SAFETY: `time` is ours. It stays zero where there is no such clock.
+    unsafe { libc::clock_gettime(libc::CLOCK_THREAD_CPUTIME_ID, &mut time) };
+    Duration::new(time.tv_sec as u64, time.tv_nsec as u32)
 }
 
 /// Ticks since `start` by `Instant`, which promises not to go back.

@@ -12,6 +12,7 @@ mod host;
 mod tsc;
 
 use host::HostClock;
+pub(crate) use host::cpu_time;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::time::Duration;
 

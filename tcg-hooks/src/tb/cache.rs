@@ -45,7 +45,7 @@ pub struct TbStats {
     pub died_young: u64,
     /// Links made between TBs.
     pub linked: u64,
-    /// The longest that making room in the code cache took.
+    /// The most CPU time that making room in the code cache took once.
     pub longest_reclaim: Duration,
 }
 

@@ -10,11 +10,11 @@
 //! only by `TbCache::add`, which the exec loop calls when no emitted code is on the stack; by then every pointer into
 //! them is gone.
 use super::{Tb, TbCache, TbId};
+use crate::clock::cpu_time;
 use crate::jit::x86_64::context::{Context, JumpEntry};
 use crate::tier0::WARM;
 use notdirty_core::{PAGE_SIZE, PageIndex, RamAddr, pin};
 use notdirty_softmmu::lines_of;
-use std::time::Instant;
 
 impl TbCache {
     /// Bytes `[ram, ram + len)` were written: drops every TB made from any of them; returns how many.
@@ -88,7 +88,7 @@ impl TbCache {
 
     /// Makes room in the code cache: the oldest chunk's TBs die.
     pub(super) fn reclaim(&mut self, ctx: &mut Context) {
-        let start = Instant::now();
+        let start = cpu_time();
         let more = self.ghosts.regret();
         let chunk = self.code.next_chunk(more);
         while let Some(&id) = self.chunk_tbs[chunk].last() {
@@ -100,7 +100,7 @@ impl TbCache {
             self.stats.evicted += 1;
         }
         self.code.restart_chunk();
-        self.stats.longest_reclaim = self.stats.longest_reclaim.max(start.elapsed());
+        self.stats.longest_reclaim = self.stats.longest_reclaim.max(cpu_time().saturating_sub(start));
     }
 
     /// The guest pages of `[first, last]` were RAM from `ram` on, and are no more: drops every TB with a guest address
