@@ -26,7 +26,7 @@
 //! | [`memmap`] | [`AddressSpace`], [`FlatView`]: what lies where; core's `DirtyListener` |
 //! | [`mmio`] | [`MmioDevice`] |
 //! | [`code`] | [`CodePages`], [`CodeInvalidator`]: 64-byte lines that hold translated code, and whose it is |
-//! | [`safepoint`], `registry` | [`VcpuPort`], [`Request`], [`VcpuRegistry`]: how others reach a vCPU, and wait for it |
+//! | [`safepoint`], `registry` | [`VcpuPort`], [`Request`], [`VcpuRegistry`]: how others reach a vCPU, and wait for it; [`OwnPort`]: how it answers |
 //! | [`fault`] | [`MemFault`]: the guest's error, as a value |
 //!
 //! Kept here: TLB-1, the softmmu halves of MARK-1, CODE-1, HARVEST-1, SAFE-1 and RAM-1. Nothing here sees an instruction.
@@ -58,4 +58,4 @@ pub use memmap::{AccessError, AddressSpace, FlatView, MapError, RegionId, Resolv
 pub use mmio::{MmioDevice, SizeMask};
 pub use mmu::{Hooks, NoHooks, ServeReport, SlowStats, SoftMmu};
 pub use registry::{Pending, VcpuRegistry};
-pub use safepoint::{Drained, Request, Running, Ticket, VcpuId, VcpuPort};
+pub use safepoint::{Drained, OwnPort, Request, Running, Ticket, VcpuId, VcpuPort};

@@ -5,7 +5,7 @@
 //!      │                        ▲ kept alive by
 //!      ├── view: Arc<FlatView> ─┘   changed only in `serve`, after what came from the changed places was dropped (RAM-1)
 //!      ├── space: Arc<AddressSpace> ── code pages (entries point at line masks), dirty memory, registry
-//!      └── port: Arc<VcpuPort> ◀── post, kick: everybody else
+//!      └── port: OwnPort ◀── post, kick: everybody else, by an Arc<VcpuPort>
 //! ```
 //!
 //! Keeps TLB-1 and SAFE-1: requests are served in `serve` and nowhere else, so a pointer whose check was elided stays
@@ -16,7 +16,7 @@ use crate::atomic::Reservation;
 use crate::code::{CodeInvalidator, CodePages};
 use crate::memmap::{AddressSpace, FlatView, What};
 use crate::registry::Pending;
-use crate::safepoint::{Drained, Request, Running, VcpuPort};
+use crate::safepoint::{Drained, OwnPort, Request, Running, VcpuPort};
 use crate::tlb::Tlb;
 use crate::tlb::entry::{BIAS, FLAGS, TLB_BITS, TlbEntry};
 use crate::tlb::fill::ram_address;
@@ -25,6 +25,7 @@ use std::io;
 use std::ops::AddAssign;
 use std::ptr::NonNull;
 use std::sync::Arc;
+use std::time::Duration;
 
 /// What an access needs from the engine above.
 pub trait Hooks: CodeInvalidator {
@@ -149,7 +150,7 @@ pub struct SoftMmu {
     /// The view the TLB's entries came from; see the header.
     pub(crate) view: Arc<FlatView>,
     pub(crate) space: Arc<AddressSpace>,
-    pub(crate) port: Arc<VcpuPort>,
+    pub(crate) port: OwnPort,
     pub(crate) reservation: Option<Reservation>,
     pub(crate) rings: VcpuRings,
     pub(crate) stats: SlowStats,
@@ -178,7 +179,7 @@ impl SoftMmu {
 
     /// Where others post, kick and raise interrupts.
     pub fn port(&self) -> &Arc<VcpuPort> {
-        &self.port
+        self.port.shared()
     }
 
     /// The address space.
@@ -255,7 +256,7 @@ impl SoftMmu {
     }
 
     /// This vCPU does not touch guest memory from here on, until `running`: whatever is posted counts as served.
-    pub fn park(&self) {
+    pub fn park(&mut self) {
         self.port.park();
     }
 
@@ -263,6 +264,13 @@ impl SoftMmu {
     /// while it was parked counts as served already.
     pub fn running(&mut self) -> Running {
         self.port.running()
+    }
+
+    /// Sleeps, parked, until kicked, or until the time is up; returns whether it was kicked. A kick that came before
+    /// counts. For `wfi`: with no RCU guard held (SAFE-1), and the next thing is [`serve`](Self::serve), as a re-arm or
+    /// a kill may have come without waking it.
+    pub fn wait(&mut self, timeout: Option<Duration>) -> bool {
+        self.port.wait(timeout)
     }
 
     /// Serves what others posted. Call it at safe points only: between instructions, with no pointer into guest RAM
@@ -307,8 +315,8 @@ impl SoftMmu {
             }
         }
         if drained.view.is_some() && drained.since > self.view.version() {
-            // Somebody took requests that were ours (`VcpuPort::take` is for everybody): what the view that we have
-            // lost until then is not known.
+            // Requests were taken and not done: a hook panicked, and we are used again. What our view has lost since is
+            // not known.
             self.flush_tlb();
             hooks.flushed();
             self.reservation = None;

@@ -4,7 +4,7 @@
 //! who is concerned ([`CodePages::owners`](crate::CodePages::owners)).
 
 use crate::memmap::FlatView;
-use crate::safepoint::{Request, Ticket, VcpuId, VcpuPort};
+use crate::safepoint::{OwnPort, Request, Ticket, VcpuId, VcpuPort};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::{Duration, Instant};
 
@@ -60,13 +60,13 @@ impl VcpuRegistry {
     }
 
     /// A port for one more vCPU; it is forgotten when the last `Arc` goes.
-    pub fn register(&self) -> Arc<VcpuPort> {
+    pub(crate) fn register(&self) -> OwnPort {
         let mut ports = self.ports();
         let id = VcpuId::new(ports.next);
         ports.next += 1;
-        let port = Arc::new(VcpuPort::new(id));
+        let port = OwnPort::new(VcpuPort::new(id));
         ports.all.retain(|p| p.1.strong_count() > 0);
-        ports.all.push((id, Arc::downgrade(&port)));
+        ports.all.push((id, Arc::downgrade(port.shared())));
         port
     }
 

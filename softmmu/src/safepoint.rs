@@ -14,8 +14,11 @@
 //! takes to park (so what it stored is visible to who finds it parked) and to unpark (so what was posted before is in
 //! the queue that it then drains). Keeps its part of SAFE-1: `wait` is called with no RCU guard held.
 //!
+//! What posters do is here; what the vCPU's own thread does, and only it can, is in `safepoint/own.rs`.
+//!
 //! Only a changed map wakes a sleeper, as its old view keeps memory; re-arms and kills can wait until it wakes.
 
+mod own;
 mod queue;
 
 use crate::addr::GuestPhys;
@@ -25,6 +28,8 @@ use notdirty_core::{PageRange, RamAddr};
 use queue::Queue;
 use std::sync::{Arc, PoisonError};
 use std::time::{Duration, Instant};
+
+pub use own::{Drained, OwnPort, Running};
 
 /// What others may ask of a vCPU.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -63,18 +68,6 @@ impl VcpuId {
 /// Counts requests of one port: served when [`VcpuPort::served`] has reached it.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
 pub struct Ticket(u64);
-
-/// What was taken from a queue.
-#[derive(Debug)]
-pub struct Drained {
-    /// In the order in which they are to be done.
-    pub requests: Vec<Request>,
-    /// With remaps: the view after them.
-    pub(crate) view: Option<Arc<FlatView>>,
-    /// The version of the view before them.
-    pub(crate) since: u64,
-    ticket: Ticket,
-}
 
 /// The shared side of one vCPU.
 #[derive(Debug)]
@@ -121,17 +114,6 @@ impl VcpuPort {
             acked: Condvar::new(),
             id,
         }
-    }
-}
-
-/// A vCPU that runs: it answers requests at its safe points, and parks when this is dropped.
-#[must_use = "the vCPU parks when this is dropped"]
-#[derive(Debug)]
-pub struct Running(Arc<VcpuPort>);
-
-impl Drop for Running {
-    fn drop(&mut self) {
-        self.0.park();
     }
 }
 
@@ -215,42 +197,6 @@ impl VcpuPort {
         self.kick.load(Ordering::Acquire)
     }
 
-    /// Takes what was posted; clears the kick first, so that a later post is not lost.
-    /// It acknowledges nothing: `SoftMmu::serve` is for that.
-    pub fn take(&self) -> Vec<Request> {
-        self.drain().requests
-    }
-
-    /// Takes the kick; returns whether there is anything to drain.
-    pub(crate) fn take_kick(&self) -> bool {
-        // An exchange, so that it reads from the poster's store and its queueing is seen.
-        self.kick.swap(false, Ordering::AcqRel);
-        self.queued.load(Ordering::Acquire)
-    }
-
-    /// As `take`, with what [`acknowledge`](Self::acknowledge) needs once all of it was done. For who has a TLB of its
-    /// own; a [`SoftMmu`](crate::SoftMmu) does it in `serve`.
-    pub fn drain(&self) -> Drained {
-        self.take_kick();
-        let mut queue = self.queue();
-        self.queued.store(false, Ordering::Relaxed);
-        queue.drain()
-    }
-
-    /// Everything that was drained was done. Release partners the Acquire in `served`.
-    pub fn acknowledge(&self, done: Drained) {
-        let Drained { ticket, view, .. } = done;
-        // Dropping a view may free memory and call destructors.
-        drop(view);
-        let queue = self.queue();
-        if self.served.load(Ordering::Relaxed) < ticket.0 {
-            self.served.store(ticket.0, Ordering::Release);
-        }
-        if queue.waiters > 0 {
-            self.acked.notify_all();
-        }
-    }
-
     /// Has the vCPU served the request of this ticket, or will it before it touches guest memory again?
     pub fn served(&self, ticket: Ticket) -> bool {
         self.acknowledged(ticket) || self.queue().parked
@@ -282,26 +228,6 @@ impl VcpuPort {
         served
     }
 
-    /// The vCPU's thread leaves: from here on whatever is posted counts as served, until `unpark`.
-    pub fn park(&self) {
-        let mut queue = self.queue();
-        queue.parked = true;
-        if queue.waiters > 0 {
-            self.acked.notify_all();
-        }
-    }
-
-    /// The vCPU's thread is back, and must drain before it touches guest memory.
-    pub fn unpark(&self) {
-        self.queue().parked = false;
-    }
-
-    /// As `unpark`, until the result is dropped.
-    pub(crate) fn running(self: &Arc<Self>) -> Running {
-        self.unpark();
-        Running(self.clone())
-    }
-
     /// Drives an interrupt line, given as the number of its `mip` bit; a rise kicks. Bits past 63 do not exist.
     pub fn set_irq(&self, bit: u32, level: bool) {
         let Some(mask) = 1u64.checked_shl(bit) else { return };
@@ -311,50 +237,6 @@ impl VcpuPort {
         if level && old & mask == 0 {
             self.kick();
         }
-    }
-
-    /// Sleeps, parked, until kicked, or until the time is up; returns whether it was kicked. A kick that came before
-    /// counts. The vCPU calls it for `wfi`, with no RCU guard held (SAFE-1), and serves afterwards: a re-arm or a kill
-    /// may have come without waking it.
-    pub fn wait(&self, timeout: Option<Duration>) -> bool {
-        if self.kicked() {
-            return true;
-        }
-        let until = timeout.and_then(|t| Instant::now().checked_add(t));
-        let mut queue = self.queue();
-        let was_parked = core::mem::replace(&mut queue.parked, true);
-        if queue.waiters > 0 {
-            self.acked.notify_all();
-        }
-        self.asleep.store(true, Ordering::SeqCst);
-        let kicked = loop {
-            if self.kick.load(Ordering::SeqCst) {
-                break true;
-            }
-            let Some(left) = until.map(|u| u.saturating_duration_since(Instant::now())) else {
-                queue = self.wake.wait(queue).unwrap_or_else(PoisonError::into_inner);
-                continue;
-            };
-            if left.is_zero() {
-                break false;
-            }
-            queue = self.wake.wait_timeout(queue, left).unwrap_or_else(PoisonError::into_inner).0;
-        };
-        self.asleep.store(false, Ordering::SeqCst);
-        queue.parked = was_parked;
-        drop(queue);
-        kicked
-    }
-
-    /// The vCPU is gone: whatever is or will be posted counts as served.
-    pub(crate) fn close(&self) {
-        let mut queue = self.queue();
-        queue.closed = true;
-        // Held by nobody's TLB any more; dropped after the lock.
-        let _view = queue.view.take();
-        self.served.store(u64::MAX, Ordering::Release);
-        self.acked.notify_all();
-        drop(queue);
     }
 }
 
@@ -369,7 +251,7 @@ mod tests {
 
     #[test]
     fn a_post_kicks_and_is_taken_once() {
-        let port = VcpuPort::default();
+        let port = OwnPort::default();
         let ticket = port.post(Request::Rearm(pages(1, 2)));
         assert!(port.kicked());
         let done = port.drain();
@@ -377,12 +259,12 @@ mod tests {
         assert!(!port.kicked() && !port.served(ticket), "taking is not serving");
         port.acknowledge(done);
         assert!(port.served(ticket));
-        assert!(port.take().is_empty());
+        assert!(port.drain().requests.is_empty());
     }
 
     #[test]
     fn a_parked_vcpu_has_served_everything_and_finds_it_when_it_is_back() {
-        let port = Arc::new(VcpuPort::default());
+        let port = Arc::new(OwnPort::default());
         let running = port.running();
         let rearm = Request::Rearm(pages(1, 2));
         let ticket = port.post(rearm);
@@ -402,7 +284,7 @@ mod tests {
     #[test]
     fn a_poster_that_waits_is_let_go_when_the_vcpu_parks_or_falls_asleep() {
         for asleep in [false, true] {
-            let port = Arc::new(VcpuPort::default());
+            let port = Arc::new(OwnPort::default());
             let ticket = port.post(Request::Rearm(pages(1, 2)));
             let done = port.drain();
             std::thread::scope(|scope| {
@@ -422,7 +304,7 @@ mod tests {
 
     #[test]
     fn a_rearm_wakes_no_sleeper_and_a_new_map_does() {
-        let port = Arc::new(VcpuPort::default());
+        let port = Arc::new(OwnPort::default());
         let sleeper = std::thread::spawn({
             let port = port.clone();
             move || port.wait(Some(Duration::from_secs(20)))
@@ -438,11 +320,11 @@ mod tests {
 
     #[test]
     fn wait_ends_by_a_kick_by_time_and_by_an_earlier_kick() {
-        let port = Arc::new(VcpuPort::default());
+        let port = Arc::new(OwnPort::default());
         assert!(!port.wait(Some(Duration::from_millis(2))));
         port.set_irq(7, true);
         assert!(port.wait(None));
-        port.take();
+        port.drain();
         port.set_irq(7, true);
         assert!(!port.kicked(), "a level that stays is no news");
         port.set_irq(64, true);
@@ -457,7 +339,7 @@ mod tests {
 
     #[test]
     fn requests_to_a_vcpu_that_is_gone_count_as_served() {
-        let port = VcpuPort::default();
+        let port = OwnPort::default();
         let before = port.post(Request::FlushAll);
         port.close();
         assert!(port.served(before));

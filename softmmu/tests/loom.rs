@@ -1,7 +1,7 @@
 //! HARVEST-1, CODE-1, TLB-1 and parked vCPUs under every interleaving, weak memory included: `cargo loom`
 //!
 //! ```text
-//!   real:   VcpuPort (post, drain, acknowledge, wait_served, park, unpark), CodePages, DirtyMemory
+//!   real:   OwnPort (post, drain, acknowledge, wait_served, park, unpark), CodePages, DirtyMemory
 //!   here:   a vCPU's TLB, which is one entry of one page; a translator, whose TB is the byte that it read
 //! ```
 //!
@@ -17,7 +17,7 @@ use loom::model::Builder;
 use loom::thread;
 use notdirty_core::sync::{AtomicBool, AtomicU64, Ordering};
 use notdirty_core::{ClientMask, DirtyClient, DirtyMemory, PageIndex, PageRange, RamAddr, fence_after_store, pin};
-use notdirty_softmmu::{CodePages, Request, Ticket, VcpuId, VcpuPort};
+use notdirty_softmmu::{CodePages, OwnPort, Request, Ticket, VcpuId};
 use std::sync::Arc;
 
 const MIGRATION: DirtyClient = DirtyClient::MIGRATION;
@@ -40,9 +40,9 @@ struct Page {
     dirty: DirtyMemory,
     code: CodePages,
     /// The storing vCPU's.
-    b: VcpuPort,
+    b: OwnPort,
     /// The translating vCPU's.
-    a: VcpuPort,
+    a: OwnPort,
     /// A parked flag that is not under the lock.
     hint: AtomicBool,
 }
@@ -56,8 +56,8 @@ impl Page {
             flag: AtomicU64::new(0),
             dirty,
             code: CodePages::new(),
-            b: VcpuPort::default(),
-            a: VcpuPort::default(),
+            b: OwnPort::default(),
+            a: OwnPort::default(),
             hint: AtomicBool::new(false),
         })
     }

@@ -137,7 +137,7 @@ fn waiting_for_an_unmap_ends_when_every_vcpu_has_let_go_or_is_parked() {
     let mut vm = Vm::new();
     let block = vm.ram.add(RamBlockSpec::new("dimm", 0x1000)).unwrap();
     let at = pa(0x2_0000_0000);
-    let parked = SoftMmu::new(&vm.space, 0).unwrap();
+    let mut parked = SoftMmu::new(&vm.space, 0).unwrap();
     parked.park();
     let id = vm.space.map_ram(at, &block, 0, 0x1000, 0).unwrap();
     assert!(!vm.space.unmap_and_wait(id, Some(Duration::ZERO)).unwrap());

@@ -3,12 +3,26 @@
 mod common;
 
 use common::{RAM, pa, va};
-use notdirty_core::{PageIndex, PageRange, RamBlockSpec, RamList};
-use notdirty_softmmu::{AddressSpace, MapError, MemSize, MmuIdx, NoHooks, Request, SoftMmu};
+use notdirty_core::{PageIndex, PageRange, RamAddr, RamBlockSpec, RamList};
+use notdirty_softmmu::{
+    AddressSpace, CodeInvalidator, CodePages, Hooks, MapError, MemSize, MmuIdx, NoHooks, Request, SoftMmu,
+};
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 
+/// Panics when code dies.
+struct Faulty;
+
+impl CodeInvalidator for Faulty {
+    fn code_written(&mut self, _: &CodePages, _: RamAddr, _: u64) -> usize {
+        panic!("as the test wants")
+    }
+}
+
+impl Hooks for Faulty {}
+
 #[test]
-fn who_takes_requests_that_are_not_its_own_leaves_no_entry_of_memory_that_is_gone() {
+fn requests_that_were_taken_and_not_done_leave_no_entry_of_memory_that_is_gone() {
     let ram = Arc::new(RamList::new());
     let space = AddressSpace::new(ram.clone());
     let block = ram.add(RamBlockSpec::new("ram", 0x4000)).unwrap();
@@ -16,8 +30,10 @@ fn who_takes_requests_that_are_not_its_own_leaves_no_entry_of_memory_that_is_gon
     let mut mmu = SoftMmu::new(&space, 0).unwrap();
     let store = |mmu: &mut SoftMmu| mmu.store(&mut NoHooks, MmuIdx::M, va(RAM), MemSize::B8, 1).is_ok();
     assert!(store(&mut mmu));
+    mmu.port().post(Request::KillCode { ram: block.offset(), len: 1 });
     space.unmap(id).unwrap();
-    assert!(!mmu.port().take().is_empty(), "the unmapping");
+    let served = catch_unwind(AssertUnwindSafe(|| mmu.serve(&mut Faulty)));
+    assert!(served.is_err() && !mmu.port().kicked(), "the unmapping was taken, too");
     // The next change brings a view that does not hold the block; the test does, so that a failure is no crash.
     space.map_ram(pa(RAM + 0x10_0000), &block, 0, 0x1000, 0).unwrap();
     let report = mmu.serve(&mut NoHooks);

@@ -168,7 +168,7 @@ fn a_vcpu_that_waits_wakes_for_every_post() {
             });
         }
         while done.load(Ordering::SeqCst) < POSTERS {
-            port.wait(None);
+            mmu.wait(None);
             let _ = mmu.serve(&mut NoHooks);
         }
     });
@@ -201,7 +201,7 @@ fn a_harvest_misses_no_store_of_vcpus_that_come_and_go() {
                             let _ = mmu.serve(&mut NoHooks);
                         }
                         if n % 5 == 0 {
-                            mmu.port().wait(Some(Duration::from_micros(50)));
+                            mmu.wait(Some(Duration::from_micros(50)));
                             let _ = mmu.serve(&mut NoHooks);
                         }
                     }

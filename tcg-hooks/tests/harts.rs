@@ -51,7 +51,7 @@ fn two() -> (Vm, Vcpu) {
 fn a_tb_that_somebody_has_not_answered_for_is_compared_at_fence_i() {
     let (mut vm, mut second) = two();
     // It runs, and is in the middle of something: a store of its may be on its way.
-    second.port().unpark();
+    let _running = second.running();
     for n in 2..10 {
         vm.vcpu.cpu_mut().x[usize::from(T1)] = li(A0, n).into();
         let before = vm.invalidated();
@@ -69,7 +69,7 @@ fn a_tb_that_somebody_has_not_answered_for_is_compared_at_fence_i() {
 #[test]
 fn a_tb_dies_when_the_last_answer_is_in_and_its_bytes_are_others() {
     let (mut vm, mut second) = two();
-    second.port().unpark();
+    let _running = second.running();
     let mut main = Asm::at(RAM);
     main.call(F).stop();
     main.put(&vm);
@@ -84,12 +84,12 @@ fn a_tb_dies_when_the_last_answer_is_in_and_its_bytes_are_others() {
 
 #[test]
 fn a_vcpu_that_is_parked_has_answered() {
-    let (vm, second) = two();
+    let (vm, mut second) = two();
     let page = [PageRange::of_page(vm.page(F))];
     assert!(vm.space.rearm_and_wait(&page, Some(Duration::ZERO)), "nobody runs");
-    second.port().unpark();
+    let running = second.running();
     assert!(!vm.space.rearm_and_wait(&page, Some(Duration::ZERO)));
-    second.port().park();
+    drop(running);
     assert!(vm.space.rearm_and_wait(&page, Some(Duration::ZERO)));
 }
 

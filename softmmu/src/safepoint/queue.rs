@@ -118,37 +118,37 @@ impl Queue {
 
 #[cfg(test)]
 mod tests {
-    use super::super::VcpuPort;
+    use super::super::OwnPort;
     use super::*;
 
     #[test]
     fn too_many_rearms_become_one_of_everything() {
-        let port = VcpuPort::default();
+        let port = OwnPort::default();
         for n in 0..1000 {
             port.post(Request::Rearm(PageRange::of_page(PageIndex::new(2 * n))));
         }
-        let taken = port.take();
+        let taken = port.drain().requests;
         assert!(taken.len() <= MAX_REARMS && taken[0] == Request::Rearm(ALL_PAGES), "{taken:?}");
     }
 
     #[test]
     fn too_many_changes_of_the_map_become_one_flush() {
-        let port = VcpuPort::default();
+        let port = OwnPort::default();
         for n in 0..1000 {
             port.post(Request::Remap { start: GuestPhys::new(n << 20), last: GuestPhys::new((n << 20) + 1) });
         }
-        assert_eq!(port.take(), [Request::FlushAll]);
+        assert_eq!(port.drain().requests, [Request::FlushAll]);
     }
 
     #[test]
     fn kills_of_a_parked_vcpu_are_merged_and_none_is_lost() {
-        let port = VcpuPort::default();
+        let port = OwnPort::default();
         for round in 0..10 {
             for n in 0..100u64 {
                 port.post(Request::KillCode { ram: RamAddr::new(n * 4096 + round * 8), len: 8 });
             }
         }
-        let kills = port.take();
+        let kills = port.drain().requests;
         assert!(kills.len() <= 300, "{}", kills.len());
         for n in 0..100u64 {
             for byte in 0..80 {

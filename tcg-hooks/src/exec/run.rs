@@ -326,16 +326,16 @@ impl Vcpu {
                 idle => idle,
             },
         };
-        port.wait(sleep);
+        self.core.mmu.wait(sleep);
         None
     }
 
     /// The handler's first instruction traps into itself. Alone, it does so for ever; another hart may change it.
-    fn trapped(&self, limits: &RunLimits) -> Option<VcpuExit> {
+    fn trapped(&mut self, limits: &RunLimits) -> Option<VcpuExit> {
         let Some(idle) = self.harts.as_ref().map(|harts| harts.fall_idle(false)) else { return Some(VcpuExit::Hung) };
         let Some(_idle) = idle else { return Some(VcpuExit::Hung) };
         let left = limits.deadline.map(|d| d.saturating_duration_since(Instant::now()));
-        self.port().wait(Some(left.map_or(TRAP_AGAIN, |left| left.min(TRAP_AGAIN))));
+        self.core.mmu.wait(Some(left.map_or(TRAP_AGAIN, |left| left.min(TRAP_AGAIN))));
         None
     }
 

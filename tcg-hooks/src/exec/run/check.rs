@@ -1,5 +1,6 @@
 //! Checks of the TB cache, for tests: see `tb/check.rs`.
 use super::Vcpu;
+use notdirty_softmmu::Running;
 
 impl Vcpu {
     /// Do all structures that know of a TB agree? `Err` says which two do not, now or at any check since
@@ -20,6 +21,11 @@ impl Vcpu {
         if let Some(tbs) = &mut self.core.tbs {
             tbs.checker.table = table;
         }
+    }
+
+    /// In the middle of a run until the result is dropped, as far as others can tell: they wait for its answers.
+    pub fn running(&mut self) -> Running {
+        self.core.mmu.running()
     }
 
     /// How many checks that were.
