@@ -61,11 +61,18 @@ impl RingLog {
         self.entries - RESERVED
     }
 
-    /// A ring for one more vCPU.
+    /// A ring for one more vCPU: that of one which has gone since the last take, if there is room in it, so that vCPUs
+    /// that come and go need no more rings than there are at once, and as their pages fill.
     pub(super) fn join(&self) -> Option<RingProducer> {
+        let mut joining = lock(&self.joining);
+        let left =
+            joining.iter_mut().find_map(|ring| ring.adopt().filter(|left| left.ring().used() < self.soft_limit()));
+        if left.is_some() {
+            return left;
+        }
         // `new` found the size good.
         let (producer, consumer) = DirtyRing::new(self.entries, RESERVED).ok()?;
-        lock(&self.joining).push(consumer);
+        joining.push(consumer);
         Some(producer)
     }
 
@@ -174,5 +181,34 @@ fn within(ranges: &[PageRange], first: PageIndex) -> u64 {
 impl fmt::Debug for RingLog {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("RingLog").field("client", &self.client).field("entries", &self.entries).finish_non_exhaustive()
+    }
+}
+
+#[cfg(all(test, not(loom)))]
+mod tests {
+    use super::*;
+    use crate::ring::Pushed;
+
+    #[test]
+    fn rings_of_vcpus_that_are_gone_are_used_again_until_they_are_at_their_soft_limit() {
+        let log = RingLog::new(DirtyClient::MIGRATION, 128).unwrap();
+        let mut stays = log.join().unwrap();
+        assert_eq!(stays.push(0, 1000), Pushed::Ok);
+        let mut pushed = 0;
+        while pushed < 128 {
+            let mut goes = log.join().unwrap();
+            assert!(!goes.is_soft_full());
+            for _ in 0..5 {
+                let _ = goes.push(0, pushed);
+                pushed += 1;
+            }
+        }
+        let rings: Vec<_> = lock(&log.joining).iter().map(|ring| ring.ring().used()).collect();
+        assert_eq!(rings, [1, 65, 65]);
+        let mut harvested = Vec::new();
+        for ring in lock(&log.joining).iter_mut() {
+            ring.harvest(|_, page| harvested.push(page));
+        }
+        assert_eq!(harvested, [1000].into_iter().chain(0..pushed).collect::<Vec<_>>());
     }
 }

@@ -309,6 +309,17 @@ impl RingConsumer {
         self.ring.reset_index.0.store(end, Ordering::Release);
     }
 
+    /// An end for another vCPU, which goes on where one that is gone stopped.
+    pub(super) fn adopt(&mut self) -> Option<RingProducer> {
+        // The last reference is ours, and borrowed: nobody makes another one meanwhile (ONE-1).
+        self.is_abandoned().then(|| RingProducer {
+            ring: self.ring.clone(),
+            next: self.ring.dirty_index.0.load(Ordering::Relaxed),
+            // Acquire: as in `push`.
+            reset: self.ring.reset_index.0.load(Ordering::Acquire),
+        })
+    }
+
     /// Is the vCPU's end gone? What it pushed can still be harvested.
     pub fn is_abandoned(&self) -> bool {
         let gone = Arc::strong_count(&self.ring) == 1;
