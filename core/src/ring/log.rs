@@ -64,15 +64,14 @@ impl RingLog {
     /// A ring for one more vCPU: that of one which has gone since the last take, if there is room in it, so that vCPUs
     /// that come and go need no more rings than there are at once, and as their pages fill.
     pub(super) fn join(&self) -> Option<RingProducer> {
-        let mut joining = lock(&self.joining);
-        let left =
-            joining.iter_mut().find_map(|ring| ring.adopt().filter(|left| left.ring().used() < self.soft_limit()));
+        let free = |ring: &mut RingConsumer| ring.adopt().filter(|left| left.ring().used() < self.soft_limit());
+        let left = lock(&self.joining).iter_mut().find_map(free);
         if left.is_some() {
             return left;
         }
         // `new` found the size good.
         let (producer, consumer) = DirtyRing::new(self.entries, RESERVED).ok()?;
-        joining.push(consumer);
+        lock(&self.joining).push(consumer);
         Some(producer)
     }
 
