@@ -18,6 +18,7 @@
 //!
 //! Absent on purpose: stored baselines. A figure stands beside its peer's from the same minutes or it is not a figure.
 
+pub mod args;
 pub mod dirty;
 pub mod host;
 pub mod line;

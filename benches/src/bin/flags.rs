@@ -7,9 +7,10 @@
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode};
 
+use notdirty_benches::args::{Args, Rows};
 use notdirty_benches::pairing::{self, Measured};
 use notdirty_benches::rivals::ours;
-use notdirty_benches::rows::{Row, pick};
+use notdirty_benches::rows::{self, pick};
 use notdirty_benches::stats;
 
 /// Rows that say something about a switch, and are over soon.
@@ -27,17 +28,10 @@ fn main() -> ExitCode {
 }
 
 fn run() -> Result<(), String> {
-    let (mut rows, mut rounds): (Vec<Row>, usize) = (Vec::new(), 3);
-    for arg in std::env::args().skip(1) {
-        match arg.split_once('=') {
-            Some(("ROW", word)) => rows.extend(pick(word)),
-            Some(("RUNS", count)) => rounds = count.parse().map_err(|_| format!("RUNS={count}: not a count"))?,
-            _ => return Err(format!("{arg}: not an option (ROW=name RUNS=n)")),
-        }
-    }
-    if rows.is_empty() {
-        rows = ROWS.iter().flat_map(|name| pick(name)).collect();
-    }
+    let all = ROWS.iter().flat_map(|name| pick(name)).collect();
+    let names = rows::ROWS.iter().map(|row| row.name).collect();
+    let rows = Rows { all, names, pick, elsewhere: |_| false };
+    let Args { rows, rounds, .. } = Args::parse(std::env::args().skip(1), rows, 3, &[])?;
     let target: PathBuf =
         std::env::current_exe().ok().and_then(|exe| Some(exe.parent()?.to_owned())).unwrap_or_default();
     let all = ours::find(&target).ok_or("target/release/notdirty is not there: cargo build --release")?;

@@ -5,6 +5,7 @@
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
+use notdirty_benches::args::{Args, Rows};
 use notdirty_benches::dirty;
 use notdirty_benches::host::{self, Host};
 use notdirty_benches::pairing;
@@ -12,23 +13,18 @@ use notdirty_benches::report::Report;
 use notdirty_benches::rivals::{ours, qemu, unicorn};
 use notdirty_benches::rows::{ROWS, Row, pick};
 
-struct Options {
-    rows: Vec<Row>,
-    rounds: usize,
-    /// The small builds of the guests: to see that everything runs, not to measure.
-    quick: bool,
-    json: bool,
-}
-
 fn main() -> ExitCode {
-    let options = match options(std::env::args().skip(1)) {
-        Ok(options) => options,
+    let names = ROWS.iter().map(|row| row.name).collect();
+    let elsewhere = |word: &str| !dirty::pick(word).is_empty();
+    let rows = Rows { all: ROWS.to_vec(), names, pick, elsewhere };
+    let args = match Args::parse(std::env::args().skip(1), rows, 3, &["--quick", "--json"]) {
+        Ok(args) => args,
         Err(why) => {
             eprintln!("side_by_side: {why}");
             return ExitCode::from(2);
         }
     };
-    match run(&options) {
+    match run(&args) {
         Ok(()) => ExitCode::SUCCESS,
         Err(why) => {
             eprintln!("side_by_side: {why}");
@@ -37,42 +33,13 @@ fn main() -> ExitCode {
     }
 }
 
-fn options(args: impl Iterator<Item = String>) -> Result<Options, String> {
-    let mut options = Options { rows: Vec::new(), rounds: 3, quick: false, json: false };
-    let mut asked = false;
-    for arg in args {
-        match arg.split_once('=') {
-            Some(("ROW", words)) => {
-                asked = true;
-                for word in words.split(',') {
-                    let rows = pick(word);
-                    // The word may be for the other table, which gets the same ones.
-                    if rows.is_empty() && dirty::pick(word).is_empty() {
-                        let names: Vec<&str> = ROWS.iter().map(|row| row.name).collect();
-                        return Err(format!("no row {word}; there are {}", names.join(", ")));
-                    }
-                    options.rows.extend(rows);
-                }
-            }
-            Some(("RUNS", count)) => {
-                options.rounds = count.parse().ok().filter(|&n| n > 0).ok_or(format!("RUNS={count}: not a count"))?;
-            }
-            None if arg == "--json" => options.json = true,
-            None if arg == "--quick" => options.quick = true,
-            _ => return Err(format!("{arg}: not an option (ROW=name RUNS=n --quick --json)")),
-        }
-    }
-    if !asked {
-        options.rows = ROWS.to_vec();
-    }
-    Ok(options)
-}
-
-fn run(options: &Options) -> Result<(), String> {
-    if options.rows.is_empty() {
+fn run(args: &Args<Row>) -> Result<(), String> {
+    if args.rows.is_empty() {
         return Ok(());
     }
-    let build = if options.quick { "quick" } else { "full" };
+    let json = args.has("--json");
+    // The small builds of the guests are to see that everything runs, not to measure.
+    let build = if args.has("--quick") { "quick" } else { "full" };
     let programs = Path::new(env!("CARGO_MANIFEST_DIR")).join("../guests/programs/build").join(build);
     // The other binaries of this build lie beside this one.
     let target: PathBuf =
@@ -81,8 +48,8 @@ fn run(options: &Options) -> Result<(), String> {
     rivals.extend(qemu::find());
     rivals.extend(unicorn::find(&target));
     let perf = host::perf_counts_instructions();
-    let mut report = Report { host: Host::look(), rivals, rounds: options.rounds, rows: Vec::new() };
-    if !options.json {
+    let mut report = Report { host: Host::look(), rivals, rounds: args.rounds, rows: Vec::new() };
+    if !json {
         print!("{}", report.header());
         for (name, how) in [("QEMU", "make deps"), ("Unicorn", "make unicorn")] {
             if !report.rivals.iter().any(|rival| rival.name == name) {
@@ -94,18 +61,18 @@ fn run(options: &Options) -> Result<(), String> {
         }
         println!("\n{}", report.column_heads());
     }
-    for &row in &options.rows {
+    for &row in &args.rows {
         let elf = programs.join(row.name).with_extension("elf");
         if !elf.is_file() {
             return Err(format!("{} is not there: make guests, which needs a cross compiler", elf.display()));
         }
-        let measured = pairing::measure(row, &elf, &report.rivals, options.rounds, perf);
-        if !options.json {
+        let measured = pairing::measure(row, &elf, &report.rivals, args.rounds, perf);
+        if !json {
             println!("{}", report.row(&measured));
         }
         report.rows.push(measured);
     }
-    if options.json {
+    if json {
         println!("{}", report.json());
     } else {
         println!("\n{}", report.footer());
