@@ -11,6 +11,7 @@
 
 mod kernel;
 mod ours;
+mod vm;
 
 use kernel::Kernel;
 use notdirty_core::DirtyGfn;
