@@ -87,6 +87,7 @@ unicorn: guests
 	$(CARGO) build $(CARGO_FLAGS) --release -p notdirty-unicorn
 
 deny:
+	@$(CARGO) deny --version >/dev/null 2>&1 || { echo 'deny: no cargo-deny here ($(CARGO) install --locked cargo-deny)'; exit 1; }
 	$(CARGO) deny check licenses bans
 
 clean:
