@@ -56,6 +56,18 @@ fn a_private_file_gives_the_first_bytes_and_sees_no_store() {
 }
 
 #[test]
+fn who_is_given_a_shared_blocks_memfd_cannot_change_its_length() {
+    let list = RamList::new();
+    let block = list.add(RamBlockSpec::new("ram", 4 * P).max_length(8 * P).shared(true)).unwrap();
+    let given = File::from(block.fd().unwrap().try_clone_to_owned().unwrap());
+    assert!(given.set_len(P).is_err() && given.set_len(16 * P).is_err());
+    given.write_all_at(&[7], 3 * P + 5).unwrap();
+    assert_eq!(byte(&block, 3), 7);
+    block.discard(3 * P, P).unwrap();
+    assert_eq!((byte(&block, 3), on_disk(&given, 3)), (0, 0));
+}
+
+#[test]
 fn a_file_that_is_too_short_or_cannot_be_mapped_so_is_refused() {
     let (list, on) = (RamList::new(), file("short", 4));
     let clone = || on.try_clone().unwrap();

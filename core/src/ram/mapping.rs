@@ -11,7 +11,9 @@
 //! What became memory stays mapped until the block goes, also above a used length that shrank: a vCPU that has not yet
 //! heard of it stores into memory, not into a fault. To give its bytes back is a step of its own (`discard`).
 //!
-//! The memory is anonymous, a memfd, or a file of somebody else's, shared or private.
+//! The memory is anonymous, a memfd of a sealed length, or a file of somebody else's, shared or private. That a file
+//! stays as long as it was is its owner's promise (`RamBlockSpec::file`); broken, an access is a SIGBUS, which nobody
+//! handles.
 //!
 //! The guards turn an access that leaves a block by a few bytes into a host fault instead of a stray write.
 //! `near` asks for a window of host addresses, so that host minus guest fits a 32-bit displacement; it is tried with
@@ -342,7 +344,7 @@ fn memfd(name: &str, len: u64) -> Result<OwnedFd, Failure> {
     let short: Vec<u8> = name.bytes().filter(|b| *b != 0).take(200).collect();
     let name = CString::new(short).unwrap_or_default();
     // SAFETY: `name` is NUL-terminated and lives through the call.
-    let fd = unsafe { libc::memfd_create(name.as_ptr(), libc::MFD_CLOEXEC) };
+    let fd = unsafe { libc::memfd_create(name.as_ptr(), libc::MFD_CLOEXEC | libc::MFD_ALLOW_SEALING) };
     if fd < 0 {
         return Err(failed("create a memfd of"));
     }
@@ -354,6 +356,12 @@ fn memfd(name: &str, len: u64) -> Result<OwnedFd, Failure> {
     // SAFETY: plain system call on our own descriptor.
     if unsafe { libc::ftruncate(fd.as_raw_fd(), size) } != 0 {
         return Err(failed("size a memfd of"));
+    }
+    // A shorter one would be a host fault, and `RamBlock::fd` is for others to map. Holes may be punched.
+    let seals = libc::F_SEAL_SHRINK | libc::F_SEAL_GROW | libc::F_SEAL_SEAL;
+    // SAFETY: as above.
+    if unsafe { libc::fcntl(fd.as_raw_fd(), libc::F_ADD_SEALS, seals) } != 0 {
+        return Err(failed("seal a memfd of"));
     }
     Ok(fd)
 }

@@ -128,15 +128,23 @@ impl RamBlockSpec {
         self
     }
 
-    /// Backed by a memfd, or with [`file`](Self::file) by that, whose bytes are then the block's.
+    /// Backed by a memfd, or with [`file`](Self::file) by that, whose bytes are then the block's. The memfd's length
+    /// is sealed: who is given it can map it, and write it, and not take its memory away.
     pub fn shared(mut self, on: bool) -> Self {
         self.shared = on;
         self
     }
 
     /// Backed by `file` from `offset` on, a multiple of the host's page size; it has to have the maximum length.
-    /// Shared, or else private: the file gives the first bytes and sees no store. Who makes the file shorter later
-    /// takes memory from under the guest.
+    /// Shared, or else private: the file gives the first bytes and sees no store.
+    ///
+    /// The file must stay that long, and its pages to be had, until the last `Arc` of the block is gone; whoever else
+    /// can write it is trusted with this process. If it is made shorter, or is sparse and its file system is full, the
+    /// next access to what is not there is a SIGBUS from the kernel: the guest's and the host's, and a private block's
+    /// too, whose own stores past the end are gone with the file's bytes. Nothing here handles that signal, so the
+    /// process ends, as QEMU's does, which raises it again unless the hardware reports bad memory.
+    /// [`prealloc`](Self::prealloc) asks for the pages of a sparse file at once, and fails as an error; against a
+    /// shorter file nothing helps but a memfd that is sealed, as that of a [`shared`](Self::shared) block without a file.
     pub fn file(mut self, file: File, offset: u64) -> Self {
         self.file = Some((Arc::new(file), offset));
         self
