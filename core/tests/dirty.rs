@@ -368,6 +368,26 @@ fn a_page_at_the_end_of_all_numbers_is_a_page() {
 }
 
 #[test]
+fn a_lone_page_is_taken_from_among_clean_ones_wherever_it_is() {
+    // A word of the summary is 64 lines of 512 pages; a take looks at 8 such words at once, from whole ones on.
+    const WORD: u64 = 64 * 512;
+    let range = |start, end| PageRange { start: PageIndex::new(start), end: PageIndex::new(end) };
+    let dirty = DirtyMemory::new();
+    dirty.grow(2 * BLOCK).unwrap();
+    dirty.take(range(0, 2 * BLOCK), DirtyClient::VGA, &pin(), &mut PageSet::new());
+    for (start, end) in [(0, 2 * BLOCK), (3 * WORD + 5, BLOCK + 11 * WORD + 77), (7 * WORD, BLOCK - 1)] {
+        for page in (0..2 * BLOCK).step_by(WORD as usize).flat_map(|word| [word, word + 9_999, word + WORD - 1]) {
+            dirty.set(PageRange::of_page(PageIndex::new(page)), ClientMask::VGA, &pin());
+            let mut taken = PageSet::new();
+            dirty.take(range(start, end), DirtyClient::VGA, &pin(), &mut taken);
+            assert_eq!(taken.contains(PageIndex::new(page)), (start..end).contains(&page), "{page} of {start}..{end}");
+            let left = dirty.test_and_clear(PageIndex::new(page), DirtyClient::VGA, &pin());
+            assert_eq!(left, taken.is_empty());
+        }
+    }
+}
+
+#[test]
 fn a_sink_that_panics_loses_only_what_it_was_given() {
     let range = PageRange { start: PageIndex::new(40), end: PageIndex::new(BLOCK + 100) };
     let marks: Vec<_> = (0..200).map(|n| 45 + n * 10_007).collect();

@@ -21,7 +21,8 @@
 //! word that was dirty and one per 64 lines, and reads no line that was clean.
 //!
 //! A scan of the summary reads 64 KiB for 1 TiB of RAM; a second summary above it would be mostly ones as soon as it
-//! could save anything. What costs is the miss of each dirty line, so a taker asks for some lines ahead.
+//! could save anything. What costs is a miss: of each dirty line, so a taker asks for some lines ahead; and of each page of
+//! the host's that has a summary, so a taker of many blocks asks for the summaries of the next ones.
 //!
 //! Checked by tests/loom.rs, where each of these orders is also tried the wrong way round.
 
@@ -34,6 +35,10 @@ pub(super) const BLOCK_PAGES: usize = BLOCK_WORDS * 64;
 const LINES: usize = BLOCK_WORDS / SUMMARY_WORDS;
 const SUMMARY: usize = LINES.div_ceil(64);
 const LINE_PAGES: usize = SUMMARY_WORDS * 64;
+/// Words of a cache line of the host's.
+const CACHE_LINE: usize = 8;
+/// Pages of a cache line of the summary.
+pub(super) const SUMMARY_LINE_PAGES: u64 = (CACHE_LINE * 64 * LINE_PAGES) as u64;
 /// Lines that a taker asks for ahead: about as many misses as a core has under way at once.
 const AHEAD: usize = 24;
 
@@ -181,13 +186,26 @@ impl DirtyBlock {
         }
     }
 
+    /// Asks for the summary of `bits`, which are to be taken soon.
+    #[inline]
+    pub(super) fn prefetch_summary(&self, bits: Range<usize>) {
+        let words = bits.start / LINE_PAGES / 64..bits.end.div_ceil(LINE_PAGES).div_ceil(64);
+        self.summary[words].iter().step_by(CACHE_LINE).for_each(prefetch);
+    }
+
     fn take_lines(&self, lines: Range<usize>, sink: &mut impl FnMut(usize, usize, u64)) {
-        if lines.len() > 64 * SUMMARY_WORDS {
-            // The first word of each of its cache lines; a scan alone is too quick for the hardware to run ahead of it.
-            self.summary[lines.start / 64..lines.end / 64].iter().step_by(8).for_each(prefetch);
-        }
         let mut open = OpenLines { block: self, lines: [0; AHEAD], first: 0, end: 0 };
-        for (s, mask) in words_of(lines) {
+        let mut words = lines.start / 64..lines.end.div_ceil(64);
+        while let Some(s) = words.next() {
+            if s.is_multiple_of(CACHE_LINE) && (s + CACHE_LINE) * 64 <= lines.end {
+                // Most are clean: one branch for all of its words.
+                let looked = self.summary[s..s + CACHE_LINE].iter();
+                if looked.fold(0, |any, word| any | word.load(Ordering::SeqCst)) == 0 {
+                    words.start = s + CACHE_LINE;
+                    continue;
+                }
+            }
+            let mask = mask(lines.start.max(s * 64), lines.end.min(s * 64 + 64));
             if self.summary[s].load(Ordering::SeqCst) & mask == 0 {
                 continue;
             }

@@ -33,6 +33,7 @@ use crate::addr::{PageIndex, PageRange};
 use crate::rcu::{Guard, Retired};
 use crate::ring::RingTable;
 use crate::sync::{Mutex, Ordering, fence};
+use bitmap::SUMMARY_LINE_PAGES;
 use blocks::Blocks;
 use core::fmt;
 use std::sync::Arc;
@@ -44,6 +45,10 @@ pub struct TooManyPages {
     /// What was asked for.
     pub pages: u64,
 }
+
+/// So many rows ahead of its turn the summary of a row is asked for: a take is through a clean one long before the hardware
+/// sees what it is about, and each lies on another page of the host's.
+const ROWS_AHEAD: usize = 3;
 
 /// 4 PiB of guest RAM; the pointers alone take 32 MiB then.
 const MAX_PAGES: u64 = 1 << 40;
@@ -208,7 +213,18 @@ impl DirtyMemory {
         if range.is_empty() {
             return;
         }
+        // Of a small range there is nothing to run ahead of.
+        let mut ahead = (range.len() > SUMMARY_LINE_PAGES).then(|| self.blocks.rows(range, guard));
+        let mut ask = |rows: usize| {
+            for (_, row, pages) in ahead.iter_mut().flatten().take(rows) {
+                if let Some(block) = row.block(client.column()) {
+                    block.prefetch_summary(pages);
+                }
+            }
+        };
+        ask(ROWS_AHEAD);
         for (first, row, pages) in self.blocks.rows(range, guard) {
+            ask(1);
             let Some(block) = self.blocks.block_or_install(row, client) else {
                 break; // the client is gone, and whatever is marked now is another's
             };

@@ -52,7 +52,8 @@ impl Default for ChunkShift {
     }
 }
 
-/// So many runs ahead of its turn a run's first lines are asked for.
+/// The lines of so many runs are asked for at once, as many runs before the first of them is absorbed. One by one, between what
+/// is absorbed, took 1.6 times as long: a page that has to be looked up holds back what comes behind it, but for other look-ups.
 const AHEAD: usize = 16;
 
 /// How many pages a block may have.
@@ -96,15 +97,13 @@ impl DirtyPages {
         let maps = &mut *self.maps();
         let mut newly = 0;
         let mut chunk = None;
-        // Lone words are far apart: their lines are on the way before it is their turn.
-        let mut ahead = pages.runs().skip(AHEAD);
-        for (first, words, bits) in pages.runs() {
-            if let Some((first, words, _)) = ahead.next() {
-                let word = first.get().saturating_sub(self.base.get()) / 64;
-                maps.dirty.prefetch(word);
-                if words > 1 {
-                    maps.dirty.prefetch(word + words.min(8) - 1);
-                }
+        // Lone words are far apart: their lines are on the way before it is their turn. Of long runs the hardware sees to it.
+        let mut ahead = pages.runs();
+        for (n, (first, words, bits)) in pages.runs().enumerate() {
+            if n % AHEAD == 0 {
+                let more = if n == 0 { 2 * AHEAD } else { AHEAD };
+                let words = ahead.by_ref().take(more).map(|(first, ..)| first.get().wrapping_sub(self.base.get()) / 64);
+                words.for_each(|word| maps.dirty.prefetch(word));
             }
             let Some(page) = first.get().checked_sub(self.base.get()) else { continue };
             let word = page / 64;
