@@ -14,6 +14,7 @@
 //! whose caller is the owning vCPU's loop, outside emitted code, after the TBs that had them died.
 
 use std::io;
+use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 use std::ptr::NonNull;
 
 /// A place in the code cache: bytes from its start.
@@ -56,28 +57,8 @@ impl CodeCache {
     /// Reserves `bytes` (rounded up to at least [`CodeCache::MIN_BYTES`]) and copies `thunks` to its start.
     pub fn new(bytes: usize, thunks: &[u8]) -> io::Result<CodeCache> {
         let len = bytes.clamp(Self::MIN_BYTES, 1 << 30).next_multiple_of(1 << 16);
-        // SAFETY: plain system calls whose results are checked; the second view is ours alone until it is returned.
-        let (rw, rx) = unsafe {
-            let (write, shared) =
-                (libc::PROT_READ | libc::PROT_WRITE, libc::MAP_SHARED | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE);
-            let rw = libc::mmap(std::ptr::null_mut(), len, write, shared, -1, 0);
-            if rw == libc::MAP_FAILED {
-                return Err(io::Error::last_os_error());
-            }
-            // From size 0: a second view of shared pages. Profilers take such memory for what it is, a JIT's; that of
-            // a memfd they look up in a file.
-            let rx = libc::mremap(rw, 0, len, libc::MREMAP_MAYMOVE);
-            let made = rx != libc::MAP_FAILED;
-            if !made || libc::mprotect(rx, len, libc::PROT_READ | libc::PROT_EXEC) != 0 {
-                let error = io::Error::last_os_error();
-                libc::munmap(rw, len);
-                if made {
-                    libc::munmap(rx, len);
-                }
-                return Err(error);
-            }
-            (rw.cast::<u8>(), rx.cast::<u8>())
-        };
+        // SAFETY: plain system calls whose results are checked; the views are ours alone until they are returned.
+        let (rw, rx) = unsafe { two_views(len)? };
         let (Some(rw), Some(rx)) = (NonNull::new(rw), NonNull::new(rx)) else {
             return Err(io::Error::other("mapping at address zero"));
         };
@@ -211,6 +192,54 @@ impl CodeCache {
         assert!(at + code.len() <= self.len, "inside the reservation");
         // SAFETY: in bounds of the RW view (checked above), which nobody else has a pointer to.
         unsafe { std::ptr::copy_nonoverlapping(code.as_ptr(), self.rw.as_ptr().add(at), code.len()) }
+    }
+}
+
+/// Maps `len` bytes twice: to write, and to execute.
+///
+/// # Safety
+/// The caller unmaps both, or leaks them.
+unsafe fn two_views(len: usize) -> io::Result<(*mut u8, *mut u8)> {
+    let write = libc::PROT_READ | libc::PROT_WRITE;
+    let check = |at: *mut libc::c_void| if at == libc::MAP_FAILED { Err(io::Error::last_os_error()) } else { Ok(at) };
+    // SAFETY: plain system calls whose results are checked; what one mapped is unmapped if a later one fails.
+    unsafe {
+        let shared = libc::MAP_SHARED | libc::MAP_NORESERVE;
+        let rw = check(libc::mmap(std::ptr::null_mut(), len, write, shared | libc::MAP_ANONYMOUS, -1, 0))?;
+        // From size 0: a second view of shared pages. Profilers take such memory for what it is, a JIT's; that of a
+        // memfd they look up in a file.
+        let (rw, rx) = match check(libc::mremap(rw, 0, len, libc::MREMAP_MAYMOVE)) {
+            Ok(rx) => (rw, Ok(rx)),
+            // Not every sandbox has that.
+            Err(_) => {
+                libc::munmap(rw, len);
+                let fd = libc::memfd_create(c"notdirty-jit".as_ptr(), libc::MFD_CLOEXEC);
+                if fd < 0 {
+                    return Err(io::Error::last_os_error());
+                }
+                let fd = OwnedFd::from_raw_fd(fd);
+                if libc::ftruncate(fd.as_raw_fd(), len as libc::off_t) != 0 {
+                    return Err(io::Error::last_os_error());
+                }
+                let view = || check(libc::mmap(std::ptr::null_mut(), len, write, shared, fd.as_raw_fd(), 0));
+                (view()?, view())
+            }
+        };
+        let made = rx.and_then(|rx| match libc::mprotect(rx, len, libc::PROT_READ | libc::PROT_EXEC) {
+            0 => Ok(rx),
+            _ => {
+                let error = io::Error::last_os_error();
+                libc::munmap(rx, len);
+                Err(error)
+            }
+        });
+        match made {
+            Ok(rx) => Ok((rw.cast(), rx.cast())),
+            Err(error) => {
+                libc::munmap(rw, len);
+                Err(error)
+            }
+        }
     }
 }
 

@@ -2,7 +2,7 @@
 //!
 //! Reserved encodings, and those of extensions that we lack (the floating-point loads and stores, Zcb, Zcmop), are
 //! illegal. HINTs expand to what they look like, which changes nothing: they write `x0`, or shift by zero.
-use super::decode::Insn;
+use super::decode::{Insn, Packed};
 use super::opcodes::Op;
 
 /// An [`Insn`] without its length.
@@ -40,6 +40,15 @@ pub fn expand(h: u16) -> Insn {
     match FORMS.get(usize::from(h & 3) << 14 | usize::from(h >> 2)) {
         Some(&Short { op, rd, rs1, rs2, imm }) => Insn { op, rd, rs1, rs2, len: 2, imm },
         None => Insn::illegal(h as u32, 2),
+    }
+}
+
+/// The same, packed.
+#[inline(always)]
+pub(super) fn packed_short(h: u16) -> Packed {
+    match FORMS.get(usize::from(h & 3) << 14 | usize::from(h >> 2)) {
+        Some(&Short { op, rd, rs1, rs2, imm }) => Packed { op, operands: u32::from_le_bytes([rd, rs1, rs2, 2]), imm },
+        None => Packed { op: Op::Illegal, operands: 2 << 24, imm: h.into() },
     }
 }
 

@@ -1,13 +1,13 @@
 //! Bits to [`Insn`].
 //!
 //! ```text
-//!   word ─ opcode[6:2], funct3 ─▶ INDEX[256] (first, count) ─▶ ROWS[first..][..count] ─ mask ─▶ Row: operand masks
+//!   word ─ opcode[6:2], funct3 ─▶ INDEX[256] ─ two bits of funct7 ─▶ ROWS[…] ─ mask, value ─▶ Row: operand masks
+//!                                                                     └─ else the others of its list: atomics, system
 //! ```
 //!
-//! Both arrays are folded from `opcodes::PATTERNS` at compile time. A list has one row for most keys, three for the
-//! arithmetic ones and eleven for the atomics. A row has masks in place of a format: all immediates are put together
-//! and one is picked, since a jump by format would be mispredicted more often than not.
-use super::compressed::expand;
+//! Both arrays are folded from `opcodes::PATTERNS` at compile time. A row has masks in place of a format, since a jump
+//! by format would be mispredicted more often than not.
+use super::compressed::{expand, packed_short};
 use super::opcodes::{Format, Op, PATTERNS, Pattern};
 
 /// A decoded instruction. Register fields that its format lacks are 0.
@@ -68,6 +68,45 @@ impl Insn {
     }
 }
 
+/// An instruction as the translator keeps it: the operands in one word, which is made and copied as one.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Packed {
+    pub(crate) op: Op,
+    /// `rd`, `rs1`, `rs2` and the length, a byte each, from the lowest.
+    pub(crate) operands: u32,
+    pub(crate) imm: i32,
+}
+
+impl Packed {
+    /// As [`decode`].
+    #[inline(always)]
+    pub(crate) fn long(bits: u32) -> Packed {
+        let Slot { first, choose, more, .. } = INDEX[key(bits)];
+        let mut row = &ROWS[usize::from(first.wrapping_add(choice(bits) & choose))];
+        if bits & row.mask != row.value {
+            row = rare(bits, first, more);
+        }
+        row.operands(bits)
+    }
+
+    /// As [`expand`].
+    #[inline(always)]
+    pub(crate) fn short(half: u16) -> Packed {
+        packed_short(half)
+    }
+
+    #[inline(always)]
+    pub(crate) fn insn(self) -> Insn {
+        let [rd, rs1, rs2, len] = self.operands.to_le_bytes();
+        Insn { op: self.op, rd, rs1, rs2, len, imm: self.imm }
+    }
+
+    #[inline(always)]
+    pub(crate) fn len(self) -> u32 {
+        self.operands >> 24
+    }
+}
+
 /// Decodes what lies at a pc: `lo16` is the first halfword, `full` the word whose low half it is (its high half is
 /// looked at only if the low bits ask for 32 bits).
 #[inline]
@@ -86,15 +125,15 @@ pub const fn is_compressed(lo16: u16) -> bool {
 // time was there.
 #[inline(always)]
 pub fn decode(bits: u32) -> Insn {
-    if bits & 3 == 3 {
-        let (first, count) = INDEX[key(bits)];
-        for row in &ROWS[first as usize..first as usize + count as usize] {
-            if bits & row.mask == row.value {
-                return row.operands(bits);
-            }
-        }
-    }
-    Insn::illegal(bits, 4)
+    Packed::long(bits).insn()
+}
+
+/// What is not the first of its list, or nothing.
+#[cold]
+#[inline(never)]
+fn rare(bits: u32, first: u8, more: u8) -> &'static Row {
+    let mut rows = (1..=more).map(|n| &ROWS[usize::from(first.wrapping_add(n))]);
+    rows.find(|row| bits & row.mask == row.value).unwrap_or(&NOTHING)
 }
 
 #[inline]
@@ -102,117 +141,134 @@ const fn key(bits: u32) -> usize {
     ((bits >> 2 & 0x1f) << 3 | bits >> 12 & 7) as usize
 }
 
-/// Does some word with this key match the pattern?
-const fn fits(p: &Pattern, key: usize) -> bool {
-    let bits = (key as u32 >> 3) << 2 | (key as u32 & 7) << 12;
-    let seen = p.mask & 0x707c;
-    bits & seen == p.value & seen
+/// What tells arithmetic operations of one key apart: bits 25 and 30 of the word, as bits 0 and 1. Words with other bits
+/// of the seven set match no row.
+#[inline]
+const fn choice(bits: u32) -> u8 {
+    (bits >> 25 | bits >> 29) as u8
 }
 
 const KEYS: usize = 256;
 
-const ROW_COUNT: usize = {
-    let (mut n, mut k) = (0, 0);
-    while k < KEYS {
-        let mut i = 0;
-        while i < PATTERNS.len() {
-            n += fits(&PATTERNS[i], k) as usize;
-            i += 1;
-        }
-        k += 1;
-    }
-    n
-};
+/// The rows of a key.
+#[derive(Clone, Copy)]
+struct Slot {
+    first: u8,
+    /// Which bits of [`choice`] pick one of them.
+    choose: u8,
+    /// How many are behind `first`, to be looked at in turn.
+    more: u8,
+    /// Four bytes are found faster than three.
+    _pad: u8,
+}
 
-static ROWS: [Row; ROW_COUNT] = TABLES.0;
-static INDEX: [(u8, u8); KEYS] = TABLES.1;
+static ROWS: [Row; 256] = TABLES.0;
+static INDEX: [Slot; KEYS] = TABLES.1;
 
-const TABLES: ([Row; ROW_COUNT], [(u8, u8); KEYS]) = {
-    assert!(ROW_COUNT <= 255, "widen the index");
-    let mut rows = [row(&PATTERNS[0]); ROW_COUNT];
-    let mut index = [(0u8, 0u8); KEYS];
-    let (mut n, mut k) = (0, 0);
+const TABLES: ([Row; 256], [Slot; KEYS]) = {
+    let mut rows = [NOTHING; 256];
+    let mut index = [Slot { first: 0, choose: 0, more: 0, _pad: 0 }; KEYS];
+    // Row 0 is nothing, for keys that have none.
+    let (mut n, mut k) = (1, 0);
     while k < KEYS {
+        let choose = match (k >> 3, k & 7) {
+            (0b01100 | 0b01110, _) => 3,
+            (0b00100 | 0b00110, 5) => 2,
+            _ => 0u8,
+        };
         let first = n;
+        n += choose as usize;
         let mut i = 0;
         while i < PATTERNS.len() {
-            if fits(&PATTERNS[i], k) {
-                rows[n] = row(&PATTERNS[i]);
-                n += 1;
-            }
+            let (p, seen) = (&PATTERNS[i], PATTERNS[i].mask & 0x707c);
             i += 1;
+            if ((k as u32 >> 3) << 2 | (k as u32 & 7) << 12) & seen != p.value & seen {
+                continue;
+            }
+            if choose == 0 {
+                rows[n] = row(p);
+                n += 1;
+            } else {
+                let at = first + (choice(p.value) & choose) as usize;
+                assert!(rows[at].mask == NOTHING.mask, "two bits tell them apart");
+                rows[at] = row(p);
+            }
         }
-        index[k] = (first as u8, (n - first) as u8);
+        if choose != 0 {
+            n += 1;
+        }
+        if n > first {
+            let more = if choose == 0 { n - first - 1 } else { 0 };
+            index[k] = Slot { first: first as u8, choose, more: more as u8, _pad: 0 };
+        }
         k += 1;
     }
+    assert!(n <= rows.len(), "widen the index");
     (rows, index)
 };
 
-/// A pattern, and where its operands are, as masks.
+/// A pattern, and where its operands are: the immediate is two pieces of the word, each shifted and masked.
 #[derive(Clone, Copy)]
 struct Row {
     mask: u32,
     value: u32,
-    /// What stays of the immediate.
-    imm_mask: i32,
+    /// Of the word shifted down by `shift`.
+    imm: i32,
+    shift: u8,
+    /// Of the word shifted down to its `rd`.
+    low: u8,
     op: Op,
-    /// Which of the immediates in [`Row::operands`].
-    imm: u8,
-    rd: u8,
-    rs1: u8,
-    rs2: u8,
+    /// Branches and jumps have more pieces.
+    far: bool,
+    /// Of `rd`, `rs1` and `rs2`, a byte each.
+    operands: u32,
 }
 
+/// Matches no word; its operands are those of an illegal instruction.
+const NOTHING: Row = Row { mask: 0, value: 1, imm: -1, shift: 0, low: 0, op: Op::Illegal, far: false, operands: 0 };
+
 const fn row(p: &Pattern) -> Row {
-    let (imm, imm_mask) = match p.format {
-        Format::Jalr | Format::Load | Format::I => (0, -1),
-        Format::Shift => (0, 0x3f),
-        Format::ShiftW => (0, 0x1f),
-        Format::Fence | Format::Csr | Format::CsrImm => (0, 0xfff),
-        Format::R | Format::None => (0, 0),
-        Format::Store => (1, -1),
-        Format::B => (2, -1),
-        Format::U => (3, -1),
-        Format::J => (4, -1),
-        Format::Amo | Format::Lr => (5, 3),
+    let (shift, imm, low) = match p.format {
+        Format::Jalr | Format::Load | Format::I => (20, -1, 0),
+        Format::Shift => (20, 0x3f, 0),
+        Format::ShiftW => (20, 0x1f, 0),
+        Format::Fence | Format::Csr | Format::CsrImm => (20, 0xfff, 0),
+        Format::R | Format::None | Format::B | Format::J => (0, 0, 0),
+        Format::Store => (20, !0x1f, 0x1f),
+        Format::U => (0, !0xfff, 0),
+        Format::Amo | Format::Lr => (25, 3, 0),
     };
     // The CSR forms with an immediate keep it in rs1, though they read no register.
     let rs1 = p.op.reads_rs1() || matches!(p.format, Format::CsrImm);
     Row {
         mask: p.mask,
         value: p.value,
-        imm_mask,
-        op: p.op,
         imm,
-        rd: if p.op.writes_rd() { 31 } else { 0 },
-        rs1: if rs1 { 31 } else { 0 },
-        rs2: if p.op.reads_rs2() { 31 } else { 0 },
+        shift,
+        low,
+        op: p.op,
+        far: matches!(p.format, Format::B | Format::J),
+        operands: if p.op.writes_rd() { 31 } else { 0 }
+            | if rs1 { 31 << 8 } else { 0 }
+            | if p.op.reads_rs2() { 31 << 16 } else { 0 },
     }
 }
 
 impl Row {
-    #[inline]
-    fn operands(&self, bits: u32) -> Insn {
+    #[inline(always)]
+    fn operands(&self, bits: u32) -> Packed {
         let s = bits as i32;
-        let i = s >> 20;
-        let immediates = [
-            i,
-            i & !0x1f | s >> 7 & 0x1f,
-            (s >> 31 & !0xfff) | s << 4 & 0x800 | s >> 20 & 0x7e0 | s >> 7 & 0x1e,
-            s & !0xfff,
-            (s >> 31 & !0xfffff) | s & 0xff000 | s >> 9 & 0x800 | s >> 20 & 0x7fe,
-            i >> 5,
-            0,
-            0,
-        ];
-        Insn {
-            op: self.op,
-            rd: (bits >> 7) as u8 & self.rd,
-            rs1: (bits >> 15) as u8 & self.rs1,
-            rs2: (bits >> 20) as u8 & self.rs2,
-            len: 4,
-            imm: immediates[usize::from(self.imm & 7)] & self.imm_mask,
+        let mut imm = s >> (self.shift & 31) & self.imm | s >> 7 & i32::from(self.low);
+        if self.far {
+            imm = if self.op as u8 == Op::Jal as u8 {
+                (s >> 31 & !0xfffff) | s & 0xff000 | s >> 9 & 0x800 | s >> 20 & 0x7fe
+            } else {
+                (s >> 31 & !0xfff) | s << 4 & 0x800 | s >> 20 & 0x7e0 | s >> 7 & 0x1e
+            };
         }
+        // rs1 is eight bits above rd already.
+        let operands = (bits >> 7 & 0x1f1f | bits >> 4 & 0x1f_0000) & self.operands | 4 << 24;
+        Packed { op: self.op, operands, imm }
     }
 }
 

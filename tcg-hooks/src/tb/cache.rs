@@ -13,6 +13,7 @@ use crate::tier0::Heat;
 use hashbrown::HashMap;
 use notdirty_core::PageIndex;
 use notdirty_softmmu::{AddressSpace, VcpuId, lines_of};
+use smallvec::SmallVec;
 use std::io;
 use std::ops::AddAssign;
 use std::sync::Arc;
@@ -74,6 +75,9 @@ pub(crate) struct TbCache {
     pub(super) emitter: Emitter,
     pub(super) tbs: Vec<Option<Box<Tb>>>,
     pub(super) free: Vec<TbId>,
+    /// TBs that are dead, for their memory.
+    #[expect(clippy::vec_box, reason = "the boxes are what is kept")]
+    pub(super) spare: Vec<Box<Tb>>,
     pub(super) by_key: HashMap<TbKey, TbId>,
     pub(super) pages: CodeMap,
     pub(super) provisional: Vec<Provisional>,
@@ -110,6 +114,7 @@ impl TbCache {
             emitter: Emitter::new(flags, thunks, flat_addend),
             tbs: Vec::new(),
             free: Vec::new(),
+            spare: Vec::new(),
             by_key: HashMap::new(),
             pages: CodeMap::default(),
             provisional: Vec::new(),
@@ -193,13 +198,19 @@ impl TbCache {
         };
         let code = self.emitter.place(at);
         self.code.write(at, code);
-        let exits = self.emitter.exits.iter().map(|e| Exit {
+        let mut old = self.spare.pop();
+        let lists = old.as_mut().map(|old| (std::mem::take(&mut old.sites), std::mem::take(&mut old.exits)));
+        let (mut sites, mut exits) = lists.unwrap_or_default();
+        sites.clear();
+        sites.extend_from_slice(&region.sites);
+        exits.clear();
+        exits.extend(self.emitter.exits.iter().map(|e| Exit {
             field: if e.field == 0 { 0 } else { at + e.field },
             stub: at + e.stub,
             pc: e.pc,
             refund: e.refund,
             to: None,
-        });
+        }));
         let chunk = self.code.chunk_of(at);
         let tb = Tb {
             key,
@@ -210,9 +221,9 @@ impl TbCache {
             born: ctx.cpu.retired,
             serial: self.stats.translated,
             pages,
-            spans: region.spans.clone(),
-            sites: region.sites.as_slice().into(),
-            exits: exits.collect(),
+            spans: SmallVec::from_slice(&region.spans),
+            sites,
+            exits,
             incoming: Default::default(),
         };
         self.ghosts.made(key.pc);
@@ -222,7 +233,13 @@ impl TbCache {
         self.chunk_tbs[chunk].push(id);
         self.by_key.insert(key, id);
         let found = Found { id, entry: tb.entry };
-        self.tbs[id as usize] = Some(Box::new(tb));
+        self.tbs[id as usize] = Some(match old {
+            Some(mut old) => {
+                *old = tb;
+                old
+            }
+            None => Box::new(tb),
+        });
         #[cfg(any(test, feature = "testkit"))]
         self.checkpoint(ctx, "a translation");
         found

@@ -16,6 +16,9 @@ use crate::tier0::WARM;
 use notdirty_core::{PAGE_SIZE, PageIndex, RamAddr, pin};
 use notdirty_softmmu::lines_of;
 
+/// Dead TBs that are kept for their memory: about as many as a chunk of the code cache has.
+const MAX_SPARE: usize = 256;
+
 impl TbCache {
     /// Bytes `[ram, ram + len)` were written: drops every TB made from any of them; returns how many.
     pub(crate) fn invalidate(&mut self, ctx: &mut Context, ram: RamAddr, len: u64) -> usize {
@@ -84,6 +87,9 @@ impl TbCache {
             moved.place = tb.place;
         }
         self.free.push(id);
+        if self.spare.len() < MAX_SPARE {
+            self.spare.push(tb);
+        }
     }
 
     /// Makes room in the code cache: the oldest chunk's TBs die.

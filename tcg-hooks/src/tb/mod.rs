@@ -78,8 +78,8 @@ pub(crate) struct Tb {
     pub(crate) pages: (PageIndex, Option<PageIndex>),
     /// The bytes it was made from.
     pub(crate) spans: SmallVec<[Span; 4]>,
-    pub(crate) sites: Box<[Site]>,
-    pub(crate) exits: Box<[Exit]>,
+    pub(crate) sites: Vec<Site>,
+    pub(crate) exits: Vec<Exit>,
     /// Exits of others (or its own) that are linked to it.
     incoming: SmallVec<[(TbId, u16); 4]>,
 }

@@ -6,26 +6,28 @@
 //!   runs, sorted and merged ─▶ spans
 //! ```
 use super::plan::{Plan, plan_of};
-use super::{Found, Limits, NONE, Page, Translator, UNNUMBERED, WINDOW};
+use super::{Found, Limits, NONE, Page, Slot, Translator, UNNUMBERED, WINDOW};
 use crate::ir::Span;
-use crate::riscv::{Insn, decode_any};
+use crate::riscv::decode::Packed;
 use notdirty_core::PAGE_SIZE;
 use notdirty_softmmu::{AccessKind, GuestVirt, Hooks, MemFault, MmuIdx, SoftMmu};
 
 /// Lines that are asked for ahead.
 const AHEAD: usize = 6;
 
-/// Bytes of one page that were asked for, for reads that need not ask: `[from, to)`, by offset in the window.
+/// Bytes of one page that were asked for, for reads that need not ask.
 #[derive(Clone, Copy)]
 struct Open {
+    /// Offset in the window of the first.
     from: u32,
-    to: u32,
+    /// At how many places, from there on, four bytes can be read.
+    places: u32,
     /// Where offset `from` is.
     host: *const u8,
 }
 
 impl Open {
-    const NONE: Open = Open { from: 0, to: 0, host: std::ptr::null() };
+    const NONE: Open = Open { from: 0, places: 0, host: std::ptr::null() };
 
     /// Code that was written a while ago is not in the near caches, and reading begins sooner than the host notices.
     fn prefetch(&self, off: u32) {
@@ -37,18 +39,69 @@ impl Open {
         }
     }
 
-    /// The bits at `off`, if four bytes from there are open.
+    /// The word at `off`, if four bytes from there are open.
     #[inline(always)]
-    fn read(&self, off: u32) -> Option<u32> {
+    fn word(&self, off: u32) -> Option<u32> {
         let at = off.wrapping_sub(self.from);
-        if at > (self.to - self.from).checked_sub(4)? {
+        if at >= self.places {
             return None;
         }
         // SAFETY: inside the bytes that `fetch` said can be read; the page lives until the next `serve`, which
         // `translate` does not call.
-        let bits = unsafe { crate::fetch::word(self.host.add(at as usize)) };
-        Some(if bits & 3 == 3 { bits } else { bits & 0xffff })
+        Some(unsafe { crate::fetch::word(self.host.add(at as usize)) })
     }
+}
+
+/// Of a word, the bits of the instruction that it begins with.
+#[inline(always)]
+fn own(word: u32) -> u32 {
+    if word & 3 == 3 { word } else { word & 0xffff }
+}
+
+/// Why a straight run stops.
+enum Stop {
+    /// What comes next is not open.
+    Blind,
+    /// What comes next was met before.
+    Met,
+    /// No more may be found, or the window ends.
+    Full,
+    /// The last one found ends its block.
+    Ends,
+}
+
+/// Reads on from `off` as far as it goes without asking anybody; returns where it stopped.
+// Out of line and with arguments of its own: their lengths and pointers stay in registers.
+#[inline(never)]
+fn straight(slots: &mut [Slot; WINDOW], found: &mut Vec<Found>, open: Open, mut off: u32, most: usize) -> (u32, Stop) {
+    while found.len() < most {
+        let Some(slot) = slots.get(off as usize / 2) else { break };
+        if slot.at != NONE {
+            return (off, Stop::Met);
+        }
+        let Some(word) = open.word(off) else { return (off, Stop::Blind) };
+        // The way on depends on a jump, which is predicted, and not on what was looked up.
+        let (len, plan) = if word & 3 == 3 {
+            (4, note(slots, found, off, word))
+        } else {
+            (2, note(slots, found, off, word & 0xffff))
+        };
+        off += len;
+        if plan.ends_block() {
+            return (off, Stop::Ends);
+        }
+    }
+    (off, Stop::Full)
+}
+
+/// Notes the instruction at `off`.
+#[inline(always)]
+fn note(slots: &mut [Slot; WINDOW], found: &mut Vec<Found>, off: u32, bits: u32) -> Plan {
+    let insn = if bits & 3 == 3 { Packed::long(bits) } else { Packed::short(bits as u16) };
+    let plan = plan_of(insn.op);
+    slots[off as usize / 2].at = found.len() as u16;
+    found.push(Found { off, bits, insn, plan });
+    plan
 }
 
 impl Translator {
@@ -83,7 +136,7 @@ impl Translator {
         match self.pages.get(off as usize / PAGE_SIZE as usize).copied().flatten() {
             Some(page) => Open {
                 from: start + page.start as u32,
-                to: start + page.end as u32,
+                places: ((page.end - page.start) as u32).saturating_sub(3),
                 host: page.host.wrapping_add(page.start as usize),
             },
             None => Open::NONE,
@@ -92,12 +145,13 @@ impl Translator {
 
     /// The halfword at `off`, if its page was asked for.
     fn half(&self, off: u32) -> Option<u16> {
-        let open = self.open(off);
-        if off < open.from || off + 2 > open.to {
+        let page = self.pages.get(off as usize / PAGE_SIZE as usize).copied().flatten()?;
+        let at = u64::from(off) % PAGE_SIZE;
+        if at < page.start || at + 2 > page.end {
             return None;
         }
-        // SAFETY: as in `Open::read`.
-        Some(u16::from_le(unsafe { open.host.add((off - open.from) as usize).cast::<u16>().read_volatile() }))
+        // SAFETY: as in `Open::word`.
+        Some(u16::from_le(unsafe { page.host.add(at as usize).cast::<u16>().read_volatile() }))
     }
 
     /// The bits of the instruction at `off`, which may lie over the end of a page.
@@ -109,19 +163,27 @@ impl Translator {
     /// Do the bytes still say what they said?
     pub(super) fn unchanged(&self) -> bool {
         let mut open = Open::NONE;
-        self.found.iter().all(|&Found { off, bits, .. }| {
-            let now = open.read(off).or_else(|| {
-                open = self.open(off);
-                self.read(off)
-            });
-            now == Some(bits)
-        })
+        let mut difference = 0;
+        for &Found { off, bits, .. } in &self.found {
+            let now = match open.word(off) {
+                Some(word) => word,
+                None => {
+                    open = self.open(off);
+                    match self.read(off) {
+                        Some(bits) => bits,
+                        None => return false,
+                    }
+                }
+            };
+            difference |= own(now) ^ bits;
+        }
+        difference == 0
     }
 
     fn mark(&mut self, off: u32) {
-        let leader = &mut self.leader[off as usize / 2];
-        if *leader == NONE {
-            *leader = UNNUMBERED;
+        let slot = &mut self.slots[off as usize / 2];
+        if slot.block == NONE {
+            slot.block = UNNUMBERED;
             self.leaders.push(off);
         }
     }
@@ -142,31 +204,37 @@ impl Translator {
         while let Some(&start) = self.queue.get(head) {
             head += 1;
             let mut off = start;
-            while (off as usize) < 2 * WINDOW && self.found.len() < limits.insns {
-                if self.at[off as usize / 2] != NONE {
-                    self.mark(off);
-                    break;
-                }
-                let bits = match open.read(off) {
-                    Some(bits) => bits,
-                    None => match self.fetch(mmu, hooks, off) {
-                        Ok(bits) => {
-                            open = self.open(off);
-                            open.prefetch(off);
-                            bits
+            loop {
+                let why;
+                (off, why) = straight(&mut self.slots, &mut self.found, open, off, limits.insns);
+                match why {
+                    Stop::Blind => {
+                        match self.fetch(mmu, hooks, off) {
+                            Ok(bits) => {
+                                open = self.open(off);
+                                open.prefetch(off);
+                                // Over the end of what is open, two bytes on the next page or the last of all.
+                                if open.word(off).is_none() {
+                                    note(&mut self.slots, &mut self.found, off, bits);
+                                    off = self.found.last().map_or(off, Found::next);
+                                } else {
+                                    continue;
+                                }
+                            }
+                            // Only the first instruction's fault is the guest's; others are met when they are reached.
+                            Err(fault) if self.found.is_empty() => return Err(fault),
+                            Err(_) => break,
                         }
-                        // Only the first instruction's fault is the guest's; others are met when they are reached.
-                        Err(fault) if self.found.is_empty() => return Err(fault),
-                        Err(_) => break,
-                    },
-                };
-                let insn = decode_any(bits as u16, bits);
-                self.at[off as usize / 2] = self.found.len() as u16;
-                self.found.push(Found { off, bits, insn });
-                let here = off;
-                off += u32::from(insn.len);
-                let plan = plan_of(insn.op);
-                if plan.ends_block() && !self.follow(here, &insn, plan, off, limits.regions) {
+                    }
+                    Stop::Met => {
+                        self.mark(off);
+                        break;
+                    }
+                    Stop::Full => break,
+                    Stop::Ends => {}
+                }
+                let last = self.found.last().copied();
+                if last.is_none_or(|found| found.plan.ends_block() && !self.follow(found, limits.regions)) {
                     break;
                 }
             }
@@ -187,17 +255,18 @@ impl Translator {
         self.read(off).ok_or(MemFault::access(AccessKind::Fetch, behind))
     }
 
-    /// Notes where `insn` may go; does exploring go straight on?
-    fn follow(&mut self, off: u32, insn: &Insn, plan: Plan, next: u32, regions: bool) -> bool {
-        let branch = matches!(plan, Plan::Branch(_));
-        if regions && (branch || plan == Plan::Jump && insn.rd == 0) {
-            let pc = self.base.wrapping_add(off.into());
-            if let Some(target) = self.offset(insn.target(pc)) {
+    /// Notes where an instruction may go; does exploring go straight on?
+    fn follow(&mut self, found: Found, regions: bool) -> bool {
+        let branch = matches!(found.plan, Plan::Branch(_));
+        let (rd, imm) = (found.insn.operands as u8, found.insn.imm);
+        if regions && (branch || found.plan == Plan::Jump && rd == 0) {
+            let target = self.base.wrapping_add_signed(i64::from(found.off) + i64::from(imm));
+            if let Some(target) = self.offset(target) {
                 self.queue.push(target);
                 self.mark(target);
             }
-            if branch && (next as usize) < 2 * WINDOW {
-                self.mark(next);
+            if branch && (found.next() as usize) < 2 * WINDOW {
+                self.mark(found.next());
             }
         }
         branch && regions

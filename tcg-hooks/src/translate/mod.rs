@@ -17,10 +17,11 @@ mod source;
 mod tests;
 
 use crate::ir::{Block, Region, Target, Term};
-use crate::riscv::Insn;
+use crate::riscv::Op;
+use crate::riscv::decode::Packed;
 use notdirty_core::{PAGE_SIZE, PageIndex, RamAddr};
 use notdirty_softmmu::{Hooks, MemFault, Pending, SoftMmu};
-use plan::plan_of;
+use plan::Plan;
 
 pub(crate) use source::Source;
 
@@ -55,12 +56,33 @@ struct Page {
     end: u64,
 }
 
-/// An instruction that was explored: where, what was read, what it means.
+/// An instruction that was explored: where, what was read, what it means, what becomes of it.
 #[derive(Clone, Copy)]
 struct Found {
     off: u32,
     bits: u32,
-    insn: Insn,
+    insn: Packed,
+    plan: Plan,
+}
+
+impl Found {
+    /// What follows it.
+    fn next(&self) -> u32 {
+        self.off + self.insn.len()
+    }
+}
+
+/// What is known of a halfword of the window.
+#[derive(Clone, Copy)]
+struct Slot {
+    /// Index into `found`, or `NONE`.
+    at: u16,
+    /// The number of the block that begins here, or `UNNUMBERED`, or `NONE`.
+    block: u16,
+}
+
+impl Slot {
+    const NONE: Slot = Slot { at: NONE, block: NONE };
 }
 
 /// Instructions: their offsets from the start of the first page, and their bits.
@@ -68,10 +90,7 @@ pub(crate) type Insns = Box<[(u32, u32)]>;
 
 /// Makes regions; keeps its memory from one to the next.
 pub struct Translator {
-    /// Index into `found` for each halfword of the window, or `NONE`.
-    at: Box<[u16; WINDOW]>,
-    /// For each halfword the number of the block that begins there, or `UNNUMBERED`, or `NONE`.
-    leader: Box<[u16; WINDOW]>,
+    slots: Box<[Slot; WINDOW]>,
     found: Vec<Found>,
     leaders: Vec<u32>,
     /// Where exploring goes on, in turn.
@@ -95,8 +114,7 @@ unsafe impl Send for Translator {}
 impl Default for Translator {
     fn default() -> Self {
         Translator {
-            at: Box::new([NONE; WINDOW]),
-            leader: Box::new([NONE; WINDOW]),
+            slots: Box::new([Slot::NONE; WINDOW]),
             found: Vec::new(),
             leaders: Vec::new(),
             queue: Vec::new(),
@@ -168,11 +186,11 @@ impl Translator {
     }
 
     fn forget(&mut self) {
-        for found in &self.found {
-            self.at[found.off as usize / 2] = NONE;
+        for &(start, end) in &self.runs {
+            self.slots[start as usize / 2..(end as usize / 2).min(WINDOW)].fill(Slot::NONE);
         }
         for &off in &self.leaders {
-            self.leader[off as usize / 2] = NONE;
+            self.slots[off as usize / 2].block = NONE;
         }
         self.found.clear();
         self.leaders.clear();
@@ -189,11 +207,11 @@ impl Translator {
     /// Makes blocks of what was found.
     fn build(&mut self, pc: u64, limits: Limits) {
         // Leaders that were not reached are exits.
-        let at = &self.at;
         self.leaders.retain(|&l| {
-            let reached = at[l as usize / 2] != NONE;
+            let slot = &mut self.slots[l as usize / 2];
+            let reached = slot.at != NONE;
             if !reached {
-                self.leader[l as usize / 2] = NONE;
+                slot.block = NONE;
             }
             reached
         });
@@ -201,11 +219,11 @@ impl Translator {
             self.leaders.sort_unstable();
         }
         for (n, &off) in self.leaders.iter().enumerate() {
-            self.leader[off as usize / 2] = n as u16;
+            self.slots[off as usize / 2].block = n as u16;
         }
         self.region.pc = pc;
         self.region.insns = self.found.len() as u32;
-        self.region.entry = self.leader[(pc - self.base) as usize / 2];
+        self.region.entry = self.slots[(pc - self.base) as usize / 2].block;
         self.lower.optimise = limits.optimise;
         for i in 0..self.leaders.len() {
             self.block(self.leaders[i]);
@@ -214,7 +232,7 @@ impl Translator {
     }
 
     fn target(&self, pc: u64) -> Target {
-        match self.offset(pc).map(|off| self.leader[off as usize / 2]) {
+        match self.offset(pc).map(|off| self.slots[off as usize / 2].block) {
             None | Some(NONE) => Target::Exit(pc),
             Some(block) => Target::Block(block),
         }
@@ -223,22 +241,28 @@ impl Translator {
     fn block(&mut self, start: u32) {
         let (first, sites) = (self.region.ops.len() as u32, self.region.sites.len());
         self.lower.start();
-        let (mut off, mut count) = (start, 0u16);
+        let mut count = 0u16;
+        let mut at = usize::from(self.slots[start as usize / 2].at);
         let term = loop {
-            let insn = self.found[usize::from(self.at[off as usize / 2])].insn;
-            let pc = self.base.wrapping_add(off.into());
-            let plan = plan_of(insn.op);
-            off += u32::from(insn.len);
+            let found = self.found[at];
+            let (insn, plan, next) = (found.insn.insn(), found.plan, found.next());
+            let pc = self.base.wrapping_add(found.off.into());
             count += 1;
             if plan.ends_block() {
-                let next = self.target(self.base.wrapping_add(off.into()));
-                let to = if insn.op == crate::riscv::Op::Jalr { next } else { self.target(insn.target(pc)) };
-                break self.lower.terminator(&mut self.region, plan, pc, insn, count, (to, next));
+                let fall = self.target(self.base.wrapping_add(next.into()));
+                let to = if insn.op == Op::Jalr { fall } else { self.target(insn.target(pc)) };
+                break self.lower.terminator(&mut self.region, plan, pc, insn, count, (to, fall));
             }
             self.lower.insn(&mut self.region, plan, pc, insn, count);
-            let behind = (off as usize) < 2 * WINDOW && self.at[off as usize / 2] != NONE;
-            if !behind || self.leader[off as usize / 2] != NONE {
-                break Term::Goto(self.target(self.base.wrapping_add(off.into())));
+            let slot = self.slots.get(next as usize / 2).copied();
+            match slot {
+                Some(Slot { at, block: NONE }) if at != NONE => {}
+                _ => break Term::Goto(self.target(self.base.wrapping_add(next.into()))),
+            }
+            // Mostly the one behind: known before the slot is.
+            at += 1;
+            if self.found.get(at).is_none_or(|found| found.off != next) {
+                at = slot.map_or(0, |slot| slot.at.into());
             }
         };
         // Sites have their place in the block; what counts is how much of its charge is still to come.

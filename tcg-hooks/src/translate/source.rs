@@ -14,7 +14,10 @@ pub(crate) struct Source {
 impl Translator {
     /// The instructions of the last region, ascending.
     pub(crate) fn source(&self) -> Vec<Source> {
-        let place = |&Found { off, bits, insn }: &Found| Source { pc: self.base.wrapping_add(off.into()), bits, insn };
+        let place = |found: &Found| {
+            let pc = self.base.wrapping_add(found.off.into());
+            Source { pc, bits: found.bits, insn: found.insn.insn() }
+        };
         let mut all: Vec<Source> = self.found.iter().map(place).collect();
         all.sort_unstable_by_key(|s| s.pc);
         all

@@ -13,12 +13,33 @@
 /// The longest TB, with room to spare: 256 instructions, a store with its way beside code twice for each (in line and in
 /// a cold cluster). `CodeCache` has chunks of at least this size.
 pub(super) const CAPACITY: usize = 120 << 10;
+/// Places in the buffer, a power of two: a byte's place is masked, not compared, and what would be longer than
+/// `CAPACITY` is found once, at the end.
+const SIZE: usize = CAPACITY.next_power_of_two();
+/// The most bytes that are written at once.
+const ONCE: usize = 16;
 
 /// A place in the code that is being emitted.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Label(u32);
 
 const UNBOUND: u32 = u32::MAX;
+
+/// A four-byte displacement, the last bytes of its instruction, that waits for its place: see [`Assembler::close`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Hole(pub(super) u32);
+
+/// A condition, as the host numbers them.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[repr(u8)]
+pub(super) enum Flag {
+    Below = 2,
+    NotBelow = 3,
+    Equal = 4,
+    NotEqual = 5,
+    Less = 12,
+    NotLess = 13,
+}
 
 /// A displacement to be filled in.
 #[derive(Debug, Clone, Copy)]
@@ -34,7 +55,7 @@ struct Jump {
 
 /// Code in the making.
 pub(super) struct Assembler {
-    bytes: Box<[u8; CAPACITY]>,
+    bytes: Box<[u8; SIZE + ONCE]>,
     len: usize,
     places: Vec<u32>,
     jumps: Vec<Jump>,
@@ -42,7 +63,7 @@ pub(super) struct Assembler {
 
 impl Assembler {
     pub(super) fn new() -> Assembler {
-        let bytes = vec![0; CAPACITY].into_boxed_slice().try_into();
+        let bytes = vec![0; SIZE + ONCE].into_boxed_slice().try_into();
         Assembler { bytes: bytes.expect("of that length"), len: 0, places: Vec::new(), jumps: Vec::new() }
     }
 
@@ -65,10 +86,50 @@ impl Assembler {
         Label(self.places.len() as u32 - 1)
     }
 
+    /// `jcc`, to a place behind.
+    #[inline]
+    pub(super) fn jump_if(&mut self, flag: Flag) -> Hole {
+        self.extend(&[0x0f, 0x80 | flag as u8, 0, 0, 0, 0]);
+        Hole(self.len as u32 - 4)
+    }
+
+    /// `jmp`, to a place behind.
+    #[inline]
+    pub(super) fn jump(&mut self) -> Hole {
+        self.extend(&[0xe9, 0, 0, 0, 0]);
+        Hole(self.len as u32 - 4)
+    }
+
+    /// `jmp`, to a place passed.
+    #[inline]
+    pub(super) fn jump_to(&mut self, place: u32) {
+        let Hole(field) = self.jump();
+        self.fill(field, place.wrapping_sub(field + 4));
+    }
+
+    /// The displacement emitted last.
+    #[inline]
+    pub(super) fn hole(&self) -> Hole {
+        Hole(self.len as u32 - 4)
+    }
+
+    /// It leads here.
+    #[inline]
+    pub(super) fn close(&mut self, Hole(field): Hole) {
+        self.fill(field, self.len as u32 - (field + 4));
+    }
+
+    /// It leads to a label.
+    #[inline]
+    pub(super) fn aim(&mut self, Hole(field): Hole, label: Label) {
+        self.reach(Jump { field, from: field + 4, label, short: false });
+    }
+
     /// Fills in what is left.
     pub(super) fn finish(&mut self) {
+        assert!(self.len <= CAPACITY, "a TB is not longer than the longest");
         for n in 0..self.jumps.len() {
-            self.fill(self.jumps[n]);
+            self.land(self.jumps[n]);
         }
         self.jumps.clear();
     }
@@ -90,16 +151,30 @@ impl Assembler {
     }
 
     #[inline]
-    fn fill(&mut self, Jump { field, from, label, short }: Jump) {
+    fn fill(&mut self, field: u32, distance: u32) {
+        let field = field as usize % SIZE;
+        self.bytes[field..field + 4].copy_from_slice(&distance.to_le_bytes());
+    }
+
+    /// Now, or when its label is bound.
+    #[inline]
+    fn reach(&mut self, jump: Jump) {
+        if self.places[jump.label.0 as usize] == UNBOUND {
+            self.jumps.push(jump);
+        } else {
+            self.land(jump);
+        }
+    }
+
+    fn land(&mut self, Jump { field, from, label, short }: Jump) {
         let place = self.places[label.0 as usize];
         debug_assert_ne!(place, UNBOUND, "every label that is jumped to is bound");
-        let distance = place.wrapping_sub(from) as i32;
-        let field = field as usize;
+        let distance = place.wrapping_sub(from);
         if short {
-            debug_assert!(i8::try_from(distance).is_ok(), "a short jump is short");
-            self.bytes[field] = distance as u8;
+            debug_assert!(i8::try_from(distance as i32).is_ok(), "a short jump is short");
+            self.bytes[field as usize % SIZE] = distance as u8;
         } else {
-            self.bytes[field..field + 4].copy_from_slice(&distance.to_le_bytes());
+            self.fill(field, distance);
         }
     }
 }
@@ -108,13 +183,15 @@ impl Assembler {
 impl Assembler {
     #[inline(always)]
     pub(super) fn extend<const N: usize>(&mut self, bytes: &[u8; N]) {
-        self.bytes[self.len..self.len + N].copy_from_slice(bytes);
+        const { assert!(N <= ONCE) };
+        let at = self.len % SIZE;
+        self.bytes[at..at + N].copy_from_slice(bytes);
         self.len += N;
     }
 
     #[inline(always)]
     pub(super) fn push(&mut self, byte: u8) {
-        self.bytes[self.len] = byte;
+        self.bytes[self.len % SIZE] = byte;
         self.len += 1;
     }
 
@@ -150,11 +227,7 @@ impl Assembler {
         let here = self.len as u32;
         let jump =
             Jump { field: here - u32::from(field_offset), from: here - u32::from(ref_offset), label, short: kind == 0 };
-        if self.places[label.0 as usize] == UNBOUND {
-            self.jumps.push(jump);
-        } else {
-            self.fill(jump);
-        }
+        self.reach(jump);
     }
 }
 

@@ -9,7 +9,7 @@
 //! The check holds until the last of them: nothing in between serves requests (TLB-1), an entry that is evicted
 //! meanwhile leaves its page where it was, and only a translation makes a page NOTDIRTY. Groups that overlap are one
 //! cluster with one cold copy, entered where a check failed and left behind the cluster.
-use super::asm::Label;
+use super::asm::{Flag, Hole};
 use super::context::TABLE;
 use super::regs::{RAX, RDX};
 use super::{Cold, Emitter};
@@ -45,13 +45,32 @@ struct Group {
     end: usize,
 }
 
-/// A cluster's cold copy.
-#[derive(Debug)]
-pub(super) struct Cluster {
-    ops: Vec<Ir>,
-    /// Where it may be entered: before this op.
-    entries: Vec<(usize, Label)>,
-    back: Label,
+/// A cluster's cold copy, in terms of the region's ops.
+#[derive(Debug, Clone, Copy)]
+struct Cluster {
+    from: u32,
+    to: u32,
+    /// Its entries: `entries[first..]`, as many as lie before `to`.
+    first: u32,
+    back: u32,
+}
+
+/// What this file knows of the region, and its memory.
+#[derive(Default)]
+pub(super) struct Elide {
+    /// Of the block.
+    marks: Vec<Mark>,
+    groups: Vec<Group>,
+    clusters: Vec<Cluster>,
+    /// Where cold copies may be entered: before this op, from this check.
+    entries: Vec<(u32, Hole)>,
+}
+
+impl Elide {
+    pub(super) fn clear(&mut self) {
+        self.clusters.clear();
+        self.entries.clear();
+    }
 }
 
 fn access(ir: &Ir) -> Option<(i32, MemOp)> {
@@ -122,30 +141,33 @@ fn group(ops: &[Ir], marks: &mut [Mark], at: usize) -> Option<Group> {
 }
 
 impl Emitter {
-    /// The ops of one block.
-    pub(super) fn ops(&mut self, ops: &[Ir]) {
-        let counts = if self.flags.elide && self.flat.is_some() { Counts::of(ops) } else { None };
+    /// The ops of one block, `first..end` of the region's.
+    pub(super) fn ops(&mut self, ops: &[Ir], first: u32, end: u32) {
+        let block = &ops[first as usize..end as usize];
+        let counts = if self.flags.elide && self.flat.is_some() { Counts::of(block) } else { None };
         let Some(counts) = counts else {
-            ops.iter().for_each(|ir| self.op(ir));
+            block.iter().for_each(|ir| self.op(ir));
             return;
         };
-        let mut marks = vec![Mark::Plain; ops.len()];
-        let mut groups = Vec::new();
-        for at in 0..ops.len() {
+        let Elide { marks, groups, .. } = &mut self.elide;
+        marks.clear();
+        marks.resize(block.len(), Mark::Plain);
+        groups.clear();
+        for at in 0..block.len() {
             if marks[at] == Mark::Plain
-                && counts.worth(&ops[at])
-                && let Some(group) = group(ops, &mut marks, at)
+                && counts.worth(&block[at])
+                && let Some(group) = group(block, marks, at)
             {
                 marks[at] = Mark::Lead(groups.len());
                 groups.push(group);
             }
         }
         let mut at = 0;
-        while at < ops.len() {
-            match marks[at] {
-                Mark::Lead(group) => at = self.cluster(ops, &marks, &groups, at, groups[group].end),
+        while at < block.len() {
+            match self.elide.marks[at] {
+                Mark::Lead(group) => at = self.cluster(block, first, at, self.elide.groups[group].end),
                 _ => {
-                    self.op(&ops[at]);
+                    self.op(&block[at]);
                     at += 1;
                 }
             }
@@ -153,55 +175,52 @@ impl Emitter {
     }
 
     /// From a leader to the end of all groups that overlap; returns that end.
-    fn cluster(&mut self, ops: &[Ir], marks: &[Mark], groups: &[Group], start: usize, mut end: usize) -> usize {
-        let back = self.ops.new_label();
-        let mut cluster = Cluster { ops: Vec::new(), entries: Vec::new(), back };
+    fn cluster(&mut self, block: &[Ir], first: u32, start: usize, mut end: usize) -> usize {
+        let entries = self.elide.entries.len() as u32;
         let mut at = start;
         while at < end {
-            match marks[at] {
-                Mark::Plain => self.op(&ops[at]),
-                Mark::Member => self.unchecked(&ops[at]),
+            let ir = &block[at];
+            match self.elide.marks[at] {
+                Mark::Plain => self.op(ir),
+                Mark::Member => self.unchecked(ir),
                 Mark::Lead(group) => {
-                    let label = self.ops.new_label();
-                    cluster.entries.push((at - start, label));
-                    end = end.max(groups[group].end);
-                    self.check(&groups[group], label);
-                    self.unchecked(&ops[at]);
+                    let group = self.elide.groups[group];
+                    end = end.max(group.end);
+                    self.check(&group, first + at as u32);
+                    self.unchecked(ir);
                 }
             }
             at += 1;
         }
-        dynasm!(self.ops; .arch x64; =>back);
-        cluster.ops.extend_from_slice(&ops[start..end]);
-        self.clusters.push(cluster);
-        self.cold.push(Cold::Cluster(self.clusters.len() - 1));
+        let (from, to) = (first + start as u32, first + end as u32);
+        self.elide.clusters.push(Cluster { from, to, first: entries, back: self.here() });
+        self.cold.push(Cold::Cluster(self.elide.clusters.len() - 1));
         end
     }
 
     /// The same ops with a check each.
-    pub(super) fn cold_cluster(&mut self, number: usize) {
-        let Cluster { ops, entries, back } = std::mem::replace(
-            &mut self.clusters[number],
-            Cluster { ops: Vec::new(), entries: Vec::new(), back: self.blocks[0] },
-        );
-        let mut entries = entries.into_iter().peekable();
-        for (i, ir) in ops.iter().enumerate() {
-            if let Some((_, label)) = entries.next_if(|entry| entry.0 == i) {
-                dynasm!(self.ops; .arch x64; =>label);
+    pub(super) fn cold_cluster(&mut self, ops: &[Ir], number: usize) {
+        let Cluster { from, to, first, back } = self.elide.clusters[number];
+        let mut entry = first as usize;
+        for n in from..to {
+            while let Some(&(_, check)) = self.elide.entries.get(entry).filter(|e| e.0 == n) {
+                self.ops.close(check);
+                entry += 1;
             }
-            self.op(ir);
+            self.op(&ops[n as usize]);
         }
-        dynasm!(self.ops; .arch x64; jmp =>back);
+        self.ops.jump_to(back);
     }
 
-    fn check(&mut self, group: &Group, cold: Label) {
+    fn check(&mut self, group: &Group, op: u32) {
         let base = self.source(group.base, RDX);
-        self.probe(base, group.first, group.align as u32, group.comparator, cold);
+        let first = self.probe(base, group.first, group.align as u32, group.comparator);
         dynasm!(self.ops; .arch x64
             ; lea rax, [Rq(base) + (group.last + BIAS as i32)]
             ; and rax, DWORD !(FLAGS as i32)
-            ; cmp rax, [rbp + rcx + (TABLE + group.comparator)]
-            ; jne =>cold);
+            ; cmp rax, [rbp + rcx + (TABLE + group.comparator)]);
+        let last = self.ops.jump_if(Flag::NotEqual);
+        self.elide.entries.extend([(op, first), (op, last)]);
     }
 
     /// An access whose check was done.

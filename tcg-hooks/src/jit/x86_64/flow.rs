@@ -1,6 +1,6 @@
 //! Control flow: between blocks, out through exits, and through the return stack and the jump cache.
 use super::alu::with;
-use super::asm::Label;
+use super::asm::{Flag, Hole};
 use super::context::{JUMP_ENTRIES, JUMPS, RETURN_ENTRIES, RETURN_TOP, RETURNS};
 use super::regs::RAX;
 use super::{Cold, Emitter, off};
@@ -48,8 +48,8 @@ impl Emitter {
         match target {
             Target::Block(b) if b == next => {}
             Target::Block(b) => {
-                let label = self.blocks[usize::from(b)];
-                dynasm!(self.ops; .arch x64; jmp =>label);
+                let from = self.ops.jump();
+                self.ops.aim(from, self.blocks[usize::from(b)]);
             }
             Target::Exit(pc) => {
                 self.swap_out();
@@ -60,16 +60,15 @@ impl Emitter {
 
     /// A direct jump to another TB, once it is linked.
     pub(super) fn jump_out(&mut self, pc: u64) {
-        let (label, exit) = self.exit_stub(pc);
-        dynasm!(self.ops; .arch x64; jmp =>label);
-        self.exits[usize::from(exit)].field = self.here() - 4;
+        let from = self.ops.jump();
+        self.exit_from(from, pc);
     }
 
-    fn exit_stub(&mut self, pc: u64) -> (Label, u16) {
-        let label = self.ops.new_label();
+    /// A jump that leads out.
+    fn exit_from(&mut self, from: Hole, pc: u64) {
         let exit = self.exit(pc, 0);
-        self.cold.push(Cold::Exit { label, exit });
-        (label, exit)
+        self.exits[usize::from(exit)].field = from.0;
+        self.cold.push(Cold::Exit { from, exit });
     }
 
     fn branch(&mut self, cond: Cond, a: u8, b: u8, taken: Target, fall: Target, next: u16) {
@@ -83,28 +82,18 @@ impl Emitter {
         }
         let (cond, taken, fall) =
             if taken == Target::Block(next) { (negate(cond), fall, taken) } else { (cond, taken, fall) };
-        let (label, exit) = match taken {
-            Target::Block(b) => (self.blocks[usize::from(b)], None),
-            Target::Exit(pc) if self.is_remapped() => {
-                let label = self.ops.new_label();
-                self.cold.push(Cold::Leave { label, pc });
-                (label, None)
-            }
-            Target::Exit(pc) => {
-                let (label, exit) = self.exit_stub(pc);
-                (label, Some(exit))
-            }
-        };
-        match cond {
-            Cond::Eq => dynasm!(self.ops; .arch x64; je =>label),
-            Cond::Ne => dynasm!(self.ops; .arch x64; jne =>label),
-            Cond::Lt => dynasm!(self.ops; .arch x64; jl =>label),
-            Cond::Ge => dynasm!(self.ops; .arch x64; jge =>label),
-            Cond::Ltu => dynasm!(self.ops; .arch x64; jb =>label),
-            Cond::Geu => dynasm!(self.ops; .arch x64; jae =>label),
-        }
-        if let Some(exit) = exit {
-            self.exits[usize::from(exit)].field = self.here() - 4;
+        let from = self.ops.jump_if(match cond {
+            Cond::Eq => Flag::Equal,
+            Cond::Ne => Flag::NotEqual,
+            Cond::Lt => Flag::Less,
+            Cond::Ge => Flag::NotLess,
+            Cond::Ltu => Flag::Below,
+            Cond::Geu => Flag::NotBelow,
+        });
+        match taken {
+            Target::Block(b) => self.ops.aim(from, self.blocks[usize::from(b)]),
+            Target::Exit(pc) if self.is_remapped() => self.cold.push(Cold::Leave { from, pc }),
+            Target::Exit(pc) => self.exit_from(from, pc),
         }
         self.go(fall, next);
     }
@@ -125,15 +114,14 @@ impl Emitter {
         if !self.flags.return_stack {
             return;
         }
-        let label = self.ops.new_label();
-        self.cold.push(Cold::Return { label, pc: ret });
         dynasm!(self.ops; .arch x64
             ; mov ecx, [rbp + RETURN_TOP]
             ; add ecx, 16
             ; and ecx, RING
             ; mov [rbp + RETURN_TOP], ecx
-            ; lea rdx, [=>label]
-            ; mov [rbp + rcx + (RETURNS + 8)], rdx);
+            ; lea rdx, [rip + 0]);
+        self.cold.push(Cold::Return { from: self.ops.hole(), pc: ret });
+        dynasm!(self.ops; .arch x64; mov [rbp + rcx + (RETURNS + 8)], rdx);
         if i32::try_from(ret as i64).is_ok() {
             dynasm!(self.ops; .arch x64; mov QWORD [rbp + rcx + RETURNS], ret as i32);
         } else {

@@ -12,7 +12,7 @@
 //! Behind the TB a shared routine compares again: RAM with another addend, and stores beside code, need no Rust either
 //! (`again.rs`).
 use super::again::{Access, MOVED, routine};
-use super::asm::Label;
+use super::asm::{Flag, Hole};
 use super::context::{TABLE, TABLE_OFFSET};
 use super::regs::{RAX, RCX, RDX};
 use super::{Cold, Emitter, LOCAL_BITS};
@@ -47,14 +47,14 @@ const SMALL_INDEX: i32 = ((1 << SMALL_BITS) - 1) << ENTRY_BITS;
 const INDEX: i32 = ((TLB_ENTRIES - 1) << ENTRY_BITS) as i32;
 
 impl Emitter {
-    /// Leaves the entry's offset in rcx; the base register survives.
-    pub(super) fn probe(&mut self, base: u8, imm: i32, bytes: u32, comparator: i32, slow: Label) {
+    /// Leaves the entry's offset in rcx; the base register survives. Returned is where it jumps when it fails.
+    pub(super) fn probe(&mut self, base: u8, imm: i32, bytes: u32, comparator: i32) -> Hole {
         let mask = !(FLAGS as i32) | (bytes as i32 - 1);
         self.entry_offset(base, imm);
         dynasm!(self.ops; .arch x64
             ; and rax, DWORD mask
-            ; cmp rax, [rbp + rcx + (TABLE + comparator)]
-            ; jne =>slow);
+            ; cmp rax, [rbp + rcx + (TABLE + comparator)]);
+        self.ops.jump_if(Flag::NotEqual)
     }
 
     /// The biased address in rax, its entry's offset in rcx.
@@ -89,14 +89,13 @@ impl Emitter {
         }
     }
 
-    fn slow(&mut self, site: u16, again: Again) -> (Label, Label) {
-        let (label, back) = (self.ops.new_label(), self.ops.new_label());
-        self.cold.push(Cold::Slow { label, back, site, again });
-        (label, back)
+    /// The way round, to here: the slow path writes a loaded register where it lives.
+    fn slow(&mut self, from: Hole, site: u16, again: Again) {
+        self.cold.push(Cold::Slow { from, back: self.here(), site, again });
     }
 
     /// Behind a failed probe: the shared routine for this access, which asks Rust if it must. See `again.rs`.
-    pub(super) fn again(&mut self, site: u16, again: Again, back: Label) {
+    pub(super) fn again(&mut self, site: u16, again: Again) {
         let Again { base, imm, access, register } = again;
         if imm != 0 || base != RDX {
             dynasm!(self.ops; .arch x64; lea rdx, [Rq(base) + imm]);
@@ -106,19 +105,18 @@ impl Emitter {
         dynasm!(self.ops; .arch x64; .u8 0xa9; .i32 number as i32; .u8 0xe8);
         self.external(routine(self.thunks.again, access, register, self.map.host(register)));
         if self.is_remapped() {
-            dynasm!(self.ops; .arch x64; je =>back);
+            let done = self.ops.jump_if(Flag::Equal);
             self.execute_site(site);
+            self.ops.close(done);
         }
     }
 
     pub(super) fn load(&mut self, ir: &Ir, mem: MemOp) {
         let imm = ir.imm as i32;
         let base = self.source(ir.a, RDX);
-        let (slow, back) = self.slow(ir.site, Again { base, imm, access: Access::Load(mem), register: ir.rd });
-        self.probe(base, imm, mem.bytes(), READ, slow);
+        let slow = self.probe(base, imm, mem.bytes(), READ);
         self.load_from_ram(base, ir, mem);
-        // The slow path wrote the register where it lives.
-        dynasm!(self.ops; .arch x64; =>back);
+        self.slow(slow, ir.site, Again { base, imm, access: Access::Load(mem), register: ir.rd });
     }
 
     /// The load itself. Without a flat addend, rcx is the entry's offset.
@@ -158,10 +156,9 @@ impl Emitter {
         let imm = ir.imm as i32;
         let base = self.source(ir.a, RDX);
         let store = Store { base, imm, bytes: mem.bytes(), value: ir.b };
-        let (slow, back) = self.slow(ir.site, Again { base, imm, access: Access::Store(mem), register: ir.b });
-        self.probe(base, imm, mem.bytes(), WRITE, slow);
+        let slow = self.probe(base, imm, mem.bytes(), WRITE);
         self.store_to_ram(store);
-        dynasm!(self.ops; .arch x64; =>back);
+        self.slow(slow, ir.site, Again { base, imm, access: Access::Store(mem), register: ir.b });
     }
 
     /// The store itself. Without a flat addend, rcx is the entry's offset; rax is lost.

@@ -28,7 +28,7 @@ pub(crate) mod thunks;
 use crate::engine::JitFlags;
 use crate::ir::{Ir, Kind, Region};
 use crate::jit::code_cache::CodeOffset;
-use asm::{Assembler, Label};
+use asm::{Assembler, Flag, Hole, Label};
 use dynasmrt::dynasm;
 use regs::{RAX, RDX, RegMap};
 use thunks::Thunks;
@@ -52,29 +52,29 @@ pub(crate) struct EmittedExit {
 #[derive(Debug, Clone, Copy)]
 enum Cold {
     Slow {
-        label: Label,
-        back: Label,
+        from: Hole,
+        back: u32,
         site: u16,
         again: mem::Again,
     },
     Exit {
-        label: Label,
+        from: Hole,
         exit: u16,
     },
     Poll {
-        label: Label,
+        from: Hole,
         exit: u16,
     },
     /// The place a return goes to: an exit of its own.
     Return {
-        label: Label,
+        from: Hole,
         pc: u64,
     },
     /// The cold copy of accesses that share a check.
     Cluster(usize),
     /// A conditional exit of a region with a map of its own.
     Leave {
-        label: Label,
+        from: Hole,
         pc: u64,
     },
 }
@@ -92,7 +92,7 @@ pub(crate) struct Emitter {
     flat: Option<i32>,
     blocks: Vec<Label>,
     cold: Vec<Cold>,
-    clusters: Vec<elide::Cluster>,
+    elide: elide::Elide,
     externals: Vec<(u32, CodeOffset)>,
     /// The exits of the TB emitted last.
     pub(crate) exits: Vec<EmittedExit>,
@@ -120,7 +120,7 @@ impl Emitter {
             flat: flat.filter(|_| flags.flat_addend),
             blocks: Vec::new(),
             cold: Vec::new(),
-            clusters: Vec::new(),
+            elide: elide::Elide::default(),
             externals: Vec::new(),
             exits: Vec::new(),
             marks: Vec::new(),
@@ -137,7 +137,7 @@ impl Emitter {
         self.ops.clear();
         self.cold.clear();
         self.externals.clear();
-        self.clusters.clear();
+        self.elide.clear();
         self.exits.clear();
         self.marks.clear();
         self.blocks.clear();
@@ -167,26 +167,25 @@ impl Emitter {
                 Err(_) => dynasm!(self.ops; .arch x64; sub r15, DWORD i32::from(block.insns)),
             }
             if block.poll {
-                let label = self.ops.new_label();
                 let exit = self.exit(block.pc, block.insns);
-                self.cold.push(Cold::Poll { label, exit });
-                dynasm!(self.ops; .arch x64; jl =>label);
+                let from = self.ops.jump_if(Flag::Less);
+                self.cold.push(Cold::Poll { from, exit });
             }
-            let ops = &region.ops[block.first as usize..block.end as usize];
             if self.flags.count {
+                let ops = &region.ops[block.first as usize..block.end as usize];
                 let accesses = ops.iter().filter(|ir| matches!(ir.kind, Kind::Load(_) | Kind::Store(_))).count();
                 if accesses != 0 {
                     dynasm!(self.ops; .arch x64; add QWORD [rbp + context::ACCESSES], DWORD accesses as i32);
                 }
             }
-            self.ops(ops);
+            self.ops(&region.ops, block.first, block.end);
             self.terminator(&block.term, i as u16 + 1);
         }
         self.marks.push((u64::MAX, self.here()));
         let mut n = 0;
         while n < self.cold.len() {
             let cold = self.cold[n];
-            self.cold_part(cold);
+            self.cold_part(region, cold);
             n += 1;
         }
         self.swap_routines();
@@ -264,42 +263,40 @@ impl Emitter {
         dynasm!(self.ops; .arch x64; .i32 0);
     }
 
-    fn cold_part(&mut self, cold: Cold) {
+    fn cold_part(&mut self, region: &Region, cold: Cold) {
         match cold {
-            Cold::Slow { label, back, site, again } => {
-                dynasm!(self.ops; .arch x64; =>label);
-                self.again(site, again, back);
-                dynasm!(self.ops; .arch x64; jmp =>back);
+            Cold::Slow { from, back, site, again } => {
+                self.ops.close(from);
+                self.again(site, again);
+                self.ops.jump_to(back);
             }
-            Cold::Exit { label, exit } => self.leave_stub(label, exit),
-            Cold::Poll { label, exit } => {
-                if self.is_remapped() {
-                    dynasm!(self.ops; .arch x64; =>label);
-                    self.swap_out();
-                    let label = self.ops.new_label();
-                    self.leave_stub(label, exit);
-                } else {
-                    self.leave_stub(label, exit);
-                }
+            Cold::Exit { from, exit } => {
+                self.ops.close(from);
+                self.leave_stub(exit);
             }
-            Cold::Cluster(number) => self.cold_cluster(number),
-            Cold::Leave { label, pc } => {
-                dynasm!(self.ops; .arch x64; =>label);
+            Cold::Poll { from, exit } => {
+                self.ops.close(from);
+                self.swap_out();
+                self.leave_stub(exit);
+            }
+            Cold::Cluster(number) => self.cold_cluster(&region.ops, number),
+            Cold::Leave { from, pc } => {
+                self.ops.close(from);
                 self.swap_out();
                 self.jump_out(pc);
             }
-            Cold::Return { label, pc } => {
-                dynasm!(self.ops; .arch x64; =>label);
+            Cold::Return { from, pc } => {
+                self.ops.close(from);
                 self.jump_out(pc);
             }
         }
     }
 
     /// Back to the exec loop with an exit's number.
-    fn leave_stub(&mut self, label: Label, exit: u16) {
+    fn leave_stub(&mut self, exit: u16) {
         self.exits[usize::from(exit)].stub = self.here();
         let number = self.tb << LOCAL_BITS | u32::from(exit);
-        dynasm!(self.ops; .arch x64; =>label; mov eax, number as i32; .u8 0xe9);
+        dynasm!(self.ops; .arch x64; mov eax, number as i32; .u8 0xe9);
         self.external(self.thunks.leave);
     }
 
