@@ -1,4 +1,4 @@
-//! Reading instructions while another hart may be writing them.
+//! Reading instructions while another hart may be writing them, and asking for memory ahead of its use.
 
 /// Four bytes, low halfword first.
 ///
@@ -13,4 +13,24 @@ pub(crate) unsafe fn word(at: *const u8) -> u32 {
     struct Anywhere(u32);
     // SAFETY: the caller's promise; the type needs no alignment.
     u32::from_le(unsafe { at.cast::<Anywhere>().read_volatile() }.0)
+}
+
+/// Asks for the lines of `len` bytes at `at`: a hint, wherever they are.
+#[inline]
+pub(crate) fn prefetch(at: *const u8, len: usize) {
+    #[cfg(target_arch = "x86_64")]
+    for off in (0..len).step_by(64) {
+        // SAFETY: it touches no memory.
+        unsafe { std::arch::x86_64::_mm_prefetch::<{ std::arch::x86_64::_MM_HINT_T0 }>(at.wrapping_add(off).cast()) };
+    }
+}
+
+/// The same for lines that will be written.
+#[inline]
+pub(crate) fn prefetch_to_write(at: *const u8, len: usize) {
+    #[cfg(target_arch = "x86_64")]
+    for off in (0..len).step_by(64) {
+        // SAFETY: it touches no memory.
+        unsafe { std::arch::x86_64::_mm_prefetch::<{ std::arch::x86_64::_MM_HINT_ET0 }>(at.wrapping_add(off).cast()) };
+    }
 }

@@ -524,6 +524,9 @@ impl Vcpu {
         let limits = Limits { insns: MAX_INSNS, regions: self.flags.regions, optimise: self.flags.optimise };
         // SAFETY: as `parts`, with the translator borrowed beside it.
         let ctx = unsafe { self.ctx.as_mut() };
+        if let Some(tbs) = &self.core.tbs {
+            tbs.prepare();
+        }
         let (mmu, mut hooks) = self.core.split(ctx);
         let made = self.translator.translate(mmu, &mut hooks, key.pc, limits);
         let found = match made {

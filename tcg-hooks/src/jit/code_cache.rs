@@ -13,6 +13,7 @@
 //! Keeps the second half of CODE-2: bytes are handed out again only by [`CodeCache::reserve`],
 //! whose caller is the owning vCPU's loop, outside emitted code, after the TBs that had them died.
 
+use crate::fetch::prefetch_to_write;
 use std::io;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 use std::ptr::NonNull;
@@ -42,6 +43,8 @@ pub struct CodeCache {
 const UNIT: usize = 64;
 /// Pages made ahead, in bytes.
 const POPULATE: usize = 128 << 10;
+/// Bytes that are asked for ahead of a TB.
+const AHEAD: usize = 24 * 64;
 /// What the ring begins with.
 const START: usize = 4 << 20;
 
@@ -112,6 +115,11 @@ impl CodeCache {
         }
         self.populate(end);
         Some(std::mem::replace(&mut self.pos, end) as CodeOffset)
+    }
+
+    /// Asks for the lines that the next TB will be written to: they were written a lap ago.
+    pub fn prepare(&self) {
+        prefetch_to_write(self.rw.as_ptr().wrapping_add(self.pos), AHEAD);
     }
 
     /// Gives back what [`CodeCache::reserve`] gave; see CODE-2 for when the bytes may be used again.

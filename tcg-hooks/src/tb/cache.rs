@@ -163,6 +163,11 @@ impl TbCache {
         self.get(id).map_or(0, |t| self.code.address(t.code.0) as u64)
     }
 
+    /// A region will be added soon.
+    pub(crate) fn prepare(&self) {
+        self.code.prepare();
+    }
+
     /// Emits a region and makes it findable. Its lines were announced by the translator.
     pub(crate) fn add(
         &mut self,

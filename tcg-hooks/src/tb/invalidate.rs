@@ -11,13 +11,16 @@
 //! them is gone.
 use super::{Tb, TbCache, TbId};
 use crate::clock::cpu_time;
+use crate::fetch::prefetch;
 use crate::jit::x86_64::context::{Context, JumpEntry};
 use crate::tier0::WARM;
 use notdirty_core::{PAGE_SIZE, PageIndex, RamAddr, pin};
 use notdirty_softmmu::lines_of;
 
 /// Dead TBs that are kept for their memory: about as many as a chunk of the code cache has.
-const MAX_SPARE: usize = 256;
+const MAX_SPARE: usize = 1024;
+/// How many TBs ahead of a kill its memory is asked for.
+const AHEAD: usize = 2;
 
 impl TbCache {
     /// Bytes `[ram, ram + len)` were written: drops every TB made from any of them; returns how many.
@@ -98,6 +101,10 @@ impl TbCache {
         let more = self.ghosts.regret();
         let chunk = self.code.next_chunk(more);
         while let Some(&id) = self.chunk_tbs[chunk].last() {
+            if let Some(soon) = self.chunk_tbs[chunk].iter().rev().nth(AHEAD).and_then(|&id| self.get(id)) {
+                let at: *const Tb = soon;
+                prefetch(at.cast(), size_of::<Tb>());
+            }
             if let Some(tb) = self.get(id) {
                 let pc = tb.key.pc;
                 self.ghosts.evicted(pc);

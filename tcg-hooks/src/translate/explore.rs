@@ -7,13 +7,14 @@
 //! ```
 use super::plan::{Plan, plan_of};
 use super::{Found, Limits, NONE, Page, Slot, Translator, UNNUMBERED, WINDOW};
+use crate::fetch::prefetch;
 use crate::ir::Span;
 use crate::riscv::decode::Packed;
 use notdirty_core::PAGE_SIZE;
 use notdirty_softmmu::{AccessKind, GuestVirt, Hooks, MemFault, MmuIdx, SoftMmu};
 
-/// Lines that are asked for ahead.
-const AHEAD: usize = 6;
+/// Bytes that are asked for ahead.
+const AHEAD: usize = 6 * 64;
 
 /// Bytes of one page that were asked for, for reads that need not ask.
 #[derive(Clone, Copy)]
@@ -31,12 +32,7 @@ impl Open {
 
     /// Code that was written a while ago is not in the near caches, and reading begins sooner than the host notices.
     fn prefetch(&self, off: u32) {
-        #[cfg(target_arch = "x86_64")]
-        for line in 1..=AHEAD {
-            let at = self.host.wrapping_add((off - self.from) as usize + 64 * line);
-            // SAFETY: a hint; it touches no memory.
-            unsafe { std::arch::x86_64::_mm_prefetch::<{ std::arch::x86_64::_MM_HINT_T0 }>(at.cast()) };
-        }
+        prefetch(self.host.wrapping_add((off - self.from) as usize + 64), AHEAD);
     }
 
     /// The word at `off`, if four bytes from there are open.

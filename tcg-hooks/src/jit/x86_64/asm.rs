@@ -17,7 +17,13 @@ pub(super) const CAPACITY: usize = 120 << 10;
 /// `CAPACITY` is found once, at the end.
 const SIZE: usize = CAPACITY.next_power_of_two();
 /// The most bytes that are written at once.
-const ONCE: usize = 16;
+const ONCE: usize = 48;
+
+/// A few instructions that were assembled before, without labels.
+pub(super) struct Template {
+    bytes: [u8; ONCE],
+    len: usize,
+}
 
 /// A place in the code that is being emitted.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -123,6 +129,21 @@ impl Assembler {
     #[inline]
     pub(super) fn aim(&mut self, Hole(field): Hole, label: Label) {
         self.reach(Jump { field, from: field + 4, label, short: false });
+    }
+
+    /// What was emitted, to be emitted again.
+    pub(super) fn to_template(&self) -> Template {
+        let mut bytes = [0; ONCE];
+        bytes[..self.len].copy_from_slice(self.code());
+        Template { bytes, len: self.len }
+    }
+
+    /// All of its bytes are written, and those that it has are counted.
+    #[inline]
+    pub(super) fn template(&mut self, template: &Template) {
+        let at = self.len % SIZE;
+        self.bytes[at..at + ONCE].copy_from_slice(&template.bytes);
+        self.len += template.len;
     }
 
     /// Fills in what is left.

@@ -9,13 +9,11 @@
 //! The check holds until the last of them: nothing in between serves requests (TLB-1), an entry that is evicted
 //! meanwhile leaves its page where it was, and only a translation makes a page NOTDIRTY. Groups that overlap are one
 //! cluster with one cold copy, entered where a check failed and left behind the cluster.
-use super::asm::{Flag, Hole};
-use super::context::TABLE;
+use super::asm::Hole;
 use super::regs::{RAX, RDX};
 use super::{Cold, Emitter};
 use crate::ir::{Ir, Kind, MemOp};
-use dynasmrt::dynasm;
-use notdirty_softmmu::tlb::entry::{BIAS, FLAGS, READ, WRITE};
+use notdirty_softmmu::tlb::entry::{READ, WRITE};
 
 /// Fewer accesses than this are cheaper with a check each.
 const WORTH: usize = 3;
@@ -215,11 +213,7 @@ impl Emitter {
     fn check(&mut self, group: &Group, op: u32) {
         let base = self.source(group.base, RDX);
         let first = self.probe(base, group.first, group.align as u32, group.comparator);
-        dynasm!(self.ops; .arch x64
-            ; lea rax, [Rq(base) + (group.last + BIAS as i32)]
-            ; and rax, DWORD !(FLAGS as i32)
-            ; cmp rax, [rbp + rcx + (TABLE + group.comparator)]);
-        let last = self.ops.jump_if(Flag::NotEqual);
+        let last = self.probe_last(base, group.last, group.comparator);
         self.elide.entries.extend([(op, first), (op, last)]);
     }
 

@@ -12,10 +12,11 @@
 //! Behind the TB a shared routine compares again: RAM with another addend, and stores beside code, need no Rust either
 //! (`again.rs`).
 use super::again::{Access, MOVED, routine};
-use super::asm::{Flag, Hole};
+use super::asm::{Assembler, Flag, Hole, Template};
 use super::context::{TABLE, TABLE_OFFSET};
 use super::regs::{RAX, RCX, RDX};
 use super::{Cold, Emitter, LOCAL_BITS};
+use crate::engine::JitFlags;
 use crate::ir::{Ir, MemOp};
 use dynasmrt::dynasm;
 use notdirty_softmmu::tlb::entry::{ADDEND, BIAS, ENTRY_BITS, FLAGS, HASH_SHIFT, READ, TLB_ENTRIES, WRITE};
@@ -46,36 +47,71 @@ pub(crate) const SMALL_BITS: u32 = 8;
 const SMALL_INDEX: i32 = ((1 << SMALL_BITS) - 1) << ENTRY_BITS;
 const INDEX: i32 = ((TLB_ENTRIES - 1) << ENTRY_BITS) as i32;
 
+/// What follows the address of a probe, assembled once: by direction and size.
+pub(super) struct Probes {
+    whole: [Template; 8],
+    /// Without the look for the entry.
+    page: [Template; 8],
+}
+
+/// By direction and log2 of the size.
+fn slot(comparator: i32, bytes: u32) -> usize {
+    (bytes.trailing_zeros() as usize & 3) | if comparator == READ { 0 } else { 4 }
+}
+
+impl Probes {
+    pub(super) fn new(flags: JitFlags, bmi2: bool) -> Probes {
+        let mut ops = Assembler::new();
+        let mut make = |look: bool, n: usize| {
+            ops.clear();
+            if look {
+                entry_offset(&mut ops, flags, bmi2);
+            }
+            let mask = !(FLAGS as i32) | ((1 << (n & 3)) - 1);
+            let comparator = if n < 4 { READ } else { WRITE };
+            dynasm!(ops; .arch x64
+                ; and rax, DWORD mask
+                ; cmp rax, [rbp + rcx + (TABLE + comparator)]);
+            ops.jump_if(Flag::NotEqual);
+            ops.to_template()
+        };
+        Probes { whole: std::array::from_fn(|n| make(true, n)), page: std::array::from_fn(|n| make(false, n)) }
+    }
+}
+
+/// From the biased address in rax, its entry's offset in rcx.
+fn entry_offset(ops: &mut Assembler, flags: JitFlags, bmi2: bool) {
+    if !flags.plain_index {
+        dynasm!(ops; .arch x64
+            ; mov ecx, eax
+            ; shr ecx, BYTE HASH_SHIFT as i8
+            ; xor ecx, eax
+            ; shr ecx, SHIFT);
+    } else if bmi2 {
+        dynasm!(ops; .arch x64; rorx ecx, eax, SHIFT);
+    } else {
+        dynasm!(ops; .arch x64; mov ecx, eax; shr ecx, SHIFT);
+    }
+    let index = if flags.big_tlb { INDEX } else { SMALL_INDEX };
+    dynasm!(ops; .arch x64; and ecx, DWORD index);
+    if !flags.base_register {
+        dynasm!(ops; .arch x64; add rcx, [rbp + TABLE_OFFSET]);
+    }
+}
+
 impl Emitter {
     /// Leaves the entry's offset in rcx; the base register survives. Returned is where it jumps when it fails.
     pub(super) fn probe(&mut self, base: u8, imm: i32, bytes: u32, comparator: i32) -> Hole {
-        let mask = !(FLAGS as i32) | (bytes as i32 - 1);
-        self.entry_offset(base, imm);
-        dynasm!(self.ops; .arch x64
-            ; and rax, DWORD mask
-            ; cmp rax, [rbp + rcx + (TABLE + comparator)]);
-        self.ops.jump_if(Flag::NotEqual)
+        dynasm!(self.ops; .arch x64; lea rax, [Rq(base) + (imm + BIAS as i32)]);
+        self.ops.template(&self.probes.whole[slot(comparator, bytes)]);
+        self.ops.hole()
     }
 
-    /// The biased address in rax, its entry's offset in rcx.
-    fn entry_offset(&mut self, base: u8, imm: i32) {
+    /// The same for the last byte of several accesses, whose first has been probed: its page is the same one.
+    pub(super) fn probe_last(&mut self, base: u8, imm: i32, comparator: i32) -> Hole {
         dynasm!(self.ops; .arch x64; lea rax, [Rq(base) + (imm + BIAS as i32)]);
-        if !self.flags.plain_index {
-            dynasm!(self.ops; .arch x64
-                ; mov ecx, eax
-                ; shr ecx, BYTE HASH_SHIFT as i8
-                ; xor ecx, eax
-                ; shr ecx, SHIFT);
-        } else if self.bmi2 {
-            dynasm!(self.ops; .arch x64; rorx ecx, eax, SHIFT);
-        } else {
-            dynasm!(self.ops; .arch x64; mov ecx, eax; shr ecx, SHIFT);
-        }
-        let index = if self.flags.big_tlb { INDEX } else { SMALL_INDEX };
-        dynasm!(self.ops; .arch x64; and ecx, DWORD index);
-        if !self.flags.base_register {
-            dynasm!(self.ops; .arch x64; add rcx, [rbp + TABLE_OFFSET]);
-        }
+        self.ops.template(&self.probes.page[slot(comparator, 1)]);
+        self.ops.hole()
     }
 
     /// Register for the entry's addend, or none, and the displacement: host address = base + register + displacement.

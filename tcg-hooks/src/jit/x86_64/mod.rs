@@ -87,6 +87,7 @@ pub(crate) struct Emitter {
     map: RegMap,
     remap: remap::Remap,
     bmi2: bool,
+    probes: mem::Probes,
     thunks: Thunks,
     /// host - guest, where it fits a displacement.
     flat: Option<i32>,
@@ -110,12 +111,14 @@ const fn off(guest: u8) -> i8 {
 impl Emitter {
     pub(crate) fn new(flags: JitFlags, thunks: Thunks, flat_addend: u64) -> Emitter {
         let flat = i32::try_from(flat_addend as i64).ok().filter(|k| (-0x7fff_0000..0x7fff_0000).contains(k));
+        let bmi2 = flags.bmi2 && std::arch::is_x86_feature_detected!("bmi2");
         Emitter {
             ops: Assembler::new(),
             flags,
             map: RegMap::new(flags.pinned),
             remap: remap::Remap::default(),
-            bmi2: flags.bmi2 && std::arch::is_x86_feature_detected!("bmi2"),
+            bmi2,
+            probes: mem::Probes::new(flags, bmi2),
             thunks,
             flat: flat.filter(|_| flags.flat_addend),
             blocks: Vec::new(),
