@@ -14,7 +14,7 @@ use std::mem::offset_of;
 #[derive(Default)]
 pub(super) struct Lower {
     pub(super) optimise: bool,
-    /// Registers whose value is known, a bit each.
+    /// Registers whose value is known, a bit each; none, if that is not wanted.
     known: u32,
     values: [u64; 32],
     /// Registers whose last write nobody has read or could have seen yet, a bit each.
@@ -32,11 +32,11 @@ fn push_site(region: &mut Region, pc: u64, insn: Insn, count: u16) -> u16 {
 impl Lower {
     /// A new block begins.
     pub(super) fn start(&mut self) {
-        (self.known, self.unread) = (1, 0);
+        (self.known, self.unread) = (self.optimise.into(), 0);
     }
 
     fn value(&self, register: u8) -> Option<u64> {
-        (self.known & 1 << register != 0).then_some(self.values[usize::from(register)])
+        (self.known >> (register & 31) & 1 != 0).then(|| self.values[usize::from(register & 31)])
     }
 
     /// A plain instruction, number `count` of its block.
@@ -98,7 +98,7 @@ impl Lower {
             }
             Plan::Indirect => {
                 let link = (rd != 0).then_some((rd, next_pc));
-                if let (true, Some(base)) = (self.optimise, self.value(rs1)) {
+                if let Some(base) = self.value(rs1) {
                     let to = base.wrapping_add(insn.imm64()) & !1;
                     match link {
                         None => return Term::Goto(Target::Exit(to)),
@@ -129,20 +129,18 @@ impl Lower {
 
     #[inline]
     fn imm(&mut self, region: &mut Region, op: Alu, rd: u8, a: u8, imm: i64) {
-        if self.optimise {
-            if let Some(value) = self.value(a).and_then(|a| fold_alu(op, a, imm as u64)) {
-                return self.li(region, rd, value as i64);
-            }
-            if op == Alu::Add && imm == 0 {
-                return self.mov(region, rd, a);
-            }
+        if let Some(value) = self.value(a).and_then(|a| fold_alu(op, a, imm as u64)) {
+            return self.li(region, rd, value as i64);
+        }
+        if op == Alu::Add && imm == 0 {
+            return self.mov(region, rd, a);
         }
         self.write(region, Ir { kind: Kind::Imm(op), rd, a, b: 0, site: 0, imm }, 1 << a);
     }
 
     #[inline]
     fn reg(&mut self, region: &mut Region, op: Alu, rd: u8, a: u8, b: u8) {
-        if self.optimise && self.known & (1 << a | 1 << b) != 0 {
+        if self.known & (1 << (a & 31) | 1 << (b & 31)) != 0 {
             match (self.value(a), self.value(b)) {
                 (Some(x), Some(y)) => {
                     if let Some(value) = fold_alu(op, x, y) {
@@ -166,21 +164,22 @@ impl Lower {
     /// An op without effects but its result, and the registers it reads.
     #[inline]
     fn write(&mut self, region: &mut Region, ir: Ir, reads: u32) {
-        let rd = usize::from(ir.rd);
-        if rd == 0 {
+        if ir.rd == 0 {
             return;
         }
+        let (rd, bit) = (usize::from(ir.rd & 31), 1 << (ir.rd & 31));
         self.unread &= !reads;
-        if self.unread & 1 << rd != 0 && self.optimise {
+        if self.unread & bit != 0 {
             self.remove(region, rd);
         }
         self.writes[rd] = region.ops.len() as u32;
-        self.unread |= 1 << rd;
-        if ir.kind == Kind::Li {
-            self.known |= 1 << rd;
+        if self.optimise {
+            self.unread |= bit;
+        }
+        self.known &= !bit;
+        if ir.kind == Kind::Li && self.optimise {
+            self.known |= bit;
             self.values[rd] = ir.imm as u64;
-        } else {
-            self.known &= !(1 << rd);
         }
         region.ops.push(ir);
     }
