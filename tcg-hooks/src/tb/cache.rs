@@ -13,7 +13,6 @@ use crate::tier0::Heat;
 use hashbrown::HashMap;
 use notdirty_core::PageIndex;
 use notdirty_softmmu::{AddressSpace, VcpuId, lines_of};
-use smallvec::SmallVec;
 use std::io;
 use std::ops::AddAssign;
 use std::sync::Arc;
@@ -203,34 +202,20 @@ impl TbCache {
         };
         let code = self.emitter.place(at);
         self.code.write(at, code);
-        let mut old = self.spare.pop();
-        let lists = old.as_mut().map(|old| (std::mem::take(&mut old.sites), std::mem::take(&mut old.exits)));
-        let (mut sites, mut exits) = lists.unwrap_or_default();
-        sites.clear();
-        sites.extend_from_slice(&region.sites);
-        exits.clear();
-        exits.extend(self.emitter.exits.iter().map(|e| Exit {
+        let exits = self.emitter.exits.iter().map(|e| Exit {
             field: if e.field == 0 { 0 } else { at + e.field },
             stub: at + e.stub,
             pc: e.pc,
             refund: e.refund,
             to: None,
-        }));
+        });
         let chunk = self.code.chunk_of(at);
-        let tb = Tb {
-            key,
-            entry: at + entry,
-            code: (at, len as u32),
-            chunk,
-            place: self.chunk_tbs[chunk].len() as u32,
-            born: ctx.cpu.retired,
-            serial: self.stats.translated,
-            pages,
-            spans: SmallVec::from_slice(&region.spans),
-            sites,
-            exits,
-            incoming: Default::default(),
-        };
+        let mut tb = self.spare.pop().unwrap_or_else(|| Box::new(Tb::empty(key, pages)));
+        tb.renew(region, exits);
+        (tb.key, tb.pages) = (key, pages);
+        (tb.entry, tb.code) = (at + entry, (at, len as u32));
+        (tb.chunk, tb.place) = (chunk, self.chunk_tbs[chunk].len() as u32);
+        (tb.born, tb.serial) = (ctx.cpu.retired, self.stats.translated);
         self.ghosts.made(key.pc);
         self.stats.translated += 1;
         self.stats.insns += u64::from(region.insns);
@@ -238,13 +223,7 @@ impl TbCache {
         self.chunk_tbs[chunk].push(id);
         self.by_key.insert(key, id);
         let found = Found { id, entry: tb.entry };
-        self.tbs[id as usize] = Some(match old {
-            Some(mut old) => {
-                *old = tb;
-                old
-            }
-            None => Box::new(tb),
-        });
+        self.tbs[id as usize] = Some(tb);
         #[cfg(any(test, feature = "testkit"))]
         self.checkpoint(ctx, "a translation");
         found

@@ -22,7 +22,7 @@ mod show;
 pub use cache::TbStats;
 pub(crate) use cache::{Found, TbCache};
 
-use crate::ir::{Site, Span};
+use crate::ir::{Region, Site, Span};
 use crate::jit::code_cache::CodeOffset;
 use notdirty_core::{PageIndex, RamAddr};
 use smallvec::SmallVec;
@@ -82,4 +82,35 @@ pub(crate) struct Tb {
     pub(crate) exits: Vec<Exit>,
     /// Exits of others (or its own) that are linked to it.
     incoming: SmallVec<[(TbId, u16); 4]>,
+}
+
+impl Tb {
+    /// Memory for one.
+    fn empty(key: TbKey, pages: (PageIndex, Option<PageIndex>)) -> Tb {
+        Tb {
+            key,
+            pages,
+            entry: 0,
+            code: (0, 0),
+            chunk: 0,
+            place: 0,
+            born: 0,
+            serial: 0,
+            spans: SmallVec::new(),
+            sites: Vec::new(),
+            exits: Vec::new(),
+            incoming: SmallVec::new(),
+        }
+    }
+
+    /// Becomes what was made of a region.
+    fn renew(&mut self, region: &Region, exits: impl Iterator<Item = Exit>) {
+        self.spans.clear();
+        self.spans.extend_from_slice(&region.spans);
+        self.sites.clear();
+        self.sites.extend_from_slice(&region.sites);
+        self.exits.clear();
+        self.exits.extend(exits);
+        self.incoming.clear();
+    }
 }

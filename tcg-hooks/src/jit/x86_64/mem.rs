@@ -15,7 +15,7 @@ use super::again::{Access, MOVED, routine};
 use super::asm::{Assembler, Flag, Hole, Template};
 use super::context::{TABLE, TABLE_OFFSET};
 use super::regs::{RAX, RCX, RDX};
-use super::{Cold, Emitter, LOCAL_BITS};
+use super::{Emitter, LOCAL_BITS};
 use crate::engine::JitFlags;
 use crate::ir::{Ir, MemOp};
 use dynasmrt::dynasm;
@@ -30,15 +30,19 @@ struct Store {
     value: u8,
 }
 
-/// A failed probe's second try.
+/// What is behind a failed probe.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct Again {
+pub(super) struct Slow {
+    from: Hole,
+    /// Where it goes on.
+    back: u32,
     /// The address: host register, and what is added.
-    base: u8,
     imm: i32,
-    access: Access,
+    site: u16,
+    base: u8,
     /// The guest register loaded or stored.
     register: u8,
+    access: Access,
 }
 
 const SHIFT: i8 = (notdirty_core::PAGE_BITS - ENTRY_BITS) as i8;
@@ -126,13 +130,15 @@ impl Emitter {
     }
 
     /// The way round, to here: the slow path writes a loaded register where it lives.
-    fn slow(&mut self, from: Hole, site: u16, again: Again) {
-        self.cold.push(Cold::Slow { from, back: self.here(), site, again });
+    fn slow(&mut self, from: Hole, site: u16, access: Access, (base, imm): (u8, i32), register: u8) {
+        self.slow.push(Slow { from, back: self.here(), imm, site, base, register, access });
     }
 
     /// Behind a failed probe: the shared routine for this access, which asks Rust if it must. See `again.rs`.
-    pub(super) fn again(&mut self, site: u16, again: Again) {
-        let Again { base, imm, access, register } = again;
+    pub(super) fn slow_part(&mut self, n: usize) {
+        // Field by field, each loaded as it was stored.
+        let Slow { from, back, imm, site, base, register, access } = self.slow[n];
+        self.ops.close(from);
         if imm != 0 || base != RDX {
             dynasm!(self.ops; .arch x64; lea rdx, [Rq(base) + imm]);
         }
@@ -145,6 +151,7 @@ impl Emitter {
             self.execute_site(site);
             self.ops.close(done);
         }
+        self.ops.jump_to(back);
     }
 
     pub(super) fn load(&mut self, ir: &Ir, mem: MemOp) {
@@ -152,7 +159,7 @@ impl Emitter {
         let base = self.source(ir.a, RDX);
         let slow = self.probe(base, imm, mem.bytes(), READ);
         self.load_from_ram(base, ir, mem);
-        self.slow(slow, ir.site, Again { base, imm, access: Access::Load(mem), register: ir.rd });
+        self.slow(slow, ir.site, Access::Load(mem), (base, imm), ir.rd);
     }
 
     /// The load itself. Without a flat addend, rcx is the entry's offset.
@@ -194,7 +201,7 @@ impl Emitter {
         let store = Store { base, imm, bytes: mem.bytes(), value: ir.b };
         let slow = self.probe(base, imm, mem.bytes(), WRITE);
         self.store_to_ram(store);
-        self.slow(slow, ir.site, Again { base, imm, access: Access::Store(mem), register: ir.b });
+        self.slow(slow, ir.site, Access::Store(mem), (base, imm), ir.b);
     }
 
     /// The store itself. Without a flat addend, rcx is the entry's offset; rax is lost.

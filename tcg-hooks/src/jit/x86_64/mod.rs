@@ -51,12 +51,6 @@ pub(crate) struct EmittedExit {
 
 #[derive(Debug, Clone, Copy)]
 enum Cold {
-    Slow {
-        from: Hole,
-        back: u32,
-        site: u16,
-        again: mem::Again,
-    },
     Exit {
         from: Hole,
         exit: u16,
@@ -93,6 +87,8 @@ pub(crate) struct Emitter {
     flat: Option<i32>,
     blocks: Vec<Label>,
     cold: Vec<Cold>,
+    /// Behind failed probes: the commonest of what is cold, apart.
+    slow: Vec<mem::Slow>,
     elide: elide::Elide,
     externals: Vec<(u32, CodeOffset)>,
     /// The exits of the TB emitted last.
@@ -123,6 +119,7 @@ impl Emitter {
             flat: flat.filter(|_| flags.flat_addend),
             blocks: Vec::new(),
             cold: Vec::new(),
+            slow: Vec::new(),
             elide: elide::Elide::default(),
             externals: Vec::new(),
             exits: Vec::new(),
@@ -139,6 +136,7 @@ impl Emitter {
         self.region_pc = region.pc;
         self.ops.clear();
         self.cold.clear();
+        self.slow.clear();
         self.externals.clear();
         self.elide.clear();
         self.exits.clear();
@@ -190,6 +188,9 @@ impl Emitter {
             let cold = self.cold[n];
             self.cold_part(region, cold);
             n += 1;
+        }
+        for n in 0..self.slow.len() {
+            self.slow_part(n);
         }
         self.swap_routines();
         self.ops.finish();
@@ -268,11 +269,6 @@ impl Emitter {
 
     fn cold_part(&mut self, region: &Region, cold: Cold) {
         match cold {
-            Cold::Slow { from, back, site, again } => {
-                self.ops.close(from);
-                self.again(site, again);
-                self.ops.jump_to(back);
-            }
             Cold::Exit { from, exit } => {
                 self.ops.close(from);
                 self.leave_stub(exit);
