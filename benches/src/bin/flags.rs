@@ -37,17 +37,13 @@ fn run() -> Result<(), String> {
     let all = ours::find(&target).ok_or("target/release/notdirty is not there: cargo build --release")?;
     let mut rivals = vec![all.clone()];
     let switches = switches(&target)?;
-    for name in &switches {
-        let mut rival = all.clone();
-        rival.command.extend(["--jit-off".into(), name.clone()]);
-        rivals.push(rival);
-    }
+    rivals.extend(switches.iter().map(|name| all.without(name)));
     let programs = Path::new(env!("CARGO_MANIFEST_DIR")).join("../guests/programs/build/full");
     println!("time without / time with everything on, median of {rounds} paired runs; {}\n", all.version);
     println!("| without | {} |", switches.join(" | "));
     println!("|---|{}", "---|".repeat(switches.len()));
     for row in rows {
-        let elf = programs.join(row.name).with_extension("elf");
+        let elf = programs.join(row.program).with_extension("elf");
         let measured = pairing::measure(row, &elf, &rivals, rounds, false);
         let cells: Vec<String> = (1..rivals.len()).map(|rival| cell(&measured, rival)).collect();
         println!("| {} | {} |", row.name, cells.join(" | "));

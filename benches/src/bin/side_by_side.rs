@@ -62,11 +62,15 @@ fn run(args: &Args<Row>) -> Result<(), String> {
         println!("\n{}", report.column_heads());
     }
     for &row in &args.rows {
-        let elf = programs.join(row.name).with_extension("elf");
+        let elf = programs.join(row.program).with_extension("elf");
         if !elf.is_file() {
             return Err(format!("{} is not there: make guests, which needs a cross compiler", elf.display()));
         }
-        let measured = pairing::measure(row, &elf, &report.rivals, args.rounds, perf);
+        let mut rivals = report.rivals.clone();
+        if let (Some(switch), Some(ours)) = (row.without, rivals.first_mut()) {
+            *ours = ours.without(switch);
+        }
+        let measured = pairing::measure(row, &elf, &rivals, args.rounds, perf);
         if !json {
             println!("{}", report.row(&measured));
         }

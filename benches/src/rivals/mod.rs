@@ -40,6 +40,13 @@ pub struct Run {
 }
 
 impl Rival {
+    /// The same, which is ours, without an optimisation of the JIT.
+    pub fn without(&self, switch: &str) -> Rival {
+        let mut rival = self.clone();
+        rival.command.extend(["--jit-off".into(), switch.into()]);
+        rival
+    }
+
     /// Runs `elf` once. An error is a sentence for the table's footnotes.
     pub fn run(&self, elf: &Path, perf: bool) -> Result<Run, String> {
         let scratch = |what: &str| -> PathBuf {
