@@ -72,8 +72,8 @@ pub struct Ticket(u64);
 /// The shared side of one vCPU.
 #[derive(Debug)]
 pub struct VcpuPort {
-    /// "Look at me": the exec loop looks between slices, and after each instruction done in Rust. Set after a request
-    /// is queued, cleared before the queue is drained.
+    /// "Look at me": the exec loop looks between slices and before translations, and after each instruction done in
+    /// Rust. Set after a request is queued, cleared before the queue is drained.
     kick: AtomicBool,
     /// Interrupt lines that devices drive, as `mip` bits.
     pub irq: AtomicU64,

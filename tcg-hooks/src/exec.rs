@@ -13,6 +13,7 @@
 mod core;
 mod harts;
 mod limits;
+mod pace;
 mod run;
 mod show;
 mod stats;

@@ -17,6 +17,7 @@ use crate::jit::x86_64::context::Context;
 use crate::jit::x86_64::helpers::{Outcome, execute};
 use crate::riscv::trap::Trap;
 use crate::riscv::{Insn, Op, decode_any};
+use crate::translate::MAX_INSNS;
 use notdirty_core::PAGE_SIZE;
 use notdirty_softmmu::{GuestVirt, MemFault, MemSize, MmuIdx, StoreEffect};
 
@@ -27,6 +28,8 @@ const MAX_DEATHS: u8 = 4;
 /// A TB that lived for this many instructions did not die young.
 const OLD: u64 = 1 << 20;
 const ENTRIES: usize = 4096;
+/// Instructions before the exec loop looks, some 40 us: a slice may be longer, as what ran before was faster.
+const STRETCH: i64 = 4096;
 
 /// How often code at a pc was run in tier 0, and how often its TB died young.
 #[derive(Clone, Copy, Default)]
@@ -80,7 +83,7 @@ impl Heat {
 pub(crate) enum Why {
     /// At `cpu.pc` there is a TB, or there should be one.
     Hot,
-    /// The exec loop must look: an interrupt, a kick, `wfi`, or the budget is gone.
+    /// The exec loop must look: an interrupt, a kick, `wfi`, or the budget is gone, or a stretch of it.
     Look,
 }
 
@@ -108,16 +111,19 @@ impl Code {
     }
 }
 
-/// Runs from `cpu.pc` on, for `ctx.budget` instructions at most. `cpu.retired` is exact before and after.
+/// Runs from `cpu.pc` on, for `ctx.budget` instructions and up to `MAX_INSNS` more, as emitted code does, or a
+/// [`STRETCH`]. It stops where it jumped to: nothing shall grow warm, and be translated, for being where slices end.
+/// `cpu.retired` is exact before and after.
 pub(crate) fn run(core: &mut Core, ctx: &mut Context) -> Why {
     let mut code = Code { base: 0, from: 0, to: 0, host: std::ptr::null() };
     let start = ctx.cpu.retired;
-    let budget = ctx.budget.max(0) as u64;
+    let budget = ctx.budget.clamp(0, STRETCH) as u64;
+    let most = (ctx.budget.min(STRETCH) + MAX_INSNS as i64).max(0) as u64;
     // Both are in the context only where somebody looks there: see `show`.
     let (mut pc, mut done) = (ctx.cpu.pc, 0u64);
     let mut jumped = false;
     let why = loop {
-        if done >= budget {
+        if done >= budget && (jumped || done >= most) {
             break Why::Look;
         }
         if jumped && (ctx.jump_slot(pc).pc == pc || core.hot(pc)) {

@@ -25,6 +25,9 @@ impl TraceMask {
     /// Host code as it is made, by [`TraceSink::code`]: for profilers, no item of the command line.
     pub const CODE: TraceMask = TraceMask(256);
 
+    /// Items whose lines tell which TBs there are.
+    pub(crate) const OF_TBS: TraceMask = TraceMask(1 | 2 | 4 | 8 | 64 | 128);
+
     /// Every item by its name on the command line.
     pub const ITEMS: [(&str, TraceMask, &str); 8] = [
         ("in_asm", Self::IN_ASM, "guest instructions of each TB"),

@@ -516,22 +516,26 @@ fn with_the_risc_v_model_own_stores_are_seen_after_fence_i_and_those_of_others_a
 #[test]
 fn an_instruction_limit_is_exact_at_any_distance() {
     // 200 instructions, round and round: a short block that polls and a long one that does not. Limits around the
-    // length of a slice.
-    let mut vm = Vm::new();
-    let mut asm = Asm::at(RAM);
-    asm.i(addi(A0, A0, 1)).op(Op::Bne, 0, ZERO, ZERO, 16);
-    for _ in 0..197 {
-        asm.i(addi(A0, A0, 1));
-    }
-    asm.jump(RAM);
-    asm.put(&vm);
-    for distance in (1..1200).step_by(37).chain((65_000..66_600).step_by(13)).chain([131_100, 131_200, 200_000]) {
-        vm.vcpu.reset(RAM);
-        let limits = RunLimits { max_insns: Some(distance), deadline: None };
-        assert_eq!(vm.vcpu.run(&limits), VcpuExit::InsnLimit);
-        assert_eq!(vm.vcpu.cpu().retired, distance);
-        let (rounds, rest) = (distance / 200, distance % 200);
-        assert_eq!(vm.x(A0), 198 * rounds + rest - u64::from(rest >= 2));
+    // lengths of slices.
+    for flags in [eager(), JitFlags::default(), JitFlags { chaining: false, jump_cache: false, ..JitFlags::default() }]
+    {
+        let mut vm = Vm::with(&Setup { flags, ..Setup::default() });
+        let mut asm = Asm::at(RAM);
+        asm.i(addi(A0, A0, 1)).op(Op::Bne, 0, ZERO, ZERO, 16);
+        for _ in 0..197 {
+            asm.i(addi(A0, A0, 1));
+        }
+        asm.jump(RAM);
+        asm.put(&vm);
+        let near = (1..1200).step_by(37).chain((4000..5400).step_by(11)).chain((65_000..66_600).step_by(13));
+        for distance in near.chain([131_100, 131_200, 200_000]) {
+            vm.vcpu.reset(RAM);
+            let limits = RunLimits { max_insns: Some(distance), deadline: None };
+            assert_eq!(vm.vcpu.run(&limits), VcpuExit::InsnLimit);
+            assert_eq!(vm.vcpu.cpu().retired, distance);
+            let (rounds, rest) = (distance / 200, distance % 200);
+            assert_eq!(vm.x(A0), 198 * rounds + rest - u64::from(rest >= 2));
+        }
     }
 }
 

@@ -7,14 +7,14 @@ use std::time::{Duration, Instant};
 
 /// Time since this was made. It never goes back, on whatever threads it is read.
 #[derive(Debug)]
-pub(super) struct HostClock {
+pub(crate) struct HostClock {
     start: Instant,
     #[cfg(all(target_arch = "x86_64", not(miri)))]
     tsc: Option<Box<Tsc>>,
 }
 
 impl HostClock {
-    pub(super) fn new() -> HostClock {
+    pub(crate) fn new() -> HostClock {
         let start = Instant::now();
         HostClock {
             start,
@@ -24,7 +24,7 @@ impl HostClock {
     }
 
     #[inline]
-    pub(super) fn ticks(&self) -> u64 {
+    pub(crate) fn ticks(&self) -> u64 {
         #[cfg(all(target_arch = "x86_64", not(miri)))]
         if let Some(tsc) = &self.tsc {
             return tsc.ticks(self.start);

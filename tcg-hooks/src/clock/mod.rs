@@ -11,14 +11,13 @@ mod host;
 #[cfg(all(target_arch = "x86_64", not(miri)))]
 mod tsc;
 
-use host::HostClock;
-pub(crate) use host::cpu_time;
+pub(crate) use host::{HostClock, cpu_time};
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::time::Duration;
 
 /// Ticks of `mtime` in a second.
 pub const TICKS_PER_SECOND: u64 = 10_000_000;
-const NANOS_PER_TICK: u64 = 1_000_000_000 / TICKS_PER_SECOND;
+pub(crate) const NANOS_PER_TICK: u64 = 1_000_000_000 / TICKS_PER_SECOND;
 /// Instructions in a tick when they are the clock.
 pub const INSNS_PER_TICK: u64 = 100;
 

@@ -3,6 +3,7 @@
 mod check;
 
 use super::core::Core;
+use super::pace::Pace;
 use super::{Harts, RunLimits, VcpuExit, VcpuStats, show};
 use crate::clock::Clock;
 use crate::cpu::CpuState;
@@ -27,8 +28,6 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
-/// The longest slice: how late a stop, a kick or an interrupt may be noticed, in instructions.
-const SLICE: i64 = 1 << 16;
 /// A running vCPU's own references to its port: its `SoftMmu`'s, that of being unparked, and that of `wait`.
 const OWN_PORTS: usize = 3;
 /// How often a hart that only somebody else can wake asks whether there is somebody.
@@ -69,6 +68,7 @@ pub struct Vcpu {
     translate_time: Duration,
     entries: u64,
     interpreted: u64,
+    pace: Pace,
     /// Those that run beside it.
     harts: Option<Arc<Harts>>,
 }
@@ -135,6 +135,8 @@ impl Vcpu {
             translate_time: Duration::ZERO,
             entries: 0,
             interpreted: 0,
+            // Where a slice ends a TB may begin: what is traced shall repeat exactly, with the instruction clock.
+            pace: if mask.has(TraceMask::OF_TBS) { Pace::fixed() } else { Pace::by_time() },
             harts: None,
         })
     }
@@ -218,6 +220,7 @@ impl Vcpu {
     pub fn run(&mut self, limits: &RunLimits) -> VcpuExit {
         // Parks again however this ends. What was posted meanwhile is served first of all, below.
         let _running = self.core.mmu.running();
+        self.pace.start(self.cpu().retired);
         loop {
             if self.port().kicked() {
                 self.serve();
@@ -242,7 +245,10 @@ impl Vcpu {
                 match self.trapped(limits) {
                     Some(exit) => return exit,
                     // It slept, parked: whatever came meanwhile counts as served, so it is, before all else.
-                    None => continue,
+                    None => {
+                        self.pace.start(retired);
+                        continue;
+                    }
                 }
             }
             let mip = self.core.mip();
@@ -250,7 +256,10 @@ impl Vcpu {
                 if !trap::wakes_from_wfi(self.cpu(), mip) {
                     match self.wait(limits) {
                         Some(exit) => return exit,
-                        None => continue,
+                        None => {
+                            self.pace.start(retired);
+                            continue;
+                        }
                     }
                 }
                 self.core.waiting = false;
@@ -267,6 +276,10 @@ impl Vcpu {
                     let slack = if exact { MAX_INSNS as u64 } else { 0 };
                     self.jit((n - slack) as i64);
                 }
+            }
+            let now = self.cpu().retired;
+            if now - retired + 2 * MAX_INSNS as u64 >= n {
+                self.pace.ended(n, now);
             }
         }
     }
@@ -285,14 +298,15 @@ impl Vcpu {
             None => match self.core.clock.host_wait(deadline) {
                 // About an instruction a nanosecond: late by little, and looked at again.
                 Some(wait) if csr.mie & irq::MTI != 0 && !wait.is_zero() => {
-                    let n = (wait.as_nanos() as u64).clamp(64, SLICE as u64);
+                    let n = (wait.as_nanos() as u64).clamp(64, self.pace.insns());
                     return (n.min(left), left < n + MAX_INSNS as u64);
                 }
                 _ => u64::MAX,
             },
         };
         let until = left.min(timer);
-        (until.min(SLICE as u64), until < (SLICE + MAX_INSNS as i64) as u64)
+        let longest = self.pace.insns();
+        (until.min(longest), until < longest + MAX_INSNS as u64)
     }
 
     /// In `wfi`: sleeps, or moves the clock. `None` to look again.
@@ -395,15 +409,16 @@ impl Vcpu {
         while let Some(code) = next {
             let why = self.enter(code);
             let (ctx, core) = self.parts();
+            // A translation takes long, so this is looked at before each but the first. Whoever is kicked all the time
+            // gets on, as emitted code has run since the loop looked.
+            let kicked = core.mmu.port().kicked();
             let Some(tbs) = &mut core.tbs else { return };
             next = match why {
+                reason::LOOKUP if kicked => break,
                 reason::LOOKUP => self.recall(),
                 // A trap, a patch, or something for the loop to look at; traps and patches go straight on.
                 reason::SITE => {
-                    if core.waiting || core.trap_loop || core.mmu.port().kicked() {
-                        break;
-                    }
-                    if core.may_interrupt(&ctx.cpu) {
+                    if kicked || core.waiting || core.trap_loop || core.may_interrupt(&ctx.cpu) {
                         break;
                     }
                     self.recall()
@@ -417,6 +432,9 @@ impl Vcpu {
                     }
                     Some(exit) => {
                         ctx.cpu.pc = exit.pc;
+                        if kicked {
+                            break;
+                        }
                         let found = self.find();
                         if let (Some(to), Some(tbs)) = (found, &mut self.core.tbs) {
                             tbs.link(number, to.id);
