@@ -23,6 +23,7 @@ use crate::tlb::fill::ram_address;
 use notdirty_core::{PAGE_SIZE, PageIndex, PageRange, RamAddr, VcpuRings, pin};
 use std::io;
 use std::ops::AddAssign;
+use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::ptr::NonNull;
 use std::sync::Arc;
 use std::time::Duration;
@@ -282,11 +283,27 @@ impl SoftMmu {
 
     #[cold]
     fn serve_posted<H: Hooks>(&mut self, hooks: &mut H) -> ServeReport {
-        let mut report = ServeReport::default();
         if !self.port.take_kick() {
-            return report;
+            return ServeReport::default();
         }
         let mut drained = self.port.drain();
+        match catch_unwind(AssertUnwindSafe(|| self.act(hooks, &mut drained))) {
+            Ok(report) => {
+                // Acted first, acknowledged last (HARVEST-1 counts on it).
+                self.port.acknowledge(drained);
+                report
+            }
+            // A hook panicked. What comes after must not be answered while this is not done.
+            Err(panic) => {
+                self.port.put_back(drained);
+                resume_unwind(panic)
+            }
+        }
+    }
+
+    /// Does all that was asked. If a hook panics it may be done again, from the start.
+    fn act<H: Hooks>(&mut self, hooks: &mut H, drained: &mut Drained) -> ServeReport {
+        let mut report = ServeReport::default();
         for &request in &drained.requests {
             match request {
                 Request::KillCode { ram, len } => {
@@ -314,17 +331,7 @@ impl SoftMmu {
                 }
             }
         }
-        if drained.view.is_some() && drained.since > self.view.version() {
-            // Requests were taken and not done: a hook panicked, and we are used again. What our view has lost since is
-            // not known.
-            self.flush_tlb();
-            hooks.flushed();
-            self.reservation = None;
-            report.flushed = true;
-        }
-        self.take_view(&mut drained);
-        // Acted first, acknowledged last (HARVEST-1 counts on it).
-        self.port.acknowledge(drained);
+        self.take_view(drained);
         report
     }
 

@@ -10,7 +10,7 @@
 //! ```
 //!
 //! Keeps TLB-1: a request reaches every vCPU, no poster skips one on a hint; too many re-arms become one of everything;
-//! the owner acts first and acknowledges last. Parked is no hint: it is read under the queue's lock, which the vCPU
+//! the owner acts first and acknowledges last, and who panics in between puts back what it took. Parked is no hint: it is read under the queue's lock, which the vCPU
 //! takes to park (so what it stored is visible to who finds it parked) and to unpark (so what was posted before is in
 //! the queue that it then drains). Keeps its part of SAFE-1: `wait` is called with no RCU guard held.
 //!
@@ -146,14 +146,10 @@ impl VcpuPort {
             // The vCPU is gone and its TLB with it: nothing can be stale, and `served` is at its end.
             return ticket;
         }
-        let (mut wake, mut changes) = (false, 0);
+        let mut wake = false;
         for request in requests {
             queue.add(request);
-            changes += u64::from(matches!(request, Request::Remap { .. }));
             wake |= matches!(request, Request::Remap { .. } | Request::FlushAll);
-        }
-        if let (Some(view), None) = (view, &queue.view) {
-            queue.since = view.version().saturating_sub(changes);
         }
         // What it replaces is dropped after the lock.
         let _old = match view {

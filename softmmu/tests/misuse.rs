@@ -2,8 +2,8 @@
 
 mod common;
 
-use common::{RAM, pa, va};
-use notdirty_core::{PageIndex, PageRange, RamAddr, RamBlockSpec, RamList};
+use common::{RAM, Vm, pa, va};
+use notdirty_core::{DirtyClient, PageIndex, PageRange, RamAddr, RamBlockSpec, RamList, pin};
 use notdirty_softmmu::{
     AddressSpace, CodeInvalidator, CodePages, Hooks, MapError, MemSize, MmuIdx, NoHooks, Request, SoftMmu,
 };
@@ -21,8 +21,34 @@ impl CodeInvalidator for Faulty {
 
 impl Hooks for Faulty {}
 
+/// A kill in front of whatever else is posted, and a serve in which it panics.
+fn serve_and_panic(mmu: &mut SoftMmu) {
+    mmu.port().post(Request::KillCode { ram: RamAddr::new(0), len: 1 });
+    assert!(catch_unwind(AssertUnwindSafe(|| mmu.serve(&mut Faulty))).is_err());
+}
+
 #[test]
-fn requests_that_were_taken_and_not_done_leave_no_entry_of_memory_that_is_gone() {
+fn a_re_arm_behind_a_hook_that_panics_is_not_answered_before_it_is_done() {
+    let mut vm = Vm::new();
+    let running = vm.mmu.running();
+    vm.put(RAM, MemSize::B8, 1);
+    assert!(vm.mmu.is_store_fast(va(RAM)));
+    vm.ram.dirty().test_and_clear(vm.page(0), DirtyClient::MIGRATION, &pin());
+    let ticket = vm.mmu.port().post(Request::Rearm(PageRange::of_page(vm.page(0))));
+    serve_and_panic(&mut vm.mmu);
+    assert!(!vm.mmu.port().served(ticket) && vm.mmu.port().kicked());
+    // It panics again, and a kick and a request that have nothing to do with it come in between.
+    serve_and_panic(&mut vm.mmu);
+    vm.mmu.port().kick();
+    let late = vm.mmu.port().post(Request::Rearm(PageRange::of_page(vm.page(0x2000))));
+    let report = vm.mmu.serve(&mut NoHooks);
+    assert!(vm.mmu.port().served(ticket) && vm.mmu.port().served(late));
+    assert!(!vm.mmu.is_store_fast(va(RAM)), "answered, and a store is fast and unheard: {report:?}");
+    drop(running);
+}
+
+#[test]
+fn an_unmapping_behind_a_hook_that_panics_is_done_with_the_next_one() {
     let ram = Arc::new(RamList::new());
     let space = AddressSpace::new(ram.clone());
     let block = ram.add(RamBlockSpec::new("ram", 0x4000)).unwrap();
@@ -33,11 +59,11 @@ fn requests_that_were_taken_and_not_done_leave_no_entry_of_memory_that_is_gone()
     mmu.port().post(Request::KillCode { ram: block.offset(), len: 1 });
     space.unmap(id).unwrap();
     let served = catch_unwind(AssertUnwindSafe(|| mmu.serve(&mut Faulty)));
-    assert!(served.is_err() && !mmu.port().kicked(), "the unmapping was taken, too");
+    assert!(served.is_err() && mmu.port().kicked(), "the unmapping was taken, too, and is there again");
     // The next change brings a view that does not hold the block; the test does, so that a failure is no crash.
     space.map_ram(pa(RAM + 0x10_0000), &block, 0, 0x1000, 0).unwrap();
     let report = mmu.serve(&mut NoHooks);
-    assert!(report.flushed);
+    assert_eq!((report.remapped, report.flushed), (2, false));
     assert!(!store(&mut mmu), "the entry outlived the view that it came from");
 }
 

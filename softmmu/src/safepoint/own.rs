@@ -15,8 +15,6 @@ pub struct Drained {
     pub requests: Vec<Request>,
     /// With remaps: the view after them.
     pub(crate) view: Option<Arc<FlatView>>,
-    /// The version of the view before them.
-    pub(crate) since: u64,
     pub(super) ticket: Ticket,
 }
 
@@ -56,6 +54,28 @@ impl OwnPort {
         let mut queue = self.queue();
         self.queued.store(false, Ordering::Relaxed);
         queue.drain()
+    }
+
+    /// Puts back what was drained and not done, not all of it at least: it is drained again, with what came since.
+    pub(crate) fn put_back(&self, drained: Drained) {
+        let mut queue = self.queue();
+        if queue.closed {
+            return;
+        }
+        for request in drained.requests {
+            queue.add(request);
+        }
+        // One that came since is the view after these, too.
+        let _newer = match &queue.view {
+            Some(_) => drained.view,
+            None => {
+                queue.view = drained.view;
+                None
+            }
+        };
+        self.queued.store(true, Ordering::Release);
+        self.kick.store(true, Ordering::SeqCst);
+        drop(queue);
     }
 
     /// Everything that was drained was done. Release partners the Acquire in `served`.

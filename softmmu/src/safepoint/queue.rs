@@ -24,8 +24,6 @@ pub(super) struct Queue {
     /// The view after the last of `remaps`. A view that is merely the newest may be past a change that is not in the
     /// queue yet, whose entries nobody would drop.
     pub(super) view: Option<Arc<FlatView>>,
-    /// The version of the view before the first of `remaps`.
-    pub(super) since: u64,
     flush: bool,
     /// Merge kills again when there are this many.
     merge_at: usize,
@@ -63,7 +61,7 @@ impl Queue {
         }
         requests.extend(self.remaps.drain(..).map(|(start, last)| Request::Remap { start, last }));
         requests.extend(self.rearms.drain(..).map(Request::Rearm));
-        Drained { requests, view, since: self.since, ticket: Ticket(self.posted) }
+        Drained { requests, view, ticket: Ticket(self.posted) }
     }
 
     fn add_rearm(&mut self, range: PageRange) {

@@ -145,6 +145,13 @@ pub(crate) struct StoreHooks<'a> {
     mask: TraceMask,
 }
 
+impl StoreHooks<'_> {
+    /// With no kill waiting for a `fence.i`.
+    pub(crate) fn at_once(self) -> Self {
+        StoreHooks { stale: None, ..self }
+    }
+}
+
 impl CodeInvalidator for StoreHooks<'_> {
     fn code_written(&mut self, _: &CodePages, ram: RamAddr, len: u64) -> usize {
         let Some(tbs) = &mut self.tbs else { return 0 };

@@ -208,12 +208,9 @@ impl Vcpu {
     /// Serves what others posted, as a run would first of all; returns how many TBs died.
     pub fn serve(&mut self) -> usize {
         let (ctx, core) = self.parts();
+        let (mmu, hooks) = core.split(ctx);
         // What others wrote does not wait for a `fence.i`.
-        let stale = core.stale.take();
-        let (mmu, mut hooks) = core.split(ctx);
-        let report = mmu.serve(&mut hooks);
-        core.stale = stale;
-        report.killed as usize
+        mmu.serve(&mut hooks.at_once()).killed as usize
     }
 
     /// Runs until a limit, a stop, or for ever. Between runs the vCPU is parked: nobody waits for it.
