@@ -145,7 +145,8 @@ pub struct ServeReport {
     pub remapped: u32,
 }
 
-/// One vCPU's way to memory. It belongs to that vCPU's thread (it can be moved there, not shared).
+/// One vCPU's way to memory. It belongs to that vCPU's thread (it can be moved there, not shared), which
+/// [serves](Self::serve) before it stores, whenever it was [parked](Self::park) or [asleep](Self::wait).
 pub struct SoftMmu {
     pub(crate) tlb: Tlb,
     /// The view the TLB's entries came from; see the header.
@@ -257,6 +258,12 @@ impl SoftMmu {
     }
 
     /// This vCPU does not touch guest memory from here on, until `running`: whatever is posted counts as served.
+    ///
+    /// Nothing checks that, as a check would cost each store. Who parks, and then stores before it has
+    /// [served](Self::serve), stores unheard: a page that was just harvested changes and stays clean, code that was
+    /// patched lives on, what was unmapped is written to. Its memory is still there: the entries' view is, until `serve`.
+    /// A thread that owns the vCPU and harvests, too, stays parked (it cannot wait for itself) and serves after each
+    /// harvest.
     pub fn park(&mut self) {
         self.port.park();
     }

@@ -12,7 +12,8 @@
 //! Keeps TLB-1: a request reaches every vCPU, no poster skips one on a hint; too many re-arms become one of everything;
 //! the owner acts first and acknowledges last, and who panics in between puts back what it took. Parked is no hint: it is read under the queue's lock, which the vCPU
 //! takes to park (so what it stored is visible to who finds it parked) and to unpark (so what was posted before is in
-//! the queue that it then drains). Keeps its part of SAFE-1: `wait` is called with no RCU guard held.
+//! the queue that it then drains). That a parked vCPU stores nothing before it drains is for its owner to keep, see
+//! `SoftMmu::park`. Keeps its part of SAFE-1: `wait` is called with no RCU guard held.
 //!
 //! What posters do is here; what the vCPU's own thread does, and only it can, is in `safepoint/own.rs`.
 //!

@@ -68,6 +68,32 @@ fn an_unmapping_behind_a_hook_that_panics_is_done_with_the_next_one() {
 }
 
 #[test]
+fn a_parked_vcpu_that_stores_before_it_serves_is_not_heard_and_touches_nobodys_memory() {
+    let ram = Arc::new(RamList::new());
+    let space = AddressSpace::new(ram.clone());
+    let block = ram.add(RamBlockSpec::new("ram", 0x4000)).unwrap();
+    let id = space.map_ram(pa(RAM), &block, 0, 0x4000, 0).unwrap();
+    let mut mmu = SoftMmu::new(&space, 0).unwrap();
+    let store = |mmu: &mut SoftMmu| mmu.store(&mut NoHooks, MmuIdx::M, va(RAM), MemSize::B8, 1).is_ok();
+    assert!(store(&mut mmu));
+    mmu.park();
+    let page = PageRange::of_page(block.offset().page());
+    ram.dirty().test_and_clear(page.start, DirtyClient::MIGRATION, &pin());
+    assert!(space.rearm_and_wait(&[page], None));
+    assert!(store(&mut mmu) && !ram.dirty().test(page.start, DirtyClient::MIGRATION, &pin()));
+    // As it should have been done.
+    let _ = mmu.serve(&mut NoHooks);
+    assert!(store(&mut mmu) && ram.dirty().test(page.start, DirtyClient::MIGRATION, &pin()));
+    space.unmap(id).unwrap();
+    ram.remove(&block).unwrap();
+    let gone = Arc::downgrade(&block);
+    drop(block);
+    assert!(store(&mut mmu) && gone.upgrade().is_some(), "its view keeps the block");
+    let _ = mmu.serve(&mut NoHooks);
+    assert!(!store(&mut mmu));
+}
+
+#[test]
 fn re_arms_of_everything_are_counted_for_ever() {
     let ram = Arc::new(RamList::new());
     let space = AddressSpace::new(ram.clone());
