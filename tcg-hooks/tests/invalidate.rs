@@ -8,7 +8,7 @@ use common::*;
 use notdirty_core::RamBlockSpec;
 use notdirty_softmmu::{GuestPhys, lines_of};
 use notdirty_tcg::riscv::Op;
-use notdirty_tcg::{ICache, JitFlags, RunLimits, VcpuExit};
+use notdirty_tcg::{EngineKind, ICache, JitFlags, RunLimits, VcpuExit};
 
 /// Three functions on one page: alone on its line, and two that share one. Each adds to a0.
 const ONE: u64 = RAM + 0x1000;
@@ -549,5 +549,54 @@ fn an_odd_entry_is_a_trap_and_no_accident() {
         vm.vcpu.cpu_mut().csr.mtvec = RAM + 0x100;
         vm.run(RAM + 1);
         assert_eq!((vm.x(A0), vm.x(A1)), (0, RAM + 1), "{engine:?}: instruction address misaligned");
+    }
+}
+
+#[test]
+fn code_over_two_ranges_of_one_page_runs_and_dies_by_either() {
+    let mut vm = Vm::new();
+    let other = vm.list.add(RamBlockSpec::new("other", 0x1000)).unwrap();
+    let window = 0x9000_0000;
+    // The border is in the middle of an instruction.
+    let cut = 0x802;
+    vm.space.map_ram(GuestPhys::new(window), &vm.block, 0x4000, cut, 0).unwrap();
+    vm.space.map_ram(GuestPhys::new(window + cut), &other, cut, 0x1000 - cut, 0).unwrap();
+    let start = window + 0x7f8;
+    let code = |n: i32| bytes(&[addi(A0, A0, n), addi(A0, A0, 10), addi(A0, A0, n), addi(A0, A0, n), ret()]);
+    let mut asm = Asm::at(RAM);
+    asm.i(li(A0, 0)).op(Op::Jalr, RA, T0, 0, 0).stop();
+    asm.put(&vm);
+    let mut sum = [1; 3];
+    vm.space.write(GuestPhys::new(start), &code(1)).unwrap();
+    for n in 1..20 {
+        vm.vcpu.cpu_mut().x[usize::from(T0)] = start;
+        vm.run(RAM);
+        assert_eq!(vm.x(A0), 10 + sum.iter().sum::<u64>(), "round {n}");
+        // Each half of the instruction on the border is on a page of RAM of its own.
+        let (which, at, len) = [(0, 0, 4), (1, 10, 2), (2, 12, 4)][n % 3];
+        let died = vm.invalidated();
+        vm.space.write(GuestPhys::new(start + at as u64), &code(n as i32)[at..at + len]).unwrap();
+        vm.vcpu.serve();
+        assert_eq!(vm.invalidated() - died, u64::from(which != 1), "nothing is made of what lies on two ranges");
+        sum[which] = n as u64;
+    }
+}
+
+#[test]
+fn a_fetch_over_an_odd_end_of_ram_names_the_byte_that_is_missing() {
+    for engine in [EngineKind::Interp, EngineKind::Jit] {
+        let mut vm = Vm::with(&Setup { engine, ..Setup::default() });
+        let window = 0x9000_0000;
+        vm.space.map_ram(GuestPhys::new(window), &vm.block, 0x4000, 0x801, 0).unwrap();
+        vm.put(RAM + 0x4000 + 0x7fe - 2, &[0x0013_0001, 0x0001_0001]);
+        let mut handler = Asm::at(RAM);
+        handler.stop();
+        handler.put(&vm);
+        for pc in [0x7fe, 0x800] {
+            vm.vcpu.cpu_mut().csr.mtvec = RAM;
+            vm.run(window + pc);
+            let csr = &vm.vcpu.cpu().csr;
+            assert_eq!((csr.mcause, csr.mepc, csr.mtval), (1, window + pc, window + 0x801), "{engine:?}");
+        }
     }
 }

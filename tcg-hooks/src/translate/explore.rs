@@ -243,12 +243,15 @@ impl Translator {
 
     /// The instruction at `off`, on pages that may not have been asked for.
     fn fetch<H: Hooks>(&mut self, mmu: &mut SoftMmu, hooks: &mut H, off: u32) -> Result<u32, MemFault> {
+        let low = self.ask(mmu, hooks, off)?;
+        // Read once: were it another length at a second look, half of it would be on a page that nobody asked for.
+        Ok(if low & 3 != 3 { low.into() } else { u32::from(self.ask(mmu, hooks, off + 2)?) << 16 | u32::from(low) })
+    }
+
+    fn ask<H: Hooks>(&mut self, mmu: &mut SoftMmu, hooks: &mut H, off: u32) -> Result<u16, MemFault> {
         self.page(mmu, hooks, off)?;
-        if self.half(off).is_some_and(|low| low & 3 == 3) {
-            self.page(mmu, hooks, off + 2)?;
-        }
-        let behind = GuestVirt::new(self.base.wrapping_add(u64::from(off) + 2));
-        self.read(off).ok_or(MemFault::access(AccessKind::Fetch, behind))
+        let last = GuestVirt::new(self.base.wrapping_add(u64::from(off) + 1));
+        self.half(off).ok_or(MemFault::access(AccessKind::Fetch, last))
     }
 
     /// Notes where an instruction may go; does exploring go straight on?

@@ -1,4 +1,5 @@
 use super::*;
+use crate::testkit::Rng;
 use notdirty_core::{RamBlockSpec, RamList};
 use notdirty_softmmu::{AddressSpace, GuestPhys, NoHooks};
 use std::sync::Arc;
@@ -43,4 +44,41 @@ fn a_translation_that_faults_after_its_announcement_keeps_nobodys_port() {
         done.store(true, Ordering::Relaxed);
         assert_eq!(Arc::strong_count(other.port()), alone);
     });
+}
+
+/// Two threads store anything, most of it around the ends of pages.
+#[test]
+fn whatever_is_stored_meanwhile_a_translation_is_no_fault_and_leaves_nothing_noted() {
+    let ram = Arc::new(RamList::new());
+    let block = ram.add(RamBlockSpec::new("ram", 0x3000)).unwrap();
+    let space = AddressSpace::new(ram);
+    space.map_ram(GuestPhys::new(RAM), &block, 0, 0x3000, 0).unwrap();
+    let mut mmu = SoftMmu::new(&space, 0).unwrap();
+    let done = AtomicBool::new(false);
+    let (mut translator, mut rng) = (Translator::default(), Rng::new(1));
+    let mut fault = None;
+    std::thread::scope(|scope| {
+        for seed in 2..4 {
+            let (block, done) = (&block, &done);
+            scope.spawn(move || {
+                let mut rng = Rng::new(seed);
+                while !done.load(Ordering::Relaxed) {
+                    let at = 0x1000 * rng.below(2) + 0xff8 + 2 * rng.below(8);
+                    block.store(at, 2, rng.bits() & 0xffff).unwrap();
+                    block.store(4 * rng.below(0xc00), 4, rng.bits() & 0xffff_ffff).unwrap();
+                }
+            });
+        }
+        for _ in 0..50_000 {
+            let pc = RAM + if rng.chance(50) { 0xffe } else { 2 * rng.below(0x1000) };
+            let limits = Limits { insns: rng.pick(&[1, 5, MAX_INSNS]), regions: true, optimise: true };
+            let made = translator.translate(&mut mmu, &mut NoHooks, pc, limits);
+            fault = fault.or(made.err());
+            drop(translator.doubts());
+        }
+        done.store(true, Ordering::Relaxed);
+    });
+    assert_eq!(fault, None);
+    translator.forget();
+    assert!(translator.slots.iter().all(|slot| (slot.at, slot.block) == (NONE, NONE)));
 }
