@@ -600,3 +600,34 @@ fn a_fetch_over_an_odd_end_of_ram_names_the_byte_that_is_missing() {
         }
     }
 }
+
+#[test]
+fn a_check_that_several_accesses_share_asks_for_the_page_of_the_last() {
+    let mut vm = Vm::new();
+    let (data, function, end) = (RAM + 0x4000, RAM + 0x5000, RAM + 0x10_0000);
+    vm.put(function, &[addi(A0, ZERO, 1), ret()]);
+    let (mut writer, mut reader, mut handler) = (Asm::at(RAM + 0x2000), Asm::at(RAM + 0x2100), Asm::at(RAM + 0x2200));
+    for n in 0..4 {
+        writer.op(Op::Sw, 0, T0, A1, 4 * n);
+        reader.op(Op::Lw, A2, T1, 0, 4 * n);
+    }
+    writer.i(ret()).put(&vm);
+    reader.i(ret()).put(&vm);
+    handler.stop().put(&vm);
+    let mut main = Asm::at(RAM);
+    main.call(writer.base).call(reader.base).call(function).stop();
+    main.put(&vm);
+    vm.vcpu.cpu_mut().csr.mtvec = handler.base;
+    let mut run = |to: u64, from: u64, word: u32| {
+        let x = &mut vm.vcpu.cpu_mut().x;
+        x[usize::from(T0)] = to;
+        x[usize::from(T1)] = from;
+        x[usize::from(A1)] = word.into();
+        vm.run(RAM);
+        (vm.x(A0), vm.vcpu.cpu().csr.mtval)
+    };
+    // The first page of each is known, and nobody listens.
+    assert_eq!(run(data, end - 16, 0), (1, 0));
+    assert_eq!(run(function - 12, end - 16, addi(A0, ZERO, 2)), (2, 0), "a store to code was heard");
+    assert_eq!(run(data, end - 12, 0), (2, end), "a load from nowhere is a fault");
+}

@@ -23,8 +23,8 @@ pub type CodeOffset = u32;
 
 /// Host code, writable through one mapping and executable through another.
 pub struct CodeCache {
-    rw: NonNull<u8>,
-    rx: NonNull<u8>,
+    rw: View,
+    rx: View,
     len: usize,
     first: usize,
     chunk_len: usize,
@@ -60,11 +60,12 @@ impl CodeCache {
     /// Reserves `bytes` (rounded up to at least [`CodeCache::MIN_BYTES`]) and copies `thunks` to its start.
     pub fn new(bytes: usize, thunks: &[u8]) -> io::Result<CodeCache> {
         let len = bytes.clamp(Self::MIN_BYTES, 1 << 30).next_multiple_of(1 << 16);
-        // SAFETY: plain system calls whose results are checked; the views are ours alone until they are returned.
-        let (rw, rx) = unsafe { two_views(len)? };
-        let (Some(rw), Some(rx)) = (NonNull::new(rw), NonNull::new(rx)) else {
-            return Err(io::Error::other("mapping at address zero"));
-        };
+        // Not every sandbox has the first kind.
+        let views = views_of_anonymous(len).or_else(|_| views_of_memfd(len))?;
+        Ok(CodeCache::over(views, len, thunks))
+    }
+
+    fn over((rw, rx): (View, View), len: usize, thunks: &[u8]) -> CodeCache {
         let first = thunks.len().next_multiple_of(4096);
         assert!(first < Self::MIN_BYTES / 2, "{} bytes of thunks leave no room for TBs", thunks.len());
         let chunks = (len >> 17).clamp(Self::CHUNKS.0, Self::CHUNKS.1);
@@ -84,7 +85,7 @@ impl CodeCache {
         };
         cache.copy(0, thunks);
         cache.pos = first;
-        Ok(cache)
+        cache
     }
 
     /// Bytes that one TB may take at most.
@@ -203,63 +204,77 @@ impl CodeCache {
     }
 }
 
-/// Maps `len` bytes twice: to write, and to execute.
-///
-/// # Safety
-/// The caller unmaps both, or leaks them.
-unsafe fn two_views(len: usize) -> io::Result<(*mut u8, *mut u8)> {
-    let write = libc::PROT_READ | libc::PROT_WRITE;
-    let check = |at: *mut libc::c_void| if at == libc::MAP_FAILED { Err(io::Error::last_os_error()) } else { Ok(at) };
-    // SAFETY: plain system calls whose results are checked; what one mapped is unmapped if a later one fails.
-    unsafe {
-        let shared = libc::MAP_SHARED | libc::MAP_NORESERVE;
-        let rw = check(libc::mmap(std::ptr::null_mut(), len, write, shared | libc::MAP_ANONYMOUS, -1, 0))?;
-        // From size 0: a second view of shared pages. Profilers take such memory for what it is, a JIT's; that of a
-        // memfd they look up in a file.
-        let (rw, rx) = match check(libc::mremap(rw, 0, len, libc::MREMAP_MAYMOVE)) {
-            Ok(rx) => (rw, Ok(rx)),
-            // Not every sandbox has that.
-            Err(_) => {
-                libc::munmap(rw, len);
-                let fd = libc::memfd_create(c"notdirty-jit".as_ptr(), libc::MFD_CLOEXEC);
-                if fd < 0 {
-                    return Err(io::Error::last_os_error());
-                }
-                let fd = OwnedFd::from_raw_fd(fd);
-                if libc::ftruncate(fd.as_raw_fd(), len as libc::off_t) != 0 {
-                    return Err(io::Error::last_os_error());
-                }
-                let view = || check(libc::mmap(std::ptr::null_mut(), len, write, shared, fd.as_raw_fd(), 0));
-                (view()?, view())
-            }
-        };
-        let made = rx.and_then(|rx| match libc::mprotect(rx, len, libc::PROT_READ | libc::PROT_EXEC) {
-            0 => Ok(rx),
-            _ => {
-                let error = io::Error::last_os_error();
-                libc::munmap(rx, len);
-                Err(error)
-            }
-        });
-        match made {
-            Ok(rx) => Ok((rw.cast(), rx.cast())),
-            Err(error) => {
-                libc::munmap(rw, len);
-                Err(error)
-            }
+/// A mapping, undone when it is dropped.
+struct View {
+    at: NonNull<u8>,
+    len: usize,
+}
+
+impl View {
+    /// Of what a system call returned.
+    fn new(at: *mut libc::c_void, len: usize) -> io::Result<View> {
+        if at == libc::MAP_FAILED {
+            return Err(io::Error::last_os_error());
         }
+        let at = NonNull::new(at.cast()).ok_or_else(|| io::Error::other("mapping at address zero"))?;
+        Ok(View { at, len })
+    }
+
+    /// Of a file, or of new anonymous memory; to read and write.
+    fn map(file: Option<&OwnedFd>, len: usize) -> io::Result<View> {
+        let (anonymous, fd) = file.map_or((libc::MAP_ANONYMOUS, -1), |file| (0, file.as_raw_fd()));
+        let flags = libc::MAP_SHARED | libc::MAP_NORESERVE | anonymous;
+        // SAFETY: a new mapping, where the kernel likes.
+        View::new(
+            unsafe { libc::mmap(std::ptr::null_mut(), len, libc::PROT_READ | libc::PROT_WRITE, flags, fd, 0) },
+            len,
+        )
+    }
+
+    /// To read and execute from now on.
+    fn executable(self) -> io::Result<View> {
+        // SAFETY: the mapping is ours, and nobody has a pointer into it yet.
+        match unsafe { libc::mprotect(self.as_ptr().cast(), self.len, libc::PROT_READ | libc::PROT_EXEC) } {
+            0 => Ok(self),
+            _ => Err(io::Error::last_os_error()),
+        }
+    }
+
+    fn as_ptr(&self) -> *mut u8 {
+        self.at.as_ptr()
     }
 }
 
-impl Drop for CodeCache {
+impl Drop for View {
     fn drop(&mut self) {
-        // SAFETY: both views were mapped by `new` with this length; emitted code is entered through
-        // `&mut` of the owner only, so nobody runs in it now.
-        unsafe {
-            libc::munmap(self.rw.as_ptr().cast(), self.len);
-            libc::munmap(self.rx.as_ptr().cast(), self.len);
-        }
+        // SAFETY: mapped with this length; emitted code is entered through `&mut` of the cache's owner only, so nobody
+        // runs in it now.
+        unsafe { libc::munmap(self.as_ptr().cast(), self.len) };
     }
+}
+
+/// The same bytes to write, and to execute. Profilers take anonymous memory for what it is, a JIT's; that of a memfd
+/// they look up in a file.
+fn views_of_anonymous(len: usize) -> io::Result<(View, View)> {
+    let rw = View::map(None, len)?;
+    // SAFETY: from size 0 it leaves the mapping as it is, and makes a second one of its shared pages.
+    let rx = View::new(unsafe { libc::mremap(rw.as_ptr().cast(), 0, len, libc::MREMAP_MAYMOVE) }, len)?;
+    Ok((rw, rx.executable()?))
+}
+
+fn views_of_memfd(len: usize) -> io::Result<(View, View)> {
+    // SAFETY: the name is a string, and a descriptor that is made is ours alone.
+    let file = unsafe {
+        match libc::memfd_create(c"notdirty-jit".as_ptr(), libc::MFD_CLOEXEC) {
+            fd if fd < 0 => return Err(io::Error::last_os_error()),
+            fd => OwnedFd::from_raw_fd(fd),
+        }
+    };
+    // SAFETY: it is told a descriptor that is open.
+    if unsafe { libc::ftruncate(file.as_raw_fd(), len as libc::off_t) } != 0 {
+        return Err(io::Error::last_os_error());
+    }
+    Ok((View::map(Some(&file), len)?, View::map(Some(&file), len)?.executable()?))
 }
 
 #[cfg(test)]
@@ -267,15 +282,24 @@ mod tests {
     use super::*;
 
     #[test]
-    fn code_written_through_one_view_runs_through_the_other() {
-        let mut cache = CodeCache::new(0, &[0x90]).unwrap();
-        let at = cache.reserve(6).unwrap();
-        cache.write(at, &[0xb8, 42, 0, 0, 0, 0xc3]); // mov eax, 42; ret
-        // SAFETY: the bytes just pushed are a complete function of this signature.
-        let f: extern "C" fn() -> u32 = unsafe { std::mem::transmute(cache.address(at)) };
-        assert_eq!(f(), 42);
-        cache.copy(at as usize + 1, &[7]);
-        assert_eq!(f(), 7);
+    fn code_written_through_one_view_runs_through_the_other_whatever_they_are_of() {
+        let len = CodeCache::MIN_BYTES;
+        for views in [views_of_anonymous(len), views_of_memfd(len)] {
+            let mut cache = CodeCache::over(views.unwrap(), len, &[0x90]);
+            let at = cache.reserve(6).unwrap();
+            cache.write(at, &[0xb8, 42, 0, 0, 0, 0xc3]); // mov eax, 42; ret
+            // SAFETY: the bytes just pushed are a complete function of this signature.
+            let f: extern "C" fn() -> u32 = unsafe { std::mem::transmute(cache.address(at)) };
+            assert_eq!(f(), 42);
+            cache.copy(at as usize + 1, &[7]);
+            assert_eq!(f(), 7);
+        }
+    }
+
+    #[test]
+    fn what_no_host_has_is_an_error() {
+        assert!(CodeCache::new(usize::MAX, &[0x90]).is_ok(), "cut short");
+        assert!(views_of_anonymous(1 << 60).is_err() && views_of_memfd(1 << 60).is_err());
     }
 
     #[test]

@@ -314,6 +314,13 @@ mod tests {
     }
 
     #[test]
+    fn short_instructions_are_the_same_packed() {
+        for half in 0..=u16::MAX {
+            assert_eq!(Packed::short(half).insn(), expand(half), "{half:#06x}");
+        }
+    }
+
+    #[test]
     fn immediates_are_put_together_from_their_pieces() {
         let cases: [(u32, Op, i32); 12] = [
             (0xffff_f537, Op::Lui, -4096),      // lui a0, 0xfffff

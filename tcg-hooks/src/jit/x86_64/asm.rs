@@ -284,4 +284,41 @@ mod tests {
             );
         }
     }
+
+    #[test]
+    fn a_hole_leads_where_it_is_closed_or_aimed() {
+        let mut asm = Assembler::new();
+        let label = asm.new_label();
+        let (on, aimed) = (asm.jump_if(Flag::Less), asm.jump());
+        asm.close(on);
+        asm.jump_to(0);
+        asm.dynamic_label(label);
+        dynasm!(asm; .arch x64; lea rdx, [rip + 0]);
+        let back = asm.hole();
+        asm.aim(aimed, label);
+        asm.aim(back, label);
+        asm.finish();
+        assert_eq!(
+            asm.code(),
+            [
+                [0x0f, 0x8c, 5, 0, 0, 0].as_slice(),
+                &[0xe9, 5, 0, 0, 0],
+                &[0xe9, 0xf0, 0xff, 0xff, 0xff],
+                &[0x48, 0x8d, 0x15, 0xf9, 0xff, 0xff, 0xff]
+            ]
+            .concat()
+        );
+    }
+
+    #[test]
+    #[should_panic(expected = "a TB is not longer than the longest")]
+    fn code_that_is_too_long_is_found_at_the_end() {
+        let mut asm = Assembler::new();
+        while asm.here() as usize <= 2 * SIZE {
+            let hole = asm.jump();
+            asm.push(0x90);
+            asm.close(hole);
+        }
+        asm.finish();
+    }
 }

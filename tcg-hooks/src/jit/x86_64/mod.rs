@@ -354,3 +354,54 @@ impl Emitter {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::riscv::Op;
+    use crate::testkit::encode;
+    use crate::translate::{Limits, MAX_INSNS, Translator};
+    use notdirty_core::{RamBlockSpec, RamList};
+    use notdirty_softmmu::{AddressSpace, GuestPhys, NoHooks, SoftMmu};
+    use std::sync::Arc;
+
+    unsafe extern "C" fn nobody(_: *mut context::Context, _: u32) -> u64 {
+        0
+    }
+
+    /// Loops over what becomes the most code: accesses that share checks and overlap, calls, divisions, sites.
+    #[test]
+    fn the_longest_code_leaves_room_to_spare() {
+        const RAM: u64 = 0x8000_0000;
+        let shapes: [fn(i32) -> u32; 4] = [
+            |n| encode([Op::Sd, Op::Ld][n as usize % 2], 27, 28 + (n / 2 % 4) as u8, 27, 1024 + 8 * (n % 100)),
+            |n| if n % 2 == 0 { encode(Op::Bne, 0, 29, 30, 8) } else { encode(Op::Jalr, 1, 5, 0, 444) },
+            |n| encode([Op::Mulhsu, Op::Div, Op::Remw][n as usize % 3], 29, 29, 31, 0),
+            |_| encode(Op::AmoaddD, 29, 30, 31, 0),
+        ];
+        let mut slow = JitFlags { count: true, ..JitFlags::default() };
+        for name in ["plain_index", "base_register", "budget_register", "bmi2"] {
+            assert!(slow.set(name, false));
+        }
+        for shape in shapes {
+            let ram = Arc::new(RamList::new());
+            let block = ram.add(RamBlockSpec::new("ram", 0x1000)).unwrap();
+            let last = MAX_INSNS as i32 - 1;
+            for n in 0..=last {
+                let word = if n == last { encode(Op::Beq, 0, 0, 0, -4 * last) } else { shape(n) };
+                block.store(4 * n as u64, 4, word.into()).unwrap();
+            }
+            let space = AddressSpace::new(ram);
+            space.map_ram(GuestPhys::new(RAM), &block, 0, 0x1000, 0).unwrap();
+            let mut translator = Translator::default();
+            let limits = Limits { insns: MAX_INSNS, regions: true, optimise: true };
+            translator.translate(&mut SoftMmu::new(&space, 0).unwrap(), &mut NoHooks, RAM, limits).unwrap();
+            assert_eq!(translator.region.insns as usize, MAX_INSNS);
+            for flags in [JitFlags::default(), slow] {
+                let (_, thunks) = thunks::assemble(flags, nobody);
+                let (len, _) = Emitter::new(flags, thunks, 0x1_0000).emit(&translator.region, 0);
+                assert!((4 * MAX_INSNS..asm::CAPACITY / 2).contains(&len), "{len} bytes");
+            }
+        }
+    }
+}
