@@ -55,23 +55,30 @@ impl PageSet {
     }
 
     /// Adds `words` words in a row with the same bits.
+    #[inline]
     pub fn push_words(&mut self, first: PageIndex, words: u64, bits: u64) {
         let first = first.get() / 64;
         self.push_run(Run { first, end: first.saturating_add(words).min(u64::MAX / 64 + 1), bits });
     }
 
+    #[inline]
     fn push_run(&mut self, run: Run) {
         match self.runs.last_mut() {
             _ if run.bits == 0 || run.first >= run.end => {}
             Some(last) if last.end == run.first && last.bits == run.bits => last.end = run.end,
-            Some(last) if last.end > run.first => {
-                let tail = self.runs.partition_point(|before| before.end <= run.first);
-                let mut tail = Self { runs: self.runs.split_off(tail) };
-                tail.merge(&Self { runs: vec![run] });
-                tail.runs.into_iter().for_each(|run| self.push_run(run));
-            }
+            Some(last) if last.end > run.first => self.push_before(run.first, run.end, run.bits),
             _ => self.runs.push(run),
         }
+    }
+
+    /// Adds a run that does not lie behind the last one. By its parts: a run by reference would go through memory on the
+    /// usual way, too, and wait there between two exchanges of a take.
+    #[cold]
+    fn push_before(&mut self, first: u64, end: u64, bits: u64) {
+        let tail = self.runs.partition_point(|before| before.end <= first);
+        let mut tail = Self { runs: self.runs.split_off(tail) };
+        tail.merge(&Self { runs: vec![Run { first, end, bits }] });
+        tail.runs.into_iter().for_each(|run| self.push_run(run));
     }
 
     /// Adds a range.
