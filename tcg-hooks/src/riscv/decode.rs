@@ -125,7 +125,8 @@ pub const fn is_compressed(lo16: u16) -> bool {
 // time was there.
 #[inline(always)]
 pub fn decode(bits: u32) -> Insn {
-    Packed::long(bits).insn()
+    // The length is known before the rest: whoever reads on by it need not wait for the look-up.
+    Insn { len: 4, ..Packed::long(bits).insn() }
 }
 
 /// What is not the first of its list, or nothing.
