@@ -15,23 +15,34 @@ fn words_of(bits: Range<u64>) -> impl Iterator<Item = (u64, u64)> {
 
 /// Bits for one thread at a time. Past the end there are none: they read as 0 and stay so.
 pub(super) struct Bits {
-    words: Vec<u64>,
+    /// From `start` on, where a line begins: 2 MiB of guest RAM are one line of the host's, not two.
+    memory: Vec<u64>,
+    start: usize,
     len: u64,
 }
+
+/// Words in a line.
+const LINE: usize = 8;
 
 impl Bits {
     /// `len` zeros; memory is taken as they are set.
     pub(super) fn new(len: u64) -> Self {
-        let words = vec![0; len.div_ceil(64) as usize];
-        advise_huge(&words);
-        Self { words, len }
+        // Asked for with an alignment, the allocator would write the zeros.
+        let memory = vec![0; len.div_ceil(64) as usize + LINE - 1];
+        advise_huge(&memory);
+        let start = memory.as_ptr().align_offset(LINE * size_of::<u64>()).min(LINE - 1);
+        Self { memory, start, len }
+    }
+
+    fn words(&self) -> &[u64] {
+        &self.memory[self.start..]
     }
 
     /// A word is going to be set soon.
     #[inline]
     pub(super) fn prefetch(&self, word: u64) {
         #[cfg(target_arch = "x86_64")]
-        if let Some(word) = usize::try_from(word).ok().and_then(|word| self.words.get(word)) {
+        if let Some(word) = usize::try_from(word).ok().and_then(|word| self.words().get(word)) {
             use core::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
             // SAFETY: the word is there; a prefetch reads nothing that anybody could see.
             unsafe { _mm_prefetch::<_MM_HINT_T0>(core::ptr::from_ref(word).cast()) };
@@ -45,14 +56,14 @@ impl Bits {
         let whole = self.len / 64;
         let cut = words.start.min(whole)..words.end.min(whole);
         let mut newly = 0;
-        let (lines, rest) = self.words[cut.start as usize..cut.end as usize].as_chunks_mut::<8>();
+        let (lines, rest) = self.memory[self.start..][cut.start as usize..cut.end as usize].as_chunks_mut::<LINE>();
         // Mostly nothing was there, and not every host counts bits in one step.
         for line in lines {
             newly += match line.iter().fold(0, |any, had| any | had) {
                 0 => 512,
                 _ => line.iter().map(|had| u64::from((!*had).count_ones())).sum(),
             };
-            *line = [!0; 8];
+            *line = [!0; LINE];
         }
         for had in rest {
             newly += u64::from((!*had).count_ones());
@@ -70,7 +81,9 @@ impl Bits {
     pub(super) fn or_word(&mut self, word: u64, bits: u64) -> u64 {
         // The last word may stand out.
         let bits = if self.len - (word * 64).min(self.len) < 64 { bits & !(!0 << (self.len % 64)) } else { bits };
-        let Some(had) = usize::try_from(word).ok().and_then(|word| self.words.get_mut(word)) else { return 0 };
+        let Some(had) = usize::try_from(word).ok().and_then(|word| self.memory[self.start..].get_mut(word)) else {
+            return 0;
+        };
         let new = bits & !*had;
         if new != 0 {
             *had |= new;
@@ -88,23 +101,24 @@ impl Bits {
     pub(super) fn take(&mut self, bit: u64) -> bool {
         let was = self.test(bit);
         if was {
-            self.words[(bit / 64) as usize] &= !(1 << (bit % 64));
+            self.memory[self.start..][(bit / 64) as usize] &= !(1 << (bit % 64));
         }
         was
     }
 
     pub(super) fn test(&self, bit: u64) -> bool {
-        bit < self.len && self.words[(bit / 64) as usize] >> (bit % 64) & 1 != 0
+        bit < self.len && self.words()[(bit / 64) as usize] >> (bit % 64) & 1 != 0
     }
 
     /// The first bit from `from` on that is set.
     pub(super) fn next_set(&self, from: u64) -> Option<u64> {
         let first = usize::try_from(from / 64).ok()?;
-        let mut masked = self.words.get(first)? & (!0 << (from % 64));
+        let words = self.words();
+        let mut masked = words.get(first)? & (!0 << (from % 64));
         let mut word = first;
         while masked == 0 {
             word += 1;
-            masked = *self.words.get(word)?;
+            masked = *words.get(word)?;
         }
         Some(word as u64 * 64 + u64::from(masked.trailing_zeros()))
     }
@@ -168,3 +182,19 @@ impl SharedBits {
 }
 
 const _: () = assert!(align_of::<AtomicU64>() == align_of::<u64>());
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn two_mib_of_pages_are_one_line_of_the_host() {
+        for len in [1, 64, 513, 1 << 16, 1 << 22] {
+            let mut bits = Bits::new(len);
+            assert_eq!(bits.words().as_ptr().addr() % 64, 0, "{len} bits");
+            assert!(bits.words().len() as u64 >= len.div_ceil(64));
+            assert_eq!(bits.set(0..len + 1), len, "and there are no more of them");
+            assert_eq!(bits.next_set(len), None);
+        }
+    }
+}
