@@ -31,8 +31,6 @@ pub struct JitFlags {
     pub pinned: bool,
     /// Let a region with loops choose which guest registers those are.
     pub remap: bool,
-    /// Predict returns by a return stack.
-    pub return_stack: bool,
     /// Jump from TB to TB without asking the exec loop.
     pub chaining: bool,
     /// Probe the jump cache inline for indirect jumps.
@@ -68,7 +66,6 @@ impl Default for JitFlags {
             regions: true,
             pinned: true,
             remap: true,
-            return_stack: true,
             chaining: true,
             jump_cache: true,
             flat_addend: true,
@@ -88,11 +85,10 @@ impl Default for JitFlags {
 
 impl JitFlags {
     /// Names of the switches, in the order of [`JitFlags::set`]'s bits.
-    pub const NAMES: [&str; 16] = [
+    pub const NAMES: [&str; 15] = [
         "regions",
         "pinned",
         "remap",
-        "return_stack",
         "chaining",
         "jump_cache",
         "flat_addend",
@@ -113,7 +109,6 @@ impl JitFlags {
             "regions" => &mut self.regions,
             "pinned" => &mut self.pinned,
             "remap" => &mut self.remap,
-            "return_stack" => &mut self.return_stack,
             "chaining" => &mut self.chaining,
             "jump_cache" => &mut self.jump_cache,
             "flat_addend" => &mut self.flat_addend,

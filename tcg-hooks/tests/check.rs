@@ -67,7 +67,7 @@ fn kills_that_wait_for_a_fence_keep_every_structure_in_order() {
 #[test]
 fn basic_blocks_without_any_cache_keep_every_structure_in_order() {
     let mut flags = JitFlags { tier0: false, ..JitFlags::default() };
-    for name in ["regions", "return_stack", "jump_cache", "pinned"] {
+    for name in ["regions", "jump_cache", "pinned"] {
         assert!(flags.set(name, false));
     }
     let board = run(flags, ICache::Coherent, programs(), 1, 20_000);

@@ -209,9 +209,9 @@ fn the_death_of_a_target_does_not_touch_who_took_the_number_of_a_dead_neighbour(
 }
 
 #[test]
-fn the_return_stack_forgets_what_died() {
-    // f writes over the TB that called it, and then over the instruction that its caller goes on with. A return stack
-    // that remembers would lead into the dead caller's way back, which nobody unlinks any more.
+fn a_return_into_what_the_callee_wrote_over_runs_what_is_there() {
+    // f writes over the TB that called it, and then over the instruction that its caller goes on with. Whoever remembered
+    // where the caller's way back was would lead into a dead one, which nobody unlinks any more.
     for regions in [true, false] {
         let mut vm = Vm::with(&Setup { flags: JitFlags { regions, ..eager() }, ..Setup::default() });
         let (main, f) = (RAM, RAM + 0x2000);

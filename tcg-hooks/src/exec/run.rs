@@ -92,7 +92,7 @@ impl Vcpu {
         let mask = cfg.trace.as_ref().map_or(TraceMask::none(), |t| t.mask());
         let mut flags = cfg.jit_flags;
         if mask.has(TraceMask::EXEC) {
-            (flags.chaining, flags.jump_cache, flags.return_stack) = (false, false, false);
+            (flags.chaining, flags.jump_cache) = (false, false);
             flags.tier0 = false;
         }
         let bytes = if cfg.tb_cache_bytes == 0 { 64 << 20 } else { cfg.tb_cache_bytes };

@@ -135,16 +135,14 @@ pub enum Term {
     Goto(Target),
     /// Two ways.
     Branch { cond: Cond, a: u8, b: u8, taken: Target, fall: Target },
-    /// A call: note the return on the return stack, then go.
-    Call { ret: u64, to: u64 },
-    /// `jalr`: to `(base + imm) & !1`; `link` is the register and value to write, `pops` marks a return.
-    Indirect { base: u8, imm: i32, link: Option<(u8, u64)>, calls: bool, pops: bool },
+    /// `jalr`: to `(base + imm) & !1`; `link` is the register and value to write.
+    Indirect { base: u8, imm: i32, link: Option<(u8, u64)> },
     /// Rust executes the instruction of this site, and control goes on elsewhere.
     System { site: u16 },
 }
 
 impl Term {
-    /// Where control may go directly, inside the region or out of it; calls and indirect jumps have places of their own.
+    /// Where control may go directly, inside the region or out of it; indirect jumps have places of their own.
     #[inline(always)]
     pub fn each_target(&self, mut see: impl FnMut(Target)) {
         match *self {

@@ -55,14 +55,12 @@ impl fmt::Display for Term {
             Term::Branch { cond, a, b, taken, fall } => {
                 write!(f, "if {cond:?} {}, {} goto {taken} else {fall}", X[a as usize & 31], X[b as usize & 31])
             }
-            Term::Call { ret, to } => write!(f, "call {to:#x}, back at {ret:#x}"),
-            Term::Indirect { base, imm, link, calls, pops } => {
+            Term::Indirect { base, imm, link } => {
                 write!(f, "jump [{} + {}]", X[base as usize & 31], Signed(imm.into()))?;
                 if let Some((rd, ret)) = link {
                     write!(f, ", {} = {ret:#x}", X[rd as usize & 31])?;
                 }
-                f.write_str(if calls { ", call" } else { "" })?;
-                f.write_str(if pops { ", return" } else { "" })
+                Ok(())
             }
             Term::System { site } => write!(f, "system #{site}"),
         }

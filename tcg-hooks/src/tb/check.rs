@@ -9,7 +9,6 @@
 //!             ├─ TLB               no entry of a page with code lets a store through in silence
 //!             ├─ exits             each jump goes where it is linked to, or to its own stub; incoming lists match (CHAIN-1)
 //!             ├─ jump cache        entries lead to the entry of a live TB at that pc
-//!             ├─ return stack      entries lead to a return of a live TB to that pc
 //!             └─ code cache        no two TBs, dead places or the unfilled rest overlap; chunk lists name them all
 //! ```
 //!
@@ -78,7 +77,6 @@ impl TbCache {
             self.check_incoming(id, tb)?;
         }
         self.check_jumps(ctx)?;
-        self.check_returns(ctx)?;
         self.check_places()
     }
 
@@ -238,16 +236,6 @@ impl TbCache {
         Ok(())
     }
 
-    fn check_returns(&self, ctx: &Context) -> Result<(), String> {
-        for e in ctx.returns.iter().filter(|e| e.pc & 1 == 0) {
-            // It points at the jump of an exit, one byte before its displacement.
-            let at = e.host.wrapping_sub(self.code.address(0) as u64).wrapping_add(1);
-            let leads = |tb: &Tb| tb.exits.iter().any(|x| x.field != 0 && u64::from(x.field) == at && x.pc == e.pc);
-            ensure!(self.live().any(|(_, tb)| leads(tb)), "the return stack leads from {:#x} to no live TB", e.pc);
-        }
-        Ok(())
-    }
-
     fn check_places(&self) -> Result<(), String> {
         let (unit, free, rest) = self.code.places();
         let mut all: Vec<(usize, usize, String)> = Vec::new();
@@ -276,7 +264,7 @@ impl TbCache {
 mod tests {
     use super::*;
     use crate::engine::JitFlags;
-    use crate::jit::x86_64::context::{JumpEntry, PREFIX};
+    use crate::jit::x86_64::context::PREFIX;
     use crate::jit::x86_64::helpers::execute_site;
     use crate::riscv::Op;
     use crate::tb::{Found, TbKey};
@@ -333,11 +321,6 @@ mod tests {
                 let slot = exits.iter().position(|e| e.pc == pc).unwrap() as u32;
                 world.tbs.link(from.id << LOCAL_BITS | slot, to.id);
             }
-            // As A does when it calls.
-            let exits = &world.tbs.get(world.a.id).unwrap().exits;
-            let back = exits.iter().find(|e| e.pc == A + 8).unwrap().field - 1;
-            let host = world.tbs.address(back) as u64;
-            world.ctx().returns[3] = JumpEntry { pc: A + 8, host };
             world
         }
 
@@ -499,7 +482,7 @@ mod tests {
     }
 
     #[test]
-    fn jump_cache_and_return_stack_entries_of_the_dead_are_caught() {
+    fn jump_cache_entries_of_the_dead_are_caught() {
         caught("the jump cache leads", |w| {
             let old = *w.ctx().jump_slot(C);
             let (c, ctx) = (w.c.id, w.ctx());
@@ -507,13 +490,6 @@ mod tests {
             *ctx.jump_slot(C) = old;
         });
         caught("the jump cache leads", |w| w.ctx().jump_slot(B).host += 1);
-        caught("the return stack leads", |w| {
-            let old = w.ctx().returns;
-            let (a, ctx) = (w.a.id, w.ctx());
-            w.tbs.kill(a, ctx);
-            ctx.returns = old;
-        });
-        caught("the return stack leads", |w| w.ctx().returns[3].pc += 4);
     }
 
     #[test]

@@ -2,7 +2,7 @@
 //!
 //! ```text
 //!   bytes ─▶ page, lines ─▶ TBs whose lines meet ─▶ those whose spans meet ─▶ kill
-//!   kill: off the table, jump cache, return stack, links both ways, page lists; then the page's lines are counted
+//!   kill: off the table, jump cache, links both ways, page lists; then the page's lines are counted
 //!         again, and a page without any gives its CODE bit back
 //! ```
 //!
@@ -73,7 +73,6 @@ impl TbCache {
         if slot.pc == tb.key.pc {
             *slot = JumpEntry::EMPTY;
         }
-        ctx.forget_returns();
         let guard = pin();
         for page in [Some(tb.pages.0), tb.pages.1].into_iter().flatten() {
             let left = self.pages.remove(page, id);

@@ -89,29 +89,20 @@ impl Lower {
         let Insn { rd, rs1, rs2, .. } = insn;
         let (to, next) = targets;
         let next_pc = pc.wrapping_add(insn.len.into());
-        let links = |r: u8| r == 1 || r == 5;
         match plan {
             Plan::Branch(cond) => Term::Branch { cond, a: rs1, b: rs2, taken: to, fall: next },
             Plan::Jump => {
                 self.li(region, rd, next_pc as i64);
-                if links(rd) { Term::Call { ret: next_pc, to: insn.target(pc) } } else { Term::Goto(to) }
+                // What is called is a TB of its own, though it may be in sight.
+                Term::Goto(if rd == 0 { to } else { Target::Exit(insn.target(pc)) })
             }
             Plan::Indirect => {
-                let link = (rd != 0).then_some((rd, next_pc));
                 if let Some(base) = self.value(rs1) {
                     let to = base.wrapping_add(insn.imm64()) & !1;
-                    match link {
-                        None => return Term::Goto(Target::Exit(to)),
-                        Some((rd, ret)) if links(rd) => {
-                            self.li(region, rd, ret as i64);
-                            return Term::Call { ret, to };
-                        }
-                        Some(_) => {}
-                    }
+                    self.li(region, rd, next_pc as i64);
+                    return Term::Goto(Target::Exit(to));
                 }
-                // The hints of the unprivileged manual, 2.5.1: rd a link register pushes; rs1 one, and not rd, pops.
-                let pops = links(rs1) && rs1 != rd;
-                Term::Indirect { base: rs1, imm: insn.imm, link, calls: links(rd), pops }
+                Term::Indirect { base: rs1, imm: insn.imm, link: (rd != 0).then_some((rd, next_pc)) }
             }
             _ => Term::System { site: push_site(region, pc, insn, count) },
         }

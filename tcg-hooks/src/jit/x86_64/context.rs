@@ -1,7 +1,7 @@
 //! What emitted code sees of its vCPU: one struct in front of the TLB, reached from one register.
 //!
 //! ```text
-//!   rbp ─▶ Context { cpu: CpuState, budget, return stack, jump cache } │ TlbEntry[16384]
+//!   rbp ─▶ Context { cpu: CpuState, budget, jump cache } │ TlbEntry[16384]
 //!          rbp = start + 128, so that all guest registers are one byte away
 //! ```
 use crate::cpu::CpuState;
@@ -11,8 +11,6 @@ use std::mem::offset_of;
 pub(super) const BASE: i32 = 128;
 /// Entries of the jump cache.
 pub(super) const JUMP_ENTRIES: usize = 4096;
-/// Entries of the return stack.
-pub(super) const RETURN_ENTRIES: usize = 16;
 
 /// A guest pc, and the host code for it. `pc` is odd when the entry is empty, so that it never matches.
 #[repr(C)]
@@ -41,10 +39,6 @@ pub(crate) struct Context {
     pub(crate) accesses: u64,
     /// Where the TLB is, from where it is; zero, for code that asks (`JitFlags::base_register` off).
     pub(crate) table_offset: u64,
-    /// Top of the return stack, in bytes.
-    pub(crate) return_top: u64,
-    /// The return stack, a ring.
-    pub(crate) returns: [JumpEntry; RETURN_ENTRIES],
     /// The jump cache.
     pub(crate) jumps: [JumpEntry; JUMP_ENTRIES],
 }
@@ -56,8 +50,6 @@ pub(super) const PC: i32 = offset_of!(Context, cpu) as i32 + offset_of!(CpuState
 pub(super) const BUDGET: i32 = offset_of!(Context, budget) as i32 - BASE;
 pub(super) const ACCESSES: i32 = offset_of!(Context, accesses) as i32 - BASE;
 pub(super) const TABLE_OFFSET: i32 = offset_of!(Context, table_offset) as i32 - BASE;
-pub(super) const RETURN_TOP: i32 = offset_of!(Context, return_top) as i32 - BASE;
-pub(super) const RETURNS: i32 = offset_of!(Context, returns) as i32 - BASE;
 pub(super) const JUMPS: i32 = offset_of!(Context, jumps) as i32 - BASE;
 pub(super) const TABLE: i32 = PREFIX as i32 - BASE;
 
@@ -70,14 +62,8 @@ impl Context {
         &mut self.jumps[(pc >> 1) as usize % JUMP_ENTRIES]
     }
 
-    /// Empties the return stack.
-    pub(crate) fn forget_returns(&mut self) {
-        self.returns = [JumpEntry::EMPTY; RETURN_ENTRIES];
-    }
-
-    /// Empties return stack and jump cache.
+    /// Empties the jump cache.
     pub(crate) fn forget_jumps(&mut self) {
-        self.forget_returns();
         self.jumps = [JumpEntry::EMPTY; JUMP_ENTRIES];
     }
 }

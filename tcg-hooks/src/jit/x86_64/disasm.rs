@@ -7,7 +7,7 @@
 //!   0049  mov    rdi,[rsi+ram+0x10]               ram = host - guest
 //!   0107  call   site                             ; 80000014: ld a0,16(a1)
 //! ```
-use super::context::{BASE, Context, JUMP_ENTRIES, JUMPS, RETURN_ENTRIES, RETURNS, TABLE};
+use super::context::{BASE, Context, JUMP_ENTRIES, JUMPS, TABLE};
 use super::regs::{PINS, RegMap};
 use super::{EmittedExit, Emitter, LOCAL_BITS, Thunks};
 use crate::cpu::CpuState;
@@ -201,14 +201,12 @@ fn field(disp: i32) -> Option<String> {
     const F: i32 = CPU + offset_of!(CpuState, f) as i32;
     const CSR: i32 = CPU + offset_of!(CpuState, csr) as i32;
     const CSR_END: i32 = CSR + size_of::<crate::riscv::csr::Csrs>() as i32;
-    const FIELDS: [(i32, &str); 5] = [
+    const FIELDS: [(i32, &str); 4] = [
         (CPU + offset_of!(CpuState, pc) as i32, "pc"),
         (CPU + offset_of!(CpuState, retired) as i32, "retired"),
         (super::context::BUDGET, "budget"),
-        (super::context::RETURN_TOP, "return_top"),
         (offset_of!(Context, slice) as i32 - BASE, "slice"),
     ];
-    const RETURNS_END: i32 = RETURNS + 16 * RETURN_ENTRIES as i32;
     const JUMPS_END: i32 = JUMPS + 16 * JUMP_ENTRIES as i32;
     if let Some(found) = FIELDS.iter().find(|f| f.0 == disp) {
         return Some(found.1.into());
@@ -222,7 +220,6 @@ fn field(disp: i32) -> Option<String> {
         _ if (X..X + 256).contains(&disp) => REGISTERS[(disp - X) as usize / 8].into(),
         _ if (F..F + 256).contains(&disp) => format!("f{}", (disp - F) / 8),
         _ if (CSR..CSR_END).contains(&disp) => format!("csr+{:#x}", disp - CSR),
-        _ if (RETURNS..RETURNS_END).contains(&disp) => format!("returns.{}", pair(RETURNS)),
         _ if (JUMPS..JUMPS_END).contains(&disp) => format!("jumps.{}", pair(JUMPS)),
         _ => return None,
     })

@@ -1,14 +1,11 @@
-//! Control flow: between blocks, out through exits, and through the return stack and the jump cache.
+//! Control flow: between blocks, out through exits, and through the jump cache.
 use super::alu::with;
 use super::asm::{Flag, Hole};
-use super::context::{JUMP_ENTRIES, JUMPS, RETURN_ENTRIES, RETURN_TOP, RETURNS};
+use super::context::{JUMP_ENTRIES, JUMPS};
 use super::regs::RAX;
 use super::{Cold, Emitter, off};
 use crate::ir::{Cond, Target, Term};
 use dynasmrt::dynasm;
-
-/// Bytes of the return stack, less one: a ring of 16-byte entries.
-const RING: i32 = (RETURN_ENTRIES * 16 - 1) as i32;
 
 impl Emitter {
     /// The end of a block; block number `next` is emitted right behind.
@@ -16,12 +13,7 @@ impl Emitter {
         match *term {
             Term::Goto(target) => self.go(target, next),
             Term::Branch { cond, a, b, taken, fall } => self.branch(cond, a, b, taken, fall, next),
-            Term::Call { ret, to } => {
-                self.push_return(ret);
-                self.swap_out();
-                self.jump_out(to);
-            }
-            Term::Indirect { base, imm, link, calls, pops } => {
+            Term::Indirect { base, imm, link } => {
                 let x = self.source(base, RAX);
                 match imm {
                     0 => dynasm!(self.ops; .arch x64; mov rax, Rq(x); and rax, BYTE -2),
@@ -29,12 +21,9 @@ impl Emitter {
                 }
                 if let Some((rd, ret)) = link {
                     self.link_register(rd, ret);
-                    if calls {
-                        self.push_return(ret);
-                    }
                 }
                 self.swap_out();
-                self.jump_indirect(pops);
+                self.jump_indirect();
             }
             Term::System { site } => {
                 self.swap_out();
@@ -109,41 +98,8 @@ impl Emitter {
         }
     }
 
-    /// Notes on the return stack where a call comes back to. rax survives.
-    fn push_return(&mut self, ret: u64) {
-        if !self.flags.return_stack {
-            return;
-        }
-        dynasm!(self.ops; .arch x64
-            ; mov ecx, [rbp + RETURN_TOP]
-            ; add ecx, 16
-            ; and ecx, RING
-            ; mov [rbp + RETURN_TOP], ecx
-            ; lea rdx, [rip + 0]);
-        self.cold.push(Cold::Return { from: self.ops.hole(), pc: ret });
-        dynasm!(self.ops; .arch x64; mov [rbp + rcx + (RETURNS + 8)], rdx);
-        if i32::try_from(ret as i64).is_ok() {
-            dynasm!(self.ops; .arch x64; mov QWORD [rbp + rcx + RETURNS], ret as i32);
-        } else {
-            self.constant(super::regs::RDX, ret as i64);
-            dynasm!(self.ops; .arch x64; mov [rbp + rcx + RETURNS], rdx);
-        }
-    }
-
     /// Jumps to the guest address in rax.
-    fn jump_indirect(&mut self, pops: bool) {
-        if pops && self.flags.return_stack {
-            let other = self.ops.new_label();
-            dynasm!(self.ops; .arch x64
-                ; mov ecx, [rbp + RETURN_TOP]
-                ; cmp rax, [rbp + rcx + RETURNS]
-                ; jne BYTE =>other
-                ; lea edx, [rcx - 16]
-                ; and edx, RING
-                ; mov [rbp + RETURN_TOP], edx
-                ; jmp QWORD [rbp + rcx + (RETURNS + 8)]
-                ; =>other);
-        }
+    fn jump_indirect(&mut self) {
         if self.flags.jump_cache {
             let mask = ((JUMP_ENTRIES - 1) << 1) as i32;
             dynasm!(self.ops; .arch x64

@@ -59,11 +59,6 @@ enum Cold {
         from: Hole,
         exit: u16,
     },
-    /// The place a return goes to: an exit of its own.
-    Return {
-        from: Hole,
-        pc: u64,
-    },
     /// The cold copy of accesses that share a check.
     Cluster(usize),
     /// A conditional exit of a region with a map of its own.
@@ -282,10 +277,6 @@ impl Emitter {
             Cold::Leave { from, pc } => {
                 self.ops.close(from);
                 self.swap_out();
-                self.jump_out(pc);
-            }
-            Cold::Return { from, pc } => {
-                self.ops.close(from);
                 self.jump_out(pc);
             }
         }
