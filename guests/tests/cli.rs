@@ -103,6 +103,60 @@ fn a_reset_request_ends_the_run_and_says_so() {
 }
 
 #[test]
+fn the_signature_is_written_as_words_between_its_symbols_whatever_the_exit_code() {
+    let signature = Temp(Temp::path());
+    for engine in ENGINES {
+        for (len, granularity, expected) in [
+            (8, &["--signature-granularity", "4"][..], "44332211\n88776655\n"),
+            (6, &["--signature-granularity=4"], "44332211\n00006655\n"),
+            (3, &["--signature-granularity=1"], "11\n22\n33\n"),
+            (8, &[], "00000000000000008877665544332211\n"),
+            (0, &[], ""),
+        ] {
+            let image = basic::exit_with(7);
+            let data = RAM_BASE + 0x4000;
+            let mut elf = Elf::new(image.load_addr, image.bytes);
+            elf.segments.push((data, data, vec![0x11, 0x22, 0x33, 0x44, 0x55, 0x66, 0x77, 0x88], 8));
+            elf.symbols = vec![("begin_signature", data, 0), ("end_signature", data + len, 0)];
+            let guest = Temp::new(&elf.bytes());
+            let to = ["run", guest.name(), "--engine", engine, "--signature", signature.name()];
+            let output = notdirty(&[&to, granularity].concat());
+            assert_eq!(code(&output), 7, "{}", stderr(&output));
+            assert_eq!(std::fs::read_to_string(&signature.0).unwrap(), expected, "{len} bytes by {granularity:?}");
+        }
+    }
+}
+
+#[test]
+fn a_signature_that_cannot_be_taken_is_told_before_the_run_and_one_that_cannot_be_written_behind_it() {
+    let signature = Temp(Temp::path());
+    let data = RAM_BASE + 0x4000;
+    for (symbols, named) in [
+        (vec![], "no symbol begin_signature"),
+        (vec![("begin_signature", data, 0)], "no symbol end_signature"),
+        (vec![("begin_signature", data, 0), ("end_signature", data - 1, 0)], "is below begin_signature"),
+        (vec![("begin_signature", 0x1000, 0), ("end_signature", 0x1004, 0)], "0x1000"),
+        (vec![("begin_signature", data, 0), ("end_signature", u64::MAX, 0)], "0xffff"),
+    ] {
+        let image = basic::hello();
+        let mut elf = Elf::new(image.load_addr, image.bytes);
+        elf.symbols = symbols;
+        let guest = Temp::new(&elf.bytes());
+        let output = notdirty(&["run", guest.name(), "--signature", signature.name()]);
+        assert_eq!((code(&output), stdout(&output).as_str()), (2, ""), "{named}");
+        let said = stderr(&output);
+        assert!(said.contains(guest.name()) && said.contains("--signature") && said.contains(named), "{said}");
+        assert!(!signature.0.exists());
+    }
+    let image = basic::hello();
+    let mut elf = Elf::new(image.load_addr, image.bytes);
+    elf.symbols = vec![("begin_signature", data, 0), ("end_signature", data + 4, 0)];
+    let output = notdirty(&["run", Temp::new(&elf.bytes()).name(), "--signature", "/nowhere/s"]);
+    assert_eq!((code(&output), stdout(&output).as_str()), (126, "Hello from RV64IMAC.\n"));
+    assert!(stderr(&output).contains("/nowhere/s"));
+}
+
+#[test]
 fn the_guest_talks_on_standard_output_and_nothing_else_does() {
     for engine in ENGINES {
         let output = notdirty(&["run", Temp::elf(basic::hello()).name(), "--engine", engine, "--stats"]);

@@ -7,6 +7,7 @@ use std::time::Duration;
 use notdirty_tcg::{EngineKind, ICache, JitFlags, TraceMask};
 
 use super::plug::{self, Plug};
+use super::signature;
 use crate::machine::{ClockKind, DEFAULT_RAM};
 
 /// What to do.
@@ -54,6 +55,9 @@ pub(super) struct Args {
     /// Columns and lines.
     pub framebuffer: Option<(u32, u32)>,
     pub screenshot: Option<PathBuf>,
+    pub signature: Option<PathBuf>,
+    /// Bytes of a line of the signature.
+    pub granularity: Option<u64>,
 }
 
 const USAGE: &str = "\
@@ -78,6 +82,9 @@ usage: notdirty                       the embedded demo, with a summary
                         the next instruction sees what the guest wrote (default), or at the latest fence.i does
   --framebuffer WxH     so many pixels at 0x50000000, 0x00RRGGBB each; registers (width, height, stride) at 0x4ffff000
   --screenshot FILE     write its image there at the end, as PPM
+  --signature FILE      write the words between begin_signature and end_signature there at the end, in hexadecimal
+  --signature-granularity N
+                        bytes of such a word, one a line (default 16)
   --max-insns N         stop after exactly N instructions (of one hart, if there are several)
   --timeout SECONDS     stop after this time
   --stats               print a summary to standard error at the end
@@ -118,6 +125,8 @@ pub(super) fn parse(args: impl IntoIterator<Item = OsString>) -> Result<Request,
         entry: None,
         framebuffer: None,
         screenshot: None,
+        signature: None,
+        granularity: None,
     };
     while let Some(word) = queue.next() {
         let Some(flag) = word.to_str().filter(|w| w.starts_with('-') && w.len() > 1) else {
@@ -174,6 +183,13 @@ pub(super) fn parse(args: impl IntoIterator<Item = OsString>) -> Result<Request,
                 parsed.framebuffer = Some(sides.ok_or_else(|| format!("{shown} {value}: not a size such as 640x480"))?);
             }
             "screenshot" => parsed.screenshot = Some(raw()?.into()),
+            "signature" => parsed.signature = Some(raw()?.into()),
+            "signature-granularity" => {
+                let value = text()?;
+                let bytes = integer(&value).filter(|bytes| (1..=signature::LONGEST_WORD).contains(bytes));
+                let range = || format!("{shown} {value}: must be 1 to {} bytes", signature::LONGEST_WORD);
+                parsed.granularity = Some(bytes.ok_or_else(range)?);
+            }
             "max-insns" => parsed.max_insns = Some(number(shown, &text()?)?),
             "load-addr" => parsed.load_addr = Some(number(shown, &text()?)?),
             "entry" => parsed.entry = Some(number(shown, &text()?)?),
@@ -246,6 +262,12 @@ pub(super) fn parse(args: impl IntoIterator<Item = OsString>) -> Result<Request,
     }
     if parsed.screenshot.is_some() && parsed.framebuffer.is_none() {
         return Err("--screenshot needs --framebuffer WxH".into());
+    }
+    if parsed.granularity.is_some() && parsed.signature.is_none() {
+        return Err("--signature-granularity needs --signature FILE".into());
+    }
+    if parsed.signature.is_some() && !matches!(parsed.command, Command::Run(_)) {
+        return Err("--signature is for run FILE".into());
     }
     match words.next() {
         Some(word) => Err(format!("unexpected argument {}", word.display())),
@@ -331,6 +353,10 @@ mod tests {
             ("run a --jitdump", "--jitdump needs a value"),
             ("run a --framebuffer 640", "not a size such as 640x480"),
             ("run a --framebuffer 640x-1", "not a size such as 640x480"),
+            ("run a --signature-granularity 0 --signature s", "--signature-granularity 0: must be 1 to 1024 bytes"),
+            ("run a --signature-granularity 4", "--signature-granularity needs --signature"),
+            ("demo --signature s", "--signature is for run FILE"),
+            ("disas a main --signature s", "--signature is for run FILE"),
             ("run a --screenshot b.ppm", "--screenshot needs --framebuffer"),
             ("run a --perf-map=x", "--perf-map takes no value"),
             ("run a b", "unexpected argument b"),

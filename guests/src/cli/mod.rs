@@ -5,6 +5,7 @@
 //!   mod.rs      runs it: stdin and stdout on the UART, limits, the reason of the end
 //!   disas.rs    `disas`: a listing instead of a run
 //!   plug.rs     `--plug`: RAM that comes while the guest runs
+//!   signature.rs  `--signature`: what a test left, as the tools of architecture tests want it
 //!   smc_test.rs `smc-test`: the self-modifying suite, with arguments of its own
 //!   summary.rs  the counters, in words
 //!   trace.rs    where `-d`, `--perf-map` and `--jitdump` go
@@ -15,6 +16,7 @@
 mod args;
 mod disas;
 mod plug;
+mod signature;
 mod smc_test;
 mod summary;
 mod trace;
@@ -150,6 +152,12 @@ fn run(args: Args) -> ExitCode {
         Err(e) => return refuse(&name, &e),
     };
 
+    let signature = args.signature.as_ref().map(|file| signature::range(&machine).map(|range| (file, range)));
+    let signature = match signature.transpose() {
+        Ok(signature) => signature,
+        Err(what) => return complain(Code::Input, &format!("{name}: {what}")),
+    };
+
     let start = Instant::now();
     // A deadline that no clock can show is none.
     let deadline = args.timeout.and_then(|t| start.checked_add(t));
@@ -196,6 +204,12 @@ fn run(args: Args) -> ExitCode {
             file.flush()
         });
         if let Err(e) = written {
+            code = complain(Code::Host, &format!("{}: {e}", file.display()));
+        }
+    }
+    if let Some((file, range)) = signature {
+        let granularity = args.granularity.unwrap_or(signature::GRANULARITY);
+        if let Err(e) = signature::write(&machine, range, granularity, file) {
             code = complain(Code::Host, &format!("{}: {e}", file.display()));
         }
     }
