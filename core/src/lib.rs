@@ -17,7 +17,7 @@
 //! | file | concept |
 //! | --- | --- |
 //! | [`addr`] | [`RamAddr`], [`PageIndex`], [`PageRange`]: an address has a kind |
-//! | [`rcu`] | [`Guard`], [`RcuCell`]: this memory stays alive |
+//! | [`rcu`] | [`Guard`], [`RcuCell`]: this memory stays alive; [`synchronize`], [`barrier`], [`drop_later`]: and goes, on a thread of its own |
 //! | [`sync`] | std or loom, decided once |
 //! | [`ram`] | [`RamBlock`], [`RamList`]: mappings, names, offsets, lookup, resizing, who is told |
 //! | [`dirty`] | [`DirtyMemory`]: who wants to hear the next store to a page; [`Harvest`], [`DirtyLog`]: who takes them away |
@@ -30,7 +30,7 @@
 //! Who takes pages away takes them as a [`Harvest`], alone or as a user of a [`DirtyLog`] (HARVEST-1), which finds them by
 //! the bits or by rings (RING-1).
 //!
-//! Absent on purpose, until something uses it: checkpoints, the migration itself. Threads, and whoever makes vCPUs answer: a
+//! Absent on purpose, until something uses it: checkpoints, the migration itself. Threads but the one that drops what RCU retires, and whoever makes vCPUs answer: a
 //! [`DirtyListener`] is given.
 
 pub mod addr;
@@ -47,7 +47,7 @@ pub use dirty::{
     LogScope, LogSource, NoRoom, NoVcpus, NotServed, OwnedClient, PageSet, Snapshot, fence_after_store,
 };
 pub use ram::{RamBlock, RamBlockSpec, RamError, RamFlags, RamList, RamNotifier, RamRegistration};
-pub use rcu::{Guard, RcuCell, Retired, pin};
+pub use rcu::{Guard, RcuCell, WaitError, barrier, drop_later, pin, synchronize};
 pub use ring::{
     DirtyGfn, DirtyRing, Pushed, RingConsumer, RingError, RingLog, RingProducer, RingSource, RingStartError, VcpuRings,
 };

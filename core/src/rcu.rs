@@ -2,17 +2,28 @@
 //!
 //! ```text
 //!   reader: pin() ─▶ Guard ─▶ cell.load(&guard) ─▶ &T, alive as long as the guard       never blocks
-//!   writer: cell.replace(new) ─ swap ─▶ the old T is dropped once every guard of that time is gone
+//!   writer: cell.replace(new) ─ swap ─▶ the old T goes to reclaim.rs: dropped there once every guard of that time is gone
+//!   waiter: synchronize()   every guard of that time is gone          barrier()   and what was retired was dropped
 //! ```
 //!
 //! A guard says *this memory stays alive* and nothing more: not that it is current, and not that stores in flight
 //! have landed (that is what safe points are for). A vCPU pins once per slice and repins at its safe points, so the
 //! read side costs nothing per access.
+//!
+//! Retired memory is given back with no further activity, and no destructor runs inside of `pin`, `repin` or `replace`:
+//! the collector of crossbeam-epoch gets nothing but the marks by which a grace period is recognised.
 
-use crate::sync::{self, AtomicPtr, Ordering};
+mod reclaim;
+
+pub use reclaim::{barrier, drop_later};
+
+use crate::sync::{AtomicPtr, MODEL, Ordering};
 use core::fmt;
 use core::marker::PhantomData;
 use crossbeam_epoch as epoch;
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
+use std::time::Duration;
 
 /// Proof that memory reached through RCU stays alive. Belongs to its thread.
 pub struct Guard(epoch::Guard);
@@ -29,11 +40,6 @@ impl Guard {
     #[inline]
     pub fn repin(&mut self) {
         self.0.repin();
-    }
-
-    /// Hands what this thread retired to the collector now, instead of after some more retirements.
-    pub fn flush(&self) {
-        self.0.flush();
     }
 }
 
@@ -68,54 +74,88 @@ impl<T: Send + Sync + 'static> RcuCell<T> {
         unsafe { &*current }
     }
 
-    /// Publishes `value`; the old value is dropped after the grace period, on any thread.
-    ///
-    /// When the result is dropped, at once or later, destructors run of whatever was retired before and is out of
-    /// grace now. Who holds a lock that one of them might take pins before it locks and keeps the result until it
-    /// unlocked: a first `pin` may run destructors, too, a nested one does not.
-    pub fn replace(&self, value: T) -> Retired {
+    /// Publishes `value`; the old value is dropped after the grace period, by the thread of [`drop_later`]. May be called with
+    /// any lock held.
+    pub fn replace(&self, value: T) {
         let new = Box::into_raw(Box::new(value));
-        // AcqRel: Release publishes `value`; Acquire, because this thread may be the one that drops the old one.
+        // AcqRel: Release publishes `value`; Acquire, because this thread hands the old one on to be dropped.
         let old = self.current.swap(new, Ordering::AcqRel);
-        // SAFETY: `old` came out of the cell by this swap, hence nobody else retires it, and no new reader finds it.
-        unsafe { retire(old) }
-    }
-}
-
-/// Something was retired; see [`RcuCell::replace`].
-#[derive(Debug)]
-pub struct Retired(Guard);
-
-impl Drop for Retired {
-    fn drop(&mut self) {
-        // It can be a table or, through its last reference, all RAM of a block: do not hoard it.
-        self.0.flush();
+        // It came out of the cell by this swap: nobody else retires it, and no new reader finds it.
+        drop_later(Old(old));
     }
 }
 
 impl<T: Send + Sync + 'static> Drop for RcuCell<T> {
     fn drop(&mut self) {
-        if sync::MODEL {
-            return; // as in `retire`
-        }
-        let last = self.current.load(Ordering::Relaxed);
-        // SAFETY: `&mut self`: no further load or replace. References given out before may live as long as a guard.
-        drop(unsafe { retire(last) });
+        // `&mut self`: no further load or replace. References given out before may live as long as a guard.
+        drop_later(Old(self.current.load(Ordering::Relaxed)));
     }
 }
 
-/// Drops the box `old` once every guard that is alive now is gone.
-///
-/// # Safety
-/// `old` is from `Box::into_raw`, is not retired twice, and nobody can load it any more.
-pub(crate) unsafe fn retire<T: Send + 'static>(old: *mut T) -> Retired {
-    let guard = pin();
-    if !sync::MODEL {
-        // SAFETY: by this function's contract the closure frees a box that is out of reach of readers that pin later.
-        // It may run on another thread: T is Send.
-        unsafe { guard.0.defer_unchecked(move || drop(Box::from_raw(old))) };
+/// What was in a cell. A pointer until it drops: readers may still have references into the box.
+struct Old<T>(*mut T);
+
+impl<T> Drop for Old<T> {
+    fn drop(&mut self) {
+        // SAFETY: from `Box::into_raw`; made of what left its cell, once, and dropped after the grace period: no reader that
+        // found it has its guard any more.
+        drop(unsafe { Box::from_raw(self.0) });
     }
-    Retired(guard)
+}
+
+// SAFETY: owns its T.
+unsafe impl<T: Send> Send for Old<T> {}
+
+/// Why a wait for a grace period did not take place.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum WaitError {
+    /// It would wait for itself.
+    #[error("this thread holds an RCU guard: a wait for the end of all guards would not return")]
+    Pinned,
+    /// A destructor of a retired value asked: what it waits for comes after it.
+    #[error("the thread that drops retired values cannot wait until they are dropped")]
+    Reclaimer,
+    /// There is no thread to drop retired values, and none can be started.
+    #[error("no thread to drop retired values: {0}")]
+    NoThread(#[source] std::io::Error),
+}
+
+/// Waits until every guard that is alive now has been dropped or repinned, on whatever thread. The caller holds no lock that the
+/// owner of a guard might wait for. A model does not wait: there nothing is reclaimed.
+pub fn synchronize() -> Result<(), WaitError> {
+    if MODEL {
+        return Ok(());
+    }
+    if epoch::is_pinned() {
+        return Err(WaitError::Pinned);
+    }
+    grace_period();
+    Ok(())
+}
+
+/// As `synchronize`, for a thread without a guard.
+fn grace_period() {
+    /// A guard that lives long is asked for so often.
+    const LONGEST: Duration = Duration::from_millis(2);
+    let over = Arc::new(AtomicBool::new(false));
+    {
+        let (guard, over) = (epoch::pin(), over.clone());
+        // Release, and Acquire below: what readers did before their guards went is done.
+        guard.defer(move || over.store(true, Ordering::Release));
+        guard.flush();
+    }
+    let mut tries = 0;
+    while !over.load(Ordering::Acquire) {
+        // Without other guards two of these are enough.
+        match tries {
+            0..4 => {}
+            4..16 => std::thread::yield_now(),
+            _ => std::thread::sleep(Duration::from_micros(20 << (tries - 16).min(7)).min(LONGEST)),
+        }
+        tries += 1;
+        epoch::pin().flush();
+    }
 }
 
 // SAFETY: a shared cell gives out `&T` on any thread (T: Sync) and drops T on any thread (T: Send).
@@ -132,25 +172,14 @@ impl<T: Send + Sync + fmt::Debug + 'static> fmt::Debug for RcuCell<T> {
 #[cfg(all(test, not(loom)))]
 mod tests {
     use super::*;
-    use std::sync::Arc;
     use std::sync::atomic::AtomicUsize;
+    use std::sync::mpsc;
 
     struct Counted(Arc<AtomicUsize>, u64);
     impl Drop for Counted {
         fn drop(&mut self) {
             self.0.fetch_add(1, Ordering::SeqCst);
         }
-    }
-
-    fn wait_for(dropped: &AtomicUsize, n: usize) {
-        for _ in 0..100_000 {
-            if dropped.load(Ordering::SeqCst) == n {
-                return;
-            }
-            pin().flush();
-            std::thread::yield_now();
-        }
-        panic!("still {} of {n} dropped", dropped.load(Ordering::SeqCst));
     }
 
     #[test]
@@ -161,13 +190,15 @@ mod tests {
         let first = cell.load(&guard);
         cell.replace(Counted(dropped.clone(), 2));
         for _ in 0..1000 {
-            pin().flush();
+            pin();
         }
+        std::thread::sleep(Duration::from_millis(20));
         assert_eq!((first.1, dropped.load(Ordering::SeqCst)), (1, 0));
         guard.repin();
         assert_eq!(cell.load(&guard).1, 2);
         drop(guard);
-        wait_for(&dropped, 1);
+        barrier().unwrap();
+        assert_eq!(dropped.load(Ordering::SeqCst), 1);
     }
 
     #[test]
@@ -177,12 +208,54 @@ mod tests {
         let guard = pin();
         let value = cell.load(&guard);
         drop(cell);
-        for _ in 0..1000 {
-            pin().flush();
-        }
+        std::thread::sleep(Duration::from_millis(20));
         assert_eq!((value.1, dropped.load(Ordering::SeqCst)), (7, 0));
         drop(guard);
-        wait_for(&dropped, 1);
+        barrier().unwrap();
+        assert_eq!(dropped.load(Ordering::SeqCst), 1);
+    }
+
+    #[test]
+    fn who_waits_for_a_grace_period_waits_for_guards_of_before_and_for_no_later_ones() {
+        let (pinned, is_pinned) = mpsc::channel();
+        let (unpin, may_unpin) = mpsc::channel::<()>();
+        let reader = std::thread::spawn(move || {
+            let guard = pin();
+            pinned.send(()).unwrap();
+            may_unpin.recv().unwrap();
+            drop(guard);
+        });
+        is_pinned.recv().unwrap();
+        let waiter = std::thread::spawn(|| synchronize().unwrap());
+        std::thread::sleep(Duration::from_millis(20));
+        assert!(!waiter.is_finished());
+        // Guards that come and go meanwhile, one of them always alive, hold up nobody.
+        let stop = Arc::new(AtomicBool::new(false));
+        let later = std::thread::spawn({
+            let stop = stop.clone();
+            move || {
+                let mut guard = pin();
+                while !stop.load(Ordering::Relaxed) {
+                    let next = pin();
+                    drop(core::mem::replace(&mut guard, next));
+                    guard.repin();
+                }
+            }
+        });
+        unpin.send(()).unwrap();
+        waiter.join().unwrap();
+        stop.store(true, Ordering::Relaxed);
+        later.join().unwrap();
+        reader.join().unwrap();
+    }
+
+    #[test]
+    fn who_holds_a_guard_is_told_that_it_cannot_wait() {
+        let guard = pin();
+        assert!(matches!(synchronize(), Err(WaitError::Pinned)));
+        assert!(matches!(barrier(), Err(WaitError::Pinned)));
+        drop(guard);
+        synchronize().unwrap();
     }
 
     #[test]

@@ -5,7 +5,7 @@
 use notdirty_core::{
     Backend, ClientMask, DirtyClient, DirtyListener, DirtyLog, DirtyMemory, Guard, Harvest, LogError, LogRegion,
     LogScope, LogSource, NotServed, PAGE_SIZE, PageIndex, PageRange, PageSet, RamBlock, RamBlockSpec, RamList,
-    RingStartError, pin,
+    RingStartError, barrier, pin,
 };
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
@@ -124,18 +124,9 @@ fn a_re_mark_of_pages_whose_block_has_left_costs_the_next_one_no_page() {
     let harvest = dirty.harvest(&[old.pages()], VGA, &*w.ears, None).unwrap();
     w.list.remove(&old).unwrap();
     drop(old);
-    let new = (0..100_000).find_map(|n| {
-        let new = block(&w.list, "new");
-        if new.offset() == offset {
-            return Some(new);
-        }
-        w.list.remove(&new).unwrap();
-        pin().flush();
-        std::thread::yield_now();
-        assert!(n < 99_999, "the offset is never free again");
-        None
-    });
-    let new = new.unwrap();
+    barrier().unwrap();
+    let new = block(&w.list, "new");
+    assert_eq!(new.offset(), offset);
     dirty.harvest(&[new.pages()], VGA, &*w.ears, None).unwrap().commit();
     w.write(&new, 6);
     drop(harvest);
@@ -280,18 +271,9 @@ fn a_block_that_is_unplugged_leaves_the_log_and_lives_as_long_as_a_harvest_has_i
     let alive = Arc::downgrade(&gone);
     w.list.remove(&gone).unwrap();
     drop(gone);
-    for _ in 0..1000 {
-        pin().flush();
-    }
+    barrier().unwrap();
     assert!(alive.upgrade().is_some(), "its addresses are still its own");
     drop(harvest);
-    for _ in 0..100_000 {
-        if alive.upgrade().is_none() {
-            break;
-        }
-        pin().flush();
-        std::thread::yield_now();
-    }
     assert!(alive.upgrade().is_none(), "a log is no reason to stay");
     assert_eq!(pages(log.sync(None).unwrap(), &w.ram), [5], "what was given back, without what is gone");
     // Whoever comes to its addresses is not logged.

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use notdirty::programs::hotplug::{Mail, RESIDENT_STORES_AT, finder, resident, returns};
 use notdirty::{EngineKind, ExitBy, GuestExit, GuestPhys, Machine, MachineExit, Memory, PlugError, PlugSpec, Plugged};
 use notdirty::{Program, ResizeError, UnplugError};
-use notdirty_core::{DirtyClient, PageRange, RamAddr, RamError, pin};
+use notdirty_core::{DirtyClient, PageRange, RamAddr, RamError, barrier, pin};
 use notdirty_softmmu::{AddressSpace, MapError, MemSize, MmioDevice, SizeMask};
 
 const AT: u64 = 0x1_0000_0000;
@@ -64,11 +64,9 @@ fn beside_the_guest(test: impl Fn(&Memory) + Sync) {
     }
 }
 
-/// The grace period ends some time; then the place in the space of all RAM is free again.
+/// After the grace period the place in the space of all RAM is free again.
 fn pass_grace() {
-    for _ in 0..300 {
-        pin().flush();
-    }
+    barrier().unwrap();
 }
 
 fn assert_some_used_twice(mut offsets: Vec<RamAddr>) {

@@ -4,7 +4,7 @@ use std::hint::black_box;
 use std::sync::Arc;
 
 use notdirty_core::dirty::{Backend, DirtyLog, LogRegion, LogScope};
-use notdirty_core::{DirtyClient, NoVcpus, RamBlockSpec, RamList, RingSource, pin};
+use notdirty_core::{DirtyClient, NoVcpus, RamBlockSpec, RamList, RingSource, barrier};
 use vm_memory::bitmap::AtomicBitmap;
 
 use super::flat::Flat;
@@ -26,9 +26,7 @@ enum Use {
 fn count<T>(name: &'static str, make: impl Fn() -> Result<T, String> + 'static) -> Contender {
     Contender::fallible(name, move || {
         // What earlier runs gave up is freed after grace, and not on this one's account.
-        for _ in 0..1000 {
-            pin().flush();
-        }
+        barrier().map_err(|e| e.to_string())?;
         let (bytes, made) = heap::grown_by(|| black_box(make()));
         made?;
         Ok(Sample { total: bytes as f64, units: GIB as f64, check: 0 })

@@ -35,7 +35,7 @@ use super::bitmap::{BLOCK_PAGES, DirtyBlock};
 use super::client::{CLIENTS, ClientMask, DirtyClient};
 use super::{MAX_PAGES, TooManyPages};
 use crate::addr::{PageIndex, PageRange};
-use crate::rcu::{Guard, RcuCell, Retired, pin, retire};
+use crate::rcu::{Guard, RcuCell, drop_later, pin};
 use crate::sync::{AtomicPtr, AtomicU8, AtomicU64, Mutex, Ordering, lock};
 use core::ops::Range;
 use core::ptr;
@@ -78,20 +78,21 @@ impl Blocks {
         }
     }
 
-    /// Makes sure that there is a row for each of pages `0..pages`. The result is dropped without a lock held.
-    pub(super) fn grow(&self, pages: u64) -> Result<Option<Retired>, TooManyPages> {
+    /// Makes sure that there is a row for each of pages `0..pages`.
+    pub(super) fn grow(&self, pages: u64) -> Result<(), TooManyPages> {
         if pages > MAX_PAGES {
             return Err(TooManyPages { pages });
         }
         let wanted = pages.div_ceil(BLOCK_PAGES as u64) as usize;
-        let guard = pin(); // before the lock, see `RcuCell::replace`
+        let guard = pin();
         let _given = lock(&self.given);
         let old = &self.table.load(&guard).rows;
         if wanted <= old.len() {
-            return Ok(None);
+            return Ok(());
         }
         let new = (old.len()..wanted).map(|_| Arc::new(Row::new()));
-        Ok(Some(self.table.replace(BlockTable { rows: old.iter().cloned().chain(new).collect() })))
+        self.table.replace(BlockTable { rows: old.iter().cloned().chain(new).collect() });
+        Ok(())
     }
 
     /// Gives out a free column, if there is one.
@@ -107,21 +108,18 @@ impl Blocks {
     }
 
     /// Takes a column back; its blocks are freed after the grace period.
-    pub(super) fn take_column_back(&self, client: DirtyClient) -> Retired {
+    pub(super) fn take_column_back(&self, client: DirtyClient) {
         let (column, bit) = (client.column(), ClientMask::of(client).0);
-        let guard = pin(); // before the lock, see `RcuCell::replace`
+        let guard = pin();
         let mut given = lock(&self.given);
         // First the id: who loads a block of the next client then sees that it is not its own. Partner: `is_current`.
         self.ids[column].store(NOBODY, Ordering::Release);
         let rows = &self.table.load(&guard).rows;
         let blocks = rows.iter().map(|row| row.blocks[column].swap(ptr::null_mut(), Ordering::AcqRel));
-        let gone = Box::into_raw(Box::new(Unlinked(blocks.filter(|block| !block.is_null()).collect())));
+        // They came out of the rows by these swaps: no new reader finds them, and nobody else retires them.
+        drop_later(Unlinked(blocks.filter(|block| !block.is_null()).collect()));
         self.tracking.fetch_and(!bit, Ordering::AcqRel);
         *given &= !bit;
-        drop(given);
-        // SAFETY: just boxed. What it frees came out of the rows by these swaps: no new reader finds it, and nobody
-        // else retires it.
-        unsafe { retire(gone) }
     }
 
     /// Whether the column is still this client's. For a block: asked after the block was loaded.

@@ -91,7 +91,7 @@ impl OwnedClient {
 impl Drop for OwnedClient {
     fn drop(&mut self) {
         self.memory().rings().forget(self.client);
-        drop(self.memory().blocks.take_column_back(self.client));
+        self.memory().blocks.take_column_back(self.client);
     }
 }
 

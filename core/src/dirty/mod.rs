@@ -30,7 +30,7 @@ pub use pages::{PageSet, Snapshot};
 pub use scope::{LogClient, LogRegion, LogScope};
 
 use crate::addr::{PageIndex, PageRange};
-use crate::rcu::{Guard, Retired};
+use crate::rcu::Guard;
 use crate::ring::RingTable;
 use crate::sync::{Mutex, Ordering, fence};
 use bitmap::SUMMARY_LINE_PAGES;
@@ -115,11 +115,6 @@ impl DirtyMemory {
 
     /// Covers pages `0..pages`. Never shrinks. Readers and setters go on meanwhile (GROW-1).
     pub fn grow(&self, pages: u64) -> Result<(), TooManyPages> {
-        self.grow_under_lock(pages).map(drop)
-    }
-
-    /// As `grow`, for who holds a lock and drops the result after it.
-    pub(crate) fn grow_under_lock(&self, pages: u64) -> Result<Option<Retired>, TooManyPages> {
         self.blocks.grow(pages)
     }
 

@@ -132,7 +132,7 @@ impl RamList {
     /// Makes a block and publishes it. Its bytes are zero, or its file's, and its pages are dirty for everybody.
     pub fn add(&self, spec: RamBlockSpec) -> Result<Arc<RamBlock>, RamError> {
         let max_length = spec.check()?;
-        let guard = pin(); // before the lock, see `RcuCell::replace`
+        let guard = pin();
         let mut writer = lock(&self.writer);
         if writer.names.contains_key(spec.idstr()) {
             return Err(RamError::DuplicateId { idstr: spec.idstr().to_owned() });
@@ -148,11 +148,11 @@ impl RamList {
         let block = Arc::new(RamBlock::map(spec, max_length, lease, home)?);
         // Before the block can be found. The range may have been another's, whose bits mean nothing now.
         let too_many = |_| RamError::Overflow { idstr: block.idstr().to_owned(), length: max_length };
-        let old_table = self.dirty.grow_under_lock(leased.end.get()).map_err(too_many)?;
+        self.dirty.grow(leased.end.get()).map_err(too_many)?;
         // Logs with rings need not hear of each page: they look for blocks that they do not know.
         self.dirty.set_new(leased, ClientMask::ALL, &guard, |_, _, _| {});
         let old = self.current.load(&guard);
-        let retired = self.current.replace(Snapshot {
+        self.current.replace(Snapshot {
             by_offset: old.by_offset.with(block.offset().get(), block.clone()),
             by_host: old.by_host.with(block.host() as u64, block.clone()),
             by_slot: old.by_slot.with(slot.into(), block.clone()),
@@ -163,7 +163,6 @@ impl RamList {
         self.next_version();
         let change = Change::new(self, &mut writer, slot);
         drop(writer);
-        drop((retired, old_table));
         self.notifiers.tell(|notifier| notifier.added(&block));
         drop(change);
         Ok(block)
@@ -173,12 +172,12 @@ impl RamList {
     pub fn remove(&self, block: &Arc<RamBlock>) -> Result<(), RamError> {
         let change = self.begin_change(block)?; // it stays in the list until here
         self.notifiers.tell(|notifier| notifier.removed(block));
-        let guard = pin(); // before the lock, see `RcuCell::replace`
+        let guard = pin();
         let mut writer = lock(&self.writer);
         let old = self.current.load(&guard);
         // Also before: who pins, and then finds the version of what it kept, is sure that its blocks outlive its guard.
         self.version.fetch_add(1, Ordering::AcqRel);
-        let retired = self.current.replace(Snapshot {
+        self.current.replace(Snapshot {
             by_offset: old.by_offset.without(block.offset().get()),
             by_host: old.by_host.without(block.host() as u64),
             by_slot: old.by_slot.without(block.slot().into()),
@@ -187,13 +186,13 @@ impl RamList {
         writer.names.remove(block.idstr());
         self.next_version();
         drop(writer);
-        drop((change, retired));
+        drop(change);
         Ok(())
     }
 
     /// Makes the caller the one who changes this block, if it is in the list.
     pub(super) fn begin_change(&self, block: &Arc<RamBlock>) -> Result<Change<'_>, RamError> {
-        let guard = pin(); // before the lock, see `RcuCell::replace`
+        let guard = pin();
         let mut writer = lock(&self.writer);
         let found = self.current.load(&guard).by_slot.at_or_below(block.slot().into());
         if !found.is_some_and(|found| Arc::ptr_eq(found, block)) {

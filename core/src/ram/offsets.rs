@@ -71,8 +71,7 @@ impl Space {
 
 /// Gives out parts of the space.
 ///
-/// Its lock is never held across anything that pins or retires: a lease may end inside the collector, on a thread
-/// that pins while it holds other locks. It is std's also in a model, for a lease may end outside of one.
+/// Its lock is a leaf: nothing is called with it held. A lease may end on the thread that drops retired values. It is std's also in a model, for a lease may end outside of one.
 #[derive(Clone, Default)]
 pub(super) struct Offsets(Arc<Mutex<Space>>);
 

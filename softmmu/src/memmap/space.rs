@@ -13,7 +13,7 @@ use crate::registry::{Pending, VcpuRegistry};
 use crate::safepoint::Request;
 use notdirty_core::{
     ClientMask, DirtyClient, DirtyListener, Guard, NotServed, PAGE_SIZE, PageRange, RamAddr, RamBlock, RamList,
-    RcuCell, Retired, fence_after_store, pin,
+    RcuCell, fence_after_store, pin,
 };
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -169,13 +169,9 @@ impl AddressSpace {
     fn map(&self, base: GuestPhys, len: u64, priority: i32, kind: Kind) -> Result<RegionId, MapError> {
         let more = len.checked_sub(1).ok_or(MapError::Empty { base })?;
         let last = base.checked_add(more).ok_or(MapError::Wraps { base, len })?.get();
-        // A device that goes with an old view may call us from its Drop. Pinned before the lock is taken, and with
-        // `_retired` outliving it, no destructor runs under it.
-        let (_guard, _retired);
-        _guard = pin();
         let mut tree = self.tree();
         let (id, changed) = tree.insert(Region { base: base.get(), last, priority, kind });
-        _retired = self.publish(&tree, changed).0;
+        let _posted = self.publish(&tree, changed);
         Ok(id)
     }
 
@@ -191,16 +187,13 @@ impl AddressSpace {
         id: RegionId,
         may: impl FnOnce(&RegionTree) -> Result<(), MapError>,
     ) -> Result<Pending, MapError> {
-        // As in `map`; and what no view shows has its last owner in the region.
-        let (_guard, _retired, _gone);
-        _guard = pin();
+        // A device that no view shows has its last owner in the region, and may call us from its Drop: not under the lock.
+        let _gone;
         let mut tree = self.tree();
         may(&tree)?;
         let (gone, changed) = tree.remove(id)?;
         _gone = gone;
-        let pending;
-        (_retired, pending) = self.publish(&tree, changed);
-        Ok(pending)
+        Ok(self.publish(&tree, changed))
     }
 
     /// As `unmap_posted`, for who need not know when.
@@ -220,9 +213,6 @@ impl AddressSpace {
     /// block.
     #[must_use = "until it is served, a vCPU may touch what was cut off"]
     pub fn resize_mapping(&self, id: RegionId, len: u64) -> Result<Pending, MapError> {
-        // As in `map`.
-        let (_guard, _retired);
-        _guard = pin();
         let mut tree = self.tree();
         let base = tree.base_of(id)?;
         let more = len.checked_sub(1).ok_or(MapError::Empty { base })?;
@@ -234,9 +224,7 @@ impl AddressSpace {
             }
         }
         let changed = tree.set_last(id, last)?;
-        let pending;
-        (_retired, pending) = self.publish(&tree, changed);
-        Ok(pending)
+        Ok(self.publish(&tree, changed))
     }
 
     /// As `unmap_posted`, for who is about to remove the block: refuses while another region maps it too. An alias that
@@ -251,16 +239,15 @@ impl AddressSpace {
     }
 
     /// Renders what changed, publishes, then tells the vCPUs; under the tree's lock, so that views do not overtake.
-    fn publish(&self, tree: &RegionTree, changed: Vec<(u64, u64)>) -> (Retired, Pending) {
+    fn publish(&self, tree: &RegionTree, changed: Vec<(u64, u64)>) -> Pending {
         let mut view = self.snapshot();
         for &(start, last) in &changed {
             view = Arc::new(view.replaced(start, last, tree.render(start, last)));
         }
-        let retired = self.view.replace(view.clone());
+        self.view.replace(view.clone());
         let remap =
             |&(start, last): &(u64, u64)| Request::Remap { start: GuestPhys::new(start), last: GuestPhys::new(last) };
-        let pending = self.vcpus.post_each(changed.iter().map(remap), Some(&view));
-        (retired, pending)
+        self.vcpus.post_each(changed.iter().map(remap), Some(&view))
     }
 
     /// Every vCPU asks again who listens to these pages, and has answered, or parked, when this returns `true`: what

@@ -1,0 +1,101 @@
+//! Memory that is given back, and destructors that run where they may.
+#![cfg(not(loom))]
+
+use notdirty_core::{
+    Backend, ClientMask, DirtyClient, DirtyLog, LogScope, NoVcpus, RamBlockSpec, RamList, RcuCell, RingSource, barrier,
+    pin,
+};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+const MIB: u64 = 1 << 20;
+
+/// Whether anything is mapped at this address. The kernel gives the addresses to nobody else: nothing here maps as much.
+fn is_mapped(at: u64) -> bool {
+    let maps = std::fs::read_to_string("/proc/self/maps").unwrap();
+    maps.lines().any(|line| {
+        let hex = |s| u64::from_str_radix(s, 16).unwrap();
+        let (start, end) = line.split_once(' ').unwrap().0.split_once('-').unwrap();
+        (hex(start)..hex(end)).contains(&at)
+    })
+}
+
+/// KiB of memory that the process has.
+fn resident() -> u64 {
+    let status = std::fs::read_to_string("/proc/self/status").unwrap();
+    let line = status.lines().find(|line| line.starts_with("VmRSS:")).unwrap();
+    line.split_whitespace().nth(1).unwrap().parse().unwrap()
+}
+
+#[test]
+fn the_memory_of_a_removed_block_is_unmapped_though_nobody_does_anything_more() {
+    let list = RamList::new();
+    let block = list.add(RamBlockSpec::new("big", 1 << 30)).unwrap();
+    block.fill(0, 8 * MIB, 1).unwrap();
+    let at = block.host() as u64;
+    list.remove(&block).unwrap();
+    drop(block);
+    let start = Instant::now();
+    while is_mapped(at) {
+        assert!(start.elapsed() < Duration::from_secs(10), "still mapped");
+        std::thread::sleep(Duration::from_millis(1));
+    }
+}
+
+#[test]
+fn the_memory_of_a_removed_block_is_unmapped_after_a_barrier() {
+    let list = RamList::new();
+    for n in 0..20 {
+        let block = list.add(RamBlockSpec::new("big", 1 << 30)).unwrap();
+        let at = block.host() as u64;
+        list.remove(&block).unwrap();
+        drop(block);
+        barrier().unwrap();
+        assert!(!is_mapped(at), "round {n}");
+    }
+}
+
+#[test]
+fn plugs_and_unplugs_in_a_loop_keep_the_memory_of_the_process_flat() {
+    let list = RamList::new();
+    let round = || {
+        let block = list.add(RamBlockSpec::new("dimm", 64 * MIB)).unwrap();
+        block.fill(0, 16 * MIB, 1).unwrap();
+        list.dirty().test_and_clear_range(block.pages(), DirtyClient::MIGRATION, &pin(), |_, _| {});
+        list.remove(&block).unwrap();
+    };
+    (0..4).for_each(|_| round());
+    let before = resident();
+    let most = (0..60).map(|_| {
+        round();
+        resident()
+    });
+    let more = most.max().unwrap().saturating_sub(before) / 1024;
+    // A few blocks may wait for their turn, beside what other tests hold; sixty would be 960 MiB.
+    assert!(more < 200, "{more} MiB more");
+}
+
+/// What a device that goes with an old view may hold.
+struct Device(#[allow(dead_code)] Option<DirtyLog>);
+
+#[test]
+fn a_log_that_goes_with_a_retired_value_waits_for_no_log_that_is_being_started() {
+    let (list, other) = (Arc::new(RamList::new()), Arc::new(RamList::new()));
+    list.add(RamBlockSpec::new("ram", 2 * MIB)).unwrap();
+    for _ in 0..200 {
+        let listener = || Arc::new(NoVcpus);
+        let vga = DirtyClient::VGA;
+        // It may have to wait until the last round's has gone: that one has the same pages, so this one joins it.
+        let log = DirtyLog::start(&list, vga, LogScope::All, Backend::Bitmap, listener(), None).unwrap();
+        let cell = RcuCell::new(Device(Some(log)));
+        cell.replace(Device(None));
+        // One that is refused, and drops its client with the registry's lock held.
+        let client = list.add_client("checkpoint").unwrap();
+        let source = Backend::Source(RingSource::new(&other, 128).unwrap());
+        assert!(DirtyLog::start(&list, client, LogScope::All, source, listener(), None).is_err());
+        list.dirty().set(list.blocks(&pin()).next().unwrap().pages(), ClientMask::NOCODE, &pin());
+    }
+    barrier().unwrap();
+    let all = list.blocks(&pin()).next().unwrap().pages();
+    assert!(list.dirty().listening(all.start, &pin()).is_empty(), "every log has stopped");
+}
