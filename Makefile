@@ -59,6 +59,7 @@ test-deep: guests
 	.ci/deps deep
 	$(CARGO) loom
 	NOTDIRTY_PROGRAMS=$(NOTDIRTY_PROGRAMS) NOTDIRTY_CHECKED=2000 NOTDIRTY_FUZZ_INPUTS=20000 NOTDIRTY_HOSTILE_INSNS=100000000 \
+	NOTDIRTY_FLOATS=100000000 \
 	NOTDIRTY_STRESS_SECONDS=600 $(CARGO) test --release $(CARGO_FLAGS) $(ALL) -- --nocapture
 	@if command -v valgrind >/dev/null; then $(MAKE) --no-print-directory valgrind; \
 	else echo "test-deep: no valgrind, its part is skipped (make deps)"; fi

@@ -24,6 +24,7 @@ pub mod cpu;
 pub mod engine;
 pub mod exec;
 mod fetch;
+pub mod float;
 pub mod interp;
 pub mod ir;
 #[cfg(target_arch = "x86_64")]

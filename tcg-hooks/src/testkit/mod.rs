@@ -31,6 +31,7 @@ mod asm;
 pub mod board;
 mod body;
 pub mod encode;
+pub mod floats;
 #[cfg(target_arch = "x86_64")]
 pub mod fuzz;
 pub mod oracle;
