@@ -68,20 +68,21 @@ impl Aclint {
         for hart in &self.harts {
             hart.set_irq(MSIP, false);
             hart.mtimecmp.store(u64::MAX, Relaxed);
-            self.evaluate(hart);
+            self.evaluate(hart, false);
         }
     }
 
-    /// The deadline goes out before the level: a vCPU that misses the level finds the deadline passed.
-    fn evaluate(&self, hart: &Hart) {
+    /// The deadline goes out before the level: a vCPU that misses the level finds the deadline passed. `jumped`: the time
+    /// has changed, so what was worked out from it is wrong.
+    fn evaluate(&self, hart: &Hart, jumped: bool) {
         let Some(port) = hart.port.upgrade() else { return };
         let deadline = hart.mtimecmp.load(Relaxed);
         let before = port.timer_deadline.swap(deadline, AcqRel);
         // The ends of time need no look at the clock: guests use them for "at once" and "never".
         let due = deadline != u64::MAX && (deadline == 0 || self.clock.mtime() >= deadline);
         port.set_irq(MTIP, due);
-        if deadline < before && !due {
-            // The vCPU may be in a long slice, or asleep, until the old deadline.
+        if (deadline < before || jumped && deadline != u64::MAX) && !due {
+            // The vCPU may be in a long slice, or asleep, until the old deadline or one by the old time.
             port.kick();
         }
     }
@@ -117,10 +118,10 @@ impl MmioDevice for Aclint {
         let _order = self.write.lock().unwrap_or_else(PoisonError::into_inner);
         if offset >= MTIME {
             self.clock.set_mtime(merge(self.clock.mtime(), offset & 7, size, value));
-            self.harts.iter().for_each(|hart| self.evaluate(hart));
+            self.harts.iter().for_each(|hart| self.evaluate(hart, true));
         } else if let Some((hart, at)) = self.hart(MTIMECMP_BASE, 3, offset) {
             hart.mtimecmp.store(merge(hart.mtimecmp.load(Relaxed), at, size, value), Relaxed);
-            self.evaluate(hart);
+            self.evaluate(hart, false);
         } else if let Some((hart, 0)) = self.hart(MSIP_BASE, 2, offset) {
             hart.set_irq(MSIP, value & 1 != 0);
             // A double word covers the next hart's register as well.

@@ -153,8 +153,7 @@ impl Machine {
         }
         self.vcpus.iter_mut().for_each(|vcpu| vcpu.reset(entry));
         self.board.reset();
-        self.clock.publish(0);
-        self.clock.set_mtime(0);
+        self.clock.reset();
         // a1 would be the device tree, once there is one.
         for vcpu in &mut self.vcpus {
             let cpu = vcpu.cpu_mut();

@@ -8,6 +8,7 @@
 
 mod asm;
 pub mod basic;
+pub mod clock;
 pub mod demo;
 pub mod draw;
 pub mod hotplug;

@@ -75,6 +75,16 @@ impl Clock {
         self.shift.store(value.wrapping_sub(self.ticks()), Relaxed);
     }
 
+    /// The guest's time as at power-on: `mtime` reads 0. With an instruction clock nothing of earlier runs stays, so that a run
+    /// after a reset is the same to the instruction.
+    pub fn reset(&self) {
+        if let Source::Insns { retired, idle } = &self.source {
+            retired.store(0, Relaxed);
+            idle.store(0, Relaxed);
+        }
+        self.set_mtime(0);
+    }
+
     /// Tells how many instructions the hart has retired. Nothing, if the host is the clock.
     pub fn publish(&self, retired: u64) {
         if let Source::Insns { retired: published, .. } = &self.source {
@@ -157,6 +167,16 @@ mod tests {
         c.set_mtime(u64::MAX);
         c.publish(2_100);
         assert_eq!(c.mtime(), 0, "it wraps");
+    }
+
+    #[test]
+    fn a_reset_leaves_no_part_of_a_tick_behind() {
+        let c = Clock::insns();
+        c.publish(1_230);
+        assert!(c.skip_to(777));
+        c.set_mtime(5);
+        c.reset();
+        assert_eq!((c.mtime(), c.insns_until(1)), (0, Some(100)));
     }
 
     #[test]

@@ -92,14 +92,17 @@ impl Core {
 
     /// What a CSR instruction may see of the world.
     pub(crate) fn csr_env(&self, cpu: &CpuState, insn: &Insn) -> CsrEnv<'_> {
-        // Only one register shows the lines; the clock need not be asked for the others.
-        let mip = if insn.csr() == num::MIP {
+        CsrEnv { mip: self.csr_mip(cpu, insn), clock: &self.clock }
+    }
+
+    /// The lines at this instruction, if it is one that shows them: the clock need not be asked for the others.
+    pub(crate) fn csr_mip(&self, cpu: &CpuState, insn: &Insn) -> u64 {
+        if insn.op.is_csr() && insn.csr() == num::MIP {
             self.clock.publish(cpu.retired);
             self.mip()
         } else {
             0
-        };
-        CsrEnv { mip, clock: &self.clock }
+        }
     }
 
     /// Enters the handler for a trap at `cpu.pc`.

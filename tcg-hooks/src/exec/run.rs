@@ -68,6 +68,8 @@ pub struct Vcpu {
     translate_time: Duration,
     entries: u64,
     interpreted: u64,
+    /// Instructions retired in all runs; `CpuState::retired` goes back by a reset or a restored state.
+    retired: u64,
     pace: Pace,
     /// Those that run beside it.
     harts: Option<Arc<Harts>>,
@@ -135,6 +137,7 @@ impl Vcpu {
             translate_time: Duration::ZERO,
             entries: 0,
             interpreted: 0,
+            retired: 0,
             // Where a slice ends a TB may begin: what is traced shall repeat exactly, with the instruction clock.
             pace: if mask.has(TraceMask::OF_TBS) { Pace::fixed() } else { Pace::by_time() },
             harts: None,
@@ -153,8 +156,6 @@ impl Vcpu {
         *self.cpu_mut() = CpuState::new(hart_id, entry);
         let (ctx, core) = self.parts();
         core.fence_i(ctx);
-        core.mmu.clear_reservation();
-        (self.core.waiting, self.core.trap_loop, self.core.last_trap) = (false, false, None);
         self.port().take_stop();
     }
 
@@ -173,9 +174,24 @@ impl Vcpu {
         &self.ctx().cpu
     }
 
-    /// The registers, to change between runs.
+    /// The registers, to change between runs: a new pc, or another hart's whole state.
+    ///
+    /// What is not in them belongs to what the hart did before, and ends here: its sleep in `wfi` (which may always end)
+    /// and its reservation (which may always be lost).
     pub fn cpu_mut(&mut self) -> &mut CpuState {
+        self.drop_hidden_state();
         &mut self.parts().0.cpu
+    }
+
+    /// All of the hart that [`CpuState`] does not show.
+    fn drop_hidden_state(&mut self) {
+        self.core.mmu.clear_reservation();
+        (self.core.waiting, self.core.trap_loop, self.core.last_trap) = (false, false, None);
+    }
+
+    /// In `wfi`: it goes on when an interrupt is pending.
+    pub fn is_waiting(&self) -> bool {
+        self.core.waiting
     }
 
     /// Where others reach this vCPU.
@@ -183,11 +199,11 @@ impl Vcpu {
         self.core.mmu.port()
     }
 
-    /// Counters.
+    /// Counters since the vCPU was made, whatever it was reset or restored to meanwhile.
     pub fn stats(&self) -> VcpuStats {
         let tb = self.core.tbs.as_ref().map(|t| t.stats).unwrap_or_default();
         VcpuStats {
-            retired: self.cpu().retired,
+            retired: self.retired,
             tbs_translated: tb.translated,
             tbs_invalidated: tb.invalidated,
             tbs_evicted: tb.evicted,
@@ -215,6 +231,13 @@ impl Vcpu {
 
     /// Runs until a limit, a stop, or for ever. Between runs the vCPU is parked: nobody waits for it.
     pub fn run(&mut self, limits: &RunLimits) -> VcpuExit {
+        let before = self.cpu().retired;
+        let exit = self.run_loop(limits);
+        self.retired += self.cpu().retired.wrapping_sub(before);
+        exit
+    }
+
+    fn run_loop(&mut self, limits: &RunLimits) -> VcpuExit {
         // Parks again however this ends. What was posted meanwhile is served first of all, below.
         let _running = self.core.mmu.running();
         self.pace.start(self.cpu().retired);
@@ -352,7 +375,6 @@ impl Vcpu {
 
     /// Up to `n` instructions by the oracle; stops early where the loop must look.
     fn interpret(&mut self, n: u64) {
-        let mip = self.core.mip();
         let exec = self.core.mask.has(TraceMask::EXEC) && self.engine == EngineKind::Interp;
         for _ in 0..n {
             if exec {
@@ -364,16 +386,16 @@ impl Vcpu {
             // The registers leave the context for one step: hooks need the rest of it.
             let mut cpu = ctx.cpu.clone();
             let enabled = (cpu.csr.mie, cpu.csr.mstatus & mstatus::MIE);
-            let clock = core.clock.clone();
-            let mip_now = if clock.is_insns() {
-                clock.publish(cpu.retired);
-                core.mip()
-            } else {
-                mip
-            };
-            let env = CsrEnv { mip: mip_now, clock: &clock };
             let (mmu, mut hooks) = core.split(ctx);
-            let step = interp::step(&mut cpu, mmu, &mut hooks, &env);
+            let step = match interp::fetch(&cpu, mmu, &mut hooks) {
+                Ok(insn) => {
+                    // The lines and the clock as they are at this instruction, as emitted code sees them.
+                    let (mip, clock) = (core.csr_mip(&cpu, &insn), core.clock.clone());
+                    let (mmu, mut hooks) = core.split(ctx);
+                    interp::execute(&mut cpu, mmu, &mut hooks, &CsrEnv { mip, clock: &clock }, &insn)
+                }
+                Err(fault) => Step::Trap(fault.into()),
+            };
             ctx.cpu = cpu;
             self.interpreted += 1;
             let (ctx, core) = self.parts();
@@ -392,7 +414,7 @@ impl Vcpu {
             if (ctx.cpu.csr.mie, ctx.cpu.csr.mstatus & mstatus::MIE) != enabled {
                 return;
             }
-            if core.trap_loop || core.mmu.port().kicked() || trap::pending_interrupt(&ctx.cpu, mip).is_some() {
+            if core.trap_loop || core.mmu.port().kicked() {
                 return;
             }
         }

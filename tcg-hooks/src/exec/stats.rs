@@ -7,7 +7,7 @@ use std::time::Duration;
 /// Counters since the vCPU was made.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct VcpuStats {
-    /// Instructions retired.
+    /// Instructions retired in all runs. [`CpuState::retired`](crate::cpu::CpuState::retired) is since reset.
     pub retired: u64,
     /// TBs translated.
     pub tbs_translated: u64,
