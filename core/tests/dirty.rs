@@ -333,12 +333,12 @@ proptest! {
         prop_assert!(set.ranges().flat_map(|r| r.iter()).map(|p| p.get()).eq(model.iter().copied()));
         prop_assert!(set.ranges().zip(set.ranges().skip(1)).all(|(a, b)| a.end < b.start), "as few as it takes");
         prop_assert_eq!(&PageSet::from_words(set.words().collect()), &set);
-        for most in [1, 3, 1000] {
+        for most in [0, 1, 3, 1000, usize::MAX] {
             let cover = set.cover(most);
-            prop_assert!(cover.len() <= most || most > set.ranges().count());
+            prop_assert!(cover.len() <= most.max(1));
             prop_assert!(model.iter().all(|p| cover.iter().any(|r| r.contains(PageIndex::new(*p)))));
             prop_assert!(cover.windows(2).all(|two| two[0].end <= two[1].start));
-            if most > set.ranges().count() {
+            if most >= set.ranges().count() {
                 prop_assert!(cover.into_iter().eq(set.ranges()));
             }
         }
@@ -365,6 +365,17 @@ fn a_page_at_the_end_of_all_numbers_is_a_page() {
     assert_eq!(set.within(&[PageRange { start: PageIndex::new(0), end: last }]).count(), 0);
     set.push_words(PageIndex::new(u64::MAX), u64::MAX, !0);
     assert_eq!(set.count(), 64);
+}
+
+#[test]
+fn a_set_as_wide_as_the_space_is_covered_by_as_many_ranges_as_one_likes() {
+    let pages = [0, 1 << 30, u64::MAX - 1].map(PageIndex::new);
+    let set = PageSet::from_words(pages.map(|page| (page, 1 << (page.get() % 64))).to_vec());
+    for most in [0, 1, 2, 3, 1024, usize::MAX] {
+        let cover = set.cover(most);
+        assert!(pages.iter().all(|page| cover.iter().any(|range| range.contains(*page))), "{most}: {cover:?}");
+        assert!(cover.len() <= most.max(1));
+    }
 }
 
 #[test]

@@ -3,7 +3,7 @@
 
 use notdirty_core::migration::{BlockMigration, ChunkShift, SyncError, sync};
 use notdirty_core::{
-    ClientMask, DirtyClient, DirtyListener, NoVcpus, NotServed, PAGE_SIZE, PageIndex, PageRange, RamBlock,
+    ClientMask, DirtyClient, DirtyListener, NoVcpus, NotServed, PAGE_SIZE, PageIndex, PageRange, PageSet, RamBlock,
     RamBlockSpec, RamList, pin,
 };
 use proptest::prelude::*;
@@ -222,6 +222,52 @@ fn a_page_that_is_still_to_be_sent_is_armed_again() {
         assert_eq!(sync(&list, &all, &asked, None).unwrap(), newly);
         assert_eq!(*asked.0.lock().unwrap(), [pages_of(&ram, 7, 10)]);
     }
+}
+
+#[test]
+fn pages_of_a_run_that_crosses_blocks_go_to_each_block() {
+    let list = RamList::new();
+    let (a, b) = (block(&list, "a", 512), block(&list, "b", 512));
+    let map = |block| BlockMigration::need_dirty(block, ChunkShift::MIN);
+    let border = b.offset().page().get();
+    assert_eq!(a.pages().end.get(), border);
+    // One run of each: of ones, of words that are alike, of both blocks whole and of what lies around them.
+    let of_ones = PageSet::from_words(vec![(PageIndex::new(border - 64), !0), (PageIndex::new(border), !0)]);
+    let alike = PageSet::from_words(vec![(PageIndex::new(border - 64), 5), (PageIndex::new(border), 5)]);
+    let mut all = PageSet::new();
+    all.insert(PageRange { start: a.pages().start, end: PageIndex::new(border + 5000) });
+    for (pages, each) in [(of_ones, 64), (alike, 2), (all, 512)] {
+        let maps = (map(&a), map(&b));
+        assert_eq!((maps.0.absorb(&pages), maps.1.absorb(&pages)), (each, each), "{pages:?}");
+        assert_eq!((maps.0.count(), maps.1.count()), (each, each));
+        assert_eq!(maps.1.next(0), Some(0));
+        assert!(maps.1.take_chunk(0).is_some() && maps.0.take_chunk(511).is_some());
+        assert_eq!((maps.0.absorb(&pages), maps.1.absorb(&pages)), (0, 0), "the second time nothing is new");
+    }
+}
+
+#[test]
+fn a_sync_over_many_blocks_costs_the_blocks_and_what_is_dirty() {
+    let timed = |blocks: u64| {
+        let list = RamList::new();
+        let blocks: Vec<_> = (0..blocks).map(|n| block(&list, &n.to_string(), 1024)).collect();
+        let maps: Vec<_> = blocks.iter().map(|block| BlockMigration::need_dirty(block, ChunkShift::MIN)).collect();
+        let what: Vec<_> = blocks.iter().map(|block| (block.clone(), 0..u64::MAX)).collect();
+        let best = (0..5).map(|_| {
+            clean(&list);
+            blocks.iter().for_each(|block| (0..16).for_each(|n| set(&list, block, n * 65, n * 65 + 1)));
+            let start = Instant::now();
+            sync(&list, &what, &NoVcpus, None).unwrap();
+            start.elapsed()
+        });
+        let best = best.min().unwrap();
+        assert!(maps.iter().all(|map| map.count() == 16));
+        best
+    };
+    let (few, many) = (timed(256), timed(2048));
+    // Eight times the blocks; blocks times runs would be 64 times as many steps.
+    println!("256 blocks {few:?}, 2,048 blocks {many:?}");
+    assert!(many < few * 24, "{many:?}, {few:?}");
 }
 
 #[test]

@@ -112,6 +112,17 @@ fn a_window_without_room_is_given_up_without_an_error() {
 }
 
 #[test]
+fn a_window_as_wide_as_the_space_has_every_block_in_it() {
+    let list = RamList::new();
+    let block = list.add(RamBlockSpec::new("small", 4 * MIB).near(0..u64::MAX)).unwrap();
+    assert!(block.flags().contains(RamFlags::NEAR));
+    // The host may have room for as much, or not; in the window it is if it is anywhere.
+    if let Ok(block) = list.add(RamBlockSpec::new("wide", 4 * MIB).max_length(1 << 46).near(0..u64::MAX)) {
+        assert!(block.flags().contains(RamFlags::NEAR));
+    }
+}
+
+#[test]
 fn a_window_that_is_taken_is_left_alone() {
     let list = RamList::new();
     let first = list.add(RamBlockSpec::new("first", MIB)).unwrap();

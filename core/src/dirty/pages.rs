@@ -20,17 +20,52 @@ pub struct PageSet {
 
 /// Words in a row, each with the same bits, which are not zero.
 #[derive(Clone, Copy)]
-struct Run {
+pub(crate) struct Run {
     /// The words' numbers: the page of bit 0, divided by 64.
-    first: u64,
-    end: u64,
-    bits: u64,
+    pub(crate) first: u64,
+    pub(crate) end: u64,
+    pub(crate) bits: u64,
 }
 
 impl Run {
     fn range(&self) -> PageRange {
         let page = |word: u64| PageIndex::new(word.saturating_mul(64));
         PageRange { start: page(self.first), end: page(self.end) }
+    }
+
+    /// The part that lies in `range`, which is not empty: at most three runs, since its first and its last word may be cut.
+    #[inline]
+    pub(crate) fn within(self, range: PageRange, mut sink: impl FnMut(Run)) {
+        let (start, last) = (range.start.get(), range.end.get() - 1);
+        let (mut first, mut end) = (self.first.max(start / 64), self.end.min(last / 64 + 1));
+        let (head, tail) = (!0 << (start % 64), !0 >> (63 - last % 64));
+        if first >= end {
+            return;
+        }
+        let mut cut = |word, mask| {
+            let bits = self.bits & mask;
+            if bits != 0 {
+                sink(Run { first: word, end: word + 1, bits });
+            }
+        };
+        if start / 64 == last / 64 {
+            return cut(first, head & tail);
+        }
+        if head != !0 && first == start / 64 {
+            cut(first, head);
+            first += 1;
+        }
+        let last = (tail != !0 && end == last / 64 + 1).then_some(end - 1);
+        end -= u64::from(last.is_some());
+        if first < end {
+            sink(Run { first, end, bits: self.bits });
+        }
+        if let Some(last) = last {
+            let bits = self.bits & tail;
+            if bits != 0 {
+                sink(Run { first: last, end: last + 1, bits });
+            }
+        }
     }
 }
 
@@ -131,21 +166,20 @@ impl PageSet {
             rest = &rest[rest.partition_point(|range| range.end.get() <= run.first.saturating_mul(64))..];
             let meeting = rest.iter().take_while(|range| range.start.get() / 64 < run.end);
             for range in meeting.filter(|range| !range.is_empty()) {
-                let (start, last) = (range.start.get(), range.end.get() - 1);
-                let (first, end) = (run.first.max(start / 64), run.end.min(last / 64 + 1));
-                // The first and the last word may be cut, and be the same.
-                let head = if first == start / 64 { !0 << (start % 64) } else { !0 };
-                let tail = if end == last / 64 + 1 { !0 >> (63 - last % 64) } else { !0 };
-                if end - first == 1 {
-                    set.push_run(Run { first, end, bits: run.bits & head & tail });
-                } else {
-                    set.push_run(Run { first, end: first + 1, bits: run.bits & head });
-                    set.push_run(Run { first: first + 1, end: end - 1, bits: run.bits });
-                    set.push_run(Run { first: end - 1, end, bits: run.bits & tail });
-                }
+                run.within(*range, |part| set.push_run(part));
             }
         }
         set
+    }
+
+    /// The runs that have a word in common with `range`. Finding them costs a search.
+    pub(crate) fn meeting(&self, range: PageRange) -> &[Run] {
+        if range.is_empty() {
+            return &[];
+        }
+        let (first, last) = (range.start.get() / 64, (range.end.get() - 1) / 64);
+        let from = &self.runs[self.runs.partition_point(|run| run.end <= first)..];
+        &from[..from.partition_point(|run| run.first <= last)]
     }
 
     /// How many pages.
@@ -184,15 +218,17 @@ impl PageSet {
         join(self.runs.iter().flat_map(|run| Pieces { run: *run, left: run.bits }))
     }
 
-    /// At most about `most` ranges that cover all pages, and others, if it takes too many to name each: for who asks
+    /// At most `most` ranges, or one, that cover all pages, and others, if it takes too many to name each: for who asks
     /// something harmless of them.
     pub fn cover(&self, most: usize) -> Vec<PageRange> {
-        // Each run is a range at least, or touches one.
-        let few = self.runs.len() <= 2 * most;
-        let mut cover: Vec<_> = self.ranges().take(if few { most + 1 } else { 0 }).collect();
+        let most = most.max(1);
+        // A range is three runs at most: a word that it begins in, words of ones, a word that it ends in.
+        let few = self.runs.len() <= most.saturating_mul(3);
+        let mut cover: Vec<_> = self.ranges().take(if few { most.saturating_add(1) } else { 0 }).collect();
         let (Some(first), Some(last)) = (self.runs.first(), self.runs.last()) else { return cover };
         // There are at most `8 * most` gaps longer than this; it is doubled until there are few enough.
-        let mut gap = (64 * (last.end - first.first) / (8 * most as u64 + 1)).max(64);
+        let span = (last.end - first.first).saturating_mul(64);
+        let mut gap = (span / (most as u64).saturating_mul(8).saturating_add(1)).max(64);
         if cover.len() > most || !few {
             cover.clear();
             for range in join(self.runs.iter().map(Run::range)) {
@@ -202,7 +238,7 @@ impl PageSet {
                 }
                 while cover.len() > most {
                     // Closes the gaps up to twice as long: at the latest when all of them are, there is one range.
-                    gap *= 2;
+                    gap = gap.saturating_mul(2);
                     cover.dedup_by(|next, last| {
                         let near = next.start.get() - last.end.get() <= gap;
                         if near {

@@ -63,8 +63,8 @@ fn max_pages(block: &RamBlock) -> u64 {
 
 /// Pages that are still to be sent: `bmap`, with `clear_bmap`.
 pub struct DirtyPages {
-    /// The block's first page.
-    base: PageIndex,
+    /// The block's pages, up to the maximum length.
+    all: PageRange,
     shift: ChunkShift,
     maps: Mutex<Maps>,
 }
@@ -79,7 +79,8 @@ impl DirtyPages {
     pub(super) fn new(block: &RamBlock, shift: ChunkShift) -> Self {
         let pages = max_pages(block);
         let maps = Maps { dirty: Bits::new(pages), clear: Bits::new(pages.div_ceil(1 << shift.0)), count: 0 };
-        Self { base: block.offset().page(), shift, maps: Mutex::new(maps) }
+        let all = PageRange::of_bytes(block.offset(), block.max_length());
+        Self { all, shift, maps: Mutex::new(maps) }
     }
 
     fn maps(&self) -> MutexGuard<'_, Maps> {
@@ -92,30 +93,42 @@ impl DirtyPages {
     }
 
     /// Adds pages that were taken from the global bits; returns how many were not here yet. The set's pages are those of the
-    /// space of all RAM; what lies outside of the block is left alone.
+    /// space of all RAM; what lies outside of the block is left alone. Costs what lies inside, and a search.
     pub fn absorb(&self, pages: &PageSet) -> u64 {
+        self.absorb_part(pages, self.all)
+    }
+
+    /// As `absorb`, of the pages in `part`, which lies in the block.
+    fn absorb_part(&self, pages: &PageSet, part: PageRange) -> u64 {
+        let runs = pages.meeting(part);
+        if runs.is_empty() {
+            return 0;
+        }
+        let base = self.all.start.get() / 64;
         let maps = &mut *self.maps();
         let mut newly = 0;
         let mut chunk = None;
         // Lone words are far apart: their lines are on the way before it is their turn. Of long runs the hardware sees to it.
-        let mut ahead = pages.runs();
-        for (n, (first, words, bits)) in pages.runs().enumerate() {
+        let mut ahead = runs.iter();
+        for (n, run) in runs.iter().enumerate() {
             if n % AHEAD == 0 {
                 let more = if n == 0 { 2 * AHEAD } else { AHEAD };
-                let words = ahead.by_ref().take(more).map(|(first, ..)| first.get().wrapping_sub(self.base.get()) / 64);
-                words.for_each(|word| maps.dirty.prefetch(word));
+                ahead.by_ref().take(more).for_each(|run| maps.dirty.prefetch(run.first.saturating_sub(base)));
             }
-            let Some(page) = first.get().checked_sub(self.base.get()) else { continue };
-            let word = page / 64;
-            newly += match bits {
-                u64::MAX => maps.dirty.fill_words(word..word + words),
-                _ => (word..word + words).map(|word| maps.dirty.or_word(word, bits)).sum(),
-            };
-            let chunks = page >> self.shift.0..((page + (words - 1) * 64) >> self.shift.0) + 1; // a chunk is at least a word
-            if chunk.as_ref() != Some(&chunks) {
-                maps.clear.set(chunks.clone());
-                chunk = Some(chunks);
-            }
+            run.within(part, |run| {
+                let words = run.first - base..run.end - base;
+                newly += match run.bits {
+                    u64::MAX => maps.dirty.fill_words(words.clone()),
+                    bits => words.clone().map(|word| maps.dirty.or_word(word, bits)).sum(),
+                };
+                // A chunk is a word at least.
+                let chunk_of = |word: u64| (word * 64) >> self.shift.0;
+                let chunks = chunk_of(words.start)..chunk_of(words.end - 1) + 1;
+                if chunk.as_ref() != Some(&chunks) {
+                    maps.clear.set(chunks.clone());
+                    chunk = Some(chunks);
+                }
+            });
         }
         maps.count += newly;
         newly
@@ -164,7 +177,10 @@ impl DirtyPages {
 
 impl fmt::Debug for DirtyPages {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("DirtyPages").field("base", &self.base).field("count", &self.count()).finish_non_exhaustive()
+        f.debug_struct("DirtyPages")
+            .field("base", &self.all.start)
+            .field("count", &self.count())
+            .finish_non_exhaustive()
     }
 }
 
@@ -299,11 +315,8 @@ pub fn sync(
     }
     let ranges: Vec<_> = into.iter().map(|(_, range)| *range).collect();
     let harvest = list.dirty().harvest(&ranges, DirtyClient::MIGRATION, listener, timeout)?;
-    let newly = match &into[..] {
-        [(map, _)] => map.absorb(harvest.pages()),
-        // Two runs of one block may overlap or share a word: the second then finds nothing new.
-        all => all.iter().map(|(map, range)| map.absorb(&harvest.pages().within(&[*range]))).sum(),
-    };
+    // Two runs of one block may overlap: the second then finds nothing new.
+    let newly = into.iter().map(|(map, range)| map.absorb_part(harvest.pages(), *range)).sum();
     harvest.commit();
     Ok(newly)
 }

@@ -144,10 +144,10 @@ impl RamBlock {
         self.mapping.fd().map_or(0, |(_, offset)| offset)
     }
 
-    /// The size of the host's pages under the block: 2 MiB if the host took that advice, else its smallest. Memory is
-    /// given back in such pieces.
+    /// The size of the pieces in which the block's memory is given back: the host's page. Huge pages under it are transparent,
+    /// the host splits them ([`RamFlags::HUGE_PAGES`] says whether it may use them).
     pub fn page_size(&self) -> u64 {
-        if self.mapping.is_huge() { HUGE } else { host_page() }
+        host_page()
     }
 
     /// What a migration keeps for this block, while one does.

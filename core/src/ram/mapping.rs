@@ -109,11 +109,14 @@ impl Mapping {
         backing.check_length(request.max)?;
         let lazy = if request.noreserve { libc::MAP_NORESERVE } else { 0 };
         let place = request.near.as_ref().and_then(|window| Reservation::inside(window, total, guard, align, lazy));
-        let near = place.is_some();
         let reservation = match place {
             Some(place) => place,
             None => Reservation::anywhere(total, guard, align, lazy).ok_or_else(|| failed(doing))?,
         };
+        // Any place may be inside of a window that is wide.
+        let near = request.near.is_some_and(|window| {
+            window.start <= reservation.start && reservation.start + reservation.len <= window.end
+        });
         // A mapping with a guard below is never at 0.
         let host = NonNull::new((reservation.start + guard) as *mut u8).ok_or_else(too_long)?;
         let (max, prealloc) = (request.max, request.prealloc);
@@ -294,9 +297,9 @@ impl Reservation {
         // `host` and all that is around it; the last one whose end is still inside.
         let first = window.start.checked_add(guard)?.checked_next_multiple_of(align)?;
         let last = window.end.checked_sub(len)?.checked_add(guard)? / align * align;
-        let step = (last.checked_sub(first)? / TRIES).next_multiple_of(align).max(align);
+        let step = (last.checked_sub(first)? / TRIES).checked_next_multiple_of(align)?.max(align);
         (0..=TRIES)
-            .map(|n| first + n * step)
+            .map_while(|n| first.checked_add(n.checked_mul(step)?))
             .take_while(|host| *host <= last)
             .find_map(|host| Self::map(host - guard, len, flags | libc::MAP_FIXED_NOREPLACE))
     }
