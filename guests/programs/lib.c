@@ -78,6 +78,8 @@ __attribute__((weak)) uint64_t trap(uint64_t cause, uint64_t epc, uint64_t tval)
     finish(99);
 }
 
+__attribute__((weak)) void secondary(uint64_t hart) { (void)hart; }
+
 /* Eight words a turn: the shape of a C library's copy of aligned blocks. */
 void *memcpy(void *to, const void *from, size_t n)
 {

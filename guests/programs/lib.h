@@ -30,6 +30,9 @@ void finish(int code) __attribute__((noreturn));
 /* Called on every trap; returns where to go on. The default reports and ends the run. */
 uint64_t trap(uint64_t cause, uint64_t epc, uint64_t tval);
 
+/* Where harts 1 to 3 start, at reset, with .bss not yet cleared. The default returns, and the hart sleeps. */
+void secondary(uint64_t hart);
+
 void *memcpy(void *to, const void *from, size_t n);
 void *memset(void *to, int byte, size_t n);
 int memcmp(const void *a, const void *b, size_t n);

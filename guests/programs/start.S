@@ -1,4 +1,5 @@
-# Reset to main, and the trap entry that C handlers hang on. Hart 0 runs, the others sleep.
+# Reset to main, and the trap entry that C handlers hang on. Hart 0 runs main; harts 1 to 3 call secondary, which sleeps
+# unless the program has its own; further harts sleep.
 
     .section .text.start, "ax"
     .globl _start
@@ -21,9 +22,23 @@ _start:
 2:  call  main
     tail  finish            # main's result is the exit code
 
+# The stack area is 64 KiB, 16 KiB for each of four harts.
 park:
-    wfi
-    j     park
+    li    t1, 4
+    bgeu  t0, t1, 1f
+    .option push
+    .option norelax
+    la    gp, __global_pointer$
+    .option pop
+    la    t1, __trap_entry
+    csrw  mtvec, t1
+    la    sp, __stack
+    slli  t1, t0, 14
+    sub   sp, sp, t1
+    mv    a0, t0
+    call  secondary
+1:  wfi
+    j     1b
 
 # Saves what a C function may clobber, calls trap(cause, epc, tval), resumes where it says.
     .balign 4

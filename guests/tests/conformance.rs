@@ -1,6 +1,7 @@
 //! Whole guest programs, run by the `notdirty` command on both engines; each judges itself and ends with exit code 0.
 //!
-//!   ours     programs/build/quick/*.elf, from `make guests`; says so and passes when there is no cross compiler
+//!   ours     programs/build/quick/*.elf, from `make guests`, NAME-2h.elf on two harts; says so and passes when there is no
+//!            cross compiler
 //!   corpus   $NOTDIRTY_CORPUS, directories joined by ':'; by default ../corpora/riscv-tests and ../corpora/programs
 //!            beside the project. ELFs others wrote: riscv-tests, C programs. NAME.out beside NAME.elf is the expected
 //!            output. Says so and passes when there is none; the corpus is never part of the project.
@@ -39,7 +40,7 @@ fn our_c_programs_pass_on_both_engines() {
     let outputs = run_all("our C programs", &programs);
     // The same result on both engines, and not only one that the program accepts: times differ, checksums may not.
     for program in &programs {
-        let [jit, interp] = ENGINES.map(|engine| checksum(&outputs[&(program.clone(), engine)]));
+        let [jit, interp] = ENGINES.map(|engine| checksums(&outputs[&(program.clone(), engine)]));
         assert_eq!(jit, interp, "{}: the engines disagree", program.display());
     }
 }
@@ -96,8 +97,8 @@ fn lines(text: &str) -> Vec<&str> {
     text.lines().map(str::trim_end).collect()
 }
 
-fn checksum(output: &str) -> Option<&str> {
-    output.split_whitespace().find_map(|word| word.strip_prefix("check="))
+fn checksums(output: &str) -> Vec<&str> {
+    output.split_whitespace().filter_map(|word| word.strip_prefix("check=")).collect()
 }
 
 type Outputs = BTreeMap<(PathBuf, &'static str), String>;
@@ -152,8 +153,9 @@ fn run(program: &Path, engine: &str) -> Run {
         std::env::temp_dir().join(format!("notdirty-{}-{engine}-{}.{what}", std::process::id(), name(program)))
     };
     let (output, errors) = (scratch("stdout"), scratch("stderr"));
+    let harts = if name(program).ends_with("-2h.elf") { "2" } else { "1" };
     let mut child = Command::new(env!("CARGO_BIN_EXE_notdirty"))
-        .args(["run", "--engine", engine, "--timeout", &LIMIT.to_string()])
+        .args(["run", "--engine", engine, "--smp", harts, "--timeout", &LIMIT.to_string()])
         .arg(program)
         .stdin(Stdio::null())
         .stdout(File::create(&output).expect("temporary file"))

@@ -29,4 +29,45 @@ static inline uint32_t rv_mul(int rd, int rs1, int rs2) { return rv_r(1, 0, rd, 
 /* beq rs1, rs2, +8: over one instruction */
 static inline uint32_t rv_beq_over_one(int rs1, int rs2) { return 8 << 7 | rs2 << 20 | rs1 << 15 | 0x63; }
 
+static inline uint32_t rv_jal(int rd, int64_t by)
+{
+    return (uint32_t)(by >> 20 & 1) << 31 | (uint32_t)(by >> 1 & 0x3ff) << 21 | (uint32_t)(by >> 11 & 1) << 20 |
+           (uint32_t)(by >> 12 & 0xff) << 12 | rd << 7 | 0x6f;
+}
+static inline uint32_t rv_bne(int rs1, int rs2, int64_t by)
+{
+    return (uint32_t)(by >> 12 & 1) << 31 | (uint32_t)(by >> 5 & 0x3f) << 25 | rs2 << 20 | rs1 << 15 | 1 << 12 |
+           (uint32_t)(by >> 1 & 15) << 8 | (uint32_t)(by >> 11 & 1) << 7 | 0x63;
+}
+static inline uint32_t rv_jalr(int rd, int rs1, int imm) { return rv_i(0x67, 0, rd, rs1, imm); }
+
+/* A call as a linker leaves it: one jal within its reach, else auipc and jalr. Returns what follows it. */
+static inline uint32_t *rv_call(uint32_t *at, const uint32_t *target)
+{
+    int64_t by = (const char *)target - (char *)at;
+    if (by >= -(1 << 20) && by < 1 << 20) {
+        *at++ = rv_jal(RA, by);
+    } else {
+        *at++ = (uint32_t)(by + 0x800) >> 12 << 12 | RA << 7 | 0x17;
+        *at++ = rv_jalr(RA, RA, by & 0xfff);
+    }
+    return at;
+}
+
+/* A function's entry and end around calls. */
+static inline uint32_t *rv_enter(uint32_t *p)
+{
+    *p++ = rv_addi(SP, SP, -16);
+    *p++ = rv_sd(RA, SP, 0);
+    return p;
+}
+
 #define RV_RET 0x00008067u
+
+static inline uint32_t *rv_leave(uint32_t *p)
+{
+    *p++ = rv_ld(RA, SP, 0);
+    *p++ = rv_addi(SP, SP, 16);
+    *p++ = RV_RET;
+    return p;
+}
