@@ -1,4 +1,4 @@
-//! The line a bench guest prints: `NAME ticks=N check=HEX n=EVENTS`.
+//! The lines a bench guest prints, one for each kernel in it: `NAME ticks=N check=HEX n=EVENTS`.
 
 /// What a guest measured of itself.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -14,9 +14,9 @@ pub struct GuestLine {
 }
 
 impl GuestLine {
-    /// Finds the line among whatever else a console shows.
-    pub fn find(console: &str) -> Option<GuestLine> {
-        console.lines().find_map(GuestLine::parse)
+    /// Finds the lines among whatever else a console shows.
+    pub fn find(console: &str) -> Vec<GuestLine> {
+        console.lines().filter_map(GuestLine::parse).collect()
     }
 
     fn parse(line: &str) -> Option<GuestLine> {
@@ -47,13 +47,19 @@ mod tests {
     #[test]
     fn the_line_is_found_among_other_output() {
         let console = "booting = yes\r\nfib ticks=123 check=00ff n=7\r\nbye\n";
-        let line = GuestLine::find(console).unwrap();
+        let [line] = &GuestLine::find(console)[..] else { panic!("one line") };
         assert_eq!((line.name.as_str(), line.ticks, line.check.as_str(), line.events), ("fib", 123, "00ff", 7));
     }
 
     #[test]
+    fn a_guest_with_several_kernels_prints_several_lines() {
+        let lines = GuestLine::find("one ticks=1 check=0 n=1\r\ntwo ticks=2 check=0 n=1\r\n");
+        assert_eq!(lines.iter().map(|line| line.name.as_str()).collect::<Vec<_>>(), ["one", "two"]);
+    }
+
+    #[test]
     fn half_a_line_is_no_line() {
-        assert_eq!(GuestLine::find("fib ticks=123 check=00ff"), None);
-        assert_eq!(GuestLine::find("fib ticks=x check=00ff n=1"), None);
+        assert_eq!(GuestLine::find("fib ticks=123 check=00ff"), []);
+        assert_eq!(GuestLine::find("fib ticks=x check=00ff n=1"), []);
     }
 }

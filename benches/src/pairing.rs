@@ -20,24 +20,37 @@ pub fn order(round: usize, count: usize) -> Vec<usize> {
     if round.is_multiple_of(2) { (0..count).collect() } else { (0..count).rev().collect() }
 }
 
-/// Runs `row` on every rival, `rounds` times.
-pub fn measure(row: Row, elf: &Path, rivals: &[Rival], rounds: usize, perf: bool) -> Measured {
-    let mut runs: Vec<Result<Vec<Run>, String>> = rivals
-        .iter()
-        .map(|rival| if row.traps && !rival.takes_traps { Err("n/a: takes no traps".into()) } else { Ok(Vec::new()) })
-        .collect();
+/// Runs `rows`, which one run of a program has, on every rival, `rounds` times.
+pub fn measure(rows: &[Row], elf: &Path, rivals: &[Rival], rounds: usize, perf: bool) -> Vec<Measured> {
+    let Some(first) = rows.first() else { return Vec::new() };
+    let mut runs: Vec<Result<Vec<Vec<Run>>, String>> =
+        rivals.iter().map(|rival| rival.cannot(first).map_or(Ok(Vec::new()), |why| Err(why.into()))).collect();
     for round in 0..rounds {
         for index in order(round, rivals.len()) {
             let Ok(done) = &mut runs[index] else { continue };
-            match rivals[index].run(elf, perf) {
+            match rivals[index].run(elf, first.harts, perf) {
                 Ok(run) => done.push(run),
                 Err(why) => runs[index] = Err(why),
             }
         }
     }
-    let mut measured = Measured { row, runs };
-    measured.compare_results();
-    measured
+    rows.iter()
+        .map(|&row| {
+            let runs = runs.iter().map(|runs| runs.as_ref().map_err(Clone::clone).and_then(|runs| of_row(&row, runs)));
+            let mut measured = Measured { row, runs: runs.collect() };
+            measured.compare_results();
+            measured
+        })
+        .collect()
+}
+
+/// A row's part of its program's runs: the line with its name, or the only line.
+fn of_row(row: &Row, runs: &[Vec<Run>]) -> Result<Vec<Run>, String> {
+    let find = |run: &Vec<Run>| match &run[..] {
+        [only] => Some(only.clone()),
+        several => several.iter().find(|run| run.line.name == row.name).cloned(),
+    };
+    runs.iter().map(|run| find(run).ok_or_else(|| format!("{} prints no line of {}", row.program, row.name))).collect()
 }
 
 impl Measured {
@@ -81,7 +94,7 @@ impl Measured {
 mod tests {
     use super::*;
     use crate::line::GuestLine;
-    use crate::rows::ROWS;
+    use crate::rows;
 
     fn run(ticks: u64, check: &str) -> Run {
         let line = GuestLine { name: "fib".into(), ticks, check: check.into(), events: 10 };
@@ -91,14 +104,28 @@ mod tests {
     #[test]
     fn ratios_pair_the_runs_of_one_round() {
         let runs = vec![Ok(vec![run(10, "a"), run(20, "a")]), Ok(vec![run(30, "a"), run(40, "a")])];
-        let measured = Measured { row: ROWS[0], runs };
+        let measured = Measured { row: rows::all()[0], runs };
         assert_eq!(measured.ratios(1, 0), [3.0, 2.0]);
         assert_eq!(measured.ratios(2, 0), []);
     }
 
     #[test]
+    fn a_row_has_its_line_of_each_run_or_the_only_one() {
+        let several =
+            || vec![run(10, "a"), Run { line: GuestLine { name: "icall".into(), ..run(20, "a").line }, ..run(0, "") }];
+        let ticks = |row: &str, runs: &[Vec<Run>]| {
+            let runs = of_row(&rows::pick(row)[0], runs)?;
+            Ok::<Vec<u64>, String>(runs.iter().map(|run| run.line.ticks).collect())
+        };
+        assert_eq!(ticks("fib", &[several(), several()]).unwrap(), [10, 10]);
+        assert_eq!(ticks("switch", &[vec![run(10, "a")]]).unwrap(), [10]);
+        assert_eq!(ticks("switch", &[several()]).unwrap_err(), "switch prints no line of switch");
+        assert_eq!(ticks("fib", &[vec![]]).unwrap_err(), "fib prints no line of fib");
+    }
+
+    #[test]
     fn a_different_result_is_no_figure() {
-        let mut measured = Measured { row: ROWS[0], runs: vec![Ok(vec![run(10, "a")]), Ok(vec![run(5, "b")])] };
+        let mut measured = Measured { row: rows::all()[0], runs: vec![Ok(vec![run(10, "a")]), Ok(vec![run(5, "b")])] };
         measured.compare_results();
         assert!(measured.runs[0].is_ok());
         assert!(measured.seconds(1).is_none());

@@ -1,4 +1,9 @@
 //! The rows of the table: guest programs of `guests/programs/bench`, by group, and the bars of each.
+//!
+//! A program has one row, or prints a line for each of several: rows/large.rs, rows/ops.rs.
+
+mod large;
+mod ops;
 
 /// What a row is about; each group has a geometric mean of its own.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -13,14 +18,26 @@ pub enum Group {
     SelfModifying,
     /// Code that is run once: what tier 0 makes of it, and what the translator does where there is no tier 0.
     NewCode,
+    /// Much code, or code at addresses that collide in a table of 2^n places.
+    Large,
+    /// One instruction over and over, on one hart or on two at once.
+    Ops,
     /// What another row is held against.
     Reference,
 }
 
 impl Group {
     /// All groups, in the order of the table.
-    pub const ALL: [Group; 6] =
-        [Group::Compute, Group::Memory, Group::Event, Group::SelfModifying, Group::NewCode, Group::Reference];
+    pub const ALL: [Group; 8] = [
+        Group::Compute,
+        Group::Memory,
+        Group::Event,
+        Group::SelfModifying,
+        Group::NewCode,
+        Group::Large,
+        Group::Ops,
+        Group::Reference,
+    ];
 
     /// The group's name in the table.
     pub fn name(self) -> &'static str {
@@ -30,6 +47,8 @@ impl Group {
             Group::Event => "event",
             Group::SelfModifying => "self-modifying",
             Group::NewCode => "new-code",
+            Group::Large => "large",
+            Group::Ops => "ops",
             Group::Reference => "reference",
         }
     }
@@ -53,15 +72,17 @@ pub enum Bar {
     Nanoseconds(f64),
 }
 
-/// One guest program.
+/// One line of the table: a guest program, or one of the kernels in it.
 #[derive(Clone, Copy, Debug)]
 pub struct Row {
-    /// Its name.
+    /// Its name; a program with several rows prints it.
     pub name: &'static str,
     /// Its ELF file, without the ending.
     pub program: &'static str,
     /// What our JIT does without in it, as for `--jit-off`.
     pub without: Option<&'static str>,
+    /// How many harts the machine has.
+    pub harts: usize,
     /// Where it counts.
     pub group: Group,
     /// One event, as a word: what the guest's `n=` counts.
@@ -73,7 +94,7 @@ pub struct Row {
 }
 
 const fn row(name: &'static str, group: Group, unit: &'static str, times_qemu: f64) -> Row {
-    Row { name, program: name, without: None, group, unit, bar: Bar::TimesQemu(times_qemu), traps: false }
+    Row { name, program: name, without: None, harts: 1, group, unit, bar: Bar::TimesQemu(times_qemu), traps: false }
 }
 
 const fn new_code(name: &'static str, without: Option<&'static str>) -> Row {
@@ -85,8 +106,14 @@ const fn trapping(row: Row) -> Row {
     Row { traps: true, ..row }
 }
 
-/// Every row, in the order of the table.
-pub const ROWS: &[Row] = &[
+/// A loop that stores into code: at most so many ns a store.
+const fn storing(name: &'static str, program: &'static str, harts: usize) -> Row {
+    let bar = Bar::Nanoseconds(20.0);
+    Row { program, harts, bar, ..row(name, Group::SelfModifying, "store", 0.0) }
+}
+
+/// The rows of programs that have one each, and a few more.
+const ROWS: &[Row] = &[
     row("intmix", Group::Compute, "round", 1.5),
     row("fib", Group::Compute, "call", 1.0),
     row("icall-1", Group::Compute, "call", 1.0),
@@ -113,6 +140,9 @@ pub const ROWS: &[Row] = &[
     row("smc-emit", Group::SelfModifying, "64 insns", 8.0),
     row("smc-beside", Group::SelfModifying, "store", 20.0),
     row("smc-toggle", Group::SelfModifying, "KiB", 10.0),
+    storing("line-own", "line", 1),
+    storing("line-hart-page", "line-2h", 2),
+    storing("line-hart", "line-2h", 2),
     new_code("translate", None),
     new_code("translate-jit", Some("tier0")),
     // smc-beside with its data in a page without code.
@@ -122,10 +152,23 @@ pub const ROWS: &[Row] = &[
 /// Pairs of rows: the first may take this many times the second, in our own time.
 pub const PAIRS: &[(&str, &str, f64)] = &[("smc-beside", "smc-apart", 1.5)];
 
+/// Every row, in the order of the table.
+pub fn all() -> Vec<Row> {
+    [ROWS, large::ROWS, ops::ROWS].concat()
+}
+
+impl Row {
+    /// Whether one run of a program has both rows.
+    pub fn same_run(&self, other: &Row) -> bool {
+        (self.program, self.without, self.harts) == (other.program, other.without, other.harts)
+    }
+}
+
 /// The rows a word on the command line picks: a row by name, a whole group, or all rows whose name starts with it.
 pub fn pick(word: &str) -> Vec<Row> {
-    let exact: Vec<Row> = ROWS.iter().filter(|row| row.name == word || row.group.name() == word).copied().collect();
-    if exact.is_empty() { ROWS.iter().filter(|row| row.name.starts_with(word)).copied().collect() } else { exact }
+    let all = all();
+    let exact: Vec<Row> = all.iter().filter(|row| row.name == word || row.group.name() == word).copied().collect();
+    if exact.is_empty() { all.into_iter().filter(|row| row.name.starts_with(word)).collect() } else { exact }
 }
 
 #[cfg(test)]
@@ -139,5 +182,21 @@ mod tests {
         assert_eq!(names("chase"), ["chase-4K", "chase-1M", "chase-64M"]);
         assert_eq!(names("event").len(), 6);
         assert!(names("no-such-row").is_empty());
+    }
+
+    #[test]
+    fn names_are_unique_and_rows_of_one_run_lie_together() {
+        let all = all();
+        for (at, row) in all.iter().enumerate() {
+            assert!(all[..at].iter().all(|other| other.name != row.name), "{} twice", row.name);
+        }
+        let runs: Vec<&[Row]> = all.chunk_by(Row::same_run).collect();
+        for (at, rows) in runs.iter().enumerate() {
+            assert!(
+                runs[..at].iter().all(|other| !other[0].same_run(&rows[0])),
+                "{} is in two places",
+                rows[0].program
+            );
+        }
     }
 }

@@ -29,7 +29,7 @@ fn main() -> ExitCode {
 
 fn run() -> Result<(), String> {
     let all = ROWS.iter().flat_map(|name| pick(name)).collect();
-    let names = rows::ROWS.iter().map(|row| row.name).collect();
+    let names = rows::all().iter().map(|row| row.name).collect();
     let rows = Rows { all, names, pick, elsewhere: |_| false };
     let Args { rows, rounds, .. } = Args::parse(std::env::args().skip(1), rows, 3, &[])?;
     let target: PathBuf =
@@ -44,9 +44,10 @@ fn run() -> Result<(), String> {
     println!("|---|{}", "---|".repeat(switches.len()));
     for row in rows {
         let elf = programs.join(row.program).with_extension("elf");
-        let measured = pairing::measure(row, &elf, &rivals, rounds, false);
-        let cells: Vec<String> = (1..rivals.len()).map(|rival| cell(&measured, rival)).collect();
-        println!("| {} | {} |", row.name, cells.join(" | "));
+        for measured in pairing::measure(&[row], &elf, &rivals, rounds, false) {
+            let cells: Vec<String> = (1..rivals.len()).map(|rival| cell(&measured, rival)).collect();
+            println!("| {} | {} |", row.name, cells.join(" | "));
+        }
     }
     Ok(())
 }

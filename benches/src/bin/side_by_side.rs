@@ -11,12 +11,13 @@ use notdirty_benches::host::{self, Host};
 use notdirty_benches::pairing;
 use notdirty_benches::report::Report;
 use notdirty_benches::rivals::{ours, qemu, unicorn};
-use notdirty_benches::rows::{ROWS, Row, pick};
+use notdirty_benches::rows::{self, Row, pick};
 
 fn main() -> ExitCode {
-    let names = ROWS.iter().map(|row| row.name).collect();
+    let all = rows::all();
+    let names = all.iter().map(|row| row.name).collect();
     let elsewhere = |word: &str| !dirty::pick(word).is_empty();
-    let rows = Rows { all: ROWS.to_vec(), names, pick, elsewhere };
+    let rows = Rows { all, names, pick, elsewhere };
     let args = match Args::parse(std::env::args().skip(1), rows, 3, &["--quick", "--json"]) {
         Ok(args) => args,
         Err(why) => {
@@ -61,7 +62,8 @@ fn run(args: &Args<Row>) -> Result<(), String> {
         }
         println!("\n{}", report.column_heads());
     }
-    for &row in &args.rows {
+    for rows in args.rows.chunk_by(Row::same_run) {
+        let row = rows[0];
         let elf = programs.join(row.program).with_extension("elf");
         if !elf.is_file() {
             return Err(format!("{} is not there: make guests, which needs a cross compiler", elf.display()));
@@ -70,11 +72,12 @@ fn run(args: &Args<Row>) -> Result<(), String> {
         if let (Some(switch), Some(ours)) = (row.without, rivals.first_mut()) {
             *ours = ours.without(switch);
         }
-        let measured = pairing::measure(row, &elf, &rivals, args.rounds, perf);
-        if !json {
-            println!("{}", report.row(&measured));
+        for measured in pairing::measure(rows, &elf, &rivals, args.rounds, perf) {
+            if !json {
+                println!("{}", report.row(&measured));
+            }
+            report.rows.push(measured);
         }
-        report.rows.push(measured);
     }
     if json {
         println!("{}", report.json());

@@ -11,6 +11,7 @@ use std::time::{Duration, Instant};
 
 use crate::host;
 use crate::line::GuestLine;
+use crate::rows::Row;
 
 /// No bench guest takes that long anywhere; a run beyond it hangs.
 const LIMIT: Duration = Duration::from_secs(120);
@@ -28,14 +29,16 @@ pub struct Rival {
     pub does_not_count: Option<String>,
     /// Whether it takes traps: Unicorn does not.
     pub takes_traps: bool,
+    /// The option for a count of harts; without one there is one hart.
+    pub harts_option: Option<&'static str>,
 }
 
-/// One run.
+/// One run of one kernel.
 #[derive(Clone, Debug)]
 pub struct Run {
     /// The guest's word.
     pub line: GuestLine,
-    /// Host instructions of the whole process, where the host counts them.
+    /// Host instructions of the whole process, where the host counts them and the program has one kernel.
     pub instructions: Option<u64>,
 }
 
@@ -47,8 +50,16 @@ impl Rival {
         rival
     }
 
-    /// Runs `elf` once. An error is a sentence for the table's footnotes.
-    pub fn run(&self, elf: &Path, perf: bool) -> Result<Run, String> {
+    /// Why it cannot run a row, if so.
+    pub fn cannot(&self, row: &Row) -> Option<&'static str> {
+        if row.traps && !self.takes_traps {
+            return Some("n/a: takes no traps");
+        }
+        (row.harts > 1 && self.harts_option.is_none()).then_some("n/a: has one hart")
+    }
+
+    /// Runs `elf` once, and has a run for each line it prints. An error is a sentence for the table's footnotes.
+    pub fn run(&self, elf: &Path, harts: usize, perf: bool) -> Result<Vec<Run>, String> {
         let scratch = |what: &str| -> PathBuf {
             std::env::temp_dir().join(format!("notdirty-bench-{}-{what}", std::process::id()))
         };
@@ -58,7 +69,13 @@ impl Rival {
             words.extend(["perf", "stat", "-x,", "-e", "instructions:u", "-o"].map(String::from));
             words.extend([counts.display().to_string(), "--".into()]);
         }
-        words.extend(self.command.iter().cloned());
+        // The file's name follows what comes last.
+        let (last, rest) = self.command.split_last().ok_or_else(|| format!("{}: no command", self.name))?;
+        words.extend(rest.iter().cloned());
+        if let (2.., Some(option)) = (harts, self.harts_option) {
+            words.extend([option.to_owned(), harts.to_string()]);
+        }
+        words.push(last.clone());
         let output = fs::File::create(&console).map_err(|e| format!("{}: {e}", console.display()))?;
         let mut child = Command::new(&words[0])
             .args(&words[1..])
@@ -88,8 +105,8 @@ impl Rival {
         if !status.success() {
             return Err(format!("{}: {} ended with {status}: {}", self.name, elf.display(), text.trim()));
         }
-        let line =
-            GuestLine::find(&text).ok_or_else(|| format!("{}: no result line from {}", self.name, elf.display()))?;
-        Ok(Run { line, instructions })
+        let lines = GuestLine::find(&text);
+        let instructions = instructions.filter(|_| lines.len() == 1);
+        Ok(lines.into_iter().map(|line| Run { line, instructions }).collect())
     }
 }

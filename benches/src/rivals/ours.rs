@@ -15,5 +15,6 @@ pub fn find(target: &Path) -> Option<Rival> {
         command: vec![binary, "run".into()],
         does_not_count: None,
         takes_traps: true,
+        harts_option: Some("--smp"),
     })
 }

@@ -19,6 +19,7 @@ pub fn find() -> Option<Rival> {
         command: command.map(String::from).to_vec(),
         does_not_count,
         takes_traps: true,
+        harts_option: Some("-smp"),
     })
 }
 

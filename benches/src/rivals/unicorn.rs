@@ -9,5 +9,12 @@ use crate::host;
 pub fn find(target: &Path) -> Option<Rival> {
     let binary = target.join("notdirty-unicorn-run").display().to_string();
     let version = host::first_line(&binary, &["--version"])?;
-    Some(Rival { name: "Unicorn", version, command: vec![binary], does_not_count: None, takes_traps: false })
+    Some(Rival {
+        name: "Unicorn",
+        version,
+        command: vec![binary],
+        does_not_count: None,
+        takes_traps: false,
+        harts_option: None,
+    })
 }
