@@ -2,16 +2,19 @@
 
 use crate::addr::MemSize;
 
-/// The widths a device takes: bit n stands for `1 << n` bytes.
+/// The widths a device takes: bit n stands for `1 << n` bytes, [`EXACT`](Self::EXACT) that wider ones are not split.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
 #[repr(transparent)]
 pub struct SizeMask(u8);
 
 impl SizeMask {
     /// Every width from one to eight bytes.
-    pub const ALL: SizeMask = SizeMask(0b1111);
+    pub const ALL: SizeMask = SizeMask(Self::WIDTHS);
 
-    /// Exactly these widths.
+    const WIDTHS: u8 = 0b1111;
+    const EXACT: u8 = 1 << 4;
+
+    /// These widths; wider accesses are split.
     pub const fn of(sizes: &[MemSize]) -> SizeMask {
         let mut mask = 0;
         let mut i = 0;
@@ -21,15 +24,22 @@ impl SizeMask {
         }
         SizeMask(mask)
     }
+    /// These widths and no others: a wider access is an access fault, too.
+    pub const fn exactly(sizes: &[MemSize]) -> SizeMask {
+        SizeMask(SizeMask::of(sizes).0 | Self::EXACT)
+    }
     /// Is this width among them?
     #[inline]
     pub const fn contains(self, size: MemSize) -> bool {
         self.0 & (1 << size as u8) != 0
     }
-    /// The widest of them that is not wider than `size`.
+    /// The width of the parts that an access of `size` is done in: the widest of them that is not wider.
     #[inline]
     pub const fn widest_within(self, size: MemSize) -> Option<MemSize> {
-        let within = self.0 & 0b1111 & ((2u8 << size as u8) - 1);
+        if self.0 & Self::EXACT != 0 && !self.contains(size) {
+            return None;
+        }
+        let within = self.0 & Self::WIDTHS & ((2u8 << size as u8) - 1);
         if within == 0 { None } else { MemSize::from_log2(7 - within.leading_zeros() as u8) }
     }
 }
@@ -43,8 +53,8 @@ pub trait MmioDevice: Send + Sync {
     fn read(&self, offset: u64, size: MemSize) -> u64;
     /// A store; bits of `value` above `size` are zero.
     fn write(&self, offset: u64, size: MemSize, value: u64);
-    /// The widths it takes. Wider accesses are split, lowest address first; narrower ones are access faults.
-    /// The answer must not change while the device is mapped.
+    /// The widths it takes. Wider accesses are split, lowest address first, unless the mask is
+    /// [exact](SizeMask::exactly); narrower ones are access faults. The answer must not change while the device is mapped.
     fn sizes(&self) -> SizeMask {
         SizeMask::ALL
     }
@@ -128,6 +138,16 @@ mod tests {
         assert_eq!(write(&dev, dev.sizes(), 0, MemSize::B2, 1), None);
         assert_eq!(read(&dev, dev.sizes(), 0, MemSize::B1), None);
         assert!(dev.0.lock().unwrap().is_empty());
+    }
+
+    #[test]
+    fn a_device_of_exact_widths_sees_no_part_of_a_wider_access() {
+        let dev = Log(Mutex::default(), SizeMask::exactly(&[MemSize::B4]));
+        assert_eq!(write(&dev, dev.sizes(), 0, MemSize::B8, 1), None);
+        assert_eq!(read(&dev, dev.sizes(), 0, MemSize::B8), None);
+        assert_eq!(write(&dev, dev.sizes(), 0, MemSize::B2, 1), None);
+        assert_eq!(write(&dev, dev.sizes(), 4, MemSize::B4, 7), Some(()));
+        assert_eq!(*dev.0.lock().unwrap(), [(4, MemSize::B4, 7)]);
     }
 
     #[test]

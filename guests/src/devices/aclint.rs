@@ -1,10 +1,14 @@
 //! The core-local interruptor, with the layout of the CLINT: software interrupts and the timer of each hart.
 //!
 //! ```text
-//!   0x0000 + 4*hart   msip       bit 0 drives MSIP
-//!   0x4000 + 8*hart   mtimecmp   MTIP is mtime >= mtimecmp
-//!   0xbff8            mtime      10 MHz, from the Clock
+//!   0x0000 + 4*hart   msip       bit 0 drives MSIP                       32 bits
+//!   0x4000 + 8*hart   mtimecmp   MTIP is mtime >= mtimecmp               32 or 64 bits
+//!   0xbff8            mtime      10 MHz, from the Clock                  32 or 64 bits
+//!   0xc000            nothing: access faults, as for other widths
 //! ```
+//!
+//! These are two devices on the bus, as on QEMU's board, with the same edges and widths. Registers between these, and of
+//! harts that do not exist, read zero.
 //!
 //! Nobody ticks. MTIP is decided again whenever a register is written; in between, the vCPU itself watches the clock
 //! against [`VcpuPort::timer_deadline`], which this device keeps.
@@ -41,7 +45,7 @@ impl Hart {
     }
 }
 
-/// One CLINT for all harts.
+/// One CLINT for all harts; its registers are on the bus by [`Aclint::windows`].
 pub struct Aclint {
     clock: Arc<Clock>,
     harts: Vec<Hart>,
@@ -50,9 +54,6 @@ pub struct Aclint {
 }
 
 impl Aclint {
-    /// Bytes it takes on the bus.
-    pub const LEN: u64 = 0x1_0000;
-
     /// A CLINT for the harts with these ports, hart 0 first.
     pub fn new(clock: Arc<Clock>, ports: impl IntoIterator<Item = Arc<VcpuPort>>) -> Self {
         let harts = ports
@@ -60,6 +61,17 @@ impl Aclint {
             .map(|port| Hart { port: Arc::downgrade(&port), mtimecmp: AtomicU64::new(u64::MAX) })
             .collect();
         Aclint { clock, harts, write: Mutex::new(()) }
+    }
+
+    /// Its registers as devices: offset from the start of the CLINT, length, device.
+    pub fn windows(self: &Arc<Self>) -> [(u64, u64, Arc<dyn MmioDevice>); 2] {
+        let window = |base, end, sizes| -> (u64, u64, Arc<dyn MmioDevice>) {
+            (base, end - base, Arc::new(Window { aclint: self.clone(), base, sizes }))
+        };
+        [
+            window(MSIP_BASE, MTIMECMP_BASE, SizeMask::exactly(&[MemSize::B4])),
+            window(MTIMECMP_BASE, MTIME + 8, SizeMask::exactly(&[MemSize::B4, MemSize::B8])),
+        ]
     }
 
     /// State after reset: no deadline, no interrupt.
@@ -100,9 +112,31 @@ fn merge(old: u64, at: u64, size: MemSize, value: u64) -> u64 {
     old & !(size.mask() << shift) | (value & size.mask()) << shift
 }
 
-impl MmioDevice for Aclint {
+/// Some of the registers, as one device.
+struct Window {
+    aclint: Arc<Aclint>,
+    base: u64,
+    sizes: SizeMask,
+}
+
+impl MmioDevice for Window {
     fn read(&self, offset: u64, size: MemSize) -> u64 {
-        let value = if offset >= MTIME {
+        self.aclint.read(self.base + offset) & size.mask()
+    }
+
+    fn write(&self, offset: u64, size: MemSize, value: u64) {
+        self.aclint.write(self.base + offset, size, value);
+    }
+
+    /// A byte or half of a timer would tear.
+    fn sizes(&self) -> SizeMask {
+        self.sizes
+    }
+}
+
+impl Aclint {
+    fn read(&self, offset: u64) -> u64 {
+        if offset >= MTIME {
             self.clock.mtime() >> (8 * (offset & 7))
         } else if let Some((hart, at)) = self.hart(MTIMECMP_BASE, 3, offset) {
             hart.mtimecmp.load(Relaxed) >> (8 * at)
@@ -110,8 +144,7 @@ impl MmioDevice for Aclint {
             hart.port.upgrade().map_or(0, |port| port.irq.load(Relaxed) >> MSIP & 1)
         } else {
             0
-        };
-        value & size.mask()
+        }
     }
 
     fn write(&self, offset: u64, size: MemSize, value: u64) {
@@ -124,16 +157,7 @@ impl MmioDevice for Aclint {
             self.evaluate(hart, false);
         } else if let Some((hart, 0)) = self.hart(MSIP_BASE, 2, offset) {
             hart.set_irq(MSIP, value & 1 != 0);
-            // A double word covers the next hart's register as well.
-            if let (MemSize::B8, Some((next, 0))) = (size, self.hart(MSIP_BASE, 2, offset + 4)) {
-                next.set_irq(MSIP, value >> 32 & 1 != 0);
-            }
         }
-    }
-
-    /// 32 and 64 bits, as the specification has it; a byte or half of a timer would tear.
-    fn sizes(&self) -> SizeMask {
-        SizeMask::of(&[MemSize::B4, MemSize::B8])
     }
 }
 
@@ -141,9 +165,32 @@ impl MmioDevice for Aclint {
 mod tests {
     use super::*;
 
-    fn clint() -> (Aclint, Arc<VcpuPort>, Arc<Clock>) {
+    /// What a hart reaches: the windows in their places.
+    struct Bus(Arc<Aclint>);
+
+    impl Bus {
+        fn window(&self, at: u64) -> Option<(u64, Arc<dyn MmioDevice>)> {
+            let found = self.0.windows().into_iter().find(|(base, len, _)| (*base..base + len).contains(&at));
+            found.map(|(base, _, device)| (at - base, device))
+        }
+        fn read(&self, at: u64, size: MemSize) -> u64 {
+            let (offset, device) = self.window(at).expect("a register");
+            assert!(device.sizes().contains(size));
+            device.read(offset, size)
+        }
+        fn write(&self, at: u64, size: MemSize, value: u64) {
+            let (offset, device) = self.window(at).expect("a register");
+            assert!(device.sizes().contains(size));
+            device.write(offset, size, value);
+        }
+        fn takes(&self, at: u64, size: MemSize) -> bool {
+            self.window(at).is_some_and(|(_, device)| device.sizes().widest_within(size).is_some())
+        }
+    }
+
+    fn clint() -> (Bus, Arc<VcpuPort>, Arc<Clock>) {
         let (clock, port) = (Arc::new(Clock::insns()), Arc::new(VcpuPort::default()));
-        (Aclint::new(clock.clone(), [port.clone()]), port, clock)
+        (Bus(Arc::new(Aclint::new(clock.clone(), [port.clone()]))), port, clock)
     }
 
     fn pending(port: &VcpuPort, bit: u32) -> bool {
@@ -174,7 +221,7 @@ mod tests {
         clint.write(0xbffc, MemSize::B4, 2);
         assert!(pending(&port, MTIP));
         assert_eq!(clint.read(0xbffc, MemSize::B4), 2);
-        clint.reset();
+        clint.0.reset();
         assert!(!pending(&port, MTIP));
     }
 
@@ -184,12 +231,27 @@ mod tests {
         clint.write(0, MemSize::B4, 0xffff_ffff);
         assert!(pending(&port, MSIP));
         assert_eq!(clint.read(0, MemSize::B4), 1);
-        clint.write(0, MemSize::B8, 0);
+        clint.write(0, MemSize::B4, 0xffff_fffe);
         assert!(!pending(&port, MSIP));
         for offset in [4, 0x3ffc, 0x4008, 0xbff0] {
             clint.write(offset, MemSize::B4, 1);
             assert_eq!(clint.read(offset, MemSize::B4), 0);
         }
         assert!(!pending(&port, MSIP));
+    }
+
+    #[test]
+    fn edges_and_widths_are_those_of_qemu() {
+        use MemSize::{B1, B2, B4, B8};
+        let (clint, ..) = clint();
+        for at in [0, 4, 0x3ff8] {
+            assert_eq!([B1, B2, B4, B8].map(|size| clint.takes(at, size)), [false, false, true, false], "{at:#x}");
+        }
+        for at in [0x4000, 0x7ff8, 0xbff0, 0xbff8] {
+            assert_eq!([B1, B2, B4, B8].map(|size| clint.takes(at, size)), [false, false, true, true], "{at:#x}");
+        }
+        for at in [0xc000, 0xfff8] {
+            assert!(![B1, B2, B4, B8].iter().any(|&size| clint.takes(at, size)), "{at:#x} is nothing");
+        }
     }
 }

@@ -78,6 +78,11 @@ impl ExitLatch {
         }
     }
 
+    /// Stops the vCPUs without an end: the machine is to look at something, and to run them on.
+    pub fn look(&self) {
+        self.state().ports.iter().filter_map(Weak::upgrade).for_each(|port| port.request_stop());
+    }
+
     /// The exit, if there was one.
     pub fn get(&self) -> Option<GuestExit> {
         self.state().exit

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use notdirty_softmmu::{MemSize, MmioDevice};
+use notdirty_softmmu::{MemSize, MmioDevice, SizeMask};
 
 use super::exit::{ExitBy, ExitLatch, GuestExit};
 
@@ -30,9 +30,9 @@ impl MmioDevice for Finisher {
         0
     }
 
-    fn write(&self, offset: u64, size: MemSize, value: u64) {
-        // A single byte cannot hold a command; other registers do not exist.
-        if offset != 0 || size == MemSize::B1 {
+    fn write(&self, offset: u64, _size: MemSize, value: u64) {
+        // Other registers do not exist.
+        if offset != 0 {
             return;
         }
         let code = (value >> 16) & 0xffff;
@@ -44,6 +44,11 @@ impl MmioDevice for Finisher {
             _ => return,
         };
         self.latch.set(exit);
+    }
+
+    /// A single byte cannot hold a command; QEMU's takes no double word either.
+    fn sizes(&self) -> SizeMask {
+        SizeMask::exactly(&[MemSize::B2, MemSize::B4])
     }
 }
 
@@ -66,6 +71,9 @@ mod tests {
         assert_eq!(exit_of(MemSize::B4, 0x3333), exit(1, ExitBy::Finisher));
         assert_eq!(exit_of(MemSize::B4, 0x7777), exit(0, ExitBy::Reset));
         assert_eq!(exit_of(MemSize::B4, 0x1234), None);
-        assert_eq!(exit_of(MemSize::B1, 0x55), None);
+        let finisher = Finisher::new(Arc::new(ExitLatch::default()));
+        for refused in [MemSize::B1, MemSize::B8] {
+            assert_eq!(finisher.sizes().widest_within(refused), None);
+        }
     }
 }

@@ -7,12 +7,20 @@
 //!                                        the number, fromhost = 1 says that it is done
 //! ```
 //!
-//! The two words lie in RAM, so they are sub-page overlays over it and their pages never get a fast TLB entry. A 32-bit
-//! guest, or a test written for one, sends two halves: low, then high. Old tests send the low half only, but again and
-//! again; the second time it counts.
+//! The two words lie in RAM, so they are sub-page overlays over it and their pages never get a fast TLB entry.
+//!
+//! Code written for 32 bits sends two halves: low, then high. An odd low half alone may be the end of the program, or the
+//! first half of a printed byte. It ends the program when it comes twice, or when no high half follows soon: then
+//! [`Htif::take_nudge`] tells the machine to look, which calls [`Htif::end_half`] after some more instructions.
+//!
+//! ```text
+//!   hart A stores a command ─▶ server = A ─▶ served, with no lock held ─▶ tohost = 0, if it is still that command
+//!   hart B stores one meanwhile ─▶ waits until A's is answered, then the same
+//!   A's own answer lies in tohost (its call block does) ─▶ a plain store
+//! ```
 
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, Weak};
+use std::thread::{self, ThreadId};
 
 use notdirty_softmmu::{AddressSpace, GuestPhys, MemSize, MmioDevice};
 
@@ -31,8 +39,12 @@ const LONGEST_WRITE: u64 = 1 << 20;
 struct Words {
     tohost: u64,
     fromhost: u64,
-    /// A low half came, and no high half since.
+    /// An odd low half came, and no high half since.
     half: bool,
+    /// It came since the machine was last told.
+    nudge: bool,
+    /// The thread that answers a command.
+    server: Option<ThreadId>,
     /// The guest asked for a byte that has not come yet.
     wants_input: bool,
 }
@@ -40,8 +52,8 @@ struct Words {
 /// The interface; its two words are mapped one by one, see [`Htif::tohost`] and [`Htif::fromhost`].
 pub struct Htif {
     words: Mutex<Words>,
-    /// A command runs: what it writes to `tohost` itself (a call block may lie there) is no command.
-    busy: AtomicBool,
+    /// Whoever waits until another command is answered.
+    answered: Condvar,
     latch: Arc<ExitLatch>,
     console: Arc<Console>,
     /// Weak: the address space owns its devices.
@@ -60,8 +72,8 @@ impl Htif {
 
     /// An interface that ends runs through `latch` and prints to `console`.
     pub fn new(space: &Arc<AddressSpace>, latch: Arc<ExitLatch>, console: Arc<Console>) -> Arc<Htif> {
-        let (words, busy) = (Mutex::default(), AtomicBool::new(false));
-        Arc::new(Htif { words, busy, latch, console, space: Arc::downgrade(space) })
+        let (words, answered) = (Mutex::default(), Condvar::new());
+        Arc::new(Htif { words, answered, latch, console, space: Arc::downgrade(space) })
     }
 
     /// The word at the symbol `tohost`.
@@ -78,17 +90,65 @@ impl Htif {
         self.words.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// A part of `tohost` was stored. No lock is held: a call may read and write these very words.
-    fn told(&self, last_part: bool) {
+    /// State after reset: nothing was said. No hart runs.
+    pub fn reset(&self) {
+        *self.words() = Words::default();
+    }
+
+    /// An odd low half waits for its high half, since the last call.
+    pub fn take_nudge(&self) -> bool {
+        core::mem::take(&mut self.words().nudge)
+    }
+
+    /// Does an odd low half wait for its high half?
+    pub fn has_half(&self) -> bool {
+        self.words().half
+    }
+
+    /// No high half came: the low half was the end of the program.
+    pub fn end_half(&self) {
         let mut words = self.words();
-        let command = words.tohost;
-        let twice = core::mem::replace(&mut words.half, !last_part);
-        drop(words);
-        // An odd low half may also be half of a printed byte, hence only the second one in a row ends the program.
-        let complete = last_part || twice && command & 1 != 0 && command >> 32 == 0;
-        if command == 0 || !complete || self.busy.swap(true, Ordering::Acquire) {
+        if core::mem::take(&mut words.half) {
+            let code = core::mem::take(&mut words.tohost) >> 1;
+            drop(words);
+            self.latch.set(GuestExit { code, by: ExitBy::Tohost });
+        }
+    }
+
+    /// A part of `tohost` is stored.
+    fn store_tohost(&self, offset: u64, size: MemSize, value: u64) {
+        let me = thread::current().id();
+        let mut words = self.words();
+        words.tohost = merge(words.tohost, offset, size, value);
+        if words.server == Some(me) {
             return;
         }
+        let command = words.tohost;
+        let last_part = offset + size.bytes() >= Htif::WORD;
+        let odd_half = !last_part && command & 1 != 0 && command >> 32 == 0;
+        let twice = core::mem::replace(&mut words.half, odd_half) && odd_half;
+        if odd_half && !twice {
+            words.nudge = true;
+            drop(words);
+            self.latch.look();
+            return;
+        }
+        if command == 0 || !last_part && !twice {
+            return;
+        }
+        words.half = false;
+        while words.server.is_some() {
+            words = self.answered.wait(words).unwrap_or_else(PoisonError::into_inner);
+        }
+        words.server = Some(me);
+        drop(words);
+        // Also should the answer panic, in a sink of the embedder's.
+        let _serving = Serving(self, command);
+        self.serve(command);
+    }
+
+    /// Answers a command. No lock is held: a call may read and write these very words.
+    fn serve(&self, command: u64) {
         match (command >> 56, command >> 48 & 0xff) {
             (0, 0) if command & 1 != 0 => self.latch.set(GuestExit { code: command >> 1, by: ExitBy::Tohost }),
             (0, 0) => {
@@ -99,8 +159,6 @@ impl Htif {
             (1, 1) => self.console.put(&[command as u8]),
             (device, cmd) => log::warn!("HTIF: device {device} command {cmd} is not there"),
         }
-        self.words().tohost = 0;
-        self.busy.store(false, Ordering::Release);
     }
 
     /// A system call whose block is at `block`.
@@ -149,6 +207,27 @@ impl Htif {
     }
 }
 
+/// A command that is being answered.
+struct Serving<'a>(&'a Htif, u64);
+
+impl Drop for Serving<'_> {
+    fn drop(&mut self) {
+        let mut words = self.0.words();
+        // The answer wrote over the command, or another hart has stored (a part of) its own.
+        if words.tohost == self.1 {
+            words.tohost = 0;
+        }
+        words.server = None;
+        self.0.answered.notify_all();
+    }
+}
+
+/// `old` with the `size` bytes from byte `at` on taken from `value`.
+fn merge(old: u64, at: u64, size: MemSize, value: u64) -> u64 {
+    let shift = 8 * at.min(7) as u32;
+    old & !(size.mask() << shift) | (value & size.mask()) << shift
+}
+
 impl MmioDevice for Word {
     fn read(&self, offset: u64, size: MemSize) -> u64 {
         let mut words = self.htif.words();
@@ -165,13 +244,11 @@ impl MmioDevice for Word {
     }
 
     fn write(&self, offset: u64, size: MemSize, value: u64) {
-        let shift = 8 * offset.min(7) as u32;
-        let mut words = self.htif.words();
-        let word = if self.tohost { &mut words.tohost } else { &mut words.fromhost };
-        *word = *word & !(size.mask() << shift) | (value & size.mask()) << shift;
-        drop(words);
         if self.tohost {
-            self.htif.told(offset + size.bytes() >= Htif::WORD);
+            self.htif.store_tohost(offset, size, value);
+        } else {
+            let mut words = self.htif.words();
+            words.fromhost = merge(words.fromhost, offset, size, value);
         }
     }
 }
@@ -185,6 +262,7 @@ mod tests {
     const RAM: u64 = 0x8000_0000;
 
     struct Rig {
+        htif: Arc<Htif>,
         space: Arc<AddressSpace>,
         tohost: Arc<dyn MmioDevice>,
         fromhost: Arc<dyn MmioDevice>,
@@ -201,7 +279,7 @@ mod tests {
         let (latch, seen) = (Arc::new(ExitLatch::default()), Captured::default());
         let console = Console::new(Box::new(seen.clone()));
         let htif = Htif::new(&space, latch.clone(), console.clone());
-        Rig { tohost: htif.tohost(), fromhost: htif.fromhost(), space, latch, console, seen }
+        Rig { tohost: htif.tohost(), fromhost: htif.fromhost(), htif, space, latch, console, seen }
     }
 
     fn block(rig: &Rig, at: u64, words: &[u64]) {
@@ -230,6 +308,54 @@ mod tests {
         low_only.tohost.write(0, MemSize::B4, 9 << 1 | 1);
         low_only.tohost.write(0, MemSize::B4, 9 << 1 | 1);
         assert_eq!(low_only.latch.get(), exit(9));
+    }
+
+    #[test]
+    fn an_odd_low_half_waits_for_its_high_half_until_it_is_ended() {
+        let rig = rig();
+        rig.tohost.write(0, MemSize::B4, u64::from(b'a'));
+        assert!(rig.htif.take_nudge() && !rig.htif.take_nudge() && rig.htif.has_half());
+        rig.tohost.write(4, MemSize::B4, 0x0101_0000);
+        assert!(!rig.htif.has_half());
+        rig.htif.end_half();
+        assert_eq!(rig.latch.get(), None, "it was a printed byte");
+        rig.tohost.write(0, MemSize::B4, 4 << 1 | 1);
+        rig.htif.end_half();
+        assert_eq!(rig.latch.get(), Some(GuestExit { code: 4, by: ExitBy::Tohost }));
+    }
+
+    #[test]
+    fn commands_of_two_harts_are_all_answered() {
+        // A sink that is slow, so that one command arrives while the other is answered.
+        struct Slow(Captured);
+        impl std::io::Write for Slow {
+            fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+                thread::sleep(std::time::Duration::from_micros(200));
+                self.0.write(bytes)
+            }
+            fn flush(&mut self) -> std::io::Result<()> {
+                Ok(())
+            }
+        }
+        let (space, seen) = (AddressSpace::new(Arc::new(RamList::new())), Captured::default());
+        let latch = Arc::new(ExitLatch::default());
+        let htif = Htif::new(&space, latch.clone(), Console::new(Box::new(Slow(seen.clone()))));
+        thread::scope(|scope| {
+            for byte in [b'a', b'b'] {
+                let tohost = htif.tohost();
+                scope.spawn(move || {
+                    for _ in 0..200 {
+                        tohost.write(0, MemSize::B8, 1 << 56 | 1 << 48 | u64::from(byte));
+                        tohost.write(0, MemSize::B8, 1 << 56 | 1 << 48 | u64::from(b'\n'));
+                    }
+                });
+            }
+        });
+        let text = seen.text();
+        let count = |byte| text.bytes().filter(|&b| b == byte).count();
+        assert_eq!((count(b'a'), count(b'b'), count(b'\n')), (200, 200, 400));
+        htif.tohost().write(0, MemSize::B8, 1);
+        assert_eq!(latch.get(), Some(GuestExit { code: 0, by: ExitBy::Tohost }));
     }
 
     #[test]

@@ -41,6 +41,7 @@ pub(super) struct Board {
     aclint: Option<Arc<Aclint>>,
     pub framebuffer: Option<Arc<Framebuffer>>,
     htif: Vec<RegionId>,
+    pub htif_device: Option<Arc<Htif>>,
 }
 
 impl Board {
@@ -55,7 +56,18 @@ impl Board {
         space.map_mmio(GuestPhys::new(FINISHER), Finisher::LEN, Arc::new(Finisher::new(latch.clone())), PLAIN)?;
         space.map_mmio(GuestPhys::new(UART), Uart::LEN, uart.clone(), PLAIN)?;
         let memory = Memory::new(space.clone(), ram.clone(), max_ram);
-        Ok(Board { space, ram, memory, latch, console, uart, aclint: None, framebuffer: None, htif: Vec::new() })
+        Ok(Board {
+            space,
+            ram,
+            memory,
+            latch,
+            console,
+            uart,
+            aclint: None,
+            framebuffer: None,
+            htif: Vec::new(),
+            htif_device: None,
+        })
     }
 
     /// Connects the harts, hart 0 first: their interrupts, and that the guest's end stops them.
@@ -65,7 +77,9 @@ impl Board {
         clock: &Arc<Clock>,
     ) -> Result<(), MapError> {
         let aclint = Arc::new(Aclint::new(clock.clone(), ports.clone().cloned()));
-        self.space.map_mmio(GuestPhys::new(CLINT), Aclint::LEN, aclint.clone(), PLAIN)?;
+        for (offset, len, device) in aclint.windows() {
+            self.space.map_mmio(GuestPhys::new(CLINT + offset), len, device, PLAIN)?;
+        }
         self.aclint = Some(aclint);
         ports.for_each(|port| self.latch.attach(port));
         Ok(())
@@ -73,6 +87,7 @@ impl Board {
 
     /// Takes the HTIF words away, so that a program can be loaded where they were.
     pub fn remove_htif(&mut self) -> Result<(), MapError> {
+        self.htif_device = None;
         self.htif.drain(..).try_for_each(|id| self.space.unmap(id))
     }
 
@@ -82,6 +97,7 @@ impl Board {
         let inside = |addr: &u64| *addr >= ram.start && addr.saturating_add(Htif::WORD) <= ram.end;
         let Some(tohost) = symbols.address("tohost").filter(inside) else { return Ok(()) };
         let htif = Htif::new(&self.space, self.latch.clone(), self.console.clone());
+        self.htif_device = Some(htif.clone());
         let mut place = |addr: u64, word: Arc<dyn MmioDevice>| {
             self.space.map_mmio(GuestPhys::new(addr), Htif::WORD, word, OVERLAY).map(|id| self.htif.push(id))
         };
@@ -98,6 +114,9 @@ impl Board {
         self.uart.reset();
         if let Some(aclint) = &self.aclint {
             aclint.reset();
+        }
+        if let Some(htif) = &self.htif_device {
+            htif.reset();
         }
     }
 

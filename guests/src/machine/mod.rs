@@ -13,7 +13,9 @@
 mod board;
 mod builder;
 mod memory;
+mod run;
 
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, PoisonError, RwLock};
 
 use notdirty_softmmu::{AccessError, AddressSpace, GuestPhys, MapError, RegionId, VcpuPort};
@@ -57,12 +59,16 @@ pub struct WriteReport {
 
 /// Stops a running machine from another thread.
 #[derive(Clone)]
-pub struct Stop(Arc<VcpuPort>);
+pub struct Stop {
+    port: Arc<VcpuPort>,
+    asked: Arc<AtomicBool>,
+}
 
 impl Stop {
     /// The run ends soon, with [`MachineExit::Stopped`].
     pub fn stop(&self) {
-        self.0.request_stop();
+        self.asked.store(true, Ordering::Release);
+        self.port.request_stop();
     }
 }
 
@@ -74,6 +80,10 @@ pub struct Machine {
     board: Board,
     clock: Arc<Clock>,
     symbols: Arc<RwLock<SymbolTable>>,
+    /// A [`Stop`] was used since a run last ended by one.
+    asked: Arc<AtomicBool>,
+    /// Until when an odd low half of `tohost` waits for its high half, in instructions of the only hart.
+    half_end: Option<u64>,
 }
 
 // A machine moves between threads as a whole: that is what an embedder's pool does.
@@ -95,7 +105,7 @@ impl Machine {
         clock: Arc<Clock>,
         symbols: Arc<RwLock<SymbolTable>>,
     ) -> Machine {
-        Machine { vcpus, harts, board, clock, symbols }
+        Machine { vcpus, harts, board, clock, symbols, asked: Arc::default(), half_end: None }
     }
 
     /// Runs until the guest ends or a limit is met.
@@ -103,10 +113,7 @@ impl Machine {
         if let Some(exit) = self.board.latch.get() {
             return MachineExit::Guest(exit);
         }
-        let exit = match self.vcpus.as_mut_slice() {
-            [vcpu] => vcpu.run(limits),
-            vcpus => run_all(&self.harts, vcpus, limits),
-        };
+        let exit = self.run_vcpus(limits);
         self.board.console.flush();
         // A guest may end with the very instruction that meets a limit: then it ended.
         match (self.board.latch.get(), exit) {
@@ -154,6 +161,7 @@ impl Machine {
         self.vcpus.iter_mut().for_each(|vcpu| vcpu.reset(entry));
         self.board.reset();
         self.clock.reset();
+        self.asked.store(false, Ordering::Release);
         // a1 would be the device tree, once there is one.
         for vcpu in &mut self.vcpus {
             let cpu = vcpu.cpu_mut();
@@ -277,22 +285,6 @@ impl Machine {
 
     /// A handle that stops this machine from another thread.
     pub fn stop_handle(&self) -> Stop {
-        Stop(self.vcpus[0].port().clone())
+        Stop { port: self.vcpus[0].port().clone(), asked: self.asked.clone() }
     }
-}
-
-/// Runs all harts until the first of them ends; why it did.
-fn run_all(harts: &Harts, vcpus: &mut [Vcpu], limits: &RunLimits) -> VcpuExit {
-    harts.start();
-    std::thread::scope(|scope| {
-        let mut vcpus = vcpus.iter_mut();
-        let first = vcpus.next();
-        for vcpu in vcpus {
-            scope.spawn(|| harts.run(vcpu, limits));
-        }
-        if let Some(vcpu) = first {
-            harts.run(vcpu, limits);
-        }
-    });
-    harts.first_exit()
 }

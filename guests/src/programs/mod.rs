@@ -8,6 +8,7 @@
 
 mod asm;
 pub mod basic;
+pub mod board;
 pub mod clock;
 pub mod demo;
 pub mod draw;
