@@ -6,7 +6,10 @@
 #   make bench         our JIT beside QEMU and Unicorn, the dirty memory beside what others do; ROW=name for one row or
 #                      group (ROW=dirty: the second table), RUNS=n, JSON=1 for a machine: one object a table
 #   make bench-flags what each of the JIT's switches is worth; ROW=name, RUNS=n
-#   make conformance   CORPUS=dir: every ELF in dir on both engines (default ../corpora/{riscv-tests,programs})
+#   make conformance   C guests; CORPUS=dir: every ELF in dir on both engines (default ../corpora/programs); riscv-tests
+#                      as built in ../corpora/riscv-tests/isa, riscv-arch-test as built below ../corpora/riscv-arch-test or
+#                      ../corpora/arch-test, compared with Spike's signatures where ../corpora/riscv-isa-sim/build/spike
+#                      is; CORPORA=dir for ../corpora, SWITCHES=1 for each of the JIT's switches off
 #   make guests        the C guest programs, into guests/programs/build
 #   make unicorn       the GPL-2.0-only package with Unicorn as another engine (slow: builds its C sources)
 #   make deps          Debian packages for all of it, by name, when root
@@ -16,6 +19,8 @@ CARGO ?= cargo
 CARGO_FLAGS ?=
 RISCV_CC ?= riscv64-unknown-elf-gcc
 CORPUS ?=
+CORPORA ?=
+SWITCHES ?=
 NOTDIRTY_PROGRAMS ?= 1000000
 # Members of the workspace that plain tests leave out, and why: Unicorn compiles minutes of C.
 ALL := --workspace --exclude notdirty-unicorn
@@ -49,7 +54,8 @@ test:
 
 # Again, and seen: plain cargo test hides what passing tests print, and with it why something was skipped.
 conformance:
-	NOTDIRTY_CORPUS="$(abspath $(CORPUS))" $(CARGO) test $(CARGO_FLAGS) -p notdirty --test conformance -- --nocapture
+	NOTDIRTY_CORPUS="$(abspath $(CORPUS))" NOTDIRTY_CORPORA="$(abspath $(CORPORA))" NOTDIRTY_SWITCHES="$(SWITCHES)" \
+	$(CARGO) test $(CARGO_FLAGS) -p notdirty --test conformance -- --nocapture
 
 # valgrind sees Rust and the oracle, not emitted code: core, and RAM that comes and goes under interpreted harts. Not here:
 # ram, ram_changes (what a host refuses, valgrind refuses otherwise), model and migration (terabytes, too slow).
@@ -59,7 +65,7 @@ test-deep: guests
 	.ci/deps deep
 	$(CARGO) loom
 	NOTDIRTY_PROGRAMS=$(NOTDIRTY_PROGRAMS) NOTDIRTY_CHECKED=2000 NOTDIRTY_FUZZ_INPUTS=20000 NOTDIRTY_HOSTILE_INSNS=100000000 \
-	NOTDIRTY_FLOATS=100000000 \
+	NOTDIRTY_FLOATS=100000000 NOTDIRTY_SWITCHES=1 \
 	NOTDIRTY_STRESS_SECONDS=600 $(CARGO) test --release $(CARGO_FLAGS) $(ALL) -- --nocapture
 	@if command -v valgrind >/dev/null; then $(MAKE) --no-print-directory valgrind; \
 	else echo "test-deep: no valgrind, its part is skipped (make deps)"; fi

@@ -1,0 +1,318 @@
+//! Upstream's own tests of RISC-V, as built in clones beside the project.
+//!
+//! ```text
+//!   ../corpora/riscv-tests/isa/rv64ui-p-add ..      judge themselves: exit code 0 (without isa: ../corpora/riscv-tests)
+//!   ../corpora/riscv-arch-test/**/NAME.elf          leave a signature, which is compared with, in this order,
+//!   ../corpora/arch-test/**/NAME.elf                NAME.signature beside it, ../ref/*.signature (riscof's tree),
+//!                                                   what Spike leaves ($SPIKE, ../corpora/riscv-isa-sim/build/spike or
+//!                                                   in the path), or the oracle's: then the table says so
+//! ```
+//!
+//! `$NOTDIRTY_CORPORA` stands for ../corpora. Each claimed test runs in six ways: as a user runs it, where code that
+//! runs once stays in tier 0; translated from its first run; by the oracle; each with one hart and with two. With
+//! `$NOTDIRTY_SWITCHES` also translated with each of the JIT's switches off. What is not claimed runs twice, briefly.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::time::{Duration, Instant};
+
+use crate::run::{self, Config, Job, Run, Scratch, capture, in_parallel, is_elf, name, run_all};
+use crate::table::{self, Test, Verdict};
+
+const CONFIGS: [Config; 6] = [
+    Config { name: "default", options: &[] },
+    Config { name: "translated", options: &["--jit-off", "tier0"] },
+    Config { name: "oracle", options: &["--engine", "interp"] },
+    Config { name: "default x2", options: &["--smp", "2"] },
+    Config { name: "translated x2", options: &["--smp", "2", "--jit-off", "tier0"] },
+    Config { name: "oracle x2", options: &["--smp", "2", "--engine", "interp"] },
+];
+/// Of those, what a test that is not claimed runs in: the first ones.
+const BRIEFLY: usize = 3;
+/// Seconds for a test that is not claimed: many hang.
+const BRIEF: u64 = 2;
+
+/// Suites of riscv-tests that must be there, or are named as not built.
+const SUITES: &[&str] = &["ui", "um", "ua", "uf", "ud", "uc", "uzba", "uzbb", "uzbc", "uzbs", "uzicond", "mi"];
+
+/// Tests of riscv-tests that need not pass yet, by how their names begin, and why.
+const RISCV_TESTS_NOT_CLAIMED: &[(&str, &str)] = &[
+    ("rv64ui-", "the loader refuses the e_flags of lp64d"),
+    ("rv64um-", "the loader refuses the e_flags of lp64d"),
+    ("rv64ua-", "the loader refuses the e_flags of lp64d"),
+    ("rv64uc-", "the loader refuses the e_flags of lp64d"),
+    ("rv64mi-", "the loader refuses the e_flags of lp64d"),
+    ("rv64si-", "needs S-mode"),
+    ("rv64ssvnapot-", "needs S-mode and Svnapot"),
+    ("rv64mzicbo-", "needs Zicboz"),
+    ("rv64uziccid-", "needs S-mode"),
+    ("rv64uf-", "needs F"),
+    ("rv64ud-", "needs D"),
+    ("rv64uzfh-", "needs Zfh"),
+    ("rv64uzba-", "needs Zba"),
+    ("rv64uzbb-", "needs Zbb"),
+    ("rv64uzbc-", "needs Zbc"),
+    ("rv64uzbs-", "needs Zbs"),
+    ("rv64uzbkb-", "needs Zbkb"),
+    ("rv64uzbkx-", "needs Zbkx"),
+    ("rv64uzicond-", "needs Zicond"),
+    ("rv64up-", "needs P"),
+    ("hypervisor", "needs H"),
+    ("rv32", "needs RV32"),
+];
+
+/// Tests of riscv-arch-test that need not match yet, by how `SUITE/NAME` begins, and why.
+const ARCH_TESTS_NOT_CLAIMED: &[(&str, &str)] = &[
+    ("rv64i_m/F/", "needs F"),
+    ("rv64i_m/D/", "needs D"),
+    ("rv32i_m/F/", "needs F"),
+    ("rv32i_m/D/", "needs D"),
+    ("rv64i_m/B/", "needs B"),
+    ("rv64i_m/Zicond/", "needs Zicond"),
+];
+
+/// What Spike is asked to be: the hart that this is, misaligned accesses (Zicclsm) included.
+const SPIKE_OPTIONS: &[&str] = &["--isa=rv64imafdc_zicsr_zifencei_zicclsm_zba_zbb_zbc_zbs_zicond", "--priv=m"];
+
+fn corpora() -> PathBuf {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).parent().expect("the package lies in the workspace");
+    root.join(std::env::var("NOTDIRTY_CORPORA").ok().filter(|dir| !dir.is_empty()).as_deref().unwrap_or("../corpora"))
+}
+
+fn configs() -> Vec<Config> {
+    let mut configs = CONFIGS.to_vec();
+    if std::env::var_os("NOTDIRTY_SWITCHES").is_some_and(|value| !value.is_empty()) {
+        for switch in notdirty::JitFlags::NAMES.iter().filter(|switch| **switch != "tier0") {
+            // Lives as long as the process, as its name in the table does.
+            let off: &'static str = format!("{switch},tier0").leak();
+            configs.push(Config { name: switch, options: vec!["--jit-off", off].leak() });
+        }
+    }
+    configs
+}
+
+#[test]
+fn riscv_tests_pass_on_every_engine_with_one_and_two_harts() {
+    let clone = corpora().join("riscv-tests");
+    // Where upstream builds them, or a directory of nothing but them.
+    let dir = Some(clone.join("isa")).filter(|isa| isa.is_dir()).unwrap_or(clone);
+    let mut tests = Vec::new();
+    let mut paged = 0;
+    for program in run::elves(&dir) {
+        let file = name(&program);
+        if let Some((suite, name)) = file.split_once("-p-") {
+            let not_claimed = RISCV_TESTS_NOT_CLAIMED.iter().find(|(start, _)| file.starts_with(start));
+            let not_claimed = not_claimed.map(|(_, reason)| *reason);
+            tests.push(Test { suite: format!("{suite}-p"), name: name.into(), program, not_claimed });
+        } else {
+            paged += 1;
+        }
+    }
+    if tests.is_empty() {
+        println!("SKIPPED riscv-tests: none built in {} (a clone of riscv-software-src/riscv-tests)", dir.display());
+        return;
+    }
+    let configs = configs();
+    let started = Instant::now();
+    let verdicts = judge(&tests, &configs, &Vec::from_iter(tests.iter().map(|_| None)));
+    println!("riscv-tests in {}, {:.1?}", dir.display(), started.elapsed());
+    report(&tests, &configs, &verdicts);
+    if paged != 0 {
+        println!("  not run: {paged} of the -v- and other environments, which need S-mode and paging");
+    }
+    for suite in SUITES.iter().map(|suite| format!("rv64{suite}-p")) {
+        if !tests.iter().any(|test| test.suite == suite) {
+            println!("  not built: {suite} (the compiler may not know its extension)");
+        }
+    }
+    assert_claimed("riscv-tests", &tests, &configs, &verdicts);
+}
+
+#[test]
+fn signatures_of_riscv_arch_test_are_those_of_spike() {
+    let dirs = ["riscv-arch-test", "arch-test"].map(|dir| corpora().join(dir));
+    let mut tests = Vec::new();
+    for dir in &dirs {
+        let mut programs = Vec::new();
+        find(dir, &mut programs);
+        programs.sort();
+        tests.extend(programs.into_iter().map(|program| {
+            let (suite, name) = place(dir, &program);
+            let start = format!("{suite}/{name}");
+            let not_claimed = ARCH_TESTS_NOT_CLAIMED.iter().find(|(part, _)| start.starts_with(part));
+            Test { program, suite, name, not_claimed: not_claimed.map(|(_, reason)| *reason) }
+        }));
+    }
+    if tests.is_empty() {
+        let [first, second] = dirs.map(|dir| dir.display().to_string());
+        println!("SKIPPED riscv-arch-test: no built .elf files below {first} or {second}");
+        return;
+    }
+    let spike = spike();
+    let configs = configs();
+    let started = Instant::now();
+    let expected = in_parallel(tests.len(), |at| Some(Expected::of(&tests[at].program, spike.as_deref())));
+    let verdicts = judge(&tests, &configs, &expected);
+    println!("riscv-arch-test in {} and {}, {:.1?}", dirs[0].display(), dirs[1].display(), started.elapsed());
+    let known = expected.iter().flatten().filter(|expected| expected.reference.is_some()).count();
+    let with = spike.map_or_else(|| "no Spike is here".into(), |spike| format!("Spike is {}", spike.display()));
+    println!("  {known} of {} have a reference ({with}); the others are compared with the oracle", tests.len());
+    report(&tests, &configs, &verdicts);
+    assert_claimed("riscv-arch-test", &tests, &configs, &verdicts);
+}
+
+/// Prints the table.
+fn report(tests: &[Test], configs: &[Config], verdicts: &[Vec<Verdict>]) {
+    println!("{}", table::text(tests, &columns(configs), verdicts));
+}
+
+fn columns(configs: &[Config]) -> Vec<&'static str> {
+    configs.iter().map(|config| config.name).collect()
+}
+
+fn assert_claimed(title: &str, tests: &[Test], configs: &[Config], verdicts: &[Vec<Verdict>]) {
+    let failures = table::failures(tests, &columns(configs), verdicts);
+    assert!(failures.is_empty(), "{title}: {} do not pass\n  {}", failures.len(), failures.join("\n  "));
+}
+
+/// What a test that leaves a signature has to leave.
+struct Expected {
+    /// `None`: what the oracle leaves.
+    reference: Option<String>,
+    /// Bytes of each of its words.
+    granularity: u64,
+}
+
+impl Expected {
+    fn of(program: &Path, spike: Option<&Path>) -> Expected {
+        let beside = fs::read_to_string(program.with_extension("signature")).ok();
+        let reference = beside.or_else(|| riscof_reference(program)).or_else(|| spike_signature(spike?, program));
+        let reference = reference.filter(|text| !text.trim().is_empty());
+        // Two digits a byte.
+        let digits = reference.as_ref().and_then(|text| text.lines().next()).map_or(8, |line| line.trim().len());
+        Expected { reference, granularity: digits.div_ceil(2).max(1) as u64 }
+    }
+}
+
+/// riscof leaves `TEST.S/dut/my.elf` and `TEST.S/ref/*.signature`.
+fn riscof_reference(program: &Path) -> Option<String> {
+    let entries = fs::read_dir(program.parent()?.parent()?.join("ref")).ok()?;
+    let mut files = entries.flatten().map(|entry| entry.path());
+    let file = files.find(|path| path.extension().is_some_and(|extension| extension == "signature"))?;
+    fs::read_to_string(file).ok()
+}
+
+/// Where Spike is, if it is built.
+fn spike() -> Option<PathBuf> {
+    let named = std::env::var_os("SPIKE").filter(|path| !path.is_empty()).map(PathBuf::from);
+    let built = corpora().join("riscv-isa-sim/build/spike");
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    let installed = std::env::split_paths(&path).map(|dir| dir.join("spike"));
+    named.into_iter().chain([built]).chain(installed).find(|path| path.is_file())
+}
+
+fn spike_signature(spike: &Path, program: &Path) -> Option<String> {
+    let signature = Scratch::new("spike");
+    let mut command = Command::new(spike);
+    command.args(SPIKE_OPTIONS).arg(format!("+signature={}", signature.0.display()));
+    command.arg("+signature-granularity=4").arg(program);
+    let run = capture(command, Duration::from_secs(run::LIMIT));
+    run.status.is_some_and(|status| status.success()).then(|| signature.text())
+}
+
+/// Runs the tests in `configs`, and those that are not claimed in the first ones; what came of each, test by test.
+/// `expected` has a test's signature, or `None` where the exit code is all.
+fn judge(tests: &[Test], configs: &[Config], expected: &[Option<Expected>]) -> Vec<Vec<Verdict>> {
+    let of = |claimed: bool| {
+        let tests = tests.iter().enumerate().filter(move |(_, test)| test.not_claimed.is_none() == claimed);
+        let configs = if claimed { configs } else { &configs[..BRIEFLY] };
+        tests.flat_map(move |(at, test)| configs.iter().map(move |config| (at, test, *config)))
+    };
+    let mut runs: Vec<Vec<(Config, Run)>> = tests.iter().map(|_| Vec::new()).collect();
+    for (claimed, limit) in [(true, run::LIMIT), (false, BRIEF)] {
+        let granularity = |at: usize| expected[at].as_ref().map(|expected| expected.granularity);
+        let job = |(at, test, config): (usize, &Test, Config)| Job {
+            program: test.program.clone(),
+            config,
+            signature: granularity(at),
+        };
+        let jobs: Vec<Job> = of(claimed).map(job).collect();
+        for ((at, _, config), run) in of(claimed).zip(run_all(&jobs, limit)) {
+            runs[at].push((config, run));
+        }
+    }
+    runs.iter()
+        .zip(expected)
+        .map(|(runs, expected)| runs.iter().map(|run| verdict(run, runs, expected.as_ref())).collect())
+        .collect()
+}
+
+fn verdict((_, run): &(Config, Run), all: &[(Config, Run)], expected: Option<&Expected>) -> Verdict {
+    if let Some(why) = run.failed() {
+        return Err(why);
+    }
+    let Some(expected) = expected else { return Ok(()) };
+    let oracle = all.iter().find(|(config, _)| config.name == "oracle").and_then(|(_, run)| run.signature.as_ref());
+    let left = run.signature.as_deref().filter(|text| !text.is_empty()).ok_or("it left no signature")?;
+    same_words(left, expected.reference.as_ref().or(oracle).ok_or("the oracle left no signature")?)
+}
+
+/// Compares two signatures word by word.
+fn same_words(left: &str, reference: &str) -> Verdict {
+    let words = |text: &str| text.split_whitespace().map(str::to_ascii_lowercase).collect::<Vec<_>>();
+    let (left, reference) = (words(left), words(reference));
+    if left.len() != reference.len() {
+        return Err(format!("{} words, the reference has {}", left.len(), reference.len()));
+    }
+    let differ: Vec<usize> = (0..left.len()).filter(|&at| left[at] != reference[at]).collect();
+    match differ.first() {
+        None => Ok(()),
+        Some(&at) => {
+            let count = differ.len();
+            Err(format!("{count} of {} words differ, word {at} is {}, not {}", left.len(), left[at], reference[at]))
+        }
+    }
+}
+
+/// Every `.elf` file below `dir`, but for the reference's own in riscof's tree.
+fn find(dir: &Path, found: &mut Vec<PathBuf>) {
+    let Ok(entries) = fs::read_dir(dir) else { return };
+    for path in entries.flatten().map(|entry| entry.path()) {
+        match path.extension() {
+            _ if path.is_dir() && !path.is_symlink() && !path.ends_with("ref") => find(&path, found),
+            Some(extension) if extension == "elf" && is_elf(&path) => found.push(path),
+            _ => {}
+        }
+    }
+}
+
+/// Suite and name: `rv64i_m/I` and `add-01`, from `rv64i_m/I/add-01.elf` or `work/rv64i_m/I/src/add-01.S/dut/my.elf`.
+fn place(dir: &Path, program: &Path) -> (String, String) {
+    let path = program.strip_prefix(dir).unwrap_or(program).with_extension("");
+    let parts = path.iter().map(|part| part.to_string_lossy().into_owned());
+    let mut parts: Vec<String> = parts.filter(|part| !matches!(part.as_str(), "src" | "dut" | "my")).collect();
+    let base = parts.iter().position(|part| part.starts_with("rv64") || part.starts_with("rv32")).unwrap_or(0);
+    parts.drain(..base);
+    let name = parts.pop().unwrap_or_default();
+    // Some of a suite's tests lie in a directory of their own.
+    parts.truncate(2);
+    (parts.join("/"), name.trim_end_matches(".S").into())
+}
+
+#[test]
+fn a_signature_that_differs_is_told_by_its_first_word() {
+    assert_eq!(same_words("00000001\nABCDEF00\n", "00000001\nabcdef00\n"), Ok(()));
+    let differs = same_words("00000001\n00000002\n00000003", "00000001\n00000000\n00000000");
+    assert_eq!(differs, Err("2 of 3 words differ, word 1 is 00000002, not 00000000".into()));
+    assert_eq!(same_words("00000001", ""), Err("1 words, the reference has 0".into()));
+}
+
+#[test]
+fn a_test_is_named_alike_in_a_tree_of_ours_and_of_riscof() {
+    let named = |path: &str| place(Path::new("/c"), Path::new(path));
+    let expected = ("rv64i_m/I".to_owned(), "add-01".to_owned());
+    assert_eq!(named("/c/rv64i_m/I/add-01.elf"), expected);
+    assert_eq!(named("/c/rv64i_m/I/more/add-01.elf"), expected);
+    assert_eq!(named("/c/riscof_work/rv64i_m/I/src/add-01.S/dut/my.elf"), expected);
+}
