@@ -25,6 +25,7 @@ pub mod engine;
 pub mod exec;
 mod fetch;
 pub mod float;
+mod heat;
 pub mod interp;
 pub mod ir;
 #[cfg(target_arch = "x86_64")]

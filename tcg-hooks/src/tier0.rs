@@ -21,62 +21,8 @@ use crate::translate::MAX_INSNS;
 use notdirty_core::PAGE_SIZE;
 use notdirty_softmmu::{GuestVirt, MemFault, MemSize, MmuIdx, StoreEffect};
 
-/// Executions before code is translated.
-pub(crate) const WARM: u32 = 6;
-/// Each early death multiplies that by four, up to four times.
-const MAX_DEATHS: u8 = 4;
-/// A TB that lived for this many instructions did not die young.
-const OLD: u64 = 1 << 20;
-const ENTRIES: usize = 4096;
 /// Instructions before the exec loop looks, some 40 us: a slice may be longer, as what ran before was faster.
 const STRETCH: i64 = 4096;
-
-/// How often code at a pc was run in tier 0, and how often its TB died young.
-#[derive(Clone, Copy, Default)]
-struct Spot {
-    pc: u64,
-    runs: u32,
-    deaths: u8,
-}
-
-/// The heat of recently run cold code; a small cache that forgets.
-pub(crate) struct Heat(Box<[Spot; ENTRIES]>);
-
-impl Default for Heat {
-    fn default() -> Self {
-        Heat(Box::new([Spot::default(); ENTRIES]))
-    }
-}
-
-impl Heat {
-    fn spot(&mut self, pc: u64) -> &mut Spot {
-        let spot = &mut self.0[(pc >> 1) as usize % ENTRIES];
-        if spot.pc != pc {
-            *spot = Spot { pc, runs: 0, deaths: 0 };
-        }
-        spot
-    }
-
-    /// Code at `pc` is about to run; is it worth translating?
-    pub(crate) fn hot(&mut self, pc: u64) -> bool {
-        let spot = self.spot(pc);
-        spot.runs += 1;
-        if spot.runs < WARM << (2 * spot.deaths) {
-            return false;
-        }
-        spot.runs = 0;
-        true
-    }
-
-    /// The TB at `pc` died after `age` instructions because its bytes were written.
-    /// Returns how often it must run before it is translated again.
-    pub(crate) fn died(&mut self, pc: u64, age: u64) -> u32 {
-        let spot = self.spot(pc);
-        spot.runs = 0;
-        spot.deaths = if age > OLD { 0 } else { (spot.deaths + 1).min(MAX_DEATHS) };
-        WARM << (2 * spot.deaths)
-    }
-}
 
 /// Why tier 0 stopped.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -126,7 +72,7 @@ pub(crate) fn run(core: &mut Core, ctx: &mut Context) -> Why {
         if done >= budget && (jumped || done >= most) {
             break Why::Look;
         }
-        if jumped && (ctx.jump_slot(pc).pc == pc || core.hot(pc)) {
+        if jumped && (ctx.jump_slot(pc).pc == pc || core.count_run(pc)) {
             break Why::Hot;
         }
         let insn = match code.insn(pc) {
@@ -378,25 +324,5 @@ fn size(op: Op) -> MemSize {
         Op::Lh | Op::Lhu | Op::Sh => MemSize::B2,
         Op::Lw | Op::Lwu | Op::Sw => MemSize::B4,
         _ => MemSize::B8,
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn code_is_hot_after_some_runs_and_colder_after_each_early_death() {
-        let mut heat = Heat::default();
-        let runs = |heat: &mut Heat| (1..).find(|_| heat.hot(0x8000_0000)).unwrap_or(0);
-        assert_eq!(runs(&mut heat), WARM);
-        heat.died(0x8000_0000, 10);
-        assert_eq!(runs(&mut heat), 4 * WARM);
-        for _ in 0..100 {
-            heat.died(0x8000_0000, 10);
-        }
-        assert_eq!(runs(&mut heat), WARM << (2 * MAX_DEATHS));
-        heat.died(0x8000_0000, OLD + 1);
-        assert_eq!(runs(&mut heat), WARM);
     }
 }

@@ -62,8 +62,8 @@ impl Core {
     }
 
     /// Tier 0 is about to run code at `pc`: should it be translated instead?
-    pub(crate) fn hot(&mut self, pc: u64) -> bool {
-        self.tbs.as_mut().is_none_or(|tbs| tbs.heat.hot(pc))
+    pub(crate) fn count_run(&mut self, pc: u64) -> bool {
+        self.tbs.as_mut().is_none_or(|tbs| tbs.heat.count_run(pc))
     }
 
     /// Pending interrupts: what devices drive, the timer among them once its deadline has passed.

@@ -534,7 +534,7 @@ impl Vcpu {
             };
             let found = match found {
                 Some(found) => found,
-                None if hot || core.hot(pc) => self.translate(key)?,
+                None if hot || core.count_run(pc) => self.translate(key)?,
                 None => {
                     ctx.settle(0);
                     if tier0::run(core, ctx) == Why::Look {

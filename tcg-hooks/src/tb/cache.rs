@@ -4,12 +4,12 @@ use super::pages::CodeMap;
 use super::provisional::Provisional;
 use super::{Exit, Tb, TbId, TbKey};
 use crate::engine::JitFlags;
+use crate::heat::Heat;
 use crate::ir::{Region, Site, Span};
 use crate::jit::code_cache::{CodeCache, CodeOffset};
 use crate::jit::x86_64::context::{Context, JumpEntry};
 use crate::jit::x86_64::thunks::{SiteFn, Thunks, assemble};
 use crate::jit::x86_64::{Emitter, LOCAL_BITS};
-use crate::tier0::Heat;
 use hashbrown::HashMap;
 use notdirty_core::PageIndex;
 use notdirty_softmmu::{AddressSpace, VcpuId, lines_of};
@@ -122,7 +122,7 @@ impl TbCache {
             stats: TbStats::default(),
             flags,
             deaths: None,
-            heat: Heat::default(),
+            heat: Heat::new(bytes),
             #[cfg(any(test, feature = "testkit"))]
             checker: Default::default(),
         })

@@ -12,8 +12,8 @@
 use super::{Tb, TbCache, TbId};
 use crate::clock::cpu_time;
 use crate::fetch::prefetch;
+use crate::heat::WARM;
 use crate::jit::x86_64::context::{Context, JumpEntry};
-use crate::tier0::WARM;
 use notdirty_core::{PAGE_SIZE, PageIndex, RamAddr, pin};
 use notdirty_softmmu::lines_of;
 
