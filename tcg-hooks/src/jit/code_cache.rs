@@ -35,8 +35,66 @@ pub struct CodeCache {
     pos: usize,
     /// Pages before this were made by the kernel.
     populated: usize,
-    /// Places of dead code, by size in units.
-    free: Vec<Vec<CodeOffset>>,
+    /// Places of dead code.
+    free: Free,
+}
+
+/// Places of dead code, by size in units. When a chunk is filled again all its places here are void at once; each is
+/// thrown away when it is met, and all are once they are as many as the others. So a chunk that is filled again costs
+/// its own places and not everybody's.
+#[derive(Default)]
+struct Free {
+    by_size: Vec<Vec<Place>>,
+    /// Places in the lists, and how many of them are void.
+    listed: usize,
+    void: usize,
+    /// Of each chunk: how often it was filled again, and its places here that are not void.
+    chunks: Vec<(u32, u32)>,
+}
+
+/// A place of dead code.
+#[derive(Clone, Copy)]
+struct Place {
+    at: CodeOffset,
+    chunk: u32,
+    /// How often the chunk had been filled again.
+    lap: u32,
+}
+
+impl Free {
+    fn add(&mut self, class: usize, at: CodeOffset, chunk: usize) {
+        if class >= self.by_size.len() {
+            self.by_size.resize_with(class + 1, Vec::new);
+        }
+        let of_chunk = &mut self.chunks[chunk];
+        of_chunk.1 += 1;
+        self.by_size[class].push(Place { at, chunk: chunk as u32, lap: of_chunk.0 });
+        self.listed += 1;
+    }
+
+    fn take(&mut self, class: usize) -> Option<CodeOffset> {
+        while let Some(place) = self.by_size.get_mut(class).and_then(Vec::pop) {
+            self.listed -= 1;
+            let (lap, places) = &mut self.chunks[place.chunk as usize];
+            if *lap == place.lap {
+                *places -= 1;
+                return Some(place.at);
+            }
+            self.void -= 1;
+        }
+        None
+    }
+
+    fn restart(&mut self, chunk: usize) {
+        let (lap, places) = &mut self.chunks[chunk];
+        *lap = lap.wrapping_add(1);
+        self.void += std::mem::take(places) as usize;
+        if 2 * self.void > self.listed {
+            let chunks = &self.chunks;
+            self.by_size.iter_mut().for_each(|list| list.retain(|p| chunks[p.chunk as usize].0 == p.lap));
+            self.listed -= std::mem::take(&mut self.void);
+        }
+    }
 }
 
 /// Sizes are rounded up to this: a cache line.
@@ -81,7 +139,7 @@ impl CodeCache {
             current: 0,
             pos: 0,
             populated: 4096,
-            free: Vec::new(),
+            free: Free { chunks: vec![(0, 0); chunks], ..Free::default() },
         };
         cache.copy(0, thunks);
         cache.pos = first;
@@ -107,7 +165,7 @@ impl CodeCache {
     /// chunk is full, see [`CodeCache::next_chunk`].
     pub fn reserve(&mut self, len: usize) -> Option<CodeOffset> {
         let class = len.div_ceil(UNIT);
-        if let Some(at) = self.free.get_mut(class).and_then(Vec::pop) {
+        if let Some(at) = self.free.take(class) {
             return Some(at);
         }
         let end = self.pos + class * UNIT;
@@ -125,11 +183,7 @@ impl CodeCache {
 
     /// Gives back what [`CodeCache::reserve`] gave; see CODE-2 for when the bytes may be used again.
     pub fn release(&mut self, at: CodeOffset, len: usize) {
-        let class = len.div_ceil(UNIT);
-        if class >= self.free.len() {
-            self.free.resize_with(class + 1, Vec::new);
-        }
-        self.free[class].push(at);
+        self.free.add(len.div_ceil(UNIT), at, self.chunk_of(at));
     }
 
     /// Moves on to the next chunk and names it: its TBs must be dead before [`CodeCache::write`]. With `grow` it is one
@@ -145,10 +199,7 @@ impl CodeCache {
 
     /// Forgets what was released in the current chunk: it is filled from its start again.
     pub fn restart_chunk(&mut self) {
-        let (first, len, current) = (self.first, self.chunk_len, self.current);
-        for list in &mut self.free {
-            list.retain(|&at| (at as usize - first) / len != current);
-        }
+        self.free.restart(self.current);
     }
 
     /// Copies `code` to a reserved place.
@@ -192,8 +243,11 @@ impl CodeCache {
     /// For checks: the unit of places, the places of dead code, and what is left of the current chunk.
     #[cfg(any(test, feature = "testkit"))]
     pub(crate) fn places(&self) -> (usize, Vec<std::ops::Range<usize>>, std::ops::Range<usize>) {
-        let lists = self.free.iter().enumerate();
-        let free = lists.flat_map(|(class, list)| list.iter().map(move |&at| at as usize..at as usize + class * UNIT));
+        let lists = self.free.by_size.iter().enumerate();
+        let live = |p: &&Place| self.free.chunks[p.chunk as usize].0 == p.lap;
+        let free = lists.flat_map(|(class, list)| {
+            list.iter().filter(live).map(move |p| p.at as usize..p.at as usize + class * UNIT)
+        });
         (UNIT, free.collect(), self.pos..self.first + (self.current + 1) * self.chunk_len)
     }
 
@@ -316,6 +370,38 @@ mod tests {
         let first = cache.reserve(64).unwrap();
         assert_eq!(first, at, "from the start");
         assert_ne!(cache.reserve(100), Some(at), "or two TBs would share it");
+    }
+
+    #[test]
+    fn places_of_dead_code_are_used_again_chunk_by_chunk_and_never_pile_up() {
+        let mut cache = CodeCache::new(0, &[0x90]).unwrap();
+        let (n, mut rng) = (cache.chunks(), crate::testkit::Rng::new(3));
+        let mut taken = std::collections::BTreeMap::<CodeOffset, usize>::new();
+        for step in 0..60_000 {
+            let len = UNIT * (1 + rng.below(4) as usize);
+            match cache.reserve(len) {
+                Some(at) => {
+                    let before = taken.range(..at + 1).next_back();
+                    assert!(before.is_none_or(|(&b, &l)| b as usize + l <= at as usize), "step {step}: two at {at:#x}");
+                    let after = taken.range(at + 1..).next();
+                    assert!(after.is_none_or(|(&a, _)| at as usize + len <= a as usize), "step {step}: two at {at:#x}");
+                    taken.insert(at, len);
+                }
+                None => {
+                    let chunk = cache.next_chunk(true);
+                    cache.restart_chunk();
+                    taken.retain(|&at, _| cache.chunk_of(at) != chunk);
+                }
+            }
+            if rng.chance(60)
+                && let Some((&at, &len)) = taken.range(rng.bits() as u32 % cache.len as u32..).next()
+            {
+                taken.remove(&at);
+                cache.release(at, len);
+            }
+            let room = n * cache.chunk_len / UNIT;
+            assert!(cache.free.listed <= 2 * room && 2 * cache.free.void <= cache.free.listed + room);
+        }
     }
 
     #[test]

@@ -1,6 +1,6 @@
 //! Finding TBs, and adding them.
 use super::ghosts::Ghosts;
-use super::pages::CodeMap;
+use super::pages::PageTbs;
 use super::provisional::Provisional;
 use super::{Exit, Tb, TbId, TbKey};
 use crate::engine::JitFlags;
@@ -45,13 +45,15 @@ pub struct TbStats {
     pub died_young: u64,
     /// Links made between TBs.
     pub linked: u64,
+    /// Entries of lists that were looked at, or cut, to drop TBs: links, and the TBs of a page.
+    pub steps: u64,
     /// The most CPU time that making room in the code cache took once.
     pub longest_reclaim: Duration,
 }
 
 impl AddAssign for TbStats {
     fn add_assign(&mut self, other: TbStats) {
-        let TbStats { translated, insns, host_bytes, invalidated, evicted, died_young, linked, longest_reclaim } =
+        let TbStats { translated, insns, host_bytes, invalidated, evicted, died_young, linked, steps, longest_reclaim } =
             other;
         self.translated += translated;
         self.insns += insns;
@@ -60,6 +62,7 @@ impl AddAssign for TbStats {
         self.evicted += evicted;
         self.died_young += died_young;
         self.linked += linked;
+        self.steps += steps;
         self.longest_reclaim = self.longest_reclaim.max(longest_reclaim);
     }
 }
@@ -78,7 +81,7 @@ pub(crate) struct TbCache {
     #[expect(clippy::vec_box, reason = "the boxes are what is kept")]
     pub(super) spare: Vec<Box<Tb>>,
     pub(super) by_key: HashMap<TbKey, TbId>,
-    pub(super) pages: CodeMap,
+    pub(super) pages: PageTbs,
     pub(super) provisional: Vec<Provisional>,
     pub(super) chunk_tbs: Vec<Vec<TbId>>,
     pub(super) ghosts: Ghosts,
@@ -115,7 +118,7 @@ impl TbCache {
             free: Vec::new(),
             spare: Vec::new(),
             by_key: HashMap::new(),
-            pages: CodeMap::default(),
+            pages: PageTbs::default(),
             provisional: Vec::new(),
             chunk_tbs: vec![Vec::new(); chunks],
             ghosts: Ghosts::default(),
@@ -208,6 +211,7 @@ impl TbCache {
             pc: e.pc,
             refund: e.refund,
             to: None,
+            place: 0,
         });
         let chunk = self.code.chunk_of(at);
         let mut tb = self.spare.pop().unwrap_or_else(|| Box::new(Tb::empty(key, pages)));
@@ -238,7 +242,7 @@ impl TbCache {
 }
 
 /// The 64-byte lines of page 0 or 1 that these spans touch.
-fn lines(spans: &[Span], page: u8) -> u64 {
+pub(super) fn lines(spans: &[Span], page: u8) -> u64 {
     let spans = spans.iter().filter(|s| s.page == page);
     spans.fold(0, |m, s| m | lines_of(s.start.into(), u64::from(s.end - s.start)))
 }

@@ -2,36 +2,41 @@
 //!
 //! Keeps CHAIN-1: a link is followed only while its target lives. A kill points every incoming jump back to its own
 //! stub before the target's bytes can be used again; a change of the memory map kills the TBs of the pages that it takes away.
-use super::{TbCache, TbId};
+use super::{Exit, TbCache, TbId};
 use crate::jit::x86_64::LOCAL_BITS;
 
 impl TbCache {
     /// Points the jump of exit `number` to TB `to`, if both still fit together.
     pub(crate) fn link(&mut self, number: u32, to: TbId) {
-        let (from, slot) = (number >> LOCAL_BITS, number % (1 << LOCAL_BITS));
-        let Some((entry, pc)) = self.get(to).map(|t| (t.entry, t.key.pc)) else { return };
-        let Some(exit) = self.tbs.get_mut(from as usize).and_then(|t| t.as_mut()?.exits.get_mut(slot as usize)) else {
-            return;
-        };
-        if !self.flags.chaining || exit.field == 0 || exit.to.is_some() || exit.pc != pc {
+        let Some(target) = self.get(to) else { return };
+        let (entry, pc, place) = (target.entry, target.key.pc, target.incoming.len() as u32);
+        let chaining = self.flags.chaining;
+        let Some(exit) = self.exit_mut(number) else { return };
+        if !chaining || exit.field == 0 || exit.to.is_some() || exit.pc != pc {
             return;
         }
-        exit.to = Some(to);
+        (exit.to, exit.place) = (Some(to), place);
         let field = exit.field;
         self.code.patch_rel32(field, entry);
         self.stats.linked += 1;
         if let Some(target) = self.tbs[to as usize].as_mut() {
-            target.incoming.push((from, slot as u16));
+            target.incoming.push(number);
         }
     }
 
-    /// Points every jump that is linked to `tb` back to its stub. Costs what there is to unlink.
+    fn exit_mut(&mut self, number: u32) -> Option<&mut Exit> {
+        let tb = self.tbs.get_mut((number >> LOCAL_BITS) as usize)?.as_mut()?;
+        tb.exits.get_mut(number as usize % (1 << LOCAL_BITS))
+    }
+
+    /// Points every jump that is linked to `tb` back to its stub. A step for each.
     pub(super) fn unlink_incoming(&mut self, tb: TbId) {
         let Some(dead) = self.tbs[tb as usize].as_mut() else { return };
-        for (from, slot) in std::mem::take(&mut dead.incoming) {
-            let exit = self.tbs[from as usize].as_mut().and_then(|t| t.exits.get_mut(usize::from(slot)));
-            // Patching the place of a poll, or of somebody else's link, would be worse than a link too many.
-            if let Some(exit) = exit.filter(|exit| exit.to == Some(tb)) {
+        let incoming = std::mem::take(&mut dead.incoming);
+        self.stats.steps += incoming.len() as u64;
+        for number in incoming {
+            // Patching the place of a poll, or of another link, would be worse than a link too many.
+            if let Some(exit) = self.exit_mut(number).filter(|exit| exit.to == Some(tb)) {
                 exit.to = None;
                 let (field, stub) = (exit.field, exit.stub);
                 self.code.patch_rel32(field, stub);
@@ -39,13 +44,20 @@ impl TbCache {
         }
     }
 
-    /// Takes the exits of a dying TB off the lists of those they are linked to.
+    /// Takes the exits of a dying TB off the lists of the TBs that they are linked to. A step for each: an exit knows
+    /// its place in the list, and the last of the list takes that place.
     pub(super) fn unlink_outgoing(&mut self, tb: TbId) {
-        let Some(dying) = self.tbs[tb as usize].as_ref() else { return };
-        let targets: smallvec::SmallVec<[TbId; 8]> = dying.exits.iter().filter_map(|e| e.to).collect();
-        for to in targets {
-            if let Some(target) = self.tbs[to as usize].as_mut() {
-                target.incoming.retain(|i| i.0 != tb);
+        let exits = self.tbs[tb as usize].as_ref().map_or(0, |dying| dying.exits.len() as u32);
+        for number in (0..exits).map(|slot| tb << LOCAL_BITS | slot) {
+            let Some((to, place)) = self.exit_mut(number).and_then(|exit| Some((exit.to.take()?, exit.place))) else {
+                continue;
+            };
+            self.stats.steps += 1;
+            let Some(target) = self.tbs[to as usize].as_mut() else { continue };
+            target.incoming.swap_remove(place as usize);
+            let moved = target.incoming.get(place as usize).copied();
+            if let Some(exit) = moved.and_then(|moved| self.exit_mut(moved)) {
+                exit.place = place;
             }
         }
     }

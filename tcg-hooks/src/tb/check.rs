@@ -113,7 +113,7 @@ impl TbCache {
         }
         let mut listed = 0;
         for (page, list) in self.pages.iter() {
-            let mut list = list.to_vec();
+            let mut list = list;
             list.sort_unstable();
             listed += 1;
             let want = want.get_mut(&page).ok_or(format!("{page:?} lists {list:?} without any TB"))?;
@@ -208,17 +208,20 @@ impl TbCache {
             let target = self.get(to).ok_or(format!("{name} is linked to TB {to}, which is dead"))?;
             ensure!(goes == i64::from(target.entry), "{name} is linked to TB {to}, but jumps to {goes:#x}");
             ensure!(target.key.pc == exit.pc, "{name} leads to {:#x}, but to a TB at {:#x}", exit.pc, target.key.pc);
-            let noted = target.incoming.iter().filter(|&&i| i == (id, slot as u16)).count();
-            ensure!(noted == 1, "{name} is linked to TB {to}, which knows of it {noted} times");
+            let listed = target.incoming.get(exit.place as usize);
+            ensure!(listed == Some(&number), "{name} is linked to TB {to}, which lists {listed:x?} in its place");
         }
         Ok(())
     }
 
     fn check_incoming(&self, id: TbId, tb: &Tb) -> Result<(), String> {
-        for &(from, slot) in &tb.incoming {
-            let exit = self.get(from).and_then(|tb| tb.exits.get(usize::from(slot)));
+        for (place, &number) in tb.incoming.iter().enumerate() {
+            let (from, slot) = (number >> LOCAL_BITS, number % (1 << LOCAL_BITS));
+            let exit = self.exit(number);
             let to = exit.and_then(|e| e.to);
             ensure!(to == Some(id), "TB {id} knows of exit {slot} of TB {from}, which is linked to {to:?}");
+            let own = exit.map(|e| e.place as usize);
+            ensure!(own == Some(place), "TB {id} lists exit {slot} of TB {from} in place {place}, which says {own:?}");
         }
         Ok(())
     }
@@ -404,7 +407,8 @@ mod tests {
     fn page_lists_line_masks_and_code_bits_that_disagree_are_caught() {
         caught("lists", |w| {
             let page = w.page();
-            w.tbs.pages.remove(page, w.b.id);
+            let lines = super::super::cache::lines(&w.tb(w.b).spans, 0);
+            w.tbs.pages.remove(page, w.b.id, lines);
         });
         caught("lists", |w| {
             let page = w.page();
@@ -454,14 +458,14 @@ mod tests {
             w.tb(w.b).incoming.clear();
             w.tbs.code.patch_rel32(field, entry);
         });
-        caught("knows of it 0 times", |w| w.tb(w.b).incoming.clear());
-        caught("knows of it 2 times", |w| {
+        caught("which lists None in its place", |w| w.tb(w.b).incoming.clear());
+        caught("in place 1, which says Some(0)", |w| {
             let noted = w.tb(w.b).incoming[0];
             w.tb(w.b).incoming.push(noted);
         });
         caught("which is linked to None", |w| {
             let id = w.c.id;
-            w.tb(w.b).incoming.push((id, 0));
+            w.tb(w.b).incoming.push(id << LOCAL_BITS);
         });
         caught("which is dead", |w| {
             // Its links are not taken back.

@@ -9,6 +9,7 @@
 //! Keeps CODE-2: a killed TB may still be running (it made the store). Its bytes are released here, but written again
 //! only by `TbCache::add`, which the exec loop calls when no emitted code is on the stack; by then every pointer into
 //! them is gone.
+use super::cache::lines;
 use super::{Tb, TbCache, TbId};
 use crate::clock::cpu_time;
 use crate::fetch::prefetch;
@@ -31,7 +32,9 @@ impl TbCache {
             let page = RamAddr::new(at).page();
             let from = at % PAGE_SIZE;
             let count = (end - at).min(PAGE_SIZE - from);
-            for id in self.pages.on(page, lines_of(from, count)) {
+            let (ids, steps) = self.pages.on(page, lines_of(from, count));
+            self.stats.steps += steps as u64;
+            for id in ids {
                 if self.get(id).is_some_and(|tb| tb.overlaps(page, from, from + count)) {
                     self.kill_written(id, ctx);
                     killed += 1;
@@ -74,8 +77,10 @@ impl TbCache {
             *slot = JumpEntry::EMPTY;
         }
         let guard = pin();
-        for page in [Some(tb.pages.0), tb.pages.1].into_iter().flatten() {
-            let left = self.pages.remove(page, id);
+        for (n, page) in [Some(tb.pages.0), tb.pages.1].into_iter().enumerate() {
+            let Some(page) = page else { continue };
+            let (left, steps) = self.pages.remove(page, id, lines(&tb.spans, n as u8));
+            self.stats.steps += steps as u64;
             self.space.code().set_lines(self.space.ram().dirty(), page, left, self.vcpu, &guard);
         }
         self.code.release(tb.code.0, tb.code.1 as usize);
@@ -127,7 +132,7 @@ impl TbCache {
             self.pages.all().filter(|page| (from..end).contains(&page.get())).collect()
         };
         for page in pages {
-            for id in self.pages.on(page, u64::MAX) {
+            for id in self.pages.on(page, u64::MAX).0 {
                 let here = |pc: u64| (first..=last).contains(&pc);
                 let gone = self.get(id).is_some_and(|tb| {
                     let start = tb.key.pc & !(PAGE_SIZE - 1);

@@ -54,8 +54,10 @@ pub(crate) struct Exit {
     pub(crate) pc: u64,
     /// A poll gives back this many instructions.
     pub(crate) refund: u16,
-    /// Whom it is linked to.
+    /// The TB it is linked to.
     to: Option<TbId>,
+    /// Where that TB lists it among its incoming exits.
+    place: u32,
 }
 
 /// One translated region.
@@ -80,8 +82,8 @@ pub(crate) struct Tb {
     pub(crate) spans: SmallVec<[Span; 4]>,
     pub(crate) sites: Vec<Site>,
     pub(crate) exits: Vec<Exit>,
-    /// Exits of others (or its own) that are linked to it.
-    incoming: SmallVec<[(TbId, u16); 4]>,
+    /// Numbers of the exits, of others or its own, that are linked to it, in no order: an exit knows its place here.
+    incoming: SmallVec<[u32; 4]>,
 }
 
 impl Tb {
