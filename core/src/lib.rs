@@ -44,7 +44,8 @@ pub mod sync;
 pub use addr::{LINE_BITS, PAGE_BITS, PAGE_SIZE, PageIndex, PageRange, RamAddr};
 pub use dirty::{
     Backend, ClientMask, DirtyClient, DirtyListener, DirtyLog, DirtyMemory, Harvest, LogClient, LogError, LogRegion,
-    LogScope, LogSource, NoRoom, NoVcpus, NotServed, OwnedClient, PageSet, Snapshot, fence_after_store,
+    LogScope, LogSource, MAX_REARM_RANGES, NoRoom, NoVcpus, NotServed, OwnedClient, PageSet, Snapshot,
+    fence_after_store,
 };
 pub use ram::{RamBlock, RamBlockSpec, RamError, RamFlags, RamList, RamNotifier, RamRegistration};
 pub use rcu::{Guard, RcuCell, WaitError, barrier, drop_later, pin, synchronize};

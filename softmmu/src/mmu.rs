@@ -311,6 +311,7 @@ impl SoftMmu {
     /// Does all that was asked. If a hook panics it may be done again, from the start.
     fn act<H: Hooks>(&mut self, hooks: &mut H, drained: &mut Drained) -> ServeReport {
         let mut report = ServeReport::default();
+        let mut rearms = Vec::new();
         for &request in &drained.requests {
             match request {
                 Request::KillCode { ram, len } => {
@@ -318,11 +319,7 @@ impl SoftMmu {
                     self.stats.killed += killed as u64;
                     report.killed = report.killed.saturating_add(killed as u32);
                 }
-                Request::Rearm(range) => {
-                    let pages = self.tlb.refresh_range(&self.space, range, &pin());
-                    report.rearmed += pages;
-                    self.stats.refreshed += pages;
-                }
+                Request::Rearm(range) => rearms.push(range),
                 Request::Remap { start, last } => {
                     self.forget(hooks, start, last);
                     report.remapped += 1;
@@ -337,6 +334,10 @@ impl SoftMmu {
                     report.flushed = true;
                 }
             }
+        }
+        if !rearms.is_empty() {
+            report.rearmed = self.tlb.refresh_ranges(&self.space, &mut rearms, &pin());
+            self.stats.refreshed += report.rearmed;
         }
         self.take_view(drained);
         report

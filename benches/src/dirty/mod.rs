@@ -50,7 +50,9 @@ pub const ROWS: &[Entry] = &[
     Entry { name: "sync-half", group: Group::Sync, build: sync::half },
     Entry { name: "sync-runs", group: Group::Sync, build: sync::runs },
     Entry { name: "sync-random", group: Group::Sync, build: sync::random },
+    Entry { name: "sync-blocks", group: Group::Sync, build: sync::blocks },
     Entry { name: "rearm", group: Group::Sync, build: sync::rearm },
+    Entry { name: "rearm-page", group: Group::Sync, build: sync::rearm_page },
     Entry { name: "rearm-answer", group: Group::Sync, build: sync::answer },
     Entry { name: "ring-push", group: Group::Ring, build: ring::push },
     Entry { name: "ring-harvest", group: Group::Ring, build: ring::harvest },
@@ -58,6 +60,7 @@ pub const ROWS: &[Entry] = &[
     Entry { name: "plug-1000", group: Group::Plug, build: plug::thousand },
     Entry { name: "plug-10000", group: Group::Plug, build: plug::ten_thousand },
     Entry { name: "bytes", group: Group::Memory, build: memory::per_gib },
+    Entry { name: "unplugged", group: Group::Memory, build: memory::unplugged },
     Entry { name: "log-rand-store", group: Group::Logging, build: logging::rand_store },
     Entry { name: "log-memcpy", group: Group::Logging, build: logging::memcpy },
 ];

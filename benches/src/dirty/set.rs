@@ -10,7 +10,7 @@ use vm_memory::bitmap::AtomicBitmap;
 
 use super::clock::{timed, timed_by_two};
 use super::flat::{Flat, Tree};
-use super::row::{Contender, Row, Sample};
+use super::row::{Bar, Contender, Row, Sample};
 
 /// One row of the table, which a thread walks through page by page.
 const PAGES: u64 = 1 << 19;
@@ -125,7 +125,8 @@ impl Work {
         let page = NonZeroUsize::new(4096).ok_or("a page of nothing")?;
         let contenders = vec![
             self.contender("notdirty", Ours(dirty)),
-            self.contender("vm-memory AtomicBitmap", AtomicBitmap::new(PAGES as usize * 4096, page)),
+            self.contender("vm-memory AtomicBitmap", AtomicBitmap::new(PAGES as usize * 4096, page))
+                .bar(if self.huge || self.two { Bar::None } else { Bar::OursWithin(2.0) }),
             self.contender("plain fetch_or", Flat::new(PAGES)),
             self.contender("Mutex<BTreeSet>", Tree::default()),
         ];

@@ -98,7 +98,7 @@ pub fn full() -> Result<Row, String> {
 
 /// Every second page, in runs.
 pub fn half() -> Result<Row, String> {
-    row(patterns::half(TIB), Bar::None)
+    row(patterns::half(TIB), Bar::OursWithin(2.0))
 }
 
 /// 0.1 % in runs of 2 MiB.
@@ -111,12 +111,62 @@ pub fn random() -> Result<Row, String> {
     row(patterns::random(TIB), Bar::TimesOurs(10.0))
 }
 
+/// 8,192 blocks, as of a machine whose memory is plugged by 4 MiB, with 16 lone dirty pages each.
+pub fn blocks() -> Result<Row, String> {
+    const BLOCKS: u64 = 8192;
+    const PAGES: u64 = 1024;
+    let list = RamList::new();
+    let mut what = Vec::new();
+    let mut maps = Vec::new();
+    for n in 0..BLOCKS {
+        let block = list.add(RamBlockSpec::new(format!("dimm{n}"), PAGES << 12)).map_err(|e| e.to_string())?;
+        list.dirty().test_and_clear_range(block.pages(), DirtyClient::MIGRATION, &pin(), |_, _| {});
+        maps.push(BlockMigration::need_dirty(&block, ChunkShift::default()));
+        what.push((block, 0..u64::MAX));
+    }
+    let dirty: Rc<Vec<u64>> =
+        Rc::new((0..BLOCKS).flat_map(|block| (0..16).map(move |n| block * PAGES + n * 65)).collect());
+    let ours = {
+        let dirty = dirty.clone();
+        Contender::fallible("notdirty", move || {
+            let guard = pin();
+            for (n, page) in dirty.iter().enumerate() {
+                let page = what[n / 16].0.pages().start.get() + page % PAGES;
+                list.dirty().set(PageRange::of_page(PageIndex::new(page)), DirtyClient::MIGRATION.into(), &guard);
+            }
+            drop(guard);
+            let mut result = Ok(0);
+            let sample = timed(1.0, || {
+                result = sync(&list, &what, &NoVcpus, None);
+                0
+            });
+            for (n, page) in dirty.iter().enumerate() {
+                maps[n / 16].take(page % PAGES);
+            }
+            Ok(Sample { check: result.map_err(|e| e.to_string())?, ..sample })
+        })
+    };
+    let (flat, mut own) = (Flat::new(BLOCKS * PAGES), Own::new(BLOCKS * PAGES));
+    let scan = Contender::new("flat scan of as much RAM", move || {
+        dirty.iter().for_each(|page| flat.set(*page));
+        let sample = timed(1.0, || {
+            let mut newly = 0;
+            flat.take_scanning(|first, bits| newly += own.add(first, bits));
+            newly
+        });
+        dirty.iter().for_each(|page| own.clear(*page..page + 1));
+        sample
+    });
+    let note = format!("{BLOCKS} blocks of 4 MiB, 16 dirty pages in each");
+    Ok(Row::times("sync", vec![ours.bar(Bar::AtMost(10e6)), scan]).note(note))
+}
+
 /// A vCPU with a full TLB drops its write permissions; the time is the vCPU's own.
 pub fn rearm() -> Result<Row, String> {
     let guest = Rc::new(RefCell::new(Stores::new("rand-store")?));
     let with = |name, pages: fn(PageRange) -> Vec<PageRange>| {
         let guest = guest.clone();
-        Contender::fallible(name, move || guest.borrow_mut().rearm(pages))
+        Contender::fallible(name, move || guest.borrow_mut().rearm(pages, false))
     };
     let contenders = vec![
         with("1024 lone pages", |ram| {
@@ -127,6 +177,35 @@ pub fn rearm() -> Result<Row, String> {
         with("all of 128 MiB", |ram| vec![ram]),
     ];
     Ok(Row::times("re-arm", contenders).note("the CPU time of a vCPU whose TLB has 16 Ki pages of 128 MiB"))
+}
+
+/// The same for each of as many lone pages as a re-arm names at most, and fewer. What one page takes when the caches are
+/// full of the guest's memory (see the row above) is most of what few pages take then, so the bars are for warm ones.
+pub fn rearm_page() -> Result<Row, String> {
+    let guest = Rc::new(RefCell::new(Stores::new("rand-store")?));
+    let with = |name, second, count: u64, pages: fn(PageRange) -> Vec<PageRange>| {
+        let guest = guest.clone();
+        let run = move || {
+            let sample = guest.borrow_mut().rearm(pages, second)?;
+            Ok(Sample { units: count as f64, ..sample })
+        };
+        Contender::fallible(name, run).bar(if second { Bar::AtMost(100.0) } else { Bar::None })
+    };
+    let contenders = vec![
+        with("65 lone pages", true, 65, |ram| lone(ram, 65)),
+        with("256", true, 256, |ram| lone(ram, 256)),
+        with("1024", true, 1024, |ram| lone(ram, 1024)),
+        with("65, caches cold", false, 65, |ram| lone(ram, 65)),
+        with("256, caches cold", false, 256, |ram| lone(ram, 256)),
+        with("1024, caches cold", false, 1024, |ram| lone(ram, 1024)),
+    ];
+    Ok(Row::times("page", contenders).note("the CPU time of a vCPU whose TLB has 16 Ki pages of 128 MiB"))
+}
+
+/// Pages that do not touch, all over RAM.
+fn lone(ram: PageRange, count: u64) -> Vec<PageRange> {
+    let step = ram.len() / count;
+    (0..count).map(|n| PageRange::of_page(PageIndex::new(ram.start.get() + n * step + n % 7))).collect()
 }
 
 /// How long the harvester waits for a vCPU that runs, on the wall.

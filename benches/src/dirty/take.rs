@@ -77,7 +77,7 @@ pub fn full() -> Result<Row, String> {
 
 /// Every second page, in runs.
 pub fn half() -> Result<Row, String> {
-    row(patterns::half(TIB), Bar::None, Bar::None)
+    row(patterns::half(TIB), Bar::OursWithin(1.5), Bar::None)
 }
 
 /// 0.1 % in runs of 2 MiB.

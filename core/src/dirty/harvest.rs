@@ -35,8 +35,9 @@ pub trait DirtyListener: Send + Sync {
     }
 }
 
-/// Ranges that one re-arm names at most. To ask a vCPU to look at an entry once more than needed is harmless.
-pub(super) const MAX_RANGES: usize = 1024;
+/// Ranges that one re-arm names at most, and that wait for one vCPU at most: more are covered by fewer, or by one of all pages.
+/// To ask a vCPU to look at an entry once more than needed is harmless.
+pub const MAX_RANGES: usize = 1024;
 
 /// A vCPU has not answered in time. The pages may be written unheard until it does.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, thiserror::Error)]

@@ -24,7 +24,7 @@ mod pages;
 mod scope;
 
 pub use client::{ClientMask, DirtyClient, NoRoom, OwnedClient};
-pub use harvest::{DirtyListener, Harvest, NoVcpus, NotServed};
+pub use harvest::{DirtyListener, Harvest, MAX_RANGES as MAX_REARM_RANGES, NoVcpus, NotServed};
 pub use log::{Backend, DirtyLog, LogError, LogSource};
 pub use pages::{PageSet, Snapshot};
 pub use scope::{LogClient, LogRegion, LogScope};

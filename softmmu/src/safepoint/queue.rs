@@ -4,11 +4,9 @@
 use super::{Drained, Request, Ticket};
 use crate::addr::GuestPhys;
 use crate::memmap::FlatView;
-use notdirty_core::{PageIndex, PageRange, RamAddr};
+use notdirty_core::{MAX_REARM_RANGES, PageIndex, PageRange, RamAddr};
 use std::sync::Arc;
 
-/// Re-arms that pile up in one queue before they become one of every page.
-const MAX_REARMS: usize = 64;
 /// Changes of the map that pile up before they become a flush.
 const MAX_REMAPS: usize = 64;
 /// Kills that pile up before neighbours are merged.
@@ -68,7 +66,7 @@ impl Queue {
         if self.flush || range.is_empty() {
             return;
         }
-        if self.rearms.len() < MAX_REARMS {
+        if self.rearms.len() < MAX_REARM_RANGES {
             self.rearms.push(range);
         } else {
             self.rearms.clear();
@@ -122,11 +120,14 @@ mod tests {
     #[test]
     fn too_many_rearms_become_one_of_everything() {
         let port = OwnPort::default();
-        for n in 0..1000 {
-            port.post(Request::Rearm(PageRange::of_page(PageIndex::new(2 * n))));
-        }
-        let taken = port.drain().requests;
-        assert!(taken.len() <= MAX_REARMS && taken[0] == Request::Rearm(ALL_PAGES), "{taken:?}");
+        let post = |count: usize| {
+            for n in 0..count {
+                port.post(Request::Rearm(PageRange::of_page(PageIndex::new(2 * n as u64))));
+            }
+            port.drain().requests
+        };
+        assert_eq!(post(MAX_REARM_RANGES).len(), MAX_REARM_RANGES, "as many as one re-arm may name stay what they are");
+        assert_eq!(post(MAX_REARM_RANGES + 1), [Request::Rearm(ALL_PAGES)]);
     }
 
     #[test]
