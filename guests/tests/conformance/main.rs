@@ -8,10 +8,11 @@
 //!               harts, with a table of what passed and what is not claimed
 //! ```
 //!
-//! run.rs runs, table.rs counts. What is not there is said, and passes: the corpora are never part of the project.
+//! run.rs runs, signatures.rs compares, table.rs counts. What is not there is said, and passes: the corpora are never part of the project.
 //! `make conformance` runs these tests and shows what was run.
 
 mod run;
+mod signatures;
 mod table;
 mod upstream;
 

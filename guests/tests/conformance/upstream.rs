@@ -2,6 +2,7 @@
 //!
 //! ```text
 //!   ../corpora/riscv-tests/isa/rv64ui-p-add ..      judge themselves: exit code 0 (without isa: ../corpora/riscv-tests)
+//!   ../corpora/riscv-tests/benchmarks/qsort.riscv ..
 //!   ../corpora/riscv-arch-test/**/NAME.elf          leave a signature, which is compared with, in this order,
 //!   ../corpora/arch-test/**/NAME.elf                NAME.signature beside it, ../ref/*.signature (riscof's tree),
 //!                                                   what Spike leaves ($SPIKE, ../corpora/riscv-isa-sim/build/spike or
@@ -14,10 +15,10 @@
 
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::process::Command;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
-use crate::run::{self, Config, Job, Run, Scratch, capture, in_parallel, is_elf, name, run_all};
+use crate::run::{self, Config, Job, Run, in_parallel, is_elf, name, run_all};
+use crate::signatures::{Expected, same_words, spike};
 use crate::table::{self, Test, Verdict};
 
 const CONFIGS: [Config; 6] = [
@@ -72,8 +73,14 @@ const ARCH_TESTS_NOT_CLAIMED: &[(&str, &str)] = &[
     ("rv64i_m/Zicond/", "needs Zicond"),
 ];
 
-/// What Spike is asked to be: the hart that this is, misaligned accesses (Zicclsm) included.
-const SPIKE_OPTIONS: &[&str] = &["--isa=rv64imafdc_zicsr_zifencei_zicclsm_zba_zbb_zbc_zbs_zicond", "--priv=m"];
+/// Programs of riscv-tests/benchmarks that need not pass yet, by how their names begin, and why.
+const BENCHMARKS_NOT_CLAIMED: &[(&str, &str)] =
+    &[("vec-", "needs V"), ("pmp", "needs PMP"), ("", "the loader refuses the e_flags of lp64d")];
+
+/// The reason, if a test whose name begins so need not pass.
+fn not_claimed(name: &str, list: &[(&str, &'static str)]) -> Option<&'static str> {
+    list.iter().find(|(start, _)| name.starts_with(start)).map(|(_, reason)| *reason)
+}
 
 fn corpora() -> PathBuf {
     let root = Path::new(env!("CARGO_MANIFEST_DIR")).parent().expect("the package lies in the workspace");
@@ -96,18 +103,24 @@ fn configs() -> Vec<Config> {
 fn riscv_tests_pass_on_every_engine_with_one_and_two_harts() {
     let clone = corpora().join("riscv-tests");
     // Where upstream builds them, or a directory of nothing but them.
-    let dir = Some(clone.join("isa")).filter(|isa| isa.is_dir()).unwrap_or(clone);
-    let mut tests = Vec::new();
-    let mut paged = 0;
+    let dir = Some(clone.join("isa")).filter(|isa| isa.is_dir()).unwrap_or_else(|| clone.clone());
+    let (mut tests, mut paged) = (Vec::new(), 0);
     for program in run::elves(&dir) {
         let file = name(&program);
-        if let Some((suite, name)) = file.split_once("-p-") {
-            let not_claimed = RISCV_TESTS_NOT_CLAIMED.iter().find(|(start, _)| file.starts_with(start));
-            let not_claimed = not_claimed.map(|(_, reason)| *reason);
-            tests.push(Test { suite: format!("{suite}-p"), name: name.into(), program, not_claimed });
-        } else {
-            paged += 1;
+        match file.split_once("-p-") {
+            Some((suite, name)) => tests.push(Test {
+                suite: format!("{suite}-p"),
+                name: name.into(),
+                program,
+                not_claimed: not_claimed(&file, RISCV_TESTS_NOT_CLAIMED),
+            }),
+            None => paged += 1,
         }
+    }
+    for program in run::elves(&clone.join("benchmarks")) {
+        let name = program.file_stem().unwrap_or_default().to_string_lossy().into_owned();
+        let not_claimed = not_claimed(&name, BENCHMARKS_NOT_CLAIMED);
+        tests.push(Test { suite: "benchmarks".into(), name, program, not_claimed });
     }
     if tests.is_empty() {
         println!("SKIPPED riscv-tests: none built in {} (a clone of riscv-software-src/riscv-tests)", dir.display());
@@ -139,9 +152,8 @@ fn signatures_of_riscv_arch_test_are_those_of_spike() {
         programs.sort();
         tests.extend(programs.into_iter().map(|program| {
             let (suite, name) = place(dir, &program);
-            let start = format!("{suite}/{name}");
-            let not_claimed = ARCH_TESTS_NOT_CLAIMED.iter().find(|(part, _)| start.starts_with(part));
-            Test { program, suite, name, not_claimed: not_claimed.map(|(_, reason)| *reason) }
+            let not_claimed = not_claimed(&format!("{suite}/{name}"), ARCH_TESTS_NOT_CLAIMED);
+            Test { program, suite, name, not_claimed }
         }));
     }
     if tests.is_empty() {
@@ -149,7 +161,7 @@ fn signatures_of_riscv_arch_test_are_those_of_spike() {
         println!("SKIPPED riscv-arch-test: no built .elf files below {first} or {second}");
         return;
     }
-    let spike = spike();
+    let spike = spike(&corpora());
     let configs = configs();
     let started = Instant::now();
     let expected = in_parallel(tests.len(), |at| Some(Expected::of(&tests[at].program, spike.as_deref())));
@@ -174,51 +186,6 @@ fn columns(configs: &[Config]) -> Vec<&'static str> {
 fn assert_claimed(title: &str, tests: &[Test], configs: &[Config], verdicts: &[Vec<Verdict>]) {
     let failures = table::failures(tests, &columns(configs), verdicts);
     assert!(failures.is_empty(), "{title}: {} do not pass\n  {}", failures.len(), failures.join("\n  "));
-}
-
-/// What a test that leaves a signature has to leave.
-struct Expected {
-    /// `None`: what the oracle leaves.
-    reference: Option<String>,
-    /// Bytes of each of its words.
-    granularity: u64,
-}
-
-impl Expected {
-    fn of(program: &Path, spike: Option<&Path>) -> Expected {
-        let beside = fs::read_to_string(program.with_extension("signature")).ok();
-        let reference = beside.or_else(|| riscof_reference(program)).or_else(|| spike_signature(spike?, program));
-        let reference = reference.filter(|text| !text.trim().is_empty());
-        // Two digits a byte.
-        let digits = reference.as_ref().and_then(|text| text.lines().next()).map_or(8, |line| line.trim().len());
-        Expected { reference, granularity: digits.div_ceil(2).max(1) as u64 }
-    }
-}
-
-/// riscof leaves `TEST.S/dut/my.elf` and `TEST.S/ref/*.signature`.
-fn riscof_reference(program: &Path) -> Option<String> {
-    let entries = fs::read_dir(program.parent()?.parent()?.join("ref")).ok()?;
-    let mut files = entries.flatten().map(|entry| entry.path());
-    let file = files.find(|path| path.extension().is_some_and(|extension| extension == "signature"))?;
-    fs::read_to_string(file).ok()
-}
-
-/// Where Spike is, if it is built.
-fn spike() -> Option<PathBuf> {
-    let named = std::env::var_os("SPIKE").filter(|path| !path.is_empty()).map(PathBuf::from);
-    let built = corpora().join("riscv-isa-sim/build/spike");
-    let path = std::env::var_os("PATH").unwrap_or_default();
-    let installed = std::env::split_paths(&path).map(|dir| dir.join("spike"));
-    named.into_iter().chain([built]).chain(installed).find(|path| path.is_file())
-}
-
-fn spike_signature(spike: &Path, program: &Path) -> Option<String> {
-    let signature = Scratch::new("spike");
-    let mut command = Command::new(spike);
-    command.args(SPIKE_OPTIONS).arg(format!("+signature={}", signature.0.display()));
-    command.arg("+signature-granularity=4").arg(program);
-    let run = capture(command, Duration::from_secs(run::LIMIT));
-    run.status.is_some_and(|status| status.success()).then(|| signature.text())
 }
 
 /// Runs the tests in `configs`, and those that are not claimed in the first ones; what came of each, test by test.
@@ -258,23 +225,6 @@ fn verdict((_, run): &(Config, Run), all: &[(Config, Run)], expected: Option<&Ex
     same_words(left, expected.reference.as_ref().or(oracle).ok_or("the oracle left no signature")?)
 }
 
-/// Compares two signatures word by word.
-fn same_words(left: &str, reference: &str) -> Verdict {
-    let words = |text: &str| text.split_whitespace().map(str::to_ascii_lowercase).collect::<Vec<_>>();
-    let (left, reference) = (words(left), words(reference));
-    if left.len() != reference.len() {
-        return Err(format!("{} words, the reference has {}", left.len(), reference.len()));
-    }
-    let differ: Vec<usize> = (0..left.len()).filter(|&at| left[at] != reference[at]).collect();
-    match differ.first() {
-        None => Ok(()),
-        Some(&at) => {
-            let count = differ.len();
-            Err(format!("{count} of {} words differ, word {at} is {}, not {}", left.len(), left[at], reference[at]))
-        }
-    }
-}
-
 /// Every `.elf` file below `dir`, but for the reference's own in riscof's tree.
 fn find(dir: &Path, found: &mut Vec<PathBuf>) {
     let Ok(entries) = fs::read_dir(dir) else { return };
@@ -298,14 +248,6 @@ fn place(dir: &Path, program: &Path) -> (String, String) {
     // Some of a suite's tests lie in a directory of their own.
     parts.truncate(2);
     (parts.join("/"), name.trim_end_matches(".S").into())
-}
-
-#[test]
-fn a_signature_that_differs_is_told_by_its_first_word() {
-    assert_eq!(same_words("00000001\nABCDEF00\n", "00000001\nabcdef00\n"), Ok(()));
-    let differs = same_words("00000001\n00000002\n00000003", "00000001\n00000000\n00000000");
-    assert_eq!(differs, Err("2 of 3 words differ, word 1 is 00000002, not 00000000".into()));
-    assert_eq!(same_words("00000001", ""), Err("1 words, the reference has 0".into()));
 }
 
 #[test]
