@@ -3,8 +3,9 @@
 #   make test          deps, guest programs, lints, all tests, loom models, conformance where a corpus is at hand
 #   make test-deep     the same in release with many more random programs (NOTDIRTY_PROGRAMS=n), ten minutes of RAM that
 #                      comes and goes, and what valgrind can run
-#   make bench         our JIT beside QEMU and Unicorn, the dirty memory beside what others do; ROW=name for one row or
-#                      group (ROW=dirty: the second table), RUNS=n, JSON=1 for a machine: one object a table
+#   make bench         our JIT beside QEMU and Unicorn, the dirty memory beside what others do, programs of others beside
+#                      QEMU and the host; ROW=name for one row or group (ROW=dirty: the second table, ROW=programs: the
+#                      third, of SOURCES=dir), RUNS=n, JSON=1 for a machine: one object a table
 #   make bench-flags what each of the JIT's switches is worth; ROW=name, RUNS=n
 #   make conformance   C guests; CORPUS=dir: every ELF in dir on both engines (default ../corpora/programs); riscv-tests
 #                      as built in ../corpora/riscv-tests/isa, riscv-arch-test as built below ../corpora/riscv-arch-test or
@@ -86,6 +87,8 @@ bench:
 	$(CARGO) build --release $(CARGO_FLAGS) -p notdirty
 	$(CARGO) run --release $(CARGO_FLAGS) -p notdirty-benches --bin side_by_side -- $(if $(ROW),ROW=$(ROW)) $(if $(RUNS),RUNS=$(RUNS)) $(if $(JSON),--json)
 	$(CARGO) run --release $(CARGO_FLAGS) -p notdirty-benches --bin dirty -- $(if $(ROW),ROW=$(ROW)) $(if $(RUNS),RUNS=$(RUNS)) $(if $(JSON),--json)
+	@$(MAKE) --no-print-directory -C guests/programs beside RISCV_CC="$(RISCV_CC)" $(if $(SOURCES),SOURCES="$(abspath $(SOURCES))") >&2
+	$(CARGO) run --release $(CARGO_FLAGS) -p notdirty-benches --bin programs -- $(if $(ROW),ROW=$(ROW)) $(if $(RUNS),RUNS=$(RUNS)) $(if $(JSON),--json)
 
 unicorn: guests
 	.ci/deps unicorn

@@ -56,7 +56,7 @@ impl Report {
 
     /// The column heads.
     pub fn column_heads(&self) -> String {
-        let mut text = format!("{:16} {:>10}", "row", "unit");
+        let mut text = format!("{:21} {:>8}", "row", "unit");
         for rival in &self.rivals {
             let _ = write!(text, " {:>10} {:>9}", rival.name, "ns/unit");
         }
@@ -76,11 +76,12 @@ impl Report {
 
     /// One row.
     pub fn row(&self, row: &Measured) -> String {
-        let mut text = format!("{:16} {:>10}", row.row.name, row.row.unit);
+        let mut text = format!("{:21} {:>8}", row.row.name, row.row.unit);
         for rival in 0..self.rivals.len() {
             match (row.seconds(rival), row.nanoseconds(rival)) {
                 (Some(seconds), Some(ns)) => {
-                    let _ = write!(text, " {seconds:>9.4}s {ns:>9.2}");
+                    let digits = if ns < 1e5 { 2 } else { 0 };
+                    let _ = write!(text, " {seconds:>9.4}s {ns:>9.digits$}");
                 }
                 _ => {
                     let why =

@@ -1,9 +1,11 @@
 //! The rows of the table: guest programs of `guests/programs/bench`, by group, and the bars of each.
 //!
-//! A program has one row, or prints a line for each of several: rows/large.rs, rows/ops.rs.
+//! A program has one row, or prints a line for each of several: rows/large.rs, rows/ops.rs. Programs
+//! of others have a table of their own: rows/programs.rs.
 
 mod large;
 mod ops;
+pub mod programs;
 
 /// What a row is about; each group has a geometric mean of its own.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -22,13 +24,15 @@ pub enum Group {
     Large,
     /// One instruction over and over, on one hart or on two at once.
     Ops,
+    /// Programs of others, whose sources lie beside the project.
+    Programs,
     /// What another row is held against.
     Reference,
 }
 
 impl Group {
     /// All groups, in the order of the table.
-    pub const ALL: [Group; 8] = [
+    pub const ALL: [Group; 9] = [
         Group::Compute,
         Group::Memory,
         Group::Event,
@@ -36,6 +40,7 @@ impl Group {
         Group::NewCode,
         Group::Large,
         Group::Ops,
+        Group::Programs,
         Group::Reference,
     ];
 
@@ -49,6 +54,7 @@ impl Group {
             Group::NewCode => "new-code",
             Group::Large => "large",
             Group::Ops => "ops",
+            Group::Programs => "programs",
             Group::Reference => "reference",
         }
     }
@@ -166,7 +172,10 @@ impl Row {
 
 /// The rows a word on the command line picks: a row by name, a whole group, or all rows whose name starts with it.
 pub fn pick(word: &str) -> Vec<Row> {
-    let all = all();
+    pick_from(all(), word)
+}
+
+fn pick_from(all: Vec<Row>, word: &str) -> Vec<Row> {
     let exact: Vec<Row> = all.iter().filter(|row| row.name == word || row.group.name() == word).copied().collect();
     if exact.is_empty() { all.into_iter().filter(|row| row.name.starts_with(word)).collect() } else { exact }
 }

@@ -11,6 +11,7 @@ _start:
     la    gp, __global_pointer$
     .option pop
     la    sp, __stack
+    la    tp, __tls
     la    t0, __trap_entry
     csrw  mtvec, t0
     la    t0, __bss

@@ -16,7 +16,7 @@ static HEAP: heap::Counting = heap::Counting;
 
 fn main() -> ExitCode {
     let names = ROWS.iter().map(|row| row.name).collect();
-    let elsewhere = |word: &str| !rows::pick(word).is_empty();
+    let elsewhere = |word: &str| !rows::pick(word).is_empty() || !rows::programs::pick(word).is_empty();
     let rows = Rows { all: ROWS.to_vec(), names, pick, elsewhere };
     match Args::parse(std::env::args().skip(1), rows, 7, &["--json"]) {
         Ok(args) => run(&args),

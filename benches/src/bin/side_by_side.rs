@@ -16,7 +16,7 @@ use notdirty_benches::rows::{self, Row, pick};
 fn main() -> ExitCode {
     let all = rows::all();
     let names = all.iter().map(|row| row.name).collect();
-    let elsewhere = |word: &str| !dirty::pick(word).is_empty();
+    let elsewhere = |word: &str| !dirty::pick(word).is_empty() || !rows::programs::pick(word).is_empty();
     let rows = Rows { all, names, pick, elsewhere };
     let args = match Args::parse(std::env::args().skip(1), rows, 3, &["--quick", "--json"]) {
         Ok(args) => args,

@@ -1,5 +1,6 @@
 //! The contenders: each turns an ELF file into one run of a process and the guest's own line about it.
 
+pub mod native;
 pub mod ours;
 pub mod qemu;
 pub mod unicorn;
