@@ -55,23 +55,12 @@ fn a_file_linked_for_virtual_addresses_starts_where_its_code_was_put() {
 }
 
 #[test]
-fn a_soft_float_file_may_list_float_extensions_that_it_does_not_use() {
-    let mut elf = good();
-    elf.arch = Some("rv64i2p1_m2p0_a2p1_f2p2_d2p2_zicsr2p0");
-    build(elf.bytes()).expect("no float instruction in it");
-    // fadd.d fa0, fa0, fa1
-    elf.segments[0].2.extend(0x02b5_7553u32.to_le_bytes());
-    elf.segments[0].3 += 4;
-    let error = build(elf.bytes()).err().expect("a float instruction in it").to_string();
-    assert!(error.contains("extension D") && error.contains(".riscv.attributes"), "{error}");
-}
-
-#[test]
 fn each_bad_field_is_named_with_its_place() {
     type Spoil = fn(&mut Vec<u8>);
     let cases: &[(&str, Spoil)] = &[
         ("not an ELF file", |f| f[0] = b'#'),
-        ("not an ELF file", |f| f.clear()),
+        ("not an ELF file: it is empty", |f| f.clear()),
+        ("not an ELF file: it is gzip-compressed", |f| f[..2].copy_from_slice(&[0x1f, 0x8b])),
         ("not an ELF file", |f| f.truncate(3)),
         ("e_ident", |f| f.truncate(10)),
         ("e_ident[EI_CLASS] at offset 0x4 is 1 (ELF32)", |f| f[4] = 1),
@@ -80,23 +69,22 @@ fn each_bad_field_is_named_with_its_place() {
         ("e_type at offset 0x10 is 1 (relocatable)", |f| f[0x10] = 1),
         ("e_type at offset 0x10 is 4 (core dump)", |f| f[0x10] = 4),
         ("e_machine at offset 0x12 is 62 (x86-64)", |f| put(f, 0x12, &[62, 0])),
+        ("e_machine at offset 0x12 is 40 (ARM)", |f| (f[4], f[0x12]) = (1, 40)),
+        ("e_machine at offset 0x12 is 8 (MIPS)", |f| {
+            f[5] = 2;
+            put(f, 0x12, &[0, 8])
+        }),
         ("e_version at offset 0x14", |f| f[0x14] = 0),
         ("e_entry at offset 0x18 is 0x80000001", |f| f[0x18] = 1),
         ("e_entry 0x1000 at offset 0x18 is outside RAM", |f| put(f, 0x18, &0x1000u64.to_le_bytes())),
         ("program header 0", |f| put(f, 0x20, &u64::MAX.to_le_bytes())),
         ("e_phentsize at offset 0x36 is 1", |f| put(f, 0x36, &[1, 0])),
         ("PT_LOAD", |f| put(f, 0x38, &[0, 0])),
-        ("extension F", |f| f[0x30] = 3),
-        ("extension D", |f| f[0x30] = 5),
-        ("extension Q", |f| f[0x30] = 7),
-        ("extension RV64E", |f| f[0x30] = 9),
         ("segment 0: p_paddr 0x40000000", |f| put(f, 64 + 24, &0x4000_0000u64.to_le_bytes())),
         ("segment 0: p_paddr 0xffffffffffffffff", |f| put(f, 64 + 24, &u64::MAX.to_le_bytes())),
         ("segment 0: p_paddr 0x80000000 + p_memsz 0xffffffffffffffff", |f| put(f, 64 + 40, &u64::MAX.to_le_bytes())),
         ("p_memsz of program header 0 at offset 0x68", |f| put(f, 64 + 40, &1u64.to_le_bytes())),
         ("truncated: segment 0", |f| put(f, 64 + 8, &0xffff_fff0u64.to_le_bytes())),
-        ("e_shentsize at offset 0x3a", |f| put(f, 0x3a, &[8, 0])),
-        ("section header", |f| f.truncate(f.len() - 1)),
     ];
     for (named, spoil) in cases {
         let mut file = good().bytes();
@@ -109,30 +97,147 @@ fn each_bad_field_is_named_with_its_place() {
     }
 }
 
+fn warnings(file: &[u8]) -> Vec<String> {
+    elf::parse(file, WINDOW).expect("a file that runs").warnings
+}
+
 #[test]
-fn extensions_that_are_not_there_are_named() {
-    for (arch, named) in [
-        ("rv64imac_v1p0", "extension V"),
-        ("rv64imac_zba1p0_zbb1p0", "extension Zba"),
-        ("rv32imac", "rv32"),
-        ("rv64gcv", "extension V"),
-        ("rv64imac_xthead", "extension Xthead"),
+fn a_file_that_asks_for_what_the_hart_lacks_is_loaded_with_one_warning() {
+    assert!(warnings(&good().bytes()).is_empty());
+    for (arch, flags, named) in [
+        ("rv64imac_v1p0", 1, "V"),
+        ("rv64imac_zvbb1p0_xthead1p0", 1, "Zvbb, Xthead"),
+        ("rv32imac", 1, "the base of rv32imac"),
+        ("rv64imac", 7, "Q"),
     ] {
         let mut elf = good();
-        elf.arch = Some(arch);
-        let error = build(elf.bytes()).err().expect(arch).to_string();
-        assert!(error.contains(named), "{arch}: {error}");
+        (elf.arch, elf.flags) = (Some(arch), flags);
+        let warnings = warnings(&elf.bytes());
+        let [line] = warnings.as_slice() else { panic!("{arch}: {warnings:?}") };
+        assert!(line.contains(&format!("asks for {named}, ")), "{arch}: {line}");
     }
 }
 
 #[test]
-fn a_file_cut_anywhere_is_refused() {
+fn attributes_and_sections_that_are_gone_or_damaged_refuse_no_file() {
+    let mut without = good();
+    without.arch = None;
+    assert!(warnings(&without.bytes()).is_empty());
+    // The section's first byte, its length, its text: nothing to be read from it.
     let file = good().bytes();
-    for cut in 0..file.len() {
-        let error = elf::parse(&file[..cut], WINDOW).expect_err("it is not whole");
-        let expected = matches!(error, ElfError::Magic { .. } | ElfError::Truncated { .. });
-        assert!(expected, "cut at {cut:#x}: {error}");
+    let at = file.windows(6).position(|w| w == b"riscv\0").expect("attributes") - 5;
+    for spoilt in [at, at + 4, at + 20] {
+        let mut file = file.clone();
+        file[spoilt] ^= 0xff;
+        elf::parse(&file, WINDOW).expect("a file that runs");
     }
+    // Section headers stripped, and section headers that lie elsewhere.
+    let mut stripped = file.clone();
+    put(&mut stripped, 0x28, &[0; 8]);
+    put(&mut stripped, 0x3c, &[0; 4]);
+    assert!(warnings(&stripped).is_empty());
+    for (field, value) in [(0x28, u64::MAX), (0x28, 1 << 40)] {
+        let mut file = file.clone();
+        put(&mut file, field, &value.to_le_bytes());
+        assert!(warnings(&file)[0].contains("sections"), "{:?}", warnings(&file));
+    }
+}
+
+#[test]
+fn a_file_cut_anywhere_is_refused_as_long_as_something_to_run_is_missing() {
+    let file = good().bytes();
+    let needed = 64 + 56 + good().segments[0].2.len();
+    for cut in 0..file.len() {
+        match elf::parse(&file[..cut], WINDOW) {
+            Err(ElfError::Magic { .. } | ElfError::Truncated { .. }) if cut < needed => {}
+            Ok(elf) if cut >= needed => assert_eq!(elf.warnings.len(), 1, "cut at {cut:#x}"),
+            other => panic!("cut at {cut:#x}: {:?}", other.map(|elf| elf.warnings)),
+        }
+    }
+}
+
+#[test]
+fn headers_that_a_linker_put_before_ram_are_left_out() {
+    // As `ld -Ttext=0x80000000` does it: one segment from the header on, a page before the text.
+    let mut file = good().bytes();
+    let code = basic::exit_with(7).bytes;
+    file.resize(0x1000, 0);
+    file.extend(&code);
+    let at = 64;
+    put(&mut file, 0x28, &[0; 8]);
+    put(&mut file, 64 + 56, &[0; 0x1000 - 64 - 56]);
+    put(&mut file, at + 8, &0u64.to_le_bytes());
+    put(&mut file, at + 16, &(RAM_BASE - 0x1000).to_le_bytes());
+    put(&mut file, at + 24, &(RAM_BASE - 0x1000).to_le_bytes());
+    for size in [32, 40] {
+        put(&mut file, at + size, &(0x1000 + code.len() as u64).to_le_bytes());
+    }
+    let mut machine = build(file.clone()).expect("only headers are outside RAM");
+    let exit = machine.run(&RunLimits { max_insns: Some(10_000), deadline: None });
+    assert_eq!(exit, MachineExit::Guest(GuestExit { code: 7, by: ExitBy::Finisher }));
+    // One byte of something else there, and it is a program for other RAM.
+    file[0x800] = 1;
+    let error = build(file).err().expect("not all of it is headers").to_string();
+    assert!(error.contains("segment 0: p_paddr 0x7ffff000"), "{error}");
+}
+
+#[test]
+fn ten_thousand_symbols_may_share_one_name_of_a_megabyte() {
+    let mut elf = good();
+    elf.symbols = (0..10_000).map(|n| ("", RAM_BASE + 0x2000 + 4 * n, 4)).collect();
+    let mut file = elf.bytes();
+    // The string table moves to the end of the file, and every symbol's name with it.
+    let table = u64::from_le_bytes(file[0x28..0x30].try_into().unwrap()) as usize;
+    let section = |n: usize| table + 64 * n;
+    let field = |file: &[u8], at: usize| u64::from_le_bytes(file[at..at + 8].try_into().unwrap()) as usize;
+    let (symtab, strtab) = (section(3), section(4));
+    let (rows, names) = (field(&file, symtab + 24), file.len());
+    for n in 0..=10_000 {
+        put(&mut file, rows + 24 * n, &1u32.to_le_bytes());
+    }
+    file.push(0);
+    file.resize(names + 1 + (1 << 20), b'a');
+    file.push(0);
+    let len = file.len() - names;
+    put(&mut file, strtab + 24, &(names as u64).to_le_bytes());
+    put(&mut file, strtab + 32, &(len as u64).to_le_bytes());
+    let start = std::time::Instant::now();
+    let machine = build(file).expect("a good file");
+    assert!(start.elapsed().as_secs() < 20, "its names are copied or searched again and again");
+    let name = machine.symbol(RAM_BASE + 0x2000 + 4 * 77 + 2).expect("a symbol");
+    assert!(name.starts_with("aaaa") && name.ends_with("...+0x2") && name.len() < 2000);
+}
+
+#[test]
+fn more_sections_and_segments_than_their_16_bit_fields_can_count_are_read() {
+    let file = good().bytes();
+    let table = u64::from_le_bytes(file[0x28..0x30].try_into().unwrap()) as usize;
+    let mut many = file.clone();
+    many.resize(table + 64 * 0x1_0005, 0);
+    // Section 0 has the numbers: of sections in sh_size, of program headers in sh_info.
+    put(&mut many, 0x3c, &[0, 0]);
+    put(&mut many, table + 32, &0x1_0005u64.to_le_bytes());
+    put(&mut many, 0x38, &0xffffu16.to_le_bytes());
+    put(&mut many, table + 44, &1u32.to_le_bytes());
+    let elf = elf::parse(&many, WINDOW).expect("a good file");
+    assert_eq!((elf.segments.len(), elf.warnings.len()), (1, 0));
+    assert_eq!(elf.symbols.address("start"), Some(RAM_BASE));
+}
+
+#[test]
+fn absolute_symbols_are_found_by_name_and_name_no_code() {
+    let mut elf = good();
+    elf.symbols = vec![("start", RAM_BASE, 0), ("stack_size", RAM_BASE + 4, 0), ("late", RAM_BASE + 8, 0)];
+    let mut file = elf.bytes();
+    let table = u64::from_le_bytes(file[0x28..0x30].try_into().unwrap()) as usize;
+    let rows = u64::from_le_bytes(file[table + 64 * 3 + 24..][..8].try_into().unwrap()) as usize;
+    put(&mut file, rows + 24 * 2 + 6, &0xfff1u16.to_le_bytes());
+    // The number of a section beyond 0xff00 is elsewhere, and it is a section.
+    put(&mut file, rows + 24 * 3 + 6, &0xffffu16.to_le_bytes());
+    let symbols = elf::parse(&file, WINDOW).expect("a good file").symbols;
+    assert_eq!(symbols.resolve(RAM_BASE + 4).as_deref(), Some("start+0x4"));
+    assert_eq!(symbols.resolve(RAM_BASE + 8).as_deref(), Some("late"));
+    assert_eq!(symbols.address("stack_size"), Some(RAM_BASE + 4));
 }
 
 #[test]
@@ -212,5 +317,54 @@ fn raw_images_have_to_fit_ram_too() {
     }
     std::fs::write(&file, []).expect("a file");
     assert!(load(raw(RAM_BASE)).expect_err("nothing in it").to_string().contains("empty"));
+    // A sparse file of a terabyte: nothing of it is read that RAM would not hold, nor that is no program.
+    std::fs::File::options().write(true).open(&file).and_then(|f| f.set_len(1 << 40)).expect("a sparse file");
+    assert!(load(raw(RAM_BASE)).expect_err("it does not fit").to_string().contains("0x10000000000 bytes"));
+    for program in [Program::File(file.clone()), Program::Elf(file.clone())] {
+        assert!(load(program).expect_err("zeroes").to_string().contains("not an ELF file"));
+    }
+    std::fs::remove_dir_all(&dir).expect("the directory");
+}
+
+#[test]
+fn intel_hex_and_s_records_are_loaded_and_run() {
+    let dir = std::env::temp_dir().join(format!("notdirty-loader-hex-{}", std::process::id()));
+    std::fs::create_dir_all(&dir).expect("a directory");
+    let code = basic::exit_with(9).bytes;
+    let sum = |bytes: &[u8]| bytes.iter().fold(0u8, |sum, byte| sum.wrapping_add(*byte));
+    let line = |start: &str, bytes: Vec<u8>, last: u8| {
+        let digits: String = bytes.iter().map(|byte| format!("{byte:02X}")).collect();
+        format!("{start}{digits}{last:02X}\n")
+    };
+    let intel = |bytes: Vec<u8>| {
+        let last = sum(&bytes).wrapping_neg();
+        line(":", bytes, last)
+    };
+    let motorola = |kind: &str, rest: Vec<u8>| {
+        let bytes = [vec![rest.len() as u8 + 1], rest].concat();
+        let last = !sum(&bytes);
+        line(kind, bytes, last)
+    };
+    let mut hex = intel(vec![2, 0, 0, 4, 0x80, 0]);
+    let mut srec = motorola("S0", b"\0\0demo\xff".to_vec());
+    for (n, part) in code.chunks(16).enumerate() {
+        let at = 16 * n as u32;
+        hex += &intel([vec![part.len() as u8, (at >> 8) as u8, at as u8, 0], part.to_vec()].concat());
+        srec += &motorola("S3", [(RAM_BASE as u32 + at).to_be_bytes().to_vec(), part.to_vec()].concat());
+    }
+    hex += ":00000001FF\n";
+    srec += &motorola("S7", (RAM_BASE as u32).to_be_bytes().to_vec());
+    for (name, text) in [("guest.hex", hex), ("guest.srec", srec)] {
+        let file = dir.join(name);
+        std::fs::write(&file, &text).expect("a file");
+        let mut machine = Machine::builder().ram_size(RAM).program(Program::File(file.clone())).build().expect(name);
+        let exit = machine.run(&RunLimits { max_insns: Some(10_000), deadline: None });
+        assert_eq!(exit, MachineExit::Guest(GuestExit { code: 9, by: ExitBy::Finisher }), "{name}");
+        // A wrong digit is found by its line.
+        let spoilt = text.replacen('9', "8", 1);
+        std::fs::write(&file, &spoilt).expect("a file");
+        let error = Machine::builder().ram_size(RAM).program(Program::File(file)).build().err().expect(name);
+        assert!(error.to_string().contains(&format!("{name}: line ")), "{error}");
+    }
     std::fs::remove_dir_all(&dir).expect("the directory");
 }

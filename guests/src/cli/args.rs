@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use notdirty_tcg::{EngineKind, ICache, JitFlags, TraceMask};
 
+use super::logging;
 use super::plug::{self, Plug};
 use super::signature;
 use crate::machine::{ClockKind, DEFAULT_RAM};
@@ -42,6 +43,8 @@ pub(super) struct Args {
     pub timeout: Option<Duration>,
     pub trace: TraceMask,
     pub trace_file: Option<PathBuf>,
+    /// What is logged.
+    pub log: Option<String>,
     pub stats: bool,
     pub engine: EngineKind,
     pub clock: ClockKind,
@@ -90,6 +93,8 @@ usage: notdirty                       the embedded demo, with a summary
   --stats               print a summary to standard error at the end
   -d ITEM[,ITEM..]      trace (`-d help` lists the items), to standard error or to
   -D FILE               this file
+  --log LEVEL           off, error, warn, info, debug or trace: what is said on standard error besides (default warn,
+                        or RUST_LOG; also MODULE=LEVEL, in a list)
   --perf-map            name translated code for `perf report`, in /tmp/perf-PID.map
   --jitdump DIR         the same for `perf record -k mono` and `perf inject --jit`, in DIR/jit-PID.dump
   --jit-off NAME[,..]   turn off an optimisation of the JIT (`--jit-off help` lists them)
@@ -114,6 +119,7 @@ pub(super) fn parse(args: impl IntoIterator<Item = OsString>) -> Result<Request,
         timeout: None,
         trace: TraceMask::none(),
         trace_file: None,
+        log: None,
         stats: false,
         engine: EngineKind::default(),
         clock: ClockKind::default(),
@@ -228,6 +234,13 @@ pub(super) fn parse(args: impl IntoIterator<Item = OsString>) -> Result<Request,
                     parsed.trace =
                         parsed.trace | mask.ok_or_else(|| format!("{shown} {item}: no such item (-d help)"))?;
                 }
+            }
+            "log" => {
+                let value = text()?;
+                if !logging::is_filter(&value) {
+                    return Err(format!("{shown} {value}: must be {}, or MODULE=LEVEL", logging::LEVELS));
+                }
+                parsed.log = Some(value);
             }
             "D" => parsed.trace_file = Some(raw()?.into()),
             "jit-off" => {
@@ -386,6 +399,7 @@ mod tests {
             ("run a --load-addr 0xg", "--load-addr 0xg"),
             ("run a --load-addr 0x", "--load-addr 0x"),
             ("run a --entry +1", "--entry +1"),
+            ("run a --log loud", "--log loud"),
             ("run a --stats=yes", "--stats takes no value"),
             ("--load-addr 1", "--load-addr"),
         ] {

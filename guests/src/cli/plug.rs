@@ -5,7 +5,7 @@
 //!   TIME      a thread beside the run sleeps until then, plugs, and is woken early if the run ends before
 //! ```
 
-use std::sync::mpsc::{self, RecvTimeoutError};
+use std::sync::mpsc::{self, Receiver, RecvTimeoutError};
 use std::time::{Duration, Instant};
 
 use notdirty_tcg::RunLimits;
@@ -47,11 +47,50 @@ pub(super) fn parse(
     Some(Plug { text: text.to_owned(), size: size(bytes)?, addr: integer(addr)?, after })
 }
 
-/// Runs the machine, with all of `plugs` at their times. Also returned is a line for each that was done; what cannot be
-/// done is said on standard error, and the guest goes on without.
-pub(super) fn run(machine: &mut Machine, plugs: &[Plug], limits: &RunLimits) -> (MachineExit, Vec<String>) {
+/// Refuses what can never be plugged: not whole pages, over the limit, where something is or another plug will be.
+pub(super) fn check(memory: &Memory, plugs: &[Plug]) -> Result<(), String> {
+    let mut sum = memory.blocks().iter().fold(0u64, |sum, block| sum.saturating_add(block.size));
+    for (n, plug) in plugs.iter().enumerate() {
+        memory.check_plug(plug.addr, plug.size).map_err(|why| format!("--plug {}: {why}", plug.text))?;
+        // Neither end overflows, once that is checked.
+        let overlaps = |other: &&Plug| plug.addr < other.addr + other.size && other.addr < plug.addr + plug.size;
+        if let Some(other) = plugs[..n].iter().find(overlaps) {
+            return Err(format!("--plug {}: it overlaps --plug {}", plug.text, other.text));
+        }
+        sum = sum.saturating_add(plug.size);
+        let max = memory.max_ram();
+        if sum > max {
+            return Err(format!("--plug {}: with it there are {sum:#x} bytes of RAM, and may be {max:#x}", plug.text));
+        }
+    }
+    Ok(())
+}
+
+/// What became of the plugs of a run.
+#[derive(Debug, Default)]
+pub(super) struct Plugged {
+    /// A line for each that was done.
+    pub done: Vec<String>,
+    /// One could not be done; it was said on standard error.
+    pub failed: bool,
+}
+
+impl Plugged {
+    fn add(&mut self, result: Result<String, String>) {
+        match result {
+            Ok(line) => self.done.push(line),
+            Err(why) => {
+                eprintln!("notdirty: {why}");
+                self.failed = true;
+            }
+        }
+    }
+}
+
+/// Runs the machine, with all of `plugs` at their times. When one cannot be done, the guest goes on without.
+pub(super) fn run(machine: &mut Machine, plugs: &[Plug], limits: &RunLimits) -> (MachineExit, Plugged) {
     if plugs.is_empty() {
-        return (machine.run(limits), Vec::new());
+        return (machine.run(limits), Plugged::default());
     }
     let start = Instant::now();
     let memory = machine.memory();
@@ -60,20 +99,23 @@ pub(super) fn run(machine: &mut Machine, plugs: &[Plug], limits: &RunLimits) -> 
     timed.sort_by_key(|(after, n, _)| (*after, *n));
     counted.sort_by_key(|(after, n, _)| (*after, *n));
     let (ended, end) = mpsc::channel::<()>();
+    let (came, coming) = mpsc::channel::<()>();
     let memory = &memory;
     std::thread::scope(|scope| {
         let timer = scope.spawn(move || {
-            let mut done = Vec::new();
+            let mut plugged = Plugged::default();
             for (after, n, plug) in timed {
                 let left = after.saturating_sub(start.elapsed());
                 match end.recv_timeout(left) {
-                    Err(RecvTimeoutError::Timeout) => done.extend(plug.done(memory, n)),
+                    Err(RecvTimeoutError::Timeout) => plugged.add(plug.done(memory, n)),
                     _ => break,
                 }
+                // Unless the run is over.
+                let _ = came.send(());
             }
-            done
+            plugged
         });
-        let mut done = Vec::new();
+        let mut plugged = Plugged::default();
         let mut counted = counted.into_iter().peekable();
         let exit = loop {
             let next = counted.peek().map(|(at, ..)| *at);
@@ -81,16 +123,32 @@ pub(super) fn run(machine: &mut Machine, plugs: &[Plug], limits: &RunLimits) -> 
             match machine.run(&RunLimits { max_insns: cut.or(limits.max_insns), ..*limits }) {
                 MachineExit::InsnLimit if cut.is_some() => {
                     while let Some((_, n, plug)) = counted.next_if(|(at, ..)| Some(*at) == cut) {
-                        done.extend(plug.done(memory, n));
+                        plugged.add(plug.done(memory, n));
                     }
                 }
+                // A handler in RAM that is still to come, say. The next plug may change that; the last one does not.
+                MachineExit::Hung => match wait(&coming, limits.deadline) {
+                    Ok(()) => {}
+                    Err(RecvTimeoutError::Timeout) => break MachineExit::Deadline,
+                    Err(RecvTimeoutError::Disconnected) => break MachineExit::Hung,
+                },
                 exit => break exit,
             }
         };
         drop(ended);
-        done.extend(timer.join().unwrap_or_default());
-        (exit, done)
+        let timed = timer.join().unwrap_or_default();
+        plugged.done.extend(timed.done);
+        plugged.failed |= timed.failed;
+        (exit, plugged)
     })
+}
+
+/// Waits for the next plug that has a time.
+fn wait(coming: &Receiver<()>, deadline: Option<Instant>) -> Result<(), RecvTimeoutError> {
+    match deadline {
+        Some(deadline) => coming.recv_timeout(deadline.saturating_duration_since(Instant::now())),
+        None => coming.recv().map_err(|_| RecvTimeoutError::Disconnected),
+    }
 }
 
 impl After {
@@ -104,16 +162,11 @@ impl After {
 }
 
 impl Plug {
-    fn done(&self, memory: &Memory, n: usize) -> Option<String> {
+    fn done(&self, memory: &Memory, n: usize) -> Result<String, String> {
         let start = Instant::now();
         match memory.plug(&format!("dimm{n}"), self.addr, self.size, PlugSpec::default()) {
-            Ok(_) => {
-                Some(format!("{} KiB at {:#x}, in {} us", self.size >> 10, self.addr, start.elapsed().as_micros()))
-            }
-            Err(why) => {
-                eprintln!("notdirty: --plug {}: {why}", self.text);
-                None
-            }
+            Ok(_) => Ok(format!("{} KiB at {:#x}, in {} us", self.size >> 10, self.addr, start.elapsed().as_micros())),
+            Err(why) => Err(format!("--plug {}: {why}", self.text)),
         }
     }
 }

@@ -28,20 +28,24 @@ pub(super) fn sink(args: &Args) -> Result<Option<Box<dyn TraceSink>>, String> {
     Ok(Some(Box::new(Sinks { mask, lines, map, dump })))
 }
 
+/// A new file of a name that anybody can tell beforehand: what lies there is left of another process, or a trap (a link
+/// to a file of the user's), so it is not written to.
+fn fresh(path: &Path) -> io::Result<File> {
+    let _ = std::fs::remove_file(path);
+    OpenOptions::new().read(true).write(true).create_new(true).open(path)
+}
+
 /// Where `perf report` looks for it.
 fn perf_map() -> Result<PerfMap<File>, String> {
     let path = PathBuf::from(format!("/tmp/perf-{}.map", std::process::id()));
-    // Everybody may write to that directory: what lies there is left of another process, or a trap.
-    let _ = std::fs::remove_file(&path);
-    let file = OpenOptions::new().write(true).create_new(true).open(&path);
-    file.map(PerfMap::new).map_err(|e| format!("--perf-map {}: {e}", path.display()))
+    fresh(&path).map(PerfMap::new).map_err(|e| format!("--perf-map {}: {e}", path.display()))
 }
 
 /// The dump, and the mapping by which `perf inject` finds it.
 fn jitdump(dir: &Path) -> Result<(JitDump<File>, Marker), String> {
     let path = dir.join(format!("jit-{}.dump", std::process::id()));
     let open = || {
-        let file = OpenOptions::new().read(true).write(true).create(true).truncate(true).open(&path)?;
+        let file = fresh(&path)?;
         let dump = JitDump::new(file.try_clone()?)?;
         Ok((dump, Marker::new(&file)?))
     };

@@ -1,31 +1,68 @@
 //! The host's end of a serial line: what the guest prints, what it is to read.
 //!
 //! Output is collected and passed on at a newline, when much has come together, when the guest looks for input, and at
-//! the end. A line that is not finished is passed on by a thread a moment later, so that prompts are seen.
+//! the end.
+//!
+//! ```text
+//!   vCPU: put ─▶ waiting ─▶ sink                                   Console::new: on the vCPU's thread
+//!   vCPU: put ─▶ waiting ─▶ thread "console out" ─▶ sink           Console::write_behind
+//!           └─ waits while there is too much, but not past `give_up_at`
+//! ```
+//!
+//! With a thread, a sink that blocks holds no vCPU that has something else to do, and an unfinished line is passed on a moment
+//! later, so that prompts are seen. A sink that fails gets nothing any more; `on_failure` says so.
 
 use std::collections::VecDeque;
 use std::io::{self, Read, Write};
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, Weak};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 /// Output that is passed on even without a newline.
 const BATCH: usize = 4096;
 /// How long a line may stay unfinished before it is passed on as it is.
 const PATIENCE: Duration = Duration::from_millis(20);
+/// Output that waits for the thread; a vCPU waits when there is more.
+const OUT_BACKLOG: usize = 64 << 10;
+/// How long what waits is given to be written when no vCPU may wait any more.
+const GRACE: Duration = Duration::from_millis(250);
 /// Input that waits for the guest; a feeder waits when there is more.
 const BACKLOG: usize = 64 << 10;
 
-struct Out {
-    sink: Box<dyn Write + Send>,
+type Sink = Box<dyn Write + Send>;
+
+#[derive(Default)]
+struct State {
+    /// `None`: the thread has it.
+    sink: Option<Sink>,
     waiting: Vec<u8>,
+    /// What waits shall be passed on now.
+    ripe: bool,
+    /// The thread writes something it took.
+    writing: bool,
     error: Option<io::Error>,
+    /// The sink has failed; more is dropped.
+    failed: bool,
+    /// The console is gone: the thread ends when nothing waits.
+    closed: bool,
+    give_up_at: Option<Instant>,
+    on_failure: Option<Box<dyn Fn() + Send>>,
+}
+
+/// The way out, shared with its thread.
+#[derive(Default)]
+struct Out {
+    state: Mutex<State>,
+    /// Something came, or is ripe.
+    came: Condvar,
+    /// Something was written, or time is up.
+    went: Condvar,
 }
 
 /// The host's end of a serial line.
 pub struct Console {
-    out: Mutex<Out>,
+    out: Arc<Out>,
     input: Mutex<VecDeque<u8>>,
     /// Length of `input`, to be asked without its lock.
     pending: AtomicUsize,
@@ -35,34 +72,43 @@ pub struct Console {
 impl Console {
     /// A console that prints to `sink`. Nothing comes in until somebody feeds it.
     pub fn new(sink: Box<dyn Write + Send>) -> Arc<Console> {
+        let state = State { sink: Some(sink), ..State::default() };
         Arc::new(Console {
-            out: Mutex::new(Out { sink, waiting: Vec::new(), error: None }),
+            out: Arc::new(Out { state: Mutex::new(state), ..Out::default() }),
             input: Mutex::default(),
             pending: AtomicUsize::new(0),
             room: Condvar::new(),
         })
     }
 
-    fn out(&self) -> MutexGuard<'_, Out> {
-        self.out.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
     fn input(&self) -> MutexGuard<'_, VecDeque<u8>> {
         self.input.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Passes on unfinished lines in a thread of its own, as long as the console lives.
-    pub fn flush_when_idle(self: &Arc<Self>) -> io::Result<()> {
-        let console: Weak<Console> = Arc::downgrade(self);
-        let flusher = thread::Builder::new().name("console out".into());
-        flusher.spawn(move || {
-            while let Some(console) = console.upgrade() {
-                console.flush();
-                drop(console);
-                thread::sleep(PATIENCE);
-            }
-        })?;
+    /// From now on a thread of its own does the writing.
+    pub fn write_behind(&self) -> io::Result<()> {
+        let out = self.out.clone();
+        let Some(mut sink) = out.state().sink.take() else { return Ok(()) };
+        // A builder that fails drops the sink: then nothing can be printed, and the caller says so.
+        thread::Builder::new().name("console out".into()).spawn(move || out.write_all(&mut sink))?;
         Ok(())
+    }
+
+    /// From then on no vCPU waits for room: what does not fit is lost. Only a console with a thread can keep this.
+    pub fn give_up_at(&self, when: Instant) {
+        self.out.state().give_up_at = Some(when);
+        self.out.went.notify_all();
+    }
+
+    /// Calls this once the sink has failed: nobody hears the guest any more. It is called at once if that was before.
+    pub fn on_failure(&self, tell: impl Fn() + Send + 'static) {
+        let mut state = self.out.state();
+        if state.failed {
+            drop(state);
+            tell();
+        } else {
+            state.on_failure = Some(Box::new(tell));
+        }
     }
 
     /// Feeds what `source` gives, in a thread of its own, until its end; that end is silent.
@@ -113,39 +159,137 @@ impl Console {
 
     /// Prints what the guest sent.
     pub fn put(&self, bytes: &[u8]) {
-        let mut out = self.out();
-        out.waiting.extend_from_slice(bytes);
-        if out.waiting.len() >= BATCH || bytes.contains(&b'\n') {
-            out.pass_on();
+        let mut state = self.out.state();
+        while state.sink.is_none() && state.waiting.len() >= OUT_BACKLOG && !state.failed {
+            let Some(waited) = self.out.wait(state, Duration::ZERO) else { return };
+            state = waited;
         }
+        if state.failed {
+            return;
+        }
+        state.waiting.extend_from_slice(bytes);
+        let ripe = state.waiting.len() >= BATCH || bytes.contains(&b'\n');
+        self.out.pass_on(state, ripe);
     }
 
-    /// Passes on what waits.
+    /// Passes on what waits, without waiting for it: the guest looks for input, so it has said what it wanted to say.
+    pub fn flush_soon(&self) {
+        self.out.pass_on(self.out.state(), true);
+    }
+
+    /// Passes on what waits, and waits until it is written or has failed; or until no vCPU may wait any more.
     pub fn flush(&self) {
-        self.out().pass_on();
+        self.flush_soon();
+        let mut state = self.out.state();
+        while state.sink.is_none() && (state.writing || !state.waiting.is_empty()) && !state.failed {
+            let Some(waited) = self.out.wait(state, GRACE) else { return };
+            state = waited;
+        }
     }
 
     /// The first failure of the sink; what came after it was dropped.
     pub fn take_error(&self) -> Option<io::Error> {
-        self.out().error.take()
+        self.out.state().error.take()
     }
 }
 
 impl Out {
-    fn pass_on(&mut self) {
-        if self.waiting.is_empty() {
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Waits for something to be written; `None` if it is `grace` past the time to give up.
+    fn wait<'a>(&self, state: MutexGuard<'a, State>, grace: Duration) -> Option<MutexGuard<'a, State>> {
+        let Some(when) = state.give_up_at else {
+            return Some(self.went.wait(state).unwrap_or_else(PoisonError::into_inner));
+        };
+        let left = when.checked_add(grace)?.checked_duration_since(Instant::now()).filter(|left| !left.is_zero())?;
+        Some(self.went.wait_timeout(state, left).unwrap_or_else(PoisonError::into_inner).0)
+    }
+
+    /// Something waits. Writes it, if it is ripe and no thread does.
+    fn pass_on(&self, mut state: MutexGuard<'_, State>, ripe: bool) {
+        if state.waiting.is_empty() {
             return;
         }
-        if self.error.is_none() {
-            self.error = self.sink.write_all(&self.waiting).and_then(|()| self.sink.flush()).err();
+        let Some(sink) = &mut state.sink else {
+            // The thread sleeps until the first byte, and then until it is ripe or old enough.
+            let first = state.waiting.len() == 1;
+            let news = ripe && !state.ripe;
+            state.ripe |= ripe;
+            drop(state);
+            if first || news {
+                self.came.notify_one();
+            }
+            return;
+        };
+        if ripe {
+            let mut sink = std::mem::replace(sink, Box::new(io::sink()));
+            let bytes = std::mem::take(&mut state.waiting);
+            let done = sink.write_all(&bytes).and_then(|()| sink.flush());
+            state.sink = Some(sink);
+            self.done(state, done);
         }
-        self.waiting.clear();
+    }
+
+    /// Something was written, or not.
+    fn done(&self, mut state: MutexGuard<'_, State>, done: io::Result<()>) {
+        let tell = match done {
+            Ok(()) => None,
+            Err(e) => {
+                state.error = Some(e);
+                state.failed = true;
+                state.waiting.clear();
+                state.on_failure.take()
+            }
+        };
+        drop(state);
+        if let Some(tell) = tell {
+            tell();
+        }
+    }
+
+    /// The thread: writes what comes until the console is gone.
+    fn write_all(&self, sink: &mut Sink) {
+        loop {
+            let mut state = self.state();
+            let mut came = None;
+            while !state.ripe || state.waiting.is_empty() {
+                if state.waiting.is_empty() {
+                    if state.closed {
+                        return;
+                    }
+                    (state.ripe, came) = (false, None);
+                    state = self.came.wait(state).unwrap_or_else(PoisonError::into_inner);
+                    continue;
+                }
+                let since = *came.get_or_insert_with(Instant::now);
+                let Some(left) = PATIENCE.checked_sub(since.elapsed()).filter(|_| !state.closed) else { break };
+                state = self.came.wait_timeout(state, left).unwrap_or_else(PoisonError::into_inner).0;
+            }
+            let bytes = std::mem::take(&mut state.waiting);
+            (state.ripe, state.writing) = (false, true);
+            drop(state);
+            // There is room again.
+            self.went.notify_all();
+            let done = sink.write_all(&bytes).and_then(|()| sink.flush());
+            let failed = done.is_err();
+            let mut state = self.state();
+            state.writing = false;
+            self.done(state, done);
+            self.went.notify_all();
+            if failed {
+                return;
+            }
+        }
     }
 }
 
 impl Drop for Console {
     fn drop(&mut self) {
         self.flush();
+        self.out.state().closed = true;
+        self.out.came.notify_all();
     }
 }
 
@@ -192,7 +336,7 @@ mod tests {
     fn an_unfinished_line_is_seen_after_a_moment() {
         let seen = Captured::default();
         let console = Console::new(Box::new(seen.clone()));
-        console.flush_when_idle().unwrap();
+        console.write_behind().unwrap();
         console.put(b"login: ");
         for _ in 0..500 {
             if seen.text() == "login: " {
@@ -219,19 +363,83 @@ mod tests {
         assert_eq!(got, sent);
     }
 
+    struct Broken;
+
+    impl Write for Broken {
+        fn write(&mut self, _: &[u8]) -> io::Result<usize> {
+            Err(io::ErrorKind::BrokenPipe.into())
+        }
+        fn flush(&mut self) -> io::Result<()> {
+            Ok(())
+        }
+    }
+
     #[test]
-    fn a_sink_that_fails_is_reported_once() {
-        struct Broken;
-        impl Write for Broken {
+    fn a_sink_that_fails_is_reported_once_and_told() {
+        for behind in [false, true] {
+            let console = Console::new(Box::new(Broken));
+            if behind {
+                console.write_behind().unwrap();
+            }
+            let told = Arc::new(AtomicUsize::new(0));
+            let tell = || {
+                let told = told.clone();
+                move || {
+                    told.fetch_add(1, Ordering::Relaxed);
+                }
+            };
+            console.on_failure(tell());
+            console.put(b"x\n");
+            console.flush();
+            console.put(b"y\n");
+            console.flush();
+            assert_eq!(console.take_error().unwrap().kind(), io::ErrorKind::BrokenPipe);
+            assert!(console.take_error().is_none());
+            console.on_failure(tell());
+            let told = || told.load(Ordering::Relaxed);
+            let start = Instant::now();
+            while told() < 2 && start.elapsed() < Duration::from_secs(20) {
+                thread::yield_now();
+            }
+            assert_eq!(told(), 2, "once when it failed, and once for who asks later");
+        }
+    }
+
+    #[test]
+    fn a_sink_that_blocks_holds_nobody_past_the_time_to_give_up() {
+        struct Blocked;
+        impl Write for Blocked {
             fn write(&mut self, _: &[u8]) -> io::Result<usize> {
-                Err(io::ErrorKind::BrokenPipe.into())
+                loop {
+                    thread::park();
+                }
             }
             fn flush(&mut self) -> io::Result<()> {
                 Ok(())
             }
         }
-        let console = Console::new(Box::new(Broken));
-        console.put(b"x\ny\n");
-        assert_eq!(console.take_error().unwrap().kind(), io::ErrorKind::BrokenPipe);
+        let console = Console::new(Box::new(Blocked));
+        console.write_behind().unwrap();
+        let start = Instant::now();
+        console.give_up_at(start + Duration::from_millis(100));
+        for _ in 0..100_000 {
+            console.put(b"spam\n");
+        }
+        assert!(start.elapsed() >= Duration::from_millis(100), "until then it waits for room");
+        drop(console);
+        assert!(start.elapsed() < Duration::from_secs(20));
+    }
+
+    #[test]
+    fn all_that_was_printed_is_written_in_order_by_the_thread() {
+        let seen = Captured::default();
+        let console = Console::new(Box::new(seen.clone()));
+        console.write_behind().unwrap();
+        let text: String = (0..20_000).map(|n| format!("line {n}\n")).collect();
+        for byte in text.bytes() {
+            console.put(&[byte]);
+        }
+        console.flush();
+        assert!(seen.text() == text);
     }
 }

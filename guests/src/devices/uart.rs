@@ -102,7 +102,7 @@ impl MmioDevice for Uart {
                 r.idle_polls = if ready { 0 } else { r.idle_polls.saturating_add(1) };
                 if r.idle_polls == IDLE_POLLS {
                     // A guest that polls for input has said what it wanted to say.
-                    self.console.flush();
+                    self.console.flush_soon();
                 }
                 LSR_THRE_TEMT | if ready { LSR_DR } else { 0 }
             }

@@ -38,11 +38,4 @@ impl<'f> Bytes<'f> {
         field.copy_from_slice(self.slice(offset, 8, what)?);
         Ok(u64::from_le_bytes(field))
     }
-
-    /// The string that starts at `offset`, up to its NUL or the end.
-    pub fn text(self, offset: u64) -> Option<&'f str> {
-        let tail = self.0.get(usize::try_from(offset).ok()?..)?;
-        let end = tail.iter().position(|&byte| byte == 0)?;
-        core::str::from_utf8(&tail[..end]).ok()
-    }
 }

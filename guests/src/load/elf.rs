@@ -3,35 +3,37 @@
 //! ```text
 //!   0x00 e_ident  class, data, version     checked in this order: each later field depends on the earlier
 //!   0x12 e_machine  0x18 e_entry  0x20 e_phoff ─▶ program headers ─▶ PT_LOAD segments, by p_paddr
-//!   0x30 e_flags    float ABI, RVE         0x28 e_shoff ─▶ sections ─▶ symbols, .riscv.attributes
+//!   0x30 e_flags    float ABI, RVE         0x28 e_shoff ─▶ sections.rs: symbols, .riscv.attributes
 //! ```
 //!
-//! What is needed to run (header, program headers, segments) must be right. Sections are a convenience, so a missing
-//! table is fine; one that points outside the file is not, since the file was cut then.
+//! What is needed to run (header, program headers, segments) must be right. All else is a convenience: sections, symbols
+//! and attributes that are missing, cut or damaged refuse no file, nor does an extension that the hart lacks. What is
+//! lost by that is a warning.
+//!
+//! A linker that was given only `-Ttext` puts the ELF header and the program headers into the page before the text, and
+//! lets a segment begin there. No bare-metal program reads them, so a part of a segment outside RAM that holds
+//! nothing else is left out.
 
 use core::ops::Range;
 
 use super::bytes::Bytes;
-use super::isa::{self, Missing};
+use super::isa;
+use super::sections::{self, Sections};
 use super::symbols::SymbolTable;
 
 const PT_LOAD: u32 = 1;
-const RISCV_ATTRIBUTES: u32 = 0x7000_0003; // PT_ and SHT_ share the number.
-const SHT_SYMTAB: u32 = 2;
-const SHT_NOBITS: u32 = 8;
-const SHF_EXECINSTR: u64 = 4;
 const PF_X: u32 = 1;
+/// `e_phnum`: the number is in `sh_info` of section 0.
+const PN_XNUM: u16 = 0xffff;
 
 /// Why a file is not one we can run. Every variant names the field and where in the file it is.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum ElfError {
     /// The magic number is another.
-    #[error(
-        "not an ELF file: e_ident at offset 0x0 starts with {found:02x?}, not with 7f 45 4c 46 (raw images need --load-addr)"
-    )]
+    #[error("not an ELF file: {}", super::magic::describe(.found))]
     Magic {
-        /// The first bytes, four at most.
+        /// The first bytes.
         found: Vec<u8>,
     },
     /// A field of the header has a value we do not take.
@@ -83,22 +85,6 @@ pub enum ElfError {
         /// The RAM there is.
         ram: Range<u64>,
     },
-    /// The program needs an ISA extension that is not there.
-    #[error("needs the ISA extension {name}, which is not there ({field}); this machine is RV64IMAC_Zicsr_Zifencei")]
-    Extension {
-        /// The extension.
-        name: String,
-        /// The field that says so.
-        field: String,
-    },
-    /// The attributes section is malformed.
-    #[error(".riscv.attributes: {what} at offset {offset:#x} is malformed")]
-    Attributes {
-        /// What is wrong.
-        what: &'static str,
-        /// Where in the file.
-        offset: u64,
-    },
 }
 
 /// One PT_LOAD segment.
@@ -114,6 +100,7 @@ pub struct Segment<'f> {
 
 /// A checked file: every segment and the entry lie in RAM.
 #[derive(Debug)]
+#[non_exhaustive]
 pub struct ElfFile<'f> {
     /// Where execution starts (physical).
     pub entry: u64,
@@ -121,47 +108,89 @@ pub struct ElfFile<'f> {
     pub segments: Vec<Segment<'f>>,
     /// Names for logs.
     pub symbols: SymbolTable,
-}
-
-/// One section header, as far as we read it.
-struct Section {
-    header: u64,
-    kind: u32,
-    flags: u64,
-    addr: u64,
-    offset: u64,
-    size: u64,
-    link: u32,
+    /// What the file asks for or should have and does not, a line each.
+    pub warnings: Vec<String>,
 }
 
 /// Reads and checks a whole file against the RAM it is to be loaded into.
 pub fn parse(file: &[u8], ram: Range<u64>) -> Result<ElfFile<'_>, ElfError> {
     let bytes = Bytes(file);
     if !file.starts_with(b"\x7fELF") {
-        return Err(ElfError::Magic { found: file[..file.len().min(4)].to_vec() });
+        return Err(ElfError::Magic { found: file[..file.len().min(64)].to_vec() });
     }
     check_header(bytes)?;
-    let e_entry = bytes.u64(0x18, "e_entry")?;
-    isa::check_flags(bytes.u32(0x30, "e_flags")?)?;
+    let mut warnings = Vec::new();
+    // First of all, as it may hold the number of program headers.
+    let sections = Sections::read(bytes).unwrap_or_else(|why| {
+        warnings.push(format!("its sections, and with them its symbols, cannot be read: {why}"));
+        Sections::default()
+    });
+    let (entry, segments) = segments(bytes, &sections, ram.clone())?;
+    if !ram.contains(&entry) {
+        return Err(ElfError::EntryOutsideRam { entry, ram });
+    }
+    if entry % 2 != 0 {
+        return Err(odd_entry(entry));
+    }
 
+    let arch = sections.attributes(bytes).or_else(|| segment_attributes(bytes, &sections)).and_then(isa::arch_of);
+    let lacking = isa::lacking(bytes.u32(0x30, "e_flags")?, arch.as_deref());
+    if !lacking.is_empty() {
+        warnings.push(format!(
+            "asks for {}, which this hart ({}) lacks: such instructions trap",
+            lacking.join(", "),
+            isa::PRESENT_NAME
+        ));
+    }
+    let symbols = sections::symbols(bytes, &sections).unwrap_or_else(|why| {
+        warnings.push(format!("its symbols cannot be read: {why}"));
+        SymbolTable::default()
+    });
+    Ok(ElfFile { entry, segments, symbols, warnings })
+}
+
+/// One program header: its offset, `p_type`, `p_offset`, `p_filesz`.
+type ProgramHeader = (u64, u32, u64, u64);
+
+/// Offset of the program headers, their size and their number.
+fn program_headers(bytes: Bytes<'_>, sections: &Sections) -> Result<(u64, u64, u64), ElfError> {
+    let table = bytes.u64(0x20, "e_phoff")?;
+    let listed = bytes.u16(0x38, "e_phnum")?;
+    let count = if listed == PN_XNUM { sections.extended_phnum().unwrap_or(listed.into()) } else { listed.into() };
+    let size = entry_size(bytes, 0x36, "e_phentsize", 56, count)?;
+    Ok((table, size, count))
+}
+
+fn program_header(bytes: Bytes<'_>, table: u64, size: u64, index: u64) -> Result<ProgramHeader, ElfError> {
+    let name = |field: &str| format!("{field} of program header {index}");
+    let at = table_entry(bytes, table, index, size, &name("the row"))?;
+    let kind = bytes.u32(at, &name("p_type"))?;
+    Ok((at, kind, bytes.u64(at + 8, &name("p_offset"))?, bytes.u64(at + 32, &name("p_filesz"))?))
+}
+
+/// `.riscv.attributes` by its program header, for files without sections.
+fn segment_attributes<'f>(bytes: Bytes<'f>, sections: &Sections) -> Option<&'f [u8]> {
+    let (table, size, count) = program_headers(bytes, sections).ok()?;
+    let mut headers = (0..count).map_while(|index| program_header(bytes, table, size, index).ok());
+    let (_, _, offset, filesz) = headers.find(|&(_, kind, ..)| kind == isa::RISCV_ATTRIBUTES)?;
+    bytes.slice(offset, filesz, ".riscv.attributes").ok()
+}
+
+/// The entry, and what to load.
+fn segments<'f>(bytes: Bytes<'f>, sections: &Sections, ram: Range<u64>) -> Result<(u64, Vec<Segment<'f>>), ElfError> {
+    let e_entry = bytes.u64(0x18, "e_entry")?;
     let mut entry = e_entry;
     let mut segments = Vec::new();
-    let mut attributes = None;
-    let phoff = bytes.u64(0x20, "e_phoff")?;
-    let phentsize = entry_size(bytes, 0x36, "e_phentsize", 56, bytes.u16(0x38, "e_phnum")?)?;
-    for index in 0..u64::from(bytes.u16(0x38, "e_phnum")?) {
+    let (table, size, count) = program_headers(bytes, sections)?;
+    // Both tables of numbers that no program needs.
+    let headers = table.saturating_add(size.saturating_mul(count)).max(64);
+    for index in 0..count {
         let name = |field: &str| format!("{field} of program header {index}");
-        let at = table_entry(bytes, phoff, index, phentsize, &name("the row"))?;
-        let kind = bytes.u32(at, &name("p_type"))?;
-        let offset = bytes.u64(at + 8, &name("p_offset"))?;
-        let filesz = bytes.u64(at + 32, &name("p_filesz"))?;
-        if kind == RISCV_ATTRIBUTES {
-            attributes = Some((offset, bytes.slice(offset, filesz, ".riscv.attributes")?));
-        }
+        let (at, kind, mut offset, mut filesz) = program_header(bytes, table, size, index)?;
         if kind != PT_LOAD {
             continue;
         }
-        let memory = bytes.u64(at + 40, &name("p_memsz"))?;
+        let mut memory = bytes.u64(at + 40, &name("p_memsz"))?;
         if memory < filesz {
             return Err(ElfError::Field {
                 field: name("p_memsz"),
@@ -170,15 +199,34 @@ pub fn parse(file: &[u8], ram: Range<u64>) -> Result<ElfFile<'_>, ElfError> {
                 expected: "at least p_filesz",
             });
         }
-        let vaddr = bytes.u64(at + 16, &name("p_vaddr"))?;
-        let base = bytes.u64(at + 24, &name("p_paddr"))?;
-        let inside = base >= ram.start && base.checked_add(memory).is_some_and(|end| end <= ram.end);
         // An empty segment loads nothing; where it points does not matter.
         if memory == 0 {
             continue;
         }
-        if !inside {
-            return Err(ElfError::SegmentOutsideRam { index, start: base, len: memory, offset: at, ram });
+        let mut vaddr = bytes.u64(at + 16, &name("p_vaddr"))?;
+        let mut base = bytes.u64(at + 24, &name("p_paddr"))?;
+        let outside = |base: u64, memory: u64| ElfError::SegmentOutsideRam {
+            index,
+            start: base,
+            len: memory,
+            offset: at,
+            ram: ram.clone(),
+        };
+        let end = base.checked_add(memory).ok_or_else(|| outside(base, memory))?;
+        if base < ram.start {
+            // The whole segment, or what lies before RAM.
+            let before = memory.min(ram.start - base);
+            if before > filesz || !only_headers(bytes, offset, before, headers) {
+                return Err(outside(base, memory));
+            }
+            if before == memory {
+                continue;
+            }
+            (offset, filesz, memory) = (offset + before, filesz - before, memory - before);
+            (vaddr, base) = (vaddr.wrapping_add(before), base + before);
+        }
+        if end > ram.end || base >= ram.end {
+            return Err(outside(base, memory));
         }
         let data = bytes.slice(offset, filesz, &format!("segment {index}"))?;
         // A file linked to run at virtual addresses: start where that code was put.
@@ -191,25 +239,18 @@ pub fn parse(file: &[u8], ram: Range<u64>) -> Result<ElfFile<'_>, ElfError> {
         return Err(ElfError::Field {
             field: "e_phnum".into(),
             offset: 0x38,
-            found: format!("{} without a PT_LOAD segment", bytes.u16(0x38, "e_phnum")?),
+            found: format!("{count} without a PT_LOAD segment in RAM"),
             expected: "something to load",
         });
     }
-    if !ram.contains(&entry) {
-        return Err(ElfError::EntryOutsideRam { entry, ram });
-    }
-    if entry % 2 != 0 {
-        return Err(odd_entry(entry));
-    }
+    Ok((entry, segments))
+}
 
-    let sections = sections(bytes)?;
-    if let Some(section) = sections.iter().find(|s| s.kind == RISCV_ATTRIBUTES) {
-        attributes = Some((section.offset, bytes.slice(section.offset, section.size, ".riscv.attributes")?));
-    }
-    if let Some((at, section)) = attributes {
-        check_attributes(bytes, at, section, &sections)?;
-    }
-    Ok(ElfFile { entry, segments, symbols: symbols(bytes, &sections)? })
+/// Are these bytes of the file the headers and zeroes behind them?
+fn only_headers(bytes: Bytes<'_>, offset: u64, len: u64, headers: u64) -> bool {
+    let Ok(part) = bytes.slice(offset, len, "a segment") else { return false };
+    let own = headers.saturating_sub(offset).min(len) as usize;
+    part[own..].iter().all(|&byte| byte == 0)
 }
 
 fn odd_entry(entry: u64) -> ElfError {
@@ -222,6 +263,15 @@ fn check_header(bytes: Bytes<'_>) -> Result<(), ElfError> {
         Err(ElfError::Field { field: field.into(), offset, found, expected })
     };
     let ident = bytes.slice(0, 16, "e_ident")?;
+    let big = ident[5] == 2;
+    // What it is for comes first: the other differences follow from it. Both classes have the field in one place.
+    let machine = bytes.u16(0x12, "e_machine")?;
+    let machine = if big && machine != EM_RISCV { machine.swap_bytes() } else { machine };
+    if machine != EM_RISCV {
+        let name = MACHINES.iter().find(|(number, _)| *number == machine).map_or("", |(_, name)| name);
+        let name = if name.is_empty() { String::new() } else { format!(" ({name})") };
+        return wrong("e_machine", 0x12, format!("{machine}{name}"), "243 (RISC-V)");
+    }
     match ident[4] {
         2 => {}
         1 => return wrong("e_ident[EI_CLASS]", 4, "1 (ELF32)".into(), "2 (ELF64)"),
@@ -234,21 +284,6 @@ fn check_header(bytes: Bytes<'_>) -> Result<(), ElfError> {
     }
     if ident[6] != 1 {
         return wrong("e_ident[EI_VERSION]", 6, ident[6].to_string(), "1");
-    }
-    match bytes.u16(0x12, "e_machine")? {
-        243 => {}
-        other => {
-            let name = match other {
-                3 => " (x86)",
-                8 => " (MIPS)",
-                40 => " (ARM)",
-                62 => " (x86-64)",
-                183 => " (AArch64)",
-                258 => " (LoongArch)",
-                _ => "",
-            };
-            return wrong("e_machine", 0x12, format!("{other}{name}"), "243 (RISC-V)");
-        }
     }
     match bytes.u16(0x10, "e_type")? {
         // A static position-independent file runs where its addresses say, like any other.
@@ -263,8 +298,40 @@ fn check_header(bytes: Bytes<'_>) -> Result<(), ElfError> {
     }
 }
 
+const EM_RISCV: u16 = 243;
+
+/// Machines whose programs come by now and then.
+const MACHINES: &[(u16, &str)] = &[
+    (0, "none"),
+    (2, "SPARC"),
+    (3, "x86"),
+    (4, "Motorola 68000"),
+    (8, "MIPS"),
+    (20, "PowerPC"),
+    (21, "64-bit PowerPC"),
+    (22, "IBM S/390"),
+    (40, "ARM"),
+    (42, "SuperH"),
+    (43, "SPARC V9"),
+    (50, "IA-64"),
+    (62, "x86-64"),
+    (83, "AVR"),
+    (92, "OpenRISC"),
+    (93, "ARC"),
+    (94, "Xtensa"),
+    (105, "MSP430"),
+    (164, "Hexagon"),
+    (183, "AArch64"),
+    (189, "MicroBlaze"),
+    (195, "ARC v2"),
+    (224, "AMD GPU"),
+    (247, "BPF"),
+    (252, "C-SKY"),
+    (258, "LoongArch"),
+];
+
 /// Size of a table's rows: at least what the specification has, when there are rows.
-fn entry_size(bytes: Bytes<'_>, offset: u64, field: &str, least: u16, rows: u16) -> Result<u64, ElfError> {
+pub(super) fn entry_size(bytes: Bytes<'_>, offset: u64, field: &str, least: u16, rows: u64) -> Result<u64, ElfError> {
     let size = bytes.u16(offset, field)?;
     if rows != 0 && size < least {
         let expected = if least == 56 { "at least 56" } else { "at least 64" };
@@ -274,85 +341,8 @@ fn entry_size(bytes: Bytes<'_>, offset: u64, field: &str, least: u16, rows: u16)
 }
 
 /// Offset of a row, whole inside the file, so that adding a field's offset to it cannot overflow.
-fn table_entry(bytes: Bytes<'_>, table: u64, index: u64, size: u64, what: &str) -> Result<u64, ElfError> {
-    // index and size come from 16-bit fields: the product fits.
-    let at = table.saturating_add(index * size);
+pub(super) fn table_entry(bytes: Bytes<'_>, table: u64, index: u64, size: u64, what: &str) -> Result<u64, ElfError> {
+    let at = table.saturating_add(index.saturating_mul(size));
     bytes.slice(at, size, what)?;
     Ok(at)
-}
-
-fn sections(bytes: Bytes<'_>) -> Result<Vec<Section>, ElfError> {
-    let table = bytes.u64(0x28, "e_shoff")?;
-    let rows = bytes.u16(0x3c, "e_shnum")?;
-    if table == 0 {
-        return Ok(Vec::new());
-    }
-    let size = entry_size(bytes, 0x3a, "e_shentsize", 64, rows)?;
-    (0..u64::from(rows))
-        .map(|index| {
-            let name = |field: &str| format!("{field} of section header {index}");
-            let at = table_entry(bytes, table, index, size, &name("the row"))?;
-            Ok(Section {
-                header: at,
-                kind: bytes.u32(at + 4, &name("sh_type"))?,
-                flags: bytes.u64(at + 8, &name("sh_flags"))?,
-                addr: bytes.u64(at + 16, &name("sh_addr"))?,
-                offset: bytes.u64(at + 24, &name("sh_offset"))?,
-                size: bytes.u64(at + 32, &name("sh_size"))?,
-                link: bytes.u32(at + 40, &name("sh_link"))?,
-            })
-        })
-        .collect()
-}
-
-fn check_attributes(file: Bytes<'_>, at: u64, section: &[u8], sections: &[Section]) -> Result<(), ElfError> {
-    let Some(arch) = isa::arch_of(section, at)? else { return Ok(()) };
-    let listed = format!("arch \"{arch}\" in .riscv.attributes at offset {at:#x}");
-    match isa::check_arch(&arch) {
-        Missing::Nothing => Ok(()),
-        Missing::Extension(name) => Err(ElfError::Extension { name, field: listed }),
-        Missing::Float(name) => {
-            let mut code = sections.iter().filter(|s| s.flags & SHF_EXECINSTR != 0 && s.kind != SHT_NOBITS).peekable();
-            if code.peek().is_none() {
-                return Err(ElfError::Extension { name: name.into(), field: listed });
-            }
-            for section in code {
-                let bytes = file.slice(section.offset, section.size, "a section of code")?;
-                if let Some(offset) = isa::first_float_insn(bytes) {
-                    let addr = section.addr.wrapping_add(offset as u64);
-                    let field = format!("{listed}; first used by the instruction at address {addr:#x}");
-                    return Err(ElfError::Extension { name: name.into(), field });
-                }
-            }
-            log::info!("the arch string lists {name}, no code uses it");
-            Ok(())
-        }
-    }
-}
-
-fn symbols(bytes: Bytes<'_>, sections: &[Section]) -> Result<SymbolTable, ElfError> {
-    let mut rows = Vec::new();
-    for table in sections.iter().filter(|s| s.kind == SHT_SYMTAB) {
-        let names = sections.get(table.link as usize).ok_or_else(|| ElfError::Field {
-            field: "sh_link of the symbol table".into(),
-            offset: table.header + 40,
-            found: table.link.to_string(),
-            expected: "the number of a section",
-        })?;
-        let names = Bytes(bytes.slice(names.offset, names.size, "the symbol names")?);
-        let table = Bytes(bytes.slice(table.offset, table.size, "the symbol table")?);
-        for row in table.0.chunks_exact(24).map(Bytes) {
-            let (info, section) = (row.0[4], row.u16(6, "st_shndx")?);
-            // Objects, functions and labels that are defined; no files, no sections, no mapping symbols ($x, $d).
-            if info & 0xf > 2 || section == 0 {
-                continue;
-            }
-            let name = names.text(u64::from(row.u32(0, "st_name")?)).unwrap_or("");
-            if name.is_empty() || name.starts_with('$') || name.starts_with(".L") {
-                continue;
-            }
-            rows.push((row.u64(8, "st_value")?, row.u64(16, "st_size")?, name.to_owned()));
-        }
-    }
-    Ok(SymbolTable::new(rows))
 }

@@ -1,24 +1,30 @@
-//! Which ISA a file asks for, held against the one there is: RV64IMAC_Zicsr_Zifencei.
+//! Which extensions a file asks for that the hart lacks: a warning, as the file may ask before it uses them.
 //!
-//! Two fields tell: `e_flags` (the calling convention, binding) and the arch string in `.riscv.attributes` (what the
-//! compiler was allowed to use). A soft-float program built for `rv64g` lists F and D and often holds not one of their
-//! instructions, so for these two the code is asked; every other unknown name is an error by itself.
+//! Two fields tell: `e_flags` (the calling convention) and the arch string in `.riscv.attributes` (what the compiler was
+//! allowed to use). Either may be missing or damaged.
 
 use super::bytes::Bytes;
-use super::elf::ElfError;
 
+/// The section's type; `PT_` and `SHT_` share the number.
+pub(super) const RISCV_ATTRIBUTES: u32 = 0x7000_0003;
 const TAG_FILE: u64 = 1;
 const TAG_ARCH: u64 = 5;
+
+/// The hart's ISA, for messages.
+pub(super) const PRESENT_NAME: &str = "RV64IMAC_Zicsr_Zifencei";
 
 /// What runs here, and names that ask for nothing more than that.
 const PRESENT: &[&str] = &[
     "i",
+    // Fewer registers of the same kind.
+    "e",
     "m",
     "a",
     "c",
     "zicsr",
     "zifencei",
     "zicntr",
+    "zihpm",
     "zmmul",
     "zaamo",
     "zalrsc",
@@ -26,59 +32,65 @@ const PRESENT: &[&str] = &[
     // Hints: they run as the base instructions that encode them.
     "zihintpause",
     "zihintntl",
+    // Promises about memory and instructions that are there; none has instructions of its own.
+    "zic64b",
+    "ziccamoa",
+    "ziccif",
+    "zicclsm",
+    "ziccrse",
+    "za64rs",
+    "za128rs",
+    "zama16b",
+    "ztso",
+    "zkt",
 ];
 
-/// `e_flags` bits of the RISC-V psABI.
-pub(super) fn check_flags(flags: u32) -> Result<(), ElfError> {
-    let extension = match flags & 0x6 {
-        0x2 => Some("F (single-precision float ABI)"),
-        0x4 => Some("D (double-precision float ABI)"),
-        0x6 => Some("Q (quad-precision float ABI)"),
-        _ if flags & 0x8 != 0 => Some("RV64E (base ISA with 16 registers)"),
-        _ => None,
+/// The extensions that are asked for and not there, each once.
+pub(super) fn lacking(flags: u32, arch: Option<&str>) -> Vec<String> {
+    let mut lacking = arch.map_or_else(Vec::new, lacking_of_arch);
+    let float = match flags & 0x6 {
+        0x2 => "F",
+        0x4 => "D",
+        0x6 => "Q",
+        _ => return lacking,
     };
-    match extension {
-        Some(name) => {
-            Err(ElfError::Extension { name: name.into(), field: format!("e_flags {flags:#x} at offset 0x30") })
-        }
-        None => Ok(()),
+    if !PRESENT.contains(&float.to_ascii_lowercase().as_str()) && !lacking.iter().any(|name| name == float) {
+        lacking.push(float.into());
     }
+    lacking
 }
 
-/// The arch string of an attributes section, if it has one.
-pub(super) fn arch_of(section: &[u8], at: u64) -> Result<Option<String>, ElfError> {
-    let bad =
-        |what: &'static str, offset: usize| ElfError::Attributes { what, offset: at.saturating_add(offset as u64) };
+/// The arch string of an attributes section, if it has one and is whole up to there.
+pub(super) fn arch_of(section: &[u8]) -> Option<String> {
     if section.first() != Some(&b'A') {
-        return Err(bad("format version is not 'A'", 0));
+        return None;
     }
     let mut pos = 1;
     while pos < section.len() {
         // One vendor's part: length (its own four bytes included), name, then sub-parts.
-        let len = length(section, pos).ok_or_else(|| bad("length of a vendor part", pos))?;
+        let len = length(section, pos)?;
         let part = &section[..pos + len];
         let name = pos + 4;
-        let end = part[name..].iter().position(|&b| b == 0).ok_or_else(|| bad("vendor name has no end", name))?;
+        let end = part[name..].iter().position(|&b| b == 0)?;
         let mut sub = name + end + 1;
         if &part[name..name + end] == b"riscv" {
             while sub < part.len() {
                 let start = sub;
-                let tag = uleb(part, &mut sub).ok_or_else(|| bad("tag of a part", start))?;
-                let len = Bytes(part).u32(sub as u64, "").map_err(|_| bad("length of a part", sub))? as usize;
+                let tag = uleb(part, &mut sub)?;
+                let len = Bytes(part).u32(sub as u64, "").ok()? as usize;
                 // This length counts from the tag on.
-                let stop = start.checked_add(len).filter(|&s| s <= part.len() && s >= sub + 4);
-                let stop = stop.ok_or_else(|| bad("length of a part", sub))?;
+                let stop = start.checked_add(len).filter(|&s| s <= part.len() && s >= sub + 4)?;
                 if tag == TAG_FILE
-                    && let Some(arch) = file_arch(&part[..stop], sub + 4).ok_or_else(|| bad("an attribute", sub + 4))?
+                    && let Some(arch) = file_arch(&part[..stop], sub + 4)?
                 {
-                    return Ok(Some(arch));
+                    return Some(arch);
                 }
                 sub = stop;
             }
         }
         pos += len;
     }
-    Ok(None)
+    None
 }
 
 /// The attributes of the whole file: even tags hold a number, odd ones a string. `None`: malformed.
@@ -117,39 +129,45 @@ fn uleb(bytes: &[u8], pos: &mut usize) -> Option<u64> {
     None
 }
 
-/// What an arch string asks for beyond what there is.
-#[derive(Debug, PartialEq, Eq)]
-pub(super) enum Missing {
-    /// Nothing.
-    Nothing,
-    /// Floating point, which the file may list and never use.
-    Float(&'static str),
-    /// This name.
-    Extension(String),
-}
+/// Names that a warning has room for.
+const LISTED: usize = 16;
 
-/// Reads an arch string such as `rv64i2p1_m2p0_a2p1_c2p0_zicsr2p0`, with or without versions and underscores.
-pub(super) fn check_arch(arch: &str) -> Missing {
+/// What an arch string such as `rv64i2p1_m2p0_a2p1_c2p0_zicsr2p0` asks for beyond what there is, with or without versions
+/// and underscores.
+fn lacking_of_arch(arch: &str) -> Vec<String> {
     let lower = arch.to_ascii_lowercase();
     let Some(rest) = lower.strip_prefix("rv64") else {
-        return Missing::Extension(format!("{arch} (not an RV64 base)"));
+        return vec![format!("the base of {}", shown(arch))];
     };
-    let mut float = None;
+    let mut lacking: Vec<String> = Vec::new();
+    let mut add = |name: &str| {
+        if PRESENT.contains(&name) {
+            return true;
+        }
+        let name = if name.chars().count() == 1 { name.to_uppercase() } else { capital(shown(name)) };
+        if !lacking.contains(&name) {
+            lacking.push(name);
+        }
+        lacking.len() < LISTED
+    };
     for token in rest.split('_').filter(|t| !t.is_empty()) {
         for name in names(token) {
-            match name {
-                "f" | "g" => float = float.or(Some("F")),
-                "d" => float = Some("D"),
-                "e" => return Missing::Extension("RV64E (base ISA with 16 registers)".into()),
-                // Compressed forms of F and D loads and stores: the same question again.
-                "zcf" | "zcd" => float = float.or(Some("D")),
-                name if PRESENT.contains(&name) => {}
-                name if name.len() == 1 => return Missing::Extension(name.to_ascii_uppercase()),
-                name => return Missing::Extension(capital(name)),
+            let more = match name {
+                "g" => ["i", "m", "a", "f", "d", "zicsr", "zifencei"].into_iter().all(&mut add),
+                name => add(name),
+            };
+            if !more {
+                lacking.push("and more".into());
+                return lacking;
             }
         }
     }
-    float.map_or(Missing::Nothing, Missing::Float)
+    lacking
+}
+
+/// The beginning of a name that may be anything.
+fn shown(name: &str) -> &str {
+    name.char_indices().nth(40).map_or(name, |(end, _)| &name[..end])
 }
 
 /// Splits one token: a name of several letters, or single letters with versions between them.
@@ -200,31 +218,13 @@ fn capital(name: &str) -> String {
     chars.next().map_or_else(String::new, |first| first.to_ascii_uppercase().to_string() + chars.as_str())
 }
 
-/// The first floating-point instruction in a run of code: its offset.
-pub(super) fn first_float_insn(code: &[u8]) -> Option<usize> {
-    let mut pos = 0;
-    while let Some(&[lo, hi]) = code.get(pos..pos + 2) {
-        let half = u16::from_le_bytes([lo, hi]);
-        if half & 3 == 3 {
-            // LOAD-FP, STORE-FP, the four fused multiply-adds, OP-FP.
-            if matches!(half & 0x7f, 0x07 | 0x27 | 0x43 | 0x47 | 0x4b | 0x4f | 0x53) {
-                return Some(pos);
-            }
-            pos += 4;
-            continue;
-        }
-        // c.fld, c.fsd, c.fldsp, c.fsdsp.
-        if matches!((half & 3, half >> 13), (0 | 2, 1 | 5)) {
-            return Some(pos);
-        }
-        pos += 2;
-    }
-    None
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    fn lacks(arch: &str) -> String {
+        lacking_of_arch(arch).join(" ")
+    }
 
     #[test]
     fn arch_strings_of_every_style_are_read() {
@@ -235,21 +235,28 @@ mod tests {
             "rv64imac_zicsr",
             "rv64i2p0m2p0a2p0c2p0",
             "rv64imaczicsr2p0",
+            "rv64imac_zicclsm1p0_za64rs1p0_ziccif1p0_zic64b1p0_zihpm2p0_ztso1p0",
         ] {
-            assert_eq!(check_arch(good), Missing::Nothing, "{good}");
+            assert_eq!(lacks(good), "", "{good}");
         }
-        assert_eq!(check_arch("rv64i2p1_m2p0_a2p1_f2p2_d2p2"), Missing::Float("D"));
-        assert_eq!(check_arch("rv64imafc"), Missing::Float("F"));
-        assert_eq!(check_arch("rv64imac_v1p0"), Missing::Extension("V".into()));
-        assert_eq!(check_arch("rv64i_zba1p0"), Missing::Extension("Zba".into()));
-        assert_eq!(check_arch("rv64i_xtheadba"), Missing::Extension("Xtheadba".into()));
-        assert!(matches!(check_arch("rv32imac"), Missing::Extension(_)));
-        assert!(matches!(check_arch("rv64e"), Missing::Extension(_)));
-        assert!(matches!(check_arch("rv64i\u{e9}"), Missing::Extension(_)));
+        assert_eq!(lacks("rv64imac_v1p0"), "V");
+        assert_eq!(lacks("rv64i_xtheadba_zvbb"), "Xtheadba Zvbb");
+        assert_eq!(lacks("rv64i_v_v_xa_xa"), "V Xa", "each once");
+        assert_eq!(lacks("rv32imac"), "the base of rv32imac");
+        assert_eq!(lacks("rv64i\u{e9}"), "\u{c9}");
+        let many: String = (0..1000).map(|n| format!("_x{}", "a".repeat(n + 1))).collect();
+        assert!(lacks(&format!("rv64i{many}")).len() < 1000);
     }
 
     #[test]
-    fn attributes_cut_anywhere_are_an_error_or_nothing_but_never_a_panic() {
+    fn a_calling_convention_asks_for_its_registers_once() {
+        assert_eq!(lacking(0x6, None), ["Q"]);
+        assert_eq!(lacking(0x7, Some("rv64iq")), ["Q"]);
+        assert!(lacking(0x1 | 0x8 | 0x10, None).is_empty(), "C, E and TSO");
+    }
+
+    #[test]
+    fn attributes_cut_anywhere_are_something_or_nothing_but_never_a_panic() {
         let mut section = b"A".to_vec();
         let mut attributes = vec![4, 16, 5];
         attributes.extend(b"rv64imac\0");
@@ -259,24 +266,14 @@ mod tests {
         section.push(1);
         section.extend((part as u32).to_le_bytes());
         section.extend(&attributes);
-        assert_eq!(arch_of(&section, 0).unwrap().as_deref(), Some("rv64imac"));
+        assert_eq!(arch_of(&section).as_deref(), Some("rv64imac"));
         for cut in 0..section.len() {
-            let _ = arch_of(&section[..cut], 0);
+            let _ = arch_of(&section[..cut]);
             for bit in 0..8 {
                 let mut flipped = section.clone();
                 flipped[cut] ^= 1 << bit;
-                let _ = arch_of(&flipped, 0);
+                let _ = arch_of(&flipped);
             }
         }
-    }
-
-    #[test]
-    fn float_instructions_are_found_where_they_start() {
-        // nop; c.nop; fld fa0, 0(sp)
-        let code = [0x13, 0, 0, 0, 0x01, 0, 0x07, 0x35, 0x01, 0x00];
-        assert_eq!(first_float_insn(&code), Some(6));
-        assert_eq!(first_float_insn(&code[..6]), None);
-        // The upper half of this lui looks like an OP-FP opcode; it is not one.
-        assert_eq!(first_float_insn(&[0x37, 0x05, 0x53, 0x00]), None);
     }
 }

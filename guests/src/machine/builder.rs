@@ -20,7 +20,7 @@ const DEFAULT_TB_CACHE: usize = 64 << 20;
 /// Harts of a machine, at most. Each has its own TLB and code cache.
 pub const MAX_HARTS: usize = 64;
 /// The end of the physical address space of an RV64 hart.
-const PHYS_END: u64 = 1 << 56;
+pub(super) const PHYS_END: u64 = 1 << 56;
 
 /// What time the guest sees.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]

@@ -21,10 +21,11 @@ use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::Duration;
 
-use notdirty_core::{PageRange, RamBlock, RamBlockSpec, RamError};
+use notdirty_core::{PAGE_SIZE, PageRange, RamBlock, RamBlockSpec, RamError};
 use notdirty_softmmu::{AccessError, AddressSpace, GuestPhys, MapError, RegionId, Request};
 
 use super::RAM_BASE;
+use super::builder::PHYS_END;
 pub use resize::ResizeError;
 
 /// RAM that cannot be plugged. Nothing was changed.
@@ -40,6 +41,22 @@ pub enum PlugError {
         present: u64,
         /// Bytes there may be.
         max: u64,
+    },
+    /// Not whole pages.
+    #[error("{size:#x} bytes of RAM at {base}: both must be multiples of {PAGE_SIZE}")]
+    Unaligned {
+        /// Where the RAM was to be.
+        base: GuestPhys,
+        /// How much.
+        size: u64,
+    },
+    /// No hart reaches that far.
+    #[error("{size:#x} bytes of RAM at {base} run past the end of the address space at {PHYS_END:#x}")]
+    BeyondEnd {
+        /// Where the RAM was to be.
+        base: GuestPhys,
+        /// How much.
+        size: u64,
     },
     /// Something is there already.
     #[error("{size:#x} bytes of RAM at {base}: something is at {at}")]
@@ -231,6 +248,18 @@ impl Memory {
     /// Bytes of RAM that there may be, boot RAM included.
     pub fn max_ram(&self) -> u64 {
         self.0.max
+    }
+
+    /// Could [`plug`](Self::plug) do this now, as far as is known without asking the host? Nothing changes.
+    pub fn check_plug(&self, base: u64, size: u64) -> Result<(), PlugError> {
+        if size == 0 || !size.is_multiple_of(PAGE_SIZE) || !base.is_multiple_of(PAGE_SIZE) {
+            return Err(PlugError::Unaligned { base: GuestPhys::new(base), size });
+        }
+        let end = base.checked_add(size).filter(|&end| end <= PHYS_END);
+        let end = end.ok_or(PlugError::BeyondEnd { base: GuestPhys::new(base), size })?;
+        let dimms = self.dimms();
+        self.may_grow(&dimms, size)?;
+        self.is_free(&dimms, base, size, end - 1)
     }
 
     /// Puts `size` bytes of zeroed RAM at `base`, where nothing may be. Every vCPU sees them from its next safe point.

@@ -16,7 +16,7 @@ mod memory;
 mod run;
 
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, PoisonError, RwLock};
+use std::sync::{Arc, PoisonError, RwLock, Weak};
 
 use notdirty_softmmu::{AccessError, AddressSpace, GuestPhys, MapError, RegionId, VcpuPort};
 use notdirty_tcg::clock::Clock;
@@ -69,6 +69,30 @@ impl Stop {
     pub fn stop(&self) {
         self.asked.store(true, Ordering::Release);
         self.port.request_stop();
+    }
+}
+
+impl Stop {
+    /// The same, for who does not keep a hart waiting by it: a hart in `wfi` that only a [`Stop`] can reach waits for that, and
+    /// is hung otherwise.
+    pub fn downgrade(&self) -> WeakStop {
+        WeakStop { port: Arc::downgrade(&self.port), asked: self.asked.clone() }
+    }
+}
+
+/// A [`Stop`] that does not count; see [`Stop::downgrade`].
+#[derive(Clone)]
+pub struct WeakStop {
+    port: Weak<VcpuPort>,
+    asked: Arc<AtomicBool>,
+}
+
+impl WeakStop {
+    /// As [`Stop::stop`]; nothing, if the machine is gone.
+    pub fn stop(&self) {
+        if let Some(port) = self.port.upgrade() {
+            Stop { port, asked: self.asked.clone() }.stop();
+        }
     }
 }
 

@@ -15,6 +15,15 @@ pub fn hello() -> GuestImage {
     asm::finish("hello", ops)
 }
 
+/// Prints lines for ever.
+pub fn spam() -> GuestImage {
+    let mut ops = asm::program();
+    rv!(ops ; again: ; la a0, ->text ; jal ra, ->puts ; j <again);
+    puts(&mut ops);
+    text(&mut ops, "a line of a heartbeat\n");
+    asm::finish("spam", ops)
+}
+
 /// Ends with `code` (below 2048) through the finisher.
 pub fn exit_with(code: u16) -> GuestImage {
     let mut ops = asm::program();

@@ -35,6 +35,13 @@ impl Mail {
 /// Where in the probed page [`resident`] stores the number of its round.
 pub const RESIDENT_STORES_AT: u64 = 0x800;
 
+/// Traps, with a handler at `at`, where no RAM is yet.
+pub fn handler_to_come(at: u64) -> GuestImage {
+    let mut ops = asm::program();
+    rv!(ops ; li.43 t0, at as i64 ; csrw mtvec, t0 ; ecall);
+    asm::finish("handler-to-come", ops)
+}
+
 /// Lives with RAM that comes and goes: each round loads the first word at the probed address, stores its round there, runs
 /// the code there if there is any, and counts what came of it.
 pub fn resident() -> GuestImage {

@@ -1,9 +1,10 @@
 //! A guest in QEMU: its board `virt` without firmware, one process for each.
 
-use std::io::Read;
+use std::fs::OpenOptions;
+use std::hash::{BuildHasher, RandomState};
+use std::io::{Read, Write};
 use std::path::PathBuf;
 use std::process::{Command, Stdio};
-use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
 use super::{Outcome, PATIENCE, elf, ticks};
@@ -26,10 +27,12 @@ struct Temp(PathBuf);
 
 impl Temp {
     fn new(image: &GuestImage) -> std::io::Result<Temp> {
-        static NEXT: AtomicU32 = AtomicU32::new(0);
-        let name = format!("notdirty-smc-{}-{}.elf", std::process::id(), NEXT.fetch_add(1, Ordering::Relaxed));
-        let temp = Temp(std::env::temp_dir().join(name));
-        std::fs::write(&temp.0, elf(image))?;
+        // A name that nobody can tell beforehand, and a file that was not there: others may write to the directory.
+        let random = RandomState::new().hash_one(std::process::id());
+        let path = std::env::temp_dir().join(format!("notdirty-smc-{random:016x}.elf"));
+        let mut file = OpenOptions::new().write(true).create_new(true).open(&path)?;
+        let temp = Temp(path);
+        file.write_all(&elf(image))?;
         Ok(temp)
     }
 }

@@ -1,0 +1,210 @@
+//! `run` and the demo: a machine with the UART on standard input and output, run to the end or a limit; and why it ended.
+
+use std::fmt::Write as _;
+use std::fs::{File, OpenOptions};
+use std::io::{self, Write};
+use std::path::Path;
+use std::process::ExitCode;
+use std::sync::mpsc::{self, RecvTimeoutError, Sender};
+use std::time::{Duration, Instant};
+
+use notdirty_tcg::cpu::CpuState;
+use notdirty_tcg::{JitFlags, RunLimits};
+
+use super::args::{Args, Command};
+use super::{Code, complain, disas, plug, program, refuse, signature, summary, trace};
+use crate::devices::{Console, ExitBy};
+use crate::load::Program;
+use crate::machine::{Machine, MachineExit};
+use crate::programs;
+
+/// Runs a guest, or lists its code.
+pub(super) fn run(args: Args) -> ExitCode {
+    let (name, program, demo) = match &args.command {
+        Command::Demo => ("the demo".to_owned(), Program::Image(programs::demo::demo()), true),
+        Command::Run(file) => (file.display().to_string(), program(file.clone(), args.load_addr), false),
+        Command::Disas(file, place) => return disas::list(file, place, &args),
+    };
+    let console = Console::new(Box::new(io::stdout()));
+    let threads = console.write_behind().and_then(|()| match demo {
+        true => Ok(()),
+        false => console.feed_from(io::stdin()),
+    });
+    if let Err(e) = threads {
+        return complain(Code::Host, &format!("no thread for the console: {e}"));
+    }
+    let mut builder = Machine::builder()
+        .ram_size(args.ram_size)
+        .harts(args.harts)
+        .engine(args.engine)
+        .clock(args.clock)
+        .icache(args.icache)
+        .jit_flags(JitFlags { count: demo || args.stats, ..args.jit_flags })
+        .console(console.clone())
+        .program(program);
+    if let Some(max) = args.max_ram {
+        builder = builder.max_ram(max);
+    }
+    if let Some(entry) = args.entry {
+        builder = builder.entry(entry);
+    }
+    if let Some((width, height)) = args.framebuffer {
+        builder = builder.framebuffer(width, height);
+    }
+    match trace::sink(&args) {
+        Ok(Some(sink)) => builder = builder.trace(sink),
+        Ok(None) => {}
+        Err(what) => return complain(Code::Input, &what),
+    }
+    let mut machine = match builder.build() {
+        Ok(machine) => machine,
+        Err(e) => return refuse(&name, &e),
+    };
+
+    let signature = args.signature.as_ref().map(|file| signature::range(&machine).map(|range| (file, range)));
+    let signature = match signature.transpose() {
+        Ok(signature) => signature,
+        Err(what) => return complain(Code::Input, &format!("{name}: {what}")),
+    };
+
+    if let Err(what) = plug::check(&machine.memory(), &args.plugs) {
+        return complain(Code::Input, &what);
+    }
+    let screenshot = args.screenshot.as_ref().map(|name| screenshot(name).map(|file| (name, file)));
+    let screenshot = match screenshot.transpose() {
+        Ok(screenshot) => screenshot,
+        Err(what) => return complain(Code::Input, &what),
+    };
+    // Nobody hears the guest any more: it need not go on.
+    let stop = machine.stop_handle().downgrade();
+    console.on_failure(move || stop.stop());
+
+    let start = Instant::now();
+    // A deadline that no clock can show is none.
+    let deadline = args.timeout.and_then(|t| start.checked_add(t));
+    if let Some(deadline) = deadline {
+        console.give_up_at(deadline);
+    }
+    let _watchdog = match deadline.map(Watchdog::start).transpose() {
+        Ok(watchdog) => watchdog,
+        Err(e) => return complain(Code::Host, &format!("no thread for --timeout: {e}")),
+    };
+    let (exit, plugged) = plug::run(&mut machine, &args.plugs, &RunLimits { max_insns: args.max_insns, deadline });
+    let elapsed = start.elapsed();
+
+    let place = || {
+        let pc = machine.cpu().pc;
+        machine.symbol(pc).map_or_else(|| format!("pc {pc:#x}"), |symbol| format!("pc {pc:#x} <{symbol}>"))
+    };
+    let broken = console.take_error();
+    let mut code = match exit {
+        MachineExit::Guest(exit) => {
+            if exit.by == ExitBy::Reset {
+                eprintln!("notdirty: {name}: the guest asked for a reset, which ends the run");
+            } else if exit.code > 255 {
+                eprintln!(
+                    "notdirty: {name}: the guest's exit code {} does not fit a process, 255 stands for it",
+                    exit.code
+                );
+            }
+            ExitCode::from(exit.process_code())
+        }
+        MachineExit::InsnLimit => complain(
+            Code::InsnLimit,
+            &format!("{name}: stopped by --max-insns after {} instructions, {}", machine.stats().retired, place()),
+        ),
+        MachineExit::Deadline => complain(
+            Code::Timeout,
+            &format!("{name}: stopped by --timeout after {:.3} s, {}", elapsed.as_secs_f64(), place()),
+        ),
+        MachineExit::Hung => complain(Code::Hung, &format!("{name}: hung: {}, {}", hang(machine.cpu()), place())),
+        MachineExit::Stopped if broken.is_some() => Code::Host.into(),
+        // Nobody here has logs with rings, or stops it for another reason.
+        MachineExit::RingFull => complain(Code::Host, &format!("{name}: a dirty ring is full, {}", place())),
+        MachineExit::Stopped => complain(Code::Host, &format!("{name}: stopped from outside, {}", place())),
+    };
+    if let Some(e) = broken {
+        code = complain(Code::Host, &format!("{name}: standard output: {e}"));
+    }
+    if plugged.failed {
+        code = Code::Host.into();
+    }
+    if let (Some((path, file)), Some(screen)) = (screenshot, machine.framebuffer()) {
+        // Nobody runs any more, so nobody keeps us waiting.
+        let written = screen.redraw(None).map_err(io::Error::other).and_then(|_| {
+            // A pipe or a terminal has no length.
+            if file.metadata()?.is_file() {
+                file.set_len(0)?;
+            }
+            let mut file = io::BufWriter::new(file);
+            screen.write_ppm(&mut file)?;
+            file.flush()
+        });
+        if let Err(e) = written {
+            code = complain(Code::Host, &format!("--screenshot {}: {e}", path.display()));
+        }
+    }
+    if let Some((file, range)) = signature {
+        let granularity = args.granularity.unwrap_or(signature::GRANULARITY);
+        if let Err(e) = signature::write(&machine, range, granularity, file) {
+            code = complain(Code::Host, &format!("{}: {e}", file.display()));
+        }
+    }
+    let summary = (demo || args.stats).then(|| {
+        let mut text = summary::text(&machine.stats(), elapsed, args.engine);
+        for line in plugged.done {
+            let _ = writeln!(text, "  {:<20} {line}", "RAM plugged");
+        }
+        text
+    });
+    match summary {
+        Some(text) if demo => {
+            console.put(text.as_bytes());
+            console.flush();
+        }
+        Some(text) => eprint!("{text}"),
+        None => {}
+    }
+    code
+}
+
+/// Why a hart can never go on.
+fn hang(cpu: &CpuState) -> String {
+    let csr = &cpu.csr;
+    if cpu.pc == csr.mtvec & !3 && csr.mepc == cpu.pc {
+        return format!(
+            "the trap handler at {:#x} traps itself (mcause {}, mtval {:#x})",
+            cpu.pc, csr.mcause, csr.mtval
+        );
+    }
+    "it waits (wfi) for an interrupt that cannot come".into()
+}
+
+/// The file for the screenshot, while there is still time to give another name. What is in it stays until the end.
+fn screenshot(path: &Path) -> Result<File, String> {
+    let file = OpenOptions::new().write(true).create(true).truncate(false).open(path);
+    file.map_err(|e| format!("--screenshot {}: {e}", path.display()))
+}
+
+/// How much later than `--timeout` says the process ends at the latest, what it does behind the run included: a
+/// vCPU may be held up by a trace that nobody reads, and so may a last message.
+const PATIENCE: Duration = Duration::from_secs(5);
+
+/// Ends the process, if it does not end by itself soon after the deadline.
+struct Watchdog {
+    _alive: Sender<()>,
+}
+
+impl Watchdog {
+    fn start(deadline: Instant) -> io::Result<Watchdog> {
+        let (alive, ended) = mpsc::channel::<()>();
+        std::thread::Builder::new().name("timeout".into()).spawn(move || {
+            let until = deadline.checked_add(PATIENCE).unwrap_or(deadline);
+            let left = until.saturating_duration_since(Instant::now());
+            if ended.recv_timeout(left) == Err(RecvTimeoutError::Timeout) {
+                std::process::exit(Code::Timeout as i32);
+            }
+        })?;
+        Ok(Watchdog { _alive: alive })
+    }
+}
