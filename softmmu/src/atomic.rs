@@ -1,9 +1,11 @@
 //! LR, SC and AMOs. Misalignment and faults of the read half of an AMO are store faults (RISC-V).
 //!
-//! MARK-1: marks come after the host operation, and SC marks only if it wrote. A reservation is the RAM address, the
+//! MARK-1: marks come after the host operation, and SC marks only if it wrote. A reservation is the cell and its
 //! width and the value that LR saw; SC is a compare-and-exchange of that value. So a cell that other harts changed and
 //! changed back in between (ABA) does not fail an SC, which the specification would have; lists whose heads are swung by
 //! LR and SC alone, without a count beside the pointer, are the one idiom that notices.
+//!
+//! Emitted code does the same in line where the comparator is equal, and comes here where it is not.
 
 use crate::access::{StoreEffect, wanted};
 use crate::addr::{GuestVirt, MemSize, MmuIdx};
@@ -11,17 +13,13 @@ use crate::fault::{AccessKind, MemFault};
 use crate::host::{self, AmoOp};
 use crate::mmu::{Hooks, SoftMmu};
 use crate::slow::{Place, aligned};
-use crate::tlb::entry::{BIAS, OTHER};
-use notdirty_core::RamAddr;
+use crate::tlb::entry::{BIAS, OTHER, Reservation};
 use std::ptr::with_exposed_provenance_mut;
 use std::sync::atomic::{Ordering, fence};
 
-/// What LR left for SC.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub(crate) struct Reservation {
-    ram: RamAddr,
-    size: MemSize,
-    value: u64,
+/// How a reservation names a cell: its host address is that of every alias.
+fn tag(host: *mut u8, size: MemSize) -> u64 {
+    host.expose_provenance() as u64 + u64::from(size == MemSize::B8)
 }
 
 impl SoftMmu {
@@ -81,15 +79,15 @@ impl SoftMmu {
 
     /// Load-reserved. Devices cannot be reserved.
     pub fn lr<H: Hooks>(&mut self, _: &mut H, _: MmuIdx, va: GuestVirt, size: MemSize) -> Result<u64, MemFault> {
-        self.reservation = None;
+        self.clear_reservation();
         self.stats.accesses += 1;
         match self.locate_atomic(va, size, AccessKind::Load)? {
-            Place::Ram { host, ram, .. } | Place::Rom { host, ram } => {
+            Place::Ram { host, .. } | Place::Rom { host, .. } => {
                 // SAFETY: `locate_atomic` found an aligned cell of live RAM.
                 let value = unsafe { host::load(host, size) };
                 // `lr.aq`, whether asked for or not; on the host it costs nothing.
                 fence(Ordering::Acquire);
-                self.reservation = Some(Reservation { ram, size, value });
+                self.tlb.set_reservation(Reservation { tag: tag(host, size), value });
                 Ok(value)
             }
             Place::Mmio { .. } => Err(self.fault(AccessKind::Load, va)),
@@ -106,28 +104,29 @@ impl SoftMmu {
         size: MemSize,
         value: u64,
     ) -> Result<(bool, StoreEffect), MemFault> {
-        let reserved = self.reservation.take();
+        let reserved = self.tlb.reservation();
+        self.clear_reservation();
         self.stats.accesses += 1;
         let place = self.locate_atomic(va, size, AccessKind::Store)?;
-        let (Place::Ram { ram, .. } | Place::Rom { ram, .. }) = place else {
+        let (Place::Ram { host, .. } | Place::Rom { host, .. }) = place else {
             return Err(self.fault(AccessKind::Store, va));
         };
-        let Some(held) = reserved.filter(|r| r.ram == ram && r.size == size) else {
+        if reserved.tag != tag(host, size) {
             return Ok((false, StoreEffect::NONE));
-        };
-        let Place::Ram { host, silent, .. } = place else {
+        }
+        let Place::Ram { ram, silent, .. } = place else {
             self.stats.rom_discard += 1;
             return Ok((true, StoreEffect::NONE));
         };
         // SAFETY: `locate_atomic` found an aligned cell of live, writable RAM.
-        let wrote = unsafe { host::compare_exchange(host, size, held.value, value) };
+        let wrote = unsafe { host::compare_exchange(host, size, reserved.value, value) };
         let effect = if wrote && !silent { self.tell(hooks, ram, size.bytes()) } else { StoreEffect::NONE };
         Ok((wrote, effect))
     }
 
     /// Forgets the reservation (trap, context switch).
     pub fn clear_reservation(&mut self) {
-        self.reservation = None;
+        self.tlb.set_reservation(Reservation::default());
     }
 
     /// One aligned cell, all of it in one place.

@@ -12,13 +12,12 @@
 //! good across any number of loads and stores.
 
 use crate::addr::{GuestPhys, GuestVirt};
-use crate::atomic::Reservation;
 use crate::code::{CodeInvalidator, CodePages};
 use crate::memmap::{AddressSpace, FlatView, What};
 use crate::registry::Pending;
 use crate::safepoint::{Drained, OwnPort, Request, Running, VcpuPort};
 use crate::tlb::Tlb;
-use crate::tlb::entry::{BIAS, FLAGS, TLB_BITS, TlbEntry};
+use crate::tlb::entry::{BIAS, FLAGS, Reservation, TLB_BITS, TlbEntry};
 use crate::tlb::fill::ram_address;
 use notdirty_core::{PAGE_SIZE, PageIndex, PageRange, RamAddr, VcpuRings, pin};
 use std::io;
@@ -27,6 +26,9 @@ use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::ptr::NonNull;
 use std::sync::Arc;
 use std::time::Duration;
+
+/// How long a new vCPU waits for the one that was alone to do without what it translated (WRITER-1).
+const ADMIT: Duration = Duration::from_secs(10);
 
 /// What an access needs from the engine above.
 pub trait Hooks: CodeInvalidator {
@@ -153,7 +155,6 @@ pub struct SoftMmu {
     pub(crate) view: Arc<FlatView>,
     pub(crate) space: Arc<AddressSpace>,
     pub(crate) port: OwnPort,
-    pub(crate) reservation: Option<Reservation>,
     pub(crate) rings: VcpuRings,
     pub(crate) stats: SlowStats,
 }
@@ -164,9 +165,13 @@ impl SoftMmu {
         let tlb = Tlb::new(prefix)?;
         // Registered before the view is taken: a change after that is posted to us.
         let port = space.vcpus().register();
+        if !space.vcpus().admit_vcpu(&port, ADMIT) {
+            let why = "the vCPU that was alone does not answer";
+            return Err(io::Error::new(io::ErrorKind::TimedOut, why));
+        }
         let view = space.snapshot();
         let (rings, stats) = Default::default();
-        Ok(SoftMmu { tlb, view, space: space.clone(), port, reservation: None, rings, stats })
+        Ok(SoftMmu { tlb, view, space: space.clone(), port, rings, stats })
     }
 
     /// Start of the owner's bytes: zeroed, 64-byte aligned, `table() - prefix`. They die with this `SoftMmu`.
@@ -328,7 +333,7 @@ impl SoftMmu {
                     // The order matters: no entry may outlive the view that keeps its memory alive.
                     self.flush_tlb();
                     hooks.flushed();
-                    self.reservation = None;
+                    self.clear_reservation();
                     // Nothing is left of the old view, so it may be any newer one.
                     drained.view = Some(self.space.snapshot());
                     report.flushed = true;
@@ -352,7 +357,7 @@ impl SoftMmu {
             return;
         }
         self.tlb.forget(first, last);
-        self.reservation = None;
+        self.tlb.set_reservation(Reservation::default());
         for range in was {
             if let What::Ram { block, off, .. } = &range.what {
                 // Guest and RAM pages coincide, so both round to the same page.

@@ -2,9 +2,16 @@
 //!
 //! Keeps TLB-1's first half: a request goes to every vCPU, or to every other one. Fewer are told only where a lock says
 //! who is concerned ([`CodePages::owners`](crate::CodePages::owners)).
+//!
+//! Keeps WRITER-1: translations may do an AMO or SC as a plain load and store, and a fence as nothing, only while the
+//! promise stands that one thread stores to guest memory. The promise is made by the owner of the only vCPU, which has
+//! given no other thread a way to write; its own writes come while the vCPU is parked or by a device that the vCPU
+//! calls. Whoever is about to give such a way takes the promise back first and waits: each vCPU then drops all
+//! translations, or is parked and drops them before it runs. A second vCPU takes it back before it exists.
 
 use crate::memmap::FlatView;
 use crate::safepoint::{OwnPort, Request, Ticket, VcpuId, VcpuPort};
+use std::sync::atomic::{AtomicU8, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::{Duration, Instant};
 
@@ -46,7 +53,17 @@ impl Pending {
 #[derive(Debug, Default)]
 pub struct VcpuRegistry {
     ports: Mutex<Ports>,
+    /// The promise of WRITER-1: `SHARED`, `ALONE` or `LEAVING`. Made under the lock of `ports`, so that no second vCPU
+    /// comes meanwhile.
+    writers: AtomicU8,
 }
+
+/// No promise.
+const SHARED: u8 = 0;
+/// The promise stands.
+const ALONE: u8 = 1;
+/// It was taken back, and a vCPU may still run what relies on it.
+const LEAVING: u8 = 2;
 
 #[derive(Debug, Default)]
 struct Ports {
@@ -68,6 +85,47 @@ impl VcpuRegistry {
         ports.all.retain(|p| p.1.strong_count() > 0);
         ports.all.push((id, Arc::downgrade(port.shared())));
         port
+    }
+
+    /// Promises that only the one vCPU there is, and host calls while it is parked or calls a device, will store to guest
+    /// memory (WRITER-1), until [`admit_writers`](Self::admit_writers) or a second vCPU. A promise that is not kept loses
+    /// stores of the other writer, no more. `false`, and no promise, if there is not exactly one vCPU.
+    pub fn promise_one_writer(&self) -> bool {
+        let ports = self.ports();
+        let alone = ports.all.iter().filter(|p| p.1.strong_count() > 0).count() == 1;
+        alone && self.writers.compare_exchange(SHARED, ALONE, Ordering::SeqCst, Ordering::SeqCst) != Err(LEAVING)
+    }
+
+    /// Does the promise stand? A translator asks for each translation, and serves requests before it runs one.
+    #[inline]
+    pub fn one_writer(&self) -> bool {
+        self.writers.load(Ordering::SeqCst) == ALONE
+    }
+
+    /// Takes the promise back, and waits until no vCPU runs a translation that relies on it; `false` when time ran out.
+    /// Then another thread may store. Never call it on the thread of a vCPU that runs, nor with a lock held that one may
+    /// want (SAFE-1).
+    #[must_use = "until this is true, nobody else may store"]
+    pub fn admit_writers(&self, timeout: Option<Duration>) -> bool {
+        self.admit(|_| true, timeout)
+    }
+
+    /// The same for a vCPU that has just been registered, and runs nothing yet.
+    pub(crate) fn admit_vcpu(&self, new: &VcpuPort, timeout: Duration) -> bool {
+        self.admit(|id| id != new.id(), Some(timeout))
+    }
+
+    fn admit(&self, whom: impl Fn(VcpuId) -> bool, timeout: Option<Duration>) -> bool {
+        if self.writers.load(Ordering::SeqCst) == SHARED {
+            return true;
+        }
+        // Several at once each post and wait; none goes on because another was first.
+        self.writers.store(LEAVING, Ordering::SeqCst);
+        let served = self.post_if(whom, |port| port.post(Request::FlushAll)).wait(timeout);
+        if served {
+            self.writers.store(SHARED, Ordering::SeqCst);
+        }
+        served
     }
 
     /// The ports of all vCPUs alive now.
@@ -111,5 +169,32 @@ impl VcpuRegistry {
     /// own thread while that runs.
     pub fn post_all_and_wait(&self, request: Request, timeout: Option<Duration>) -> bool {
         self.post_all(request).wait(timeout)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_promise_of_one_writer_needs_one_vcpu_and_ends_when_each_has_answered() {
+        let vcpus = VcpuRegistry::default();
+        assert!(!vcpus.promise_one_writer(), "nobody is there");
+        let one = vcpus.register();
+        assert!(vcpus.promise_one_writer() && vcpus.one_writer());
+        // It runs, and does not answer.
+        let running = one.running();
+        assert!(!vcpus.admit_writers(Some(Duration::ZERO)));
+        assert!(!vcpus.one_writer(), "what is translated from here on relies on nothing");
+        assert!(!vcpus.promise_one_writer(), "not while it may run what relies on it");
+        let two = vcpus.register();
+        assert!(!vcpus.admit_vcpu(&two, Duration::ZERO), "and who comes second waits as the first did");
+        // Parked, it drains before it runs.
+        drop(running);
+        assert!(vcpus.admit_vcpu(&two, Duration::ZERO) && one.kicked());
+        assert!(vcpus.admit_writers(Some(Duration::ZERO)));
+        assert!(!vcpus.promise_one_writer(), "there are two");
+        drop(two);
+        assert!(vcpus.promise_one_writer());
     }
 }

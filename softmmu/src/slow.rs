@@ -35,7 +35,7 @@ pub(crate) enum Place {
     /// RAM; `silent` if the entry says that nobody listens.
     Ram { host: *mut u8, ram: RamAddr, silent: bool },
     /// Located for a store, but read-only.
-    Rom { host: *mut u8, ram: RamAddr },
+    Rom { host: *mut u8 },
     /// A device, which the view keeps alive.
     Mmio { dev: NonNull<dyn MmioDevice>, off: u64, sizes: SizeMask },
 }
@@ -169,7 +169,7 @@ impl SoftMmu {
         let host = with_exposed_provenance_mut(va.get().wrapping_add(self.tlb.addend(slot)) as usize);
         let ram = RamAddr::new(self.tlb.ram_page(slot).base().get() + va.page_offset());
         if comparator & DISCARD != 0 {
-            Place::Rom { host, ram }
+            Place::Rom { host }
         } else {
             Place::Ram { host, ram, silent: comparator & (NOTDIRTY | CODEPAGE) == 0 }
         }
@@ -203,7 +203,7 @@ impl SoftMmu {
             Resolved::Ram { block, off, readonly, len_left } => {
                 let host = with_exposed_provenance_mut(host_address(block, off) as usize);
                 let ram = ram_address(block, off);
-                let place = if readonly { Place::Rom { host, ram } } else { Place::Ram { host, ram, silent: false } };
+                let place = if readonly { Place::Rom { host } } else { Place::Ram { host, ram, silent: false } };
                 Some((place, len_left.min(page_left)))
             }
             Resolved::Mmio { dev, off, len_left } => {

@@ -54,6 +54,8 @@ pub struct JitFlags {
     pub optimise: bool,
     /// Use BMI2 shifts where the host has them.
     pub bmi2: bool,
+    /// While one thread stores, do AMOs and SCs without a locked instruction, and fences by nothing.
+    pub one_writer: bool,
     /// Not an optimisation: count loads and stores, an addition a block, for `VcpuStats::accesses`.
     pub count: bool,
     /// Interpret cold code, and code that is patched again and again, instead of translating it.
@@ -77,6 +79,7 @@ impl Default for JitFlags {
             budget_register: true,
             optimise: true,
             bmi2: true,
+            one_writer: true,
             count: false,
             tier0: true,
         }
@@ -85,7 +88,7 @@ impl Default for JitFlags {
 
 impl JitFlags {
     /// Names of the switches, in the order of [`JitFlags::set`]'s bits.
-    pub const NAMES: [&str; 15] = [
+    pub const NAMES: [&str; 16] = [
         "regions",
         "pinned",
         "remap",
@@ -100,6 +103,7 @@ impl JitFlags {
         "budget_register",
         "optimise",
         "bmi2",
+        "one_writer",
         "tier0",
     ];
 
@@ -120,6 +124,7 @@ impl JitFlags {
             "budget_register" => &mut self.budget_register,
             "optimise" => &mut self.optimise,
             "bmi2" => &mut self.bmi2,
+            "one_writer" => &mut self.one_writer,
             "tier0" => &mut self.tier0,
             _ => return false,
         };

@@ -250,6 +250,8 @@ impl MachineBuilder {
             }
             vcpus.push(vcpu);
         }
+        // WRITER-1: one hart, and nothing was given out yet that another thread could write by.
+        board.space.vcpus().promise_one_writer();
         board.attach(vcpus.iter().map(Vcpu::port), &clock)?;
         let mut machine = Machine::assemble(board, vcpus, harts, clock, symbols);
         let entry = match &self.program {

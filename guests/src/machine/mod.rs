@@ -208,6 +208,7 @@ impl Machine {
 
     /// The machine's memory, to change it from any thread while the machine runs.
     pub fn memory(&self) -> Memory {
+        self.admit_writers();
         self.board.memory.clone()
     }
 
@@ -237,6 +238,12 @@ impl Machine {
         self.board.space.unmap(region)?;
         self.serve();
         Ok(())
+    }
+
+    /// Something is given out by which another thread may write while the machine runs (WRITER-1).
+    fn admit_writers(&self) {
+        // All vCPUs are parked while nobody has the machine to run it: nothing is waited for.
+        let _ = self.board.space.vcpus().admit_writers(None);
     }
 
     /// The registers of hart 0.
@@ -273,6 +280,7 @@ impl Machine {
 
     /// The address space: for devices of one's own.
     pub fn space(&self) -> &Arc<AddressSpace> {
+        self.admit_writers();
         &self.board.space
     }
 

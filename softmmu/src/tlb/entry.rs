@@ -40,6 +40,21 @@ pub const ENTRY_BITS: u32 = 5;
 pub const TLB_BITS: u32 = 14;
 /// Number of entries.
 pub const TLB_ENTRIES: usize = 1 << TLB_BITS;
+/// From the start of the table: what LR left for SC, which lies behind the last entry. See [`Reservation`].
+pub const RESERVATION: i32 = (TLB_ENTRIES << ENTRY_BITS) as i32;
+
+/// What LR left for SC: the cell, by its host address, and the value that LR saw there. Emitted code reads and writes it
+/// on the owner's thread (TLB-1).
+#[repr(C)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct Reservation {
+    /// The cell's host address, plus one if it has eight bytes; zero is none. A change of the map that could give the
+    /// address another meaning clears it.
+    pub tag: u64,
+    /// The value, of which as many bytes count as the cell has.
+    pub value: u64,
+}
+
 /// Added to an address before it is compared or indexed.
 pub const BIAS: u64 = 0x1000;
 

@@ -1,7 +1,7 @@
 //! One vCPU's TLB.
 //!
 //! ```text
-//!   one mapping    [pad][ prefix: the owner's state ][ TlbEntry × 16 Ki ]      emitted code reads this
+//!   one mapping    [pad][ prefix: the owner's state ][ TlbEntry × 16 Ki ][ Reservation ]   emitted code reads this
 //!                                                    ▲ page-aligned, base in a host register
 //!   beside it      FullEntry × 16 Ki   the RAM page of an entry; touched only where entries are filled
 //!                  heads[page]─▶slot─▶slot           a RAM page's slots: re-arming finds every alias (two guest
@@ -22,7 +22,7 @@ pub(crate) mod flush;
 mod mapping;
 
 use crate::mmio::{MmioDevice, SizeMask};
-use entry::{FLAGS, INVALID, TLB_ENTRIES, TlbEntry};
+use entry::{FLAGS, INVALID, RESERVATION, Reservation, TLB_ENTRIES, TlbEntry};
 use mapping::Mapping;
 use notdirty_core::{PAGE_SIZE, PageIndex};
 use std::io;
@@ -111,7 +111,7 @@ impl Tlb {
         }
         let room = prefix.checked_next_multiple_of(page).filter(|&room| room <= 1 << 30);
         let room = room.ok_or_else(|| refused("the TLB's prefix must be at most 1 GiB"))?;
-        let shared = Mapping::zeroed(room + TLB_ENTRIES * size_of::<TlbEntry>())?;
+        let shared = Mapping::zeroed(room + RESERVATION as usize + size_of::<Reservation>())?;
         let side = Mapping::zeroed(TLB_ENTRIES * size_of::<FullEntry>())?;
         // SAFETY: `room` and `room - prefix` lie inside the mapping.
         let (table, prefix) = unsafe { (shared.start().add(room).cast(), shared.start().add(room - prefix)) };
@@ -138,6 +138,18 @@ impl Tlb {
     }
     pub(crate) fn table(&self) -> NonNull<TlbEntry> {
         self.table
+    }
+
+    /// What LR left for SC.
+    #[inline]
+    pub(crate) fn reservation(&self) -> Reservation {
+        // SAFETY: `new` made room for it behind the table, zeroed; only the owner's thread touches it (TLB-1).
+        unsafe { self.table.as_ptr().byte_add(RESERVATION as usize).cast::<Reservation>().read() }
+    }
+    #[inline]
+    pub(crate) fn set_reservation(&mut self, reservation: Reservation) {
+        // SAFETY: as above, and `&mut self`.
+        unsafe { self.table.as_ptr().byte_add(RESERVATION as usize).cast::<Reservation>().write(reservation) }
     }
 
     #[inline]

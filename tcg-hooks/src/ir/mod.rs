@@ -12,6 +12,7 @@
 pub mod print;
 
 use crate::riscv::Insn;
+use notdirty_softmmu::AmoOp;
 use smallvec::SmallVec;
 
 /// Two-operand arithmetic; the names are RISC-V's.
@@ -85,8 +86,28 @@ pub enum Kind {
     SwapState,
     /// Stores before are visible before loads after are done
     Fence,
-    /// The whole instruction is done in Rust: atomics, CSRs, `fence.i`
+    /// `rd = [a]`, and `[a] = rd op b`, at once; a word extends its sign
+    Amo(AmoOp, MemOp),
+    /// `rd = [a]`, which is reserved
+    LoadReserved(MemOp),
+    /// `[a] = b` if it is reserved and unchanged; `rd` says if not
+    StoreConditional(MemOp),
+    /// The whole instruction is done in Rust: most CSRs
     Rust,
+}
+
+impl Kind {
+    /// Is it a load or a store, or both?
+    pub const fn accesses(self) -> bool {
+        use Kind::{Amo, Load, LoadReserved, Store, StoreConditional};
+        matches!(self, Load(_) | Store(_) | Amo(..) | LoadReserved(_) | StoreConditional(_))
+    }
+
+    /// May Rust execute it, and do more than an access? What was checked before it is not checked behind it.
+    pub const fn may_leave(self) -> bool {
+        use Kind::{Amo, LoadReserved, Rust, StoreConditional};
+        matches!(self, Rust | Amo(..) | LoadReserved(_) | StoreConditional(_))
+    }
 }
 
 /// One operation.

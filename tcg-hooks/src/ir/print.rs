@@ -33,6 +33,9 @@ impl fmt::Display for Ir {
             }
             Kind::ReadState => write!(f, "{rd} = state[{:#x}]", self.imm),
             Kind::SwapState => write!(f, "{rd}, state[{:#x}] = state[{:#x}], {a}", self.imm, self.imm),
+            Kind::Amo(op, m) => write!(f, "{rd} = amo.{op:?}.{} [{a}], {b}  #{}", 8 * m.bytes(), self.site),
+            Kind::LoadReserved(m) => write!(f, "{rd} = lr.{} [{a}]  #{}", 8 * m.bytes(), self.site),
+            Kind::StoreConditional(m) => write!(f, "{rd} = sc.{} [{a}], {b}  #{}", 8 * m.bytes(), self.site),
             Kind::Fence => write!(f, "fence"),
             Kind::Rust => write!(f, "rust #{}", self.site),
         }

@@ -43,11 +43,18 @@ impl Insn {
     }
 
     /// Of a `fence`: must stores before it be visible before loads after it are done? The rest of what a fence may ask
-    /// for, a host with total store order gives anyway; `fence.tso` does not ask for this.
+    /// for, a host with total store order gives anyway. `fence.tso` (fm 8, rw, rw) does not ask for this; every other
+    /// fence with an fm is reserved, and means what it would with fm 0.
     pub const fn orders_stores_before_loads(&self) -> bool {
         // fm, then i, o, r, w of the predecessors, then of the successors.
-        let (fm, w, r) = (self.imm >> 8 & 0xf, self.imm >> 4 & 1, self.imm >> 1 & 1);
-        fm != 8 && w != 0 && r != 0
+        let (w, r) = (self.imm >> 4 & 1, self.imm >> 1 & 1);
+        w != 0 && r != 0 && self.imm & 0xfff != 0x833
+    }
+
+    /// Of an LR: must stores before it be visible before it loads (`rl`)? An AMO or SC orders them on any host, being
+    /// a locked instruction there.
+    pub const fn releases(&self) -> bool {
+        self.imm & 1 != 0
     }
 
     /// Where a branch or `jal` at `pc` goes when it is taken.
@@ -291,8 +298,10 @@ mod tests {
     #[test]
     fn a_fence_that_has_stores_before_and_loads_behind_is_a_full_one() {
         let full = |bits: u32| decode(bits).orders_stores_before_loads();
-        // rw,rw; iorw,iorw; w,r; then w,w; r,rw; rw,w; fence.tso.
+        // rw,rw; iorw,iorw; w,r; the same with a reserved fm, and fm 8 with anything but rw,rw.
         assert!([0x0330_000f, 0x0ff0_000f, 0x0120_000f].into_iter().all(full));
+        assert!([0x1330_000f, 0x7330_000f, 0xfff0_000f, 0x8120_000f, 0x8ff0_000f, 0x8720_000f].into_iter().all(full));
+        // w,w; r,rw; rw,w; fence.tso.
         assert!(![0x0110_000f, 0x0230_000f, 0x0310_000f, 0x8330_000f].into_iter().any(full));
     }
 

@@ -11,6 +11,8 @@
 //! In a pattern `0` and `1` must match, `-` is free and blanks are for the reader. The order of the rows is the
 //! order of the manual; no two rows may match the same word (a test here asks each pair).
 
+use notdirty_softmmu::AmoOp;
+
 /// How an instruction's operands lie in its 32 bits, and hence how it is written in assembly.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 #[repr(u8)]
@@ -251,6 +253,22 @@ impl Op {
     /// Anything of the A extension, `lr` and `sc` too.
     pub const fn is_amo(self) -> bool {
         matches!(self.format(), Format::Amo | Format::Lr)
+    }
+
+    /// The read-modify-write of an AMO; none for LR and SC.
+    pub const fn amo(self) -> Option<AmoOp> {
+        Some(match self {
+            Op::AmoswapW | Op::AmoswapD => AmoOp::Swap,
+            Op::AmoaddW | Op::AmoaddD => AmoOp::Add,
+            Op::AmoxorW | Op::AmoxorD => AmoOp::Xor,
+            Op::AmoandW | Op::AmoandD => AmoOp::And,
+            Op::AmoorW | Op::AmoorD => AmoOp::Or,
+            Op::AmominW | Op::AmominD => AmoOp::Min,
+            Op::AmomaxW | Op::AmomaxD => AmoOp::Max,
+            Op::AmominuW | Op::AmominuD => AmoOp::Minu,
+            Op::AmomaxuW | Op::AmomaxuD => AmoOp::Maxu,
+            _ => return None,
+        })
     }
 
     /// Touches guest memory as data.

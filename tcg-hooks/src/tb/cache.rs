@@ -195,6 +195,7 @@ impl TbCache {
         if self.tbs.len() >= MAX_TBS && self.free.is_empty() {
             self.clear(ctx);
         }
+        self.emitter.alone = self.flags.one_writer && self.space.vcpus().one_writer();
         let (len, entry) = self.emitter.emit(region, id);
         let at = match self.code.reserve(len) {
             Some(at) => at,

@@ -4,7 +4,7 @@
 //! the register to a handler.
 use super::plan::Plan;
 use crate::cpu::CpuState;
-use crate::ir::{Alu, Ir, Kind, Region, Site, Target, Term};
+use crate::ir::{Alu, Ir, Kind, MemOp, Region, Site, Target, Term};
 use crate::riscv::Insn;
 use crate::riscv::Op;
 use crate::riscv::csr::{Csrs, num};
@@ -62,18 +62,32 @@ impl Lower {
             }
             // The host's total store order is as strong as any other fence.
             Plan::Fence => {}
-            _ => match plain_csr(&insn) {
-                Some((kind, offset)) => {
-                    // `mepc` alone has a bit that stays clear.
-                    let b = u8::from(insn.csr() == num::MEPC);
-                    self.push(region, Ir { kind, rd, a, b, site: 0, imm: offset as i64 });
-                }
-                None => {
-                    let site = push_site(region, pc, insn, count);
-                    self.push(region, Ir { kind: Kind::Rust, rd, a, b, site, imm });
-                }
-            },
+            _ => self.rare(region, pc, insn, count),
         }
+    }
+
+    /// A, Zicsr and `fence.i`.
+    #[inline(never)]
+    fn rare(&mut self, region: &mut Region, pc: u64, insn: Insn, count: u16) {
+        let Insn { op, rd, rs1: a, rs2: b, .. } = insn;
+        if let Some((kind, offset)) = plain_csr(&insn) {
+            // `mepc` alone has a bit that stays clear.
+            let b = u8::from(insn.csr() == num::MEPC);
+            return self.push(region, Ir { kind, rd, a, b, site: 0, imm: offset as i64 });
+        }
+        let mem = MemOp(op.mem_bytes().trailing_zeros() as u8 & 3 | 4);
+        let kind = match op {
+            Op::LrW | Op::LrD => {
+                if insn.releases() {
+                    self.push(region, Ir { kind: Kind::Fence, rd: 0, a: 0, b: 0, site: 0, imm: 0 });
+                }
+                Kind::LoadReserved(mem)
+            }
+            Op::ScW | Op::ScD => Kind::StoreConditional(mem),
+            _ => op.amo().map_or(Kind::Rust, |amo| Kind::Amo(amo, mem)),
+        };
+        let site = push_site(region, pc, insn, count);
+        self.push(region, Ir { kind, rd, a, b, site, imm: insn.imm.into() });
     }
 
     /// The instruction that ends a block; `targets` are where a direct one goes, and what follows it.

@@ -14,7 +14,7 @@
 //!
 //! The mask is tested before the store, without a fence: whoever announces a line re-arms this vCPU and compares the
 //! bytes once that was served (CODE-1), so a store that was past the test by then is seen there.
-use super::asm::Assembler;
+use super::asm::{Assembler, Label};
 use super::context::{BASE, TABLE};
 use super::off;
 use super::regs::{PINS, RAX};
@@ -30,8 +30,10 @@ const STRIDE: usize = 80;
 const PLACES: usize = 32 + 16;
 /// Loads by `MemOp`, of which one is not used, then stores by size.
 const KINDS: usize = 8 + 4;
+/// Those that only find the host address, behind all others.
+const RESOLVE: usize = 1 + KINDS * PLACES;
 /// Bytes of them all.
-pub(super) const LEN: usize = (KINDS * PLACES + 1) * STRIDE;
+pub(super) const LEN: usize = (RESOLVE + 3) * STRIDE;
 /// Set in the number of a site whose stub has more to do before Rust is called.
 pub(super) const MOVED: u32 = 1 << 31;
 
@@ -50,6 +52,21 @@ pub(super) fn routine(first: CodeOffset, access: Access, guest: u8, host: Option
     };
     let place = host.map_or(usize::from(guest & 31), |host| 32 + usize::from(host & 15));
     first + ((1 + kind * PLACES + place) * STRIDE) as CodeOffset
+}
+
+/// The routine that finds an aligned cell's host address: to rdx, with the zero flag set; or it is not to be had without
+/// Rust, and the flag is clear.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Resolve(usize);
+
+impl Resolve {
+    pub(super) fn new(store: bool, mem: MemOp) -> Resolve {
+        Resolve(if store { 1 + usize::from(mem.bytes() == 8) } else { 0 })
+    }
+
+    pub(super) fn place(self, first: CodeOffset) -> CodeOffset {
+        first + ((RESOLVE + self.0) * STRIDE) as CodeOffset
+    }
 }
 
 /// Assembles all of them, for offset `first` of the code cache, with thunk `site` at its offset.
@@ -81,34 +98,33 @@ pub(super) fn assemble(first: CodeOffset, site: CodeOffset) -> Vec<u8> {
             }
         }
     }
+    for n in 0..3 {
+        let out = ops.new_label();
+        ops.skip_to((RESOLVE + n) * STRIDE);
+        match n {
+            0 => resolve_load(&mut ops, out),
+            _ => resolve_store(&mut ops, 2 << n, out),
+        }
+        dynasm!(ops; .arch x64; ret);
+        dynasm!(ops; .arch x64; =>out; test rsp, rsp; ret);
+    }
     ops.skip_to(LEN);
     ops.finish();
     ops.code().to_vec()
 }
 
-fn load(ops: &mut Assembler, mem: MemOp, guest: Option<u8>, d: u8, out: super::asm::Label) {
+/// From a guest address in rdx to its host address, with the zero flag set; or `out`, with it clear or a site to come.
+fn resolve_load(ops: &mut Assembler, out: Label) {
     dynasm!(ops; .arch x64
         ; xor rax, [rbp + rcx + (TABLE + READ)]
         ; test rax, DWORD !(OTHER as i32)
         ; jnz =>out
         ; add rdx, [rbp + rcx + (TABLE + ADDEND)]
         ; cmp eax, eax);
-    match (mem.bytes(), mem.signed()) {
-        (1, true) => dynasm!(ops; .arch x64; movsx Rq(d), BYTE [rdx]),
-        (1, false) => dynasm!(ops; .arch x64; movzx Rd(d), BYTE [rdx]),
-        (2, true) => dynasm!(ops; .arch x64; movsx Rq(d), WORD [rdx]),
-        (2, false) => dynasm!(ops; .arch x64; movzx Rd(d), WORD [rdx]),
-        (4, true) => dynasm!(ops; .arch x64; movsxd Rq(d), DWORD [rdx]),
-        (4, false) => dynasm!(ops; .arch x64; mov Rd(d), [rdx]),
-        _ => dynasm!(ops; .arch x64; mov Rq(d), [rdx]),
-    }
-    if let Some(guest) = guest.filter(|&guest| guest != 0) {
-        dynasm!(ops; .arch x64; mov [BYTE rbp + off(guest)], rax);
-    }
-    dynasm!(ops; .arch x64; ret);
 }
 
-fn store(ops: &mut Assembler, bytes: u32, guest: Option<u8>, value: u8, out: super::asm::Label) {
+/// The same for a store.
+fn resolve_store(ops: &mut Assembler, bytes: u32, out: Label) {
     let go = ops.new_label();
     dynasm!(ops; .arch x64
         ; xor rax, [rbp + rcx + (TABLE + WRITE)]
@@ -125,6 +141,27 @@ fn store(ops: &mut Assembler, bytes: u32, guest: Option<u8>, value: u8, out: sup
         ; jc =>out
         ; cmp eax, eax
         ; =>go);
+}
+
+fn load(ops: &mut Assembler, mem: MemOp, guest: Option<u8>, d: u8, out: Label) {
+    resolve_load(ops, out);
+    match (mem.bytes(), mem.signed()) {
+        (1, true) => dynasm!(ops; .arch x64; movsx Rq(d), BYTE [rdx]),
+        (1, false) => dynasm!(ops; .arch x64; movzx Rd(d), BYTE [rdx]),
+        (2, true) => dynasm!(ops; .arch x64; movsx Rq(d), WORD [rdx]),
+        (2, false) => dynasm!(ops; .arch x64; movzx Rd(d), WORD [rdx]),
+        (4, true) => dynasm!(ops; .arch x64; movsxd Rq(d), DWORD [rdx]),
+        (4, false) => dynasm!(ops; .arch x64; mov Rd(d), [rdx]),
+        _ => dynasm!(ops; .arch x64; mov Rq(d), [rdx]),
+    }
+    if let Some(guest) = guest.filter(|&guest| guest != 0) {
+        dynasm!(ops; .arch x64; mov [BYTE rbp + off(guest)], rax);
+    }
+    dynasm!(ops; .arch x64; ret);
+}
+
+fn store(ops: &mut Assembler, bytes: u32, guest: Option<u8>, value: u8, out: Label) {
+    resolve_store(ops, bytes, out);
     match guest {
         Some(0) => dynasm!(ops; .arch x64; mov eax, DWORD 0),
         Some(guest) => dynasm!(ops; .arch x64; mov rax, [BYTE rbp + off(guest)]),

@@ -111,7 +111,7 @@ fn group(ops: &[Ir], marks: &mut [Mark], at: usize) -> Option<Group> {
     let base = ops[at].a;
     let mut members: smallvec::SmallVec<[usize; 16]> = smallvec::SmallVec::new();
     for (i, ir) in ops.iter().enumerate().skip(at).take(REACH) {
-        if ir.kind == Kind::Rust {
+        if ir.kind.may_leave() {
             break;
         }
         if ir.a == base && marks[i] == Mark::Plain && access(ir).is_some_and(|(c, _)| c == comparator) {

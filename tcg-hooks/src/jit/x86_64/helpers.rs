@@ -16,7 +16,7 @@ use crate::ir::Site;
 use crate::riscv::csr::{self, CsrEffect};
 use crate::riscv::trap::{self, Trap};
 use crate::riscv::{Insn, Op};
-use notdirty_softmmu::{AmoOp, GuestVirt, MemFault, MemSize, MmuIdx, StoreEffect};
+use notdirty_softmmu::{AccessKind, GuestVirt, MemFault, MemSize, MmuIdx, StoreEffect};
 
 /// What executing a site came to.
 pub(crate) enum Outcome {
@@ -47,7 +47,8 @@ pub(crate) unsafe extern "C" fn execute_site(ctx: *mut Context, number: u32) -> 
     ctx.settle(site.refund);
     ctx.cpu.pc = site.pc;
     // Counted at its block's head already, and again by the `SoftMmu`.
-    core.counted_twice += u64::from(site.insn.op.is_load() || site.insn.op.is_store());
+    let op = site.insn.op;
+    core.counted_twice += u64::from(op.is_load() || op.is_store() || op.is_amo());
     match execute(core, ctx, &site) {
         Outcome::Next => answer::CONTINUE,
         Outcome::Leave(pc) => {
@@ -155,31 +156,25 @@ fn atomic(core: &mut Core, ctx: &mut Context, insn: &Insn) -> Result<StoreEffect
     let size = size(insn);
     let (mmu, mut hooks) = core.split(ctx);
     let (old, effect) = match insn.op {
-        Op::LrW | Op::LrD => (mmu.lr(&mut hooks, MmuIdx::M, va, size)?, StoreEffect::NONE),
+        Op::LrW | Op::LrD => {
+            if insn.releases() {
+                std::sync::atomic::fence(std::sync::atomic::Ordering::SeqCst);
+            }
+            (mmu.lr(&mut hooks, MmuIdx::M, va, size)?, StoreEffect::NONE)
+        }
         Op::ScW | Op::ScD => {
             let (stored, effect) = mmu.sc(&mut hooks, MmuIdx::M, va, size, operand)?;
             write(&mut ctx.cpu, insn.rd, u64::from(!stored));
             return Ok(effect);
         }
-        op => mmu.amo(&mut hooks, MmuIdx::M, va, size, amo_op(op), operand)?,
+        op => match op.amo() {
+            Some(amo) => mmu.amo(&mut hooks, MmuIdx::M, va, size, amo, operand)?,
+            None => return Err(MemFault::access(AccessKind::Store, va)),
+        },
     };
     let value = if size == MemSize::B4 { old as i32 as i64 as u64 } else { old };
     write(&mut ctx.cpu, insn.rd, value);
     Ok(effect)
-}
-
-fn amo_op(op: Op) -> AmoOp {
-    match op {
-        Op::AmoswapW | Op::AmoswapD => AmoOp::Swap,
-        Op::AmoaddW | Op::AmoaddD => AmoOp::Add,
-        Op::AmoxorW | Op::AmoxorD => AmoOp::Xor,
-        Op::AmoandW | Op::AmoandD => AmoOp::And,
-        Op::AmoorW | Op::AmoorD => AmoOp::Or,
-        Op::AmominW | Op::AmominD => AmoOp::Min,
-        Op::AmomaxW | Op::AmomaxD => AmoOp::Max,
-        Op::AmominuW | Op::AmominuD => AmoOp::Minu,
-        _ => AmoOp::Maxu,
-    }
 }
 
 fn control(core: &mut Core, ctx: &mut Context, insn: &Insn, next: u64) -> Outcome {

@@ -111,6 +111,11 @@ impl Emitter {
         self.ops.hole()
     }
 
+    /// The same for an aligned cell at the base itself, of four bytes or eight.
+    pub(super) fn probe_aligned(&mut self, base: u8, bytes: u32, comparator: i32) -> Hole {
+        self.probe(base, 0, bytes, comparator)
+    }
+
     /// The same for the last byte of several accesses, whose first has been probed: its page is the same one.
     pub(super) fn probe_last(&mut self, base: u8, imm: i32, comparator: i32) -> Hole {
         dynasm!(self.ops; .arch x64; lea rax, [Rq(base) + (imm + BIAS as i32)]);

@@ -15,6 +15,7 @@
 mod again;
 mod alu;
 mod asm;
+mod atomic;
 pub(crate) mod context;
 pub(crate) mod disasm;
 mod elide;
@@ -61,6 +62,8 @@ enum Cold {
     },
     /// The cold copy of accesses that share a check.
     Cluster(usize),
+    /// The slow part of an AMO, LR or SC.
+    Cell(atomic::Elsewhere),
     /// A conditional exit of a region with a map of its own.
     Leave {
         from: Hole,
@@ -92,6 +95,8 @@ pub(crate) struct Emitter {
     marks: Vec<(u64, u32)>,
     tb: u32,
     region_pc: u64,
+    /// Does one thread store (WRITER-1)? Of the TB being emitted.
+    pub(crate) alone: bool,
 }
 
 /// Displacement of a guest register in the context.
@@ -121,6 +126,7 @@ impl Emitter {
             marks: Vec::new(),
             tb: 0,
             region_pc: 0,
+            alone: false,
         }
     }
 
@@ -169,7 +175,7 @@ impl Emitter {
             }
             if self.flags.count {
                 let ops = &region.ops[block.first as usize..block.end as usize];
-                let accesses = ops.iter().filter(|ir| matches!(ir.kind, Kind::Load(_) | Kind::Store(_))).count();
+                let accesses = ops.iter().filter(|ir| ir.kind.accesses()).count();
                 if accesses != 0 {
                     dynasm!(self.ops; .arch x64; add QWORD [rbp + context::ACCESSES], DWORD accesses as i32);
                 }
@@ -214,12 +220,17 @@ impl Emitter {
             Kind::Imm(op) => self.alu_imm(op, ir.rd, ir.a, ir.imm),
             Kind::Load(mem) => self.load(ir, mem),
             Kind::Store(mem) => self.store(ir, mem),
+            Kind::Amo(op, mem) => self.amo(ir, op, mem),
+            Kind::LoadReserved(mem) => self.load_reserved(ir, mem),
+            Kind::StoreConditional(mem) => self.store_conditional(ir, mem),
             Kind::ReadState => {
                 let d = self.target(ir.rd, RAX);
                 dynasm!(self.ops; .arch x64; mov Rq(d), [rbp + (ir.imm as i32 - context::BASE)]);
                 self.done(ir.rd, d);
             }
             Kind::SwapState => self.swap_state(ir),
+            // With one writer, no load can tell.
+            Kind::Fence if self.alone => {}
             // A locked instruction is a full barrier, and cheaper than `mfence`.
             Kind::Fence => dynasm!(self.ops; .arch x64; lock or DWORD [rsp], BYTE 0),
             Kind::Rust => self.execute_site(ir.site),
@@ -274,6 +285,7 @@ impl Emitter {
                 self.leave_stub(exit);
             }
             Cold::Cluster(number) => self.cold_cluster(&region.ops, number),
+            Cold::Cell(cell) => self.cold_cell(cell),
             Cold::Leave { from, pc } => {
                 self.ops.close(from);
                 self.swap_out();
