@@ -75,6 +75,16 @@ fn of_two_harts_that_store_and_fence_and_load_one_sees_the_other() {
 }
 
 #[test]
+fn a_fence_that_is_reserved_orders_as_a_plain_one() {
+    litmus(Litmus::SbReserved, 1000);
+}
+
+#[test]
+fn an_lr_that_releases_comes_behind_the_stores_before_it() {
+    litmus(Litmus::SbRelease, 1000);
+}
+
+#[test]
 fn nobody_sees_a_store_that_its_own_load_caused() {
     litmus(Litmus::Lb, 1000);
 }

@@ -1,14 +1,19 @@
-//! Where translated code lies in guest RAM, to the 64-byte line.
+//! Where translated code lies in guest RAM: to the 64-byte line for who has it, to the halfword for what a store tests.
 //!
 //! ```text
-//!   CodePages  top[2^14] ─CAS─▶ mid[2^13] ─CAS─▶ leaf: 512 × CodePage { mask }
+//!   CodePages  top[2^14] ─CAS─▶ mid[2^13] ─CAS─▶ leaf: 512 × CodePage { mask, halves }
 //!              │                                      ▲ a TLB entry's aux points here (flag CODEPAGE)
 //!              └─ shards, each behind a lock: page ─▶ [(vCPU, its lines)]
 //!
 //!   mask bit n set  = bytes 64n..64n+63 of the page hold translated or announced code of some vCPU
 //!   mask            = the union of what the vCPUs have there
 //!   mask == 0      <=> the CODE bit of the page is set in dirty memory: "nothing to protect here"
+//!   half n clear    = bytes 2n and 2n+1 hold none. Set, they do, or did while their line was never without code.
 //! ```
+//!
+//! So data beside code, in the very line, is stored to without a word to anybody. A half that outlived its code costs
+//! time, not correctness: a store that hits it finds no TB, and the one vCPU that has the line counts its halves again
+//! (`set_halves`).
 //!
 //! Keeps the shared half of CODE-1: `announce` ORs the mask before it clears CODE, `set_lines` sets CODE only with
 //! an empty union; both hold the page's lock, so neither can undo the other's half. A store tests the mask after its
@@ -36,10 +41,30 @@ pub trait CodeInvalidator {
 pub struct CodePage {
     /// Bit n: the n-th 64-byte line holds translated or announced code, of whatever vCPU.
     pub mask: AtomicU64,
+    /// Bit n of all: bytes 2n and 2n+1 may be code. Written under the page's lock.
+    halves: [AtomicU64; HALVES],
+    /// Emitted code reads four bytes that begin in `halves`.
+    _behind: u64,
 }
 
-// Emitted code tests the mask through a pointer to the page.
-const _: () = assert!(MODEL || core::mem::offset_of!(CodePage, mask) == 0 && size_of::<CodePage>() == 8);
+/// Words of a page's `halves`, of two lines each.
+const HALVES: usize = if MODEL { 1 } else { PAGE_SIZE as usize / 128 };
+/// Where emitted code finds the halves, from the address in an entry's `aux`: bit n % 8 of byte n / 8 is half n.
+pub const HALVES_OFFSET: i32 = core::mem::offset_of!(CodePage, halves) as i32;
+
+const _: () = assert!(MODEL || HALVES_OFFSET == 8 && size_of::<CodePage>() == 16 + 8 * HALVES);
+
+/// Some bytes `[from, to)` of a page as bits of the words of `halves`.
+fn halves_of(from: u64, to: u64) -> impl Iterator<Item = (usize, u64)> {
+    let to = to.min(PAGE_SIZE);
+    let words = if from < to { from / 128..to.div_ceil(128) } else { 0..0 };
+    words.map(move |word| {
+        let low = (from.max(128 * word) - 128 * word) / 2;
+        let high = (to.min(128 * word + 128) - 1 - 128 * word) / 2;
+        // In a model one word stands for all.
+        (word as usize % HALVES, (u64::MAX >> (63 - (high - low))) << low)
+    })
+}
 
 /// The lines of a page that `[page_offset, page_offset + len)` touches; what lies beyond the page is cut off.
 #[inline]
@@ -148,7 +173,7 @@ impl CodePages {
         CodePages {
             top: Top::empty(),
             shards: core::array::from_fn(|_| Mutex::new(Shard::default())),
-            beyond: CodePage::default(),
+            beyond: CodePage { halves: core::array::from_fn(|_| AtomicU64::new(u64::MAX)), ..CodePage::default() },
         }
     }
 
@@ -192,10 +217,41 @@ impl CodePages {
     /// The caller re-arms the TLBs next (its own at once, the others by request), and only then reads the bytes.
     pub fn announce(&self, dirty: &DirtyMemory, page: PageIndex, lines: u64, vcpu: VcpuId, guard: &Guard) -> &CodePage {
         let code = self.page_or_insert(page);
+        if lines != 0 {
+            self.announce_spans(
+                dirty,
+                page,
+                (0..64).filter(|n| lines >> n & 1 != 0).map(|n| (64 * n, 64 * n + 64)),
+                vcpu,
+                guard,
+            );
+        }
+        code
+    }
+
+    /// As `announce`, for bytes `[from, to)` of the page, each span not empty.
+    pub fn announce_spans(
+        &self,
+        dirty: &DirtyMemory,
+        page: PageIndex,
+        spans: impl Iterator<Item = (u64, u64)> + Clone,
+        vcpu: VcpuId,
+        guard: &Guard,
+    ) -> &CodePage {
+        let code = self.page_or_insert(page);
+        let lines = spans.clone().fold(0, |lines, (from, to)| lines | lines_of(from, to - from));
         if lines == 0 {
             return code;
         }
         let mut shard = self.shard(page);
+        // Before the mask: who sees a line there sees its halves. If it was there before, the RMW below stands between
+        // these stores and the reading of the bytes all the same.
+        for (word, bits) in spans.flat_map(|(from, to)| halves_of(from, to)) {
+            let old = code.halves[word].load(Ordering::Relaxed);
+            if old & bits != bits {
+                code.halves[word].store(old | bits, Ordering::Relaxed);
+            }
+        }
         let owners = shard.entry(page).or_default();
         match owners.iter_mut().find(|owner| owner.0 == vcpu) {
             Some(own) => own.1 |= lines,
@@ -221,11 +277,41 @@ impl CodePages {
             code.mask.fetch_or(union, Ordering::SeqCst);
             return;
         }
+        let was = code.mask.load(Ordering::Relaxed);
+        let gone = was & !union;
+        // Lines that come without their bytes: all of them.
+        for (word, cell) in code.halves.iter().enumerate().filter(|_| union & !was != 0) {
+            cell.fetch_or(if MODEL { u64::MAX } else { line_halves((union & !was) >> (2 * word)) }, Ordering::Relaxed);
+        }
         code.mask.store(union, Ordering::SeqCst);
+        if gone != 0 {
+            code.forget_halves(if MODEL && union != 0 { 0 } else { gone });
+        }
         if union == 0 {
             dirty.set(PageRange::of_page(page), ClientMask::CODE, guard);
         } else {
             dirty.test_and_clear(page, DirtyClient::CODE, guard);
+        }
+    }
+
+    /// A store hit halves of these lines and no TB. If `vcpu` alone has them, they become what its TBs there are made from:
+    /// `spans`, of which the parts in other lines are ignored. It announces nothing at this moment.
+    pub fn set_halves(&self, page: PageIndex, lines: u64, spans: impl Iterator<Item = (u64, u64)>, vcpu: VcpuId) {
+        let Some(code) = self.page(page).filter(|code| !MODEL && !ptr::eq(*code, &self.beyond)) else { return };
+        let shard = self.shard(page);
+        let others = |owners: &Owners| owners.iter().any(|owner| owner.0 != vcpu && owner.1 & lines != 0);
+        if shard.get(&page).is_some_and(others) {
+            return;
+        }
+        let mut exact = [0u64; HALVES];
+        spans.flat_map(|(from, to)| halves_of(from, to)).for_each(|(word, bits)| exact[word] |= bits);
+        for (word, exact) in exact.into_iter().enumerate() {
+            let bits = line_halves(lines >> (2 * word));
+            if bits != 0 {
+                // One store: no half of a TB is clear for a moment.
+                let cell = &code.halves[word];
+                cell.store(cell.load(Ordering::Relaxed) & !bits | exact & bits, Ordering::Relaxed);
+            }
         }
     }
 
@@ -257,10 +343,10 @@ impl CodePages {
         shard.get(&page).and_then(|owners| owners.iter().find(|owner| owner.0 == vcpu)).map_or(0, |owner| owner.1)
     }
 
-    /// Do `len` bytes at `ram`, all on one page, touch a line with code?
+    /// Do `len` bytes at `ram`, all on one page, touch code?
     /// The bytes must be visible already: the caller stands behind a SeqCst fence or a RMW (MARK-1).
     pub(crate) fn hit(&self, ram: RamAddr, len: u64) -> bool {
-        self.page(ram.page()).is_some_and(|code| code.hit(lines_of(ram.page_offset(), len)))
+        self.page(ram.page()).is_some_and(|code| code.hit(ram.page_offset(), len))
     }
 }
 
@@ -291,16 +377,43 @@ fn owned(shard: &mut Shard, page: PageIndex, vcpu: VcpuId, own: u64) -> u64 {
 
 impl Default for CodePage {
     fn default() -> Self {
-        CodePage { mask: AtomicU64::new(0) }
+        CodePage { mask: AtomicU64::new(0), halves: core::array::from_fn(|_| AtomicU64::new(0)), _behind: 0 }
     }
 }
 
 impl CodePage {
-    /// Do any of these lines hold code? The bytes must be visible already, as for `CodePages::hit`.
+    /// Do `len` bytes at this offset touch code? The bytes must be visible already, as for `CodePages::hit`.
     #[inline]
-    pub fn hit(&self, lines: u64) -> bool {
-        self.mask.load(Ordering::SeqCst) & lines != 0
+    pub fn hit(&self, offset: u64, len: u64) -> bool {
+        self.mask.load(Ordering::SeqCst) & lines_of(offset, len) != 0 && self.has_halves(offset, len)
     }
+
+    /// Are any halves of these bytes set?
+    pub fn has_halves(&self, offset: u64, len: u64) -> bool {
+        let mut halves = halves_of(offset, offset.saturating_add(len));
+        halves.any(|(word, bits)| self.halves[word].load(Ordering::Relaxed) & bits != 0)
+    }
+
+    /// Are all halves of these bytes set?
+    pub fn has_all_halves(&self, offset: u64, len: u64) -> bool {
+        let mut halves = halves_of(offset, offset.saturating_add(len));
+        halves.all(|(word, bits)| self.halves[word].load(Ordering::Relaxed) & bits == bits)
+    }
+
+    /// These lines hold no code any more. With the page's lock held.
+    fn forget_halves(&self, lines: u64) {
+        for (word, cell) in self.halves.iter().enumerate() {
+            let bits = if MODEL { u64::from(lines != 0).wrapping_neg() } else { line_halves(lines >> (2 * word)) };
+            if bits != 0 {
+                cell.store(cell.load(Ordering::Relaxed) & !bits, Ordering::Relaxed);
+            }
+        }
+    }
+}
+
+/// The halves of the two lowest lines.
+const fn line_halves(lines: u64) -> u64 {
+    ((lines & 1) * 0xffff_ffff) | ((lines >> 1 & 1) * (0xffff_ffff << 32))
 }
 
 impl Drop for CodePages {

@@ -51,7 +51,7 @@ pub mod tlb;
 
 pub use access::{FetchPage, StoreEffect};
 pub use addr::{GuestPhys, GuestVirt, MemSize, MmuIdx};
-pub use code::{CodeInvalidator, CodePage, CodePages, lines_of};
+pub use code::{CodeInvalidator, CodePage, CodePages, HALVES_OFFSET, lines_of};
 pub use fault::{AccessKind, FaultCause, MemFault};
 pub use host::AmoOp;
 pub use memmap::{AccessError, AddressSpace, FlatView, MapError, RegionId, Resolved};

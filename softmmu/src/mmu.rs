@@ -216,9 +216,8 @@ impl SoftMmu {
     /// Emitted code must index likewise.
     /// `hashed`: the index is a hash of the address.
     pub fn set_tlb_shape(&mut self, bits: u32, hashed: bool) {
-        self.tlb.mask = (1 << bits.min(TLB_BITS)) - 1;
-        self.tlb.hashed = hashed;
         self.flush_tlb();
+        self.tlb.set_shape((1 << bits.min(TLB_BITS)) - 1, hashed);
     }
 
     /// The entry that would serve `va`, for tests and for emitters that want to look.
@@ -255,8 +254,15 @@ impl SoftMmu {
     /// compare the bytes again, and at each `fence.i` until then.
     #[must_use = "until it is served, the bytes may change unheard"]
     pub fn announce_code(&mut self, page: PageIndex, lines: u64) -> Pending {
+        let spans = (0..64).filter(|n| lines >> n & 1 != 0).map(|n| (64 * n, 64 * n + 64));
+        self.announce_spans(page, spans)
+    }
+
+    /// As `announce_code`, for bytes `[from, to)` of the page: stores beside them are not heard.
+    #[must_use = "until it is served, the bytes may change unheard"]
+    pub fn announce_spans(&mut self, page: PageIndex, spans: impl Iterator<Item = (u64, u64)> + Clone) -> Pending {
         let guard = pin();
-        self.space.code().announce(self.space.ram().dirty(), page, lines, self.port.id(), &guard);
+        self.space.code().announce_spans(self.space.ram().dirty(), page, spans, self.port.id(), &guard);
         self.stats.refreshed += 1;
         self.tlb.refresh_page(&self.space, page, &guard);
         self.space.vcpus().post_others(&self.port, Request::Rearm(PageRange::of_page(page)))

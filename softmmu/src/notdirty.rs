@@ -3,11 +3,11 @@
 //! ```text
 //!   a. host store                                     (by the caller, or here for a code page)
 //!   ── fence ──  MARK-1: the store is visible before anybody's wish is read
-//!   b. CODE clear, and the bytes touch a line of the mask ─▶ CodeInvalidator::code_written, and a kill posted
+//!   b. CODE clear, and the bytes touch halves with code ─▶ CodeInvalidator::code_written, and a kill posted
 //!      to every other vCPU that has announced such a line
 //!   c. who else listens gets the page's bit (a RMW); a bit that was clear, of a client with rings, is pushed to this
 //!      vCPU's own, and a ring at its soft limit makes the vCPU leave behind this instruction (RING-1)
-//!   d. who listens now? nobody: NOTDIRTY goes; only code: CODEPAGE, and the next store tests one bit
+//!   d. who listens now? nobody: NOTDIRTY goes; only code: CODEPAGE, and the next store tests its bits
 //! ```
 //!
 //! Keeps MARK-1 and the store's half of CODE-1. Step d asks again after b and c: killing the last TB of a page makes
@@ -52,7 +52,7 @@ impl SoftMmu {
         effect
     }
 
-    /// A store through an entry with CODEPAGE, aligned: only a hit of the line mask leaves the quick way.
+    /// A store through an entry with CODEPAGE, aligned: only a hit of the halves leaves the quick way.
     pub(crate) fn store_to_code_page<H: Hooks>(
         &mut self,
         hooks: &mut H,
@@ -69,7 +69,7 @@ impl SoftMmu {
         fence_after_store();
         // SAFETY: with CODEPAGE, `aux` is the address of a `CodePage`, which lives as long as `self.space`.
         let code = unsafe { &*with_exposed_provenance::<CodePage>(entry.aux as usize) };
-        if !code.hit(lines_of(va.page_offset(), size.bytes())) {
+        if !code.hit(va.page_offset(), size.bytes()) {
             self.stats.code_page += 1;
             if code.mask.load(Ordering::Relaxed) == 0 {
                 // Its TBs died by other means; nobody told this entry.

@@ -194,6 +194,11 @@ impl VcpuPort {
         self.kick.load(Ordering::Acquire)
     }
 
+    /// Where emitted code looks for [`kicked`](Self::kicked): a byte, zero or not, which lives as long as the port.
+    pub fn kick_byte(&self) -> *const u8 {
+        std::ptr::from_ref(&self.kick).cast()
+    }
+
     /// Has the vCPU served the request of this ticket, or will it before it touches guest memory again?
     pub fn served(&self, ticket: Ticket) -> bool {
         self.acknowledged(ticket) || self.queue().parked

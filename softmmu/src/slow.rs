@@ -3,7 +3,7 @@
 //! ```text
 //!   miss, flag or misalignment
 //!     ├─ no flag, within the page ─────── misaligned: host access
-//!     ├─ CODEPAGE, aligned ───────────── host store, test the line mask, only a hit goes on     notdirty.rs
+//!     ├─ CODEPAGE, aligned ───────────── host store, test the halves, only a hit goes on        notdirty.rs
 //!     ├─ locate: entry, else device, else fill, else (mixed page) the view; nothing there ─▶ access fault
 //!     ├─ bytes reach past the page or the region ─▶ pieces: all located, then RAM, then devices (SAFE-1)
 //!     ├─ RAM, nobody listens ──────────── host store (the first one: the miss)

@@ -24,6 +24,8 @@ const MIGRATION: DirtyClient = DirtyClient::MIGRATION;
 const PAGE: PageIndex = PageIndex::new(1);
 /// The line that the byte is on.
 const LINE: u64 = 1 << 2;
+/// Where it begins.
+const OFFSET: u64 = 2 * 64;
 const A: VcpuId = VcpuId::new(0);
 const C: VcpuId = VcpuId::new(2);
 
@@ -91,7 +93,7 @@ impl Storer {
         let guard = pin();
         let only_code = page.dirty.listening(PAGE, &guard) == ClientMask::CODE;
         // As the JIT's `again.rs` in emitted code: the mask first, no fence.
-        if only_code && !page.code.page(PAGE).unwrap().hit(LINE) {
+        if only_code && !page.code.page(PAGE).unwrap().hit(OFFSET, 8) {
             return page.byte.store(value, Ordering::Release);
         }
         page.byte.store(value, Ordering::Release);
@@ -106,7 +108,7 @@ impl Storer {
         }
         let guard = pin();
         let listening = page.dirty.listening(PAGE, &guard);
-        if listening.contains(ClientMask::CODE) && page.code.page(PAGE).is_some_and(|code| code.hit(LINE)) {
+        if listening.contains(ClientMask::CODE) && page.code.page(PAGE).is_some_and(|code| code.hit(OFFSET, 8)) {
             if page.code.owners(PAGE, LINE).contains(&A) {
                 page.a.post(Request::KillCode { ram: RamAddr::new(0x1080), len: 1 });
             }

@@ -257,19 +257,29 @@ fn a_hole_faults_for_every_kind_of_access() {
 fn the_last_page_of_the_address_space_matches_no_empty_entry() {
     let mut vm = Vm::new();
     let last = u64::MAX - 0xfff;
-    // A page of the slot where the last page would look, so that the flush has something to wipe there.
+    // Pages of the slots where the last page and the one before it would look, so that the flush has something to wipe
+    // there.
     let same_slot = (1 << 26) - 0x1000;
+    let slot_before = same_slot - 0x1000;
     vm.space.map_alias(pa(same_slot), pa(RAM), 0x1000, 0).unwrap();
+    vm.space.map_alias(pa(slot_before), pa(RAM), 0x1000, 0).unwrap();
     let _ = vm.mmu.serve(&mut vm.tbs);
     for round in 0..2 {
+        // Misaligned, and beginning on the page before.
+        for back in 1..8 {
+            assert!(!emitted_probe_hits(&vm.mmu, last - back, B8, READ), "round {round}, {back}");
+            assert!(!emitted_probe_hits(&vm.mmu, last - back, B8, WRITE));
+        }
         for (at, size) in [(last, B8), (u64::MAX - 7, B8), (u64::MAX, B1)] {
             assert!(!emitted_probe_hits(&vm.mmu, at, size, READ), "round {round}");
             assert!(!emitted_probe_hits(&vm.mmu, at, size, WRITE));
             assert_eq!(vm.load(at, size), Err(fault(AccessKind::Load, FaultCause::Access, at)));
             assert_eq!(vm.store(at, size, 0), Err(fault(AccessKind::Store, FaultCause::Access, at)));
         }
-        vm.put(same_slot, B8, 1);
-        assert!(vm.mmu.is_store_fast(va(same_slot)));
+        for at in [same_slot, slot_before] {
+            vm.put(at, B8, 1);
+            assert!(vm.mmu.is_store_fast(va(at)));
+        }
         vm.mmu.flush_tlb();
     }
     // What is mapped there works, but never gets an entry. An access past the end wraps to address zero.
@@ -416,7 +426,8 @@ fn entries_off_the_flat_addend_are_flagged_but_work() {
     assert!(!emitted_probe_hits(&vm.mmu, 0x9000_0000, B8, READ));
     assert!(vm.mmu.is_store_fast(va(0x9000_0000)));
     assert_eq!(vm.load(RAM, B8), Ok(3));
-    assert!(!emitted_probe_hits(&vm.mmu, RAM + 1, B8, READ), "misaligned goes slow");
+    assert!(emitted_probe_hits(&vm.mmu, RAM + 1, B8, READ), "misaligned, on its page");
+    assert!(!emitted_probe_hits(&vm.mmu, RAM + 0xff9, B8, READ), "over its end");
 }
 
 #[test]

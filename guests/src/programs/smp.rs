@@ -40,6 +40,10 @@ const FENCE_R_RW: u32 = 0x0230_000f;
 const FENCE_W_W: u32 = 0x0110_000f;
 /// `fence r, r`
 const FENCE_R_R: u32 = 0x0220_000f;
+/// `fence w, r` with an `fm` that only `fence.tso` has.
+const FENCE_RESERVED: u32 = 0x8120_000f;
+/// `lr.d.rl t1, (zero)`.
+const LR_D_RL_T1: u32 = 0x1200_332f;
 const FENCE_I: u32 = 0x0000_100f;
 /// `lui a0, 0`
 const LUI_A0: i32 = 0x537;
@@ -165,6 +169,10 @@ pub enum Litmus {
     Mp,
     /// Store buffering: with full fences, one of two sees the other's store.
     Sb,
+    /// The same with a fence of stores before loads whose `fm` is reserved.
+    SbReserved,
+    /// The same with `lr.rl` for fence and load.
+    SbRelease,
     /// Load buffering: nobody sees what is stored because of it.
     Lb,
     /// Independent reads of independent writes: two readers agree on the order. Four harts.
@@ -195,6 +203,14 @@ fn litmus_part(ops: &mut Asm, what: Litmus, hart: usize) {
         (Litmus::Mp, _) => read(ops, false),
         (Litmus::Sb, 0) => rv!(ops ; sd s1, [s2] ; .u32 FENCE ; ld t1, [s3] ; sd t1, [s4]),
         (Litmus::Sb, _) => rv!(ops ; sd s1, [s3] ; .u32 FENCE ; ld t1, [s2] ; sd t1, [s4, 8]),
+        (Litmus::SbReserved, 0) => {
+            rv!(ops ; sd s1, [s2] ; .u32 FENCE_RESERVED ; ld t1, [s3] ; sd t1, [s4])
+        }
+        (Litmus::SbReserved, _) => {
+            rv!(ops ; sd s1, [s3] ; .u32 FENCE_RESERVED ; ld t1, [s2] ; sd t1, [s4, 8])
+        }
+        (Litmus::SbRelease, 0) => rv!(ops ; sd s1, [s2] ; .u32 LR_D_RL_T1 | 19 << 15 ; sd t1, [s4]),
+        (Litmus::SbRelease, _) => rv!(ops ; sd s1, [s3] ; .u32 LR_D_RL_T1 | 18 << 15 ; sd t1, [s4, 8]),
         (Litmus::Lb, 0) => rv!(ops ; ld t1, [s2] ; .u32 FENCE_RW_W ; sd s1, [s3] ; sd t1, [s4]),
         (Litmus::Lb, _) => rv!(ops ; ld t1, [s3] ; .u32 FENCE_RW_W ; sd s1, [s2] ; sd t1, [s4, 8]),
         (Litmus::Iriw, 0) => store_x(ops),
@@ -215,7 +231,7 @@ fn forbidden(ops: &mut Asm, what: Litmus) {
         // The flag without the data.
         Litmus::Mp => rv!(ops ; beqz t1, >good ; beqz t2, ->bad ; good:),
         // Neither saw the other.
-        Litmus::Sb => rv!(ops ; or t1, t1, t2 ; beqz t1, ->bad),
+        Litmus::Sb | Litmus::SbReserved | Litmus::SbRelease => rv!(ops ; or t1, t1, t2 ; beqz t1, ->bad),
         // Both saw the other.
         Litmus::Lb => rv!(ops ; and t1, t1, t2 ; bnez t1, ->bad),
         // One saw x and not yet y, the other y and not yet x.

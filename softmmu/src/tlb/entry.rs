@@ -10,7 +10,8 @@
 //!
 //! A probe compares `(va + BIAS) & !(0xfff ^ (size - 1))` with a comparator: equal means this page, aligned, and no
 //! flag; anything else goes slow. The bias makes a zeroed entry match nothing but the last page of the 64-bit space,
-//! and the one slot where that page would look is never left zero (`Tlb::EMPTY_AT_0`).
+//! and the slots that are asked for that page are never left zero (`Tlb::EMPTY_ON_TOP`). An access that may be misaligned
+//! looks in the slot of its first byte, for the page of its last.
 
 use core::mem::offset_of;
 
@@ -40,8 +41,10 @@ pub const ENTRY_BITS: u32 = 5;
 pub const TLB_BITS: u32 = 14;
 /// Number of entries.
 pub const TLB_ENTRIES: usize = 1 << TLB_BITS;
-/// From the start of the table: what LR left for SC, which lies behind the last entry. See [`Reservation`].
-pub const RESERVATION: i32 = (TLB_ENTRIES << ENTRY_BITS) as i32;
+/// From the start of the table: what LR left for SC, which lies behind the last entry. See [`Reservation`]. Not at the
+/// start of its page: hosts take a load for one of the bytes stored before if their places in their pages are the same,
+/// and guests like to put cells at the start of pages.
+pub const RESERVATION: i32 = (TLB_ENTRIES << ENTRY_BITS) as i32 + 0xfc0;
 
 /// What LR left for SC: the cell, by its host address, and the value that LR saw there. Emitted code reads and writes it
 /// on the owner's thread (TLB-1).
@@ -92,4 +95,22 @@ pub(crate) const fn hashed(biased: u64) -> u64 {
 #[inline]
 pub(crate) const fn index(biased: u64) -> usize {
     (biased >> notdirty_core::PAGE_BITS) as usize & (TLB_ENTRIES - 1)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// What a probe that lets misaligned accesses through stands on: it looks where the first byte's page is, for the last
+    /// byte's page.
+    #[test]
+    fn neighbouring_pages_never_share_a_slot() {
+        for page in 0..1u64 << 21 {
+            let (this, next) = (page << 12, (page + 1) << 12);
+            for mask in [TLB_ENTRIES - 1, (1 << 8) - 1] {
+                assert_ne!(index(this) & mask, index(next) & mask, "{page:#x}");
+                assert_ne!(index(hashed(this)) & mask, index(hashed(next)) & mask, "{page:#x}");
+            }
+        }
+    }
 }

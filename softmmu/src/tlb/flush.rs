@@ -1,6 +1,6 @@
 //! Dropping entries: all of them, or those of a range, at the cost of those that are filled.
 
-use super::entry::{BIAS, FLAGS, TlbEntry};
+use super::entry::{BIAS, FLAGS};
 use super::{DEVICE_BITS, FETCH_ENTRIES, NO_FETCH, NONE, Tlb};
 use notdirty_core::PAGE_SIZE;
 
@@ -15,7 +15,7 @@ impl Tlb {
             // The whole chain dies: forgetting its head is enough.
             let head = Self::head_of(self.full(slot).page);
             self.heads[head] = NONE;
-            self.set_entry(slot, if slot == 0 { Self::EMPTY_AT_0 } else { TlbEntry::default() });
+            self.set_empty(slot);
         }
         self.filled = filled;
         *self.fetch = [NO_FETCH; FETCH_ENTRIES];
@@ -65,6 +65,6 @@ impl Tlb {
         if let Some(&moved) = self.filled.get(usize::from(at)) {
             self.full_mut(moved).at = at;
         }
-        self.set_entry(slot, if slot == 0 { Self::EMPTY_AT_0 } else { TlbEntry::default() });
+        self.set_empty(slot);
     }
 }

@@ -87,9 +87,9 @@ pub(crate) struct Tlb {
     filled: Vec<u16>,
     fetch: Box<[FetchEntry; FETCH_ENTRIES]>,
     /// The slots in use: all, but for measurements.
-    pub(crate) mask: usize,
+    mask: usize,
     /// Is the index a hash of the address? For measurements too.
-    pub(crate) hashed: bool,
+    hashed: bool,
     devices: [Option<DeviceEntry>; 1 << DEVICE_BITS],
     pub(crate) flat_addend: u64,
 }
@@ -99,9 +99,10 @@ pub(crate) struct Tlb {
 unsafe impl Send for Tlb {}
 
 impl Tlb {
-    /// What slot 0 holds when empty: there the last page of the 64-bit space would look, whose biased address is
-    /// zero and would match zeroes.
-    const EMPTY_AT_0: TlbEntry = TlbEntry { read: INVALID, write: INVALID, addend: 0, aux: 0 };
+    /// What a slot holds when empty, if it is asked for the last page of the 64-bit space, whose biased address is zero and
+    /// would match zeroes: slot 0 by the last page itself, and the slot of the page before by accesses that begin there
+    /// and end on the last (a probe looks where the first byte is, for the page of the last byte).
+    const EMPTY_ON_TOP: TlbEntry = TlbEntry { read: INVALID, write: INVALID, addend: 0, aux: 0 };
 
     pub(crate) fn new(prefix: usize) -> io::Result<Tlb> {
         let page = PAGE_SIZE as usize;
@@ -129,8 +130,27 @@ impl Tlb {
             devices: [None; 1 << DEVICE_BITS],
             flat_addend: 0,
         };
-        tlb.set_entry(0, Self::EMPTY_AT_0);
+        tlb.set_shape(TLB_ENTRIES - 1, false);
         Ok(tlb)
+    }
+
+    /// Which slots are used, and how an address finds its own. The TLB is empty.
+    pub(crate) fn set_shape(&mut self, mask: usize, hashed: bool) {
+        debug_assert!(self.filled.is_empty());
+        let before = self.slot(Self::BEFORE_LAST);
+        (self.mask, self.hashed) = (mask, hashed);
+        for slot in [0, before, self.slot(Self::BEFORE_LAST)] {
+            self.set_empty(slot);
+        }
+    }
+
+    /// The page before the last of the 64-bit space, biased.
+    const BEFORE_LAST: u64 = 0u64.wrapping_sub(PAGE_SIZE);
+
+    /// Nothing is in this slot.
+    fn set_empty(&mut self, slot: usize) {
+        let on_top = slot == 0 || slot == self.slot(Self::BEFORE_LAST);
+        self.set_entry(slot, if on_top { Self::EMPTY_ON_TOP } else { TlbEntry::default() });
     }
 
     pub(crate) fn prefix(&self) -> NonNull<u8> {

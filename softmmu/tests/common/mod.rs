@@ -180,5 +180,7 @@ pub fn emitted_probe_hits(mmu: &SoftMmu, at: u64, size: MemSize, comparator: i32
     let at_byte = (index << entry::ENTRY_BITS) as usize + comparator as usize;
     // SAFETY: the index is masked to the table, and the offset is one of the entry's.
     let found = unsafe { mmu.table().cast::<u8>().add(at_byte).cast::<u64>().read() };
-    found == biased & !(0xfff ^ (size.bytes() - 1))
+    // By the page of the last byte, or, for AMO, LR and SC, with the alignment.
+    let last = biased.wrapping_add(size.bytes() - 1) & !0xfff;
+    found == last || found == biased & !(0xfff ^ (size.bytes() - 1))
 }

@@ -53,7 +53,9 @@ impl Core {
         let Some(tbs) = &mut self.tbs else { return 0 };
         let own = self.stale.iter_mut().flat_map(|stale| stale.drain(..));
         let killed: usize = own.map(|(ram, len)| tbs.invalidate(ctx, ram, len)).sum();
-        killed + self.compare(ctx)
+        let killed = killed + tbs.compare(ctx);
+        ctx.code_work = u64::from(tbs.has_provisional());
+        killed
     }
 
     /// Compares what is provisional (CODE-1). Returns how many TBs died.
@@ -164,6 +166,7 @@ impl CodeInvalidator for StoreHooks<'_> {
                 if stale.last() != Some(&(ram, len)) {
                     stale.push((ram, len));
                 }
+                self.ctx.code_work = 1;
                 0
             }
             _ => tbs.invalidate(self.ctx, ram, len),

@@ -469,6 +469,7 @@ impl Vcpu {
     /// Runs emitted code until it leaves.
     fn enter(&mut self, code: *const u8) -> u32 {
         self.entries += 1;
+        let kick = self.port().kick_byte();
         let (ctx, core) = (self.ctx.as_ptr(), &raw mut self.core);
         let Some(tbs) = &self.core.tbs else { return reason::SITE };
         let enter = tbs.address(tbs.thunks.enter);
@@ -477,6 +478,7 @@ impl Vcpu {
         // `execute_site`, which uses `ctx` and `core` while nothing here does.
         unsafe {
             (*ctx).engine = core.cast();
+            (*ctx).kick = kick;
             let enter: EnterFn = std::mem::transmute::<*const u8, EnterFn>(enter);
             enter(ctx, code)
         }
@@ -573,7 +575,7 @@ impl Vcpu {
                 self.core.tbs.as_mut().map(|tbs| {
                     let found = tbs.add(ctx, key, pages, region);
                     if let Some((pending, insns)) = doubts {
-                        tbs.doubt(found.id, pages, insns, pending);
+                        tbs.doubt(ctx, found.id, pages, insns, pending);
                         self.translator.overannounced().for_each(|page| tbs.recount(page));
                     }
                     found

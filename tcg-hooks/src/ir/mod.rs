@@ -92,6 +92,11 @@ pub enum Kind {
     LoadReserved(MemOp),
     /// `[a] = b` if it is reserved and unchanged; `rd` says if not
     StoreConditional(MemOp),
+    /// `rd = ` the counter whose offset is the word of CPU state at `imm`; `a` is its bit of `mcountinhibit`, and `b` the
+    /// number of the instruction in its block, from one
+    ReadCounter,
+    /// What was written is seen from here on
+    FenceI,
     /// The whole instruction is done in Rust: most CSRs
     Rust,
 }
@@ -105,8 +110,8 @@ impl Kind {
 
     /// May Rust execute it, and do more than an access? What was checked before it is not checked behind it.
     pub const fn may_leave(self) -> bool {
-        use Kind::{Amo, LoadReserved, Rust, StoreConditional};
-        matches!(self, Rust | Amo(..) | LoadReserved(_) | StoreConditional(_))
+        use Kind::{Amo, FenceI, LoadReserved, ReadCounter, Rust, StoreConditional};
+        matches!(self, Rust | FenceI | ReadCounter | Amo(..) | LoadReserved(_) | StoreConditional(_))
     }
 }
 

@@ -36,6 +36,8 @@ impl fmt::Display for Ir {
             Kind::Amo(op, m) => write!(f, "{rd} = amo.{op:?}.{} [{a}], {b}  #{}", 8 * m.bytes(), self.site),
             Kind::LoadReserved(m) => write!(f, "{rd} = lr.{} [{a}]  #{}", 8 * m.bytes(), self.site),
             Kind::StoreConditional(m) => write!(f, "{rd} = sc.{} [{a}], {b}  #{}", 8 * m.bytes(), self.site),
+            Kind::ReadCounter => write!(f, "{rd} = counter[{:#x}]  #{}", self.imm, self.site),
+            Kind::FenceI => write!(f, "fence.i  #{}", self.site),
             Kind::Fence => write!(f, "fence"),
             Kind::Rust => write!(f, "rust #{}", self.site),
         }

@@ -83,7 +83,7 @@ pub const MISA: u64 = 2 << 62 | 1 | 1 << 2 | 1 << 8 | 1 << 12;
 /// inhibited, its value.
 #[repr(C)]
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-struct Counter(u64);
+pub(crate) struct Counter(u64);
 
 /// The CSRs that have state.
 #[repr(C)]
@@ -103,9 +103,9 @@ pub struct Csrs {
     pub mcause: u64,
     /// The address or the instruction that it is about.
     pub mtval: u64,
-    mcountinhibit: u64,
-    cycle: Counter,
-    instret: Counter,
+    pub(crate) mcountinhibit: u64,
+    pub(crate) cycle: Counter,
+    pub(crate) instret: Counter,
     pmpcfg: [u64; 2],
     pmpaddr: [u64; 16],
 }

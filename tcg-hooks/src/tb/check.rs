@@ -104,6 +104,16 @@ impl TbCache {
             for (n, page) in [Some(tb.pages.0), tb.pages.1].into_iter().enumerate() {
                 // Counted byte by byte: what is checked is not asked.
                 let spans = tb.spans.iter().filter(|s| usize::from(s.page) == n);
+                let code = page.and_then(|page| self.space.code().page(page));
+                for s in spans.clone() {
+                    let all = code.is_some_and(|code| code.has_all_halves(s.start.into(), u64::from(s.end - s.start)));
+                    ensure!(
+                        all,
+                        "a store to bytes {:#x}..{:#x} of {page:?} would not be heard by TB {id}",
+                        s.start,
+                        s.end
+                    );
+                }
                 let lines = spans.flat_map(|s| s.start..s.end).fold(0u64, |m, byte| m | 1 << (byte / 64));
                 match page {
                     Some(page) => want.entry(page).or_default().push((id, lines)),

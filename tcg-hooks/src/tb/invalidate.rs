@@ -14,6 +14,7 @@ use super::{Tb, TbCache, TbId};
 use crate::clock::cpu_time;
 use crate::fetch::prefetch;
 use crate::heat::WARM;
+use crate::ir::Span;
 use crate::jit::x86_64::context::{Context, JumpEntry};
 use notdirty_core::{PAGE_SIZE, PageIndex, RamAddr, pin};
 use notdirty_softmmu::lines_of;
@@ -32,7 +33,8 @@ impl TbCache {
             let page = RamAddr::new(at).page();
             let from = at % PAGE_SIZE;
             let count = (end - at).min(PAGE_SIZE - from);
-            let (ids, steps) = self.pages.on(page, lines_of(from, count));
+            let (lines, before) = (lines_of(from, count), killed);
+            let (ids, steps) = self.pages.on(page, lines);
             self.stats.steps += steps as u64;
             for id in ids {
                 if self.get(id).is_some_and(|tb| tb.overlaps(page, from, from + count)) {
@@ -40,12 +42,23 @@ impl TbCache {
                     killed += 1;
                 }
             }
+            if killed == before {
+                self.count_halves(page, lines);
+            }
             at += count;
         }
         self.stats.invalidated += killed as u64;
         #[cfg(any(test, feature = "testkit"))]
         self.checkpoint(ctx, "a kill");
         killed
+    }
+
+    /// A store hit code that is no more: the next one shall not.
+    fn count_halves(&self, page: PageIndex, lines: u64) {
+        let (listed, _) = self.pages.on(page, lines);
+        let tbs = listed.iter().filter_map(|&id| self.get(id));
+        let spans = tbs.flat_map(|tb| tb.spans_on(page)).map(|s| (s.start.into(), s.end.into()));
+        self.space.code().set_halves(page, lines, spans, self.vcpu);
     }
 
     /// Drops a TB whose bytes were written.
@@ -163,9 +176,13 @@ impl TbCache {
 impl Tb {
     /// Was it made from any byte of `[from, to)` of this page?
     fn overlaps(&self, page: PageIndex, from: u64, to: u64) -> bool {
-        self.spans.iter().any(|s| {
-            let on = if s.page == 0 { Some(self.pages.0) } else { self.pages.1 };
-            on == Some(page) && u64::from(s.start) < to && from < u64::from(s.end)
-        })
+        self.spans_on(page).any(|s| u64::from(s.start) < to && from < u64::from(s.end))
+    }
+
+    /// The bytes on this page that it was made from.
+    fn spans_on(&self, page: PageIndex) -> impl Iterator<Item = &Span> {
+        self.spans
+            .iter()
+            .filter(move |s| page == if s.page == 0 { self.pages.0 } else { self.pages.1.unwrap_or(self.pages.0) })
     }
 }

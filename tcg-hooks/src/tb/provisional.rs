@@ -51,9 +51,22 @@ impl Provisional {
 
 impl TbCache {
     /// The TB was made while somebody had not answered, perhaps.
-    pub(crate) fn doubt(&mut self, tb: TbId, pages: (PageIndex, Option<PageIndex>), insns: Insns, pending: Pending) {
+    pub(crate) fn doubt(
+        &mut self,
+        ctx: &mut Context,
+        tb: TbId,
+        pages: (PageIndex, Option<PageIndex>),
+        insns: Insns,
+        pending: Pending,
+    ) {
         let Some(serial) = self.get(tb).map(|tb| tb.serial) else { return };
+        ctx.code_work = 1;
         self.provisional.push(Provisional { tb, serial, pages, insns, pending });
+    }
+
+    /// Is anything still to be compared?
+    pub(crate) fn has_provisional(&self) -> bool {
+        !self.provisional.is_empty()
     }
 
     /// Compares the bytes of provisional TBs; what changed dies, what everybody has answered for stays for good.

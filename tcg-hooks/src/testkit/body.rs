@@ -244,6 +244,11 @@ impl Gen<'_> {
         let end = self.a.here();
         self.a.fill(hole, Op::Jal, ZERO, 0, 0, Asm::distance(hole, end));
         let r = self.reg();
+        if self.o.atomics && self.rng.chance(30) {
+            // One of the two words is aligned, or nearly.
+            self.a.la(r, data.next_multiple_of(8));
+            return self.atomic_at(r);
+        }
         self.a.la(r, data);
         for _ in 0..self.rng.within(1, 4) {
             let offset = self.rng.below(9) as i32;

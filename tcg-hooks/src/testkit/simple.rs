@@ -110,7 +110,14 @@ impl Gen<'_> {
     fn atomic_address(&mut self, r: u8) {
         let imm = self.rng.within(-2048, 2040) as i32 & !7;
         let off = if self.o.traps && self.rng.chance(4) { 4 - self.rng.below(4) as i32 } else { 0 };
-        let base = if self.o.traps && self.rng.chance(3) { S3 } else { S0 };
+        // Mostly data; sometimes the border of two pages, the end of RAM, nothing.
+        let (base, imm) = match self.rng.below(20) {
+            0 => (S2, self.rng.within(-2, 1) as i32 * 8),
+            1 => (SP, imm),
+            2 if self.o.traps => (S4, self.rng.within(-3, 2) as i32 * 8),
+            3 if self.o.traps && self.rng.chance(50) => (S3, 0),
+            _ => (S0, imm),
+        };
         self.a.op(Op::Addi, r, base, 0, imm + off);
     }
 
@@ -129,21 +136,54 @@ impl Gen<'_> {
 
     fn lr_sc(&mut self) {
         let [r, d, e] = self.regs();
-        let wide = self.rng.chance(50);
-        let (lr, sc) = if wide { (Op::LrD, Op::ScD) } else { (Op::LrW, Op::ScW) };
         self.atomic_address(r);
+        self.lr_sc_at(r, d, e, false);
+    }
+
+    /// LR and SC of the cell that `r` points to, perhaps with writers in between. Unless it is the `only` one, cells and
+    /// bytes near it are written, too.
+    fn lr_sc_at(&mut self, r: u8, d: u8, e: u8, only: bool) {
+        let wide = self.rng.chance(50);
+        let (lr, mut sc) = if wide { (Op::LrD, Op::ScD) } else { (Op::LrW, Op::ScW) };
         if self.rng.chance(90) {
-            self.a.op(lr, d, r, 0, 0);
+            let (rd, order) = (self.rng.pick(&[d, d, d, ZERO]), self.rng.below(4) as i32);
+            self.a.op(lr, rd, r, 0, order);
         }
         for _ in 0..self.rng.below(3) {
-            match self.rng.below(4) {
-                0 => self.a.op(Op::Sw, 0, r, d, 0),
-                1 => self.a.op(Op::Addi, r, r, 0, 8),
+            let rs2 = self.any();
+            match self.rng.below(10) {
+                // What LR saw, or not; all of the cell, or a part of it, or what is beside it.
+                0 => self.a.op(if wide { Op::Sd } else { Op::Sw }, 0, r, d, 0),
+                1 => self.a.op(Op::Sw, 0, r, rs2, 0),
+                2 => {
+                    let imm = if only { self.rng.below(8) } else { self.rng.below(11).wrapping_sub(2) } as i32;
+                    self.a.op(Op::Sb, 0, r, rs2, imm);
+                }
+                3 => {
+                    let op = self.rng.pick(&[Op::AmoaddW, Op::AmoorD, Op::AmoswapW]);
+                    self.a.op(op, ZERO, r, rs2, 0);
+                }
+                4 if !only => self.a.op(Op::Addi, r, r, 0, 8),
+                5 => sc = if sc == Op::ScD { Op::ScW } else { Op::ScD },
                 _ => self.a.op(Op::Addi, d, d, 0, 1),
             }
         }
-        let rs2 = self.any();
-        self.a.op(sc, e, r, rs2, 0);
+        let (rd, rs2, order) = (self.rng.pick(&[e, e, ZERO, r]), self.any(), self.rng.below(4) as i32);
+        self.a.op(sc, rd, r, rs2, order);
+    }
+
+    /// An atomic access to the cell that `r` points to.
+    pub fn atomic_at(&mut self, r: u8) {
+        let mut d = self.reg();
+        while d == r {
+            d = self.reg();
+        }
+        if self.rng.chance(50) {
+            return self.lr_sc_at(r, d, d, true);
+        }
+        let op = self.rng.pick(&[Op::AmoaddD, Op::AmoxorW, Op::AmomaxD, Op::AmoswapW]);
+        let (rd, rs2) = (self.rng.pick(&[d, ZERO]), self.any());
+        self.a.op(op, rd, r, rs2, 0);
     }
 
     fn csr(&mut self) {

@@ -84,6 +84,15 @@ impl Lower {
                 Kind::LoadReserved(mem)
             }
             Op::ScW | Op::ScD => Kind::StoreConditional(mem),
+            Op::FenceI => Kind::FenceI,
+            Op::Csrrs | Op::Csrrc | Op::Csrrsi | Op::Csrrci if a == 0 => match counter(insn.csr()) {
+                Some((offset, bit)) if count <= u8::MAX.into() => {
+                    let site = push_site(region, pc, insn, count);
+                    let ir = Ir { kind: Kind::ReadCounter, rd, a: bit, b: count as u8, site, imm: offset as i64 };
+                    return self.push(region, ir);
+                }
+                _ => Kind::Rust,
+            },
             _ => op.amo().map_or(Kind::Rust, |amo| Kind::Amo(amo, mem)),
         };
         let site = push_site(region, pc, insn, count);
@@ -220,15 +229,28 @@ fn plain_csr(insn: &Insn) -> Option<(Kind, usize)> {
         num::MTVEC => (offset_of!(Csrs, mtvec), false),
         num::MSTATUS => (offset_of!(Csrs, mstatus), false),
         num::MIE => (offset_of!(Csrs, mie), false),
+        // Not among the CSRs of the state; it cannot be written.
+        num::MHARTID => (offset_of!(CpuState, hart_id).wrapping_sub(csr), false),
         _ => return None,
     };
+    let csr = |offset: usize| csr.wrapping_add(offset);
     match insn.op {
-        Op::Csrrw if writable => Some((Kind::SwapState, csr + offset)),
+        Op::Csrrw if writable => Some((Kind::SwapState, csr(offset))),
         Op::Csrrs | Op::Csrrc | Op::Csrrsi | Op::Csrrci if insn.rs1 == 0 && insn.rd != 0 => {
-            Some((Kind::ReadState, csr + offset))
+            Some((Kind::ReadState, csr(offset)))
         }
         _ => None,
     }
+}
+
+/// Where a counter is in the state, and its bit of `mcountinhibit`.
+fn counter(csr: u16) -> Option<(usize, u8)> {
+    let at = offset_of!(CpuState, csr);
+    Some(match csr {
+        num::MCYCLE | num::CYCLE => (at + offset_of!(Csrs, cycle), 0),
+        num::MINSTRET | num::INSTRET => (at + offset_of!(Csrs, instret), 2),
+        _ => return None,
+    })
 }
 
 fn takes_imm(op: Alu) -> bool {

@@ -150,11 +150,10 @@ impl Translator {
             self.make_spans();
             // CODE-1: announce, then read what counts.
             for (n, page) in self.pages.iter().enumerate() {
-                let spans = self.region.spans.iter().filter(|s| usize::from(s.page) == n);
-                let lines =
-                    spans.fold(0, |m, s| m | notdirty_softmmu::lines_of(s.start.into(), u64::from(s.end - s.start)));
-                if let (Some(page), true) = (page, lines != 0) {
-                    pending.absorb(mmu.announce_code(page.ram.page(), lines));
+                let mut spans = self.region.spans.iter().filter(|s| usize::from(s.page) == n).peekable();
+                if let (Some(page), true) = (page, spans.peek().is_some()) {
+                    let spans = spans.map(|s| (s.start.into(), s.end.into()));
+                    pending.absorb(mmu.announce_spans(page.ram.page(), spans));
                 }
             }
             // Where somebody writes all the time, old bytes must do for now, as they would a little earlier: the TB is

@@ -4,7 +4,7 @@
 //! ```text
 //!   stub, behind the TB:  lea rdx, [base + imm] ; test eax, site ; call routine ; jmp back
 //!   routine:  comparator equal but for OTHER ──────────▶ the access at rdx + the entry's addend ; ret
-//!             store, equal but for CODEPAGE (and OTHER) ─▶ no code on this line: the same
+//!             store, equal but for CODEPAGE (and OTHER) ─▶ no code in these halfwords: the same
 //!             anything else ──────────────────────────▶ eax = site, read from the stub ; jmp site
 //! ```
 //!
@@ -12,7 +12,7 @@
 //! nothing, in front of the call. A region with a map of its own sets the number's top bit: it must move its registers
 //! before Rust may see them, so its routine returns, with the zero flag clear.
 //!
-//! The mask is tested before the store, without a fence: whoever announces a line re-arms this vCPU and compares the
+//! The halves are tested before the store, without a fence: whoever announces some re-arms this vCPU and compares the
 //! bytes once that was served (CODE-1), so a store that was past the test by then is seen there.
 use super::asm::{Assembler, Label};
 use super::context::{BASE, TABLE};
@@ -21,11 +21,11 @@ use super::regs::{PINS, RAX};
 use crate::ir::MemOp;
 use crate::jit::code_cache::CodeOffset;
 use dynasmrt::dynasm;
-use notdirty_core::LINE_BITS;
+use notdirty_softmmu::HALVES_OFFSET;
 use notdirty_softmmu::tlb::entry::{ADDEND, AUX, CODEPAGE, OTHER, READ, WRITE};
 
 /// Bytes from one routine to the next, at least as many as the longest has.
-const STRIDE: usize = 80;
+const STRIDE: usize = 112;
 /// Places of a value: each guest register in memory, each host register that one may live in, by its number.
 const PLACES: usize = 32 + 16;
 /// Loads by `MemOp`, of which one is not used, then stores by size.
@@ -134,13 +134,25 @@ fn resolve_store(ops: &mut Assembler, bytes: u32, out: Label) {
         ; test al, CODEPAGE as i8
         ; jz BYTE =>go
         ; mov rax, [rbp + rcx + (TABLE + AUX)]
-        ; mov rax, [rax]
         ; mov ecx, edx
-        ; shr ecx, BYTE LINE_BITS as i8
-        ; bt rax, rcx
-        ; jc =>out
-        ; cmp eax, eax
-        ; =>go);
+        ; shr ecx, 4
+        ; movzx ecx, cl
+        ; mov eax, [rax + rcx + HALVES_OFFSET]
+        ; mov ecx, edx
+        ; shr ecx, 1
+        ; and ecx, 7
+        ; shr eax, cl
+        ; test al, ((1 << bytes.div_ceil(2)) - 1) as i8
+        ; jnz =>out);
+    if bytes > 1 {
+        // From an odd address on it is a half more.
+        dynasm!(ops; .arch x64
+            ; test dl, 1
+            ; jz BYTE =>go
+            ; test al, 1 << (bytes / 2)
+            ; jnz =>out);
+    }
+    dynasm!(ops; .arch x64; cmp eax, eax; =>go);
 }
 
 fn load(ops: &mut Assembler, mem: MemOp, guest: Option<u8>, d: u8, out: Label) {

@@ -39,6 +39,10 @@ pub(crate) struct Context {
     pub(crate) accesses: u64,
     /// Where the TLB is, from where it is; zero, for code that asks (`JitFlags::base_register` off).
     pub(crate) table_offset: u64,
+    /// Not zero while a `fence.i` has something to do: provisional TBs, stores that waited for it.
+    pub(crate) code_work: u64,
+    /// The vCPU's kick, a byte that is not zero when it was kicked; set with `engine`.
+    pub(crate) kick: *const u8,
     /// The jump cache.
     pub(crate) jumps: [JumpEntry; JUMP_ENTRIES],
 }
@@ -49,6 +53,9 @@ pub(crate) const PREFIX: usize = size_of::<Context>().next_multiple_of(64);
 pub(super) const PC: i32 = offset_of!(Context, cpu) as i32 + offset_of!(CpuState, pc) as i32 - BASE;
 pub(super) const BUDGET: i32 = offset_of!(Context, budget) as i32 - BASE;
 pub(super) const ACCESSES: i32 = offset_of!(Context, accesses) as i32 - BASE;
+pub(super) const SLICE: i32 = offset_of!(Context, slice) as i32 - BASE;
+pub(super) const CODE_WORK: i32 = offset_of!(Context, code_work) as i32 - BASE;
+pub(super) const KICK: i32 = offset_of!(Context, kick) as i32 - BASE;
 pub(super) const TABLE_OFFSET: i32 = offset_of!(Context, table_offset) as i32 - BASE;
 pub(super) const JUMPS: i32 = offset_of!(Context, jumps) as i32 - BASE;
 pub(super) const TABLE: i32 = PREFIX as i32 - BASE;

@@ -1,9 +1,9 @@
 //! Several accesses off one base register share one check.
 //!
 //! ```text
-//!   check: first and last byte on one page, the page's entry matches, the base is aligned ──no──▶ cold copy
-//!   ld a, 0(b) ; … ; ld c, 8(b) ; … ; ld d, 24(b)         host loads, no more checks               │
-//!   back: ◀──────────────────────────────── the same ops, each with its own check ◀────────────────┘
+//!   check: first and last byte on one page, the page's entry matches ──no──▶ cold copy
+//!   ld a, 0(b) ; … ; ld c, 8(b) ; … ; ld d, 24(b)         host loads, no more checks │
+//!   back: ◀───────────────────── the same ops, each with its own check ◀─────────────┘
 //! ```
 //!
 //! The check holds until the last of them: nothing in between serves requests (TLB-1), an entry that is evicted
@@ -34,11 +34,10 @@ enum Mark {
 struct Group {
     base: u8,
     comparator: i32,
-    /// Offset from the base of the first byte, a multiple of `align` from every access.
+    /// Offset from the base of the first byte.
     first: i32,
     /// Offset of the last byte.
     last: i32,
-    align: i32,
     /// One past the last member.
     end: usize,
 }
@@ -123,19 +122,15 @@ fn group(ops: &[Ir], marks: &mut [Mark], at: usize) -> Option<Group> {
     }
     let size = |i: usize| access(&ops[i]).map_or(1, |(_, mem)| mem.bytes() as i32);
     let imm = |i: usize| ops[i].imm as i32;
-    let align = members.iter().map(|&i| size(i)).max()?;
-    let anchor = members.iter().copied().find(|&i| size(i) == align).map(imm)?;
-    members.retain(|i| (imm(*i) - anchor) % size(*i) == 0);
     if members.len() < WORTH || members[0] != at || base == 0 {
         return None;
     }
-    let low = members.iter().map(|&i| imm(i)).min()?;
-    let first = anchor - (anchor - low + align - 1).div_euclid(align) * align;
+    let first = members.iter().map(|&i| imm(i)).min()?;
     let last = members.iter().map(|&i| imm(i) + size(i) - 1).max()?;
     for &i in &members[1..] {
         marks[i] = Mark::Member;
     }
-    Some(Group { base, comparator, first, last, align, end: members[members.len() - 1] + 1 })
+    Some(Group { base, comparator, first, last, end: members[members.len() - 1] + 1 })
 }
 
 impl Emitter {
@@ -212,7 +207,7 @@ impl Emitter {
 
     fn check(&mut self, group: &Group, op: u32) {
         let base = self.source(group.base, RDX);
-        let first = self.probe(base, group.first, group.align as u32, group.comparator);
+        let first = self.probe(base, group.first, 1, group.comparator);
         let last = self.probe_last(base, group.last, group.comparator);
         self.elide.entries.extend([(op, first), (op, last)]);
     }

@@ -3,10 +3,14 @@
 //! ```text
 //!   lea rax, [base + imm + BIAS]        the biased address
 //!   rorx ecx, eax, 7 ; and ecx, …       32 bytes an entry: (address >> 12) << 5
-//!   and rax, !(0xfff ^ (size-1))        page and alignment bits
+//!   add rax, size-1 ; and rax, !0xfff   the page of the last byte
 //!   cmp rax, [rbp + rcx + comparator] ; jne slow
 //!   mov dst, [base + imm + K]           K = host - guest: the access does not wait for the entry
 //! ```
+//!
+//! So an access may be misaligned at no price while it stays on its page: the entry is that of the first byte's page, and
+//! no entry of one page lies where the next one's would be looked for. Cells of AMO, LR and SC must be aligned: there
+//! the low bits stay in what is compared (`and rax, !(0xfff ^ (size-1))`).
 //!
 //! An entry whose addend is not K carries OTHER and never matches, so the last line is right whenever it is reached.
 //! Behind the TB a shared routine compares again: RAM with another addend, and stores beside code, need no Rust either
@@ -51,11 +55,14 @@ pub(crate) const SMALL_BITS: u32 = 8;
 const SMALL_INDEX: i32 = ((1 << SMALL_BITS) - 1) << ENTRY_BITS;
 const INDEX: i32 = ((TLB_ENTRIES - 1) << ENTRY_BITS) as i32;
 
-/// What follows the address of a probe, assembled once: by direction and size.
+/// What follows the address of a probe, assembled once.
 pub(super) struct Probes {
+    /// By direction and size.
     whole: [Template; 8],
-    /// Without the look for the entry.
-    page: [Template; 8],
+    /// Without the look for the entry, of one byte, by direction.
+    page: [Template; 2],
+    /// Of what must be aligned, by direction and size.
+    aligned: [Template; 8],
 }
 
 /// By direction and log2 of the size.
@@ -66,12 +73,16 @@ fn slot(comparator: i32, bytes: u32) -> usize {
 impl Probes {
     pub(super) fn new(flags: JitFlags, bmi2: bool) -> Probes {
         let mut ops = Assembler::new();
-        let mut make = |look: bool, n: usize| {
+        let mut make = |look: bool, aligned: bool, n: usize| {
             ops.clear();
             if look {
                 entry_offset(&mut ops, flags, bmi2);
             }
-            let mask = !(FLAGS as i32) | ((1 << (n & 3)) - 1);
+            let more = (1 << (n & 3)) - 1;
+            let mask = !(FLAGS as i32) | if aligned { more } else { 0 };
+            if more != 0 && !aligned {
+                dynasm!(ops; .arch x64; add rax, BYTE more as i8);
+            }
             let comparator = if n < 4 { READ } else { WRITE };
             dynasm!(ops; .arch x64
                 ; and rax, DWORD mask
@@ -79,7 +90,11 @@ impl Probes {
             ops.jump_if(Flag::NotEqual);
             ops.to_template()
         };
-        Probes { whole: std::array::from_fn(|n| make(true, n)), page: std::array::from_fn(|n| make(false, n)) }
+        Probes {
+            whole: std::array::from_fn(|n| make(true, false, n)),
+            page: std::array::from_fn(|n| make(false, false, 4 * n)),
+            aligned: std::array::from_fn(|n| make(true, true, n)),
+        }
     }
 }
 
@@ -113,13 +128,15 @@ impl Emitter {
 
     /// The same for an aligned cell at the base itself, of four bytes or eight.
     pub(super) fn probe_aligned(&mut self, base: u8, bytes: u32, comparator: i32) -> Hole {
-        self.probe(base, 0, bytes, comparator)
+        dynasm!(self.ops; .arch x64; lea rax, [Rq(base) + BIAS as i32]);
+        self.ops.template(&self.probes.aligned[slot(comparator, bytes)]);
+        self.ops.hole()
     }
 
     /// The same for the last byte of several accesses, whose first has been probed: its page is the same one.
     pub(super) fn probe_last(&mut self, base: u8, imm: i32, comparator: i32) -> Hole {
         dynasm!(self.ops; .arch x64; lea rax, [Rq(base) + (imm + BIAS as i32)]);
-        self.ops.template(&self.probes.page[slot(comparator, 1)]);
+        self.ops.template(&self.probes.page[usize::from(comparator != READ)]);
         self.ops.hole()
     }
 

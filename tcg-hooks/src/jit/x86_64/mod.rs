@@ -22,6 +22,7 @@ mod elide;
 mod flow;
 pub(crate) mod helpers;
 pub(crate) mod mem;
+mod rare;
 mod regs;
 mod remap;
 pub(crate) mod thunks;
@@ -64,6 +65,12 @@ enum Cold {
     Cluster(usize),
     /// The slow part of an AMO, LR or SC.
     Cell(atomic::Elsewhere),
+    /// A site that comes back.
+    Site {
+        from: Hole,
+        site: u16,
+        back: u32,
+    },
     /// A conditional exit of a region with a map of its own.
     Leave {
         from: Hole,
@@ -95,6 +102,8 @@ pub(crate) struct Emitter {
     marks: Vec<(u64, u32)>,
     tb: u32,
     region_pc: u64,
+    /// Instructions of the block being emitted, and one.
+    block_insns: u16,
     /// Does one thread store (WRITER-1)? Of the TB being emitted.
     pub(crate) alone: bool,
 }
@@ -126,6 +135,7 @@ impl Emitter {
             marks: Vec::new(),
             tb: 0,
             region_pc: 0,
+            block_insns: 0,
             alone: false,
         }
     }
@@ -180,6 +190,7 @@ impl Emitter {
                     dynasm!(self.ops; .arch x64; add QWORD [rbp + context::ACCESSES], DWORD accesses as i32);
                 }
             }
+            self.block_insns = block.insns + 1;
             self.ops(&region.ops, block.first, block.end);
             self.terminator(&block.term, i as u16 + 1);
         }
@@ -223,6 +234,8 @@ impl Emitter {
             Kind::Amo(op, mem) => self.amo(ir, op, mem),
             Kind::LoadReserved(mem) => self.load_reserved(ir, mem),
             Kind::StoreConditional(mem) => self.store_conditional(ir, mem),
+            Kind::ReadCounter => self.read_counter(ir),
+            Kind::FenceI => self.fence_i(ir.site),
             Kind::ReadState => {
                 let d = self.target(ir.rd, RAX);
                 dynasm!(self.ops; .arch x64; mov Rq(d), [rbp + (ir.imm as i32 - context::BASE)]);
@@ -286,6 +299,11 @@ impl Emitter {
             }
             Cold::Cluster(number) => self.cold_cluster(&region.ops, number),
             Cold::Cell(cell) => self.cold_cell(cell),
+            Cold::Site { from, site, back } => {
+                self.ops.close(from);
+                self.execute_site(site);
+                self.ops.jump_to(back);
+            }
             Cold::Leave { from, pc } => {
                 self.ops.close(from);
                 self.swap_out();

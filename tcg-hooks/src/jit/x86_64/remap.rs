@@ -58,8 +58,8 @@ fn choose(region: &Region, swaps: &mut Vec<Swap>) {
         let mut used = |register: u8| uses[usize::from(register & 31)] += weight;
         for ir in &region.ops[block.first as usize..block.end as usize] {
             match ir.kind {
-                Kind::Rust | Kind::Fence => continue,
-                Kind::Li | Kind::ReadState => used(ir.rd),
+                Kind::Rust | Kind::Fence | Kind::FenceI => continue,
+                Kind::Li | Kind::ReadState | Kind::ReadCounter => used(ir.rd),
                 Kind::Store(_) => {
                     used(ir.a);
                     used(ir.b);
