@@ -92,6 +92,7 @@ mod model {
     }
     behind_a_turnstile! {
         AtomicU64, atomic::AtomicU64, u64,
+        compare_exchange(old: u64, new: u64, success: Ordering, failure: Ordering) -> Result<u64, u64>;
         load(order: Ordering) -> u64;
         store(value: u64, order: Ordering) -> ();
         swap(value: u64, order: Ordering) -> u64;

@@ -5,7 +5,7 @@
 use std::num::NonZeroUsize;
 use std::rc::Rc;
 
-use notdirty_core::{ClientMask, DirtyClient, DirtyMemory, PageIndex, PageRange, pin};
+use notdirty_core::{ClientMask, DirtyClient, DirtyMemory, Guard, PageIndex, PageRange, pin};
 use vm_memory::bitmap::AtomicBitmap;
 
 use super::clock::{timed, timed_by_two};
@@ -17,8 +17,8 @@ const PAGES: u64 = 1 << 19;
 
 /// One of the designs.
 trait Marks: Sync {
-    /// Marks one page.
-    fn set(&self, page: u64);
+    /// Marks one page. Who marks holds a guard already, as a vCPU does.
+    fn set(&self, page: u64, guard: &Guard);
     /// Marks pages.
     fn set_range(&self, first: u64, count: u64);
     /// All clean.
@@ -28,8 +28,8 @@ trait Marks: Sync {
 struct Ours(DirtyMemory);
 
 impl Marks for Ours {
-    fn set(&self, page: u64) {
-        self.0.set(PageRange::of_page(PageIndex::new(page)), ClientMask::NOCODE, &pin());
+    fn set(&self, page: u64, guard: &Guard) {
+        self.0.set(PageRange::of_page(PageIndex::new(page)), ClientMask::NOCODE, guard);
     }
     fn set_range(&self, first: u64, count: u64) {
         let range = PageRange { start: PageIndex::new(first), end: PageIndex::new(first + count) };
@@ -42,7 +42,7 @@ impl Marks for Ours {
 }
 
 impl Marks for AtomicBitmap {
-    fn set(&self, page: u64) {
+    fn set(&self, page: u64, _: &Guard) {
         self.set_bit(page as usize);
     }
     fn set_range(&self, first: u64, count: u64) {
@@ -54,7 +54,7 @@ impl Marks for AtomicBitmap {
 }
 
 impl Marks for Flat {
-    fn set(&self, page: u64) {
+    fn set(&self, page: u64, _: &Guard) {
         Flat::set(self, page);
     }
     fn set_range(&self, first: u64, count: u64) {
@@ -66,7 +66,7 @@ impl Marks for Flat {
 }
 
 impl Marks for Tree {
-    fn set(&self, page: u64) {
+    fn set(&self, page: u64, _: &Guard) {
         Tree::set(self, page);
     }
     fn set_range(&self, first: u64, count: u64) {
@@ -92,13 +92,13 @@ impl Work {
     fn run<M: Marks>(self, marks: &M) -> Sample {
         marks.clear();
         if self.again {
-            (0..PAGES).for_each(|page| marks.set(page));
+            let guard = pin();
+            (0..PAGES).for_each(|page| marks.set(page, &guard));
         }
-        // A vCPU holds a guard; taking it again is a counter.
         let one = |thread: u64| {
-            let _guard = pin();
+            let guard = pin();
             let step = if self.two { 2 } else { 1 };
-            (thread..PAGES).step_by(step).for_each(|page| marks.set(page));
+            (thread..PAGES).step_by(step).for_each(|page| marks.set(page, &guard));
             0
         };
         if self.huge {

@@ -26,6 +26,7 @@
 //!
 //! Checked by tests/loom.rs, where each of these orders is also tried the wrong way round.
 
+use super::fence_after_store;
 use crate::sync::{AtomicU64, BLOCK_WORDS, Ordering, SUMMARY_WORDS, in_total_order};
 use core::ops::Range;
 use core::ptr;
@@ -42,6 +43,9 @@ pub(super) const SUMMARY_LINE_PAGES: u64 = (CACHE_LINE * 64 * LINE_PAGES) as u64
 /// Lines at most whose summary bits are cleared while their words are yet to be taken. They are asked for by the half: about
 /// as many misses as a core has under way at once.
 const OPEN: usize = 32;
+/// Whether a SeqCst RMW orders what is before it and what is after it as a fence does, whatever the addresses: a locked
+/// instruction does.
+const RMW_IS_FENCE: bool = cfg!(all(target_arch = "x86_64", not(any(loom, miri))));
 const _: () = assert!(SUMMARY <= 64 && SUMMARY_WORDS <= 64);
 
 /// The bits of one client for 2 Mi pages.
@@ -98,6 +102,28 @@ impl DirtyBlock {
     #[inline]
     pub(super) fn set_bit(&self, bit: usize) -> bool {
         self.set_word(bit / 64, 1 << (bit % 64)) != 0
+    }
+
+    /// As `set_bit`, and as if a fence came before it and before what the caller looks at next: of a bit that looks clear the
+    /// RMW is that, of one that looks set there is one, and then it is looked at.
+    #[inline]
+    pub(super) fn set_bit_behind_fence(&self, bit: usize) -> bool {
+        let (at, mask) = (&self.words[bit / 64], 1 << (bit % 64));
+        let was = at.load(Ordering::SeqCst);
+        let new = if was & mask == 0 {
+            // Not by fetch_or, which is a `bts` then, and takes longer.
+            let set = at.compare_exchange(was, was | mask, Ordering::SeqCst, Ordering::SeqCst).is_ok();
+            let new = set || at.fetch_or(mask, Ordering::SeqCst) & mask == 0;
+            if !RMW_IS_FENCE {
+                fence_after_store();
+            }
+            new
+        } else {
+            fence_after_store();
+            at.load(Ordering::SeqCst) & mask == 0 && at.fetch_or(mask, Ordering::SeqCst) & mask == 0
+        };
+        self.set_summary(bit / 64);
+        new
     }
 
     /// Sets the bits of `mask`; returns those that were clear.

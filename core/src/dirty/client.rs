@@ -169,6 +169,12 @@ impl ClientMask {
         Self(self.0 & !other.into().0)
     }
 
+    /// The column in it, if it is the only one.
+    #[inline]
+    pub(super) fn only(self) -> Option<usize> {
+        self.0.is_power_of_two().then_some(self.0.trailing_zeros() as usize)
+    }
+
     /// The columns in it, by rising number.
     #[inline]
     pub(super) fn columns(self) -> impl Iterator<Item = usize> + use<> {

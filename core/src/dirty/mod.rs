@@ -67,6 +67,17 @@ pub fn fence_after_store() {
     fence(Ordering::SeqCst);
 }
 
+/// No column has this number.
+const NO_COLUMN: u8 = u8::MAX;
+
+/// What became of the mark of one page.
+struct One {
+    /// The column whose bit was clear, if one was.
+    new: Option<usize>,
+    /// Whether that was all.
+    done: bool,
+}
+
 /// The dirty bits of all RAM, for all clients.
 ///
 /// Pages beyond what [`grow`](Self::grow) covered hold no RAM and read as ones, like any absent block. Nothing
@@ -120,8 +131,29 @@ impl DirtyMemory {
 
     /// Marks `range` for each of `clients`, after the store that dirtied it. Clients that track nothing there cost
     /// a look at a null pointer. New marks of a client with rings go to the list for writers without one (RING-1).
+    #[inline]
     pub fn set(&self, range: PageRange, clients: ClientMask, guard: &Guard) {
-        self.set_new(range, clients, guard, |client, first, bits| self.rings.report(client, first, bits));
+        if range.len() == 1 {
+            // Straight code: a locked instruction waits for the stores before it, and a call would be some.
+            let one = self.mark_one(range.start, clients, guard);
+            if !one.done || (one.new.is_some() && self.rings.mask() != 0) {
+                self.set_rest_of_one(range.start, clients, guard, one.new.map_or(NO_COLUMN, |new| new as u8), one.done);
+            }
+        } else {
+            self.set_range(range, clients, guard);
+        }
+    }
+
+    #[cold]
+    #[inline(never)]
+    fn set_rest_of_one(&self, page: PageIndex, clients: ClientMask, guard: &Guard, new: u8, done: bool) {
+        let one = One { new: (new != NO_COLUMN).then_some(new.into()), done };
+        self.rest_of_one(page, clients, guard, one, &mut |client, first, bits| self.rings.report(client, first, bits));
+    }
+
+    #[inline(never)]
+    fn set_range(&self, range: PageRange, clients: ClientMask, guard: &Guard) {
+        self.set_pages(range, clients, guard, &mut |client, first, bits| self.rings.report(client, first, bits));
     }
 
     /// As `set`, and tells which bits went from 0 to 1: `sink` gets the client, the page of a word's bit 0, and the
@@ -134,22 +166,72 @@ impl DirtyMemory {
         guard: &Guard,
         mut sink: impl FnMut(DirtyClient, PageIndex, u64),
     ) {
+        if range.len() == 1 {
+            let one = self.mark_one(range.start, clients, guard);
+            if !one.done || one.new.is_some() {
+                self.rest_of_one(range.start, clients, guard, one, &mut sink);
+            }
+        } else {
+            self.set_pages(range, clients, guard, &mut sink);
+        }
+    }
+
+    /// What a vCPU does: marks one page for the only one of the clients that tracks. That is one locked instruction, and
+    /// few loads behind it: what was looked up before is looked at again there, since it is there that a client may be
+    /// found to need no mark. The row is not: a page that has one keeps it.
+    #[inline(always)]
+    fn mark_one(&self, page: PageIndex, clients: ClientMask, guard: &Guard) -> One {
+        let tracking = clients & self.blocks.tracking();
+        let mut new = None;
+        if let Some((row, bit)) = self.blocks.locate(page, guard)
+            && let Some(column) = tracking.only()
+            && let Some(block) = row.block(column)
+        {
+            new = block.set_bit_behind_fence(bit).then_some(column);
+            if row.has(column, block) && clients & self.blocks.tracking() == tracking {
+                return One { new, done: true };
+            }
+        }
+        One { new, done: false }
+    }
+
+    /// What `mark_one` left: the mark that is yet to be told of, and whoever else may have to have one.
+    fn rest_of_one(
+        &self,
+        page: PageIndex,
+        clients: ClientMask,
+        guard: &Guard,
+        one: One,
+        sink: &mut impl FnMut(DirtyClient, PageIndex, u64),
+    ) {
+        let mut tell = |column| {
+            sink(self.blocks.client_of(column), PageIndex::new(page.get() & !63), 1 << (page.get() % 64));
+        };
+        one.new.into_iter().for_each(&mut tell);
+        if one.done {
+            return;
+        }
+        fence_after_store();
+        let Some((row, bit)) = self.blocks.locate(page, guard) else { return };
+        for column in (clients & self.blocks.tracking()).columns() {
+            if row.block(column).is_some_and(|block| block.set_bit(bit)) {
+                tell(column);
+            }
+        }
+    }
+
+    fn set_pages(
+        &self,
+        range: PageRange,
+        clients: ClientMask,
+        guard: &Guard,
+        sink: &mut impl FnMut(DirtyClient, PageIndex, u64),
+    ) {
         if range.is_empty() || clients.is_empty() {
             return;
         }
         fence_after_store();
         let clients = clients & self.blocks.tracking();
-        if range.len() == 1 {
-            // What a vCPU does.
-            let Some((row, bit)) = self.blocks.locate(range.start, guard) else { return };
-            for column in clients.columns() {
-                if row.block(column).is_some_and(|block| block.set_bit(bit)) {
-                    let first = PageIndex::new(range.start.get() & !63);
-                    sink(self.blocks.client_of(column), first, 1 << (bit % 64));
-                }
-            }
-            return;
-        }
         for (first, row, pages) in self.blocks.rows(range, guard) {
             for column in clients.columns() {
                 if let Some(block) = row.block(column) {

@@ -10,11 +10,15 @@
 //! found the bit clear. That RMW reads from the one that cleared it, which comes after the start; so whoever finds a
 //! bit clear that a log cleared also finds the log. Read before, the mask may be from before the start, and the page
 //! is marked, in no ring, and never heard of again. Checked by tests/loom_ring.rs.
+//!
+//! A bit that is clear already is cleared by nobody: the take of a start skips a word that it finds zero. Both sides then do
+//! "write mine, look at the other's" (the mask and the word, or its summary), and all four are SeqCst: either the take finds
+//! the bit, or its setter the log. Checked by tests/loom_ring_start.rs.
 
 use super::{RingError, RingLog};
 use crate::addr::PageIndex;
 use crate::dirty::{DirtyClient, DirtyMemory};
-use crate::sync::{AtomicU8, AtomicU64, Mutex, Ordering, lock};
+use crate::sync::{AtomicU8, AtomicU64, Mutex, Ordering, in_total_order, lock};
 use std::sync::Arc;
 
 /// Columns of dirty memory.
@@ -58,7 +62,8 @@ impl RingTable {
 
     /// The columns with logs.
     pub(crate) fn mask(&self) -> u8 {
-        self.mask.load(Ordering::Acquire)
+        in_total_order();
+        self.mask.load(Ordering::SeqCst)
     }
 
     pub(super) fn has(&self, client: DirtyClient) -> bool {
@@ -101,7 +106,8 @@ impl RingTable {
         *place = Some(log);
         // With the lock held, so that a vCPU that sees this finds the log; the mask last.
         self.version.fetch_add(1, Ordering::Release);
-        self.mask.fetch_or(1 << client.column(), Ordering::AcqRel);
+        self.mask.fetch_or(1 << client.column(), Ordering::SeqCst);
+        in_total_order();
         Ok(())
     }
 
