@@ -166,6 +166,20 @@ fn the_guest_talks_on_standard_output_and_nothing_else_does() {
 }
 
 #[test]
+fn one_hart_alone_needs_no_locked_instructions_and_one_of_several_writers_does() {
+    let guest = Temp::elf(basic::hello());
+    let run = |more: &[&str]| {
+        let output = notdirty(&[&["run", guest.name(), "--stats", "--jit-off", "tier0"], more].concat());
+        assert_eq!(code(&output), 0);
+        stderr(&output).contains("while one thread stored")
+    };
+    assert!(run(&[]));
+    assert!(!run(&["--jit-off", "one_writer"]));
+    assert!(!run(&["--smp", "2"]));
+    assert!(!run(&["--plug", "64K@0xa0000000:insns:10"]));
+}
+
+#[test]
 fn the_guest_reads_standard_input() {
     let guest = Temp::elf(basic::echo());
     for engine in ENGINES {

@@ -67,7 +67,7 @@ pub(super) fn run(args: Args) -> ExitCode {
         Err(what) => return complain(Code::Input, &format!("{name}: {what}")),
     };
 
-    if let Err(what) = plug::check(&machine.memory(), &args.plugs) {
+    if let Err(what) = plug::check(&machine, &args.plugs) {
         return complain(Code::Input, &what);
     }
     let screenshot = args.screenshot.as_ref().map(|name| screenshot(name).map(|file| (name, file)));

@@ -43,6 +43,8 @@ pub struct TbStats {
     pub evicted: u64,
     /// Of those whose bytes were written, the ones that died young: hot patch sites, left to tier 0 for a while.
     pub died_young: u64,
+    /// TBs made while one thread stored (WRITER-1): without locked instructions.
+    pub alone: u64,
     /// Links made between TBs.
     pub linked: u64,
     /// Entries of lists that were looked at, or cut, to drop TBs: links, and the TBs of a page.
@@ -53,14 +55,15 @@ pub struct TbStats {
 
 impl AddAssign for TbStats {
     fn add_assign(&mut self, other: TbStats) {
-        let TbStats { translated, insns, host_bytes, invalidated, evicted, died_young, linked, steps, longest_reclaim } =
-            other;
+        let TbStats { translated, insns, host_bytes, invalidated, evicted, died_young, .. } = other;
+        let TbStats { alone, linked, steps, longest_reclaim, .. } = other;
         self.translated += translated;
         self.insns += insns;
         self.host_bytes += host_bytes;
         self.invalidated += invalidated;
         self.evicted += evicted;
         self.died_young += died_young;
+        self.alone += alone;
         self.linked += linked;
         self.steps += steps;
         self.longest_reclaim = self.longest_reclaim.max(longest_reclaim);
@@ -223,6 +226,7 @@ impl TbCache {
         (tb.born, tb.serial) = (ctx.cpu.retired, self.stats.translated);
         self.ghosts.made(key.pc);
         self.stats.translated += 1;
+        self.stats.alone += u64::from(self.emitter.alone);
         self.stats.insns += u64::from(region.insns);
         self.stats.host_bytes += len as u64;
         self.chunk_tbs[chunk].push(id);
