@@ -233,6 +233,7 @@ fn limits_and_hangs_have_codes_of_their_own() {
         // No handler, and an instruction that is none: a trap for every trap.
         let output = notdirty(&["run", crash.name(), "--load-addr", "0x80000000", "--engine", engine]);
         assert_eq!(code(&output), 3, "{}", stderr(&output));
+        assert!(stderr(&output).contains("unhandled trap on hart 0: illegal instruction"), "{}", stderr(&output));
         assert!(stderr(&output).contains("trap handler at 0x0"), "{}", stderr(&output));
     }
 }
@@ -506,6 +507,62 @@ fn a_jitdump_is_not_written_through_what_lies_there() {
     let _ = std::fs::remove_dir_all(&dir.0);
     assert_eq!(code(&output), 0, "{}", stderr(&output));
     assert_eq!(std::fs::read(&victim.0).expect("a file"), b"precious");
+}
+
+#[test]
+fn a_crash_is_told_on_standard_error_by_its_first_trap() {
+    use notdirty::programs::crash::{Crash, crash};
+    let (image, symbols) = crash(Crash::Load, 0, true);
+    let mut elf = Elf::new(image.load_addr, image.bytes);
+    elf.symbols = symbols;
+    let guest = Temp::new(&elf.bytes());
+    for engine in ENGINES {
+        for harts in ["1", "2"] {
+            let output = notdirty(&["run", guest.name(), "--engine", engine, "--smp", harts, "--log", "error"]);
+            assert_eq!((code(&output), stdout(&output).as_str()), (3, ""));
+            let text = stderr(&output);
+            let first = format!("notdirty: {}: unhandled trap on hart 0: load access fault (mcause 5)", guest.name());
+            assert!(text.starts_with(&first), "{text}");
+            for part in
+                ["mtval 0x14", "<inner+0x14>", "a1 0000000000001234", "frame pointers", "<main+0x", "hart 0: pc 0x0"]
+            {
+                assert!(text.contains(part), "no {part:?} in {text}");
+            }
+        }
+    }
+}
+
+#[test]
+fn ctrl_c_ends_the_run_and_tells_where_each_hart_is() {
+    let spin = Temp::elf(basic::spin());
+    for engine in ENGINES {
+        let child = Command::new(env!("CARGO_BIN_EXE_notdirty"))
+            .args(["run", spin.name(), "--engine", engine, "--smp", "2", "--timeout", "100"])
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+            .expect("the command starts");
+        std::thread::sleep(Duration::from_millis(500));
+        let kill = Command::new("kill").args(["-INT", &child.id().to_string()]).status().expect("kill");
+        assert!(kill.success());
+        let output = child.wait_with_output().expect("it ends");
+        let text = stderr(&output);
+        assert_eq!(code(&output), 130, "{text}");
+        for part in ["stopped by Ctrl-C", "hart 0: pc 0x8000", "hart 1: pc 0x8000"] {
+            assert!(text.contains(part), "no {part:?} in {text}");
+        }
+    }
+}
+
+#[test]
+fn a_loop_that_nothing_ends_is_told_in_the_summary() {
+    let guest = Temp::new(&0x0000_006fu32.to_le_bytes());
+    for engine in ENGINES {
+        let run = ["run", guest.name(), "--load-addr", "0x80000000", "--engine", engine, "--timeout", "0.1", "--stats"];
+        let text = stderr(&notdirty(&run));
+        assert!(text.contains("hart 0 jumps to itself with interrupts off, pc 0x80000000"), "{text}");
+    }
 }
 
 #[test]

@@ -17,9 +17,11 @@ mod pace;
 mod run;
 mod show;
 mod stats;
+mod unhandled;
 
 pub(crate) use self::core::Core;
 pub use harts::Harts;
 pub use limits::{RunLimits, VcpuExit};
 pub use run::{Vcpu, VcpuConfig};
 pub use stats::VcpuStats;
+pub use unhandled::{TrapAt, UnhandledTrap};

@@ -42,5 +42,5 @@ pub mod trace;
 pub mod translate;
 
 pub use engine::{EngineKind, ICache, JitFlags};
-pub use exec::{Harts, RunLimits, Vcpu, VcpuConfig, VcpuExit, VcpuStats};
+pub use exec::{Harts, RunLimits, TrapAt, UnhandledTrap, Vcpu, VcpuConfig, VcpuExit, VcpuStats};
 pub use trace::{NewCode, TraceMask, TraceSink};

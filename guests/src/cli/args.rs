@@ -102,7 +102,8 @@ usage: notdirty                       the embedded demo, with a summary
   -V, --version         the version
 
 The UART is on standard input and output. Exit code: the guest's (above 255: 255), or
-  2 bad usage or input   3 hung (wfi, trap loop)   124 timeout   125 instruction limit   126 host error
+  2 bad usage or input   3 hung (wfi), or an unhandled trap   124 timeout   125 instruction limit   126 host error
+  130 Ctrl-C   143 SIGTERM
 ";
 
 /// Reads the arguments after the program's name.

@@ -3,6 +3,7 @@
 //! ```text
 //!   args.rs     what was asked for, or one line that says what is wrong with it
 //!   run.rs      runs it: stdin and stdout on the UART, limits, the reason of the end
+//!   signals.rs  Ctrl-C stops the run
 //!   logging.rs  what the crates say through `log`, on standard error
 //!   disas.rs    `disas`: a listing instead of a run
 //!   plug.rs     `--plug`: RAM that comes while the guest runs
@@ -19,6 +20,7 @@ mod disas;
 mod logging;
 mod plug;
 mod run;
+mod signals;
 mod signature;
 mod smc_test;
 mod summary;

@@ -132,10 +132,10 @@ pub(super) fn run(machine: &mut Machine, plugs: &[Plug], limits: &RunLimits) -> 
                     }
                 }
                 // A handler in RAM that is still to come, say. The next plug may change that; the last one does not.
-                MachineExit::Hung => match wait(&coming, limits.deadline) {
+                exit @ (MachineExit::Hung | MachineExit::Unhandled(_)) => match wait(&coming, limits.deadline) {
                     Ok(()) => {}
                     Err(RecvTimeoutError::Timeout) => break MachineExit::Deadline,
-                    Err(RecvTimeoutError::Disconnected) => break MachineExit::Hung,
+                    Err(RecvTimeoutError::Disconnected) => break exit,
                 },
                 exit => break exit,
             }

@@ -8,11 +8,10 @@ use std::process::ExitCode;
 use std::sync::mpsc::{self, RecvTimeoutError, Sender};
 use std::time::{Duration, Instant};
 
-use notdirty_tcg::cpu::CpuState;
 use notdirty_tcg::{JitFlags, RunLimits};
 
 use super::args::{Args, Command};
-use super::{Code, complain, disas, plug, program, refuse, signature, summary, trace};
+use super::{Code, complain, disas, plug, program, refuse, signals, signature, summary, trace};
 use crate::devices::{Console, ExitBy};
 use crate::load::Program;
 use crate::machine::{Machine, MachineExit};
@@ -77,6 +76,10 @@ pub(super) fn run(args: Args) -> ExitCode {
     };
     // Nobody hears the guest any more: it need not go on.
     let stop = machine.stop_handle().downgrade();
+    let interrupted = match signals::watch(stop.clone(), &console) {
+        Ok(interrupted) => interrupted,
+        Err(e) => return complain(Code::Host, &format!("no signal handler: {e}")),
+    };
     console.on_failure(move || stop.stop());
 
     let start = Instant::now();
@@ -92,9 +95,13 @@ pub(super) fn run(args: Args) -> ExitCode {
     let (exit, plugged) = plug::run(&mut machine, &args.plugs, &RunLimits { max_insns: args.max_insns, deadline });
     let elapsed = start.elapsed();
 
-    let place = || {
-        let pc = machine.cpu().pc;
-        machine.symbol(pc).map_or_else(|| format!("pc {pc:#x}"), |symbol| format!("pc {pc:#x} <{symbol}>"))
+    let place = || machine.place(machine.cpu().pc);
+    // One hart's place is on the line that says why.
+    let places = || if machine.harts() > 1 { format!("\n{}", machine.places().trim_end()) } else { String::new() };
+    // A hart that is stuck in a trap while others go on.
+    let crash = || {
+        let report = machine.crashed().and_then(|crash| machine.crash_report(crash.hart));
+        report.map_or_else(places, |report| format!("\n{}", report.trim_end()))
     };
     let broken = console.take_error();
     let mut code = match exit {
@@ -111,16 +118,33 @@ pub(super) fn run(args: Args) -> ExitCode {
         }
         MachineExit::InsnLimit => complain(
             Code::InsnLimit,
-            &format!("{name}: stopped by --max-insns after {} instructions, {}", machine.stats().retired, place()),
+            &format!(
+                "{name}: stopped by --max-insns after {} instructions, {}{}",
+                machine.stats().retired,
+                place(),
+                crash()
+            ),
         ),
         MachineExit::Deadline => complain(
             Code::Timeout,
-            &format!("{name}: stopped by --timeout after {:.3} s, {}", elapsed.as_secs_f64(), place()),
+            &format!("{name}: stopped by --timeout after {:.3} s, {}{}", elapsed.as_secs_f64(), place(), crash()),
         ),
-        MachineExit::Hung => complain(Code::Hung, &format!("{name}: hung: {}, {}", hang(machine.cpu()), place())),
+        MachineExit::Hung => complain(
+            Code::Hung,
+            &format!("{name}: hung: it waits (wfi) for an interrupt that cannot come, {}{}", place(), places()),
+        ),
+        MachineExit::Unhandled(crash) => {
+            let report = machine.crash_report(crash.hart).unwrap_or_default();
+            complain(Code::Hung, &format!("{name}: {}", report.trim_end()))
+        }
         MachineExit::Stopped if broken.is_some() => Code::Host.into(),
         // Nobody here has logs with rings, or stops it for another reason.
         MachineExit::RingFull => complain(Code::Host, &format!("{name}: a dirty ring is full, {}", place())),
+        MachineExit::Stopped if interrupted.signal() != 0 => {
+            let (name_of, elapsed) = (interrupted.name(), elapsed.as_secs_f64());
+            eprintln!("notdirty: {name}: stopped by {name_of} after {elapsed:.3} s, {}{}", place(), crash());
+            ExitCode::from(128 + interrupted.signal())
+        }
         MachineExit::Stopped => complain(Code::Host, &format!("{name}: stopped from outside, {}", place())),
     };
     if let Some(e) = broken {
@@ -152,6 +176,10 @@ pub(super) fn run(args: Args) -> ExitCode {
     }
     let summary = (demo || args.stats).then(|| {
         let mut text = summary::text(&machine.stats(), elapsed, args.engine);
+        for hart in (0..machine.harts()).filter(|&hart| machine.spins(hart)) {
+            let place = machine.place(machine.vcpu(hart).map_or(0, |vcpu| vcpu.cpu().pc));
+            let _ = writeln!(text, "  {:<20} hart {hart} jumps to itself with interrupts off, {place}", "for ever");
+        }
         for line in plugged.done {
             let _ = writeln!(text, "  {:<20} {line}", "RAM plugged");
         }
@@ -166,18 +194,6 @@ pub(super) fn run(args: Args) -> ExitCode {
         None => {}
     }
     code
-}
-
-/// Why a hart can never go on.
-fn hang(cpu: &CpuState) -> String {
-    let csr = &cpu.csr;
-    if cpu.pc == csr.mtvec & !3 && csr.mepc == cpu.pc {
-        return format!(
-            "the trap handler at {:#x} traps itself (mcause {}, mtval {:#x})",
-            cpu.pc, csr.mcause, csr.mtval
-        );
-    }
-    "it waits (wfi) for an interrupt that cannot come".into()
 }
 
 /// The file for the screenshot, while there is still time to give another name. What is in it stays until the end.

@@ -13,6 +13,7 @@
 mod board;
 mod builder;
 mod memory;
+mod report;
 mod run;
 
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -27,6 +28,7 @@ use notdirty_tcg::{Harts, JitFlags, RunLimits, Vcpu, VcpuExit, VcpuStats};
 pub use board::RAM_BASE;
 pub use builder::{BuildError, ClockKind, DEFAULT_RAM, MAX_HARTS, MachineBuilder};
 pub use memory::{Memory, PlugError, PlugSpec, Plugged, RamInfo, ResizeError, UnplugError};
+pub use report::{Callers, CrashedHart};
 
 use crate::devices::{Console, Framebuffer, GuestExit};
 use crate::load::{self, Program, SymbolTable};
@@ -46,8 +48,11 @@ pub enum MachineExit {
     Stopped,
     /// A hart's dirty ring is at its soft limit; further runs end in the same way at once. Sync the log, and run on.
     RingFull,
-    /// The guest waits for an interrupt that nothing can raise, or its trap handler traps itself.
+    /// The guest waits for an interrupt that nothing can raise.
     Hung,
+    /// A trap has no handler, or one that traps itself; [`Machine::crash_report`] has more. Of several harts, all are
+    /// stuck so or wait for each other.
+    Unhandled(CrashedHart),
 }
 
 /// What a host write did to translated code.
@@ -146,7 +151,7 @@ impl Machine {
             (None, VcpuExit::Deadline) => MachineExit::Deadline,
             (None, VcpuExit::Stopped) => MachineExit::Stopped,
             (None, VcpuExit::RingFull) => MachineExit::RingFull,
-            (None, VcpuExit::Hung) => MachineExit::Hung,
+            (None, VcpuExit::Hung) => self.crashed().map_or(MachineExit::Hung, MachineExit::Unhandled),
         }
     }
 

@@ -10,6 +10,7 @@ mod asm;
 pub mod basic;
 pub mod board;
 pub mod clock;
+pub mod crash;
 pub mod demo;
 pub mod draw;
 pub mod hotplug;

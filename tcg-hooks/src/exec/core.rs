@@ -1,10 +1,11 @@
 //! What the helpers work on while emitted code runs: everything of a vCPU but the context.
+use super::unhandled::Traps;
 use crate::clock::Clock;
 use crate::cpu::CpuState;
 use crate::jit::x86_64::context::Context;
 use crate::riscv::Insn;
 use crate::riscv::csr::{CsrEnv, irq, mstatus, num};
-use crate::riscv::trap::{self, Trap};
+use crate::riscv::trap::{self, Trap, cause};
 use crate::tb::TbCache;
 use crate::trace::{TraceMask, TraceSink};
 use notdirty_core::RamAddr;
@@ -31,9 +32,9 @@ pub(crate) struct Core {
     pub(crate) counted_twice: u64,
     /// Instructions that tier 0 executed.
     pub(crate) tier0_insns: u64,
-    /// The trap before: where, and after how many instructions.
-    pub(crate) last_trap: Option<(Trap, u64, u64)>,
-    /// The handler's first instruction traps into itself: nothing will ever retire again.
+    /// Exceptions that are not handled yet.
+    pub(crate) unhandled: Traps,
+    /// The hart is stuck in its trap handler: the loop must look.
     pub(crate) trap_loop: bool,
 }
 
@@ -111,10 +112,10 @@ impl Core {
     pub(crate) fn take_trap(&mut self, cpu: &mut CpuState, trap: &Trap) {
         self.traps += 1;
         let epc = cpu.pc;
+        if trap.cause & cause::INTERRUPT == 0 {
+            self.trap_loop |= self.unhandled.exception(cpu, trap);
+        }
         trap::take_trap(cpu, trap, epc);
-        let this = Some((*trap, epc, cpu.retired));
-        self.trap_loop |= self.last_trap == this && cpu.pc == epc;
-        self.last_trap = this;
         if self.mask.has(TraceMask::INT) {
             let text = format!("trap cause {:#x} tval {:#x} at {epc:#x}, to {:#x}", trap.cause, trap.tval, cpu.pc);
             self.say(TraceMask::INT, &text);

@@ -4,6 +4,7 @@ mod check;
 
 use super::core::Core;
 use super::pace::Pace;
+use super::unhandled::{TrapAt, Traps, UnhandledTrap};
 use super::{Harts, RunLimits, VcpuExit, VcpuStats, show};
 use crate::clock::Clock;
 use crate::cpu::CpuState;
@@ -13,6 +14,7 @@ use crate::jit::x86_64::context::{Context, PREFIX};
 use crate::jit::x86_64::helpers::execute_site;
 use crate::jit::x86_64::mem::SMALL_BITS;
 use crate::jit::x86_64::thunks::{EnterFn, reason};
+use crate::riscv::Op;
 use crate::riscv::csr::{CsrEnv, irq, mstatus};
 use crate::riscv::trap::{self, Trap};
 use crate::tb::{Found, TbCache, TbKey};
@@ -128,7 +130,7 @@ impl Vcpu {
                 traps: 0,
                 counted_twice: 0,
                 tier0_insns: 0,
-                last_trap: None,
+                unhandled: Traps::default(),
                 trap_loop: false,
             },
             translator: Translator::default(),
@@ -186,7 +188,13 @@ impl Vcpu {
     /// All of the hart that [`CpuState`] does not show.
     fn drop_hidden_state(&mut self) {
         self.core.mmu.clear_reservation();
-        (self.core.waiting, self.core.trap_loop, self.core.last_trap) = (false, false, None);
+        (self.core.waiting, self.core.trap_loop) = (false, false);
+        self.core.unhandled.forget();
+    }
+
+    /// The first trap that nobody handles, while the hart is stuck in what should handle it.
+    pub fn unhandled(&self) -> Option<UnhandledTrap> {
+        self.core.unhandled.unhandled(self.cpu())
     }
 
     /// In `wfi`: it goes on when an interrupt is pending.
@@ -348,6 +356,7 @@ impl Vcpu {
             (Some(a), Some(b)) => Some(a.min(b)),
             // A re-arm kicks without waking, and whoever looks for hung harts takes every kick seriously.
             (None, None) => Some(ASK_AGAIN),
+            (None, Some(left)) if self.harts.is_some() => Some(left.min(ASK_AGAIN)),
             (a, b) => a.or(b),
         };
         let _idle = match (&self.harts, timer) {
@@ -364,8 +373,18 @@ impl Vcpu {
         None
     }
 
-    /// The handler's first instruction traps into itself. Alone, it does so for ever; another hart may change it.
+    /// The handler traps into itself. Alone, it does so for ever; another hart may change it.
     fn trapped(&mut self, limits: &RunLimits) -> Option<VcpuExit> {
+        if self.harts.is_some() && self.core.unhandled.take_news() {
+            // The others go on, perhaps for long.
+            if let Some(UnhandledTrap { first: TrapAt { trap, pc }, mtvec, .. }) = self.unhandled() {
+                let (hart, name) = (self.cpu().hart_id, trap.name());
+                log::warn!(
+                    "hart {hart}: {name}, mtval {:#x}, at pc {pc:#x} is not handled (mtvec {mtvec:#x})",
+                    trap.tval
+                );
+            }
+        }
         let Some(idle) = self.harts.as_ref().map(|harts| harts.fall_idle(false)) else { return Some(VcpuExit::Hung) };
         let Some(_idle) = idle else { return Some(VcpuExit::Hung) };
         let left = limits.deadline.map(|d| d.saturating_duration_since(Instant::now()));
@@ -391,6 +410,9 @@ impl Vcpu {
                 Ok(insn) => {
                     // The lines and the clock as they are at this instruction, as emitted code sees them.
                     let (mip, clock) = (core.csr_mip(&cpu, &insn), core.clock.clone());
+                    if insn.op == Op::Mret {
+                        core.unhandled.returned();
+                    }
                     let (mmu, mut hooks) = core.split(ctx);
                     interp::execute(&mut cpu, mmu, &mut hooks, &CsrEnv { mip, clock: &clock }, &insn)
                 }

@@ -48,7 +48,7 @@ pub mod cause {
 }
 
 /// Why an instruction did not complete, or what interrupted the hart between two of them.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
 pub struct Trap {
     /// For `mcause`; see [`cause`].
     pub cause: u64,
@@ -86,6 +86,30 @@ impl Trap {
     /// `ecall` from this privilege.
     pub const fn ecall(privilege: u8) -> Trap {
         Trap { cause: cause::ECALL_U + privilege as u64, tval: 0 }
+    }
+
+    /// The manual's name of the cause.
+    pub const fn name(&self) -> &'static str {
+        match self.cause {
+            cause::FETCH_MISALIGNED => "instruction address misaligned",
+            cause::FETCH_ACCESS => "instruction access fault",
+            cause::ILLEGAL => "illegal instruction",
+            cause::BREAKPOINT => "breakpoint",
+            cause::LOAD_MISALIGNED => "load address misaligned",
+            cause::LOAD_ACCESS => "load access fault",
+            cause::STORE_MISALIGNED => "store/AMO address misaligned",
+            cause::STORE_ACCESS => "store/AMO access fault",
+            8 => "environment call from U-mode",
+            9 => "environment call from S-mode",
+            11 => "environment call from M-mode",
+            cause::FETCH_PAGE => "instruction page fault",
+            cause::LOAD_PAGE => "load page fault",
+            cause::STORE_PAGE => "store/AMO page fault",
+            cause::MSI => "machine software interrupt",
+            cause::MTI => "machine timer interrupt",
+            cause::MEI => "machine external interrupt",
+            _ => "unknown cause",
+        }
     }
 
     /// An interrupt, with a cause from [`pending_interrupt`].

@@ -96,6 +96,7 @@ pub(crate) fn execute(core: &mut Core, ctx: &mut Context, site: &Site) -> Outcom
         Op::Ecall => return Outcome::Trap(Trap::ecall(ctx.cpu.privilege)),
         Op::Ebreak => return Outcome::Trap(Trap::breakpoint(site.pc)),
         Op::Mret => {
+            core.unhandled.returned();
             trap::mret(&mut ctx.cpu);
             let pc = ctx.cpu.pc;
             return if core.may_interrupt(&ctx.cpu) { Outcome::Leave(pc) } else { Outcome::Go(pc) };
