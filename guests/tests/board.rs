@@ -4,9 +4,10 @@ mod common;
 
 use common::Elf;
 use notdirty::programs::board::{self, Probe, TOHOST};
+use notdirty::programs::semihost;
 use notdirty::{
-    Captured, ClockKind, Console, EngineKind, ExitBy, GuestExit, Machine, MachineBuilder, MachineExit, Program,
-    RunLimits,
+    Captured, ClockKind, Console, EngineKind, ExitBy, GuestExit, JitFlags, Machine, MachineBuilder, MachineExit,
+    Program, RunLimits,
 };
 use std::time::{Duration, Instant};
 
@@ -107,4 +108,42 @@ fn a_run_in_pieces_ends_by_one_store_of_the_low_half_too() {
         }
     };
     assert_eq!(exit, MachineExit::Guest(GuestExit { code: 3, by: ExitBy::Tohost }));
+}
+
+#[test]
+fn semihosting_calls_are_known_by_their_sequence_and_are_exceptions_when_they_are_off() {
+    let jit = JitFlags::default();
+    for (engine, flags) in
+        [(EngineKind::Jit, jit), (EngineKind::Jit, JitFlags { tier0: false, ..jit }), (EngineKind::Interp, jit)]
+    {
+        for on in [true, false] {
+            let seen = Captured::default();
+            let console = Console::new(Box::new(seen.clone()));
+            console.feed_from(&b"a line\nand more"[..]).unwrap();
+            let builder = Machine::builder().engine(engine).jit_flags(flags).console(console).ram_size(4 << 20);
+            let image = Program::Image(semihost::talk(37));
+            let mut machine = builder.semihosting(on).program(image).build().unwrap();
+            let exit = machine.run(&soon());
+            match on {
+                true => {
+                    assert_eq!(exit, MachineExit::Guest(GuestExit { code: 37, by: ExitBy::Semihosting }), "{engine:?}");
+                    assert_eq!(seen.text(), "hello\n!a line\nand more");
+                }
+                // The program's handler for traps that it did not mean.
+                false => assert_eq!(exit, MachineExit::Guest(GuestExit { code: 99, by: ExitBy::Finisher })),
+            }
+        }
+    }
+}
+
+#[test]
+fn a_semihosting_call_that_waits_for_input_meets_its_limits() {
+    for engine in ENGINES {
+        let image = Program::Image(semihost::talk(1));
+        let mut machine = Machine::builder().engine(engine).ram_size(4 << 20).program(image).build().unwrap();
+        let limits = RunLimits { max_insns: None, deadline: Some(Instant::now() + Duration::from_millis(100)) };
+        assert_eq!(machine.run(&limits), MachineExit::Deadline);
+        let limits = RunLimits { max_insns: Some(machine.cpu().retired + 3), deadline: None };
+        assert_eq!(machine.run(&limits), MachineExit::InsnLimit);
+    }
 }

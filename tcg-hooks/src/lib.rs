@@ -42,5 +42,7 @@ pub mod trace;
 pub mod translate;
 
 pub use engine::{EngineKind, ICache, JitFlags};
-pub use exec::{Harts, RunLimits, TrapAt, UnhandledTrap, Vcpu, VcpuConfig, VcpuExit, VcpuStats};
+pub use exec::{
+    Harts, RunLimits, SemihostAnswer, Semihosting, TrapAt, UnhandledTrap, Vcpu, VcpuConfig, VcpuExit, VcpuStats,
+};
 pub use trace::{NewCode, TraceMask, TraceSink};

@@ -45,6 +45,7 @@ pub(super) struct Args {
     pub trace_file: Option<PathBuf>,
     /// What is logged.
     pub log: Option<String>,
+    pub semihosting: bool,
     pub stats: bool,
     pub engine: EngineKind,
     pub clock: ClockKind,
@@ -83,6 +84,7 @@ usage: notdirty                       the embedded demo, with a summary
   --clock host|insns    mtime is the host's time, or 1 tick per 100 instructions (default host)
   --icache coherent|fencei
                         the next instruction sees what the guest wrote (default), or at the latest fence.i does
+  --semihosting on|off  answer semihosting calls, known by their sequence: print, read, time, exit; no files (default on)
   --framebuffer WxH     so many pixels at 0x50000000, 0x00RRGGBB each; registers (width, height, stride) at 0x4ffff000
   --screenshot FILE     write its image there at the end, as PPM
   --signature FILE      write the words between begin_signature and end_signature there at the end, in hexadecimal
@@ -121,6 +123,7 @@ pub(super) fn parse(args: impl IntoIterator<Item = OsString>) -> Result<Request,
         trace: TraceMask::none(),
         trace_file: None,
         log: None,
+        semihosting: true,
         stats: false,
         engine: EngineKind::default(),
         clock: ClockKind::default(),
@@ -234,6 +237,13 @@ pub(super) fn parse(args: impl IntoIterator<Item = OsString>) -> Result<Request,
                     let mask = TraceMask::by_name(item);
                     parsed.trace =
                         parsed.trace | mask.ok_or_else(|| format!("{shown} {item}: no such item (-d help)"))?;
+                }
+            }
+            "semihosting" => {
+                parsed.semihosting = match text()?.as_str() {
+                    "on" => true,
+                    "off" => false,
+                    other => return Err(format!("{shown} {other}: must be on or off")),
                 }
             }
             "log" => {
@@ -400,6 +410,7 @@ mod tests {
             ("run a --load-addr 0xg", "--load-addr 0xg"),
             ("run a --load-addr 0x", "--load-addr 0x"),
             ("run a --entry +1", "--entry +1"),
+            ("run a --semihosting maybe", "--semihosting maybe"),
             ("run a --log loud", "--log loud"),
             ("run a --stats=yes", "--stats takes no value"),
             ("--load-addr 1", "--load-addr"),

@@ -38,6 +38,7 @@ pub(super) fn run(args: Args) -> ExitCode {
         .engine(args.engine)
         .clock(args.clock)
         .icache(args.icache)
+        .semihosting(args.semihosting)
         .jit_flags(JitFlags { count: demo || args.stats, ..args.jit_flags })
         .console(console.clone())
         .program(program);

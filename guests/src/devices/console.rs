@@ -14,7 +14,7 @@
 
 use std::collections::VecDeque;
 use std::io::{self, Read, Write};
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -67,6 +67,8 @@ pub struct Console {
     /// Length of `input`, to be asked without its lock.
     pending: AtomicUsize,
     room: Condvar,
+    /// No more will be fed.
+    ended: AtomicBool,
 }
 
 impl Console {
@@ -78,6 +80,7 @@ impl Console {
             input: Mutex::default(),
             pending: AtomicUsize::new(0),
             room: Condvar::new(),
+            ended: AtomicBool::new(false),
         })
     }
 
@@ -118,12 +121,14 @@ impl Console {
             let mut chunk = [0; 256];
             loop {
                 let count = match source.read(&mut chunk) {
-                    Ok(0) => return,
-                    Ok(count) => count,
                     Err(e) if e.kind() == io::ErrorKind::Interrupted => continue,
-                    Err(_) => return,
+                    Ok(count) => count,
+                    Err(_) => 0,
                 };
                 let Some(console) = console.upgrade() else { return };
+                if count == 0 {
+                    return console.ended.store(true, Ordering::Release);
+                }
                 console.feed(&chunk[..count]);
             }
         })?;
@@ -143,6 +148,12 @@ impl Console {
     /// Is there something to read?
     pub fn has_input(&self) -> bool {
         self.pending.load(Ordering::Acquire) != 0
+    }
+
+    /// Is nothing left, and nothing more to come? Known only of a source that [`feed_from`](Self::feed_from) read to its
+    /// end.
+    pub fn input_ended(&self) -> bool {
+        self.ended.load(Ordering::Acquire) && !self.has_input()
     }
 
     /// The next byte for the guest.

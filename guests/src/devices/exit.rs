@@ -16,6 +16,8 @@ pub enum ExitBy {
     Tohost,
     /// HTIF: the `exit` system call.
     HtifSyscall,
+    /// Semihosting: an exit call.
+    Semihosting,
 }
 
 impl core::fmt::Display for ExitBy {
@@ -24,6 +26,7 @@ impl core::fmt::Display for ExitBy {
             ExitBy::Finisher => "test finisher",
             ExitBy::Reset => "reset request (treated as an exit)",
             ExitBy::Tohost => "tohost",
+            ExitBy::Semihosting => "semihosting exit call",
             ExitBy::HtifSyscall => "HTIF exit call",
         })
     }

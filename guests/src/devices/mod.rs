@@ -16,6 +16,7 @@ pub mod exit;
 pub mod finisher;
 pub mod framebuffer;
 pub mod htif;
+pub mod semihost;
 pub mod uart;
 
 pub use aclint::Aclint;
@@ -24,4 +25,5 @@ pub use exit::{ExitBy, ExitLatch, GuestExit};
 pub use finisher::Finisher;
 pub use framebuffer::{Framebuffer, FramebufferError, Redraw};
 pub use htif::Htif;
+pub use semihost::Semihost;
 pub use uart::Uart;

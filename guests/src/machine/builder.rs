@@ -6,11 +6,11 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 use notdirty_core::{PAGE_SIZE, RamError};
 use notdirty_softmmu::MapError;
 use notdirty_tcg::clock::Clock;
-use notdirty_tcg::{EngineKind, Harts, ICache, JitFlags, NewCode, TraceMask, TraceSink, Vcpu, VcpuConfig};
+use notdirty_tcg::{EngineKind, Harts, ICache, JitFlags, NewCode, Semihosting, TraceMask, TraceSink, Vcpu, VcpuConfig};
 
 use super::board::Board;
 use super::{Machine, RAM_BASE};
-use crate::devices::{Console, Framebuffer, FramebufferError};
+use crate::devices::{Console, Framebuffer, FramebufferError, Semihost};
 use crate::load::{LoadError, Program, SymbolTable};
 
 /// RAM unless asked otherwise.
@@ -102,6 +102,7 @@ pub struct MachineBuilder {
     entry: Option<u64>,
     trace: Option<Box<dyn TraceSink>>,
     framebuffer: Option<(u32, u32)>,
+    semihosting: bool,
 }
 
 impl Default for MachineBuilder {
@@ -120,6 +121,7 @@ impl Default for MachineBuilder {
             entry: None,
             trace: None,
             framebuffer: None,
+            semihosting: true,
         }
     }
 }
@@ -204,6 +206,13 @@ impl MachineBuilder {
         self
     }
 
+    /// Whether semihosting calls, known by their sequence of three instructions, are answered (they print, read, ask for the
+    /// time and end the run; they reach no file). Else they are exceptions as any `ebreak`. On unless said.
+    pub fn semihosting(mut self, on: bool) -> Self {
+        self.semihosting = on;
+        self
+    }
+
     /// The machine, its program loaded, its harts at the entry.
     pub fn build(self) -> Result<Machine, BuildError> {
         if self.ram_size == 0 || !self.ram_size.is_multiple_of(PAGE_SIZE) || self.ram_size > PHYS_END - RAM_BASE {
@@ -230,6 +239,9 @@ impl MachineBuilder {
         let sink = self.trace.map(|sink| Arc::new(Mutex::new(sink)));
         let harts = Arc::new(Harts::default());
         let mut vcpus = Vec::with_capacity(self.harts);
+        let semihost = self.semihosting.then(|| -> Arc<dyn Semihosting> {
+            Arc::new(Semihost::new(&board.space, board.latch.clone(), board.console.clone(), clock.clone()))
+        });
         for hart_id in 0..self.harts as u64 {
             let trace = sink
                 .clone()
@@ -248,6 +260,7 @@ impl MachineBuilder {
             if self.harts > 1 {
                 vcpu.join(&harts);
             }
+            vcpu.set_semihosting(semihost.clone());
             vcpus.push(vcpu);
         }
         // WRITER-1: one hart, and nothing was given out yet that another thread could write by.

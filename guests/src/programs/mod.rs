@@ -15,6 +15,7 @@ pub mod demo;
 pub mod draw;
 pub mod hotplug;
 pub mod minijit;
+pub mod semihost;
 pub mod sieve;
 pub mod smc;
 pub mod smp;

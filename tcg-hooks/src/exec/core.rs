@@ -1,4 +1,5 @@
 //! What the helpers work on while emitted code runs: everything of a vCPU but the context.
+use super::semihost::Semihosting;
 use super::unhandled::Traps;
 use crate::clock::Clock;
 use crate::cpu::CpuState;
@@ -32,6 +33,8 @@ pub(crate) struct Core {
     pub(crate) counted_twice: u64,
     /// Instructions that tier 0 executed.
     pub(crate) tier0_insns: u64,
+    /// Who answers semihosting calls.
+    pub(crate) semihosting: Option<Arc<dyn Semihosting>>,
     /// Exceptions that are not handled yet.
     pub(crate) unhandled: Traps,
     /// The hart is stuck in its trap handler: the loop must look.

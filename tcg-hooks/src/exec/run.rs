@@ -4,6 +4,7 @@ mod check;
 
 use super::core::Core;
 use super::pace::Pace;
+use super::semihost::Semihosting;
 use super::unhandled::{TrapAt, Traps, UnhandledTrap};
 use super::{Harts, RunLimits, VcpuExit, VcpuStats, show};
 use crate::clock::Clock;
@@ -16,7 +17,7 @@ use crate::jit::x86_64::mem::SMALL_BITS;
 use crate::jit::x86_64::thunks::{EnterFn, reason};
 use crate::riscv::Op;
 use crate::riscv::csr::{CsrEnv, irq, mstatus};
-use crate::riscv::trap::{self, Trap};
+use crate::riscv::trap::{self, Trap, cause};
 use crate::tb::{Found, TbCache, TbKey};
 use crate::tier0::{self, Why};
 use crate::trace::{TraceMask, TraceSink};
@@ -130,6 +131,7 @@ impl Vcpu {
                 traps: 0,
                 counted_twice: 0,
                 tier0_insns: 0,
+                semihosting: None,
                 unhandled: Traps::default(),
                 trap_loop: false,
             },
@@ -190,6 +192,11 @@ impl Vcpu {
         self.core.mmu.clear_reservation();
         (self.core.waiting, self.core.trap_loop) = (false, false);
         self.core.unhandled.forget();
+    }
+
+    /// Who answers the hart's semihosting calls; without, they are exceptions like any `ebreak`.
+    pub fn set_semihosting(&mut self, answers: Option<Arc<dyn Semihosting>>) {
+        self.core.semihosting = answers;
     }
 
     /// The first trap that nobody handles, while the hart is stuck in what should handle it.
@@ -430,7 +437,16 @@ impl Vcpu {
                     core.waiting = true;
                     return;
                 }
-                Step::Trap(trap) => core.take_trap(&mut ctx.cpu, &trap),
+                Step::Trap(trap) => {
+                    let call = if trap.cause == cause::BREAKPOINT { core.semihost(ctx) } else { None };
+                    match call {
+                        Some(next) => {
+                            ctx.cpu.pc = next;
+                            ctx.cpu.retired += 1;
+                        }
+                        None => core.take_trap(&mut ctx.cpu, &trap),
+                    }
+                }
             }
             // What the instruction enabled may be due before this slice ends.
             if (ctx.cpu.csr.mie, ctx.cpu.csr.mstatus & mstatus::MIE) != enabled {

@@ -94,7 +94,14 @@ pub(crate) fn execute(core: &mut Core, ctx: &mut Context, site: &Site) -> Outcom
         }
         Op::FenceI => Ok(StoreEffect { killed: core.fence_i(ctx) as u32, ..StoreEffect::NONE }),
         Op::Ecall => return Outcome::Trap(Trap::ecall(ctx.cpu.privilege)),
-        Op::Ebreak => return Outcome::Trap(Trap::breakpoint(site.pc)),
+        Op::Ebreak => {
+            return match core.semihost(ctx) {
+                // What it wrote may be code, and it may have ended the run.
+                Some(next) if core.mmu.port().kicked() => Outcome::Leave(next),
+                Some(next) => Outcome::Go(next),
+                None => Outcome::Trap(Trap::breakpoint(site.pc)),
+            };
+        }
         Op::Mret => {
             core.unhandled.returned();
             trap::mret(&mut ctx.cpu);
