@@ -12,6 +12,8 @@ pub mod programs;
 pub enum Group {
     /// Work in registers and in the first cache.
     Compute,
+    /// Floating point.
+    Float,
     /// Work for the TLB.
     Memory,
     /// Device accesses, traps, interrupts.
@@ -32,8 +34,9 @@ pub enum Group {
 
 impl Group {
     /// All groups, in the order of the table.
-    pub const ALL: [Group; 9] = [
+    pub const ALL: [Group; 10] = [
         Group::Compute,
+        Group::Float,
         Group::Memory,
         Group::Event,
         Group::SelfModifying,
@@ -48,6 +51,7 @@ impl Group {
     pub fn name(self) -> &'static str {
         match self {
             Group::Compute => "compute",
+            Group::Float => "float",
             Group::Memory => "memory",
             Group::Event => "event",
             Group::SelfModifying => "self-modifying",
@@ -128,6 +132,11 @@ const ROWS: &[Row] = &[
     row("crc32", Group::Compute, "byte", 1.0),
     row("sha256", Group::Compute, "byte", 1.0),
     row("matrix", Group::Compute, "mul-add", 1.0),
+    row("nbody", Group::Float, "step", 1.5),
+    row("stats", Group::Float, "value", 1.5),
+    row("dmatrix", Group::Float, "mul-add", 1.5),
+    row("whet", Group::Float, "loop", 1.5),
+    row("fft", Group::Float, "butterfly", 1.5),
     row("memcpy", Group::Memory, "byte", 1.0),
     row("seq-load", Group::Memory, "load", 1.0),
     row("seq-store", Group::Memory, "store", 1.0),

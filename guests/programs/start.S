@@ -14,6 +14,10 @@ _start:
     la    tp, __tls
     la    t0, __trap_entry
     csrw  mtvec, t0
+#ifdef __riscv_flen
+    li    t0, 0x2000        # the floating-point unit is on: mstatus.FS is initial
+    csrs  mstatus, t0
+#endif
     la    t0, __bss
     la    t1, __bss_end
 1:  bgeu  t0, t1, 2f
