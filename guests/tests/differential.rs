@@ -105,6 +105,9 @@ fn hart_difference(ours: &CpuState, theirs: &CpuState) -> Option<String> {
     if let Some(n) = (0..32).find(|&n| ours.x[n] != theirs.x[n]) {
         return Some(format!("x{n} {:#x} instead of {:#x}", ours.x[n], theirs.x[n]));
     }
+    if let Some(n) = (0..32).find(|&n| ours.f[n] != theirs.f[n]) {
+        return Some(format!("f{n} {:#x} instead of {:#x}", ours.f[n], theirs.f[n]));
+    }
     (ours.csr != theirs.csr).then(|| format!("CSRs {:?} instead of {:?}", ours.csr, theirs.csr))
 }
 

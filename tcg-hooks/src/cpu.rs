@@ -4,6 +4,7 @@
 //!   CpuState  x0..x31 | pc | retired ...        at the start of the TLB mapping's prefix,
 //!   [prefix: jit Context][TlbEntry; N]           so that one host register reaches both
 //! ```
+use crate::riscv::Isa;
 use crate::riscv::csr::Csrs;
 
 /// Architectural state of one hart. `repr(C)`: emitted code reaches it by offsets.
@@ -16,12 +17,14 @@ pub struct CpuState {
     pub pc: u64,
     /// Instructions retired since reset; `minstret` and `mcycle` are offsets from it.
     pub retired: u64,
-    /// Floating-point registers; their instructions come with F and D.
+    /// Floating-point registers; a single-precision number has ones above it.
     pub f: [u64; 32],
     /// Current privilege: 3 is M, 1 is S, 0 is U.
     pub privilege: u8,
     /// This hart's number.
     pub hart_id: u64,
+    /// The extensions that it has.
+    pub isa: Isa,
     /// Control and status registers.
     pub csr: Csrs,
 }
@@ -29,6 +32,15 @@ pub struct CpuState {
 impl CpuState {
     /// State after reset: M-mode, interrupts off, `pc` at `entry`.
     pub fn new(hart_id: u64, entry: u64) -> Self {
-        CpuState { x: [0; 32], pc: entry, retired: 0, f: [0; 32], privilege: 3, hart_id, csr: Csrs::default() }
+        CpuState {
+            x: [0; 32],
+            pc: entry,
+            retired: 0,
+            f: [0; 32],
+            privilege: 3,
+            hart_id,
+            isa: Isa::ALL,
+            csr: Csrs::default(),
+        }
     }
 }

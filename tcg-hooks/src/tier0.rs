@@ -11,12 +11,14 @@
 //! Nothing is cached, so a patch costs its store and no line mask is set: pages with cold code are plain pages.
 //! Instructions that leave the straight road (traps, CSRs, atomics) share [`helpers`](crate::jit::x86_64::helpers)
 //! with emitted code; the oracle shares nothing with this file but the decode table.
+pub(crate) mod bits;
+
 use crate::exec::Core;
 use crate::ir::Site;
 use crate::jit::x86_64::context::Context;
 use crate::jit::x86_64::helpers::{Outcome, execute};
 use crate::riscv::trap::Trap;
-use crate::riscv::{Insn, Op, decode_any};
+use crate::riscv::{Insn, Isa, Op, decode_any};
 use crate::translate::MAX_INSNS;
 use notdirty_core::PAGE_SIZE;
 use notdirty_softmmu::{GuestVirt, MemFault, MemSize, MmuIdx, StoreEffect};
@@ -39,6 +41,7 @@ struct Code {
     from: u64,
     to: u64,
     host: *const u8,
+    isa: Isa,
 }
 
 impl Code {
@@ -53,7 +56,7 @@ impl Code {
         // SAFETY: `[from, to)` are bytes that `fetch` said can be read. They live until the next `serve`, which tier 0
         // does not call.
         let bits = unsafe { crate::fetch::word(self.host.add(at as usize)) };
-        Some(decode_any(bits as u16, bits))
+        Some(self.isa.filter(decode_any(bits as u16, bits), bits))
     }
 }
 
@@ -61,7 +64,7 @@ impl Code {
 /// [`STRETCH`]. It stops where it jumped to: nothing shall grow warm, and be translated, for being where slices end.
 /// `cpu.retired` is exact before and after.
 pub(crate) fn run(core: &mut Core, ctx: &mut Context) -> Why {
-    let mut code = Code { base: 0, from: 0, to: 0, host: std::ptr::null() };
+    let mut code = Code { base: 0, from: 0, to: 0, host: std::ptr::null(), isa: ctx.cpu.isa };
     let start = ctx.cpu.retired;
     let budget = ctx.budget.clamp(0, STRETCH) as u64;
     let most = (ctx.budget.min(STRETCH) + MAX_INSNS as i64).max(0) as u64;
@@ -130,16 +133,17 @@ fn fetch(core: &mut Core, ctx: &mut Context, code: &mut Code) -> Result<Insn, Me
     let (mmu, mut hooks) = core.split(ctx);
     let page = mmu.fetch(&mut hooks, MmuIdx::M, GuestVirt::new(pc))?;
     let at = pc % PAGE_SIZE;
-    *code = Code { base: pc - at, from: at, to: at + page.len_ok, host: page.host };
+    *code = Code { base: pc - at, from: at, to: at + page.len_ok, host: page.host, ..*code };
     if let Some(insn) = code.insn(pc) {
         return Ok(insn);
     }
     let low = mmu.fetch_u16(&mut hooks, MmuIdx::M, GuestVirt::new(pc))?;
     if low & 3 != 3 {
-        return Ok(decode_any(low, low.into()));
+        return Ok(code.isa.filter(decode_any(low, low.into()), low.into()));
     }
     let high = mmu.fetch_u16(&mut hooks, MmuIdx::M, GuestVirt::new(pc.wrapping_add(2)))?;
-    Ok(decode_any(low, u32::from(high) << 16 | u32::from(low)))
+    let bits = u32::from(high) << 16 | u32::from(low);
+    Ok(code.isa.filter(decode_any(low, bits), bits))
 }
 
 /// What an instruction came to; but for a trap it retired, and the next one is at that address.
@@ -261,7 +265,7 @@ fn trap(core: &mut Core, ctx: &mut Context, trap: &Trap) -> Flow {
 fn rare(core: &mut Core, ctx: &mut Context, insn: &Insn, pc: u64) -> Flow {
     let next = pc.wrapping_add(insn.len.into());
     let (a, b) = (ctx.cpu.x[usize::from(insn.rs1 & 31)], ctx.cpu.x[usize::from(insn.rs2 & 31)]);
-    if let Some(value) = multiply_divide(insn.op, a, b) {
+    if let Some(value) = multiply_divide(insn.op, a, b).or_else(|| bits::value(insn, a, b)) {
         if insn.rd != 0 {
             ctx.cpu.x[usize::from(insn.rd & 31)] = value;
         }
@@ -273,7 +277,7 @@ fn rare(core: &mut Core, ctx: &mut Context, insn: &Insn, pc: u64) -> Flow {
         }
         return Flow::Next(next);
     }
-    match execute(core, ctx, &Site { pc, insn: *insn, refund: 0 }) {
+    match execute(core, ctx, &Site { pc, insn: *insn, refund: 0, begin: false }) {
         Outcome::Next => Flow::Next(next),
         Outcome::Go(pc) => Flow::Jump(pc),
         Outcome::Leave(pc) => Flow::Look(pc),

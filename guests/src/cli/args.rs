@@ -4,6 +4,7 @@ use std::ffi::OsString;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use notdirty_tcg::riscv::Isa;
 use notdirty_tcg::{EngineKind, ICache, JitFlags, TraceMask};
 
 use super::logging;
@@ -51,6 +52,7 @@ pub(super) struct Args {
     pub clock: ClockKind,
     /// When the guest's own stores reach its instruction stream.
     pub icache: ICache,
+    pub isa: Isa,
     pub jit_flags: JitFlags,
     pub perf_map: bool,
     pub jitdump: Option<PathBuf>,
@@ -65,7 +67,7 @@ pub(super) struct Args {
 }
 
 const USAGE: &str = "\
-notdirty runs bare-metal RISC-V guests (RV64IMAC_Zicsr_Zifencei, M-mode).
+notdirty runs bare-metal RISC-V guests (RV64GC with B, Zbc, Zicond, Zicbom and Zicboz, M-mode).
 
 usage: notdirty                       the embedded demo, with a summary
        notdirty run FILE [options]    an ELF64 file, or a raw image with --load-addr
@@ -81,6 +83,7 @@ usage: notdirty                       the embedded demo, with a summary
   --load-addr ADDR      FILE is a raw image for this address
   --entry ADDR          start here (default: what the ELF file says; the load address)
   --engine jit|interp   translate, or interpret one instruction at a time (default jit)
+  --isa STRING          only these extensions, as rv64imac_zba; what is left out traps (default: all)
   --clock host|insns    mtime is the host's time, or 1 tick per 100 instructions (default host)
   --icache coherent|fencei
                         the next instruction sees what the guest wrote (default), or at the latest fence.i does
@@ -128,6 +131,7 @@ pub(super) fn parse(args: impl IntoIterator<Item = OsString>) -> Result<Request,
         engine: EngineKind::default(),
         clock: ClockKind::default(),
         icache: ICache::default(),
+        isa: Isa::ALL,
         jit_flags: JitFlags::default(),
         perf_map: false,
         jitdump: None,
@@ -221,6 +225,11 @@ pub(super) fn parse(args: impl IntoIterator<Item = OsString>) -> Result<Request,
                     "insns" => ClockKind::Insns,
                     other => return Err(format!("{shown} {other}: must be host or insns")),
                 }
+            }
+            "isa" => {
+                let value = text()?;
+                parsed.isa = Isa::parse(&value)
+                    .map_err(|part| format!("--isa {value}: {part} is nothing that a hart here has ({})", Isa::ALL))?;
             }
             "icache" => {
                 parsed.icache = match text()?.as_str() {
@@ -405,6 +414,7 @@ mod tests {
             ("run a --engine fast", "--engine fast"),
             ("run a --clock sun", "--clock sun"),
             ("run a --icache wet", "--icache wet"),
+            ("run a --isa rv64gcv", "--isa rv64gcv: v"),
             ("run a -d everything", "everything"),
             ("run a --jit-off everything", "everything"),
             ("run a --load-addr 0xg", "--load-addr 0xg"),

@@ -11,7 +11,7 @@ const TAG_FILE: u64 = 1;
 const TAG_ARCH: u64 = 5;
 
 /// The hart's ISA, for messages.
-pub(super) const PRESENT_NAME: &str = "RV64IMAC_Zicsr_Zifencei";
+pub(super) const PRESENT_NAME: &str = "RV64GC, B, Zbc, Zicond, Zicbom, Zicboz";
 
 /// What runs here, and names that ask for nothing more than that.
 const PRESENT: &[&str] = &[
@@ -20,7 +20,17 @@ const PRESENT: &[&str] = &[
     "e",
     "m",
     "a",
+    "f",
+    "d",
     "c",
+    "b",
+    "zba",
+    "zbb",
+    "zbc",
+    "zbs",
+    "zicond",
+    "zicbom",
+    "zicboz",
     "zicsr",
     "zifencei",
     "zicntr",
@@ -29,9 +39,11 @@ const PRESENT: &[&str] = &[
     "zaamo",
     "zalrsc",
     "zca",
+    "zcd",
     // Hints: they run as the base instructions that encode them.
     "zihintpause",
     "zihintntl",
+    "zicbop",
     // Promises about memory and instructions that are there; none has instructions of its own.
     "zic64b",
     "ziccamoa",

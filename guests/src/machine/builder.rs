@@ -6,6 +6,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 use notdirty_core::{PAGE_SIZE, RamError};
 use notdirty_softmmu::MapError;
 use notdirty_tcg::clock::Clock;
+use notdirty_tcg::riscv::Isa;
 use notdirty_tcg::{EngineKind, Harts, ICache, JitFlags, NewCode, Semihosting, TraceMask, TraceSink, Vcpu, VcpuConfig};
 
 use super::board::Board;
@@ -96,6 +97,7 @@ pub struct MachineBuilder {
     clock: ClockKind,
     jit_flags: JitFlags,
     icache: ICache,
+    isa: Isa,
     tb_cache_bytes: usize,
     console: Option<Arc<Console>>,
     program: Option<Program>,
@@ -115,6 +117,7 @@ impl Default for MachineBuilder {
             clock: ClockKind::default(),
             jit_flags: JitFlags::default(),
             icache: ICache::default(),
+            isa: Isa::ALL,
             tb_cache_bytes: DEFAULT_TB_CACHE,
             console: None,
             program: None,
@@ -161,6 +164,12 @@ impl MachineBuilder {
     /// When the guest's own stores reach its instruction stream.
     pub fn icache(mut self, icache: ICache) -> Self {
         self.icache = icache;
+        self
+    }
+
+    /// Which extensions the harts have; all that there are unless said.
+    pub fn isa(mut self, isa: Isa) -> Self {
+        self.isa = isa;
         self
     }
 
@@ -257,6 +266,7 @@ impl MachineBuilder {
                 trace,
             };
             let mut vcpu = Vcpu::new(&board.space, config)?;
+            vcpu.cpu_mut().isa = self.isa;
             if self.harts > 1 {
                 vcpu.join(&harts);
             }

@@ -41,36 +41,20 @@ const SUITES: &[&str] = &["ui", "um", "ua", "uf", "ud", "uc", "uzba", "uzbb", "u
 const RISCV_TESTS_NOT_CLAIMED: &[(&str, &str)] = &[
     ("rv64si-", "needs S-mode"),
     ("rv64ssvnapot-", "needs S-mode and Svnapot"),
-    ("rv64mzicbo-", "needs Zicboz"),
     ("rv64uziccid-", "needs S-mode"),
-    ("rv64uf-", "needs F"),
-    ("rv64ud-", "needs D"),
     ("rv64uzfh-", "needs Zfh"),
-    ("rv64uzba-", "needs Zba"),
-    ("rv64uzbb-", "needs Zbb"),
-    ("rv64uzbc-", "needs Zbc"),
-    ("rv64uzbs-", "needs Zbs"),
     ("rv64uzbkb-", "needs Zbkb"),
     ("rv64uzbkx-", "needs Zbkx"),
-    ("rv64uzicond-", "needs Zicond"),
     ("rv64up-", "needs P"),
     ("hypervisor", "needs H"),
     ("rv32", "needs RV32"),
 ];
 
 /// Tests of riscv-arch-test that need not match yet, by how `SUITE/NAME` begins, and why.
-const ARCH_TESTS_NOT_CLAIMED: &[(&str, &str)] = &[
-    ("rv64i_m/F/", "needs F"),
-    ("rv64i_m/D/", "needs D"),
-    ("rv32i_m/F/", "needs F"),
-    ("rv32i_m/D/", "needs D"),
-    ("rv64i_m/B/", "needs B"),
-    ("rv64i_m/Zicond/", "needs Zicond"),
-];
+const ARCH_TESTS_NOT_CLAIMED: &[(&str, &str)] = &[];
 
 /// Programs of riscv-tests/benchmarks that need not pass yet, by how their names begin, and why.
-const BENCHMARKS_NOT_CLAIMED: &[(&str, &str)] =
-    &[("vec-", "needs V"), ("pmp", "needs PMP"), ("mm", "needs D"), ("mt-vvadd", "needs D"), ("spmv", "needs D")];
+const BENCHMARKS_NOT_CLAIMED: &[(&str, &str)] = &[("vec-", "needs V"), ("pmp", "needs PMP")];
 
 /// The reason, if a test whose name begins so need not pass.
 fn not_claimed(name: &str, list: &[(&str, &'static str)]) -> Option<&'static str> {

@@ -116,6 +116,7 @@ impl Vcpu {
         unsafe {
             let ctx = &mut *ctx.as_ptr();
             ctx.cpu = CpuState::new(cfg.hart_id, cfg.entry);
+            ctx.settle_flags();
             ctx.forget_jumps();
         }
         Ok(Vcpu {
@@ -157,7 +158,8 @@ impl Vcpu {
     /// Back to reset at `entry`; translations and counters stay.
     pub fn reset(&mut self, entry: u64) {
         let hart_id = self.cpu().hart_id;
-        *self.cpu_mut() = CpuState::new(hart_id, entry);
+        let isa = self.cpu().isa;
+        *self.cpu_mut() = CpuState { isa, ..CpuState::new(hart_id, entry) };
         let (ctx, core) = self.parts();
         core.fence_i(ctx);
         self.port().take_stop();
@@ -518,7 +520,9 @@ impl Vcpu {
             (*ctx).engine = core.cast();
             (*ctx).kick = kick;
             let enter: EnterFn = std::mem::transmute::<*const u8, EnterFn>(enter);
-            enter(ctx, code)
+            let why = enter(ctx, code);
+            (*ctx).settle_flags();
+            why
         }
     }
 
@@ -604,6 +608,7 @@ impl Vcpu {
         if let Some(tbs) = &self.core.tbs {
             tbs.prepare();
         }
+        self.translator.isa = ctx.cpu.isa;
         let (mmu, mut hooks) = self.core.split(ctx);
         let made = self.translator.translate(mmu, &mut hooks, key.pc, limits);
         let found = match made {

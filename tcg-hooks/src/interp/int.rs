@@ -1,4 +1,4 @@
-//! Integer arithmetic: I and M.
+//! Integer arithmetic: I and M; what is neither is in `bits`.
 use super::get;
 use crate::cpu::CpuState;
 use crate::riscv::decode::Insn;
@@ -61,7 +61,7 @@ pub fn operate(op: Op, a: u64, b: u64) -> u64 {
         Op::Remw if wb == 0 => word(wa),
         Op::Remw => word(swa.wrapping_rem(swb) as u32),
         Op::Remuw => word(wa.checked_rem(wb).unwrap_or(wa)),
-        _ => 0,
+        _ => super::bits::operate(op, a, b),
     }
 }
 

@@ -1,9 +1,13 @@
-//! Loads, stores, LR/SC and AMOs. All of them go through the softmmu; here are only the widths and the signs.
+//! Loads, stores, LR/SC, AMOs and cache lines. All of them go through the softmmu; here are only the widths and the signs.
 use super::{get, mmu_idx, set};
 use crate::cpu::CpuState;
 use crate::riscv::decode::Insn;
+use crate::riscv::fpu;
 use crate::riscv::opcodes::{Format, Op};
 use notdirty_softmmu::{AmoOp, GuestVirt, Hooks, MemFault, MemSize, SoftMmu};
+
+/// Bytes that `cbo.zero` clears.
+const CACHE_LINE: u64 = 64;
 
 /// Changes memory and `rd`, or nothing.
 pub(super) fn execute<H: Hooks>(
@@ -26,6 +30,25 @@ pub(super) fn execute<H: Hooks>(
             let va = GuestVirt::new(base.wrapping_add(insn.imm64()));
             // Nothing of ours outlives the instruction, so it is the same to us whose code the store killed.
             let _ = mmu.store(hooks, idx, va, size, truncate(operand, size))?;
+        }
+        Format::FLoad => {
+            let va = GuestVirt::new(base.wrapping_add(insn.imm64()));
+            let raw = mmu.load(hooks, idx, va, size)?;
+            cpu.f[usize::from(insn.rd & 31)] = if size == MemSize::B4 { fpu::boxed(raw) } else { raw };
+        }
+        Format::FStore => {
+            let va = GuestVirt::new(base.wrapping_add(insn.imm64()));
+            let value = cpu.f[usize::from(insn.rs2 & 31)];
+            let _ = mmu.store(hooks, idx, va, size, truncate(value, size))?;
+        }
+        // What the host keeps coherent needs no management.
+        Format::Line if insn.op != Op::CboZero => {}
+        Format::Line => {
+            // A line lies within a page and a device, so if one of the stores faults, the first does.
+            for offset in (0..CACHE_LINE).step_by(8) {
+                let va = GuestVirt::new((base & !(CACHE_LINE - 1)) + offset);
+                let _ = mmu.store(hooks, idx, va, MemSize::B8, 0)?;
+            }
         }
         // Everything of A names its address without an offset, faults as a store, LR apart, and extends signs.
         Format::Lr => {

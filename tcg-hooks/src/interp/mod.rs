@@ -1,7 +1,7 @@
 //! The oracle: one instruction at a time, small, exact and slow.
 //!
 //! ```text
-//!   step:  pc ─ fetch halfwords ─▶ decode_any ─▶ int | memory | system ─▶ Step
+//!   step:  pc ─ fetch halfwords ─▶ decode_any ─▶ int, bits | memory | system | riscv::fpu ─▶ Step
 //! ```
 //!
 //! It shares the decode table and the softmmu with the translator and nothing else; where the two disagree, it is
@@ -9,6 +9,7 @@
 //!
 //! Nothing is cached between two instructions: a store to the next one is seen at once (`coherent`), which RISC-V
 //! allows and does not ask for.
+mod bits;
 mod int;
 mod memory;
 mod system;
@@ -16,6 +17,7 @@ mod system;
 use crate::cpu::CpuState;
 use crate::riscv::csr::CsrEnv;
 use crate::riscv::decode::{Insn, decode_any, is_compressed};
+use crate::riscv::fpu;
 use crate::riscv::opcodes::{Format, Op};
 use crate::riscv::trap::Trap;
 use notdirty_softmmu::{GuestVirt, Hooks, MemFault, MmuIdx, SoftMmu};
@@ -53,32 +55,40 @@ pub fn fetch<H: Hooks>(cpu: &CpuState, mmu: &mut SoftMmu, hooks: &mut H) -> Resu
     let idx = mmu_idx(cpu);
     // What another hart stores whole is read whole, where that can be.
     if let Some(bits) = mmu.fetch_u32(hooks, idx, GuestVirt::new(cpu.pc))? {
-        return Ok(decode_any(bits as u16, if is_compressed(bits as u16) { bits & 0xffff } else { bits }));
+        return Ok(decoded(cpu, if is_compressed(bits as u16) { bits & 0xffff } else { bits }));
     }
     let low = mmu.fetch_u16(hooks, idx, GuestVirt::new(cpu.pc))?;
     if is_compressed(low) {
-        return Ok(decode_any(low, u32::from(low)));
+        return Ok(decoded(cpu, u32::from(low)));
     }
     let high = mmu.fetch_u16(hooks, idx, GuestVirt::new(cpu.pc.wrapping_add(2)))?;
-    Ok(decode_any(low, u32::from(high) << 16 | u32::from(low)))
+    Ok(decoded(cpu, u32::from(high) << 16 | u32::from(low)))
+}
+
+fn decoded(cpu: &CpuState, bits: u32) -> Insn {
+    cpu.isa.filter(decode_any(bits as u16, bits), bits)
 }
 
 /// Executes an instruction that was fetched from `cpu.pc`.
 pub fn execute<H: Hooks>(cpu: &mut CpuState, mmu: &mut SoftMmu, hooks: &mut H, env: &CsrEnv, insn: &Insn) -> Step {
     let next = cpu.pc.wrapping_add(u64::from(insn.len));
     let outcome = match insn.op.format() {
-        Format::Load | Format::Store | Format::Amo | Format::Lr => {
+        Format::Load | Format::Store | Format::Amo | Format::Lr | Format::Line => {
             memory::execute(cpu, mmu, hooks, insn).map(|()| Step::Next).map_err(Trap::from)
         }
+        Format::FLoad | Format::FStore => fpu::begin(cpu, insn)
+            .and_then(|()| memory::execute(cpu, mmu, hooks, insn).map_err(Trap::from))
+            .map(|()| Step::Next),
         Format::Fence | Format::None | Format::Csr | Format::CsrImm => {
             return system::execute(cpu, env, insn, next);
         }
         Format::B | Format::J | Format::Jalr => return flow(cpu, insn, next),
-        Format::U | Format::I | Format::Shift | Format::ShiftW | Format::R => {
+        Format::U | Format::I | Format::Shift | Format::ShiftW | Format::R | Format::Unary => {
             let value = int::value(cpu, insn);
             set(cpu, insn.rd, value);
             Ok(Step::Next)
         }
+        _ => fpu::execute(cpu, insn).map(|()| Step::Next),
     };
     match outcome {
         Ok(step) => retire(cpu, next, step),

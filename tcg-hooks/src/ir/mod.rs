@@ -12,6 +12,7 @@
 pub mod print;
 
 use crate::riscv::Insn;
+use crate::riscv::fpu::Float;
 use notdirty_softmmu::AmoOp;
 use smallvec::SmallVec;
 
@@ -65,6 +66,48 @@ impl MemOp {
     }
 }
 
+/// Registers from here on are floating-point ones, up to twice that.
+pub const FIRST_FLOAT: u8 = 32;
+
+/// What floating-point arithmetic has in its immediate.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct FloatArgs {
+    /// In double precision?
+    pub double: bool,
+    /// Is it rounded as `frm` says?
+    pub dynamic: bool,
+    /// Is it rounded towards zero?
+    pub truncate: bool,
+    /// Of three operands: are they known to be boxed?
+    pub boxes: [bool; 3],
+    /// Does the destination hold a boxed number now?
+    pub boxed: bool,
+    /// The third operand.
+    pub third: u8,
+}
+
+impl FloatArgs {
+    /// As an immediate.
+    pub fn pack(self) -> i64 {
+        let [a, b, c] = self.boxes;
+        let bits = [self.double, self.dynamic, self.truncate, a, b, c, self.boxed];
+        bits.iter().rev().fold(i64::from(self.third), |all, &bit| all << 1 | i64::from(bit))
+    }
+
+    /// From an immediate.
+    pub fn unpack(imm: i64) -> FloatArgs {
+        let bit = |n: u32| imm >> n & 1 != 0;
+        FloatArgs {
+            double: bit(0),
+            dynamic: bit(1),
+            truncate: bit(2),
+            boxes: [bit(3), bit(4), bit(5)],
+            boxed: bit(6),
+            third: (imm >> 7) as u8 & 31,
+        }
+    }
+}
+
 /// What an [`Ir`] does.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Kind {
@@ -84,6 +127,12 @@ pub enum Kind {
     ReadState,
     /// `rd = ` the word of CPU state at `imm`, which becomes `a`; its low bit cleared if `b` is 1
     SwapState,
+    /// Floating-point arithmetic on `a`, `b` and a third; see [`FloatArgs`]. What the host cannot do goes through `site`
+    Float(Float),
+    /// The unit is on, and dirty if `imm` is 2; otherwise Rust is asked through `site`, and may trap
+    FloatOn,
+    /// `rd`, a floating-point register, holds 32 bits: box them
+    Box,
     /// Stores before are visible before loads after are done
     Fence,
     /// `rd = [a]`, and `[a] = rd op b`, at once; a word extends its sign
@@ -208,6 +257,8 @@ pub struct Site {
     pub insn: Insn,
     /// Instructions charged by the block's head that have not retired when this one starts (itself included).
     pub refund: u16,
+    /// Only switch the floating-point unit on for it.
+    pub begin: bool,
 }
 
 /// Guest bytes on one page: `[start, end)` within page 0 or 1 of the region.

@@ -1,11 +1,17 @@
 //! The text of a region, as `-d ir` and `notdirty disas` show it.
-use super::{Ir, Kind, Region, Target, Term};
+use super::{FIRST_FLOAT, FloatArgs, Ir, Kind, Region, Target, Term};
+use crate::riscv::disasm::FLOAT_REGISTERS;
+use crate::riscv::fpu::Float;
 use std::fmt;
 
 const X: [&str; 32] = [
     "zero", "ra", "sp", "gp", "tp", "t0", "t1", "t2", "s0", "s1", "a0", "a1", "a2", "a3", "a4", "a5", "a6", "a7", "s2",
     "s3", "s4", "s5", "s6", "s7", "s8", "s9", "s10", "s11", "t3", "t4", "t5", "t6",
 ];
+
+fn register(n: u8) -> &'static str {
+    if n < FIRST_FLOAT { X[n as usize] } else { FLOAT_REGISTERS[n as usize & 31] }
+}
 
 /// A number that is added: `0x10` or `-0x10`.
 struct Signed(i64);
@@ -18,7 +24,7 @@ impl fmt::Display for Signed {
 
 impl fmt::Display for Ir {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let (rd, a, b) = (X[self.rd as usize & 31], X[self.a as usize & 31], X[self.b as usize & 31]);
+        let (rd, a, b) = (register(self.rd), register(self.a), register(self.b));
         match self.kind {
             Kind::Li => write!(f, "{rd} = {:#x}", self.imm),
             Kind::Mov => write!(f, "{rd} = {a}"),
@@ -38,6 +44,26 @@ impl fmt::Display for Ir {
             Kind::StoreConditional(m) => write!(f, "{rd} = sc.{} [{a}], {b}  #{}", 8 * m.bytes(), self.site),
             Kind::ReadCounter => write!(f, "{rd} = counter[{:#x}]  #{}", self.imm, self.site),
             Kind::FenceI => write!(f, "fence.i  #{}", self.site),
+            Kind::Float(what) => {
+                let args = FloatArgs::unpack(self.imm);
+                write!(f, "{rd} = {what:?}.{} {a}", if args.double { "d" } else { "s" })?;
+                if matches!(what, Float::MulAdd | Float::MulSub | Float::NegMulAdd | Float::NegMulSub) {
+                    write!(f, ", {b}, {}", register(FIRST_FLOAT + args.third))?;
+                } else if !matches!(
+                    what,
+                    Float::Sqrt
+                        | Float::Convert
+                        | Float::ToInt(_)
+                        | Float::FromInt(_)
+                        | Float::ToBits
+                        | Float::FromBits
+                ) {
+                    write!(f, ", {b}")?;
+                }
+                write!(f, "  #{}", self.site)
+            }
+            Kind::FloatOn => write!(f, "fpu {}  #{}", if self.imm == 2 { "dirty" } else { "on" }, self.site),
+            Kind::Box => write!(f, "{rd} = box {rd}"),
             Kind::Fence => write!(f, "fence"),
             Kind::Rust => write!(f, "rust #{}", self.site),
         }

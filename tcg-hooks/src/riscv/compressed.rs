@@ -1,7 +1,6 @@
 //! The 16-bit forms: each is an abbreviation, expanded to the [`Insn`] it stands for.
 //!
-//! Reserved encodings, and those of extensions that we lack (the floating-point loads and stores, Zcb, Zcmop), are
-//! illegal. HINTs expand to what they look like, which changes nothing: they write `x0`, or shift by zero.
+//! Reserved encodings, and those of extensions that we lack (Zcb, Zcmop), are illegal. HINTs expand to what they look like, which changes nothing: they write `x0`, or shift by zero.
 use super::decode::{Insn, Packed};
 use super::opcodes::Op;
 
@@ -104,6 +103,21 @@ const fn double_offset(b: u32) -> i32 {
     field(b, 6, 5, 6) | field(b, 12, 10, 3)
 }
 
+/// The halfword of a floating-point load or store, which are all of doublewords.
+pub(super) const fn float_bits(load: bool, register: u64, base: u64, imm: u64) -> u64 {
+    let funct3 = if load { 0b001 << 13 } else { 0b101 << 13 };
+    // The other forms have no way to name sp.
+    if base == SP as u64 {
+        let offset = if load {
+            (imm >> 6 & 7) << 2 | (imm >> 5 & 1) << 12 | (imm >> 3 & 3) << 5 | register << 7
+        } else {
+            (imm >> 6 & 7) << 7 | (imm >> 3 & 7) << 10 | register << 2
+        };
+        return funct3 | offset | 2;
+    }
+    funct3 | (imm >> 6 & 3) << 5 | (imm >> 3 & 7) << 10 | (base & 7) << 7 | (register & 7) << 2
+}
+
 const fn quadrant0(b: u32) -> Option<Insn> {
     let (rs1, other) = (popular(b, 7), popular(b, 2));
     match b >> 13 {
@@ -112,8 +126,10 @@ const fn quadrant0(b: u32) -> Option<Insn> {
             0 => None,
             imm => insn(Op::Addi, other, SP, 0, imm),
         },
+        0b001 => insn(Op::Fld, other, rs1, 0, double_offset(b)),
         0b010 => insn(Op::Lw, other, rs1, 0, word_offset(b)),
         0b011 => insn(Op::Ld, other, rs1, 0, double_offset(b)),
+        0b101 => insn(Op::Fsd, 0, rs1, other, double_offset(b)),
         0b110 => insn(Op::Sw, 0, rs1, other, word_offset(b)),
         0b111 => insn(Op::Sd, 0, rs1, other, double_offset(b)),
         _ => None,
@@ -182,7 +198,8 @@ const fn quadrant2(b: u32) -> Option<Insn> {
     let (rd, rs2) = (b >> 7 & 31, b >> 2 & 31);
     match b >> 13 {
         0b000 => insn(Op::Slli, rd, rd, 0, shamt(b)),
-        // The loads off sp reserve rd = x0.
+        0b001 => insn(Op::Fld, rd, SP, 0, field(b, 4, 2, 6) | field(b, 12, 12, 5) | field(b, 6, 5, 3)),
+        // The integer loads off sp reserve rd = x0.
         0b010 if rd != 0 => insn(Op::Lw, rd, SP, 0, field(b, 3, 2, 6) | field(b, 12, 12, 5) | field(b, 6, 4, 2)),
         0b011 if rd != 0 => insn(Op::Ld, rd, SP, 0, field(b, 4, 2, 6) | field(b, 12, 12, 5) | field(b, 6, 5, 3)),
         0b100 => match (b >> 12 & 1, rd, rs2) {
@@ -193,6 +210,7 @@ const fn quadrant2(b: u32) -> Option<Insn> {
             (_, _, 0) => insn(Op::Jalr, 1, rd, 0, 0),
             _ => insn(Op::Add, rd, rd, rs2, 0),
         },
+        0b101 => insn(Op::Fsd, 0, SP, rs2, field(b, 9, 7, 6) | field(b, 12, 10, 3)),
         0b110 => insn(Op::Sw, 0, SP, rs2, field(b, 8, 7, 6) | field(b, 12, 9, 2)),
         0b111 => insn(Op::Sd, 0, SP, rs2, field(b, 9, 7, 6) | field(b, 12, 10, 3)),
         _ => None,

@@ -13,6 +13,7 @@
 //! value instead. A cycle is an instruction. What a counter reads is the count before the instruction that reads it;
 //! what is written is what the next instruction reads.
 use super::decode::Insn;
+use super::isa::Extension;
 use super::opcodes::Op;
 use crate::clock::Clock;
 use crate::cpu::CpuState;
@@ -25,6 +26,12 @@ pub mod mstatus {
     pub const MPIE: u64 = 1 << 7;
     /// The mode before the trap; M is the only one there is.
     pub const MPP: u64 = 3 << 11;
+    /// The state of the floating-point unit: off, initial, clean, dirty.
+    pub const FS: u64 = 3 << 13;
+    /// FS: on, and as after reset.
+    pub const FS_INITIAL: u64 = 1 << 13;
+    /// Some state is dirty: FS is.
+    pub const SD: u64 = 1 << 63;
 }
 
 /// Bits of `mie` and `mip`.
@@ -42,6 +49,9 @@ pub mod irq {
 /// CSR numbers, by the manual's names.
 #[allow(missing_docs, reason = "the names are the manual's")]
 pub mod num {
+    pub const FFLAGS: u16 = 0x001;
+    pub const FRM: u16 = 0x002;
+    pub const FCSR: u16 = 0x003;
     pub const MSTATUS: u16 = 0x300;
     pub const MISA: u16 = 0x301;
     pub const MIE: u16 = 0x304;
@@ -76,9 +86,6 @@ pub mod num {
     pub const MCONFIGPTR: u16 = 0xf15;
 }
 
-/// `misa`: 64 bits; A, C, I and M. Writes change nothing.
-pub const MISA: u64 = 2 << 62 | 1 | 1 << 2 | 1 << 8 | 1 << 12;
-
 /// A counter that costs nothing while nobody reads it: an offset from the retired instructions, or, while it is
 /// inhibited, its value.
 #[repr(C)]
@@ -108,6 +115,10 @@ pub struct Csrs {
     pub(crate) instret: Counter,
     pmpcfg: [u64; 2],
     pmpaddr: [u64; 16],
+    /// Accrued floating-point exceptions. While emitted code runs, the host's unit may hold more.
+    pub fflags: u8,
+    /// The dynamic rounding mode.
+    pub frm: u8,
 }
 
 impl Default for Csrs {
@@ -126,6 +137,8 @@ impl Default for Csrs {
             instret: Counter(0),
             pmpcfg: [0; 2],
             pmpaddr: [0; 16],
+            fflags: 0,
+            frm: 0,
         }
     }
 }
@@ -202,8 +215,12 @@ pub fn csr_read(cpu: &CpuState, csr: u16, env: &CsrEnv) -> Result<u64, Illegal> 
     }
     let c = &cpu.csr;
     Ok(match csr {
+        num::FFLAGS..=num::FCSR if c.mstatus & mstatus::FS == 0 => return Err(Illegal),
+        num::FFLAGS => c.fflags.into(),
+        num::FRM => c.frm.into(),
+        num::FCSR => u64::from(c.frm) << 5 | u64::from(c.fflags),
         num::MSTATUS => c.mstatus,
-        num::MISA => MISA,
+        num::MISA => cpu.isa.misa(),
         num::MIE => c.mie,
         num::MTVEC => c.mtvec,
         num::MCOUNTINHIBIT => c.mcountinhibit,
@@ -244,8 +261,21 @@ pub fn csr_write(cpu: &mut CpuState, csr: u16, value: u64, env: &CsrEnv) -> Resu
     csr_read(cpu, csr, env)?;
     let (retired, c) = (cpu.retired, &mut cpu.csr);
     match csr {
+        num::FFLAGS..=num::FCSR => {
+            c.mstatus |= mstatus::FS | mstatus::SD;
+            if csr != num::FRM {
+                c.fflags = value as u8 & 31;
+            }
+            match csr {
+                num::FRM => c.frm = value as u8 & 7,
+                num::FCSR => c.frm = (value >> 5) as u8 & 7,
+                _ => {}
+            }
+        }
         num::MSTATUS => {
-            c.mstatus = value & (mstatus::MIE | mstatus::MPIE) | mstatus::MPP;
+            let fs = if cpu.isa.has(Extension::F) { value & mstatus::FS } else { 0 };
+            let sd = if fs == mstatus::FS { mstatus::SD } else { 0 };
+            c.mstatus = value & (mstatus::MIE | mstatus::MPIE) | mstatus::MPP | fs | sd;
             return Ok(CsrEffect::Interrupts);
         }
         num::MIE => {
@@ -314,6 +344,9 @@ pub fn execute(cpu: &mut CpuState, insn: &Insn, env: &CsrEnv) -> Result<CsrEffec
 /// The manual's name of a CSR, if we have it.
 pub fn name(csr: u16) -> Option<&'static str> {
     Some(match csr {
+        num::FFLAGS => "fflags",
+        num::FRM => "frm",
+        num::FCSR => "fcsr",
         num::MSTATUS => "mstatus",
         num::MISA => "misa",
         num::MIE => "mie",
@@ -348,7 +381,7 @@ pub fn name(csr: u16) -> Option<&'static str> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::riscv::decode;
+    use crate::riscv::{Isa, decode};
 
     struct Hart {
         cpu: CpuState,
@@ -381,11 +414,28 @@ mod tests {
     #[test]
     fn what_is_absent_is_illegal_to_read_and_to_write() {
         let mut h = Hart::new();
-        // medeleg, mideleg, mcounteren, menvcfg, satp, fcsr, sstatus, pmpcfg1, pmpaddr16, mstateen0, tcontrol, 0xb01.
+        // medeleg, mideleg, mcounteren, menvcfg, satp, fcsr while FS is off, sstatus, pmpcfg1, pmpaddr16, mstateen0, tcontrol, 0xb01.
         for csr in [0x302, 0x303, 0x306, 0x30a, 0x180, 0x003, 0x100, 0x3a1, 0x3c0, 0x30c, 0x7a5, 0xb01] {
             assert_eq!(h.read(csr), Err(Illegal), "{csr:#x}");
             assert_eq!(h.write(csr, 0), Err(Illegal), "{csr:#x}");
         }
+    }
+
+    #[test]
+    fn the_floating_point_registers_are_parts_of_one_and_make_it_dirty() {
+        let mut h = Hart::new();
+        assert!(h.write(num::MSTATUS, mstatus::FS_INITIAL).is_ok());
+        assert_eq!(h.read(num::FCSR), Ok(0));
+        assert_eq!(h.read(num::MSTATUS), Ok(mstatus::MPP | mstatus::FS_INITIAL), "reading leaves it as it is");
+        assert!(h.write(num::FCSR, 0xffff_ff7d).is_ok());
+        assert_eq!(h.read(num::MSTATUS), Ok(mstatus::MPP | mstatus::FS | mstatus::SD));
+        assert_eq!([num::FCSR, num::FRM, num::FFLAGS].map(|csr| h.read(csr)), [Ok(0x7d), Ok(3), Ok(0x1d)]);
+        assert!(h.write(num::FRM, 0xff).is_ok());
+        assert!(h.write(num::FFLAGS, 0x22).is_ok());
+        assert_eq!(h.read(num::FCSR), Ok(0xe2));
+        h.cpu.isa = Isa::parse("rv64imac").unwrap();
+        assert!(h.write(num::MSTATUS, !0).is_ok());
+        assert_eq!(h.read(num::FCSR), Err(Illegal), "without F it cannot be switched on");
     }
 
     #[test]
@@ -407,7 +457,7 @@ mod tests {
     fn fields_hold_only_what_is_legal() {
         let mut h = Hart::new();
         let cases = [
-            (num::MSTATUS, mstatus::MIE | mstatus::MPIE | mstatus::MPP, mstatus::MPP),
+            (num::MSTATUS, mstatus::MIE | mstatus::MPIE | mstatus::MPP | mstatus::FS | mstatus::SD, mstatus::MPP),
             (num::MIE, irq::ALL, 0),
             (num::MTVEC, !2, 0),
             (num::MCOUNTINHIBIT, 5, 0),
@@ -416,7 +466,7 @@ mod tests {
             (num::MCAUSE, !0, 0),
             (num::MTVAL, !0, 0),
             (num::MIP, 0, 0),
-            (num::MISA, MISA, MISA),
+            (num::MISA, Isa::ALL.misa(), Isa::ALL.misa()),
             (num::PMPCFG0, 0x1f1f_1f1f_1f1f_1f1f, 0),
             (num::PMPADDR15, (1 << 54) - 1, 0),
             (num::TSELECT, 0, 0),

@@ -1,8 +1,8 @@
 //! Bits to [`Insn`].
 //!
 //! ```text
-//!   word ─ opcode[6:2], funct3 ─▶ INDEX[256] ─ two bits of funct7 ─▶ ROWS[…] ─ mask, value ─▶ Row: operand masks
-//!                                                                     └─ else the others of its list: atomics, system
+//!   word ─ opcode[6:2], funct3 ─▶ INDEX[…] ─ two bits of funct7 ─▶ ROWS[…] ─ mask, value ─▶ Row: operand masks
+//!          └ OP-FP: funct7 ───────┘                                  └─ else the others of its list: atomics, system, B
 //! ```
 //!
 //! Both arrays are folded from `opcodes::PATTERNS` at compile time. A row has masks in place of a format, since a jump
@@ -24,7 +24,7 @@ pub struct Insn {
     /// Length in memory: 2 or 4.
     pub len: u8,
     /// The immediate, to be sign-extended to 64 bits on use; see [`Format`] for what it means.
-    /// For [`Op::Illegal`] it holds the bits fetched.
+    /// For [`Op::Illegal`] it holds the bits fetched, for floating-point arithmetic too: `rm` and `rs3` are there.
     pub imm: i32,
 }
 
@@ -69,9 +69,41 @@ impl Insn {
         self.imm as u16 & 0xfff
     }
 
+    /// The third source of a fused multiplication.
+    #[inline]
+    pub const fn rs3(&self) -> u8 {
+        (self.imm as u32 >> 27) as u8
+    }
+
+    /// The rounding mode in the bits of floating-point arithmetic; 7 is the one in `frm`.
+    #[inline]
+    pub const fn rm(&self) -> u8 {
+        (self.imm >> 12 & 7) as u8
+    }
+
     /// What `mtval` shows when this instruction is illegal, knowing only the decoded form.
     pub const fn illegal_bits(&self) -> u64 {
         self.imm as u32 as u64
+    }
+
+    /// The bits of an instruction of F or D, which may be illegal although it decodes.
+    pub const fn bits(&self) -> u64 {
+        let (double, load) = (matches!(self.op, Op::Fld | Op::Fsd), matches!(self.op, Op::Flw | Op::Fld));
+        if !double && !load && !matches!(self.op, Op::Fsw) {
+            return self.illegal_bits();
+        }
+        let (imm, rs1) = (self.imm as u64, (self.rs1 & 31) as u64);
+        let register = (if load { self.rd } else { self.rs2 } & 31) as u64;
+        if self.len == 2 {
+            return super::compressed::float_bits(load, register, rs1, imm);
+        }
+        let width = if double { 3 } else { 2 };
+        let operands = if load {
+            (imm & 0xfff) << 20 | register << 7 | 0x07
+        } else {
+            (imm >> 5 & 0x7f) << 25 | register << 20 | (imm & 31) << 7 | 0x27
+        };
+        operands | rs1 << 15 | width << 12
     }
 }
 
@@ -89,7 +121,7 @@ impl Packed {
     #[inline(always)]
     pub(crate) fn long(bits: u32) -> Packed {
         let Slot { first, choose, more, .. } = INDEX[key(bits)];
-        let mut row = &ROWS[usize::from(first.wrapping_add(choice(bits) & choose))];
+        let mut row = &ROWS[usize::from(first.wrapping_add(u16::from(choice(bits) & choose))) % ROWS.len()];
         if bits & row.mask != row.value {
             row = rare(bits, first, more);
         }
@@ -106,6 +138,13 @@ impl Packed {
     pub(crate) fn insn(self) -> Insn {
         let [rd, rs1, rs2, len] = self.operands.to_le_bytes();
         Insn { op: self.op, rd, rs1, rs2, len, imm: self.imm }
+    }
+
+    /// As [`Isa::filter`](super::Isa::filter).
+    #[cold]
+    pub(crate) fn filtered(self, isa: super::Isa, bits: u32) -> Packed {
+        let Insn { op, rd, rs1, rs2, len, imm } = isa.filter(self.insn(), bits);
+        Packed { op, operands: u32::from_le_bytes([rd, rs1, rs2, len]), imm }
     }
 
     #[inline(always)]
@@ -139,43 +178,61 @@ pub fn decode(bits: u32) -> Insn {
 /// What is not the first of its list, or nothing.
 #[cold]
 #[inline(never)]
-fn rare(bits: u32, first: u8, more: u8) -> &'static Row {
-    let mut rows = (1..=more).map(|n| &ROWS[usize::from(first.wrapping_add(n))]);
+fn rare(bits: u32, first: u16, more: u8) -> &'static Row {
+    let mut rows = (1..=u16::from(more)).map(|n| &ROWS[usize::from(first.wrapping_add(n)) % ROWS.len()]);
     rows.find(|row| bits & row.mask == row.value).unwrap_or(&NOTHING)
 }
 
-#[inline]
+#[inline(always)]
 const fn key(bits: u32) -> usize {
-    ((bits >> 2 & 0x1f) << 3 | bits >> 12 & 7) as usize
+    let floats = FLOATS + (bits >> 25) as usize;
+    let others = ((bits >> 2 & 0x1f) << 3 | bits >> 12 & 7) as usize;
+    if bits & 0x7c == OP_FP { floats } else { others }
 }
 
 /// What tells arithmetic operations of one key apart: bits 25 and 30 of the word, as bits 0 and 1. Words with other bits
-/// of the seven set match no row.
+/// of the seven set are found behind those four.
 #[inline]
 const fn choice(bits: u32) -> u8 {
-    (bits >> 25 | bits >> 29) as u8
+    ((bits >> 25 & 1) | (bits >> 29 & 2)) as u8
 }
 
-const KEYS: usize = 256;
+/// The opcode of floating-point arithmetic, whose funct3 may be a rounding mode: it is looked up by its upper seven bits.
+const OP_FP: u32 = 0b10100 << 2;
+/// The first of the keys for that.
+const FLOATS: usize = 256;
+const KEYS: usize = FLOATS + 128;
 
 /// The rows of a key.
 #[derive(Clone, Copy)]
 struct Slot {
-    first: u8,
+    first: u16,
     /// Which bits of [`choice`] pick one of them.
     choose: u8,
     /// How many are behind `first`, to be looked at in turn.
     more: u8,
-    /// Four bytes are found faster than three.
-    _pad: u8,
 }
 
-static ROWS: [Row; 256] = TABLES.0;
+static ROWS: [Row; 512] = TABLES.0;
 static INDEX: [Slot; KEYS] = TABLES.1;
 
-const TABLES: ([Row; 256], [Slot; KEYS]) = {
-    let mut rows = [NOTHING; 256];
-    let mut index = [Slot { first: 0, choose: 0, more: 0, _pad: 0 }; KEYS];
+/// Might a word of this key match the pattern?
+const fn has_key(p: &Pattern, key: usize) -> bool {
+    if p.value & 0x7c == OP_FP {
+        let seen = p.mask >> 25;
+        return key >= FLOATS && (key - FLOATS) as u32 & seen == p.value >> 25 & seen;
+    }
+    // The reserved rounding modes of fused operations.
+    if key >= FLOATS || p.format.has_rounding() && matches!(key & 7, 5 | 6) {
+        return false;
+    }
+    let seen = p.mask & 0x707c;
+    ((key as u32 >> 3) << 2 | (key as u32 & 7) << 12) & seen == p.value & seen
+}
+
+const TABLES: ([Row; 512], [Slot; KEYS]) = {
+    let mut rows = [NOTHING; 512];
+    let mut index = [Slot { first: 0, choose: 0, more: 0 }; KEYS];
     // Row 0 is nothing, for keys that have none.
     let (mut n, mut k) = (1, 0);
     while k < KEYS {
@@ -185,33 +242,36 @@ const TABLES: ([Row; 256], [Slot; KEYS]) = {
             _ => 0u8,
         };
         let first = n;
-        n += choose as usize;
+        if choose != 0 {
+            n += choose as usize + 1;
+        }
         let mut i = 0;
         while i < PATTERNS.len() {
-            let (p, seen) = (&PATTERNS[i], PATTERNS[i].mask & 0x707c);
+            let p = &PATTERNS[i];
             i += 1;
-            if ((k as u32 >> 3) << 2 | (k as u32 & 7) << 12) & seen != p.value & seen {
+            if !has_key(p, k) {
                 continue;
             }
-            if choose == 0 {
+            let at = first + (choice(p.value) & choose) as usize;
+            if choose != 0 && rows[at].mask == NOTHING.mask {
+                rows[at] = row(p);
+            } else if k >= FLOATS && p.format.has_rounding() {
+                // As `frm` says, the four modes below 4, and 4.
+                rows[n] = Row { mask: p.mask | 0x7000, value: p.value | 0x7000, ..row(p) };
+                rows[n + 1] = Row { mask: p.mask | 0x4000, ..row(p) };
+                rows[n + 2] = Row { mask: p.mask | 0x7000, value: p.value | 0x4000, ..row(p) };
+                n += 3;
+            } else {
                 rows[n] = row(p);
                 n += 1;
-            } else {
-                let at = first + (choice(p.value) & choose) as usize;
-                assert!(rows[at].mask == NOTHING.mask, "two bits tell them apart");
-                rows[at] = row(p);
             }
         }
-        if choose != 0 {
-            n += 1;
-        }
         if n > first {
-            let more = if choose == 0 { n - first - 1 } else { 0 };
-            index[k] = Slot { first: first as u8, choose, more: more as u8, _pad: 0 };
+            index[k] = Slot { first: first as u16, choose, more: (n - first - 1) as u8 };
         }
         k += 1;
     }
-    assert!(n <= rows.len(), "widen the index");
+    assert!(n <= rows.len(), "widen the table");
     (rows, index)
 };
 
@@ -237,14 +297,15 @@ const NOTHING: Row = Row { mask: 0, value: 1, imm: -1, shift: 0, low: 0, op: Op:
 
 const fn row(p: &Pattern) -> Row {
     let (shift, imm, low) = match p.format {
-        Format::Jalr | Format::Load | Format::I => (20, -1, 0),
+        Format::Jalr | Format::Load | Format::FLoad | Format::I => (20, -1, 0),
         Format::Shift => (20, 0x3f, 0),
         Format::ShiftW => (20, 0x1f, 0),
         Format::Fence | Format::Csr | Format::CsrImm => (20, 0xfff, 0),
-        Format::R | Format::None | Format::B | Format::J => (0, 0, 0),
-        Format::Store => (20, !0x1f, 0x1f),
+        Format::R | Format::Unary | Format::Line | Format::None | Format::B | Format::J => (0, 0, 0),
+        Format::Store | Format::FStore => (20, !0x1f, 0x1f),
         Format::U => (0, !0xfff, 0),
         Format::Amo | Format::Lr => (25, 3, 0),
+        _ => (0, -1, 0),
     };
     // The CSR forms with an immediate keep it in rs1, though they read no register.
     let rs1 = p.op.reads_rs1() || matches!(p.format, Format::CsrImm);
@@ -310,17 +371,36 @@ mod tests {
         for p in PATTERNS {
             for noise in words(200).chain([0, !0]) {
                 let bits = p.value | noise & !p.mask;
-                assert_eq!(decode(bits).op, p.op, "{bits:#010x}");
+                let reserved = p.format.has_rounding() && matches!(bits >> 12 & 7, 5 | 6);
+                let want = if reserved { Op::Illegal } else { p.op };
+                assert_eq!(decode(bits).op, want, "{bits:#010x}");
             }
         }
     }
 
     #[test]
     fn two_levels_agree_with_a_scan_of_the_whole_table() {
-        for bits in words(2_000_000).flat_map(|w| [w | 3, w & 0x01ff_ffff | 3]) {
-            let scan = PATTERNS.iter().find(|p| bits & p.mask == p.value).map_or(Op::Illegal, |p| p.op);
+        for bits in
+            words(2_000_000).flat_map(|w| [w | 3, w & 0x01ff_ffff | 3, w & !0x7f | 0x53, w & 0x6e0f_ff80 | 0x33])
+        {
+            let reserved = |p: &Pattern| p.format.has_rounding() && matches!(bits >> 12 & 7, 5 | 6);
+            let found = PATTERNS.iter().find(|p| bits & p.mask == p.value && !reserved(p));
+            let scan = found.map_or(Op::Illegal, |p| p.op);
             assert_eq!(decode(bits).op, scan, "{bits:#010x}");
         }
+    }
+
+    #[test]
+    fn floating_point_instructions_keep_their_bits() {
+        for p in PATTERNS.iter().filter(|p| p.op.is_float()) {
+            for noise in words(1000) {
+                let bits = p.value | noise & !p.mask;
+                let insn = decode(bits);
+                assert_eq!(insn.bits(), bits.into(), "{insn:?}");
+            }
+        }
+        let short = (0..=u16::MAX).filter(|&half| expand(half).op.is_float());
+        assert_eq!(short.map(|half| assert_eq!(expand(half).bits(), half.into(), "{half:#06x}")).count(), 4 * 2048);
     }
 
     #[test]
@@ -354,8 +434,11 @@ mod tests {
 
     #[test]
     fn reserved_words_are_illegal_and_keep_their_bits() {
-        // Longer encodings, an RV64 shift with shamt[5] of a W form, lr with rs2, sret, sfence.vma, an FP load.
-        for bits in [0u32, !0, 0x0000_001f, 0x0205_151b, 0x1015_252f, 0x1020_0073, 0x1200_0073, 0x0005_2507] {
+        // Longer encodings, an RV64 shift with shamt[5] of a W form, lr with rs2, sret, sfence.vma, a quad load, an addition
+        // of quads, one of doubles in rounding mode 5, a fused one in 6.
+        let floats = [0x0005_4507, 0x0605_7553, 0x0205_5553, 0x0205_6543];
+        let others = [0u32, !0, 0x0000_001f, 0x0205_151b, 0x1015_252f, 0x1020_0073, 0x1200_0073];
+        for bits in others.into_iter().chain(floats) {
             let i = decode(bits);
             assert_eq!((i.op, i.len, i.illegal_bits()), (Op::Illegal, 4, u64::from(bits)));
         }

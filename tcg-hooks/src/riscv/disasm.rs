@@ -18,6 +18,12 @@ pub const REGISTERS: [&str; 32] = [
     "s3", "s4", "s5", "s6", "s7", "s8", "s9", "s10", "s11", "t3", "t4", "t5", "t6",
 ];
 
+/// ABI names of the floating-point registers.
+pub const FLOAT_REGISTERS: [&str; 32] = [
+    "ft0", "ft1", "ft2", "ft3", "ft4", "ft5", "ft6", "ft7", "fs0", "fs1", "fa0", "fa1", "fa2", "fa3", "fa4", "fa5",
+    "fa6", "fa7", "fs2", "fs3", "fs4", "fs5", "fs6", "fs7", "fs8", "fs9", "fs10", "fs11", "ft8", "ft9", "ft10", "ft11",
+];
+
 /// The instruction as text, if it lies at `pc`.
 pub fn text(insn: &Insn, pc: u64) -> String {
     Text { insn, pc }.to_string()
@@ -52,6 +58,25 @@ impl Display for Text<'_> {
 
 fn reg(n: u8) -> &'static str {
     REGISTERS[usize::from(n & 31)]
+}
+
+fn float_reg(n: u8) -> &'static str {
+    FLOAT_REGISTERS[usize::from(n & 31)]
+}
+
+/// A rounding mode behind the operands, unless it is the one that assemblers put there unasked.
+struct Mode(Insn);
+
+impl Display for Mode {
+    fn fmt(&self, f: &mut Formatter<'_>) -> fmt::Result {
+        // Conversions that are always exact are assembled with the first mode, the others with that of frm.
+        let exact = matches!(self.0.op, Op::FcvtDS | Op::FcvtDW | Op::FcvtDWu);
+        match self.0.rm() {
+            0 if exact => Ok(()),
+            7 if !exact => Ok(()),
+            mode => write!(f, ",{}", ["rne", "rtz", "rdn", "rup", "rmm", "?", "?", "dyn"][usize::from(mode & 7)]),
+        }
+    }
 }
 
 /// A CSR by name, or by number where we know none.
@@ -113,11 +138,28 @@ impl Text<'_> {
             (Op::Bge, _, _, 0, _) => write!(f, "bgez\t{a},{target:x}"),
             (Op::Blt, _, _, 0, _) => write!(f, "bltz\t{a},{target:x}"),
             (Op::Blt, _, 0, _, _) => write!(f, "bgtz\t{b},{target:x}"),
+            (Op::FsgnjS | Op::FsgnjD | Op::FsgnjnS | Op::FsgnjnD | Op::FsgnjxS | Op::FsgnjxD, ..) if rs1 == rs2 => {
+                let (_, suffix) = op.mnemonic().split_at(op.mnemonic().len() - 1);
+                let name = match op {
+                    Op::FsgnjS | Op::FsgnjD => "fmv",
+                    Op::FsgnjnS | Op::FsgnjnD => "fneg",
+                    _ => "fabs",
+                };
+                write!(f, "{name}.{suffix}\t{},{}", float_reg(rd), float_reg(rs1))
+            }
+            (Op::AddUw, _, _, 0, _) => write!(f, "zext.w\t{d},{a}"),
+            (Op::Ori, 0, ..) if matches!(imm & 31, 0 | 1 | 3) => {
+                let what = ["i", "r", "", "w"][(imm & 3) as usize];
+                write!(f, "prefetch.{what}\t{}({a})", imm & !31)
+            }
             (Op::Fence, _, _, _, 0x0ff) => f.write_str("fence"),
             (Op::Csrrs, _, 0, _, _) => match self.insn.csr() {
                 csr::num::CYCLE => write!(f, "rdcycle\t{d}"),
                 csr::num::TIME => write!(f, "rdtime\t{d}"),
                 csr::num::INSTRET => write!(f, "rdinstret\t{d}"),
+                csr::num::FFLAGS => write!(f, "frflags\t{d}"),
+                csr::num::FRM => write!(f, "frrm\t{d}"),
+                csr::num::FCSR => write!(f, "frcsr\t{d}"),
                 n => write!(f, "csrr\t{d},{}", CsrName(n)),
             },
             (Op::Csrrw | Op::Csrrs | Op::Csrrc, 0, ..) => {
@@ -135,7 +177,8 @@ impl Text<'_> {
     fn plain(&self, f: &mut Formatter<'_>) -> fmt::Result {
         let Insn { op, rd, rs1, rs2, imm, len } = *self.insn;
         let (d, a, b) = (reg(rd), reg(rs1), reg(rs2));
-        let name = op.mnemonic();
+        let (fd, fa, fb) = (float_reg(rd), float_reg(rs1), float_reg(rs2));
+        let (name, mode) = (op.mnemonic(), Mode(*self.insn));
         match op.format() {
             Format::U => write!(f, "{name}\t{d},{:#x}", imm as u32 >> 12),
             Format::J => write!(f, "{name}\t{d},{:x}", self.insn.target(self.pc)),
@@ -152,6 +195,19 @@ impl Text<'_> {
                 0x010 => f.write_str("pause"),
                 _ => write!(f, "{name}\t{},{}", fence_set(imm >> 4), fence_set(imm)),
             },
+            Format::Unary => write!(f, "{name}\t{d},{a}"),
+            Format::Line => write!(f, "{name}\t({a})"),
+            Format::FLoad => write!(f, "{name}\t{fd},{imm}({a})"),
+            Format::FStore => write!(f, "{name}\t{fb},{imm}({a})"),
+            Format::F4 => write!(f, "{name}\t{fd},{fa},{fb},{}{mode}", float_reg(self.insn.rs3())),
+            Format::F3 => write!(f, "{name}\t{fd},{fa},{fb}{mode}"),
+            Format::F3Exact => write!(f, "{name}\t{fd},{fa},{fb}"),
+            Format::F2 => write!(f, "{name}\t{fd},{fa}{mode}"),
+            Format::FCompare => write!(f, "{name}\t{d},{fa},{fb}"),
+            Format::FToX => write!(f, "{name}\t{d},{fa}{mode}"),
+            Format::FToXExact => write!(f, "{name}\t{d},{fa}"),
+            Format::XToF => write!(f, "{name}\t{fd},{a}{mode}"),
+            Format::XToFExact => write!(f, "{name}\t{fd},{a}"),
             Format::Csr => write!(f, "{name}\t{d},{},{a}", CsrName(self.insn.csr())),
             Format::CsrImm => write!(f, "{name}\t{d},{},{rs1}", CsrName(self.insn.csr())),
             Format::None if op == Op::Illegal => {
@@ -196,6 +252,19 @@ mod tests {
             (0x18c5_b5af, "sc.d\ta1,a2,(a1)"),
             (0x3020_0073, "mret"),
             (0x0000_8067, "ret"),
+            (0x0220_f1d3, "fadd.d\tft3,ft1,ft2"),
+            (0x1a20_a1d3, "fdiv.d\tft3,ft1,ft2,rdn"),
+            (0x22b5_8553, "fmv.d\tfa0,fa1"),
+            (0xc205_1553, "fcvt.w.d\ta0,fa0,rtz"),
+            (0xd205_0553, "fcvt.d.w\tfa0,a0"),
+            (0x6ac5_f543, "fmadd.d\tfa0,fa1,fa2,fa3"),
+            (0x0085_3507, "fld\tfa0,8(a0)"),
+            (0x00a5_2427, "fsw\tfa0,8(a0)"),
+            (0x0030_2573, "frcsr\ta0"),
+            (0x20b5_2533, "sh1add\ta0,a0,a1"),
+            (0x0805_453b, "zext.h\ta0,a0"),
+            (0x0045_200f, "cbo.zero\t(a0)"),
+            (0x0015_6013, "prefetch.r\t0(a0)"),
             (0xffff_ffff, ".4byte\t0xffffffff"),
         ];
         for (bits, want) in cases {

@@ -1,19 +1,22 @@
-//! The guest's instruction set: RV64IMAC with Zicsr and Zifencei, M-mode.
+//! The guest's instruction set: RV64GC with B, Zbc, Zicond and cache-block operations, M-mode.
 //!
 //! ```text
 //!   opcodes ──▶ decode, compressed ──▶ Insn ──▶ translator | interp (the oracle) | disasm
-//!   csr: the registers and who may touch them         trap: into a handler and back
+//!   csr: the registers and who may touch them         trap: into a handler and back       fpu: F and D
 //! ```
 //!
-//! Deliberately absent so far: S and U mode, paging, PMP that protects (its registers are storage), F and D.
+//! Deliberately absent so far: S and U mode, paging, PMP that protects (its registers are storage).
 pub mod compressed;
 pub mod csr;
 pub mod decode;
 pub mod disasm;
+pub mod fpu;
+pub mod isa;
 #[cfg(test)]
 mod llvm_tests;
 pub mod opcodes;
 pub mod trap;
 
 pub use decode::{Insn, decode, decode_any};
+pub use isa::{Extension, Isa};
 pub use opcodes::{Format, Op};

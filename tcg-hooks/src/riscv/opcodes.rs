@@ -49,6 +49,45 @@ pub enum Format {
     Csr,
     /// `rd, csr, uimm`; the CSR's number is the immediate, the five-bit operand sits in `rs1`.
     CsrImm,
+    /// `rd, rs1`.
+    Unary,
+    /// `(rs1)`: on the cache line there.
+    Line,
+    /// `fd, imm(rs1)`.
+    FLoad,
+    /// `fs2, imm(rs1)`.
+    FStore,
+    /// `fd, fs1, fs2, fs3, rm`. Of all floating-point arithmetic the immediate is the whole word.
+    F4,
+    /// `fd, fs1, fs2, rm`.
+    F3,
+    /// `fd, fs1, fs2`.
+    F3Exact,
+    /// `fd, fs1, rm`.
+    F2,
+    /// `rd, fs1, fs2`.
+    FCompare,
+    /// `rd, fs1, rm`.
+    FToX,
+    /// `rd, fs1`.
+    FToXExact,
+    /// `fd, rs1, rm`.
+    XToF,
+    /// `fd, rs1`.
+    XToFExact,
+}
+
+impl Format {
+    /// Has it a rounding mode? Two of the eight are reserved, and no instruction.
+    pub const fn has_rounding(self) -> bool {
+        matches!(self, Format::F4 | Format::F3 | Format::F2 | Format::FToX | Format::XToF)
+    }
+
+    /// Does it work on floating-point registers, and is no load or store?
+    pub const fn is_float(self) -> bool {
+        matches!(self, Format::F3Exact | Format::FCompare | Format::FToXExact | Format::XToFExact)
+            || self.has_rounding()
+    }
 }
 
 /// One row of the table: a word `w` is this instruction when `w & mask == value`.
@@ -226,6 +265,125 @@ instructions! {
     Csrrwi    "csrrwi"     "------- ----- ----- 101 ----- 1110011" CsrImm;
     Csrrsi    "csrrsi"     "------- ----- ----- 110 ----- 1110011" CsrImm;
     Csrrci    "csrrci"     "------- ----- ----- 111 ----- 1110011" CsrImm;
+    // F
+    Flw       "flw"        "------- ----- ----- 010 ----- 0000111" FLoad;
+    Fsw       "fsw"        "------- ----- ----- 010 ----- 0100111" FStore;
+    FmaddS    "fmadd.s"    "-----00 ----- ----- --- ----- 1000011" F4;
+    FmsubS    "fmsub.s"    "-----00 ----- ----- --- ----- 1000111" F4;
+    FnmsubS   "fnmsub.s"   "-----00 ----- ----- --- ----- 1001011" F4;
+    FnmaddS   "fnmadd.s"   "-----00 ----- ----- --- ----- 1001111" F4;
+    FaddS     "fadd.s"     "0000000 ----- ----- --- ----- 1010011" F3;
+    FsubS     "fsub.s"     "0000100 ----- ----- --- ----- 1010011" F3;
+    FmulS     "fmul.s"     "0001000 ----- ----- --- ----- 1010011" F3;
+    FdivS     "fdiv.s"     "0001100 ----- ----- --- ----- 1010011" F3;
+    FsqrtS    "fsqrt.s"    "0101100 00000 ----- --- ----- 1010011" F2;
+    FsgnjS    "fsgnj.s"    "0010000 ----- ----- 000 ----- 1010011" F3Exact;
+    FsgnjnS   "fsgnjn.s"   "0010000 ----- ----- 001 ----- 1010011" F3Exact;
+    FsgnjxS   "fsgnjx.s"   "0010000 ----- ----- 010 ----- 1010011" F3Exact;
+    FminS     "fmin.s"     "0010100 ----- ----- 000 ----- 1010011" F3Exact;
+    FmaxS     "fmax.s"     "0010100 ----- ----- 001 ----- 1010011" F3Exact;
+    FleS      "fle.s"      "1010000 ----- ----- 000 ----- 1010011" FCompare;
+    FltS      "flt.s"      "1010000 ----- ----- 001 ----- 1010011" FCompare;
+    FeqS      "feq.s"      "1010000 ----- ----- 010 ----- 1010011" FCompare;
+    FcvtWS    "fcvt.w.s"   "1100000 00000 ----- --- ----- 1010011" FToX;
+    FcvtWuS   "fcvt.wu.s"  "1100000 00001 ----- --- ----- 1010011" FToX;
+    FcvtLS    "fcvt.l.s"   "1100000 00010 ----- --- ----- 1010011" FToX;
+    FcvtLuS   "fcvt.lu.s"  "1100000 00011 ----- --- ----- 1010011" FToX;
+    FcvtSW    "fcvt.s.w"   "1101000 00000 ----- --- ----- 1010011" XToF;
+    FcvtSWu   "fcvt.s.wu"  "1101000 00001 ----- --- ----- 1010011" XToF;
+    FcvtSL    "fcvt.s.l"   "1101000 00010 ----- --- ----- 1010011" XToF;
+    FcvtSLu   "fcvt.s.lu"  "1101000 00011 ----- --- ----- 1010011" XToF;
+    FmvXW     "fmv.x.w"    "1110000 00000 ----- 000 ----- 1010011" FToXExact;
+    FclassS   "fclass.s"   "1110000 00000 ----- 001 ----- 1010011" FToXExact;
+    FmvWX     "fmv.w.x"    "1111000 00000 ----- 000 ----- 1010011" XToFExact;
+    // D
+    Fld       "fld"        "------- ----- ----- 011 ----- 0000111" FLoad;
+    Fsd       "fsd"        "------- ----- ----- 011 ----- 0100111" FStore;
+    FmaddD    "fmadd.d"    "-----01 ----- ----- --- ----- 1000011" F4;
+    FmsubD    "fmsub.d"    "-----01 ----- ----- --- ----- 1000111" F4;
+    FnmsubD   "fnmsub.d"   "-----01 ----- ----- --- ----- 1001011" F4;
+    FnmaddD   "fnmadd.d"   "-----01 ----- ----- --- ----- 1001111" F4;
+    FaddD     "fadd.d"     "0000001 ----- ----- --- ----- 1010011" F3;
+    FsubD     "fsub.d"     "0000101 ----- ----- --- ----- 1010011" F3;
+    FmulD     "fmul.d"     "0001001 ----- ----- --- ----- 1010011" F3;
+    FdivD     "fdiv.d"     "0001101 ----- ----- --- ----- 1010011" F3;
+    FsqrtD    "fsqrt.d"    "0101101 00000 ----- --- ----- 1010011" F2;
+    FsgnjD    "fsgnj.d"    "0010001 ----- ----- 000 ----- 1010011" F3Exact;
+    FsgnjnD   "fsgnjn.d"   "0010001 ----- ----- 001 ----- 1010011" F3Exact;
+    FsgnjxD   "fsgnjx.d"   "0010001 ----- ----- 010 ----- 1010011" F3Exact;
+    FminD     "fmin.d"     "0010101 ----- ----- 000 ----- 1010011" F3Exact;
+    FmaxD     "fmax.d"     "0010101 ----- ----- 001 ----- 1010011" F3Exact;
+    FleD      "fle.d"      "1010001 ----- ----- 000 ----- 1010011" FCompare;
+    FltD      "flt.d"      "1010001 ----- ----- 001 ----- 1010011" FCompare;
+    FeqD      "feq.d"      "1010001 ----- ----- 010 ----- 1010011" FCompare;
+    FcvtWD    "fcvt.w.d"   "1100001 00000 ----- --- ----- 1010011" FToX;
+    FcvtWuD   "fcvt.wu.d"  "1100001 00001 ----- --- ----- 1010011" FToX;
+    FcvtLD    "fcvt.l.d"   "1100001 00010 ----- --- ----- 1010011" FToX;
+    FcvtLuD   "fcvt.lu.d"  "1100001 00011 ----- --- ----- 1010011" FToX;
+    FcvtDW    "fcvt.d.w"   "1101001 00000 ----- --- ----- 1010011" XToF;
+    FcvtDWu   "fcvt.d.wu"  "1101001 00001 ----- --- ----- 1010011" XToF;
+    FcvtDL    "fcvt.d.l"   "1101001 00010 ----- --- ----- 1010011" XToF;
+    FcvtDLu   "fcvt.d.lu"  "1101001 00011 ----- --- ----- 1010011" XToF;
+    FcvtSD    "fcvt.s.d"   "0100000 00001 ----- --- ----- 1010011" F2;
+    FcvtDS    "fcvt.d.s"   "0100001 00000 ----- --- ----- 1010011" F2;
+    FmvXD     "fmv.x.d"    "1110001 00000 ----- 000 ----- 1010011" FToXExact;
+    FclassD   "fclass.d"   "1110001 00000 ----- 001 ----- 1010011" FToXExact;
+    FmvDX     "fmv.d.x"    "1111001 00000 ----- 000 ----- 1010011" XToFExact;
+    // Zba
+    AddUw     "add.uw"     "0000100 ----- ----- 000 ----- 0111011" R;
+    Sh1add    "sh1add"     "0010000 ----- ----- 010 ----- 0110011" R;
+    Sh2add    "sh2add"     "0010000 ----- ----- 100 ----- 0110011" R;
+    Sh3add    "sh3add"     "0010000 ----- ----- 110 ----- 0110011" R;
+    Sh1addUw  "sh1add.uw"  "0010000 ----- ----- 010 ----- 0111011" R;
+    Sh2addUw  "sh2add.uw"  "0010000 ----- ----- 100 ----- 0111011" R;
+    Sh3addUw  "sh3add.uw"  "0010000 ----- ----- 110 ----- 0111011" R;
+    SlliUw    "slli.uw"    "000010- ----- ----- 001 ----- 0011011" Shift;
+    // Zbb
+    Andn      "andn"       "0100000 ----- ----- 111 ----- 0110011" R;
+    Orn       "orn"        "0100000 ----- ----- 110 ----- 0110011" R;
+    Xnor      "xnor"       "0100000 ----- ----- 100 ----- 0110011" R;
+    Max       "max"        "0000101 ----- ----- 110 ----- 0110011" R;
+    Maxu      "maxu"       "0000101 ----- ----- 111 ----- 0110011" R;
+    Min       "min"        "0000101 ----- ----- 100 ----- 0110011" R;
+    Minu      "minu"       "0000101 ----- ----- 101 ----- 0110011" R;
+    Rol       "rol"        "0110000 ----- ----- 001 ----- 0110011" R;
+    Ror       "ror"        "0110000 ----- ----- 101 ----- 0110011" R;
+    Rolw      "rolw"       "0110000 ----- ----- 001 ----- 0111011" R;
+    Rorw      "rorw"       "0110000 ----- ----- 101 ----- 0111011" R;
+    Rori      "rori"       "011000- ----- ----- 101 ----- 0010011" Shift;
+    Roriw     "roriw"      "0110000 ----- ----- 101 ----- 0011011" ShiftW;
+    Clz       "clz"        "0110000 00000 ----- 001 ----- 0010011" Unary;
+    Ctz       "ctz"        "0110000 00001 ----- 001 ----- 0010011" Unary;
+    Cpop      "cpop"       "0110000 00010 ----- 001 ----- 0010011" Unary;
+    Clzw      "clzw"       "0110000 00000 ----- 001 ----- 0011011" Unary;
+    Ctzw      "ctzw"       "0110000 00001 ----- 001 ----- 0011011" Unary;
+    Cpopw     "cpopw"      "0110000 00010 ----- 001 ----- 0011011" Unary;
+    SextB     "sext.b"     "0110000 00100 ----- 001 ----- 0010011" Unary;
+    SextH     "sext.h"     "0110000 00101 ----- 001 ----- 0010011" Unary;
+    ZextH     "zext.h"     "0000100 00000 ----- 100 ----- 0111011" Unary;
+    OrcB      "orc.b"      "0010100 00111 ----- 101 ----- 0010011" Unary;
+    Rev8      "rev8"       "0110101 11000 ----- 101 ----- 0010011" Unary;
+    // Zbc
+    Clmul     "clmul"      "0000101 ----- ----- 001 ----- 0110011" R;
+    Clmulh    "clmulh"     "0000101 ----- ----- 011 ----- 0110011" R;
+    Clmulr    "clmulr"     "0000101 ----- ----- 010 ----- 0110011" R;
+    // Zbs
+    Bclr      "bclr"       "0100100 ----- ----- 001 ----- 0110011" R;
+    Bext      "bext"       "0100100 ----- ----- 101 ----- 0110011" R;
+    Binv      "binv"       "0110100 ----- ----- 001 ----- 0110011" R;
+    Bset      "bset"       "0010100 ----- ----- 001 ----- 0110011" R;
+    Bclri     "bclri"      "010010- ----- ----- 001 ----- 0010011" Shift;
+    Bexti     "bexti"      "010010- ----- ----- 101 ----- 0010011" Shift;
+    Binvi     "binvi"      "011010- ----- ----- 001 ----- 0010011" Shift;
+    Bseti     "bseti"      "001010- ----- ----- 001 ----- 0010011" Shift;
+    // Zicond
+    CzeroEqz  "czero.eqz"  "0000111 ----- ----- 101 ----- 0110011" R;
+    CzeroNez  "czero.nez"  "0000111 ----- ----- 111 ----- 0110011" R;
+    // Zicbom and Zicboz; the prefetches of Zicbop are `ori` to x0
+    CboInval  "cbo.inval"  "0000000 00000 ----- 010 00000 0001111" Line;
+    CboClean  "cbo.clean"  "0000000 00001 ----- 010 00000 0001111" Line;
+    CboFlush  "cbo.flush"  "0000000 00010 ----- 010 00000 0001111" Line;
+    CboZero   "cbo.zero"   "0000000 00100 ----- 010 00000 0001111" Line;
 }
 
 /// Classification: what a translator must know of an instruction without knowing the instruction.
@@ -242,12 +400,12 @@ impl Op {
 
     /// A plain load (`lr` is an [atomic](Op::is_amo)).
     pub const fn is_load(self) -> bool {
-        matches!(self.format(), Format::Load)
+        matches!(self.format(), Format::Load | Format::FLoad)
     }
 
     /// A plain store (`sc` and the AMOs are [atomics](Op::is_amo)).
     pub const fn is_store(self) -> bool {
-        matches!(self.format(), Format::Store)
+        matches!(self.format(), Format::Store | Format::FStore)
     }
 
     /// Anything of the A extension, `lr` and `sc` too.
@@ -278,7 +436,7 @@ impl Op {
 
     /// May change guest memory.
     pub const fn may_write_memory(self) -> bool {
-        self.is_store() || matches!(self.format(), Format::Amo)
+        self.is_store() || matches!(self.format(), Format::Amo) || matches!(self, Op::CboZero)
     }
 
     /// One of the six Zicsr instructions.
@@ -299,8 +457,8 @@ impl Op {
         match self {
             Op::Lb | Op::Lbu | Op::Sb => 1,
             Op::Lh | Op::Lhu | Op::Sh => 2,
-            Op::Lw | Op::Lwu | Op::Sw => 4,
-            Op::Ld | Op::Sd => 8,
+            Op::Lw | Op::Lwu | Op::Sw | Op::Flw | Op::Fsw => 4,
+            Op::Ld | Op::Sd | Op::Fld | Op::Fsd => 8,
             _ if self.is_amo() => {
                 if (self as u8) < (Op::LrD as u8) {
                     4
@@ -317,19 +475,46 @@ impl Op {
         matches!(self, Op::Lb | Op::Lh | Op::Lw | Op::Ld)
     }
 
-    /// Reads the register named by `rs1`.
+    /// Reads the register named by `rs1`, an integer one or a floating-point one.
     pub const fn reads_rs1(self) -> bool {
         !matches!(self.format(), Format::U | Format::J | Format::Fence | Format::None | Format::CsrImm)
     }
 
     /// Reads the register named by `rs2`.
     pub const fn reads_rs2(self) -> bool {
-        matches!(self.format(), Format::B | Format::Store | Format::R | Format::Amo)
+        matches!(
+            self.format(),
+            Format::B
+                | Format::Store
+                | Format::R
+                | Format::Amo
+                | Format::FStore
+                | Format::F4
+                | Format::F3
+                | Format::F3Exact
+                | Format::FCompare
+        )
     }
 
     /// Writes the register named by `rd`.
     pub const fn writes_rd(self) -> bool {
-        !matches!(self.format(), Format::B | Format::Store | Format::Fence | Format::None)
+        !matches!(
+            self.format(),
+            Format::B | Format::Store | Format::FStore | Format::Fence | Format::None | Format::Line
+        )
+    }
+
+    /// Writes a floating-point register.
+    pub const fn writes_f(self) -> bool {
+        matches!(
+            self.format(),
+            Format::FLoad | Format::F4 | Format::F3 | Format::F3Exact | Format::F2 | Format::XToF | Format::XToFExact
+        )
+    }
+
+    /// Anything of F and D, loads and stores too.
+    pub const fn is_float(self) -> bool {
+        self.format().is_float() || matches!(self.format(), Format::FLoad | Format::FStore)
     }
 }
 

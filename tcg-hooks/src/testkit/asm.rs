@@ -121,8 +121,8 @@ impl Asm {
     }
 
     /// The first page: handler, prologue, the end. Returns the entry and the stop; `body` is where the prologue goes.
-    pub fn frame(&mut self, body: u64, ram_len: u64, rng: &mut Rng) -> (u64, u64) {
-        self.data(ram_len, rng);
+    pub fn frame(&mut self, body: u64, options: &Options, rng: &mut Rng) -> (u64, u64) {
+        self.data(options.ram_len, rng);
         self.seek(0);
         let stop = self.here();
         self.op(Op::Jal, ZERO, 0, 0, 0);
@@ -135,6 +135,9 @@ impl Asm {
         self.la(T6, REGISTERS);
         for x in 1..31 {
             self.op(Op::Ld, x, T6, 0, 8 * i32::from(x));
+        }
+        if options.floats {
+            self.float_registers(256, rng);
         }
         self.la(T4, stop);
         self.j(ZERO, body);
@@ -191,9 +194,12 @@ impl Asm {
             };
             self.put(&value.to_le_bytes());
         }
+        for _ in 0..32 {
+            self.put(&super::float::value(rng).to_le_bytes());
+        }
         while self.here() < COPIES {
             // Words keep the values small enough in number; some are instructions, for copies.
-            let value = rng.value();
+            let value = if rng.chance(30) { super::float::value(rng) } else { rng.value() };
             self.put(&value.to_le_bytes());
         }
     }

@@ -32,7 +32,7 @@ pub(super) fn generate(seed: u64, tape: &[u8], options: &Options) -> Program {
     }
     let to_stop = g.a.hole();
     // Of its own sequence, so that a program with fewer pieces is the beginning of one with more.
-    let (entry, stop) = g.a.frame(body, options.ram_len, &mut Rng::new(!seed));
+    let (entry, stop) = g.a.frame(body, options, &mut Rng::new(!seed));
     g.a.fill(to_stop, Op::Jal, ZERO, 0, 0, Asm::distance(to_stop, stop));
     g.a.finish(seed, entry, stop, options)
 }

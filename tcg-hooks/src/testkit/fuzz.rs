@@ -34,6 +34,8 @@ fn program(data: &[u8]) -> (Program, Options, JitFlags, ICache) {
         wild: !has(8) && !fencei,
         csrs: !has(16),
         atomics: !has(32),
+        floats: !has(64),
+        bits: !has(128),
     };
     let mut flags = JitFlags { tier0: false, ..JitFlags::default() };
     // Most inputs leave all switches on.

@@ -26,11 +26,14 @@
 //! | `t4` | where to go on after a jump into nowhere |
 //! | `t5`, `t6` | the trap handler's |
 //! | the others | anything |
+//!
+//! The `f` registers may hold anything; to begin with, numbers as [`floats`] makes them, each third one a single.
 mod asm;
 #[cfg(target_arch = "x86_64")]
 pub mod board;
 mod body;
 pub mod encode;
+mod float;
 pub mod floats;
 #[cfg(target_arch = "x86_64")]
 pub mod fuzz;
@@ -75,6 +78,10 @@ pub struct Options {
     pub compressed: bool,
     /// LR, SC and AMOs.
     pub atomics: bool,
+    /// F and D.
+    pub floats: bool,
+    /// Zba, Zbb, Zbc, Zbs, Zicond and cache blocks.
+    pub bits: bool,
     /// Random words in the instruction stream, executed whatever they are. Such a program may do anything.
     pub wild: bool,
 }
@@ -95,6 +102,8 @@ impl Default for Options {
             csrs: true,
             compressed: true,
             atomics: true,
+            floats: true,
+            bits: true,
             wild: true,
         }
     }

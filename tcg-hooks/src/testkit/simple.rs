@@ -19,6 +19,11 @@ enum Simple {
     Short,
     Fence,
     Wild,
+    Float,
+    FloatMemory,
+    FloatState,
+    Bits,
+    Line,
 }
 
 impl Gen<'_> {
@@ -36,9 +41,19 @@ impl Gen<'_> {
             (on(self.o.compressed, 30), Simple::Short),
             (1, Simple::Fence),
             (on(self.o.wild && self.rng.chance(25), 1), Simple::Wild),
+            (on(self.o.floats, 24), Simple::Float),
+            (on(self.o.floats, 8), Simple::FloatMemory),
+            (on(self.o.floats, 2), Simple::FloatState),
+            (on(self.o.bits, 10), Simple::Bits),
+            (on(self.o.bits && self.rng.chance(30), 1), Simple::Line),
         ];
         match self.rng.weighted(&kinds) {
-            Simple::Alu => self.pattern(|op| !(Op::Mul..=Op::Remuw).contains(&op)),
+            Simple::Alu => self.pattern(|op| op < Op::Mul),
+            Simple::Bits => self.pattern(|op| op >= Op::AddUw),
+            Simple::Float => self.float(),
+            Simple::FloatMemory => self.float_memory(),
+            Simple::FloatState => self.float_state(),
+            Simple::Line => self.line(),
             Simple::Mul => self.pattern(|op| (Op::Mul..=Op::Remuw).contains(&op)),
             Simple::Load => {
                 let op = self.rng.pick(&[Op::Lb, Op::Lh, Op::Lw, Op::Ld, Op::Lbu, Op::Lhu, Op::Lwu]);
@@ -69,11 +84,11 @@ impl Gen<'_> {
     }
 
     /// Any arithmetic instruction of the table that `wanted` wants, with any operands.
-    fn pattern(&mut self, wanted: fn(Op) -> bool) {
+    pub(super) fn pattern(&mut self, wanted: fn(Op) -> bool) {
         use Format::*;
         loop {
             let p = self.rng.pick(PATTERNS);
-            if matches!(p.format, U | I | Shift | ShiftW | R) && wanted(p.op) {
+            if matches!(p.format, U | I | Shift | ShiftW | R | Unary) && wanted(p.op) {
                 let noise = self.rng.bits() as u32 & !p.mask & !0xf80;
                 let rd = self.rng.pick(&FREE);
                 self.a.word(p.value | noise | u32::from(rd) << 7);
@@ -83,7 +98,7 @@ impl Gen<'_> {
     }
 
     /// A base register and an offset for an access of so many bytes.
-    fn place(&mut self, bytes: u32, load: bool) -> (u8, i32) {
+    pub(super) fn place(&mut self, bytes: u32, load: bool) -> (u8, i32) {
         let rare = u64::from(self.o.traps);
         let kinds = [
             (12, S0),
@@ -189,7 +204,6 @@ impl Gen<'_> {
     fn csr(&mut self) {
         let op = self.rng.pick(&[Op::Csrrw, Op::Csrrs, Op::Csrrc, Op::Csrrwi, Op::Csrrsi, Op::Csrrci]);
         let known = [
-            num::MSTATUS,
             num::MISA,
             num::MIE,
             num::MIP,
@@ -207,6 +221,11 @@ impl Gen<'_> {
             num::PMPADDR0,
             num::TSELECT,
             num::MHPMCOUNTER3,
+            // Which leaves FS off as often as on.
+            if self.o.traps && self.rng.chance(30) { num::MSTATUS } else { num::MIE },
+            num::FFLAGS,
+            // Which may name a rounding mode that there is not.
+            if self.o.traps { num::FCSR } else { num::FFLAGS },
         ];
         let mut csr = self.rng.pick(&known);
         if self.o.traps && self.rng.chance(10) {
@@ -232,11 +251,11 @@ impl Gen<'_> {
             0 => self.a.op(Op::Ecall, 0, 0, 0, 0),
             1 => self.a.op(Op::Ebreak, 0, 0, 0, 0),
             2 if self.o.compressed => {
-                let bits = self.rng.pick(&[0x0000, 0x9002, 0x6001, 0x8002, 0x2000]);
+                let bits = self.rng.pick(&[0x0000, 0x9002, 0x6001, 0x8002, 0x8000]);
                 self.a.half(bits);
             }
             _ => {
-                let bits = self.rng.pick(&[0xffff_ffff, 0x1020_0073, 0x1200_0073, 0x0005_3507, 0x0205_151b]);
+                let bits = self.rng.pick(&[0xffff_ffff, 0x1020_0073, 0x1200_0073, 0x0205_5553, 0x0205_151b]);
                 self.a.word(bits);
             }
         }
@@ -252,7 +271,8 @@ impl Gen<'_> {
                 h &= !0x380;
                 i = expand(h);
             }
-            let harmless = !i.op.ends_block() && (!i.op.writes_rd() || FREE.contains(&i.rd));
+            let on = self.o.floats || !i.op.is_float();
+            let harmless = on && !i.op.ends_block() && (!i.op.writes_rd() || i.op.writes_f() || FREE.contains(&i.rd));
             if harmless {
                 return h;
             }

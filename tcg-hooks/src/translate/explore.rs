@@ -9,6 +9,7 @@ use super::plan::{Plan, plan_of};
 use super::{Found, Limits, NONE, Page, Slot, Translator, UNNUMBERED, WINDOW};
 use crate::fetch::prefetch;
 use crate::ir::Span;
+use crate::riscv::Isa;
 use crate::riscv::decode::Packed;
 use notdirty_core::PAGE_SIZE;
 use notdirty_softmmu::{AccessKind, GuestVirt, Hooks, MemFault, MmuIdx, SoftMmu};
@@ -69,7 +70,14 @@ enum Stop {
 /// Reads on from `off` as far as it goes without asking anybody; returns where it stopped.
 // Out of line and with arguments of its own: their lengths and pointers stay in registers.
 #[inline(never)]
-fn straight(slots: &mut [Slot; WINDOW], found: &mut Vec<Found>, open: Open, mut off: u32, most: usize) -> (u32, Stop) {
+fn straight(
+    slots: &mut [Slot; WINDOW],
+    found: &mut Vec<Found>,
+    open: Open,
+    mut off: u32,
+    most: usize,
+    isa: Isa,
+) -> (u32, Stop) {
     while found.len() < most {
         let Some(slot) = slots.get(off as usize / 2) else { break };
         if slot.at != NONE {
@@ -78,9 +86,9 @@ fn straight(slots: &mut [Slot; WINDOW], found: &mut Vec<Found>, open: Open, mut 
         let Some(word) = open.word(off) else { return (off, Stop::Blind) };
         // The way on depends on a jump, which is predicted, and not on what was looked up.
         let (len, plan) = if word & 3 == 3 {
-            (4, note(slots, found, off, word))
+            (4, note(slots, found, off, word, isa))
         } else {
-            (2, note(slots, found, off, word & 0xffff))
+            (2, note(slots, found, off, word & 0xffff, isa))
         };
         off += len;
         if plan.ends_block() {
@@ -92,8 +100,11 @@ fn straight(slots: &mut [Slot; WINDOW], found: &mut Vec<Found>, open: Open, mut 
 
 /// Notes the instruction at `off`.
 #[inline(always)]
-fn note(slots: &mut [Slot; WINDOW], found: &mut Vec<Found>, off: u32, bits: u32) -> Plan {
-    let insn = if bits & 3 == 3 { Packed::long(bits) } else { Packed::short(bits as u16) };
+fn note(slots: &mut [Slot; WINDOW], found: &mut Vec<Found>, off: u32, bits: u32, isa: Isa) -> Plan {
+    let mut insn = if bits & 3 == 3 { Packed::long(bits) } else { Packed::short(bits as u16) };
+    if isa != Isa::ALL {
+        insn = insn.filtered(isa, bits);
+    }
     let plan = plan_of(insn.op);
     slots[off as usize / 2].at = found.len() as u16;
     found.push(Found { off, bits, insn, plan });
@@ -202,7 +213,7 @@ impl Translator {
             let mut off = start;
             loop {
                 let why;
-                (off, why) = straight(&mut self.slots, &mut self.found, open, off, limits.insns);
+                (off, why) = straight(&mut self.slots, &mut self.found, open, off, limits.insns, self.isa);
                 match why {
                     Stop::Blind => {
                         match self.fetch(mmu, hooks, off) {
@@ -211,7 +222,7 @@ impl Translator {
                                 open.prefetch(off);
                                 // Over the end of what is open, two bytes on the next page or the last of all.
                                 if open.word(off).is_none() {
-                                    note(&mut self.slots, &mut self.found, off, bits);
+                                    note(&mut self.slots, &mut self.found, off, bits, self.isa);
                                     off = self.found.last().map_or(off, Found::next);
                                 } else {
                                     continue;

@@ -2,9 +2,10 @@
 //!
 //! A write is dead when an op soon after overwrites it, and nothing in between reads it or might fault, which would show
 //! the register to a handler.
+use super::float::Unit;
 use super::plan::Plan;
 use crate::cpu::CpuState;
-use crate::ir::{Alu, Ir, Kind, MemOp, Region, Site, Target, Term};
+use crate::ir::{Alu, FIRST_FLOAT, Ir, Kind, MemOp, Region, Site, Target, Term};
 use crate::riscv::Insn;
 use crate::riscv::Op;
 use crate::riscv::csr::{Csrs, num};
@@ -21,11 +22,12 @@ pub(super) struct Lower {
     unread: u32,
     /// Where those writes are, in the region's ops.
     writes: [u32; 32],
+    pub(super) unit: Unit,
 }
 
 /// Instruction number `count` of a block as a site; the block's end turns the number into a refund.
-fn push_site(region: &mut Region, pc: u64, insn: Insn, count: u16) -> u16 {
-    region.sites.push(Site { pc, insn, refund: count });
+pub(super) fn push_site(region: &mut Region, pc: u64, insn: Insn, count: u16, begin: bool) -> u16 {
+    region.sites.push(Site { pc, insn, refund: count, begin });
     (region.sites.len() - 1) as u16
 }
 
@@ -33,6 +35,7 @@ impl Lower {
     /// A new block begins.
     pub(super) fn start(&mut self) {
         (self.known, self.unread) = (self.optimise.into(), 0);
+        self.unit = Unit::default();
     }
 
     fn value(&self, register: u8) -> Option<u64> {
@@ -48,11 +51,11 @@ impl Lower {
             Plan::Imm(alu) => self.imm(region, alu, rd, a, imm),
             Plan::Reg(alu) => self.reg(region, alu, rd, a, b),
             Plan::Load(mem) => {
-                let site = push_site(region, pc, insn, count);
+                let site = push_site(region, pc, insn, count, false);
                 self.push(region, Ir { kind: Kind::Load(mem), rd, a, b, site, imm });
             }
             Plan::Store(mem) => {
-                let site = push_site(region, pc, insn, count);
+                let site = push_site(region, pc, insn, count, false);
                 self.push(region, Ir { kind: Kind::Store(mem), rd: 0, a, b, site, imm });
             }
             Plan::Upper => self.li(region, rd, imm),
@@ -62,11 +65,12 @@ impl Lower {
             }
             // The host's total store order is as strong as any other fence.
             Plan::Fence => {}
+            Plan::Float => self.float(region, pc, insn, count),
             _ => self.rare(region, pc, insn, count),
         }
     }
 
-    /// A, Zicsr and `fence.i`.
+    /// A, Zicsr, `fence.i`, and what is left to Rust.
     #[inline(never)]
     fn rare(&mut self, region: &mut Region, pc: u64, insn: Insn, count: u16) {
         let Insn { op, rd, rs1: a, rs2: b, .. } = insn;
@@ -87,7 +91,7 @@ impl Lower {
             Op::FenceI => Kind::FenceI,
             Op::Csrrs | Op::Csrrc | Op::Csrrsi | Op::Csrrci if a == 0 => match counter(insn.csr()) {
                 Some((offset, bit)) if count <= u8::MAX.into() => {
-                    let site = push_site(region, pc, insn, count);
+                    let site = push_site(region, pc, insn, count, false);
                     let ir = Ir { kind: Kind::ReadCounter, rd, a: bit, b: count as u8, site, imm: offset as i64 };
                     return self.push(region, ir);
                 }
@@ -95,7 +99,10 @@ impl Lower {
             },
             _ => op.amo().map_or(Kind::Rust, |amo| Kind::Amo(amo, mem)),
         };
-        let site = push_site(region, pc, insn, count);
+        if op.is_csr() {
+            self.unit.forget_state();
+        }
+        let site = push_site(region, pc, insn, count, false);
         self.push(region, Ir { kind, rd, a, b, site, imm: insn.imm.into() });
     }
 
@@ -127,7 +134,7 @@ impl Lower {
                 }
                 Term::Indirect { base: rs1, imm: insn.imm, link: (rd != 0).then_some((rd, next_pc)) }
             }
-            _ => Term::System { site: push_site(region, pc, insn, count) },
+            _ => Term::System { site: push_site(region, pc, insn, count, false) },
         }
     }
 
@@ -210,9 +217,11 @@ impl Lower {
 
     /// An op that may fault or have an effect: a handler sees every register.
     #[inline]
-    fn push(&mut self, region: &mut Region, ir: Ir) {
+    pub(super) fn push(&mut self, region: &mut Region, ir: Ir) {
         self.unread = 0;
-        self.known &= !(1 << ir.rd) | 1;
+        if ir.rd < FIRST_FLOAT {
+            self.known &= !(1 << ir.rd) | 1;
+        }
         region.ops.push(ir);
     }
 }

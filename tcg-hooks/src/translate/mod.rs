@@ -10,6 +10,7 @@
 //! lines there are; the bytes are compared after the announcement, and a difference starts over. What others may still
 //! store unheard is `tb/provisional.rs`'s part.
 mod explore;
+mod float;
 mod lower;
 mod plan;
 mod source;
@@ -17,6 +18,7 @@ mod source;
 mod tests;
 
 use crate::ir::{Block, Region, Target, Term};
+use crate::riscv::Isa;
 use crate::riscv::Op;
 use crate::riscv::decode::Packed;
 use notdirty_core::{PAGE_SIZE, PageIndex, RamAddr};
@@ -104,6 +106,8 @@ pub struct Translator {
     pending: Pending,
     /// Did the bytes stand still, and were lines announced only once?
     still: bool,
+    /// What is an instruction at all.
+    pub isa: Isa,
     /// What was made.
     pub region: Region,
 }
@@ -124,6 +128,7 @@ impl Default for Translator {
             lower: lower::Lower::default(),
             pending: Pending::default(),
             still: true,
+            isa: Isa::ALL,
             region: Region::default(),
         }
     }

@@ -18,6 +18,7 @@ pub(super) enum Plan {
     /// Arithmetic on two registers.
     Reg(Alu),
     Csr,
+    Float,
     /// Done in Rust, and on with the next one.
     Rust,
     Branch(Cond),
@@ -60,6 +61,7 @@ const fn plan(op: Op) -> Plan {
         Op::Bltu => Plan::Branch(Cond::Ltu),
         Op::Bgeu => Plan::Branch(Cond::Geu),
         Op::Ecall | Op::Ebreak | Op::Mret | Op::Wfi | Op::Illegal => Plan::System,
+        _ if op.is_float() => Plan::Float,
         _ if op.is_load() => Plan::Load(size),
         _ if op.is_store() => Plan::Store(size),
         _ if op.is_csr() => Plan::Csr,

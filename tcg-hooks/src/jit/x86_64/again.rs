@@ -15,10 +15,10 @@
 //! The halves are tested before the store, without a fence: whoever announces some re-arms this vCPU and compares the
 //! bytes once that was served (CODE-1), so a store that was past the test by then is seen there.
 use super::asm::{Assembler, Label};
-use super::context::{BASE, TABLE};
+use super::context::{BASE, TABLE, float_off};
 use super::off;
 use super::regs::{PINS, RAX};
-use crate::ir::MemOp;
+use crate::ir::{FIRST_FLOAT, MemOp};
 use crate::jit::code_cache::CodeOffset;
 use dynasmrt::dynasm;
 use notdirty_softmmu::HALVES_OFFSET;
@@ -26,8 +26,10 @@ use notdirty_softmmu::tlb::entry::{ADDEND, AUX, CODEPAGE, OTHER, READ, WRITE};
 
 /// Bytes from one routine to the next, at least as many as the longest has.
 const STRIDE: usize = 112;
-/// Places of a value: each guest register in memory, each host register that one may live in, by its number.
-const PLACES: usize = 32 + 16;
+/// Places of a value: each guest register in memory, each host register that one may live in, by its number; then the
+/// floating-point registers.
+const PLACES: usize = FLOATS + 32;
+const FLOATS: usize = 32 + 16;
 /// Loads by `MemOp`, of which one is not used, then stores by size.
 const KINDS: usize = 8 + 4;
 /// Those that only find the host address, behind all others.
@@ -50,7 +52,8 @@ pub(super) fn routine(first: CodeOffset, access: Access, guest: u8, host: Option
         Access::Load(mem) => usize::from(mem.0 & 7),
         Access::Store(mem) => 8 + usize::from(mem.0 & 3),
     };
-    let place = host.map_or(usize::from(guest & 31), |host| 32 + usize::from(host & 15));
+    let memory = if guest < FIRST_FLOAT { usize::from(guest) } else { FLOATS + usize::from(guest & 31) };
+    let place = host.map_or(memory, |host| 32 + usize::from(host & 15));
     first + ((1 + kind * PLACES + place) * STRIDE) as CodeOffset
 }
 
@@ -86,11 +89,16 @@ pub(super) fn assemble(first: CodeOffset, site: CodeOffset) -> Vec<u8> {
     hosts.sort_unstable();
     for kind in 0..KINDS {
         let memory = (0..32).map(|guest| (guest, RAX));
-        for (place, host) in memory.chain(hosts) {
+        let floats = (0..32).map(|n| (FLOATS + n, RAX));
+        for (place, host) in memory.chain(hosts).chain(floats) {
             let start = (1 + kind * PLACES + place) * STRIDE;
             assert!(ops.here() as usize <= start, "a routine is shorter than the stride");
             ops.skip_to(start);
-            let guest = (place < 32).then_some(place as u8);
+            let guest = match place {
+                0..32 => Some(place as u8),
+                FLOATS.. => Some(FIRST_FLOAT + (place - FLOATS) as u8),
+                _ => None,
+            };
             if kind < 8 {
                 load(&mut ops, MemOp(kind as u8), guest, host, out);
             } else {
@@ -166,8 +174,10 @@ fn load(ops: &mut Assembler, mem: MemOp, guest: Option<u8>, d: u8, out: Label) {
         (4, false) => dynasm!(ops; .arch x64; mov Rd(d), [rdx]),
         _ => dynasm!(ops; .arch x64; mov Rq(d), [rdx]),
     }
-    if let Some(guest) = guest.filter(|&guest| guest != 0) {
-        dynasm!(ops; .arch x64; mov [BYTE rbp + off(guest)], rax);
+    match guest {
+        None | Some(0) => {}
+        Some(guest @ FIRST_FLOAT..) => dynasm!(ops; .arch x64; mov [rbp + float_off(guest)], rax),
+        Some(guest) => dynasm!(ops; .arch x64; mov [BYTE rbp + off(guest)], rax),
     }
     dynasm!(ops; .arch x64; ret);
 }
@@ -176,6 +186,7 @@ fn store(ops: &mut Assembler, bytes: u32, guest: Option<u8>, value: u8, out: Lab
     resolve_store(ops, bytes, out);
     match guest {
         Some(0) => dynasm!(ops; .arch x64; mov eax, DWORD 0),
+        Some(guest @ FIRST_FLOAT..) => dynasm!(ops; .arch x64; mov rax, [rbp + float_off(guest)]),
         Some(guest) => dynasm!(ops; .arch x64; mov rax, [BYTE rbp + off(guest)]),
         None => {}
     }

@@ -43,6 +43,8 @@ pub(super) enum Flag {
     NotBelow = 3,
     Equal = 4,
     NotEqual = 5,
+    Sign = 8,
+    Parity = 10,
     Less = 12,
     NotLess = 13,
 }

@@ -5,6 +5,7 @@
 //!          rbp = start + 128, so that all guest registers are one byte away
 //! ```
 use crate::cpu::CpuState;
+use crate::riscv::csr::Csrs;
 use std::mem::offset_of;
 
 /// Added to the start of the context to get `rbp`.
@@ -43,6 +44,9 @@ pub(crate) struct Context {
     pub(crate) code_work: u64,
     /// The vCPU's kick, a byte that is not zero when it was kicked; set with `engine`.
     pub(crate) kick: *const u8,
+    /// The host's control and status of floating point for the guest: to nearest even, and the flags raised so far.
+    /// In the host's own register while emitted code runs; there, and nowhere else.
+    pub(crate) mxcsr: u32,
     /// The jump cache.
     pub(crate) jumps: [JumpEntry; JUMP_ENTRIES],
 }
@@ -57,13 +61,36 @@ pub(super) const SLICE: i32 = offset_of!(Context, slice) as i32 - BASE;
 pub(super) const CODE_WORK: i32 = offset_of!(Context, code_work) as i32 - BASE;
 pub(super) const KICK: i32 = offset_of!(Context, kick) as i32 - BASE;
 pub(super) const TABLE_OFFSET: i32 = offset_of!(Context, table_offset) as i32 - BASE;
+pub(super) const MXCSR: i32 = offset_of!(Context, mxcsr) as i32 - BASE;
+pub(super) const FRM: i32 = CSR + offset_of!(Csrs, frm) as i32;
+pub(super) const MSTATUS: i32 = CSR + offset_of!(Csrs, mstatus) as i32;
+const CSR: i32 = offset_of!(Context, cpu) as i32 + offset_of!(CpuState, csr) as i32 - BASE;
+const FLOATS: i32 = offset_of!(Context, cpu) as i32 + offset_of!(CpuState, f) as i32 - BASE;
 pub(super) const JUMPS: i32 = offset_of!(Context, jumps) as i32 - BASE;
 pub(super) const TABLE: i32 = PREFIX as i32 - BASE;
 
 const _: () = assert!(offset_of!(Context, cpu) == 0 && offset_of!(CpuState, x) == 0);
 const _: () = assert!(size_of::<JumpEntry>() == 16);
 
+/// All exceptions masked, to nearest even, no flags: what Rust runs under, and what the guest's unit is after reset.
+pub(crate) const MXCSR_DEFAULT: u32 = 0x1f80;
+
+/// Displacement of a floating-point register in the context.
+pub(super) const fn float_off(register: u8) -> i32 {
+    FLOATS + 8 * (register as i32 & 31)
+}
+
 impl Context {
+    /// Brings `fflags` up to what the host's unit noted.
+    pub(crate) fn settle_flags(&mut self) {
+        let raised = self.mxcsr & 0x3d;
+        if raised != 0 {
+            let bit = |from: u32, to: u32| (raised >> from & 1) << to;
+            self.cpu.csr.fflags |= (bit(0, 4) | bit(2, 3) | bit(3, 2) | bit(4, 1) | bit(5, 0)) as u8;
+        }
+        self.mxcsr = MXCSR_DEFAULT;
+    }
+
     /// The jump cache's entry for a pc.
     pub(crate) fn jump_slot(&mut self, pc: u64) -> &mut JumpEntry {
         &mut self.jumps[(pc >> 1) as usize % JUMP_ENTRIES]

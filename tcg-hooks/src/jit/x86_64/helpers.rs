@@ -13,9 +13,11 @@ use super::thunks::answer;
 use crate::cpu::CpuState;
 use crate::exec::Core;
 use crate::ir::Site;
-use crate::riscv::csr::{self, CsrEffect};
+use crate::riscv::csr::{self, CsrEffect, num};
+use crate::riscv::fpu;
 use crate::riscv::trap::{self, Trap};
 use crate::riscv::{Insn, Op};
+use crate::tier0::bits;
 use notdirty_softmmu::{AccessKind, GuestVirt, MemFault, MemSize, MmuIdx, StoreEffect};
 
 /// What executing a site came to.
@@ -48,8 +50,13 @@ pub(crate) unsafe extern "C" fn execute_site(ctx: *mut Context, number: u32) -> 
     ctx.cpu.pc = site.pc;
     // Counted at its block's head already, and again by the `SoftMmu`.
     let op = site.insn.op;
-    core.counted_twice += u64::from(op.is_load() || op.is_store() || op.is_amo());
-    match execute(core, ctx, &site) {
+    core.counted_twice += u64::from(!site.begin && (op.is_load() || op.is_store() || op.is_amo()));
+    let outcome = if site.begin {
+        fpu::begin(&mut ctx.cpu, &site.insn).map_or_else(Outcome::Trap, |()| Outcome::Next)
+    } else {
+        execute(core, ctx, &site)
+    };
+    match outcome {
         Outcome::Next => answer::CONTINUE,
         Outcome::Leave(pc) => {
             ctx.budget += i64::from(site.refund) - 1;
@@ -83,7 +90,18 @@ impl Context {
 pub(crate) fn execute(core: &mut Core, ctx: &mut Context, site: &Site) -> Outcome {
     let insn = &site.insn;
     let next = site.pc.wrapping_add(insn.len.into());
+    if insn.op.is_float()
+        && let Err(trap) = fpu::begin(&mut ctx.cpu, insn)
+    {
+        return Outcome::Trap(trap);
+    }
     let result = match insn.op {
+        op if op.format().is_float() => {
+            return match fpu::execute(&mut ctx.cpu, insn) {
+                Ok(()) => Outcome::Next,
+                Err(trap) => Outcome::Trap(trap),
+            };
+        }
         op if op.is_load() => load(core, ctx, insn),
         op if op.is_store() => store(core, ctx, insn),
         op if op.is_amo() => atomic(core, ctx, insn),
@@ -92,6 +110,9 @@ pub(crate) fn execute(core: &mut Core, ctx: &mut Context, site: &Site) -> Outcom
             std::sync::atomic::fence(std::sync::atomic::Ordering::SeqCst);
             Ok(StoreEffect::NONE)
         }
+        Op::CboZero => zero_line(core, ctx, insn),
+        // What the host keeps coherent needs no management.
+        Op::CboInval | Op::CboClean | Op::CboFlush => Ok(StoreEffect::NONE),
         Op::FenceI => Ok(StoreEffect { killed: core.fence_i(ctx) as u32, ..StoreEffect::NONE }),
         Op::Ecall => return Outcome::Trap(Trap::ecall(ctx.cpu.privilege)),
         Op::Ebreak => {
@@ -112,7 +133,14 @@ pub(crate) fn execute(core: &mut Core, ctx: &mut Context, site: &Site) -> Outcom
             core.waiting = true;
             return Outcome::Leave(next);
         }
-        _ => return Outcome::Trap(Trap::illegal(insn.illegal_bits())),
+        _ => {
+            let [a, b] = [insn.rs1, insn.rs2].map(|register| ctx.cpu.x[usize::from(register & 31)]);
+            let Some(value) = bits::value(insn, a, b) else {
+                return Outcome::Trap(Trap::illegal(insn.illegal_bits()));
+            };
+            write(&mut ctx.cpu, insn.rd, value);
+            return Outcome::Next;
+        }
     };
     match result {
         Err(fault) => Outcome::Trap(fault.into()),
@@ -147,15 +175,32 @@ fn load(core: &mut Core, ctx: &mut Context, insn: &Insn) -> Result<StoreEffect, 
     let (mmu, mut hooks) = core.split(ctx);
     let raw = mmu.load(&mut hooks, MmuIdx::M, va, size)?;
     let bits = 64 - 8 * insn.op.mem_bytes();
+    if insn.op.writes_f() {
+        ctx.cpu.f[usize::from(insn.rd & 31)] = if size == MemSize::B4 { fpu::boxed(raw) } else { raw };
+        return Ok(StoreEffect::NONE);
+    }
     let value = if insn.op.is_signed_load() { ((raw << bits) as i64 >> bits) as u64 } else { raw };
     write(&mut ctx.cpu, insn.rd, value);
     Ok(StoreEffect::NONE)
 }
 
 fn store(core: &mut Core, ctx: &mut Context, insn: &Insn) -> Result<StoreEffect, MemFault> {
-    let (va, size, value) = (address(&ctx.cpu, insn), size(insn), ctx.cpu.x[usize::from(insn.rs2)]);
+    let registers = if insn.op.is_float() { &ctx.cpu.f } else { &ctx.cpu.x };
+    let (va, size, value) = (address(&ctx.cpu, insn), size(insn), registers[usize::from(insn.rs2 & 31)]);
     let (mmu, mut hooks) = core.split(ctx);
     mmu.store(&mut hooks, MmuIdx::M, va, size, value)
+}
+
+/// `cbo.zero`: a line lies within a page, so only the first of its stores may fault.
+fn zero_line(core: &mut Core, ctx: &mut Context, insn: &Insn) -> Result<StoreEffect, MemFault> {
+    let first = ctx.cpu.x[usize::from(insn.rs1 & 31)] & !63;
+    let (mmu, mut hooks) = core.split(ctx);
+    let mut all = StoreEffect::NONE;
+    for offset in (0..64).step_by(8) {
+        let effect = mmu.store(&mut hooks, MmuIdx::M, GuestVirt::new(first + offset), MemSize::B8, 0)?;
+        all.killed += effect.killed;
+    }
+    Ok(all)
 }
 
 fn atomic(core: &mut Core, ctx: &mut Context, insn: &Insn) -> Result<StoreEffect, MemFault> {
@@ -186,6 +231,9 @@ fn atomic(core: &mut Core, ctx: &mut Context, insn: &Insn) -> Result<StoreEffect
 }
 
 fn control(core: &mut Core, ctx: &mut Context, insn: &Insn, next: u64) -> Outcome {
+    if matches!(insn.csr(), num::FFLAGS..=num::FCSR) {
+        ctx.settle_flags();
+    }
     let env = core.csr_env(&ctx.cpu, insn);
     match csr::execute(&mut ctx.cpu, insn, &env) {
         Ok(CsrEffect::None) => Outcome::Next,

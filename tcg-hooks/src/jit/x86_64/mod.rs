@@ -19,6 +19,7 @@ mod atomic;
 pub(crate) mod context;
 pub(crate) mod disasm;
 mod elide;
+mod float;
 mod flow;
 pub(crate) mod helpers;
 pub(crate) mod mem;
@@ -28,9 +29,10 @@ mod remap;
 pub(crate) mod thunks;
 
 use crate::engine::JitFlags;
-use crate::ir::{Ir, Kind, Region};
+use crate::ir::{FIRST_FLOAT, Ir, Kind, Region};
 use crate::jit::code_cache::CodeOffset;
 use asm::{Assembler, Flag, Hole, Label};
+use context::float_off;
 use dynasmrt::dynasm;
 use regs::{RAX, RDX, RegMap};
 use thunks::Thunks;
@@ -71,6 +73,8 @@ enum Cold {
         site: u16,
         back: u32,
     },
+    /// Floating point that the host cannot do.
+    Float(float::Cold),
     /// A conditional exit of a region with a map of its own.
     Leave {
         from: Hole,
@@ -86,6 +90,7 @@ pub(crate) struct Emitter {
     map: RegMap,
     remap: remap::Remap,
     bmi2: bool,
+    fma: bool,
     probes: mem::Probes,
     thunks: Thunks,
     /// host - guest, where it fits a displacement.
@@ -123,6 +128,7 @@ impl Emitter {
             map: RegMap::new(flags.pinned),
             remap: remap::Remap::default(),
             bmi2,
+            fma: std::arch::is_x86_feature_detected!("fma"),
             probes: mem::Probes::new(flags, bmi2),
             thunks,
             flat: flat.filter(|_| flags.flat_addend),
@@ -244,6 +250,9 @@ impl Emitter {
             Kind::SwapState => self.swap_state(ir),
             // With one writer, no load can tell.
             Kind::Fence if self.alone => {}
+            Kind::Float(what) => self.float(ir, what),
+            Kind::FloatOn => self.float_on(ir),
+            Kind::Box => dynasm!(self.ops; .arch x64; mov DWORD [rbp + (float_off(ir.rd) + 4)], -1),
             // A locked instruction is a full barrier, and cheaper than `mfence`.
             Kind::Fence => dynasm!(self.ops; .arch x64; lock or DWORD [rsp], BYTE 0),
             Kind::Rust => self.execute_site(ir.site),
@@ -304,6 +313,7 @@ impl Emitter {
                 self.execute_site(site);
                 self.ops.jump_to(back);
             }
+            Cold::Float(cold) => self.float_cold(cold),
             Cold::Leave { from, pc } => {
                 self.ops.close(from);
                 self.swap_out();
@@ -356,6 +366,10 @@ impl Emitter {
     fn source(&mut self, guest: u8, scratch: u8) -> u8 {
         match self.map.host(guest) {
             Some(host) => host,
+            None if guest >= FIRST_FLOAT => {
+                dynasm!(self.ops; .arch x64; mov Rq(scratch), [rbp + float_off(guest)]);
+                scratch
+            }
             None => {
                 dynasm!(self.ops; .arch x64; mov Rq(scratch), [BYTE rbp + off(guest)]);
                 scratch
@@ -370,7 +384,9 @@ impl Emitter {
 
     /// Writes a computed value back, if its register lives in memory.
     fn done(&mut self, guest: u8, host: u8) {
-        if self.map.host(guest).is_none() {
+        if guest >= FIRST_FLOAT {
+            dynasm!(self.ops; .arch x64; mov [rbp + float_off(guest)], Rq(host));
+        } else if self.map.host(guest).is_none() {
             dynasm!(self.ops; .arch x64; mov [BYTE rbp + off(guest)], Rq(host));
         }
     }
@@ -394,7 +410,10 @@ mod tests {
     #[test]
     fn the_longest_code_leaves_room_to_spare() {
         const RAM: u64 = 0x8000_0000;
-        let shapes: [fn(i32) -> u32; 4] = [
+        let shapes: [fn(i32) -> u32; 6] = [
+            // Rounded by frm, of singles whose boxes are not known.
+            |n| encode([Op::FmaddS, Op::FcvtDL][n as usize % 2], n as u8 & 15, 16 + n as u8 % 16, 16, 0x7000),
+            |n| encode([Op::FcvtSD, Op::FminD, Op::Fsd][n as usize % 3], n as u8 & 15, 16, 17, 0x7000),
             |n| encode([Op::Sd, Op::Ld][n as usize % 2], 27, 28 + (n / 2 % 4) as u8, 27, 1024 + 8 * (n % 100)),
             |n| if n % 2 == 0 { encode(Op::Bne, 0, 29, 30, 8) } else { encode(Op::Jalr, 1, 5, 0, 444) },
             |n| encode([Op::Mulhsu, Op::Div, Op::Remw][n as usize % 3], 29, 29, 31, 0),

@@ -36,10 +36,10 @@ impl RegMap {
         RegMap(map)
     }
 
-    /// Where a guest register lives, if not in memory.
+    /// Where a guest register lives, if not in memory, as all floating-point ones do.
     #[inline]
     pub(super) fn host(&self, guest: u8) -> Option<u8> {
-        self.0[guest as usize & 31]
+        self.0.get(guest as usize).copied().flatten()
     }
 
     /// Gives host register `h` of guest register `g` to `r`.

@@ -55,10 +55,15 @@ fn choose(region: &Region, swaps: &mut Vec<Swap>) {
     let mut uses = [0u32; 32];
     for (block, depth) in region.blocks.iter().zip(depth) {
         let weight = LOOP_WEIGHT[usize::from(depth)];
-        let mut used = |register: u8| uses[usize::from(register & 31)] += weight;
+        // Floating-point registers are never in these.
+        let mut used = |register: u8| {
+            if let Some(uses) = uses.get_mut(usize::from(register)) {
+                *uses += weight;
+            }
+        };
         for ir in &region.ops[block.first as usize..block.end as usize] {
             match ir.kind {
-                Kind::Rust | Kind::Fence | Kind::FenceI => continue,
+                Kind::Rust | Kind::Fence | Kind::FenceI | Kind::FloatOn | Kind::Box => continue,
                 Kind::Li | Kind::ReadState | Kind::ReadCounter => used(ir.rd),
                 Kind::Store(_) => {
                     used(ir.a);

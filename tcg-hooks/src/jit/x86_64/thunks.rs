@@ -2,6 +2,7 @@
 //!
 //! ```text
 //!   enter(context, code)   saves the host's registers, loads pins and budget, jumps to code
+//!                          and the flags of floating point; Rust's own that it raised do not come back with them
 //!   leave                  pins and budget to the context, back to Rust; eax says why
 //!   site                   called by a TB with a site number in eax: everything to the context, Rust executes the
 //!                          instruction, everything back; or on at `cpu.pc` by the jump cache; or on to `leave`
@@ -9,7 +10,7 @@
 //!   miss                   an indirect jump found nothing: rax is the pc; leave for a look-up
 //! ```
 use super::again;
-use super::context::{BASE, BUDGET, JUMP_ENTRIES, JUMPS, PC};
+use super::context::{BASE, BUDGET, JUMP_ENTRIES, JUMPS, MXCSR, PC};
 use super::regs::RegMap;
 use crate::engine::JitFlags;
 use crate::jit::code_cache::CodeOffset;
@@ -61,6 +62,7 @@ pub(crate) fn assemble(flags: JitFlags, site: SiteFn) -> (Vec<u8>, Thunks) {
         if flags.budget_register {
             dynasm!(ops; .arch x64; mov [rbp + BUDGET], r15);
         }
+        dynasm!(ops; .arch x64; stmxcsr DWORD [rbp + MXCSR]);
     };
     let load = |ops: &mut VecAssembler<X64Relocation>| {
         for (guest, host) in map.pins() {
@@ -69,6 +71,7 @@ pub(crate) fn assemble(flags: JitFlags, site: SiteFn) -> (Vec<u8>, Thunks) {
         if flags.budget_register {
             dynasm!(ops; .arch x64; mov r15, [rbp + BUDGET]);
         }
+        dynasm!(ops; .arch x64; ldmxcsr DWORD [rbp + MXCSR]);
     };
     let mut thunks = Thunks { enter: 0, ..Thunks::default() };
     // Six pushes and eight bytes: the stack is aligned in emitted code, one return address off inside `site`.
