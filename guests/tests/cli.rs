@@ -586,5 +586,8 @@ fn warnings_are_seen_unless_they_are_turned_off_and_more_is_there_for_who_asks()
     assert!(warned.starts_with("notdirty: warning: ") && warned.contains("asks for V, "), "{warned}");
     assert_eq!(run(&["--log", "error"], ""), "");
     assert_eq!(run(&[], "off"), "");
+    let debug = run(&["--log", "debug", "--plug", "2M@0x100000000:insns:2"], "");
+    assert!(debug.contains("notdirty: debug: ") && debug.contains("plugged at 0x100000000"), "{debug}");
+    assert!(debug.contains("the memory map changes at 0x100000000"), "{debug}");
     assert!(run(&["--log", "warn"], "off").contains("asks for V"), "the flag is nearer than the environment");
 }

@@ -185,6 +185,7 @@ impl DirtyLog {
         drop(logs);
         drop(guard);
         let new = Self { log, user };
+        ::log::debug!("{client:?}: a dirty log starts, or has one user more");
         if !armed.is_empty() {
             new.log.listener.rearm(&armed.cover(MAX_RANGES), timeout)?; // `new` drops, and with it perhaps the log
         }

@@ -151,9 +151,9 @@ impl Semihosting for Semihost {
                 Some(words) => return self.read(words),
                 None => None,
             },
+            // Has no answer for the end of the input, so it waits on, as QEMU's.
             0x07 => match self.console.take() {
                 Some(byte) => Some(byte.into()),
-                None if self.console.input_ended() => None,
                 None => return self.again(),
             },
             // ISERROR, ISTTY, FLEN: of a block with one word.

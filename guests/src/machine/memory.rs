@@ -281,6 +281,7 @@ impl Memory {
         dimms.coming.retain(|coming| Some(*coming) != last.map(|last| (base, last)));
         match made {
             Ok(dimm) => {
+                log::debug!("RAM {name}: {size:#x} bytes are plugged at {base:#x}");
                 let plugged = Plugged { base, block: Arc::downgrade(&dimm.block) };
                 dimms.by_base.insert(base, dimm);
                 Ok(plugged)
@@ -329,6 +330,7 @@ impl Memory {
         dimm.region = again.unwrap_or(dimm.region);
         match done {
             Ok(()) => {
+                log::debug!("RAM at {}: {:#x} bytes are unplugged", plugged.base(), dimm.counted);
                 dimms.bytes -= dimm.counted;
                 dimms.by_base.remove(&plugged.base);
                 Ok(())

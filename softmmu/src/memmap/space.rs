@@ -242,6 +242,7 @@ impl AddressSpace {
     fn publish(&self, tree: &RegionTree, changed: Vec<(u64, u64)>) -> Pending {
         let mut view = self.snapshot();
         for &(start, last) in &changed {
+            log::debug!("the memory map changes at {start:#x} to {last:#x}");
             view = Arc::new(view.replaced(start, last, tree.render(start, last)));
         }
         self.view.replace(view.clone());
@@ -253,6 +254,7 @@ impl AddressSpace {
     /// Every vCPU asks again who listens to these pages, and has answered, or parked, when this returns `true`: what
     /// it stored before is visible, what it stores later is heard (HARVEST-1). `false` when time ran out.
     pub fn rearm_and_wait(&self, pages: &[PageRange], timeout: Option<Duration>) -> bool {
+        log::debug!("re-arm: {} ranges of pages", pages.len());
         self.vcpus.post_each(pages.iter().copied().map(Request::Rearm), None).wait(timeout)
     }
 

@@ -117,6 +117,7 @@ impl TbCache {
         let start = cpu_time();
         let more = self.ghosts.regret();
         let chunk = self.code.next_chunk(more);
+        log::debug!("the code cache evicts the {} TBs of its oldest chunk", self.chunk_tbs[chunk].len());
         while let Some(&id) = self.chunk_tbs[chunk].last() {
             if let Some(soon) = self.chunk_tbs[chunk].iter().rev().nth(AHEAD).and_then(|&id| self.get(id)) {
                 let at: *const Tb = soon;
