@@ -11,8 +11,8 @@
 //! Deliberately absent: SSA and a register allocator; registers are pinned (see `jit::x86_64::regs`).
 pub mod print;
 
-use crate::riscv::Insn;
 use crate::riscv::fpu::Float;
+use crate::riscv::{Insn, Op};
 use notdirty_softmmu::AmoOp;
 use smallvec::SmallVec;
 
@@ -119,6 +119,8 @@ pub enum Kind {
     Reg(Alu),
     /// `rd = a op imm`
     Imm(Alu),
+    /// `rd = a op b`, or `a op imm`, or `op a`, of bit manipulation and Zicond, as the instruction has it
+    Bits(Op),
     /// `rd = [a + imm]`; faults and slow paths go through `site`
     Load(MemOp),
     /// `[a + imm] = b`

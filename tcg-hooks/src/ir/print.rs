@@ -1,5 +1,6 @@
 //! The text of a region, as `-d ir` and `notdirty disas` show it.
 use super::{FIRST_FLOAT, FloatArgs, Ir, Kind, Region, Target, Term};
+use crate::riscv::Format;
 use crate::riscv::disasm::FLOAT_REGISTERS;
 use crate::riscv::fpu::Float;
 use std::fmt;
@@ -30,6 +31,11 @@ impl fmt::Display for Ir {
             Kind::Mov => write!(f, "{rd} = {a}"),
             Kind::Reg(op) => write!(f, "{rd} = {op:?} {a}, {b}"),
             Kind::Imm(op) => write!(f, "{rd} = {op:?} {a}, {}", Signed(self.imm)),
+            Kind::Bits(op) => match op.format() {
+                Format::R => write!(f, "{rd} = {op:?} {a}, {b}"),
+                Format::Unary => write!(f, "{rd} = {op:?} {a}"),
+                _ => write!(f, "{rd} = {op:?} {a}, {}", Signed(self.imm)),
+            },
             Kind::Load(m) => {
                 let sign = if m.signed() { "s" } else { "u" };
                 write!(f, "{rd} = load.{sign}{} [{a} + {}]  #{}", 8 * m.bytes(), Signed(self.imm), self.site)

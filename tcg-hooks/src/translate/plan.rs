@@ -19,6 +19,7 @@ pub(super) enum Plan {
     Reg(Alu),
     Csr,
     Float,
+    Bits,
     /// Done in Rust, and on with the next one.
     Rust,
     Branch(Cond),
@@ -61,6 +62,9 @@ const fn plan(op: Op) -> Plan {
         Op::Bltu => Plan::Branch(Cond::Ltu),
         Op::Bgeu => Plan::Branch(Cond::Geu),
         Op::Ecall | Op::Ebreak | Op::Mret | Op::Wfi | Op::Illegal => Plan::System,
+        // Without what each host has there is Rust.
+        Op::Clmul | Op::Clmulh | Op::Clmulr => Plan::Rust,
+        _ if op as u8 >= Op::AddUw as u8 && op as u8 <= Op::CzeroNez as u8 => Plan::Bits,
         _ if op.is_float() => Plan::Float,
         _ if op.is_load() => Plan::Load(size),
         _ if op.is_store() => Plan::Store(size),

@@ -16,6 +16,7 @@ mod again;
 mod alu;
 mod asm;
 mod atomic;
+mod bits;
 pub(crate) mod context;
 pub(crate) mod disasm;
 mod elide;
@@ -235,6 +236,7 @@ impl Emitter {
             Kind::Mov => self.copy(ir.rd, ir.a),
             Kind::Reg(op) => self.alu(op, ir.rd, ir.a, ir.b),
             Kind::Imm(op) => self.alu_imm(op, ir.rd, ir.a, ir.imm),
+            Kind::Bits(op) => self.bits(ir, op),
             Kind::Load(mem) => self.load(ir, mem),
             Kind::Store(mem) => self.store(ir, mem),
             Kind::Amo(op, mem) => self.amo(ir, op, mem),

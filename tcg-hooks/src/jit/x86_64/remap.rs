@@ -69,7 +69,7 @@ fn choose(region: &Region, swaps: &mut Vec<Swap>) {
                     used(ir.a);
                     used(ir.b);
                 }
-                Kind::Reg(_) | Kind::Amo(..) | Kind::StoreConditional(_) => {
+                Kind::Reg(_) | Kind::Bits(_) | Kind::Amo(..) | Kind::StoreConditional(_) => {
                     used(ir.rd);
                     used(ir.a);
                     used(ir.b);

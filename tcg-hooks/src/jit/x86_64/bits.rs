@@ -1,0 +1,90 @@
+//! Bit manipulation and Zicond: `a` in rax, `b` in rcx, the result in rax. What is asked of the host is what each has.
+use super::Emitter;
+use super::alu::with;
+use super::off;
+use super::regs::{RAX, RCX};
+use crate::ir::Ir;
+use crate::riscv::{Format, Op};
+use dynasmrt::dynasm;
+
+impl Emitter {
+    pub(super) fn bits(&mut self, ir: &Ir, op: Op) {
+        match op {
+            Op::AddUw
+            | Op::Sh1addUw
+            | Op::Sh2addUw
+            | Op::Sh3addUw
+            | Op::SlliUw
+            | Op::Clzw
+            | Op::Ctzw
+            | Op::Cpopw
+            | Op::Rolw
+            | Op::Rorw
+            | Op::Roriw => with!(self, mov, Rd, RAX, ir.a),
+            _ => with!(self, mov, Rq, RAX, ir.a),
+        }
+        if op.format() == Format::R {
+            with!(self, mov, Rq, RCX, ir.b);
+        }
+        let n = (ir.imm & 63) as i8;
+        match op {
+            Op::AddUw => dynasm!(self.ops; .arch x64; add rax, rcx),
+            Op::Sh1add | Op::Sh1addUw => dynasm!(self.ops; .arch x64; lea rax, [rcx + rax * 2]),
+            Op::Sh2add | Op::Sh2addUw => dynasm!(self.ops; .arch x64; lea rax, [rcx + rax * 4]),
+            Op::Sh3add | Op::Sh3addUw => dynasm!(self.ops; .arch x64; lea rax, [rcx + rax * 8]),
+            Op::SlliUw => dynasm!(self.ops; .arch x64; shl rax, n),
+            Op::Andn => dynasm!(self.ops; .arch x64; not rcx; and rax, rcx),
+            Op::Orn => dynasm!(self.ops; .arch x64; not rcx; or rax, rcx),
+            Op::Xnor => dynasm!(self.ops; .arch x64; xor rax, rcx; not rax),
+            Op::Max => dynasm!(self.ops; .arch x64; cmp rax, rcx; cmovl rax, rcx),
+            Op::Maxu => dynasm!(self.ops; .arch x64; cmp rax, rcx; cmovb rax, rcx),
+            Op::Min => dynasm!(self.ops; .arch x64; cmp rax, rcx; cmovg rax, rcx),
+            Op::Minu => dynasm!(self.ops; .arch x64; cmp rax, rcx; cmova rax, rcx),
+            Op::Rol => dynasm!(self.ops; .arch x64; rol rax, cl),
+            Op::Ror => dynasm!(self.ops; .arch x64; ror rax, cl),
+            Op::Rori => dynasm!(self.ops; .arch x64; ror rax, n),
+            Op::Rolw => dynasm!(self.ops; .arch x64; rol eax, cl; movsxd rax, eax),
+            Op::Rorw => dynasm!(self.ops; .arch x64; ror eax, cl; movsxd rax, eax),
+            Op::Roriw => dynasm!(self.ops; .arch x64; ror eax, n & 31; movsxd rax, eax),
+            // Of zero the scan says that it is zero, and nothing else; 127 ^ 63 is 64, and 63 ^ 31 is 32.
+            Op::Clz => dynasm!(self.ops; .arch x64; mov ecx, 127; bsr rax, rax; cmovz rax, rcx; xor eax, BYTE 63),
+            Op::Clzw => dynasm!(self.ops; .arch x64; mov ecx, 63; bsr eax, eax; cmovz eax, ecx; xor eax, BYTE 31),
+            Op::Ctz => dynasm!(self.ops; .arch x64; mov ecx, 64; bsf rax, rax; cmovz rax, rcx),
+            Op::Ctzw => dynasm!(self.ops; .arch x64; mov ecx, 32; bsf eax, eax; cmovz eax, ecx),
+            // Left to Rust where the host lacks it.
+            Op::Cpop => dynasm!(self.ops; .arch x64; popcnt rax, rax),
+            Op::Cpopw => dynasm!(self.ops; .arch x64; popcnt eax, eax),
+            Op::SextB => dynasm!(self.ops; .arch x64; movsx rax, al),
+            Op::SextH => dynasm!(self.ops; .arch x64; movsx rax, ax),
+            Op::ZextH => dynasm!(self.ops; .arch x64; movzx eax, ax),
+            Op::Rev8 => dynasm!(self.ops; .arch x64; bswap rax),
+            // The top bit of each byte that is not zero, moved to its bottom, times 255.
+            Op::OrcB => dynasm!(self.ops; .arch x64
+                ; mov rdx, QWORD 0x7f7f_7f7f_7f7f_7f7f
+                ; mov rcx, rax
+                ; and rcx, rdx
+                ; add rcx, rdx
+                ; or rcx, rax
+                ; not rdx
+                ; and rcx, rdx
+                ; shr rcx, 7
+                ; mov rax, rcx
+                ; shl rax, 8
+                ; sub rax, rcx),
+            Op::Bclr => dynasm!(self.ops; .arch x64; btr rax, rcx),
+            Op::Binv => dynasm!(self.ops; .arch x64; btc rax, rcx),
+            Op::Bset => dynasm!(self.ops; .arch x64; bts rax, rcx),
+            Op::Bclri => dynasm!(self.ops; .arch x64; btr rax, BYTE n),
+            Op::Binvi => dynasm!(self.ops; .arch x64; btc rax, BYTE n),
+            Op::Bseti => dynasm!(self.ops; .arch x64; bts rax, BYTE n),
+            Op::Bext => dynasm!(self.ops; .arch x64; shr rax, cl; and eax, BYTE 1),
+            Op::Bexti => dynasm!(self.ops; .arch x64; shr rax, n; and eax, BYTE 1),
+            Op::CzeroEqz => dynasm!(self.ops; .arch x64; test rcx, rcx; cmovz rax, rcx),
+            Op::CzeroNez => dynasm!(self.ops; .arch x64; xor edx, edx; test rcx, rcx; cmovnz rax, rdx),
+            _ => unreachable!("{op:?} is left to Rust"),
+        }
+        self.put(ir.rd, RAX);
+    }
+}
+
+const _: () = assert!(RCX == 1, "it is named above");
