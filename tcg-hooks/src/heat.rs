@@ -13,35 +13,53 @@
 /// Executions before code is translated.
 pub(crate) const WARM: u32 = 6;
 /// Each early death multiplies that by four, up to four times.
-const MAX_DEATHS: u8 = 4;
+const MAX_DEATHS: u32 = 4;
 /// A TB that lived for this many instructions did not die young.
 const OLD: u64 = 1 << 20;
 /// Spots of a set: one line of the host's cache.
-const WAYS: usize = 4;
+const WAYS: usize = 8;
 /// Sets at first.
-const SETS: usize = 1024;
+const SETS: usize = 512;
 /// How seldom a spot that takes another's place is hot at once.
 const LUCKY: u32 = 64;
-/// An odd pc: never the guest's.
-const EMPTY: u64 = 1;
+/// Runs fit so many bits, and deaths so many; the rest is the pc's, without its lowest bit.
+const RUN_BITS: u32 = 11;
+const DEATH_BITS: u32 = 3;
 
-/// What is known of code at one pc.
-#[derive(Clone, Copy)]
-struct Spot {
-    pc: u64,
-    runs: u16,
-    deaths: u8,
-}
+/// What is known of code at one pc, in a word: `pc / 2`, deaths, runs. Of a pc the 13 uppermost bits are left out: two
+/// that differ in nothing else are one. Zero is empty: code at address 0 that has not run and not died.
+#[derive(Clone, Copy, PartialEq, Eq)]
+struct Spot(u64);
 
 impl Spot {
-    const EMPTY: Spot = Spot { pc: EMPTY, runs: 0, deaths: 0 };
+    const EMPTY: Spot = Spot(0);
+
+    fn new(pc: u64) -> Spot {
+        Spot(pc >> 1 << (RUN_BITS + DEATH_BITS))
+    }
+    fn is_of(self, pc: u64) -> bool {
+        (self.0 ^ Spot::new(pc).0) >> (RUN_BITS + DEATH_BITS) == 0 && self != Spot::EMPTY
+    }
+    fn pc(self) -> u64 {
+        self.0 >> (RUN_BITS + DEATH_BITS) << 1
+    }
+    fn runs(self) -> u32 {
+        self.0 as u32 & ((1 << RUN_BITS) - 1)
+    }
+    fn deaths(self) -> u32 {
+        (self.0 >> RUN_BITS) as u32 & ((1 << DEATH_BITS) - 1)
+    }
+    fn with(self, runs: u32, deaths: u32) -> Spot {
+        Spot(Spot::new(self.pc()).0 | u64::from(deaths << RUN_BITS | runs))
+    }
 }
 
 #[derive(Clone, Copy)]
 #[repr(align(64))]
 struct Set([Spot; WAYS]);
 
-const _: () = assert!(size_of::<Set>() == 64 && WARM << (2 * MAX_DEATHS) <= u16::MAX as u32);
+const _: () =
+    assert!(size_of::<Set>() == 64 && WARM << (2 * MAX_DEATHS) < 1 << RUN_BITS && MAX_DEATHS < 1 << DEATH_BITS);
 
 /// The heat of cold code.
 pub(crate) struct Heat {
@@ -64,69 +82,69 @@ impl Heat {
     /// The set of a pc: the upper bits of a product, so that pcs any power of two apart have different ones, and
     /// those in steps are spread evenly.
     fn set(&mut self, pc: u64) -> &mut [Spot; WAYS] {
-        let n = (pc.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> self.shift) as usize;
+        let n = (Spot::new(pc).pc().wrapping_mul(0x9e37_79b9_7f4a_7c15) >> self.shift) as usize;
         &mut self.sets[n].0
     }
 
     fn known(&mut self, pc: u64) -> Option<&mut Spot> {
-        self.set(pc).iter_mut().find(|spot| spot.pc == pc)
+        self.set(pc).iter_mut().find(|spot| spot.is_of(pc))
     }
 
-    /// A spot for a pc that has none; was it another's?
-    fn make(&mut self, pc: u64) -> (&mut Spot, bool) {
-        while self.set(pc).iter().all(|spot| spot.pc != EMPTY) && 2 * self.sets.len() <= self.most {
+    /// A spot for a pc that has none, still the one of what had it.
+    fn make(&mut self, pc: u64) -> &mut Spot {
+        while !self.set(pc).contains(&Spot::EMPTY) && 2 * self.sets.len() <= self.most {
             self.grow();
         }
-        let spot = self.set(pc).iter_mut().min_by_key(|s| (s.pc != EMPTY, s.deaths, s.runs)).expect("a set has spots");
-        let others = spot.pc != EMPTY;
-        *spot = Spot { pc, ..Spot::EMPTY };
-        (spot, others)
+        let coldest = self.set(pc).iter_mut().min_by_key(|s| (**s != Spot::EMPTY, s.deaths(), s.runs()));
+        coldest.expect("a set has spots")
     }
 
     fn grow(&mut self) {
         let sets = vec![Set([Spot::EMPTY; WAYS]); 2 * self.sets.len()];
         self.shift -= 1;
-        for spot in std::mem::replace(&mut self.sets, sets).iter().flat_map(|set| &set.0) {
-            if spot.pc != EMPTY
-                && let Some(place) = self.set(spot.pc).iter_mut().find(|place| place.pc == EMPTY)
+        for spot in std::mem::replace(&mut self.sets, sets).iter().flat_map(|set| set.0) {
+            // A set becomes two, so there is room.
+            if spot != Spot::EMPTY
+                && let Some(place) = self.set(spot.pc()).iter_mut().find(|place| **place == Spot::EMPTY)
             {
-                // A set becomes two, so there is room.
-                *place = *spot;
+                *place = spot;
             }
         }
     }
 
     /// Counts a run of the code at `pc`, which is about to begin; is it worth translating?
     pub(crate) fn count_run(&mut self, pc: u64) -> bool {
-        if self.known(pc).is_none() && self.make(pc).1 {
-            self.replaced += 1;
-            if self.replaced.is_multiple_of(LUCKY) {
-                return true;
-            }
+        if let Some(spot) = self.known(pc) {
+            let (runs, deaths) = (spot.runs() + 1, spot.deaths());
+            let hot = runs >= WARM << (2 * deaths);
+            // What is translated needs no spot; deaths are remembered.
+            *spot = if !hot {
+                spot.with(runs, deaths)
+            } else if deaths == 0 {
+                Spot::EMPTY
+            } else {
+                spot.with(0, deaths)
+            };
+            return hot;
         }
-        let Some(spot) = self.known(pc) else { return false };
-        spot.runs += 1;
-        if u32::from(spot.runs) < WARM << (2 * spot.deaths) {
-            return false;
-        }
-        // What is translated needs no spot; deaths are remembered.
-        *spot = if spot.deaths == 0 { Spot::EMPTY } else { Spot { runs: 0, ..*spot } };
-        true
+        let spot = self.make(pc);
+        let others = *spot != Spot::EMPTY;
+        *spot = Spot::new(pc).with(1, 0);
+        self.replaced += u32::from(others);
+        others && self.replaced.is_multiple_of(LUCKY)
     }
 
     /// The TB at `pc` died after `age` instructions because its bytes were written.
     /// Returns how often it must run before it is translated again.
     pub(crate) fn died(&mut self, pc: u64, age: u64) -> u32 {
-        if self.known(pc).is_none() {
-            if age > OLD {
-                return WARM;
-            }
-            self.make(pc);
+        let before = self.known(pc).map(|spot| spot.deaths());
+        let deaths = if age > OLD { 0 } else { (before.unwrap_or(0) + 1).min(MAX_DEATHS) };
+        match self.known(pc) {
+            Some(spot) => *spot = if deaths == 0 { Spot::EMPTY } else { spot.with(0, deaths) },
+            None if deaths == 0 => {}
+            None => *self.make(pc) = Spot::new(pc).with(0, deaths),
         }
-        let Some(spot) = self.known(pc) else { return WARM };
-        spot.runs = 0;
-        spot.deaths = if age > OLD { 0 } else { (spot.deaths + 1).min(MAX_DEATHS) };
-        WARM << (2 * spot.deaths)
+        WARM << (2 * deaths)
     }
 }
 

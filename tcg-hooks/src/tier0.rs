@@ -75,7 +75,7 @@ pub(crate) fn run(core: &mut Core, ctx: &mut Context) -> Why {
         if done >= budget && (jumped || done >= most) {
             break Why::Look;
         }
-        if jumped && (ctx.jump_slot(pc).pc == pc || core.count_run(pc)) {
+        if jumped && core.count_run(ctx, pc) {
             break Why::Hot;
         }
         let insn = match code.insn(pc) {

@@ -127,3 +127,95 @@ fn overwriting_code_costs_what_dies_of_it_and_not_what_lies_beside_it() {
     let (few, many) = (steps(8), steps(1024));
     assert!(many < 1024 * 40 && few < 1024 * 20, "{few} steps on pages of 8, {many} on one of 1,024");
 }
+
+#[test]
+fn functions_that_are_called_in_turn_share_no_place_in_the_jump_cache_for_long() {
+    // Indirect calls of two functions, then of 64: emitted code finds each by itself once it was looked up.
+    for shift in SHIFTS {
+        for count in [2, 64u64] {
+            let (base, step) = (RAM + 0x10_0000, if count == 2 { 1 << shift } else { 1u64 << shift.min(21) });
+            let mut vm = machine(eager(), 0, 0x1000_0000);
+            (0..count).for_each(|n| vm.put(base + n * step, &[addi(A0, A0, 1), ret()]));
+            let rounds = 200;
+            looped(&vm, rounds, |a| {
+                (0..count).for_each(|n| {
+                    a.la(T1, base + n * step).op(Op::Jalr, RA, T1, 0, 0);
+                });
+            });
+            vm.run(CODE);
+            assert_eq!(vm.x(A0), u64::from(rounds) * count);
+            let VcpuStats { entries, tbs_translated, .. } = vm.vcpu.stats();
+            assert!(entries < 3 * tbs_translated + 50, "entered {entries} times, {count} functions {step} apart");
+        }
+    }
+}
+
+#[test]
+fn a_hundred_thousand_callers_of_one_function_are_returned_to_without_a_look_up() {
+    const CALLERS: u64 = 128_000;
+    let mut vm = machine(eager(), 0, 0x20_0000);
+    let f = CODE + 0xf_0000;
+    vm.put(f, &[ret()]);
+    looped(&vm, 4, |a| {
+        (0..CALLERS).for_each(|_| {
+            a.call(f);
+        });
+    });
+    vm.run(CODE);
+    let VcpuStats { entries, tbs_translated, retired, .. } = vm.vcpu.stats();
+    assert!(retired > 8 * CALLERS && entries < 5 * CALLERS, "entered {entries} times, {tbs_translated} TBs");
+}
+
+/// `blocks` TBs of one instruction each, walked `rounds` times.
+fn walk(flags: JitFlags, cache: usize, blocks: u64, rounds: u32) -> VcpuStats {
+    let mut vm = machine(flags, cache, 0x20_0000);
+    looped(&vm, rounds, |a| {
+        (0..blocks).for_each(|_| {
+            a.call(a.here() + 4);
+        });
+    });
+    vm.run(CODE);
+    vm.vcpu.stats()
+}
+
+#[test]
+fn a_hundred_thousand_blocks_are_translated_once() {
+    const BLOCKS: u64 = 100_000;
+    for flags in [eager(), JitFlags::default()] {
+        let VcpuStats { tb, tier0, retired, .. } = walk(flags, 0, BLOCKS, 20);
+        assert!(retired > 20 * BLOCKS, "{retired} instructions");
+        assert!(tb.translated < BLOCKS + 100 && tb.evicted == 0, "{tb:?}");
+        // Six runs to get warm.
+        assert!(tier0 < 7 * BLOCKS, "{tier0} in tier 0");
+    }
+}
+
+#[test]
+fn what_is_kept_of_small_tbs_counts_towards_the_limit_of_the_code_cache() {
+    for cache in [2 << 20, 16 << 20] {
+        let VcpuStats { tb, .. } = walk(eager(), cache, 150_000, 2);
+        assert!(tb.evicted > 0 && tb.bytes > cache as u64 / 2 && tb.bytes <= cache as u64 * 9 / 8, "{tb:?}");
+    }
+}
+
+#[test]
+fn code_of_a_megabyte_is_hot_as_soon_as_a_small_loop() {
+    // 8,000 pieces of 33 instructions, each with a call of one leaf.
+    const PIECES: u64 = 8000;
+    let mut vm = machine(JitFlags::default(), 0, 0x40_0000);
+    let leaf = CODE + 0x20_0000;
+    vm.put(leaf, &[ret()]);
+    looped(&vm, 20, |a| {
+        (0..PIECES).for_each(|_| {
+            (0..30).for_each(|_| {
+                a.i(addi(A0, A0, 1));
+            });
+            a.la(T1, leaf).op(Op::Jalr, RA, T1, 0, 0);
+        });
+    });
+    vm.run(CODE);
+    assert_eq!(vm.x(A0), 20 * 30 * PIECES);
+    let VcpuStats { tb, tier0, entries, .. } = vm.vcpu.stats();
+    assert!(tb.evicted == 0 && tb.translated < PIECES + 100, "{tb:?}");
+    assert!(tier0 < 7 * 34 * PIECES && entries < 10 * PIECES, "{tier0} in tier 0, entered {entries} times");
+}

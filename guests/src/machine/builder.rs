@@ -17,7 +17,7 @@ use crate::load::{LoadError, Program, SymbolTable};
 /// RAM unless asked otherwise.
 pub const DEFAULT_RAM: u64 = 128 << 20;
 /// Host code a vCPU may keep unless asked otherwise.
-const DEFAULT_TB_CACHE: usize = 64 << 20;
+const DEFAULT_TB_CACHE: usize = 128 << 20;
 /// Harts of a machine, at most. Each has its own TLB and code cache.
 pub const MAX_HARTS: usize = 64;
 /// The end of the physical address space of an RV64 hart.
@@ -179,7 +179,7 @@ impl MachineBuilder {
         self
     }
 
-    /// Host code that may be kept; 64 MiB unless said.
+    /// Bytes of each hart that host code and what is kept of it may take; 128 MiB unless said.
     pub fn tb_cache_bytes(mut self, bytes: usize) -> Self {
         self.tb_cache_bytes = bytes;
         self

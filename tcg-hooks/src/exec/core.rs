@@ -67,9 +67,9 @@ impl Core {
         self.tbs.as_mut().map_or(0, |tbs| tbs.compare(ctx))
     }
 
-    /// Tier 0 is about to run code at `pc`: should it be translated instead?
-    pub(crate) fn count_run(&mut self, pc: u64) -> bool {
-        self.tbs.as_mut().is_none_or(|tbs| tbs.heat.count_run(pc))
+    /// Tier 0 is about to run code at `pc`: is there a TB, or should there be one?
+    pub(crate) fn count_run(&mut self, ctx: &mut Context, pc: u64) -> bool {
+        self.tbs.as_mut().is_none_or(|tbs| tbs.jump(ctx, pc).is_some() || tbs.heat.count_run(pc))
     }
 
     /// Pending interrupts: what devices drive, the timer among them once its deadline has passed.

@@ -54,7 +54,7 @@ pub struct VcpuConfig {
     pub icache: ICache,
     /// Switches of the JIT.
     pub jit_flags: JitFlags,
-    /// Bytes of the code cache; 0 is 64 MiB.
+    /// Bytes that translated code may take, with what is kept of it beside; 0 is 128 MiB.
     pub tb_cache_bytes: usize,
     /// Where `-d` goes.
     pub trace: Option<Box<dyn TraceSink>>,
@@ -100,7 +100,7 @@ impl Vcpu {
             (flags.chaining, flags.jump_cache) = (false, false);
             flags.tier0 = false;
         }
-        let bytes = if cfg.tb_cache_bytes == 0 { 64 << 20 } else { cfg.tb_cache_bytes };
+        let bytes = if cfg.tb_cache_bytes == 0 { 128 << 20 } else { cfg.tb_cache_bytes };
         let mut tbs = match cfg.engine {
             EngineKind::Jit => Some(TbCache::new(space, mmu.port().id(), bytes, flags, flat, execute_site)?),
             EngineKind::Interp => None,
@@ -464,7 +464,7 @@ impl Vcpu {
     fn jit(&mut self, budget: i64) {
         let (ctx, _) = self.parts();
         (ctx.budget, ctx.slice) = (budget, budget);
-        let mut next = self.recall();
+        let mut next = self.next_code();
         while let Some(code) = next {
             let why = self.enter(code);
             let (ctx, core) = self.parts();
@@ -474,13 +474,13 @@ impl Vcpu {
             let Some(tbs) = &mut core.tbs else { return };
             next = match why {
                 reason::LOOKUP if kicked => break,
-                reason::LOOKUP => self.recall(),
+                reason::LOOKUP => self.next_code(),
                 // A trap, a patch, or something for the loop to look at; traps and patches go straight on.
                 reason::SITE => {
                     if kicked || core.waiting || core.trap_loop || core.may_interrupt(&ctx.cpu) {
                         break;
                     }
-                    self.recall()
+                    self.next_code()
                 }
                 number => match tbs.exit(number) {
                     None => break,
@@ -494,7 +494,7 @@ impl Vcpu {
                         if kicked {
                             break;
                         }
-                        let found = self.find();
+                        let found = self.find_or_translate();
                         if let (Some(to), Some(tbs)) = (found, &mut self.core.tbs) {
                             tbs.link(number, to.id);
                         }
@@ -526,14 +526,13 @@ impl Vcpu {
         }
     }
 
-    /// Host code to go on with, as [`Vcpu::find`], but asking the jump cache first.
-    fn recall(&mut self) -> Option<*const u8> {
-        let (ctx, _) = self.parts();
+    /// Host code to go on with, as [`Vcpu::find_or_translate`], but asking the jump cache first.
+    fn next_code(&mut self) -> Option<*const u8> {
+        let (ctx, core) = self.parts();
         let pc = ctx.cpu.pc;
-        match *ctx.jump_slot(pc) {
-            // An empty entry's pc is odd.
-            slot if slot.pc == pc && pc & 1 == 0 => Some(slot.host as *const u8),
-            _ => self.find().and_then(|found| self.code_of(found)),
+        match core.tbs.as_ref().and_then(|tbs| tbs.jump(ctx, pc)) {
+            Some(host) => Some(host),
+            None => self.find_or_translate().and_then(|found| self.code_of(found)),
         }
     }
 
@@ -543,7 +542,7 @@ impl Vcpu {
 
     /// The TB to go on with. Cold code is run by tier 0 on the way, so it need not be the one at today's `pc`.
     /// `None`: the loop must look first (a trap was taken, an interrupt may be due, the budget is gone).
-    fn find(&mut self) -> Option<Found> {
+    fn find_or_translate(&mut self) -> Option<Found> {
         let mut hot = !self.flags.tier0;
         loop {
             let pc = self.cpu().pc;
@@ -576,9 +575,10 @@ impl Vcpu {
                 }
                 None => None,
             };
+            let new = found.is_none();
             let found = match found {
                 Some(found) => found,
-                None if hot || core.count_run(pc) => self.translate(key)?,
+                None if hot || core.count_run(ctx, pc) => self.translate(key)?,
                 None => {
                     ctx.settle(0);
                     if tier0::run(core, ctx) == Why::Look {
@@ -589,8 +589,8 @@ impl Vcpu {
                 }
             };
             let (ctx, core) = self.parts();
-            if let Some(tbs) = &core.tbs {
-                tbs.remember(ctx, pc, found);
+            if let Some(tbs) = &mut core.tbs {
+                tbs.remember(ctx, pc, found, new);
             }
             if core.mask.has(TraceMask::EXEC) {
                 let text = format!("TB {:#x}{}", pc, core.symbol(pc));

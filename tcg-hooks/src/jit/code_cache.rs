@@ -4,16 +4,19 @@
 //!   pages ──┬── RW view: the emitter copies finished code in, links are patched here
 //!           └── RX view: what the host executes; addresses in code are of this view
 //!   [thunks | chunk 0 | chunk 1 | ... | chunk n-1 | not yet in use ]
-//!             └──── a ring: filled in turn; before one is filled again, every TB in it is killed (CODE-2)
+//!             └──── filled one after the other; before one is filled again, the oldest first, every TB in it is
+//!                   killed (CODE-2)
 //! ```
 //!
-//! The ring begins small and takes in another chunk when its owner finds that it evicts what is wanted again: a guest
-//! that runs each piece of code once stays in pages that the kernel made long ago and the host's caches still hold.
+//! Few chunks are in use at first, and another one is only when the owner says that what it would evict is still
+//! wanted: a guest that runs each piece of code once stays in pages that the kernel made long ago and the host's caches
+//! still hold.
 //!
 //! Keeps the second half of CODE-2: bytes are handed out again only by [`CodeCache::reserve`],
 //! whose caller is the owning vCPU's loop, outside emitted code, after the TBs that had them died.
 
 use crate::fetch::prefetch_to_write;
+use std::collections::VecDeque;
 use std::io;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 use std::ptr::NonNull;
@@ -29,8 +32,12 @@ pub struct CodeCache {
     first: usize,
     chunk_len: usize,
     chunks: usize,
-    /// How many of them are in the ring.
+    /// How many may be filled before the oldest is filled again.
     ring: usize,
+    /// Those that are in use, the oldest first, and last the current one.
+    order: VecDeque<usize>,
+    /// The others.
+    unused: Vec<usize>,
     current: usize,
     pos: usize,
     /// Pages before this were made by the kernel.
@@ -99,11 +106,15 @@ impl Free {
 
 /// Sizes are rounded up to this: a cache line.
 const UNIT: usize = 64;
+/// How many bytes code of this length takes.
+pub(crate) const fn place_bytes(len: usize) -> usize {
+    len.next_multiple_of(UNIT)
+}
 /// Pages made ahead, in bytes.
 const POPULATE: usize = 128 << 10;
 /// Bytes that are asked for ahead of a TB.
 const AHEAD: usize = 24 * 64;
-/// What the ring begins with.
+/// What is in use at first; of a small cache half, as what is kept of TBs counts, too.
 const START: usize = 4 << 20;
 
 // SAFETY: the mappings belong to this value alone and have no thread affinity.
@@ -111,7 +122,7 @@ unsafe impl Send for CodeCache {}
 
 impl CodeCache {
     /// Pieces that the cache is filled and reclaimed by: fewer in a small one, as each must take the largest TB.
-    const CHUNKS: (usize, usize) = (16, 64);
+    const CHUNKS: (usize, usize) = (16, 128);
     /// The least that makes sense.
     pub const MIN_BYTES: usize = 1 << 21;
 
@@ -135,7 +146,9 @@ impl CodeCache {
             first,
             chunk_len,
             chunks,
-            ring: START.div_ceil(chunk_len).clamp(2, chunks),
+            ring: START.min(len / 2).div_ceil(chunk_len).clamp(2, chunks),
+            order: VecDeque::from([0]),
+            unused: (1..chunks).rev().collect(),
             current: 0,
             pos: 0,
             populated: 4096,
@@ -186,15 +199,56 @@ impl CodeCache {
         self.free.add(len.div_ceil(UNIT), at, self.chunk_of(at));
     }
 
-    /// Moves on to the next chunk and names it: its TBs must be dead before [`CodeCache::write`]. With `grow` it is one
-    /// that has none yet, while there is such a one.
+    /// How many bytes the chunks in use have.
+    pub fn in_use(&self) -> usize {
+        self.order.len() * self.chunk_len
+    }
+
+    /// All bytes of the reservation.
+    pub fn limit(&self) -> usize {
+        self.len
+    }
+
+    /// Of the chunks in use but for the current one, that which was filled first.
+    pub fn oldest(&self) -> Option<usize> {
+        self.order.front().copied().filter(|&chunk| chunk != self.current)
+    }
+
+    /// Would [`CodeCache::next_chunk`] take one whose TBs must die?
+    pub fn must_evict(&self) -> bool {
+        self.order.len() >= self.ring
+    }
+
+    /// Moves on to the next chunk and names it: its TBs must be dead before [`CodeCache::write`]. It is one that is not
+    /// in use if few are, or with `grow`; else the oldest.
     pub fn next_chunk(&mut self, grow: bool) -> usize {
-        if grow && self.current + 1 == self.ring && self.ring < self.chunks {
-            self.ring += 1;
+        if grow && self.must_evict() {
+            self.ring = (self.order.len() + 1).min(self.chunks);
         }
-        self.current = (self.current + 1) % self.ring;
+        let unused = if self.must_evict() { None } else { self.unused.pop() };
+        let next = unused.or_else(|| self.order.pop_front()).unwrap_or(self.current);
+        self.order.push_back(next);
+        self.current = next;
         self.pos = self.first + self.current * self.chunk_len;
         self.current
+    }
+
+    /// Gives the oldest chunk's memory back; its TBs must be dead. There will be no more chunks than are left, unless
+    /// [`CodeCache::next_chunk`] is told to grow.
+    pub fn retire_oldest(&mut self) {
+        let Some(chunk) = self.oldest() else { return };
+        self.order.pop_front();
+        self.ring = self.order.len().max(2);
+        self.unused.push(chunk);
+        self.free.restart(chunk);
+        let page = |at: usize| (at + 4095) & !4095;
+        let from = page(self.first + chunk * self.chunk_len);
+        let end = (self.first + (chunk + 1) * self.chunk_len) & !4095;
+        if from < end {
+            // SAFETY: whole pages inside the mapping, of a chunk where nothing is executed or read any more (the
+            // caller's promise); they are zero when they are touched again. A kernel that refuses leaves them.
+            unsafe { libc::madvise(self.rw.as_ptr().add(from).cast(), end - from, libc::MADV_REMOVE) };
+        }
     }
 
     /// Forgets what was released in the current chunk: it is filled from its start again.
@@ -363,9 +417,7 @@ mod tests {
         cache.release(at, 100);
         assert_eq!(cache.reserve(90), Some(at), "the same number of units");
         cache.release(at, 90);
-        for _ in 0..cache.chunks() {
-            cache.next_chunk(false);
-        }
+        while cache.next_chunk(false) != 0 {}
         cache.restart_chunk();
         let first = cache.reserve(64).unwrap();
         assert_eq!(first, at, "from the start");
@@ -407,7 +459,7 @@ mod tests {
     #[test]
     fn chunks_come_round_again_and_none_overlaps_the_thunks() {
         let mut cache = CodeCache::new(0, &[0x90; 100]).unwrap();
-        let n = cache.chunks();
+        let n = cache.ring;
         for i in 0..3 * n {
             let at = cache.reserve(1000).unwrap();
             assert!(at as usize >= 4096);
@@ -416,6 +468,25 @@ mod tests {
             cache.next_chunk(false);
         }
         assert_eq!(cache.reserve(cache.chunk_len() + 1), None);
+    }
+
+    #[test]
+    fn a_chunk_that_is_retired_is_not_filled_again_before_the_cache_grows() {
+        let mut cache = CodeCache::new(0, &[0x90]).unwrap();
+        for _ in 0..4 {
+            cache.next_chunk(false);
+        }
+        let at = cache.reserve(64).unwrap();
+        for left in (2..=4).rev() {
+            assert_eq!(cache.oldest(), Some(4 - left));
+            cache.retire_oldest();
+            assert_eq!(cache.in_use(), left * cache.chunk_len());
+        }
+        cache.write(at, &[1, 2, 3]);
+        assert!((0..9).all(|_| cache.next_chunk(false) >= 3), "those that are left");
+        cache.next_chunk(true);
+        assert_eq!(cache.in_use(), 3 * cache.chunk_len());
+        assert_eq!(cache.bytes(at, 3), [1, 2, 3]);
     }
 
     #[test]
@@ -432,5 +503,7 @@ mod tests {
             seen.insert(cache.next_chunk(true));
         }
         assert_eq!(seen.len(), cache.chunks());
+        let oldest = cache.oldest().unwrap();
+        assert_eq!(cache.next_chunk(true), oldest);
     }
 }

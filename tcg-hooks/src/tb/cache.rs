@@ -1,12 +1,13 @@
 //! Finding TBs, and adding them.
 use super::ghosts::Ghosts;
+use super::jumps::JumpTable;
 use super::pages::PageTbs;
 use super::provisional::Provisional;
 use super::{Exit, Tb, TbId, TbKey};
 use crate::engine::JitFlags;
 use crate::heat::Heat;
 use crate::ir::{Region, Site, Span};
-use crate::jit::code_cache::{CodeCache, CodeOffset};
+use crate::jit::code_cache::{CodeCache, CodeOffset, place_bytes};
 use crate::jit::x86_64::context::{Context, JumpEntry};
 use crate::jit::x86_64::thunks::{SiteFn, Thunks, assemble};
 use crate::jit::x86_64::{Emitter, LOCAL_BITS};
@@ -49,14 +50,27 @@ pub struct TbStats {
     pub linked: u64,
     /// Entries of lists that were looked at, or cut, to drop TBs: links, and the TBs of a page.
     pub steps: u64,
+    /// Bytes of the code cache in use, and of what is kept of TBs beside their code.
+    pub bytes: u64,
     /// The most CPU time that making room in the code cache took once.
     pub longest_reclaim: Duration,
 }
 
 impl AddAssign for TbStats {
     fn add_assign(&mut self, other: TbStats) {
-        let TbStats { translated, insns, host_bytes, invalidated, evicted, died_young, .. } = other;
-        let TbStats { alone, linked, steps, longest_reclaim, .. } = other;
+        let TbStats {
+            translated,
+            insns,
+            host_bytes,
+            invalidated,
+            evicted,
+            died_young,
+            alone,
+            linked,
+            steps,
+            bytes,
+            longest_reclaim,
+        } = other;
         self.translated += translated;
         self.insns += insns;
         self.host_bytes += host_bytes;
@@ -66,6 +80,7 @@ impl AddAssign for TbStats {
         self.alone += alone;
         self.linked += linked;
         self.steps += steps;
+        self.bytes += bytes;
         self.longest_reclaim = self.longest_reclaim.max(longest_reclaim);
     }
 }
@@ -84,10 +99,16 @@ pub(crate) struct TbCache {
     #[expect(clippy::vec_box, reason = "the boxes are what is kept")]
     pub(super) spare: Vec<Box<Tb>>,
     pub(super) by_key: HashMap<TbKey, TbId>,
+    /// Where indirect jumps to TBs go that the jump cache does not know.
+    pub(super) jumps: JumpTable,
     pub(super) pages: PageTbs,
     pub(super) provisional: Vec<Provisional>,
     pub(super) chunk_tbs: Vec<Vec<TbId>>,
     pub(super) ghosts: Ghosts,
+    /// Bytes that are kept of the TBs that live, apart from their code.
+    pub(super) kept: usize,
+    /// Bytes of the places of their code.
+    pub(super) live: usize,
     pub(crate) stats: TbStats,
     pub(super) flags: JitFlags,
     /// Those that died of a store, for who traces it: where, after how many instructions, and how often tier 0 will
@@ -121,10 +142,13 @@ impl TbCache {
             free: Vec::new(),
             spare: Vec::new(),
             by_key: HashMap::new(),
+            jumps: JumpTable::default(),
             pages: PageTbs::default(),
             provisional: Vec::new(),
             chunk_tbs: vec![Vec::new(); chunks],
-            ghosts: Ghosts::default(),
+            ghosts: Ghosts::new(bytes),
+            kept: 0,
+            live: 0,
             stats: TbStats::default(),
             flags,
             deaths: None,
@@ -195,10 +219,11 @@ impl TbCache {
             // Its second page moved: it will not be found again.
             self.kill(old, ctx);
         }
-        if self.tbs.len() >= MAX_TBS && self.free.is_empty() {
-            self.clear(ctx);
+        while self.tbs.len() >= MAX_TBS && self.free.is_empty() {
+            self.reclaim(ctx);
         }
         self.emitter.alone = self.flags.one_writer && self.space.vcpus().one_writer();
+        self.keep_limit(ctx);
         let (len, entry) = self.emitter.emit(region, id);
         let at = match self.code.reserve(len) {
             Some(at) => at,
@@ -224,11 +249,16 @@ impl TbCache {
         (tb.entry, tb.code) = (at + entry, (at, len as u32));
         (tb.chunk, tb.place) = (chunk, self.chunk_tbs[chunk].len() as u32);
         (tb.born, tb.serial) = (ctx.cpu.retired, self.stats.translated);
-        self.ghosts.made(key.pc);
+        self.kept += tb.kept();
+        self.live += place_bytes(len);
+        if !self.flags.tier0 {
+            self.ghosts.made(key.pc);
+        }
         self.stats.translated += 1;
         self.stats.alone += u64::from(self.emitter.alone);
         self.stats.insns += u64::from(region.insns);
         self.stats.host_bytes += len as u64;
+        self.stats.bytes = (self.code.in_use() + self.kept) as u64;
         self.chunk_tbs[chunk].push(id);
         self.by_key.insert(key, id);
         let found = Found { id, entry: tb.entry };
@@ -238,11 +268,31 @@ impl TbCache {
         found
     }
 
-    /// Notes a TB in the jump cache.
-    pub(crate) fn remember(&self, ctx: &mut Context, pc: u64, found: Found) {
+    /// Notes a TB in the jump cache; one that is not new, and so was forgotten there, in the table behind it, too.
+    pub(crate) fn remember(&mut self, ctx: &mut Context, pc: u64, found: Found, new: bool) {
         if self.flags.jump_cache {
-            *ctx.jump_slot(pc) = JumpEntry { pc, host: self.code.address(found.entry) as u64 };
+            let host = self.code.address(found.entry) as u64;
+            *ctx.jump_slot(pc) = JumpEntry { pc, host };
+            if !new {
+                self.jumps.insert(pc, host);
+                self.jumps.publish(ctx);
+            }
         }
+    }
+
+    /// Host code for a pc, if emitted code would find it.
+    pub(crate) fn jump(&self, ctx: &mut Context, pc: u64) -> Option<*const u8> {
+        // An empty entry's pc is odd, and only the host can set such a one.
+        if pc & 1 != 0 {
+            return None;
+        }
+        let slot = *ctx.jump_slot(pc);
+        if slot.pc == pc {
+            return Some(slot.host as *const u8);
+        }
+        let host = self.jumps.find(pc)?;
+        *ctx.jump_slot(pc) = JumpEntry { pc, host };
+        Some(host as *const u8)
     }
 }
 

@@ -8,7 +8,7 @@
 //!             │                    the CODE bit is clear exactly where the mask is not empty
 //!             ├─ TLB               no entry of a page with code lets a store through in silence
 //!             ├─ exits             each jump goes where it is linked to, or to its own stub; incoming lists match (CHAIN-1)
-//!             ├─ jump cache        entries lead to the entry of a live TB at that pc
+//!             ├─ jump cache        entries, and those of the table behind it, lead to the entry of a live TB at that pc
 //!             └─ code cache        no two TBs, dead places or the unfilled rest overlap; chunk lists name them all
 //! ```
 //!
@@ -90,6 +90,8 @@ impl TbCache {
             ensure!(found == Some(&id), "TB {id} is not found by its key, but {found:?}");
         }
         let live = self.live().count();
+        let kept: usize = self.live().map(|(_, tb)| tb.kept()).sum();
+        ensure!(kept == self.kept, "{kept} bytes are kept of TBs, {} are counted", self.kept);
         ensure!(self.by_key.len() == live, "{} keys for {live} TBs", self.by_key.len());
         let free: HashSet<TbId> = self.free.iter().copied().collect();
         ensure!(free.len() == self.free.len(), "a free number is listed twice");
@@ -238,7 +240,7 @@ impl TbCache {
 
     fn check_jumps(&self, ctx: &Context) -> Result<(), String> {
         // An odd pc is that of an empty entry.
-        let used = ctx.jumps.iter().filter(|e| e.pc & 1 == 0);
+        let used = ctx.jumps.iter().filter(|e| e.pc & 1 == 0).chain(self.jumps.iter());
         let mut entries = HashSet::new();
         for (_, tb) in self.live() {
             entries.insert((tb.key.pc, self.code.address(tb.entry) as u64));
@@ -351,7 +353,7 @@ mod tests {
             let key = TbKey { ram, pc, flags: 0, instrumentation: 0 };
             let ctx = self.ctx();
             let found = self.tbs.add(ctx, key, pages, &translator.region);
-            self.tbs.remember(ctx, pc, found);
+            self.tbs.remember(ctx, pc, found, false);
             found
         }
 
@@ -504,6 +506,8 @@ mod tests {
             *ctx.jump_slot(C) = old;
         });
         caught("the jump cache leads", |w| w.ctx().jump_slot(B).host += 1);
+        caught("the jump cache leads", |w| w.tbs.jumps.insert(B, 16));
+        caught("the jump cache leads", |w| w.tbs.jumps.insert(B + 2, 16));
     }
 
     #[test]
@@ -519,9 +523,7 @@ mod tests {
         });
         caught("share code", |w| {
             // Filled again while its TBs live.
-            for _ in 0..w.tbs.code.chunks() {
-                w.tbs.code.next_chunk(false);
-            }
+            while w.tbs.code.next_chunk(false) != 0 {}
         });
         caught("has None in its place", |w| w.tbs.chunk_tbs[0].clear());
         caught("list 4 TBs", |w| w.tbs.chunk_tbs[0].push(77));

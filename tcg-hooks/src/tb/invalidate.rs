@@ -15,6 +15,8 @@ use crate::clock::cpu_time;
 use crate::fetch::prefetch;
 use crate::heat::WARM;
 use crate::ir::Span;
+use crate::jit::code_cache::place_bytes;
+use crate::jit::x86_64::LOCAL_BITS;
 use crate::jit::x86_64::context::{Context, JumpEntry};
 use notdirty_core::{PAGE_SIZE, PageIndex, RamAddr, pin};
 use notdirty_softmmu::lines_of;
@@ -84,11 +86,14 @@ impl TbCache {
         self.unlink_incoming(id);
         self.unlink_outgoing(id);
         let Some(tb) = self.tbs[id as usize].take() else { return };
+        self.kept -= tb.kept();
+        self.live -= place_bytes(tb.code.1 as usize);
         self.by_key.remove(&tb.key);
         let slot = ctx.jump_slot(tb.key.pc);
         if slot.pc == tb.key.pc {
             *slot = JumpEntry::EMPTY;
         }
+        self.jumps.remove(tb.key.pc);
         let guard = pin();
         for (n, page) in [Some(tb.pages.0), tb.pages.1].into_iter().enumerate() {
             let Some(page) = page else { continue };
@@ -112,26 +117,63 @@ impl TbCache {
         }
     }
 
-    /// Makes room in the code cache: the oldest chunk's TBs die.
+    /// Makes room in the code cache: a chunk that is not in use yet if what would die is wanted and the limit allows,
+    /// else the oldest, whose TBs die.
     pub(super) fn reclaim(&mut self, ctx: &mut Context) {
         let start = cpu_time();
-        let more = self.ghosts.regret();
-        let chunk = self.code.next_chunk(more);
+        let regret = self.ghosts.regret();
+        let grow = self.code.must_evict() && self.has_room() && (regret || self.is_wanted());
+        let chunk = self.code.next_chunk(grow);
+        self.evict(chunk, ctx);
+        self.code.restart_chunk();
+        self.stats.longest_reclaim = self.stats.longest_reclaim.max(cpu_time().saturating_sub(start));
+    }
+
+    /// May there be another chunk? If all are as full of TBs of the present size, the limit holds.
+    fn has_room(&self) -> bool {
+        let chunks = self.code.in_use() + self.code.chunk_len();
+        chunks + (chunks as u128 * self.kept as u128 / self.live.max(1) as u128) as usize <= self.code.limit()
+    }
+
+    /// Drops the oldest chunks while they and what is kept of TBs take more than the limit: what is kept of small TBs
+    /// is more than their code.
+    pub(super) fn keep_limit(&mut self, ctx: &mut Context) {
+        while self.code.in_use() + self.kept > self.code.limit() {
+            let Some(chunk) = self.code.oldest() else { break };
+            self.evict(chunk, ctx);
+            self.code.retire_oldest();
+        }
+    }
+
+    /// Is an eighth of the oldest chunk code that is likely to run again? With tier 0 all that lives is: it was run
+    /// often enough. Else what other TBs jump to.
+    fn is_wanted(&self) -> bool {
+        let Some(chunk) = self.code.oldest() else { return false };
+        let tbs = self.chunk_tbs[chunk].iter().filter_map(|&id| Some((id, self.get(id)?)));
+        let wanted =
+            tbs.filter(|(id, tb)| self.flags.tier0 || tb.incoming.iter().any(|number| number >> LOCAL_BITS != *id));
+        8 * wanted.map(|(_, tb)| tb.code.1 as usize).sum::<usize>() >= self.code.chunk_len()
+    }
+
+    /// Drops the TBs of a chunk.
+    fn evict(&mut self, chunk: usize, ctx: &mut Context) {
+        if self.chunk_tbs[chunk].is_empty() {
+            return;
+        }
         log::debug!("the code cache evicts the {} TBs of its oldest chunk", self.chunk_tbs[chunk].len());
         while let Some(&id) = self.chunk_tbs[chunk].last() {
             if let Some(soon) = self.chunk_tbs[chunk].iter().rev().nth(AHEAD).and_then(|&id| self.get(id)) {
                 let at: *const Tb = soon;
                 prefetch(at.cast(), size_of::<Tb>());
             }
-            if let Some(tb) = self.get(id) {
+            // With tier 0, what dies here was wanted, or there was no room: regret would tell nothing.
+            if let (Some(tb), false) = (self.get(id), self.flags.tier0) {
                 let pc = tb.key.pc;
                 self.ghosts.evicted(pc);
             }
             self.kill(id, ctx);
             self.stats.evicted += 1;
         }
-        self.code.restart_chunk();
-        self.stats.longest_reclaim = self.stats.longest_reclaim.max(cpu_time().saturating_sub(start));
     }
 
     /// The guest pages of `[first, last]` were RAM from `ram` on, and are no more: drops every TB with a guest address
@@ -171,6 +213,7 @@ impl TbCache {
             }
         }
         ctx.forget_jumps();
+        self.jumps.clear();
     }
 }
 

@@ -2,6 +2,7 @@
 //!
 //! ```text
 //!   TbCache ── by key: (ram address, pc, flags, instrumentation) ─▶ TbId     cache.rs
+//!           ├─ jumps: pc ─▶ host code, behind the jump cache                  jumps.rs
 //!           ├─ pages: RAM page ─▶ [(TbId, its 64-byte lines)]                pages.rs
 //!           ├─ exits and incoming links of each Tb                           chain.rs
 //!           ├─ invalidate(bytes): everything that overlaps dies              invalidate.rs
@@ -15,6 +16,7 @@ mod chain;
 mod check;
 mod ghosts;
 mod invalidate;
+mod jumps;
 mod pages;
 mod provisional;
 mod show;
@@ -59,6 +61,10 @@ pub(crate) struct Exit {
     /// Where that TB lists it among its incoming exits.
     place: u32,
 }
+
+/// What the tables hold of a TB: two thirds of a key, with its number, in use; a third of an entry of the table of jumps;
+/// its places in the lists of its page and chunk; its number's slot, and its box's overhead.
+const LISTED: usize = (size_of::<(TbKey, TbId)>() + 1) * 3 / 2 + 3 * 16 + 32 + 24;
 
 /// One translated region.
 #[derive(Debug)]
@@ -106,13 +112,22 @@ impl Tb {
     }
 
     /// Becomes what was made of a region.
-    fn renew(&mut self, region: &Region, exits: impl Iterator<Item = Exit>) {
+    fn renew(&mut self, region: &Region, exits: impl ExactSizeIterator<Item = Exit>) {
+        self.sites.clear();
+        self.sites.reserve_exact(region.sites.len());
+        self.exits.clear();
+        self.exits.reserve_exact(exits.len());
         self.spans.clear();
         self.spans.extend_from_slice(&region.spans);
-        self.sites.clear();
         self.sites.extend_from_slice(&region.sites);
-        self.exits.clear();
         self.exits.extend(exits);
         self.incoming.clear();
+    }
+    /// Bytes that are kept of it beside its code, here and in the tables and lists that name it.
+    fn kept(&self) -> usize {
+        // A link is listed where it leads to.
+        let exit = size_of::<Exit>() + size_of::<u32>();
+        let spans = if self.spans.spilled() { self.spans.capacity() * size_of::<Span>() } else { 0 };
+        LISTED + size_of::<Tb>() + self.sites.capacity() * size_of::<Site>() + self.exits.capacity() * exit + spans
     }
 }

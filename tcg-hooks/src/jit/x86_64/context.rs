@@ -4,6 +4,9 @@
 //!   rbp ─▶ Context { cpu: CpuState, budget, jump cache } │ TlbEntry[16384]
 //!          rbp = start + 128, so that all guest registers are one byte away
 //! ```
+//!
+//! An indirect jump asks the jump cache in line, and behind it the table of all TBs that were looked up
+//! (`tb/jumps.rs`), so no two pcs that share a place in the cache are far dearer than others.
 use crate::cpu::CpuState;
 use crate::riscv::csr::Csrs;
 use std::mem::offset_of;
@@ -13,9 +16,22 @@ pub(super) const BASE: i32 = 128;
 /// Entries of the jump cache.
 pub(super) const JUMP_ENTRIES: usize = 4096;
 
+/// The multiplier of [`spread`].
+pub(super) const SPREAD: i32 = 0x61c8_8647;
+/// The low bits of the product that are left out.
+const SPREAD_SHIFT: u8 = 31;
+/// The same for an offset in a table of [`JumpEntry`]s, whose low bits a mask takes off.
+pub(super) const OFFSET_SHIFT: i8 = SPREAD_SHIFT as i8 - 4;
+
+/// A pc as an index of the table behind the jump cache, to be cut to its size. Neighbours are near each other.
+#[inline]
+pub(crate) const fn spread(pc: u64) -> u64 {
+    pc.wrapping_mul(SPREAD as u64) >> SPREAD_SHIFT
+}
+
 /// A guest pc, and the host code for it. `pc` is odd when the entry is empty, so that it never matches.
 #[repr(C)]
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct JumpEntry {
     pub(crate) pc: u64,
     pub(crate) host: u64,
@@ -47,6 +63,9 @@ pub(crate) struct Context {
     /// The host's control and status of floating point for the guest: to nearest even, and the flags raised so far.
     /// In the host's own register while emitted code runs; there, and nowhere else.
     pub(crate) mxcsr: u32,
+    /// Where the table behind the jump cache is, and the bits of an offset in it. It has an empty entry.
+    far_jumps: *const JumpEntry,
+    far_mask: u64,
     /// The jump cache.
     pub(crate) jumps: [JumpEntry; JUMP_ENTRIES],
 }
@@ -66,6 +85,8 @@ pub(super) const FRM: i32 = CSR + offset_of!(Csrs, frm) as i32;
 pub(super) const MSTATUS: i32 = CSR + offset_of!(Csrs, mstatus) as i32;
 const CSR: i32 = offset_of!(Context, cpu) as i32 + offset_of!(CpuState, csr) as i32 - BASE;
 const FLOATS: i32 = offset_of!(Context, cpu) as i32 + offset_of!(CpuState, f) as i32 - BASE;
+pub(super) const FAR_JUMPS: i32 = offset_of!(Context, far_jumps) as i32 - BASE;
+pub(super) const FAR_MASK: i32 = offset_of!(Context, far_mask) as i32 - BASE;
 pub(super) const JUMPS: i32 = offset_of!(Context, jumps) as i32 - BASE;
 pub(super) const TABLE: i32 = PREFIX as i32 - BASE;
 
@@ -79,6 +100,8 @@ pub(crate) const MXCSR_DEFAULT: u32 = 0x1f80;
 pub(super) const fn float_off(register: u8) -> i32 {
     FLOATS + 8 * (register as i32 & 31)
 }
+/// What a jump finds where nothing was looked up yet.
+static NO_JUMPS: [JumpEntry; 1] = [JumpEntry::EMPTY];
 
 impl Context {
     /// Brings `fflags` up to what the host's unit noted.
@@ -96,8 +119,17 @@ impl Context {
         &mut self.jumps[(pc >> 1) as usize % JUMP_ENTRIES]
     }
 
-    /// Empties the jump cache.
+    /// Empties the jump cache, and leaves no table behind it.
     pub(crate) fn forget_jumps(&mut self) {
         self.jumps = [JumpEntry::EMPTY; JUMP_ENTRIES];
+        self.set_far_jumps(&NO_JUMPS);
+    }
+
+    /// Names the table behind the jump cache. Its length is a power of two and an entry is empty; the caller names
+    /// another, or calls [`Context::forget_jumps`], before it moves.
+    pub(crate) fn set_far_jumps(&mut self, table: &[JumpEntry]) {
+        debug_assert!(table.len().is_power_of_two());
+        self.far_jumps = table.as_ptr();
+        self.far_mask = ((table.len() - 1) * size_of::<JumpEntry>()) as u64;
     }
 }

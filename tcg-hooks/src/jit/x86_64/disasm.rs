@@ -201,11 +201,13 @@ fn field(disp: i32) -> Option<String> {
     const F: i32 = CPU + offset_of!(CpuState, f) as i32;
     const CSR: i32 = CPU + offset_of!(CpuState, csr) as i32;
     const CSR_END: i32 = CSR + size_of::<crate::riscv::csr::Csrs>() as i32;
-    const FIELDS: [(i32, &str); 4] = [
+    const FIELDS: [(i32, &str); 6] = [
         (CPU + offset_of!(CpuState, pc) as i32, "pc"),
         (CPU + offset_of!(CpuState, retired) as i32, "retired"),
         (super::context::BUDGET, "budget"),
         (offset_of!(Context, slice) as i32 - BASE, "slice"),
+        (super::context::FAR_JUMPS, "far_jumps"),
+        (super::context::FAR_MASK, "far_mask"),
     ];
     const JUMPS_END: i32 = JUMPS + 16 * JUMP_ENTRIES as i32;
     if let Some(found) = FIELDS.iter().find(|f| f.0 == disp) {

@@ -7,10 +7,12 @@
 //!   site                   called by a TB with a site number in eax: everything to the context, Rust executes the
 //!                          instruction, everything back; or on at `cpu.pc` by the jump cache; or on to `leave`
 //!   again                  where the routines behind failed probes begin: again.rs
-//!   miss                   an indirect jump found nothing: rax is the pc; leave for a look-up
+//!   miss                   the jump cache does not have the pc in rax: search the table behind it; leave for a look-up
 //! ```
 use super::again;
-use super::context::{BASE, BUDGET, JUMP_ENTRIES, JUMPS, MXCSR, PC};
+use super::context::{
+    BASE, BUDGET, FAR_JUMPS, FAR_MASK, JUMP_ENTRIES, JUMPS, JumpEntry, MXCSR, OFFSET_SHIFT, PC, SPREAD,
+};
 use super::regs::RegMap;
 use crate::engine::JitFlags;
 use crate::jit::code_cache::CodeOffset;
@@ -84,7 +86,28 @@ pub(crate) fn assemble(flags: JitFlags, site: SiteFn) -> (Vec<u8>, Thunks) {
     dynasm!(ops; .arch x64; jmp rax; .align 16);
 
     thunks.miss = ops.offset().0 as u32;
+    let mask = ((JUMP_ENTRIES - 1) << 1) as i32;
+    // The places from the pc's own on, to the first that is empty; see tb/jumps.rs.
     dynasm!(ops; .arch x64
+        ; imul rcx, rax, SPREAD
+        ; shr rcx, OFFSET_SHIFT
+        ; mov rdx, [rbp + FAR_JUMPS]
+        ; next:
+        ; and rcx, [rbp + FAR_MASK]
+        ; cmp rax, [rdx + rcx]
+        ; je >found
+        ; cmp QWORD [rdx + rcx], JumpEntry::EMPTY.pc as i32
+        ; je >nothing
+        ; add rcx, BYTE size_of::<JumpEntry>() as i8
+        ; jmp <next
+        ; found:
+        ; mov rdx, [rdx + rcx + 8]
+        ; mov ecx, eax
+        ; and ecx, mask
+        ; mov [rbp + rcx * 8 + JUMPS], rax
+        ; mov [rbp + rcx * 8 + (JUMPS + 8)], rdx
+        ; jmp rdx
+        ; nothing:
         ; mov [rbp + PC], rax
         ; mov eax, reason::LOOKUP as i32);
     thunks.leave = ops.offset().0 as u32;
@@ -114,7 +137,6 @@ pub(crate) fn assemble(flags: JitFlags, site: SiteFn) -> (Vec<u8>, Thunks) {
         ; je >out
         ; add rsp, 8);
     load(&mut ops);
-    let mask = ((JUMP_ENTRIES - 1) << 1) as i32;
     dynasm!(ops; .arch x64
         ; mov rax, [rbp + PC]
         ; mov ecx, eax
