@@ -51,6 +51,7 @@ test:
 	$(MAKE) --no-print-directory lint
 	$(CARGO) test $(CARGO_FLAGS) --no-fail-fast $(ALL)
 	$(CARGO) loom
+	$(CARGO) loom-wide
 	$(MAKE) --no-print-directory conformance
 
 # Again, and seen: plain cargo test hides what passing tests print, and with it why something was skipped.
@@ -65,6 +66,7 @@ VALGRIND := target.'cfg(unix)'.runner=['valgrind','-q','--error-exitcode=9','--f
 test-deep: guests
 	.ci/deps deep
 	$(CARGO) loom
+	$(CARGO) loom-wide
 	NOTDIRTY_PROGRAMS=$(NOTDIRTY_PROGRAMS) NOTDIRTY_CHECKED=2000 NOTDIRTY_FUZZ_INPUTS=20000 NOTDIRTY_HOSTILE_INSNS=100000000 \
 	NOTDIRTY_FLOATS=100000000 NOTDIRTY_SWITCHES=1 \
 	NOTDIRTY_STRESS_SECONDS=600 $(CARGO) test --release $(CARGO_FLAGS) $(ALL) -- --nocapture

@@ -20,11 +20,22 @@ pub use std::sync::atomic::Ordering;
 /// made it, and loom's atomics must not.
 pub const MODEL: bool = cfg!(loom);
 
-/// Words of one dirty block: 2 Mi pages, or 64 in a model.
-pub const BLOCK_WORDS: usize = if MODEL { 1 } else { 256 * 1024 * 8 / 64 };
+/// Models of takes of several words, lines and words of the summary: `cargo loom-wide`. The others have one word of each.
+const WIDE: bool = cfg!(loom_wide);
 
-/// Words that share a bit of the summary: one cache line, 512 pages.
-pub const SUMMARY_WORDS: usize = if MODEL { 1 } else { 8 };
+/// Words that share a bit of the summary: one cache line, 512 pages. Three are the fewest that are taken as a line.
+pub const SUMMARY_WORDS: usize = match (MODEL, WIDE) {
+    (false, _) => 8,
+    (true, false) => 1,
+    (true, true) => 3,
+};
+
+/// Words of one dirty block: 2 Mi pages; or 64 in a model, or a line more than a word of the summary has bits.
+pub const BLOCK_WORDS: usize = match (MODEL, WIDE) {
+    (false, _) => 256 * 1024 * 8 / 64,
+    (true, false) => 1,
+    (true, true) => 65 * SUMMARY_WORDS,
+};
 
 /// Stands between two SeqCst accesses that their total order keeps apart, say a RMW of one atomic and a load of another.
 /// Loom takes such loads for acquiring ones; in a model this is the fence that means the same, elsewhere nothing.

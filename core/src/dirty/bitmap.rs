@@ -24,7 +24,8 @@
 //! could save anything. What costs is a miss: of each dirty line, so a taker asks for some lines at once, ahead; and of each
 //! page of the host's that has a summary, so a taker of many blocks asks for the summaries of the next ones.
 //!
-//! Checked by tests/loom.rs, where each of these orders is also tried the wrong way round.
+//! Checked by tests/loom.rs, where each of these orders is also tried the wrong way round, by tests/wide.rs with several words
+//! and lines, and by tests/take_race.rs as it is.
 
 use super::fence_after_store;
 use crate::sync::{AtomicU64, BLOCK_WORDS, Ordering, SUMMARY_WORDS, in_total_order};
@@ -190,14 +191,15 @@ impl DirtyBlock {
         self.words[word].fetch_and(!bits, Ordering::SeqCst) & bits
     }
 
-    /// Clears `bits`; `sink` gets the words that had some: the index of the first, how many, and what each of them had.
-    pub(super) fn take(&self, bits: Range<usize>, mut sink: impl FnMut(usize, usize, u64)) {
+    /// Clears `bits`; `sink` gets the words that had some: the index of the first, how many, and what each of them had. More than
+    /// one at once only if it wants `RUNS`: who takes them apart again would guess wrong how many there are.
+    pub(super) fn take<const RUNS: bool>(&self, bits: Range<usize>, mut sink: impl FnMut(usize, usize, u64)) {
         let lines = bits.start.div_ceil(LINE_PAGES)..bits.end / LINE_PAGES;
         if lines.is_empty() {
             return self.take_part(bits, &mut sink);
         }
         self.take_part(bits.start..lines.start * LINE_PAGES, &mut sink);
-        self.take_lines(lines.clone(), &mut sink);
+        self.take_lines::<RUNS>(lines.clone(), &mut sink);
         self.take_part(lines.end * LINE_PAGES..bits.end, &mut sink);
     }
 
@@ -235,7 +237,7 @@ impl DirtyBlock {
         busy
     }
 
-    fn take_lines(&self, lines: Range<usize>, sink: &mut impl FnMut(usize, usize, u64)) {
+    fn take_lines<const RUNS: bool>(&self, lines: Range<usize>, sink: &mut impl FnMut(usize, usize, u64)) {
         let mut open = OpenLines { block: self, lines: [0; OPEN], first: 0, asked: 0, end: 0 };
         let mut busy = self.busy(lines.start / 64..lines.end.div_ceil(64));
         while busy != 0 {
@@ -254,7 +256,7 @@ impl DirtyBlock {
                 if open.is_full() {
                     // Should `sink` panic there, what is `left` is put back, too.
                     let rest = PutBack { word: &self.summary[s], bits: left };
-                    open.take_first(sink);
+                    open.take_first::<RUNS>(sink);
                     core::mem::forget(rest);
                 }
                 open.push(s * 64 + bit.trailing_zeros() as usize);
@@ -262,7 +264,7 @@ impl DirtyBlock {
             }
         }
         while open.first != open.end {
-            open.take_first(sink);
+            open.take_first::<RUNS>(sink);
         }
     }
 }
@@ -321,42 +323,81 @@ impl OpenLines<'_> {
     }
 
     #[inline]
-    fn take_first(&mut self, sink: &mut impl FnMut(usize, usize, u64)) {
+    fn take_first<const RUNS: bool>(&mut self, sink: &mut impl FnMut(usize, usize, u64)) {
         if self.asked - self.first <= OPEN / 2 {
             self.ask();
         }
         let line = self.lines[self.first % OPEN] as usize;
-        let words = line * SUMMARY_WORDS..(line + 1) * SUMMARY_WORDS;
-        let some = not_zero(&self.block.words[words.clone()]);
-        if some.is_power_of_two() {
-            let w = words.start + some.trailing_zeros() as usize;
-            let had = self.block.words[w].swap(0, Ordering::SeqCst);
-            if had != 0 {
-                sink(w, 1, had);
+        let first = line * SUMMARY_WORDS;
+        let words = &self.block.words[first..first + SUMMARY_WORDS];
+        let mut some = not_zero(words);
+        let without_one = some & some.wrapping_sub(1);
+        if without_one & without_one.wrapping_sub(1) != 0 {
+            take_line::<RUNS>(words, first, sink);
+        } else {
+            // At most two: nothing is done for the others.
+            while some != 0 {
+                let n = some.trailing_zeros() as usize;
+                some &= some - 1;
+                let had = words[n].swap(0, Ordering::SeqCst);
+                if had != 0 {
+                    sink(first + n, 1, had);
+                }
             }
-        } else if some != 0 {
-            self.take_words(words, sink);
         }
         self.first += 1;
     }
+}
 
-    fn take_words(&self, words: Range<usize>, sink: &mut impl FnMut(usize, usize, u64)) {
-        // A run at a time: a plain store between two exchanges makes the second one wait for it.
-        let (mut start, mut run) = (words.start, 0);
-        for w in words.clone() {
-            let word = &self.block.words[w];
-            let had = if word.load(Ordering::SeqCst) == 0 { 0 } else { word.swap(0, Ordering::SeqCst) };
-            if had != run {
-                if run != 0 {
-                    let rest = PutBack { word, bits: had };
-                    sink(start, w - start, run);
-                    core::mem::forget(rest);
-                }
-                (start, run) = (w, had);
-            }
+/// Takes all words of a line: an exchange for each, zero or not, is as fast as one, and to guess which are is slower.
+fn take_line<const RUNS: bool>(words: &[AtomicU64], first: usize, sink: &mut impl FnMut(usize, usize, u64)) {
+    let Ok(words) = <&[AtomicU64; SUMMARY_WORDS]>::try_from(words) else { return };
+    if RUNS {
+        return take_runs(words, first, sink);
+    }
+    // What `sink` computes of one word is done while the next is exchanged.
+    for (n, word) in words.iter().enumerate() {
+        let had = word.swap(0, Ordering::SeqCst);
+        if had != 0 {
+            sink(first + n, 1, had);
         }
-        if run != 0 {
-            sink(start, words.end - start, run);
+    }
+}
+
+/// As `take_line`, for a sink that keeps what it is given: a store between two exchanges makes the second wait, so they come
+/// first, and what comes then goes from bit to bit of a mask, not from branch to branch.
+fn take_runs(words: &[AtomicU64; SUMMARY_WORDS], first: usize, sink: &mut impl FnMut(usize, usize, u64)) {
+    let had: [u64; SUMMARY_WORDS] = core::array::from_fn(|n| words[n].swap(0, Ordering::SeqCst));
+    let mut rest = Rest { words, had: &had, given: 0 };
+    // Where a word is another than the one before it.
+    let (mut starts, mut before) = (0u64, 0);
+    for (n, bits) in had.into_iter().enumerate() {
+        starts |= u64::from(bits != before) << n;
+        before = bits;
+    }
+    while starts != 0 {
+        let start = starts.trailing_zeros() as usize;
+        starts &= starts - 1;
+        let end = (starts.trailing_zeros() as usize).min(SUMMARY_WORDS);
+        rest.given = end;
+        if had[start] != 0 {
+            sink(first + start, end - start, had[start]);
+        }
+    }
+    core::mem::forget(rest);
+}
+
+/// The words of a line from `given` on are put back if this drops, which is on unwinding only.
+struct Rest<'a> {
+    words: &'a [AtomicU64; SUMMARY_WORDS],
+    had: &'a [u64; SUMMARY_WORDS],
+    given: usize,
+}
+
+impl Drop for Rest<'_> {
+    fn drop(&mut self) {
+        for n in self.given..SUMMARY_WORDS {
+            self.words[n].fetch_or(self.had[n], Ordering::SeqCst);
         }
     }
 }

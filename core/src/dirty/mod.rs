@@ -267,20 +267,20 @@ impl DirtyMemory {
         mut sink: impl FnMut(PageIndex, u64),
     ) -> u64 {
         let mut taken = 0;
-        self.take_runs(range, client, guard, |first, words, bits| {
-            taken += words * u64::from(bits.count_ones());
-            (0..words).for_each(|n| sink(PageIndex::new(first.get() + n * 64), bits));
+        self.take_runs::<false>(range, client, guard, |first, _, bits| {
+            taken += u64::from(bits.count_ones());
+            sink(first, bits);
         });
         taken
     }
 
     /// Takes every bit in `range` and adds it to `pages`.
     pub fn take(&self, range: PageRange, client: DirtyClient, guard: &Guard, pages: &mut PageSet) {
-        self.take_runs(range, client, guard, |first, words, bits| pages.push_words(first, words, bits));
+        self.take_runs::<true>(range, client, guard, |first, words, bits| pages.push_words(first, words, bits));
     }
 
-    /// `sink` gets the page of a word's bit 0, how many words there are like it, and their bits.
-    fn take_runs(
+    /// `sink` gets the page of a word's bit 0, how many words there are like it (one, unless it wants `RUNS`), and their bits.
+    fn take_runs<const RUNS: bool>(
         &self,
         range: PageRange,
         client: DirtyClient,
@@ -305,7 +305,9 @@ impl DirtyMemory {
             let Some(block) = self.blocks.block_or_install(row, client) else {
                 break; // the client is gone, and whatever is marked now is another's
             };
-            block.take(pages, |word, words, bits| sink(PageIndex::new(first + word as u64 * 64), words as u64, bits));
+            block.take::<RUNS>(pages, |word, words, bits| {
+                sink(PageIndex::new(first + word as u64 * 64), words as u64, bits)
+            });
         }
         fence(Ordering::SeqCst);
     }
