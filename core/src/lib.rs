@@ -20,35 +20,42 @@
 //! | [`rcu`] | [`Guard`], [`RcuCell`]: this memory stays alive; [`synchronize`], [`barrier`], [`drop_later`]: and goes, on a thread of its own |
 //! | [`sync`] | std or loom, decided once |
 //! | [`ram`] | [`RamBlock`], [`RamList`]: mappings, names, offsets, lookup, resizing, who is told |
-//! | [`dirty`] | [`DirtyMemory`]: who wants to hear the next store to a page; [`Harvest`], [`DirtyLog`]: who takes them away |
-//! | [`ring`] | [`DirtyRing`], [`RingSource`]: the pages that became dirty, as lists, one for each vCPU |
+//! | [`dirty`] | [`DirtyMemory`]: what wants to hear the next store to a page; [`CodePages`]: which lines hold translated code; [`DirtyLog`], [`Harvest`]: what takes bits away |
+//! | [`ring`] | [`DirtyRing`], [`RingLog`]: the pages that became dirty, as lists, one for each vCPU |
 //! | [`migration`] | what a migration keeps for each block, and its sync from the dirty memory |
 //!
 //! The road of a guest store touches this crate twice: the host store lands in a [`RamBlock`], then the pages are
 //! marked in [`DirtyMemory`] (MARK-1: in this order). Nothing here knows a vCPU, a TLB or an instruction.
 //!
-//! Who takes pages away takes them as a [`Harvest`], alone or as a user of a [`DirtyLog`] (HARVEST-1), which finds them by
-//! the bits or by rings (RING-1).
+//! The RAM list is the owner of it all: it knows all that may hold a fast entry for a store ([`DirtyListener`]), so whoever
+//! takes bits need not say whom to ask. Bits are taken by the users of a [`DirtyLog`], as a [`Harvest`] (HARVEST-1), which finds
+//! them by the bits or by rings (RING-1). Whatever writes RAM and is no vCPU goes through one door: [`RamList::before`],
+//! the bytes, [`RamList::after`]; [`RamList::write`] is all three.
 //!
-//! Absent on purpose, until something uses it: checkpoints, the migration itself. Threads but the one that drops what RCU retires, and whoever makes vCPUs answer: a
-//! [`DirtyListener`] is given.
+//! Absent on purpose, until something uses it: checkpoints, the migration itself; and threads, but for the one that drops
+//! what RCU retires.
 
 pub mod addr;
 pub mod dirty;
 pub mod migration;
 pub mod ram;
+#[doc(hidden)]
+pub mod raw;
 pub mod rcu;
 pub mod ring;
 pub mod sync;
 
 pub use addr::{LINE_BITS, PAGE_BITS, PAGE_SIZE, PageIndex, PageRange, RamAddr};
 pub use dirty::{
-    Backend, ClientMask, DirtyClient, DirtyListener, DirtyLog, DirtyMemory, Harvest, LogClient, LogError, LogRegion,
-    LogScope, LogSource, MAX_REARM_RANGES, NoRoom, NoVcpus, NotServed, OwnedClient, PageSet, Snapshot,
-    fence_after_store,
+    Answers, ClientMask, CodePage, CodePages, DirtyClient, DirtyListener, DirtyLog, DirtyMemory, HALVES_OFFSET,
+    Harvest, Listening, LogBuilder, LogClient, LogError, LogRegion, LogScope, MAX_REARM_RANGES, NoRoom, NotServed,
+    OwnedClient, PageSet, Snapshot, VcpuId, fence_after_store, lines_of,
 };
-pub use ram::{RamBlock, RamBlockSpec, RamError, RamFlags, RamList, RamNotifier, RamRegistration};
+pub use ram::{
+    BeforeRegistration, BeforeWrite, CanWait, Pinned, RamBlock, RamBlockSpec, RamError, RamFlags, RamList, RamMapping,
+    RamNotifier, RamRegistration,
+};
 pub use rcu::{Guard, RcuCell, WaitError, barrier, drop_later, pin, synchronize};
 pub use ring::{
-    DirtyGfn, DirtyRing, Pushed, RingConsumer, RingError, RingLog, RingProducer, RingSource, RingStartError, VcpuRings,
+    DirtyGfn, DirtyRing, Pushed, RingConsumer, RingError, RingLog, RingProducer, RingStartError, VcpuRings,
 };

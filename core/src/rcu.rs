@@ -34,6 +34,12 @@ pub fn pin() -> Guard {
     Guard(epoch::pin())
 }
 
+/// Whether this thread holds a guard.
+#[inline]
+pub fn is_pinned() -> bool {
+    epoch::is_pinned()
+}
+
 impl Guard {
     /// Ends the section and starts a new one, so that writers need not wait for a reader that never leaves. What was
     /// loaded before is out of reach, as the borrow says. Does nothing while the thread holds another guard.

@@ -16,6 +16,19 @@ pub use std::sync::{
 
 pub use std::sync::atomic::Ordering;
 
+#[cfg(loom)]
+pub use loom::thread::ThreadId;
+#[cfg(not(loom))]
+pub use std::thread::ThreadId;
+
+/// The thread that asks.
+pub fn current_thread() -> ThreadId {
+    #[cfg(loom)]
+    return loom::thread::current().id();
+    #[cfg(not(loom))]
+    std::thread::current().id()
+}
+
 /// Whether this build is a model. Memory retired under RCU is leaked in a model: it may outlive the execution that
 /// made it, and loom's atomics must not.
 pub const MODEL: bool = cfg!(loom);
@@ -103,13 +116,14 @@ mod model {
     }
     behind_a_turnstile! {
         AtomicU64, atomic::AtomicU64, u64,
-        compare_exchange(old: u64, new: u64, success: Ordering, failure: Ordering) -> Result<u64, u64>;
         load(order: Ordering) -> u64;
         store(value: u64, order: Ordering) -> ();
         swap(value: u64, order: Ordering) -> u64;
         fetch_or(bits: u64, order: Ordering) -> u64;
         fetch_and(bits: u64, order: Ordering) -> u64;
         fetch_add(value: u64, order: Ordering) -> u64;
+        fetch_sub(value: u64, order: Ordering) -> u64;
+        compare_exchange(old: u64, new: u64, success: Ordering, failure: Ordering) -> Result<u64, u64>;
     }
     behind_a_turnstile! {
         AtomicU8, atomic::AtomicU8, u8,

@@ -9,7 +9,8 @@
 //! ```
 #![cfg(not(loom))]
 
-use notdirty_core::{ClientMask, DirtyClient, DirtyMemory, NoVcpus, OwnedClient, PageIndex, PageRange, PageSet, pin};
+use notdirty_core::raw::RawDirty;
+use notdirty_core::{ClientMask, DirtyClient, DirtyMemory, OwnedClient, PageIndex, PageRange, PageSet, pin};
 use proptest::prelude::*;
 use std::sync::Arc;
 
@@ -36,7 +37,6 @@ enum Op {
     Take(u64, u64, usize),
     TakePage(u64, usize),
     Snapshot(u64, u64, usize),
-    Harvest(Vec<(u64, u64)>, usize, bool),
     Test(u64, usize),
     Next(u64, u64, usize),
     Listening(u64),
@@ -75,7 +75,6 @@ fn an_op() -> impl Strategy<Value = Op> {
         3 => (a_range(), client()).prop_map(|((a, b), c)| Op::Take(a, b, c)),
         2 => (a_page(), client()).prop_map(|(p, c)| Op::TakePage(p, c)),
         2 => (a_range(), client()).prop_map(|((a, b), c)| Op::Snapshot(a, b, c)),
-        2 => (prop::collection::vec(a_range(), 0..4), client(), any::<bool>()).prop_map(|(r, c, keep)| Op::Harvest(r, c, keep)),
         1 => (a_page(), client()).prop_map(|(p, c)| Op::Test(p, c)),
         2 => (a_range(), client()).prop_map(|((a, b), c)| Op::Next(a, b, c)),
         1 => a_page().prop_map(Op::Listening),
@@ -117,7 +116,7 @@ impl World {
     fn client(&self, n: usize) -> DirtyClient {
         match &self.owned[n] {
             Some(owned) => owned.client(),
-            None => DirtyClient::FIXED[n % 3],
+            None => [DirtyClient::VGA, notdirty_core::raw::CODE, DirtyClient::MIGRATION][n % 3],
         }
     }
 
@@ -204,24 +203,6 @@ impl World {
                 }
                 prop_assert_eq!(snapshot.any(pages(0, NAMED)), !expected.is_empty());
             }
-            Op::Harvest(named, c, commit) => {
-                let client = self.client(c);
-                let ranges: Vec<_> = named.iter().map(|(a, b)| pages(*a, *b)).collect();
-                let before = self.bits.clone();
-                let mut expected = PageSet::new();
-                if client != DirtyClient::CODE {
-                    ranges.iter().for_each(|range| expected.merge(&self.model_take(*range, client)));
-                }
-                let harvest = dirty.harvest(&ranges, client, &NoVcpus, None).unwrap();
-                prop_assert_eq!(harvest.pages(), &expected);
-                prop_assert_eq!(harvest.count(), expected.count());
-                if commit {
-                    prop_assert_eq!(harvest.commit(), expected);
-                } else {
-                    drop(harvest);
-                    self.bits = before;
-                }
-            }
             Op::Test(p, c) => {
                 let client = self.client(c);
                 let cell = self.cells(pages(p, p + 1)).start;
@@ -275,7 +256,8 @@ impl World {
     /// The columns of `bits` that are somebody's.
     fn columns(&self, bits: u8) -> impl Iterator<Item = usize> + use<> {
         let there: Vec<_> = (0..CLIENTS).filter(|c| *c < 3 || self.owned[*c].is_some()).collect();
-        there.into_iter().filter(move |c| bits >> c & 1 != 0)
+        // The translator's is no client that can be marked.
+        there.into_iter().filter(move |c| bits >> c & 1 != 0 && *c != notdirty_core::raw::CODE.column())
     }
 }
 
@@ -445,7 +427,7 @@ fn clients_come_and_go_while_others_store_and_miss_no_store() {
                         notdirty_core::fence_after_store();
                         let guard = pin();
                         let who = dirty.listening(PageIndex::new(page), &guard);
-                        dirty.set(PageRange::of_page(PageIndex::new(page)), who, &guard);
+                        dirty.set(PageRange::of_page(PageIndex::new(page)), who.clients(), &guard);
                     }
                 });
             }

@@ -2,31 +2,42 @@
 //! come and go under a running log.
 #![cfg(not(loom))]
 
+use notdirty_core::raw::RawDirty;
 use notdirty_core::{
-    Backend, ClientMask, DirtyClient, DirtyListener, DirtyLog, DirtyMemory, Guard, Harvest, LogError, LogRegion,
-    LogScope, LogSource, NotServed, PAGE_SIZE, PageIndex, PageRange, PageSet, RamBlock, RamBlockSpec, RamList,
-    RingStartError, barrier, pin,
+    Answers, ClientMask, DirtyClient, DirtyListener, DirtyLog, Harvest, LogError, LogRegion, LogScope, NotServed,
+    PAGE_SIZE, PageIndex, PageRange, RamBlock, RamBlockSpec, RamList, barrier, pin,
 };
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 const PAGES: u64 = 1024;
 const VGA: DirtyClient = DirtyClient::VGA;
 
-/// Remembers what it was asked, and whether the bits were clear then; answers if it is told to.
+/// Remembers what it was asked; answers if it is told to.
+#[derive(Default)]
 struct Ears {
     asked: Mutex<Vec<PageRange>>,
     deaf: AtomicBool,
 }
 
 impl DirtyListener for Ears {
-    fn rearm(&self, pages: &[PageRange], timeout: Option<Duration>) -> Result<(), NotServed> {
+    fn rearm(&self, pages: &[PageRange]) -> Option<Box<dyn Answers>> {
         self.asked.lock().unwrap().extend(pages);
-        match self.deaf.load(Ordering::Relaxed) {
-            true => Err(NotServed { waited: timeout.unwrap_or_default() }),
-            false => Ok(()),
-        }
+        self.deaf.load(Ordering::Relaxed).then(|| Box::new(Never) as Box<dyn Answers>)
+    }
+}
+
+/// An answer that does not come.
+#[derive(Debug)]
+struct Never;
+
+impl Answers for Never {
+    fn is_served(&mut self) -> bool {
+        false
+    }
+    fn wait(&self, _: Option<Instant>) -> Result<(), NotServed> {
+        Err(NotServed::Late { waited: Duration::ZERO })
     }
 }
 
@@ -45,18 +56,20 @@ struct World {
 impl World {
     fn new() -> Self {
         let list = Arc::new(RamList::new());
-        let ears = Arc::new(Ears { asked: Mutex::default(), deaf: AtomicBool::new(false) });
+        let ears = Arc::<Ears>::default();
+        let listener: Arc<dyn DirtyListener> = ears.clone();
+        list.add_listener(Arc::downgrade(&listener));
         let ram = block(&list, "ram");
         Self { list, ears, ram }
     }
 
     fn log(&self, scope: LogScope) -> Result<DirtyLog, LogError> {
-        DirtyLog::start(&self.list, VGA, scope, Backend::Bitmap, self.ears.clone(), None)
+        self.list.log(VGA).scope(scope).start()
     }
 
     fn write(&self, block: &RamBlock, page: u64) {
-        block.store(page * PAGE_SIZE, 1, 1).unwrap();
-        self.list.dirty().set(PageRange::of_page(at(block, page)), ClientMask::NOCODE, &pin());
+        block.store_raw(page * PAGE_SIZE, 1, 1).unwrap();
+        self.list.dirty().set(PageRange::of_page(at(block, page)), ClientMask::ALL, &pin());
     }
 
     fn listens(&self, block: &RamBlock, page: u64) -> bool {
@@ -83,55 +96,34 @@ fn pages(harvest: Harvest<'_>, block: &RamBlock) -> Vec<u64> {
 }
 
 #[test]
-fn a_harvest_is_armed_before_it_is_given_out_and_dirty_again_if_it_is_not_used() {
+fn a_harvest_is_armed_before_it_is_given_out_and_pending_again_if_it_is_not_used() {
     let w = World::new();
-    let dirty = w.list.dirty();
-    let all = [w.ram.pages()];
-    dirty.harvest(&all, VGA, &*w.ears, None).unwrap().commit();
-    assert_eq!(w.ears.take(), all);
-    assert_eq!(dirty.harvest(&all, VGA, &*w.ears, None).unwrap().count(), 0);
-    assert!(w.ears.take().is_empty(), "nothing taken, nobody asked");
+    let log = w.log(LogScope::All).unwrap();
+    assert_eq!(w.ears.take(), [w.ram.pages()]);
+    assert_eq!(log.sync(None).unwrap().count(), 0);
+    assert!(w.ears.take().is_empty(), "nothing taken, nothing asked");
 
     [3, 4, 700].into_iter().for_each(|p| w.write(&w.ram, p));
-    let harvest = dirty.harvest(&all, VGA, &*w.ears, None).unwrap();
+    let harvest = log.sync(None).unwrap();
     assert_eq!(w.ears.take(), [range(&w.ram, 3, 5), range(&w.ram, 700, 701)]);
     assert!(w.listens(&w.ram, 3));
     drop(harvest);
-    assert!(!w.listens(&w.ram, 3) && !w.listens(&w.ram, 700) && w.listens(&w.ram, 5));
 
     w.ears.deaf.store(true, Ordering::Relaxed);
     let waited = Duration::from_millis(1);
-    assert_eq!(dirty.harvest(&all, VGA, &*w.ears, Some(waited)).unwrap_err(), NotServed { waited });
+    let late = LogError::NotServed(NotServed::Late { waited });
+    assert_eq!(log.sync(Some(waited)).unwrap_err(), late);
     w.ears.deaf.store(false, Ordering::Relaxed);
-    assert_eq!(pages(dirty.harvest(&all, VGA, &*w.ears, None).unwrap(), &w.ram), [3, 4, 700]);
+    assert_eq!(pages(log.sync(None).unwrap(), &w.ram), [3, 4, 700]);
 }
 
 #[test]
-fn a_harvest_of_the_translators_bits_takes_none() {
+fn a_start_re_arms_all_of_its_pages_whatever_their_bits_say() {
     let w = World::new();
-    let harvest = w.list.dirty().harvest(&[w.ram.pages()], DirtyClient::CODE, &*w.ears, None).unwrap();
-    assert_eq!(harvest.count(), 0);
-    assert!(w.list.dirty().listening(at(&w.ram, 0), &pin()).is_empty());
-}
-
-#[test]
-fn a_re_mark_of_pages_whose_block_has_left_costs_the_next_one_no_page() {
-    let w = World::new();
-    let dirty = w.list.dirty();
-    let old = block(&w.list, "old");
-    let offset = old.offset();
-    w.write(&old, 5);
-    let harvest = dirty.harvest(&[old.pages()], VGA, &*w.ears, None).unwrap();
-    w.list.remove(&old).unwrap();
-    drop(old);
-    barrier().unwrap();
-    let new = block(&w.list, "new");
-    assert_eq!(new.offset(), offset);
-    dirty.harvest(&[new.pages()], VGA, &*w.ears, None).unwrap().commit();
-    w.write(&new, 6);
-    drop(harvest);
-    let pages = pages(dirty.harvest(&[new.pages()], VGA, &*w.ears, None).unwrap(), &new);
-    assert!(pages.contains(&5) && pages.contains(&6), "{pages:?}");
+    // As a harvest of the same client leaves it, between its two steps.
+    w.list.dirty().test_and_clear_range(range(&w.ram, 5, 90), VGA, &pin(), |_, _| {});
+    let _log = w.log(LogScope::All).unwrap();
+    assert_eq!(w.ears.take(), [w.ram.pages()]);
 }
 
 #[test]
@@ -208,9 +200,7 @@ fn logs_of_one_client_share_no_page_unless_they_share_all() {
     assert_eq!(pages(high.sync(None).unwrap(), &w.ram), [70]);
     // Another client is another matter.
     let own = w.list.add_client("checkpoint").unwrap();
-    DirtyLog::start(&w.list, own, LogScope::All, Backend::Bitmap, w.ears.clone(), None).unwrap();
-    let code = DirtyLog::start(&w.list, DirtyClient::CODE, LogScope::All, Backend::Bitmap, w.ears.clone(), None);
-    assert_eq!(code.unwrap_err(), LogError::Code);
+    w.list.log(own).start().unwrap();
 }
 
 #[test]
@@ -218,8 +208,8 @@ fn a_start_that_is_not_answered_leaves_nothing_behind() {
     let w = World::new();
     w.ears.deaf.store(true, Ordering::Relaxed);
     let waited = Duration::from_millis(3);
-    let log = DirtyLog::start(&w.list, VGA, LogScope::All, Backend::Bitmap, w.ears.clone(), Some(waited));
-    assert_eq!(log.unwrap_err(), LogError::NotServed(NotServed { waited }));
+    let log = w.list.log(VGA).timeout(waited).start();
+    assert_eq!(log.unwrap_err(), LogError::NotServed(NotServed::Late { waited }));
     assert!((0..PAGES).all(|p| !w.listens(&w.ram, p)));
     w.ears.deaf.store(false, Ordering::Relaxed);
     w.log(LogScope::blocks([&w.ram])).unwrap();
@@ -230,14 +220,14 @@ fn a_client_of_run_time_costs_nothing_once_its_log_is_over() {
     let w = World::new();
     let own = w.list.add_client("debugger").unwrap();
     let number = own.client();
-    let log = DirtyLog::start(&w.list, own, LogScope::All, Backend::Bitmap, w.ears.clone(), None).unwrap();
-    let user = DirtyLog::start(&w.list, number, LogScope::All, Backend::Bitmap, w.ears.clone(), None).unwrap();
+    let log = w.list.log(own).start().unwrap();
+    let user = w.list.log(number).start().unwrap();
     assert!(w.list.dirty().listening(at(&w.ram, 0), &pin()).contains(number));
     drop(log);
     assert!(w.list.dirty().listening(at(&w.ram, 0), &pin()).contains(number));
     drop(user);
     assert!(w.list.dirty().listening(at(&w.ram, 0), &pin()).is_empty());
-    let gone = DirtyLog::start(&w.list, number, LogScope::All, Backend::Bitmap, w.ears.clone(), None);
+    let gone = w.list.log(number).start();
     assert_eq!(gone.unwrap_err(), LogError::Gone { client: number });
     let all: Vec<_> = (0..5).map(|_| w.list.add_client("one more").unwrap()).collect();
     assert_eq!(&*w.list.add_client("a sixth").unwrap_err().name, "a sixth");
@@ -250,8 +240,7 @@ fn a_block_that_is_plugged_is_reported_whole_by_a_log_of_all_ram_only() {
     let w = World::new();
     let all = w.log(LogScope::All).unwrap();
     let client = w.list.add_client("one block").unwrap();
-    let one =
-        DirtyLog::start(&w.list, client, LogScope::blocks([&w.ram]), Backend::Bitmap, w.ears.clone(), None).unwrap();
+    let one = w.list.log(client).blocks([&w.ram]).start().unwrap();
     let new = block(&w.list, "new");
     assert_eq!(pages(all.sync(None).unwrap(), &new), (0..PAGES).collect::<Vec<_>>());
     assert_eq!(all.sync(None).unwrap().count(), 0);
@@ -283,55 +272,81 @@ fn a_block_that_is_unplugged_leaves_the_log_and_lives_as_long_as_a_harvest_has_i
     assert!((0..PAGES).all(|p| !w.listens(&new, p)));
 }
 
-/// Finds pages by being told of them, as a ring does.
-#[derive(Default)]
-struct Told {
-    pages: Mutex<Vec<(PageIndex, u64)>>,
-    running: AtomicBool,
-}
-
-impl LogSource for Told {
-    fn start(&self, _: &DirtyMemory, _: DirtyClient) -> Result<(), RingStartError> {
-        self.running.store(true, Ordering::Relaxed);
-        Ok(())
-    }
-
-    fn take(&self, dirty: &DirtyMemory, client: DirtyClient, _: &[PageRange], guard: &Guard, pages: &mut PageSet) {
-        for (first, bits) in std::mem::take(&mut *self.pages.lock().unwrap()) {
-            let word = PageRange { start: first, end: PageIndex::new(first.get() + 64) };
-            dirty.test_and_clear_range(word, client, guard, |_, _| {});
-            pages.push(first, bits);
-        }
-    }
-
-    fn stop(&self, _: &DirtyMemory, _: DirtyClient) {
-        self.running.store(false, Ordering::Relaxed);
-    }
-}
-
 #[test]
-fn another_back_end_is_behind_the_same_face() {
+fn rings_are_behind_the_same_face() {
     let w = World::new();
-    let told = Arc::new(Told::default());
-    let start = |backend| DirtyLog::start(&w.list, VGA, LogScope::All, backend, w.ears.clone(), None);
-    let log = start(Backend::Source(told.clone())).unwrap();
-    assert_eq!(start(Backend::Bitmap).unwrap_err(), LogError::OtherBackend { client: VGA });
-    assert!(told.running.load(Ordering::Relaxed));
-    let store = |p| {
-        let page = PageRange::of_page(at(&w.ram, p));
-        w.list
-            .dirty()
-            .set_new(page, ClientMask::VGA, &pin(), |_, first, bits| told.pages.lock().unwrap().push((first, bits)));
-    };
-    [5, 5, 200].into_iter().for_each(store);
-    let second = start(Backend::Source(told.clone())).unwrap();
+    let log = w.list.log(VGA).rings(128).start().unwrap();
+    assert_eq!(w.log(LogScope::All).unwrap_err(), LogError::OtherBackend { client: VGA, rings: true });
+    assert!(log.rings().is_some() && w.list.dirty().ringed().contains(VGA));
+    [5, 5, 200].into_iter().for_each(|p| w.write(&w.ram, p));
+    let second = w.list.log(VGA).rings(128).start().unwrap();
     assert_eq!(pages(log.sync(None).unwrap(), &w.ram), [5, 200]);
-    store(5);
+    w.write(&w.ram, 5);
     drop(log.sync(None).unwrap());
     assert_eq!(pages(second.sync(None).unwrap(), &w.ram), [5, 200]);
     assert_eq!(pages(log.sync(None).unwrap(), &w.ram), [5]);
     drop((log, second));
-    assert!(!told.running.load(Ordering::Relaxed));
+    assert!(w.list.dirty().ringed().is_empty());
+}
+
+#[test]
+fn a_sync_of_some_pages_leaves_the_others_for_later() {
+    for rings in [false, true] {
+        let w = World::new();
+        let log = if rings { w.list.log(VGA).rings(128) } else { w.list.log(VGA) };
+        let log = log.start().unwrap();
+        [3, 50, 700].into_iter().for_each(|p| w.write(&w.ram, p));
+        let some = [range(&w.ram, 40, 60), range(&w.ram, 0, 10)];
+        drop(log.sync_within(&some, None).unwrap());
+        assert_eq!(pages(log.sync_within(&some, None).unwrap(), &w.ram), [3, 50], "rings: {rings}");
+        w.write(&w.ram, 50);
+        assert_eq!(pages(log.sync(None).unwrap(), &w.ram), [50, 700], "rings: {rings}");
+    }
+}
+
+#[test]
+fn the_same_regions_in_another_order_or_other_pieces_are_the_same_log() {
+    let w = World::new();
+    let (b, c) = (block(&w.list, "b"), block(&w.list, "c"));
+    let log = w.log(LogScope::blocks([&w.ram, &b, &c])).unwrap();
+    let half = PAGES / 2 * PAGE_SIZE;
+    let halves = |block| [LogRegion::bytes(block, half, half), LogRegion::bytes(block, 0, half)];
+    let pieces = [&c, &w.ram, &b].into_iter().flat_map(halves).collect();
+    let again = w.log(LogScope::Regions(pieces)).unwrap();
+    w.write(&b, 7);
+    assert_eq!((log.sync(None).unwrap().commit().count(), again.sync(None).unwrap().commit().count()), (1, 1));
+}
+
+#[test]
+fn a_log_that_can_find_nothing_says_so() {
+    let w = World::new();
+    assert_eq!(w.log(LogScope::Regions(Vec::new())).unwrap_err(), LogError::NoPages);
+    // Of a client that was dropped.
+    let own = w.list.add_client("gone").unwrap();
+    let number = own.client();
+    let log = w.list.log(number).start().unwrap();
+    drop(own);
+    w.write(&w.ram, 1);
+    assert_eq!(log.sync(None).unwrap_err(), LogError::Gone { client: number });
+    // Of a block that has left, before and after.
+    let gone = block(&w.list, "gone");
+    let log = w.log(LogScope::blocks([&gone])).unwrap();
+    w.list.remove(&gone).unwrap();
+    assert_eq!(log.sync(None).unwrap_err(), LogError::Unplugged { client: VGA });
+    let idstr = "gone".to_owned();
+    assert_eq!(w.log(LogScope::blocks([&gone])).unwrap_err(), LogError::NotInList { idstr });
+    drop(gone);
+    assert_eq!(log.sync(None).unwrap_err(), LogError::Unplugged { client: VGA });
+    // Of another list's block.
+    let elsewhere = block(&RamList::new(), "elsewhere");
+    assert!(matches!(w.log(LogScope::blocks([&elsewhere])), Err(LogError::NotInList { .. })));
+}
+
+#[test]
+fn tracking_of_a_fixed_client_ends_with_its_log() {
+    let w = World::new();
+    drop(w.log(LogScope::All).unwrap());
+    assert!(w.list.dirty().listening(at(&w.ram, 0), &pin()).is_empty());
 }
 
 /// A block of twice the pages that are used, and a log of all of it.

@@ -16,6 +16,7 @@
 
 use loom::model::Builder;
 use loom::thread;
+use notdirty_core::raw::{RawDirty, RawRings};
 use notdirty_core::sync::{AtomicU64, Ordering};
 use notdirty_core::{
     ClientMask, DirtyClient, DirtyRing, PageIndex, PageRange, Pushed, RamList, RingConsumer, RingLog, pin,

@@ -4,6 +4,7 @@
 
 use loom::model::Builder;
 use loom::thread;
+use notdirty_core::raw::{RawDirty, RawRings};
 use notdirty_core::sync::{AtomicU64, Ordering};
 use notdirty_core::{ClientMask, DirtyClient, PageIndex, PageRange, PageSet, RamList, pin};
 use std::sync::Arc;

@@ -2,12 +2,14 @@
 #![cfg(not(loom))]
 
 use notdirty_core::migration::{BlockMigration, ChunkShift, SyncError, sync};
+use notdirty_core::raw::RawDirty;
 use notdirty_core::{
-    ClientMask, DirtyClient, DirtyListener, NoVcpus, NotServed, PAGE_SIZE, PageIndex, PageRange, PageSet, RamBlock,
-    RamBlockSpec, RamList, pin,
+    Answers, ClientMask, DirtyClient, DirtyListener, LogError, NotServed, PAGE_SIZE, PageIndex, PageRange, PageSet,
+    RamBlock, RamBlockSpec, RamList, pin,
 };
 use proptest::prelude::*;
 use std::collections::BTreeSet;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
@@ -30,14 +32,6 @@ fn pages_of(block: &RamBlock, start: u64, end: u64) -> PageRange {
 
 fn set(list: &RamList, block: &RamBlock, start: u64, end: u64) {
     list.dirty().set(pages_of(block, start, end), ClientMask::MIGRATION, &pin());
-}
-
-/// Nothing is dirty, so that what is marked afterwards counts.
-fn clean(list: &RamList) {
-    let guard = pin();
-    for block in list.blocks(&guard) {
-        list.dirty().test_and_clear_range(block.pages(), DirtyClient::MIGRATION, &guard, |_, _| {});
-    }
 }
 
 #[derive(Clone, Debug)]
@@ -80,10 +74,10 @@ proptest! {
         chunk in 6..=12u8,
     ) {
         const LENGTHS: [u64; 3] = [1000, ROW + 777, 65];
-        let list = RamList::new();
+        let list = Arc::new(RamList::new());
         let blocks = [0, 1, 2].map(|n| block(&list, &n.to_string(), LENGTHS[n]));
         let maps = blocks.each_ref().map(|block| BlockMigration::need_dirty(block, shift(chunk)));
-        clean(&list);
+        let log = list.log(DirtyClient::MIGRATION).start().unwrap();
         let mut dirty: [BTreeSet<u64>; 3] = Default::default();
         let mut sent = dirty.clone();
         let mut chunks = dirty.clone();
@@ -105,7 +99,7 @@ proptest! {
                 Step::Sync(n, start, end) => (vec![(blocks[n].clone(), start..end)], vec![(n, start..end)]),
                 Step::SyncAll => ([0, 1, 2].map(all).to_vec(), [0, 1, 2].map(|n| (n, 0..u64::MAX)).to_vec()),
             };
-            let newly = sync(&list, &what, &NoVcpus, None).unwrap();
+            let newly = sync(&log, &what, None).unwrap();
             let mut want = 0;
             for (n, range) in model {
                 let taken: Vec<u64> = dirty[n].range(range).copied().collect();
@@ -154,7 +148,8 @@ proptest! {
 
 #[test]
 fn members_are_there_while_somebody_has_them() {
-    let list = RamList::new();
+    let list = Arc::new(RamList::new());
+    let log = list.log(DirtyClient::MIGRATION).start().unwrap();
     let ram = list.add(RamBlockSpec::new("ram", PAGE_SIZE).max_length(1000 * PAGE_SIZE).resizable(true)).unwrap();
     let m = ram.migration();
     assert!(m.dirty().is_none() && m.file().is_none() && m.received().is_none() && m.postcopy_length().is_none());
@@ -174,53 +169,103 @@ fn members_are_there_while_somebody_has_them() {
     // Sized by the maximum length: a resize finds room.
     let map = BlockMigration::need_dirty(&ram, shift(6));
     list.resize(&ram, 1000 * PAGE_SIZE).unwrap();
-    assert_eq!(sync(&list, &[(ram.clone(), 0..u64::MAX)], &NoVcpus, None).unwrap(), 1000);
+    assert_eq!(sync(&log, &[(ram.clone(), 0..u64::MAX)], None).unwrap(), 1000);
     assert_eq!((map.test(999), map.test(1000), map.take_chunk(999)), (true, false, Some(960..1000)));
     assert_eq!((ChunkShift::new(5), ChunkShift::new(32)), (None, None));
 }
 
-struct Refuses;
-impl DirtyListener for Refuses {
-    fn rearm(&self, _: &[PageRange], timeout: Option<Duration>) -> Result<(), NotServed> {
-        Err(NotServed { waited: timeout.unwrap_or_default() })
+/// Remembers what it was asked, and answers if it is told to.
+#[derive(Default, Debug)]
+struct Ears {
+    asked: Mutex<Vec<PageRange>>,
+    deaf: AtomicBool,
+}
+
+impl DirtyListener for Ears {
+    fn rearm(&self, pages: &[PageRange]) -> Option<Box<dyn Answers>> {
+        self.asked.lock().unwrap().extend_from_slice(pages);
+        self.deaf.load(Ordering::Relaxed).then(|| Box::new(Never) as Box<dyn Answers>)
     }
+}
+
+#[derive(Debug)]
+struct Never;
+
+impl Answers for Never {
+    fn is_served(&mut self) -> bool {
+        false
+    }
+    fn wait(&self, _: Option<Instant>) -> Result<(), NotServed> {
+        Err(NotServed::Late { waited: Duration::ZERO })
+    }
+}
+
+/// A list with ears, kept by the result.
+fn with_ears() -> (Arc<RamList>, Arc<Ears>) {
+    let (list, ears) = (Arc::new(RamList::new()), Arc::new(Ears::default()));
+    let listener: Arc<dyn DirtyListener> = ears.clone();
+    list.add_listener(Arc::downgrade(&listener));
+    (list, ears)
 }
 
 #[test]
 fn a_sync_that_fails_leaves_all_dirty_and_nothing_new() {
-    let list = RamList::new();
+    let (list, ears) = with_ears();
     let ram = block(&list, "ram", 100);
+    let log = list.log(DirtyClient::MIGRATION).start().unwrap();
+    set(&list, &ram, 0, 100);
     let all = [(ram.clone(), 0..100)];
-    assert!(matches!(sync(&list, &all, &NoVcpus, None), Err(SyncError::NoBitmap { idstr }) if idstr == "ram"));
+    assert!(matches!(sync(&log, &all, None), Err(SyncError::NoBitmap { idstr }) if idstr == "ram"));
     let map = BlockMigration::need_dirty(&ram, ChunkShift::default());
-    assert!(matches!(sync(&RamList::new(), &all, &NoVcpus, None), Err(SyncError::OtherList { .. })));
-    assert!(matches!(sync(&list, &all, &Refuses, None), Err(SyncError::NotServed(_))));
+    let other = Arc::new(RamList::new()).log(DirtyClient::MIGRATION).start().unwrap();
+    assert!(matches!(sync(&other, &all, None), Err(SyncError::OtherList { .. })));
+    ears.deaf.store(true, Ordering::Relaxed);
+    assert!(matches!(sync(&log, &all, None), Err(SyncError::Log(LogError::NotServed(_)))));
+    ears.deaf.store(false, Ordering::Relaxed);
     assert_eq!((map.count(), map.take_chunk(0)), (0, None));
-    assert_eq!(sync(&list, &all, &NoVcpus, None).unwrap(), 100);
+    assert_eq!(sync(&log, &all, None).unwrap(), 100);
+    assert_eq!(sync(&log, &all, None).unwrap(), 0);
+}
+
+#[test]
+fn pages_that_the_log_does_not_have_are_an_error_and_no_success() {
+    let list = Arc::new(RamList::new());
+    let (ram, other) = (block(&list, "ram", 100), block(&list, "other", 100));
+    let log = list.log(DirtyClient::MIGRATION).blocks([&ram]).start().unwrap();
+    let _maps = [&ram, &other].map(|block| BlockMigration::need_dirty(block, ChunkShift::default()));
+    let what = [(ram.clone(), 0..100), (other.clone(), 3..5)];
+    let got = sync(&log, &what, None);
+    assert!(matches!(got, Err(SyncError::NotLogged { idstr, pages }) if idstr == "other" && pages == (3..5)));
+}
+
+#[test]
+fn a_sync_beside_another_user_of_the_log_takes_nothing_from_it() {
+    let list = Arc::new(RamList::new());
+    let ram = block(&list, "ram", 100);
+    let log = list.log(DirtyClient::MIGRATION).start().unwrap();
+    let _map = BlockMigration::need_dirty(&ram, ChunkShift::MIN);
+    let own = list.log(DirtyClient::MIGRATION).start().unwrap();
+    set(&list, &ram, 3, 4);
+    set(&list, &ram, 50, 51);
+    assert_eq!(sync(&own, &[(ram.clone(), 0..10)], None).unwrap(), 1);
+    assert_eq!(log.sync(None).unwrap().commit().count(), 2, "each user gets every page written since its last sync");
+    assert_eq!(sync(&own, &[(ram.clone(), 0..100)], None).unwrap(), 1, "what was not asked for comes when it is");
 }
 
 /// What was taken is re-armed, be it new in the block's own bitmap or not: else the next store would not be heard.
 #[test]
 fn a_page_that_is_still_to_be_sent_is_armed_again() {
-    #[derive(Default)]
-    struct Asked(Mutex<Vec<PageRange>>);
-    impl DirtyListener for Asked {
-        fn rearm(&self, pages: &[PageRange], _: Option<Duration>) -> Result<(), NotServed> {
-            self.0.lock().unwrap().extend_from_slice(pages);
-            Ok(())
-        }
-    }
-    let list = RamList::new();
+    let (list, ears) = with_ears();
     let _other = block(&list, "other", 700);
     let ram = block(&list, "ram", 100);
     let _map = BlockMigration::need_dirty(&ram, ChunkShift::default());
-    clean(&list);
+    let log = list.log(DirtyClient::MIGRATION).start().unwrap();
     let all = [(ram.clone(), 0..u64::MAX)];
     for newly in [3, 0] {
         set(&list, &ram, 7, 10);
-        let asked = Asked::default();
-        assert_eq!(sync(&list, &all, &asked, None).unwrap(), newly);
-        assert_eq!(*asked.0.lock().unwrap(), [pages_of(&ram, 7, 10)]);
+        ears.asked.lock().unwrap().clear();
+        assert_eq!(sync(&log, &all, None).unwrap(), newly);
+        assert_eq!(*ears.asked.lock().unwrap(), [pages_of(&ram, 7, 10)]);
     }
 }
 
@@ -246,19 +291,27 @@ fn pages_of_a_run_that_crosses_blocks_go_to_each_block() {
     }
 }
 
+/// What this thread has had of a processor: others may want it at the same time.
+fn spent() -> Duration {
+    let mut time = libc::timespec { tv_sec: 0, tv_nsec: 0 };
+    // SAFETY: `time` is a place for the answer.
+    assert_eq!(unsafe { libc::clock_gettime(libc::CLOCK_THREAD_CPUTIME_ID, &raw mut time) }, 0);
+    Duration::new(time.tv_sec as u64, time.tv_nsec as u32)
+}
+
 #[test]
 fn a_sync_over_many_blocks_costs_the_blocks_and_what_is_dirty() {
     let timed = |blocks: u64| {
-        let list = RamList::new();
+        let list = Arc::new(RamList::new());
         let blocks: Vec<_> = (0..blocks).map(|n| block(&list, &n.to_string(), 1024)).collect();
         let maps: Vec<_> = blocks.iter().map(|block| BlockMigration::need_dirty(block, ChunkShift::MIN)).collect();
         let what: Vec<_> = blocks.iter().map(|block| (block.clone(), 0..u64::MAX)).collect();
+        let log = list.log(DirtyClient::MIGRATION).start().unwrap();
         let best = (0..5).map(|_| {
-            clean(&list);
             blocks.iter().for_each(|block| (0..16).for_each(|n| set(&list, block, n * 65, n * 65 + 1)));
-            let start = Instant::now();
-            sync(&list, &what, &NoVcpus, None).unwrap();
-            start.elapsed()
+            let start = spent();
+            sync(&log, &what, None).unwrap();
+            spent() - start
         });
         let best = best.min().unwrap();
         assert!(maps.iter().all(|map| map.count() == 16));
@@ -272,13 +325,15 @@ fn a_sync_over_many_blocks_costs_the_blocks_and_what_is_dirty() {
 
 #[test]
 fn a_sync_of_a_terabyte_costs_what_is_dirty() {
-    let list = RamList::new();
+    let list = Arc::new(RamList::new());
     let ram = block(&list, "ram", 1 << 28);
     let map = BlockMigration::need_dirty(&ram, ChunkShift::default());
+    let log = list.log(DirtyClient::MIGRATION).start().unwrap();
+    set(&list, &ram, 0, 1 << 28);
     let all = [(ram.clone(), 0..u64::MAX)];
     let timed = || {
         let start = Instant::now();
-        (sync(&list, &all, &NoVcpus, None).unwrap(), start.elapsed())
+        (sync(&log, &all, None).unwrap(), start.elapsed())
     };
     let (newly, full) = timed();
     assert_eq!(newly, 1 << 28);

@@ -2,6 +2,7 @@
 //! whose operations have their model in dirty.rs.
 #![cfg(not(loom))]
 
+use notdirty_core::raw::RawDirty;
 use notdirty_core::{
     ClientMask, DirtyClient, DirtyMemory, PAGE_SIZE, PageIndex, PageRange, RamAddr, RamBlock, RamBlockSpec, RamError,
     RamList, pin,
@@ -86,7 +87,7 @@ fn many_threads_take_each_mark_once() {
                 let dirty = &dirty;
                 s.spawn(move || {
                     for p in (n..PAGES).step_by(2) {
-                        dirty.set(PageRange::of_page(PageIndex::new(p)), ClientMask::NOCODE, &pin());
+                        dirty.set(PageRange::of_page(PageIndex::new(p)), ClientMask::ALL, &pin());
                         if p % 1000 == 0 {
                             dirty.grow(PAGES + p * BLOCK / 1000).unwrap();
                         }

@@ -1,6 +1,7 @@
 //! RAM blocks from outside: what is mapped where, what is refused, and when memory goes.
 #![cfg(not(loom))]
 
+use notdirty_core::raw::RawDirty;
 use notdirty_core::{
     ClientMask, DirtyClient, PAGE_SIZE, RamAddr, RamBlock, RamBlockSpec, RamError, RamFlags, RamList, RcuCell,
     WaitError, barrier, pin,
@@ -50,7 +51,11 @@ fn new_memory_is_zero_and_dirty_for_everybody() {
     let guard = pin();
     for page in block.pages().iter() {
         assert!(list.dirty().listening(page, &guard).is_empty());
-        assert!(DirtyClient::FIXED.iter().all(|c| list.dirty().test(page, *c, &guard)));
+        assert!(
+            [DirtyClient::VGA, notdirty_core::raw::CODE, DirtyClient::MIGRATION]
+                .iter()
+                .all(|c| list.dirty().test(page, *c, &guard))
+        );
     }
 }
 
@@ -58,24 +63,24 @@ fn new_memory_is_zero_and_dirty_for_everybody() {
 fn accesses_inside_work_and_accesses_that_end_outside_change_nothing() {
     let list = RamList::new();
     let block = list.add(RamBlockSpec::new("ram", PAGE_SIZE).max_length(2 * PAGE_SIZE)).unwrap();
-    block.write_bytes(10, b"notdirty").unwrap();
+    block.write_raw(10, b"notdirty").unwrap();
     assert_eq!(block.load(10, 8).unwrap(), u64::from_le_bytes(*b"notdirty"));
-    block.store(PAGE_SIZE - 2, 2, 0xffff_1234).unwrap();
+    block.store_raw(PAGE_SIZE - 2, 2, 0xffff_1234).unwrap();
     assert_eq!(block.load(PAGE_SIZE - 2, 2).unwrap(), 0x1234);
-    block.fill(0, PAGE_SIZE, 7).unwrap();
+    block.fill_raw(0, PAGE_SIZE, 7).unwrap();
     assert_eq!(block.load(123, 4).unwrap(), 0x0707_0707);
 
     let outside = |r: Result<(), RamError>| matches!(r, Err(RamError::OutOfBounds { used: PAGE_SIZE, .. }));
-    assert!(outside(block.store(PAGE_SIZE - 4, 8, 0)));
-    assert!(outside(block.store(u64::MAX, 1, 0)));
+    assert!(outside(block.store_raw(PAGE_SIZE - 4, 8, 0)));
+    assert!(outside(block.store_raw(u64::MAX, 1, 0)));
     assert!(outside(block.load(PAGE_SIZE, 1).map(drop)));
-    assert!(outside(block.write_bytes(PAGE_SIZE - 1, &[0, 0])));
+    assert!(outside(block.write_raw(PAGE_SIZE - 1, &[0, 0])));
     assert!(outside(block.read_bytes(u64::MAX - 1, &mut [0; 4])));
-    assert!(outside(block.fill(1, PAGE_SIZE, 0)));
+    assert!(outside(block.fill_raw(1, PAGE_SIZE, 0)));
     assert!(matches!(block.load(0, 3), Err(RamError::Width { bytes: 3 })));
-    assert!(matches!(block.store(0, 0, 0), Err(RamError::Width { bytes: 0 })));
+    assert!(matches!(block.store_raw(0, 0, 0), Err(RamError::Width { bytes: 0 })));
     assert_eq!(block.load(PAGE_SIZE - 4, 4).unwrap(), 0x0707_0707);
-    block.write_bytes(PAGE_SIZE, &[]).unwrap();
+    block.write_raw(PAGE_SIZE, &[]).unwrap();
 }
 
 #[test]
@@ -89,7 +94,7 @@ fn a_window_of_host_addresses_is_kept_if_it_has_room() {
         assert!(block.flags().contains(RamFlags::NEAR));
         assert!(LOW.contains(&all.start) && all.end <= LOW.end, "{all:x?}");
         assert_eq!(host(block) % (2 * MIB), 0);
-        block.store(64 * MIB - 8, 8, 1).unwrap();
+        block.store_raw(64 * MIB - 8, 8, 1).unwrap();
     }
 }
 
@@ -107,7 +112,7 @@ fn a_window_without_room_is_given_up_without_an_error() {
         let block = list.add(RamBlockSpec::new(name, 4 * MIB).near(window)).unwrap();
         assert!(!block.flags().contains(RamFlags::NEAR));
         assert_eq!(host(&block) % (2 * MIB), 0);
-        block.store(0, 1, 1).unwrap();
+        block.store_raw(0, 1, 1).unwrap();
     }
 }
 
@@ -126,10 +131,10 @@ fn a_window_as_wide_as_the_space_has_every_block_in_it() {
 fn a_window_that_is_taken_is_left_alone() {
     let list = RamList::new();
     let first = list.add(RamBlockSpec::new("first", MIB)).unwrap();
-    first.fill(0, MIB, 0x5a).unwrap();
+    first.fill_raw(0, MIB, 0x5a).unwrap();
     let second = list.add(RamBlockSpec::new("second", MIB / 2).near(host(&first)..host(&first) + MIB)).unwrap();
     assert!(!second.flags().contains(RamFlags::NEAR));
-    second.fill(0, MIB / 2, 0).unwrap();
+    second.fill_raw(0, MIB / 2, 0).unwrap();
     assert_eq!(first.load(MIB / 4, 8).unwrap(), 0x5a5a_5a5a_5a5a_5a5a);
 }
 
@@ -140,7 +145,7 @@ fn shared_memory_can_be_read_through_its_descriptor() {
     let name = "a name that is far too long for the kernel ".repeat(5);
     let spec = RamBlockSpec::new(name, 2 * PAGE_SIZE).max_length(4 * PAGE_SIZE).shared(true).near(0..1 << 31);
     let block = list.add(spec).unwrap();
-    block.write_bytes(PAGE_SIZE, b"hello").unwrap();
+    block.write_raw(PAGE_SIZE, b"hello").unwrap();
     let mut file = std::fs::File::from(block.fd().unwrap().try_clone_to_owned().unwrap());
     let mut bytes = Vec::new();
     file.read_to_end(&mut bytes).unwrap();
@@ -157,7 +162,7 @@ fn flags_say_what_was_asked_for() {
     let list = RamList::new();
     let rom = list.add(RamBlockSpec::new("rom", PAGE_SIZE).readonly(true)).unwrap();
     assert!(rom.is_readonly());
-    rom.write_bytes(0, &[1]).unwrap();
+    rom.write_raw(0, &[1]).unwrap();
     assert!(!rom.flags().contains(RamFlags::HUGE_PAGES));
     let small = list.add(RamBlockSpec::new("no", 4 * MIB).huge_pages(false)).unwrap();
     assert!(!small.flags().contains(RamFlags::HUGE_PAGES));
@@ -203,7 +208,7 @@ fn a_host_without_memory_is_an_error_that_says_so() {
 fn a_terabyte_that_nobody_touches_costs_nothing() {
     let list = RamList::new();
     let block = list.add(RamBlockSpec::new("huge", 1 << 40)).unwrap();
-    block.store((1 << 40) - 8, 8, 42).unwrap();
+    block.store_raw((1 << 40) - 8, 8, 42).unwrap();
     assert_eq!(block.load((1 << 40) - 8, 8).unwrap(), 42);
 }
 
@@ -213,8 +218,8 @@ fn a_removed_block_stays_until_its_readers_are_gone_and_then_its_place_is_free()
     let block = list.add(RamBlockSpec::new("ram", MIB)).unwrap();
     let _after = list.add(RamBlockSpec::new("after", MIB)).unwrap();
     let offset = block.offset();
-    block.store(0, 8, 99).unwrap();
-    list.dirty().test_and_clear(offset.page(), DirtyClient::CODE, &pin());
+    block.store_raw(0, 8, 99).unwrap();
+    list.dirty().test_and_clear(offset.page(), notdirty_core::raw::CODE, &pin());
 
     let guard = pin();
     let found = list.find(offset, &guard).unwrap();
@@ -251,7 +256,7 @@ fn a_block_of_another_list_is_not_removed() {
 fn readers_find_what_stays_while_blocks_come_and_go() {
     let list = RamList::new();
     let stays = list.add(RamBlockSpec::new("stays", PAGE_SIZE)).unwrap();
-    stays.store(0, 8, 1234).unwrap();
+    stays.store_raw(0, 8, 1234).unwrap();
     std::thread::scope(|s| {
         let writers = [0, 1].map(|n| {
             let list = &list;

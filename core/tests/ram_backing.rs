@@ -36,11 +36,11 @@ fn a_shared_file_gives_bytes_and_gets_them() {
     let block = list.add(spec.file(on.try_clone().unwrap(), 2 * P)).unwrap();
     assert_eq!((byte(&block, 0), byte(&block, 1), block.fd_offset()), (2, 3, 2 * P));
     assert!(block.fd().is_some() && block.flags().contains(RamFlags::SHARED));
-    block.store(P + 5, 1, 99).unwrap();
+    block.store_raw(P + 5, 1, 99).unwrap();
     assert_eq!(on_disk(&on, 3), 99);
     list.resize(&block, 6 * P).unwrap();
     assert_eq!((byte(&block, 1), byte(&block, 2), byte(&block, 5)), (99, 4, 7));
-    block.discard(P, P).unwrap();
+    block.discard_raw(P, P).unwrap();
     assert_eq!((byte(&block, 0), byte(&block, 1), byte(&block, 2), on_disk(&on, 3)), (2, 0, 4, 0));
 }
 
@@ -49,9 +49,9 @@ fn a_private_file_gives_the_first_bytes_and_sees_no_store() {
     let (list, on) = (RamList::new(), file("private", 4));
     let block = list.add(RamBlockSpec::new("rom", 4 * P).readonly(true).file(on.try_clone().unwrap(), 0)).unwrap();
     assert!(!block.flags().contains(RamFlags::SHARED) && block.is_readonly());
-    block.store(3 * P + 5, 1, 99).unwrap();
+    block.store_raw(3 * P + 5, 1, 99).unwrap();
     assert_eq!((byte(&block, 3), on_disk(&on, 3)), (99, 3));
-    block.discard(3 * P, P).unwrap();
+    block.discard_raw(3 * P, P).unwrap();
     assert_eq!(byte(&block, 3), 3, "as the file has it");
 }
 
@@ -63,7 +63,7 @@ fn who_is_given_a_shared_blocks_memfd_cannot_change_its_length() {
     assert!(given.set_len(P).is_err() && given.set_len(16 * P).is_err());
     given.write_all_at(&[7], 3 * P + 5).unwrap();
     assert_eq!(byte(&block, 3), 7);
-    block.discard(3 * P, P).unwrap();
+    block.discard_raw(3 * P, P).unwrap();
     assert_eq!((byte(&block, 3), on_disk(&given, 3)), (0, 0));
 }
 
@@ -84,7 +84,7 @@ fn a_file_that_is_too_short_or_cannot_be_mapped_so_is_refused() {
     assert_eq!(source.raw_os_error(), Some(libc::EACCES));
     assert_eq!(list.blocks(&pin()).count(), 0);
     // Private stores need no right to write the file.
-    list.add(spec(P).file(read_only, 0)).unwrap().store(0, 8, 1).unwrap();
+    list.add(spec(P).file(read_only, 0)).unwrap().store_raw(0, 8, 1).unwrap();
 }
 
 #[test]
@@ -95,23 +95,23 @@ fn memory_is_given_back_in_the_pieces_that_the_host_has() {
     for shared in [false, true] {
         let name = format!("shared {shared}");
         let block = list.add(RamBlockSpec::new(name, 4 * P).shared(shared)).unwrap();
-        block.fill(0, 4 * P, 7).unwrap();
-        block.discard(P, 2 * P).unwrap();
+        block.fill_raw(0, 4 * P, 7).unwrap();
+        block.discard_raw(P, 2 * P).unwrap();
         assert_eq!([0, 1, 2, 3].map(|n| byte(&block, n)), [7, 0, 0, 7]);
-        assert!(matches!(block.discard(0, P - 1), Err(RamError::OddLength { .. })));
-        assert!(matches!(block.discard(1, P), Err(RamError::OddLength { .. })));
-        assert!(matches!(block.discard(P, 4 * P), Err(RamError::OutOfBounds { .. })));
-        assert!(matches!(block.discard(u64::MAX - P + 1, 2 * P), Err(RamError::OutOfBounds { .. })));
-        block.discard(0, 0).unwrap();
+        assert!(matches!(block.discard_raw(0, P - 1), Err(RamError::OddLength { .. })));
+        assert!(matches!(block.discard_raw(1, P), Err(RamError::OddLength { .. })));
+        assert!(matches!(block.discard_raw(P, 4 * P), Err(RamError::OutOfBounds { .. })));
+        assert!(matches!(block.discard_raw(u64::MAX - P + 1, 2 * P), Err(RamError::OutOfBounds { .. })));
+        block.discard_raw(0, 0).unwrap();
     }
     let block = list.add(RamBlockSpec::new("big", 2 * HUGE + P)).unwrap();
     if block.flags().contains(RamFlags::HUGE_PAGES) {
         assert_eq!(block.page_size(), P);
     }
-    block.fill(0, 2 * HUGE + P, 7).unwrap();
-    block.discard(HUGE - P, P).unwrap();
+    block.fill_raw(0, 2 * HUGE + P, 7).unwrap();
+    block.discard_raw(HUGE - P, P).unwrap();
     assert_eq!([510, 511, 512].map(|n| byte(&block, n)), [7, 0, 7]);
-    block.discard(HUGE, HUGE + P).unwrap();
+    block.discard_raw(HUGE, HUGE + P).unwrap();
     assert_eq!([510, 512, 1024].map(|n| byte(&block, n)), [7, 0, 0]);
 }
 

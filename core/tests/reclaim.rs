@@ -1,10 +1,8 @@
 //! Memory that is given back, and destructors that run where they may.
 #![cfg(not(loom))]
 
-use notdirty_core::{
-    Backend, ClientMask, DirtyClient, DirtyLog, LogScope, NoVcpus, RamBlockSpec, RamList, RcuCell, RingSource, barrier,
-    pin,
-};
+use notdirty_core::raw::RawDirty;
+use notdirty_core::{ClientMask, DirtyClient, DirtyLog, LogError, RamBlockSpec, RamList, RcuCell, barrier, pin};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -31,7 +29,7 @@ fn resident() -> u64 {
 fn the_memory_of_a_removed_block_is_unmapped_though_nobody_does_anything_more() {
     let list = RamList::new();
     let block = list.add(RamBlockSpec::new("big", 1 << 30)).unwrap();
-    block.fill(0, 8 * MIB, 1).unwrap();
+    block.fill_raw(0, 8 * MIB, 1).unwrap();
     let at = block.host() as u64;
     list.remove(&block).unwrap();
     drop(block);
@@ -60,7 +58,7 @@ fn plugs_and_unplugs_in_a_loop_keep_the_memory_of_the_process_flat() {
     let list = RamList::new();
     let round = || {
         let block = list.add(RamBlockSpec::new("dimm", 64 * MIB)).unwrap();
-        block.fill(0, 16 * MIB, 1).unwrap();
+        block.fill_raw(0, 16 * MIB, 1).unwrap();
         list.dirty().test_and_clear_range(block.pages(), DirtyClient::MIGRATION, &pin(), |_, _| {});
         list.remove(&block).unwrap();
     };
@@ -82,18 +80,16 @@ struct Device(#[allow(dead_code)] Option<DirtyLog>);
 fn a_log_that_goes_with_a_retired_value_waits_for_no_log_that_is_being_started() {
     let (list, other) = (Arc::new(RamList::new()), Arc::new(RamList::new()));
     list.add(RamBlockSpec::new("ram", 2 * MIB)).unwrap();
+    let elsewhere = other.add(RamBlockSpec::new("elsewhere", 2 * MIB)).unwrap();
     for _ in 0..200 {
-        let listener = || Arc::new(NoVcpus);
-        let vga = DirtyClient::VGA;
         // It may have to wait until the last round's has gone: that one has the same pages, so this one joins it.
-        let log = DirtyLog::start(&list, vga, LogScope::All, Backend::Bitmap, listener(), None).unwrap();
+        let log = list.log(DirtyClient::VGA).start().unwrap();
         let cell = RcuCell::new(Device(Some(log)));
         cell.replace(Device(None));
         // One that is refused, and drops its client with the registry's lock held.
         let client = list.add_client("checkpoint").unwrap();
-        let source = Backend::Source(RingSource::new(&other, 128).unwrap());
-        assert!(DirtyLog::start(&list, client, LogScope::All, source, listener(), None).is_err());
-        list.dirty().set(list.blocks(&pin()).next().unwrap().pages(), ClientMask::NOCODE, &pin());
+        assert!(matches!(list.log(client).blocks([&elsewhere]).start(), Err(LogError::NotInList { .. })));
+        list.dirty().set(list.blocks(&pin()).next().unwrap().pages(), ClientMask::ALL, &pin());
     }
     barrier().unwrap();
     let all = list.blocks(&pin()).next().unwrap().pages();

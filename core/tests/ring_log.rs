@@ -2,10 +2,11 @@
 //! clients and logs come and go.
 #![cfg(not(loom))]
 
-use notdirty_core::dirty::{Backend, DirtyLog, LogError, LogRegion, LogScope};
+use notdirty_core::dirty::{DirtyLog, LogError, LogRegion, LogScope};
+use notdirty_core::raw::{RawDirty, RawRings};
 use notdirty_core::{
-    ClientMask, DirtyClient, NoVcpus, PAGE_SIZE, PageIndex, PageRange, RamBlock, RamBlockSpec, RamList, RingError,
-    RingSource, RingStartError, VcpuRings, barrier, pin,
+    ClientMask, DirtyClient, PAGE_SIZE, PageIndex, PageRange, RamBlock, RamBlockSpec, RamList, RingError,
+    RingStartError, VcpuRings, barrier, pin,
 };
 use proptest::prelude::*;
 use std::collections::{BTreeSet, HashMap};
@@ -28,17 +29,15 @@ fn page(block: &RamBlock, n: u64) -> PageIndex {
     PageIndex::new(block.offset().page().get() + n)
 }
 
-fn start(list: &Arc<RamList>, client: DirtyClient, entries: u32) -> (DirtyLog, Arc<RingSource>) {
-    let source = RingSource::new(list, entries).unwrap();
-    let backend = Backend::Source(source.clone());
-    (DirtyLog::start(list, client, LogScope::All, backend, Arc::new(NoVcpus), None).unwrap(), source)
+fn start(list: &Arc<RamList>, client: DirtyClient, entries: u32) -> DirtyLog {
+    list.log(client).rings(entries).start().unwrap()
 }
 
 /// A slow store of a vCPU, step c. Whether it is to leave.
 fn store(list: &RamList, vcpu: &mut VcpuRings, at: PageIndex) -> bool {
     let guard = pin();
     let mut leave = false;
-    list.dirty().set_new(PageRange::of_page(at), ClientMask::NOCODE, &guard, |client, first, bits| {
+    list.dirty().set_new(PageRange::of_page(at), ClientMask::ALL, &guard, |client, first, bits| {
         leave |= vcpu.push(list, client, first, bits, &guard);
     });
     leave
@@ -58,7 +57,7 @@ fn offsets(block: &RamBlock, pages: impl IntoIterator<Item = u64>) -> Vec<u64> {
 fn pages_of_vcpus_and_of_others_come_out_once_and_again_when_they_are_dirtied_again() {
     let list = list();
     let ram = block(&list, "ram", 1000);
-    let (log, _) = start(&list, MIGRATION, 128);
+    let log = start(&list, MIGRATION, 128);
     assert_eq!(sync(&log), [], "what was there before is the caller's");
     let [mut a, mut b] = [VcpuRings::new(), VcpuRings::new()];
     for _ in 0..3 {
@@ -75,7 +74,7 @@ fn pages_of_vcpus_and_of_others_come_out_once_and_again_when_they_are_dirtied_ag
 fn a_vcpu_is_told_to_leave_at_the_soft_limit_until_the_log_is_synced() {
     let list = list();
     let ram = block(&list, "ram", 1000);
-    let (log, source) = start(&list, MIGRATION, 128);
+    let log = start(&list, MIGRATION, 128);
     let mut vcpu = VcpuRings::new();
     for n in 1..SOFT {
         assert!(!store(&list, &mut vcpu, page(&ram, n)));
@@ -84,7 +83,7 @@ fn a_vcpu_is_told_to_leave_at_the_soft_limit_until_the_log_is_synced() {
     assert!(store(&list, &mut vcpu, page(&ram, 0)));
     assert!(vcpu.is_soft_full(list.dirty()));
     assert!(!store(&list, &mut vcpu, page(&ram, 0)), "it is dirty already and pushes nothing");
-    assert_eq!(u64::from(source.log(MIGRATION).unwrap().fullest()), SOFT);
+    assert_eq!(u64::from(log.rings().unwrap().fullest()), SOFT);
     assert_eq!(sync(&log), offsets(&ram, 0..SOFT));
     assert!(!vcpu.is_soft_full(list.dirty()));
 }
@@ -93,7 +92,7 @@ fn a_vcpu_is_told_to_leave_at_the_soft_limit_until_the_log_is_synced() {
 fn a_full_ring_loses_nothing_however_long_nobody_comes() {
     let list = list();
     let ram = block(&list, "ram", 20_000);
-    let (log, _) = start(&list, MIGRATION, 128);
+    let log = start(&list, MIGRATION, 128);
     let mut vcpu = VcpuRings::new();
     for round in 0..2 {
         for n in 0..20_000 {
@@ -108,7 +107,7 @@ fn a_full_ring_loses_nothing_however_long_nobody_comes() {
 fn a_harvest_that_is_dropped_comes_again() {
     let list = list();
     let ram = block(&list, "ram", 100);
-    let (log, _) = start(&list, MIGRATION, 128);
+    let log = start(&list, MIGRATION, 128);
     let mut vcpu = VcpuRings::new();
     store(&list, &mut vcpu, page(&ram, 3));
     drop(log.sync(None).unwrap());
@@ -122,7 +121,7 @@ fn vcpus_may_come_after_the_log_and_go_before_the_harvest() {
     let list = list();
     let ram = block(&list, "ram", 100);
     let mut early = VcpuRings::new();
-    let (log, source) = start(&list, MIGRATION, 128);
+    let log = start(&list, MIGRATION, 128);
     store(&list, &mut early, page(&ram, 1));
     let mut late = VcpuRings::new();
     store(&list, &mut late, page(&ram, 2));
@@ -131,22 +130,22 @@ fn vcpus_may_come_after_the_log_and_go_before_the_harvest() {
     store(&list, &mut early, page(&ram, 1));
     drop(early);
     assert_eq!(sync(&log), offsets(&ram, [1]));
-    assert_eq!(source.log(MIGRATION).unwrap().fullest(), 0);
+    assert_eq!(log.rings().unwrap().fullest(), 0);
 }
 
 #[test]
 fn a_log_that_stops_holds_nobody_up_and_the_next_one_starts_clean() {
     let list = list();
     let ram = block(&list, "ram", 1000);
-    let (log, source) = start(&list, MIGRATION, 128);
+    let log = start(&list, MIGRATION, 128);
     let mut vcpu = VcpuRings::new();
     assert_ne!((0..200).filter(|n| store(&list, &mut vcpu, page(&ram, *n))).count(), 0);
     assert!(vcpu.is_soft_full(list.dirty()));
     log.stop();
     assert!(!vcpu.is_soft_full(list.dirty()));
-    assert!(list.dirty().ringed().is_empty() && source.log(MIGRATION).is_none());
+    assert!(list.dirty().ringed().is_empty());
     assert!(list.dirty().listening(page(&ram, 5), &pin()).is_empty(), "logging that is off costs nothing");
-    let (log, _) = start(&list, MIGRATION, 256);
+    let log = start(&list, MIGRATION, 256);
     assert_eq!(sync(&log), []);
     store(&list, &mut vcpu, page(&ram, 9));
     assert_eq!(sync(&log), offsets(&ram, [9]));
@@ -157,8 +156,8 @@ fn two_clients_have_rings_of_their_own() {
     let list = list();
     let ram = block(&list, "ram", 1000);
     let own = list.add_client("checkpoint").unwrap();
-    let (migration, _) = start(&list, MIGRATION, 128);
-    let (checkpoint, _) = start(&list, own.client(), 1024);
+    let migration = start(&list, MIGRATION, 128);
+    let checkpoint = start(&list, own.client(), 1024);
     let mut vcpu = VcpuRings::new();
     assert!((0..100).filter(|n| store(&list, &mut vcpu, page(&ram, *n))).count() > 0);
     assert_eq!(sync(&migration), offsets(&ram, 0..100));
@@ -173,14 +172,13 @@ fn a_client_that_is_dropped_takes_its_rings_along() {
     let list = list();
     let ram = block(&list, "ram", 100);
     let own = list.add_client("checkpoint").unwrap();
-    let source = RingSource::new(&list, 128).unwrap();
-    let log = DirtyLog::start(&list, own, LogScope::All, Backend::Source(source), Arc::new(NoVcpus), None).unwrap();
+    let log = list.log(own).rings(128).start().unwrap();
     let mut vcpu = VcpuRings::new();
     store(&list, &mut vcpu, page(&ram, 1));
     log.stop();
     assert!(list.dirty().ringed().is_empty());
     let own = list.add_client("another").unwrap();
-    let (log, _) = start(&list, own.client(), 128);
+    let log = start(&list, own.client(), 128);
     store(&list, &mut vcpu, page(&ram, 2));
     assert_eq!(sync(&log), offsets(&ram, [2]));
 }
@@ -189,13 +187,10 @@ fn a_client_that_is_dropped_takes_its_rings_along() {
 fn only_what_is_logged_is_taken() {
     let list = list();
     let (a, b) = (block(&list, "a", 100), block(&list, "b", 100));
-    let source = RingSource::new(&list, 128).unwrap();
     let scope = LogScope::Regions(vec![LogRegion::bytes(&b, 10 * PAGE_SIZE, 20 * PAGE_SIZE)]);
-    let rings =
-        DirtyLog::start(&list, MIGRATION, scope, Backend::Source(source.clone()), Arc::new(NoVcpus), None).unwrap();
+    let rings = list.log(MIGRATION).scope(scope).rings(128).start().unwrap();
     // Of the same client, by its bits.
-    let bitmap =
-        DirtyLog::start(&list, MIGRATION, LogScope::blocks([&a]), Backend::Bitmap, Arc::new(NoVcpus), None).unwrap();
+    let bitmap = list.log(MIGRATION).blocks([&a]).start().unwrap();
     let mut vcpu = VcpuRings::new();
     for n in [5, 12, 29, 30] {
         store(&list, &mut vcpu, page(&a, n));
@@ -203,36 +198,25 @@ fn only_what_is_logged_is_taken() {
     }
     assert_eq!(sync(&rings), offsets(&b, [12, 29]));
     assert_eq!(sync(&bitmap), offsets(&a, [5, 12, 29, 30]));
-    let third = DirtyLog::start(
-        &list,
-        MIGRATION,
-        LogScope::Regions(vec![LogRegion::bytes(&b, 40 * PAGE_SIZE, PAGE_SIZE)]),
-        Backend::Source(RingSource::new(&list, 128).unwrap()),
-        Arc::new(NoVcpus),
-        None,
-    );
-    assert_eq!(third.unwrap_err(), LogError::Ring(RingStartError::Busy { client: MIGRATION }));
+    let scope = LogScope::Regions(vec![LogRegion::bytes(&b, 40 * PAGE_SIZE, PAGE_SIZE)]);
+    let third = list.log(MIGRATION).scope(scope).rings(128).start();
+    assert_eq!(third.unwrap_err(), LogError::Rings(RingStartError::Busy { client: MIGRATION }));
 }
 
 #[test]
-fn what_cannot_be_is_refused() {
+fn rings_that_cannot_be_are_refused() {
     let list = list();
-    assert_eq!(RingSource::new(&list, 100).unwrap_err(), RingError::Size { entries: 100 });
-    let start = |client, source| {
-        let backend = Backend::Source(source);
-        DirtyLog::start(&list, client, LogScope::All, backend, Arc::new(NoVcpus), None).unwrap_err()
-    };
-    assert_eq!(start(DirtyClient::CODE, RingSource::new(&list, 128).unwrap()), LogError::Code);
-    assert_eq!(list.dirty().start_rings(DirtyClient::CODE, 128).unwrap_err(), RingStartError::Code);
-    let other = RingSource::new(&Arc::new(RamList::new()), 128).unwrap();
-    assert_eq!(start(MIGRATION, other), LogError::Ring(RingStartError::OtherList));
+    let start = |entries| list.log(MIGRATION).rings(entries).start().unwrap_err();
+    assert_eq!(start(100), LogError::Rings(RingStartError::Ring(RingError::Size { entries: 100 })));
+    let _log = list.log(MIGRATION).rings(128).start().unwrap();
+    assert_eq!(start(256), LogError::OtherBackend { client: MIGRATION, rings: true });
 }
 
 #[test]
 fn a_block_that_is_plugged_is_reported_whole_and_then_as_the_others() {
     let list = list();
     block(&list, "ram", 100);
-    let (log, _) = start(&list, MIGRATION, 128);
+    let log = start(&list, MIGRATION, 128);
     let mut vcpu = VcpuRings::new();
     let new = block(&list, "new", 70);
     store(&list, &mut vcpu, page(&new, 3));
@@ -247,7 +231,7 @@ fn a_block_that_is_plugged_is_reported_whole_and_then_as_the_others() {
 fn a_block_at_the_addresses_of_another_is_reported_whole() {
     let list = list();
     let old = block(&list, "old", 100);
-    let (log, _) = start(&list, MIGRATION, 128);
+    let log = start(&list, MIGRATION, 128);
     let mut vcpu = VcpuRings::new();
     for n in [3, 4, 50] {
         store(&list, &mut vcpu, page(&old, n));
@@ -267,7 +251,7 @@ fn a_block_at_the_addresses_of_another_is_reported_whole() {
 fn a_block_that_is_gone_is_not_reported() {
     let list = list();
     let (gone, stays) = (block(&list, "gone", 100), block(&list, "stays", 100));
-    let (log, _) = start(&list, MIGRATION, 128);
+    let log = start(&list, MIGRATION, 128);
     let mut vcpu = VcpuRings::new();
     store(&list, &mut vcpu, page(&gone, 3));
     store(&list, &mut vcpu, page(&stays, 3));
@@ -284,7 +268,7 @@ proptest! {
     ) {
         let list = list();
         let (a, b) = (block(&list, "a", 100), block(&list, "b", 200));
-        let (log, _) = start(&list, MIGRATION, 128);
+        let log = start(&list, MIGRATION, 128);
         let mut vcpus = [VcpuRings::new(), VcpuRings::new()];
         let mut dirty = BTreeSet::new();
         for (what, n) in steps {
@@ -357,13 +341,13 @@ fn no_store_is_missed_while_blocks_come_and_go() {
     const PLUGGED: u64 = 64;
     let list = list();
     let fixed = block(&list, "fixed", FIXED);
-    let (log, _) = start(&list, MIGRATION, 128);
+    let log = start(&list, MIGRATION, 128);
     let plugged = Mutex::new(Arc::downgrade(&fixed));
     let (writing, ended) = (AtomicBool::new(true), AtomicBool::new(false));
     let write = |at: &RamBlock, n: u64| {
         // Writers of one page count from one cell: each has its own.
         let off = n * PAGE_SIZE;
-        at.store(off, 8, at.load(off, 8).unwrap() + 1).unwrap();
+        at.store_raw(off, 8, at.load(off, 8).unwrap() + 1).unwrap();
     };
     let mut last = None;
     std::thread::scope(|s| {
@@ -400,7 +384,7 @@ fn no_store_is_missed_while_blocks_come_and_go() {
                         let (Some(block), page_n) = (block, n % (pages / 3 * 3)) else { continue };
                         write(block, page_n);
                         if who == 2 {
-                            list.dirty().set(PageRange::of_page(page(block, page_n)), ClientMask::NOCODE, &pin());
+                            list.dirty().set(PageRange::of_page(page(block, page_n)), ClientMask::ALL, &pin());
                         } else {
                             store(list, &mut vcpu, page(block, page_n));
                         }

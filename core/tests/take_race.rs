@@ -2,6 +2,7 @@
 //! is for the code that takes whole lines and runs of words. NOTDIRTY_RACE_SECONDS=n: longer.
 #![cfg(not(loom))]
 
+use notdirty_core::raw::RawDirty;
 use notdirty_core::{ClientMask, DirtyClient, PAGE_SIZE, PageIndex, PageRange, RamBlockSpec, RamList, pin};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};

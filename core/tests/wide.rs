@@ -4,6 +4,7 @@
 
 use loom::model::Builder;
 use loom::thread;
+use notdirty_core::raw::RawDirty;
 use notdirty_core::sync::{AtomicU64, BLOCK_WORDS, Ordering, SUMMARY_WORDS};
 use notdirty_core::{ClientMask, DirtyClient, DirtyMemory, PageIndex, PageRange, PageSet, pin};
 use std::sync::Arc;

@@ -32,7 +32,7 @@ pub mod machine;
 pub mod programs;
 pub mod smc_test;
 
-pub use devices::console::{Captured, Console};
+pub use devices::console::{Captured, Console, ConsoleFull};
 pub use devices::exit::{ExitBy, GuestExit};
 pub use load::{LoadError, Program, SymbolTable};
 pub use machine::{

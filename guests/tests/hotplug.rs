@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 use notdirty::programs::hotplug::{Mail, RESIDENT_STORES_AT, finder, resident, returns};
 use notdirty::{EngineKind, ExitBy, GuestExit, GuestPhys, Machine, MachineExit, Memory, PlugError, PlugSpec, Plugged};
 use notdirty::{Program, ResizeError, UnplugError};
+use notdirty_core::raw::RawDirty;
 use notdirty_core::{DirtyClient, PageRange, RamAddr, RamError, barrier, pin};
 use notdirty_softmmu::{AddressSpace, MapError, MemSize, MmioDevice, SizeMask};
 
@@ -155,7 +156,7 @@ fn ram_at_a_reused_ram_addr_is_dirty_for_everybody_and_holds_no_code() {
                     memory.write(AT, &returns(round)).expect("RAM is there");
                     // Somebody listens to all of it, until it goes.
                     space.ram().dirty().test_and_clear_range(pages, DirtyClient::MIGRATION, &pin(), |_, _| {});
-                    assert!(space.rearm_and_wait(&[pages], Some(PATIENCE)));
+                    assert!(space.ram().rearm(&[pages], Some(PATIENCE)).is_ok());
                     for _ in 0..20 {
                         further(memory, Mail::Hits);
                     }

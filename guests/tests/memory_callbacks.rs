@@ -1,7 +1,7 @@
 //! Who is called back while RAM comes and goes may ask the memory, and change it.
 
 use notdirty::{GuestPhys, Machine, Memory, PlugError, PlugSpec, Plugged, UnplugError};
-use notdirty_core::{RamBlock, RamNotifier, pin};
+use notdirty_core::{RamBlock, RamError, RamNotifier, pin};
 use notdirty_softmmu::{MemSize, MmioDevice};
 use std::sync::mpsc;
 use std::sync::{Arc, Mutex};
@@ -103,7 +103,7 @@ impl RamNotifier for Unplugs {
 }
 
 #[test]
-fn ram_that_the_list_does_not_let_go_stays() {
+fn ram_that_is_mapped_stays_in_the_list_and_an_unplug_inside_of_an_unplug_is_refused() {
     in_time(|| {
         let machine = Machine::builder().build().unwrap();
         let memory = machine.memory();
@@ -113,15 +113,14 @@ fn ram_that_the_list_does_not_let_go_stays() {
         let list = machine.space().ram();
         let _told = list.notify(unplugs.clone());
         let block = list.find_id("dimm", &pin()).cloned().unwrap();
-        list.remove(&block).unwrap();
-        assert_eq!(*unplugs.2.lock().unwrap(), [UnplugError::Busy]);
-        // On an error it stays.
+        assert!(matches!(list.remove(&block), Err(RamError::Mapped { times: 1, .. })));
+        // It stays, and no notifier was told otherwise.
         let mut bytes = [0; 4];
         memory.read(AT, &mut bytes).unwrap();
         assert_eq!(&bytes, b"here");
-        assert_eq!(memory.blocks().len(), 2);
-        // Now it is out of the list, and only the rest is to be done.
+        assert!(memory.blocks().len() == 2 && unplugs.2.lock().unwrap().is_empty());
         memory.unplug(&dimm, SECOND).unwrap();
+        assert_eq!(*unplugs.2.lock().unwrap(), [UnplugError::Busy]);
         assert!(memory.read(AT, &mut bytes).is_err());
         assert_eq!(memory.unplug(&dimm, SECOND), Err(UnplugError::NotPlugged));
         plug(&memory);

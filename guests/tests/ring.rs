@@ -4,8 +4,7 @@ mod common;
 
 use common::Elf;
 use notdirty::{EngineKind, ExitBy, GuestExit, Machine, MachineExit, Program, RunLimits};
-use notdirty_core::dirty::{Backend, DirtyLog, LogScope};
-use notdirty_core::{DirtyClient, RamAddr, RingSource, pin};
+use notdirty_core::{DirtyClient, RamAddr, pin};
 use notdirty_tcg::riscv::Op;
 use notdirty_tcg::testkit::encode;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -38,9 +37,8 @@ fn program() -> Program {
 fn a_full_ring_ends_the_run_until_the_log_is_synced() {
     for engine in [EngineKind::Jit, EngineKind::Interp] {
         let mut machine = Machine::builder().ram_size(8 << 20).engine(engine).program(program()).build().unwrap();
-        let (space, list) = (machine.space().clone(), machine.space().ram().clone());
-        let rings = Backend::Source(RingSource::new(&list, 128).unwrap());
-        let log = DirtyLog::start(&list, DirtyClient::MIGRATION, LogScope::All, rings, space, None).unwrap();
+        let list = machine.space().ram().clone();
+        let log = list.log(DirtyClient::MIGRATION).rings(128).start().unwrap();
         let limits = RunLimits { max_insns: Some(1 << 20), deadline: None };
         let mut found = 0;
         let ended = loop {
@@ -99,10 +97,9 @@ fn program_of_two() -> Program {
 fn two_harts_lose_no_store_to_a_harvester_on_a_third_thread() {
     const SIZE: u64 = 16 << 20;
     let mut machine = Machine::builder().ram_size(SIZE).harts(2).program(program_of_two()).build().unwrap();
-    let (space, list) = (machine.space().clone(), machine.space().ram().clone());
+    let list = machine.space().ram().clone();
     let block = list.find(RamAddr::new(0), &pin()).unwrap().clone();
-    let rings = Backend::Source(RingSource::new(&list, 128).unwrap());
-    let log = DirtyLog::start(&list, DirtyClient::MIGRATION, LogScope::All, rings, space, None).unwrap();
+    let log = list.log(DirtyClient::MIGRATION).rings(128).start().unwrap();
     let mut copy = vec![0; SIZE as usize];
     block.read_bytes(0, &mut copy).unwrap();
     let ended = AtomicBool::new(false);

@@ -22,8 +22,7 @@ use std::time::{Duration, Instant};
 
 use notdirty::programs::stress::{BOARD, BOOT, BOOT_LEN, Count, SLOTS, stress};
 use notdirty::{EngineKind, ExitBy, GuestExit, Machine, MachineExit, Memory, PlugSpec, Plugged, Program};
-use notdirty_core::dirty::{Backend, DirtyLog, LogScope};
-use notdirty_core::{DirtyClient, DirtyMemory, PageIndex, RamBlock, RamList, RingSource, pin};
+use notdirty_core::{DirtyClient, DirtyLog, DirtyMemory, LogBuilder, PageIndex, RamBlock, RamList, pin};
 use notdirty_tcg::testkit::Rng;
 
 /// Beyond any honest wait here.
@@ -144,15 +143,12 @@ fn no_store_is_lost_while_ram_comes_and_goes_and_code_is_patched() {
         .program(Program::Image(stress()))
         .build()
         .expect("it is built");
-    let (memory, space, list) = (machine.memory(), machine.space().clone(), machine.space().ram().clone());
-    let rings = Backend::Source(RingSource::new(&list, 1024).expect("a size that can be"));
-    let own = DirtyMemory::add_client(&list, "stress").expect("a column is free");
-    let start = |client: notdirty_core::dirty::LogClient, backend| {
-        DirtyLog::start(&list, client, LogScope::All, backend, space.clone(), PATIENCE).expect("nothing runs")
-    };
+    let (memory, list) = (machine.memory(), machine.space().ram().clone());
+    let own = list.add_client("stress").expect("a column is free");
+    let start = |log: LogBuilder| log.timeout(PATIENCE).start().expect("nothing runs");
     let harvesters = [
-        Harvester::new("bitmap", &list, start(DirtyClient::MIGRATION.into(), Backend::Bitmap)),
-        Harvester::new("rings", &list, start(own.into(), rings)),
+        Harvester::new("bitmap", &list, start(list.log(DirtyClient::MIGRATION))),
+        Harvester::new("rings", &list, start(list.log(own).rings(1024))),
     ];
     let (stopped, dma) = (AtomicBool::new(false), Mutex::new(Vec::<(u64, u64)>::new()));
     let (memory, harvesters, stopped, dma, list) = (&memory, &harvesters, &stopped, &dma, &list);

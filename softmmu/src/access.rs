@@ -6,7 +6,8 @@
 use crate::addr::{GuestVirt, MemSize, MmuIdx};
 use crate::fault::{AccessKind, MemFault};
 use crate::host;
-use crate::mmu::{Hooks, SoftMmu};
+use crate::live::LiveMmu;
+use crate::mmu::Hooks;
 use crate::tlb::FetchEntry;
 use crate::tlb::entry::{BIAS, FLAGS, OTHER};
 use notdirty_core::RamAddr;
@@ -46,7 +47,7 @@ pub(crate) const fn wanted(biased: u64, size: MemSize) -> u64 {
     biased & (!FLAGS | (size.bytes() - 1))
 }
 
-impl SoftMmu {
+impl LiveMmu {
     /// Loads a value, zero-extended. Misaligned loads of RAM work.
     #[inline]
     pub fn load<H: Hooks>(&mut self, hooks: &mut H, _: MmuIdx, va: GuestVirt, size: MemSize) -> Result<u64, MemFault> {

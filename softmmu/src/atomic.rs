@@ -11,7 +11,8 @@ use crate::access::{StoreEffect, wanted};
 use crate::addr::{GuestVirt, MemSize, MmuIdx};
 use crate::fault::{AccessKind, MemFault};
 use crate::host::{self, AmoOp};
-use crate::mmu::{Hooks, SoftMmu};
+use crate::live::LiveMmu;
+use crate::mmu::Hooks;
 use crate::slow::{Place, aligned};
 use crate::tlb::entry::{BIAS, OTHER, Reservation};
 use std::ptr::with_exposed_provenance_mut;
@@ -22,7 +23,7 @@ fn tag(host: *mut u8, size: MemSize) -> u64 {
     host.expose_provenance() as u64 + u64::from(size == MemSize::B8)
 }
 
-impl SoftMmu {
+impl LiveMmu {
     /// Atomic read-modify-write; the old value, zero-extended. On a device it is a load and a store.
     #[inline]
     pub fn amo<H: Hooks>(
@@ -57,9 +58,12 @@ impl SoftMmu {
     ) -> Result<(u64, StoreEffect), MemFault> {
         match self.locate_atomic(va, size, AccessKind::Store)? {
             Place::Ram { host, ram, silent } => {
+                if !silent {
+                    self.before(va, ram, size.bytes())?;
+                }
                 // SAFETY: `locate_atomic` found an aligned cell of live, writable RAM.
                 let old = unsafe { host::amo(host, size, op, operand) };
-                let effect = if silent { StoreEffect::NONE } else { self.tell(hooks, ram, size.bytes()) };
+                let effect = if silent { StoreEffect::NONE } else { self.notdirty_store(hooks, ram, size.bytes()) };
                 Ok((old, effect))
             }
             Place::Rom { host, .. } => {
@@ -118,9 +122,12 @@ impl SoftMmu {
             self.stats.rom_discard += 1;
             return Ok((true, StoreEffect::NONE));
         };
+        if !silent {
+            self.before(va, ram, size.bytes())?;
+        }
         // SAFETY: `locate_atomic` found an aligned cell of live, writable RAM.
         let wrote = unsafe { host::compare_exchange(host, size, reserved.value, value) };
-        let effect = if wrote && !silent { self.tell(hooks, ram, size.bytes()) } else { StoreEffect::NONE };
+        let effect = if wrote && !silent { self.notdirty_store(hooks, ram, size.bytes()) } else { StoreEffect::NONE };
         Ok((wrote, effect))
     }
 

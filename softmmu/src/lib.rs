@@ -1,4 +1,4 @@
-//! From a guest address to RAM or a device, and everybody told who wants to hear of a store.
+//! From a guest address to RAM or a device; what wants to hear of a store is told.
 //!
 //! ```text
 //!        instruction (emitted code, tier 0, oracle)                    host: loader, gdb, DMA
@@ -11,22 +11,21 @@
 //!                │  │                   memmap/flat_view.rs
 //!                │  ├─ device ─▶ mmio.rs ─▶ MmioDevice
 //!                │  └─ ROM: ignored
-//!                ▼ somebody listens
-//!             notdirty.rs   a. store  b. code.rs, CodeInvalidator  c. core's DirtyMemory, rings  d. tlb/arm.rs
+//!                ▼ something listens
+//!             notdirty.rs   a. store  b. CodeInvalidator  c. core's DirtyMemory, rings  d. tlb/arm.rs
 //!
-//!    anybody ── post(KillCode | Rearm | Remap), kick, irq ──▶ VcpuPort ──▶ SoftMmu::serve, at a safe point
+//!    other threads ── post(KillCode | Rearm | Remap), kick, irq ──▶ VcpuPort ──▶ LiveMmu::serve, at a safe point
 //! ```
 //!
 //! | file | concept |
 //! | --- | --- |
-//! | [`mmu`](SoftMmu) | [`SoftMmu`]: what one vCPU owns, and what it does at its safe points |
+//! | `mmu`, `live` | [`SoftMmu`], [`Running`], [`LiveMmu`]: what one vCPU owns, when it may use it, and what it does at its safe points |
 //! | [`tlb::entry`] | [`TlbEntry`](tlb::entry::TlbEntry): the layout that emitted code shares |
-//! | `access`, `atomic` | [`SoftMmu`]'s loads, stores, fetches, AMOs |
+//! | `access`, `atomic` | [`LiveMmu`]'s loads, stores, fetches, AMOs |
 //! | `slow`, `notdirty` | every way out of a missed probe |
-//! | [`memmap`] | [`AddressSpace`], [`FlatView`]: what lies where; core's `DirtyListener` |
+//! | [`memmap`] | [`AddressSpace`], [`FlatView`]: what lies where |
 //! | [`mmio`] | [`MmioDevice`] |
-//! | [`code`] | [`CodePages`], [`CodeInvalidator`]: 64-byte lines that hold translated code, and whose it is |
-//! | [`safepoint`], `registry` | [`VcpuPort`], [`Request`], [`VcpuRegistry`]: how others reach a vCPU, and wait for it; [`OwnPort`]: how it answers |
+//! | `safepoint`, `registry` | [`VcpuPort`], [`VcpuRegistry`]: how other threads reach a vCPU, and wait for it; core's `DirtyListener` |
 //! | [`fault`] | [`MemFault`]: the guest's error, as a value |
 //!
 //! Kept here: TLB-1, the softmmu halves of MARK-1, CODE-1, HARVEST-1, SAFE-1 and RAM-1. Nothing here sees an instruction.
@@ -37,25 +36,50 @@
 mod access;
 pub mod addr;
 mod atomic;
-pub mod code;
 pub mod fault;
 mod host;
+mod live;
 pub mod memmap;
 pub mod mmio;
 mod mmu;
 mod notdirty;
 mod registry;
-pub mod safepoint;
+mod safepoint;
 mod slow;
 pub mod tlb;
 
 pub use access::{FetchPage, StoreEffect};
 pub use addr::{GuestPhys, GuestVirt, MemSize, MmuIdx};
-pub use code::{CodeInvalidator, CodePage, CodePages, HALVES_OFFSET, lines_of};
 pub use fault::{AccessKind, FaultCause, MemFault};
 pub use host::AmoOp;
+pub use live::LiveMmu;
 pub use memmap::{AccessError, AddressSpace, FlatView, MapError, RegionId, Resolved};
 pub use mmio::{MmioDevice, SizeMask};
-pub use mmu::{Hooks, NoHooks, ServeReport, SlowStats, SoftMmu};
+pub use mmu::{CodeInvalidator, Hooks, NoHooks, Running, ServeReport, SlowStats, SoftMmu};
+pub use notdirty_core::{CodePage, CodePages, HALVES_OFFSET, VcpuId, lines_of};
 pub use registry::{Pending, VcpuRegistry};
-pub use safepoint::{Drained, OwnPort, Request, Running, Ticket, VcpuId, VcpuPort};
+pub use safepoint::{Started, VcpuPort};
+
+/// For the tests of this workspace only: requests and answers by hand. A program's requests are made in this crate, and its
+/// answers by [`LiveMmu::serve`].
+#[doc(hidden)]
+pub mod raw {
+    pub use crate::safepoint::{Drained, OwnPort, Request, Ticket};
+    use crate::safepoint::{VcpuPort, Waited};
+    use std::time::{Duration, Instant};
+
+    /// Queues a request and kicks.
+    pub fn post(port: &VcpuPort, request: Request) -> Ticket {
+        port.post(request)
+    }
+
+    /// Has the vCPU served it, or will it before it touches guest memory again?
+    pub fn served(port: &VcpuPort, ticket: Ticket) -> bool {
+        port.served(ticket)
+    }
+
+    /// Waits until it has.
+    pub fn wait_served(port: &VcpuPort, ticket: Ticket, timeout: Option<Duration>) -> bool {
+        port.wait_served(ticket, timeout.and_then(|t| Instant::now().checked_add(t))) == Waited::Served
+    }
+}

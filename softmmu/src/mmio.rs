@@ -1,6 +1,8 @@
 //! Devices behind addresses, and the cutting of an access into widths that a device understands.
 
 use crate::addr::MemSize;
+use std::cell::Cell;
+use std::ptr;
 
 /// The widths a device takes: bit n stands for `1 << n` bytes, [`EXACT`](Self::EXACT) that wider ones are not split.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
@@ -47,7 +49,10 @@ impl SizeMask {
 /// A device that answers loads and stores.
 ///
 /// It is called on the vCPU's thread, from inside an access, with no lock of ours held. It may use the host API of
-/// the address space (DMA) and may post to vCPUs: they see that at their next safe point.
+/// the address space (DMA), but not for its own addresses: that is [`AccessError::Reentered`](crate::AccessError::Reentered). It
+/// may sync a log only if no vCPU runs on this thread, as that would have to answer
+/// ([`NotServed::OwnThread`](notdirty_core::NotServed::OwnThread)). It is dropped with no lock of ours held, and not inside an
+/// access.
 pub trait MmioDevice: Send + Sync {
     /// A load of `size` at `offset` from the start of the region; bits above `size` are ignored.
     fn read(&self, offset: u64, size: MemSize) -> u64;
@@ -60,16 +65,57 @@ pub trait MmioDevice: Send + Sync {
     }
 }
 
+thread_local! {
+    /// The device that this thread is inside of, innermost first.
+    static CALLS: Cell<*const Call> = const { Cell::new(ptr::null()) };
+}
+
+/// A call of a device that is under way on this thread.
+struct Call {
+    /// The device's address.
+    dev: *const (),
+    outer: *const Call,
+}
+
+/// Calls `f` as a call of `dev`, on which a call of the same device from inside is refused.
+#[inline]
+pub(crate) fn calling<R>(dev: &dyn MmioDevice, f: impl FnOnce() -> R) -> R {
+    /// Also when the device panics.
+    struct Leave(*const Call);
+    impl Drop for Leave {
+        fn drop(&mut self) {
+            CALLS.set(self.0);
+        }
+    }
+    let call = Call { dev: ptr::from_ref(dev).cast(), outer: CALLS.get() };
+    CALLS.set(&call);
+    let _leave = Leave(call.outer);
+    f()
+}
+
+/// Is this thread inside of a call of the device?
+pub(crate) fn is_inside(dev: &dyn MmioDevice) -> bool {
+    let mut call = CALLS.get();
+    // SAFETY: null, or a call that is under way: it lies in a frame of this thread further out, which `Leave` outlives.
+    while let Some(Call { dev: inside, outer }) = unsafe { call.as_ref() } {
+        if ptr::addr_eq(*inside, ptr::from_ref(dev)) {
+            return true;
+        }
+        call = *outer;
+    }
+    false
+}
+
 /// Reads `size` bytes, split if need be. `None`: the device takes nothing that narrow, and was not called.
 #[inline]
 pub(crate) fn read(dev: &dyn MmioDevice, sizes: SizeMask, offset: u64, size: MemSize) -> Option<u64> {
     if sizes.contains(size) {
-        return Some(dev.read(offset, size) & size.mask());
+        return Some(calling(dev, || dev.read(offset, size)) & size.mask());
     }
     let part = sizes.widest_within(size)?;
     let mut value = 0;
     for at in (0..size.bytes()).step_by(part.bytes() as usize) {
-        value |= (dev.read(offset.wrapping_add(at), part) & part.mask()) << (8 * at);
+        value |= (calling(dev, || dev.read(offset.wrapping_add(at), part)) & part.mask()) << (8 * at);
     }
     Some(value)
 }
@@ -78,12 +124,12 @@ pub(crate) fn read(dev: &dyn MmioDevice, sizes: SizeMask, offset: u64, size: Mem
 #[inline]
 pub(crate) fn write(dev: &dyn MmioDevice, sizes: SizeMask, offset: u64, size: MemSize, value: u64) -> Option<()> {
     if sizes.contains(size) {
-        dev.write(offset, size, value & size.mask());
+        calling(dev, || dev.write(offset, size, value & size.mask()));
         return Some(());
     }
     let part = sizes.widest_within(size)?;
     for at in (0..size.bytes()).step_by(part.bytes() as usize) {
-        dev.write(offset.wrapping_add(at), part, (value >> (8 * at)) & part.mask());
+        calling(dev, || dev.write(offset.wrapping_add(at), part, (value >> (8 * at)) & part.mask()));
     }
     Some(())
 }

@@ -1,34 +1,28 @@
-//! `SoftMmu`: what one vCPU owns of the memory subsystem, and what it does at its safe points.
+//! `SoftMmu`: one vCPU's way to memory, and the vCPU that runs, as types.
 //!
 //! ```text
-//!   SoftMmu ── tlb ─────── raw pointers into RAM blocks and devices
-//!      │                        ▲ kept alive by
-//!      ├── view: Arc<FlatView> ─┘   changed only in `serve`, after what came from the changed places was dropped (RAM-1)
-//!      ├── space: Arc<AddressSpace> ── code pages (entries point at line masks), dirty memory, registry
-//!      └── port: OwnPort ◀── post, kick: everybody else, by an Arc<VcpuPort>
+//!   SoftMmu ── parked: touches no guest memory, holds up no log
+//!      │  run(hooks), start(hooks): runs on this thread; what was posted meanwhile is served at once
+//!      ▼
+//!   LiveMmu ── load, store, fetch, amo, serve: live.rs
+//!      ▲
+//!   Running<'_> (a borrow), or Started and `SoftMmu::live` (for an engine that emitted code leads back to): parks on drop
 //! ```
 //!
-//! Keeps TLB-1 and SAFE-1: requests are served in `serve` and nowhere else, so a pointer whose check was elided stays
-//! good across any number of loads and stores.
+//! So there is no store of a parked vCPU, none between a start and its first `serve`, and a new vCPU answers for itself.
 
-use crate::addr::{GuestPhys, GuestVirt};
-use crate::code::{CodeInvalidator, CodePages};
-use crate::memmap::{AddressSpace, FlatView, What};
-use crate::registry::Pending;
-use crate::safepoint::{Drained, OwnPort, Request, Running, VcpuPort};
-use crate::tlb::Tlb;
-use crate::tlb::entry::{BIAS, FLAGS, Reservation, TLB_BITS, TlbEntry};
-use crate::tlb::fill::ram_address;
-use notdirty_core::{PAGE_SIZE, PageIndex, PageRange, RamAddr, VcpuRings, pin};
+use crate::live::LiveMmu;
+use crate::memmap::AddressSpace;
+use crate::safepoint::Started;
+use core::marker::PhantomData;
+use core::ops::{Deref, DerefMut};
+use notdirty_core::RamAddr;
 use std::io;
 use std::ops::AddAssign;
-use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
-use std::ptr::NonNull;
 use std::sync::Arc;
 use std::time::Duration;
 
-/// How long a new vCPU waits for the one that was alone to do without what it translated (WRITER-1).
-const ADMIT: Duration = Duration::from_secs(10);
+use crate::addr::GuestPhys;
 
 /// What an access needs from the engine above.
 pub trait Hooks: CodeInvalidator {
@@ -37,8 +31,14 @@ pub trait Hooks: CodeInvalidator {
     /// The guest pages of `[start, last]` (whole pages) were RAM from `ram` on, and are so no more: drop every TB that
     /// has a guest address there. The memory is still alive.
     fn unmapped(&mut self, _start: GuestPhys, _last: GuestPhys, _ram: RamAddr) {}
-    /// The memory map changed, nobody knows where: drop every TB.
+    /// The memory map changed in too many places: drop every TB.
     fn flushed(&mut self) {}
+}
+
+/// What drops translations when the bytes under them change.
+pub trait CodeInvalidator {
+    /// Bytes `[ram, ram + len)` were written (already visible): drop every TB that overlaps; returns how many died.
+    fn code_written(&mut self, ram: RamAddr, len: u64) -> usize;
 }
 
 /// An engine that caches no translations.
@@ -46,7 +46,7 @@ pub trait Hooks: CodeInvalidator {
 pub struct NoHooks;
 
 impl CodeInvalidator for NoHooks {
-    fn code_written(&mut self, _: &CodePages, _: RamAddr, _: u64) -> usize {
+    fn code_written(&mut self, _: RamAddr, _: u64) -> usize {
         0
     }
 }
@@ -66,7 +66,7 @@ pub struct SlowStats {
     pub fetch_miss: u64,
     /// Stores to pages of which CODE was the only listener and no line was hit.
     pub code_page: u64,
-    /// Stores somebody listened to.
+    /// Stores that a client or the translator heard.
     pub notdirty: u64,
     /// Stores that hit a line with code.
     pub code_hit: u64,
@@ -137,7 +137,7 @@ impl AddAssign for SlowStats {
 #[must_use = "killed code and flushed maps concern the engine's caches too"]
 #[derive(Clone, Copy, PartialEq, Eq, Default, Debug)]
 pub struct ServeReport {
-    /// TBs dropped because somebody else wrote their bytes.
+    /// TBs dropped because another vCPU, a device or the host wrote their bytes.
     pub killed: u32,
     /// Pages, or entries if there are fewer, that were looked at to be armed again.
     pub rearmed: u64,
@@ -147,255 +147,155 @@ pub struct ServeReport {
     pub remapped: u32,
 }
 
-/// One vCPU's way to memory. It belongs to that vCPU's thread (it can be moved there, not shared), which
-/// [serves](Self::serve) before it stores, whenever it was [parked](Self::park) or [asleep](Self::wait).
+/// One vCPU's way to memory, parked. It belongs to one thread at a time, to which it can be moved.
+///
+/// What is looked at without an access ([`LiveMmu`]'s `&self` methods) can be looked at here.
+///
+/// ```
+/// # use notdirty_softmmu::{AddressSpace, GuestPhys, GuestVirt, MemSize, MmuIdx, NoHooks, SoftMmu};
+/// # use notdirty_core::{RamBlockSpec, RamList};
+/// # use std::sync::Arc;
+/// # let ram = Arc::new(RamList::new());
+/// # let block = ram.add(RamBlockSpec::new("ram", 0x4000))?;
+/// # let space = AddressSpace::new(ram);
+/// # space.map_ram(GuestPhys::new(0), &block, 0, 0x4000, 0)?;
+/// let mut mmu = SoftMmu::new(&space, 0)?;
+/// let mut vcpu = mmu.run(&mut NoHooks);
+/// vcpu.store(&mut NoHooks, MmuIdx::M, GuestVirt::new(8), MemSize::B8, 1).unwrap();
+/// drop(vcpu); // parked again
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
+///
+/// A vCPU that runs cannot be started a second time, so no end of an inner run parks the outer one:
+///
+/// ```compile_fail,E0499
+/// # use notdirty_softmmu::{MemSize, MmuIdx, NoHooks, SoftMmu, GuestVirt};
+/// fn twice(mmu: &mut SoftMmu) {
+///     let mut outer = mmu.run(&mut NoHooks);
+///     drop(mmu.run(&mut NoHooks));
+///     let _ = outer.store(&mut NoHooks, MmuIdx::M, GuestVirt::new(0), MemSize::B8, 1);
+/// }
+/// ```
+///
+/// A parked vCPU does not store, and so not before it has served what was posted:
+///
+/// ```compile_fail,E0596
+/// # use notdirty_softmmu::{MemSize, MmuIdx, NoHooks, SoftMmu, GuestVirt};
+/// fn unheard(mmu: &mut SoftMmu) {
+///     let _ = mmu.store(&mut NoHooks, MmuIdx::M, GuestVirt::new(0), MemSize::B8, 1);
+/// }
+/// ```
+///
+/// And requests are made in this crate only, so none is ill-formed:
+///
+/// ```compile_fail
+/// # use notdirty_softmmu::{SoftMmu, GuestPhys};
+/// fn backwards(mmu: &SoftMmu) {
+///     mmu.port().post(notdirty_softmmu::Request::Remap { start: GuestPhys::new(0x3000), last: GuestPhys::new(0) });
+/// }
+/// ```
 pub struct SoftMmu {
-    pub(crate) tlb: Tlb,
-    /// The view the TLB's entries came from; see the header.
-    pub(crate) view: Arc<FlatView>,
-    pub(crate) space: Arc<AddressSpace>,
-    pub(crate) port: OwnPort,
-    pub(crate) rings: VcpuRings,
-    pub(crate) stats: SlowStats,
+    mmu: LiveMmu,
 }
 
 impl SoftMmu {
-    /// A vCPU's TLB on this address space, with `prefix` bytes (a multiple of 64) before the table for the owner.
+    /// A vCPU's TLB on this address space, with `prefix` bytes (a multiple of 64) before the table for the owner. Parked.
     pub fn new(space: &Arc<AddressSpace>, prefix: usize) -> io::Result<SoftMmu> {
-        let tlb = Tlb::new(prefix)?;
-        // Registered before the view is taken: a change after that is posted to us.
-        let port = space.vcpus().register();
-        if !space.vcpus().admit_vcpu(&port, ADMIT) {
-            let why = "the vCPU that was alone does not answer";
-            return Err(io::Error::new(io::ErrorKind::TimedOut, why));
-        }
-        let view = space.snapshot();
-        let (rings, stats) = Default::default();
-        Ok(SoftMmu { tlb, view, space: space.clone(), port, rings, stats })
+        Ok(SoftMmu { mmu: LiveMmu::new(space, prefix)? })
     }
 
-    /// Start of the owner's bytes: zeroed, 64-byte aligned, `table() - prefix`. They die with this `SoftMmu`.
-    pub fn prefix(&self) -> NonNull<u8> {
-        self.tlb.prefix()
+    /// Runs the vCPU on this thread until the result is dropped: requests posted to it wait for its answers, at its safe
+    /// points. What was posted while it was parked is served first of all.
+    pub fn run<H: Hooks>(&mut self, hooks: &mut H) -> Running<'_> {
+        // What an earlier `start` left running parks: the borrow says that its engine is not in emitted code.
+        self.mmu.port.park();
+        let started = self.mmu.port.start();
+        let served = self.mmu.serve(hooks);
+        Running { mmu: &mut self.mmu, served, _started: started, thread: PhantomData }
     }
 
-    /// Start of the table, page-aligned. It never moves. Emitted code reads it on the owner's thread only.
-    pub fn table(&self) -> NonNull<TlbEntry> {
-        self.tlb.table()
+    /// As `run`, for an engine that cannot hold a borrow, as emitted code leads back to what owns this: while the result
+    /// lives, [`live`](Self::live) is the vCPU. `None` if it runs already.
+    pub fn start<H: Hooks>(&mut self, hooks: &mut H) -> Option<(Started, ServeReport)> {
+        let started = self.mmu.port.start()?;
+        let served = self.mmu.serve(hooks);
+        Some((started, served))
     }
 
-    /// Where others post, kick and raise interrupts.
-    pub fn port(&self) -> &Arc<VcpuPort> {
-        self.port.shared()
-    }
-
-    /// The address space.
-    pub fn space(&self) -> &Arc<AddressSpace> {
-        &self.space
-    }
-
-    /// Counters of the slow path.
-    pub fn stats(&self) -> &SlowStats {
-        &self.stats
-    }
-
-    /// The addend that emitted code may assume: entries with another carry OTHER and never match there.
-    pub fn flat_addend(&self) -> u64 {
-        self.tlb.flat_addend
-    }
-
-    /// Chooses the flat addend (host address - guest address, wrapping). Empties the TLB if that changes it.
-    pub fn set_flat_addend(&mut self, addend: u64) {
-        if self.tlb.flat_addend != addend {
-            self.tlb.flat_addend = addend;
-            self.flush_tlb();
-        }
-    }
-
-    /// Uses only the first `1 << bits` entries of the table: to measure what the rest are worth. Empties the TLB.
-    /// Emitted code must index likewise.
-    /// `hashed`: the index is a hash of the address.
-    pub fn set_tlb_shape(&mut self, bits: u32, hashed: bool) {
-        self.flush_tlb();
-        self.tlb.set_shape((1 << bits.min(TLB_BITS)) - 1, hashed);
-    }
-
-    /// The entry that would serve `va`, for tests and for emitters that want to look.
-    pub fn probe(&self, va: GuestVirt) -> TlbEntry {
-        self.tlb.entry(self.tlb.slot(va.get().wrapping_add(BIAS)))
-    }
-
-    /// Does the TLB hold a translation of this page that lets plain stores through?
-    pub fn is_store_fast(&self, va: GuestVirt) -> bool {
-        let biased = va.get().wrapping_add(BIAS) & !FLAGS;
-        biased != 0 && self.probe(va).write & !crate::tlb::entry::OTHER == biased
-    }
-
-    /// Is a dirty ring of this vCPU at its soft limit? Then it must not run until its pages were harvested (RING-1).
+    /// The vCPU, if it runs: on the thread that started it.
     #[inline]
-    pub fn ring_is_full(&mut self) -> bool {
-        self.rings.is_soft_full(self.space.ram().dirty())
-    }
-
-    /// Empties the TLB, fetch entries too.
-    pub fn flush_tlb(&mut self) {
-        self.tlb.flush_all();
-        self.stats.flushes += 1;
-    }
-
-    /// Makes own entries of a RAM page say who listens now. The translator calls it after `announce`.
-    pub fn arm_page(&mut self, page: PageIndex) {
-        self.stats.refreshed += 1;
-        self.tlb.refresh_page(&self.space, page, &pin());
-    }
-
-    /// First half of CODE-1 in one call: announce the lines, arm own entries, post the re-arm to every other vCPU.
-    /// Then read the bytes. Until the rest have served it, one of them may still store there unheard: when they have,
-    /// compare the bytes again, and at each `fence.i` until then.
-    #[must_use = "until it is served, the bytes may change unheard"]
-    pub fn announce_code(&mut self, page: PageIndex, lines: u64) -> Pending {
-        let spans = (0..64).filter(|n| lines >> n & 1 != 0).map(|n| (64 * n, 64 * n + 64));
-        self.announce_spans(page, spans)
-    }
-
-    /// As `announce_code`, for bytes `[from, to)` of the page: stores beside them are not heard.
-    #[must_use = "until it is served, the bytes may change unheard"]
-    pub fn announce_spans(&mut self, page: PageIndex, spans: impl Iterator<Item = (u64, u64)> + Clone) -> Pending {
-        let guard = pin();
-        self.space.code().announce_spans(self.space.ram().dirty(), page, spans, self.port.id(), &guard);
-        self.stats.refreshed += 1;
-        self.tlb.refresh_page(&self.space, page, &guard);
-        self.space.vcpus().post_others(&self.port, Request::Rearm(PageRange::of_page(page)))
-    }
-
-    /// This vCPU does not touch guest memory from here on, until `running`: whatever is posted counts as served.
-    ///
-    /// Nothing checks that, as a check would cost each store. Who parks, and then stores before it has
-    /// [served](Self::serve), stores unheard: a page that was just harvested changes and stays clean, code that was
-    /// patched lives on, what was unmapped is written to. Its memory is still there: the entries' view is, until `serve`.
-    /// A thread that owns the vCPU and harvests, too, stays parked (it cannot wait for itself) and serves after each
-    /// harvest.
-    pub fn park(&mut self) {
-        self.port.park();
-    }
-
-    /// The vCPU is back, until the result is dropped. The next thing it does is [`serve`](Self::serve): what was posted
-    /// while it was parked counts as served already.
-    pub fn running(&mut self) -> Running {
-        self.port.running()
+    pub fn live(&mut self) -> Option<&mut LiveMmu> {
+        if self.mmu.port.is_live() { Some(&mut self.mmu) } else { None }
     }
 
     /// Sleeps, parked, until kicked, or until the time is up; returns whether it was kicked. A kick that came before
-    /// counts. For `wfi`: with no RCU guard held (SAFE-1), and the next thing is [`serve`](Self::serve), as a re-arm or
-    /// a kill may have come without waking it.
+    /// counts. For `wfi`: with no RCU guard held (SAFE-1). Who goes on runs again, and so serves.
     pub fn wait(&mut self, timeout: Option<Duration>) -> bool {
-        self.port.wait(timeout)
+        self.mmu.port.wait(timeout)
     }
 
-    /// Serves what others posted. Call it at safe points only: between instructions, with no pointer into guest RAM
-    /// held and no check elided across it.
-    #[inline]
-    pub fn serve<H: Hooks>(&mut self, hooks: &mut H) -> ServeReport {
-        if self.port.kicked() { self.serve_posted(hooks) } else { ServeReport::default() }
+    /// See [`LiveMmu::set_flat_addend`].
+    pub fn set_flat_addend(&mut self, addend: u64) {
+        self.mmu.set_flat_addend(addend);
     }
 
-    #[cold]
-    fn serve_posted<H: Hooks>(&mut self, hooks: &mut H) -> ServeReport {
-        if !self.port.take_kick() {
-            return ServeReport::default();
-        }
-        let mut drained = self.port.drain();
-        match catch_unwind(AssertUnwindSafe(|| self.act(hooks, &mut drained))) {
-            Ok(report) => {
-                // Acted first, acknowledged last (HARVEST-1 counts on it).
-                self.port.acknowledge(drained);
-                report
-            }
-            // A hook panicked. What comes after must not be answered while this is not done.
-            Err(panic) => {
-                self.port.put_back(drained);
-                resume_unwind(panic)
-            }
-        }
+    /// See [`LiveMmu::set_tlb_shape`].
+    pub fn set_tlb_shape(&mut self, bits: u32, hashed: bool) {
+        self.mmu.set_tlb_shape(bits, hashed);
     }
 
-    /// Does all that was asked. If a hook panics it may be done again, from the start.
-    fn act<H: Hooks>(&mut self, hooks: &mut H, drained: &mut Drained) -> ServeReport {
-        let mut report = ServeReport::default();
-        let mut rearms = Vec::new();
-        for &request in &drained.requests {
-            match request {
-                Request::KillCode { ram, len } => {
-                    let killed = hooks.code_written(self.space.code(), ram, len);
-                    self.stats.killed += killed as u64;
-                    report.killed = report.killed.saturating_add(killed as u32);
-                }
-                Request::Rearm(range) => rearms.push(range),
-                Request::Remap { start, last } => {
-                    self.forget(hooks, start, last);
-                    report.remapped += 1;
-                }
-                Request::FlushAll => {
-                    // The order matters: no entry may outlive the view that keeps its memory alive.
-                    self.flush_tlb();
-                    hooks.flushed();
-                    self.clear_reservation();
-                    // Nothing is left of the old view, so it may be any newer one.
-                    drained.view = Some(self.space.snapshot());
-                    report.flushed = true;
-                }
-            }
-        }
-        if !rearms.is_empty() {
-            report.rearmed = self.tlb.refresh_ranges(&self.space, &mut rearms, &pin());
-            self.stats.refreshed += report.rearmed;
-        }
-        self.take_view(drained);
-        report
+    /// See [`LiveMmu::ring_is_full`].
+    pub fn ring_is_full(&mut self) -> bool {
+        self.mmu.ring_is_full()
     }
 
-    /// Drops everything that came from these guest pages (RAM-1). Where nothing was, nothing came from there: more RAM
-    /// costs a look at the old view.
-    fn forget<H: Hooks>(&mut self, hooks: &mut H, start: GuestPhys, last: GuestPhys) {
-        let (first, last) = (start.page_base().get(), last.get() | (PAGE_SIZE - 1));
-        let mut was = self.view.overlapping(first, last).peekable();
-        if was.peek().is_none() {
-            return;
-        }
-        self.tlb.forget(first, last);
-        self.tlb.set_reservation(Reservation::default());
-        for range in was {
-            if let What::Ram { block, off, .. } = &range.what {
-                // Guest and RAM pages coincide, so both round to the same page.
-                let from = range.start.max(first) & !(PAGE_SIZE - 1);
-                let to = range.last.min(last) | (PAGE_SIZE - 1);
-                let ram = ram_address(block, *off).get().wrapping_add(from.wrapping_sub(range.start));
-                hooks.unmapped(GuestPhys::new(from), GuestPhys::new(to), RamAddr::new(ram));
-            }
-        }
-    }
-
-    /// Puts the view that came with the remaps in place of the old one, which `drained` then drops. A vCPU that is new
-    /// may have a newer one than its first remap brings: then nothing came from older ones.
-    fn take_view(&mut self, drained: &mut Drained) {
-        if let Some(view) = &mut drained.view
-            && view.version() > self.view.version()
-        {
-            core::mem::swap(&mut self.view, view);
-        }
+    /// Forgets the reservation (reset).
+    pub fn clear_reservation(&mut self) {
+        self.mmu.clear_reservation();
     }
 }
 
-impl Drop for SoftMmu {
-    fn drop(&mut self) {
-        // Its translations go with it.
-        self.space.code().forget(self.space.ram().dirty(), self.port.id(), &pin());
-        self.port.close();
+impl Deref for SoftMmu {
+    type Target = LiveMmu;
+
+    fn deref(&self) -> &LiveMmu {
+        &self.mmu
     }
 }
 
 impl core::fmt::Debug for SoftMmu {
     fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
-        f.debug_struct("SoftMmu").field("stats", &self.stats).finish_non_exhaustive()
+        f.debug_struct("SoftMmu").field("stats", self.stats()).finish_non_exhaustive()
+    }
+}
+
+/// A vCPU that runs, on this thread; it parks when this is dropped.
+#[must_use = "the vCPU parks when this is dropped"]
+#[derive(Debug)]
+pub struct Running<'m> {
+    mmu: &'m mut LiveMmu,
+    served: ServeReport,
+    _started: Option<Started>,
+    thread: PhantomData<*const ()>,
+}
+
+impl Running<'_> {
+    /// What was served when it started.
+    pub fn served(&self) -> ServeReport {
+        self.served
+    }
+}
+
+impl Deref for Running<'_> {
+    type Target = LiveMmu;
+
+    fn deref(&self) -> &LiveMmu {
+        self.mmu
+    }
+}
+
+impl DerefMut for Running<'_> {
+    fn deref_mut(&mut self) -> &mut LiveMmu {
+        self.mmu
     }
 }

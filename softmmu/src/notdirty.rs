@@ -1,31 +1,42 @@
-//! The store somebody listens to: the road of a store, steps a to d.
+//! Stores to tracked pages: steps a to d of the store path.
 //!
 //! ```text
+//!   before       the door's first half: what subscribes takes the old bytes       (core's ram/door.rs)
 //!   a. host store                                     (by the caller, or here for a code page)
-//!   ── fence ──  MARK-1: the store is visible before anybody's wish is read
+//!   ── fence ──  MARK-1: the store is visible before the bits are read
 //!   b. CODE clear, and the bytes touch halves with code ─▶ CodeInvalidator::code_written, and a kill posted
-//!      to every other vCPU that has announced such a line
-//!   c. who else listens gets the page's bit (a RMW); a bit that was clear, of a client with rings, is pushed to this
+//!      to every other vCPU that has announced such a line, whatever address space it is of
+//!   c. each client that listens gets the page's bit (a RMW); a bit that was clear, of a client with rings, is pushed to this
 //!      vCPU's own, and a ring at its soft limit makes the vCPU leave behind this instruction (RING-1)
-//!   d. who listens now? nobody: NOTDIRTY goes; only code: CODEPAGE, and the next store tests its bits
+//!   d. what listens now? nothing: NOTDIRTY goes; only code: CODEPAGE, and the next store tests its bits
 //! ```
+//!
+//! A store that is not heard, or by the translator alone, needs no `before`: what subscribes has a log, so it was called for an
+//! earlier store to this page, or is about to be asked to re-arm.
 //!
 //! Keeps MARK-1 and the store's half of CODE-1. Step d asks again after b and c: killing the last TB of a page makes
 //! its entries fast at once.
 
 use crate::access::StoreEffect;
 use crate::addr::{GuestVirt, MemSize};
-use crate::code::{CodePage, lines_of};
+use crate::fault::{AccessKind, MemFault};
 use crate::host;
-use crate::mmu::{Hooks, SoftMmu};
-use crate::safepoint::Request;
-use notdirty_core::{ClientMask, PageRange, RamAddr, fence_after_store, pin};
+use crate::live::LiveMmu;
+use crate::mmu::Hooks;
+use notdirty_core::{CodePage, PageRange, RamAddr, fence_after_store, lines_of, pin};
 use std::ptr::{with_exposed_provenance, with_exposed_provenance_mut};
 use std::sync::atomic::Ordering;
 
-impl SoftMmu {
+impl LiveMmu {
+    /// The door's first half, for `len` bytes at `ram`, which are at `va`: before the host store. Refused only if the embedder runs
+    /// the vCPU with a guard held (SAFE-1) while something subscribes: then the access faults, and nothing was written.
+    #[inline]
+    pub(crate) fn before(&mut self, va: GuestVirt, ram: RamAddr, len: u64) -> Result<(), MemFault> {
+        self.space.ram().before(ram, len).map_err(|_| self.fault(AccessKind::Store, va))
+    }
+
     /// Steps b to d for `len` bytes at `ram`, on one page, that were just stored by this vCPU.
-    pub(crate) fn tell<H: Hooks>(&mut self, hooks: &mut H, ram: RamAddr, len: u64) -> StoreEffect {
+    pub(crate) fn notdirty_store<H: Hooks>(&mut self, hooks: &mut H, ram: RamAddr, len: u64) -> StoreEffect {
         self.stats.notdirty += 1;
         // MARK-1: partners the RMW of `announce` and of whoever takes bits.
         fence_after_store();
@@ -33,10 +44,10 @@ impl SoftMmu {
         let page = ram.page();
         let listening = self.space.ram().dirty().listening(page, &guard);
         let mut effect = StoreEffect::NONE;
-        if listening.contains(ClientMask::CODE) && self.space.code().hit(ram, len) {
+        if listening.code() && self.space.code().hit(ram, len) {
             effect.killed = self.kill(hooks, ram, len);
         }
-        let others = listening.without(ClientMask::CODE);
+        let others = listening.clients();
         if !others.is_empty() {
             let (ram, rings) = (self.space.ram(), &mut self.rings);
             ram.dirty().set_new(PageRange::of_page(page), others, &guard, |client, first, bits| {
@@ -65,14 +76,14 @@ impl SoftMmu {
         let host = va.get().wrapping_add(entry.addend);
         // SAFETY: the write comparator matched but for CODEPAGE: aligned, live, writable RAM.
         unsafe { host::store(with_exposed_provenance_mut(host as usize), size, value) };
-        // MARK-1, as in `tell`.
+        // MARK-1, as in `notdirty_store`.
         fence_after_store();
-        // SAFETY: with CODEPAGE, `aux` is the address of a `CodePage`, which lives as long as `self.space`.
+        // SAFETY: with CODEPAGE, `aux` is the address of a `CodePage`, which lives as long as the RAM list, and so as `self.space`.
         let code = unsafe { &*with_exposed_provenance::<CodePage>(entry.aux as usize) };
         if !code.hit(va.page_offset(), size.bytes()) {
             self.stats.code_page += 1;
             if code.mask.load(Ordering::Relaxed) == 0 {
-                // Its TBs died by other means; nobody told this entry.
+                // Its TBs died by other means, of which this entry was not told.
                 self.arm_page(self.tlb.ram_page(slot));
             }
             return StoreEffect::NONE;
@@ -92,9 +103,9 @@ impl SoftMmu {
         others.retain(|id| *id != own);
         if !others.is_empty() {
             // They serve it when they do: at the latest at the `fence.i` before which ours can be known.
-            let _ = self.space.vcpus().post_to(&others, Request::KillCode { ram, len });
+            self.space.ram().kill_code(&others, ram, len);
         }
-        let killed = hooks.code_written(self.space.code(), ram, len);
+        let killed = hooks.code_written(ram, len);
         self.stats.killed += killed as u64;
         killed as u32
     }

@@ -1,16 +1,19 @@
-//! All vCPUs of an address space: who posts to whom, and waits for it.
+//! All vCPUs of an address space: requests to them, and waits for their answers. The RAM list knows it as a
+//! [`DirtyListener`].
 //!
 //! Keeps TLB-1's first half: a request goes to every vCPU, or to every other one. Fewer are told only where a lock says
-//! who is concerned ([`CodePages::owners`](crate::CodePages::owners)).
+//! which are concerned ([`CodePages::owners`](notdirty_core::CodePages::owners)).
 //!
 //! Keeps WRITER-1: translations may do an AMO or SC as a plain load and store, and a fence as nothing, only while the
 //! promise stands that one thread stores to guest memory. The promise is made by the owner of the only vCPU, which has
 //! given no other thread a way to write; its own writes come while the vCPU is parked or by a device that the vCPU
 //! calls. Whoever is about to give such a way takes the promise back first and waits: each vCPU then drops all
-//! translations, or is parked and drops them before it runs. A second vCPU takes it back before it exists.
+//! translations, or is parked and drops them before it runs. A second vCPU takes it back before it exists, of whatever
+//! address space over this RAM it is.
 
 use crate::memmap::FlatView;
-use crate::safepoint::{OwnPort, Request, Ticket, VcpuId, VcpuPort};
+use crate::safepoint::{OwnPort, Request, Ticket, VcpuPort, Waited};
+use notdirty_core::{Answers, DirtyListener, NotServed, PageRange, RamAddr, RamList, VcpuId};
 use std::sync::atomic::{AtomicU8, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::{Duration, Instant};
@@ -19,32 +22,52 @@ use std::time::{Duration, Instant};
 #[derive(Debug, Default)]
 pub struct Pending {
     acks: Vec<(Ticket, Arc<VcpuPort>)>,
+    /// Of vCPUs of other address spaces over the same RAM.
+    others: Vec<Box<dyn Answers>>,
 }
 
 impl Pending {
     /// Have all of them served it?
     pub fn is_served(&mut self) -> bool {
         self.acks.retain(|(ticket, port)| !port.served(*ticket));
-        self.acks.is_empty()
+        self.others.retain_mut(|answers| !answers.is_served());
+        self.is_empty()
     }
 
-    /// Was there nobody to ask?
+    /// Was there no vCPU to ask?
     pub fn is_empty(&self) -> bool {
-        self.acks.is_empty()
+        self.acks.is_empty() && self.others.is_empty()
+    }
+
+    /// Waits for these answers as well.
+    pub(crate) fn with(self, others: Vec<Box<dyn Answers>>) -> Pending {
+        Pending { others, ..self }
     }
 
     /// Waits for what `other` waits for as well.
     pub fn absorb(&mut self, other: Pending) {
         self.acks.extend(other.acks);
+        self.others.extend(other.others);
     }
 
-    /// Waits until all have served it; `false` when time ran out. Never on the thread of one of them, and with no RCU
-    /// guard and no lock held that one of them may want.
+    /// Waits until all have served it; `false` when time ran out, and at once on the thread of one of them that runs.
+    /// With no RCU guard and no lock held that one of them may want.
     pub fn wait(&self, timeout: Option<Duration>) -> bool {
-        let until = timeout.and_then(|t| Instant::now().checked_add(t));
-        self.acks.iter().all(|(ticket, port)| {
-            let left = until.map(|u| u.saturating_duration_since(Instant::now()));
-            port.wait_served(*ticket, left)
+        Answers::wait(self, timeout.and_then(|t| Instant::now().checked_add(t))).is_ok()
+    }
+}
+
+impl Answers for Pending {
+    fn is_served(&mut self) -> bool {
+        Pending::is_served(self)
+    }
+
+    fn wait(&self, until: Option<Instant>) -> Result<(), NotServed> {
+        self.others.iter().try_for_each(|answers| answers.wait(until))?;
+        self.acks.iter().try_for_each(|(ticket, port)| match port.wait_served(*ticket, until) {
+            Waited::Served => Ok(()),
+            Waited::OwnThread => Err(NotServed::OwnThread),
+            Waited::Late => Err(NotServed::Late { waited: Duration::ZERO }),
         })
     }
 }
@@ -53,6 +76,8 @@ impl Pending {
 #[derive(Debug, Default)]
 pub struct VcpuRegistry {
     ports: Mutex<Ports>,
+    /// What the vCPUs store to: other address spaces over it have vCPUs, too.
+    ram: Weak<RamList>,
     /// The promise of WRITER-1: `SHARED`, `ALONE` or `LEAVING`. Made under the lock of `ports`, so that no second vCPU
     /// comes meanwhile.
     writers: AtomicU8,
@@ -68,7 +93,6 @@ const LEAVING: u8 = 2;
 #[derive(Debug, Default)]
 struct Ports {
     all: Vec<(VcpuId, Weak<VcpuPort>)>,
-    next: u64,
 }
 
 impl VcpuRegistry {
@@ -76,11 +100,14 @@ impl VcpuRegistry {
         self.ports.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    pub(crate) fn new(ram: &Arc<RamList>) -> VcpuRegistry {
+        VcpuRegistry { ram: Arc::downgrade(ram), ..VcpuRegistry::default() }
+    }
+
     /// A port for one more vCPU; it is forgotten when the last `Arc` goes.
     pub(crate) fn register(&self) -> OwnPort {
         let mut ports = self.ports();
-        let id = VcpuId::new(ports.next);
-        ports.next += 1;
+        let id = VcpuId::fresh();
         let port = OwnPort::new(VcpuPort::new(id));
         ports.all.retain(|p| p.1.strong_count() > 0);
         ports.all.push((id, Arc::downgrade(port.shared())));
@@ -93,7 +120,17 @@ impl VcpuRegistry {
     pub fn promise_one_writer(&self) -> bool {
         let ports = self.ports();
         let alone = ports.all.iter().filter(|p| p.1.strong_count() > 0).count() == 1;
-        alone && self.writers.compare_exchange(SHARED, ALONE, Ordering::SeqCst, Ordering::SeqCst) != Err(LEAVING)
+        let stands = |was: Result<u8, u8>| was != Err(LEAVING);
+        if !alone || !stands(self.writers.compare_exchange(SHARED, ALONE, Ordering::SeqCst, Ordering::SeqCst)) {
+            return false;
+        }
+        drop(ports);
+        // After the promise: a vCPU of another address space is either seen here, or takes it back.
+        let others = self.ram.upgrade().is_some_and(|ram| ram.others_may_store(self));
+        if others {
+            let _ = self.admit_writers(Some(Duration::ZERO));
+        }
+        !others
     }
 
     /// Does the promise stand? A translator asks for each translation, and serves requests before it runs one.
@@ -138,22 +175,17 @@ impl VcpuRegistry {
         let ports = self.ports();
         // The usual case, nobody else, costs no allocation.
         let them = ports.all.iter().filter(|p| whom(p.0)).filter_map(|p| p.1.upgrade());
-        Pending { acks: them.map(|port| (post(&port), port)).collect() }
+        Pending { acks: them.map(|port| (post(&port), port)).collect(), others: Vec::new() }
     }
 
     /// Posts to every vCPU.
-    pub fn post_all(&self, request: Request) -> Pending {
+    pub(crate) fn post_all(&self, request: Request) -> Pending {
         self.post_if(|_| true, |port| port.post(request))
     }
 
     /// Posts to every vCPU but the one of `own`, which acts at once.
-    pub fn post_others(&self, own: &VcpuPort, request: Request) -> Pending {
+    pub(crate) fn post_others(&self, own: &VcpuPort, request: Request) -> Pending {
         self.post_if(|id| id != own.id(), |port| port.post(request))
-    }
-
-    /// Posts to these vCPUs. For who knows under a lock that nobody else is concerned; a hint does not do (TLB-1).
-    pub(crate) fn post_to(&self, ids: &[VcpuId], request: Request) -> Pending {
-        self.post_if(|id| ids.contains(&id), |port| port.post(request))
     }
 
     /// Posts several requests to every vCPU, with the view after the remaps among them.
@@ -164,15 +196,29 @@ impl VcpuRegistry {
     ) -> Pending {
         self.post_if(|_| true, |port| port.post_each(requests.clone(), view))
     }
+}
 
-    /// Posts to every vCPU and waits until all have served it; `false` when time ran out. Do not call it on a vCPU's
-    /// own thread while that runs.
-    pub fn post_all_and_wait(&self, request: Request, timeout: Option<Duration>) -> bool {
-        self.post_all(request).wait(timeout)
+impl DirtyListener for VcpuRegistry {
+    fn rearm(&self, pages: &[PageRange]) -> Option<Box<dyn Answers>> {
+        let pending = self.post_each(pages.iter().copied().map(Request::Rearm), None);
+        (!pending.is_empty()).then(|| Box::new(pending) as Box<dyn Answers>)
+    }
+
+    /// A lock of the code pages says that no other vCPU is concerned; a hint would not do (TLB-1).
+    fn kill_code(&self, owners: &[VcpuId], ram: RamAddr, len: u64) {
+        drop(self.post_if(|id| owners.contains(&id), |port| port.post(Request::KillCode { ram, len })));
+    }
+
+    fn may_store(&self) -> bool {
+        self.ports().all.iter().any(|port| port.1.strong_count() > 0)
+    }
+
+    fn admit_writer(&self, timeout: Duration) -> bool {
+        self.admit_writers(Some(timeout))
     }
 }
 
-#[cfg(test)]
+#[cfg(all(test, not(loom)))]
 mod tests {
     use super::*;
 
@@ -183,7 +229,7 @@ mod tests {
         let one = vcpus.register();
         assert!(vcpus.promise_one_writer() && vcpus.one_writer());
         // It runs, and does not answer.
-        let running = one.running();
+        let running = one.start();
         assert!(!vcpus.admit_writers(Some(Duration::ZERO)));
         assert!(!vcpus.one_writer(), "what is translated from here on relies on nothing");
         assert!(!vcpus.promise_one_writer(), "not while it may run what relies on it");

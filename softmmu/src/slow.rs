@@ -6,22 +6,23 @@
 //!     ├─ CODEPAGE, aligned ───────────── host store, test the halves, only a hit goes on        notdirty.rs
 //!     ├─ locate: entry, else device, else fill, else (mixed page) the view; nothing there ─▶ access fault
 //!     ├─ bytes reach past the page or the region ─▶ pieces: all located, then RAM, then devices (SAFE-1)
-//!     ├─ RAM, nobody listens ──────────── host store (the first one: the miss)
-//!     ├─ RAM, somebody listens ────────── host store, then steps b to d                         notdirty.rs
+//!     ├─ RAM, nothing listens ─────────── host store (the first one: the miss)
+//!     ├─ RAM, something listens ───────── before, host store, then steps b to d                 notdirty.rs
 //!     ├─ ROM ──────────────────────────── store ignored
 //!     └─ device ───────────────────────── misaligned ─▶ access fault, else call it              mmio.rs
 //! ```
 //!
-//! Nothing here waits or serves (SAFE-1). No entry is used after a device or the invalidator was called: a `Place`
+//! Nothing here serves, and nothing waits but what subscribes to `before` (SAFE-1). No entry is used after a device or the invalidator was called: a `Place`
 //! is a copy, whose pointers live as long as `self.view`.
 
 use crate::access::{StoreEffect, wanted};
 use crate::addr::{GuestPhys, GuestVirt, MemSize};
 use crate::fault::{AccessKind, MemFault};
 use crate::host;
+use crate::live::LiveMmu;
 use crate::memmap::Resolved;
 use crate::mmio::{self, MmioDevice, SizeMask};
-use crate::mmu::{Hooks, SoftMmu};
+use crate::mmu::Hooks;
 use crate::tlb::DeviceEntry;
 use crate::tlb::entry::{BIAS, CODEPAGE, DISCARD, FLAGS, INVALID, NOTDIRTY, OTHER};
 use crate::tlb::fill::{Filled, host_address, ram_address};
@@ -32,7 +33,7 @@ use std::ptr::{NonNull, with_exposed_provenance, with_exposed_provenance_mut};
 /// Where a byte is, and what a store there must do.
 #[derive(Clone, Copy)]
 pub(crate) enum Place {
-    /// RAM; `silent` if the entry says that nobody listens.
+    /// RAM; `silent` if the entry says that nothing listens.
     Ram { host: *mut u8, ram: RamAddr, silent: bool },
     /// Located for a store, but read-only.
     Rom { host: *mut u8 },
@@ -48,7 +49,7 @@ struct Piece {
 }
 type Pieces = SmallVec<[Piece; 2]>;
 
-impl SoftMmu {
+impl LiveMmu {
     #[cold]
     #[inline(never)]
     pub(crate) fn load_slow<H: Hooks>(&mut self, hooks: &mut H, va: GuestVirt, size: MemSize) -> Result<u64, MemFault> {
@@ -110,6 +111,9 @@ impl SoftMmu {
         }
         match place {
             Place::Ram { host, ram, silent } => {
+                if !silent {
+                    self.before(va, ram, size.bytes())?;
+                }
                 if aligned(va, size) {
                     // SAFETY: `locate` found `left` bytes of live, writable RAM, here aligned.
                     unsafe { host::store(host, size, value) };
@@ -118,7 +122,7 @@ impl SoftMmu {
                     // SAFETY: as above, at any alignment.
                     unsafe { host::store_misaligned(host, size, value) };
                 }
-                Ok(if silent { StoreEffect::NONE } else { self.tell(hooks, ram, size.bytes()) })
+                Ok(if silent { StoreEffect::NONE } else { self.notdirty_store(hooks, ram, size.bytes()) })
             }
             Place::Rom { .. } => {
                 self.stats.rom_discard += 1;
@@ -265,6 +269,11 @@ impl SoftMmu {
         let pieces = self.pieces(va, size, AccessKind::Store)?;
         let mut effect = StoreEffect::NONE;
         for piece in &pieces {
+            if let Place::Ram { ram, silent: false, .. } = piece.place {
+                self.before(va.wrapping_add(piece.at), ram, piece.len)?;
+            }
+        }
+        for piece in &pieces {
             match piece.place {
                 // SAFETY: `locate` found at least `len` bytes of live, writable RAM.
                 Place::Ram { host, .. } => unsafe { host::store_bytes(host, piece.len, value >> (8 * piece.at)) },
@@ -274,7 +283,7 @@ impl SoftMmu {
         }
         for piece in &pieces {
             if let Place::Ram { ram, silent: false, .. } = piece.place {
-                let told = self.tell(hooks, ram, piece.len);
+                let told = self.notdirty_store(hooks, ram, piece.len);
                 effect.killed += told.killed;
                 effect.ring_full |= told.ring_full;
             }

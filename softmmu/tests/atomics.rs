@@ -5,7 +5,8 @@ mod common;
 use common::{DEV, RAM, Vm, va};
 use notdirty_core::DirtyClient;
 use notdirty_softmmu::MemSize::{B4, B8};
-use notdirty_softmmu::{AccessKind, AmoOp, FaultCause, MemFault, MmuIdx, NoHooks, Request, StoreEffect};
+use notdirty_softmmu::raw::Request;
+use notdirty_softmmu::{AccessKind, AmoOp, FaultCause, MemFault, MmuIdx, NoHooks, StoreEffect};
 
 fn fault(kind: AccessKind, cause: FaultCause, at: u64) -> MemFault {
     MemFault { kind, cause, addr: va(at) }
@@ -63,7 +64,7 @@ fn sc_writes_only_what_lr_reserved() {
     vm.mmu.clear_reservation();
     assert_eq!(sc!(at, B8), Ok(false));
     lr!(at, B8).unwrap();
-    vm.space.vcpus().post_all(Request::FlushAll);
+    common::post_all(&vm.space, Request::FlushAll);
     let _ = vm.mmu.serve(&mut vm.tbs);
     assert_eq!(vm.mmu.sc(&mut vm.tbs, idx, at, B8, 7).map(|r| r.0), Ok(false), "the map may have changed");
     assert_eq!(vm.load(at.get(), B8), Ok(8));

@@ -1,7 +1,7 @@
 //! HARVEST-1, CODE-1, TLB-1 and parked vCPUs under every interleaving, weak memory included: `cargo loom`
 //!
 //! ```text
-//!   real:   OwnPort (post, drain, acknowledge, wait_served, park, unpark), CodePages, DirtyMemory
+//!   real:   OwnPort (start, post, drain, acknowledge, wait_served, park), CodePages, DirtyMemory
 //!   here:   a vCPU's TLB, which is one entry of one page; a translator, whose TB is the byte that it read
 //! ```
 //!
@@ -15,10 +15,12 @@
 
 use loom::model::Builder;
 use loom::thread;
+use notdirty_core::raw::RawDirty;
 use notdirty_core::sync::{AtomicBool, AtomicU64, Ordering};
-use notdirty_core::{ClientMask, DirtyClient, DirtyMemory, PageIndex, PageRange, RamAddr, fence_after_store, pin};
-use notdirty_softmmu::{CodePages, OwnPort, Request, Ticket, VcpuId};
-use std::sync::Arc;
+use notdirty_core::{DirtyClient, DirtyMemory, PageIndex, PageRange, RamAddr, fence_after_store, pin};
+use notdirty_softmmu::raw::{self, OwnPort, Request, Ticket};
+use notdirty_softmmu::{Started, VcpuId};
+use std::sync::{Arc, LazyLock};
 
 const MIGRATION: DirtyClient = DirtyClient::MIGRATION;
 const PAGE: PageIndex = PageIndex::new(1);
@@ -26,8 +28,10 @@ const PAGE: PageIndex = PageIndex::new(1);
 const LINE: u64 = 1 << 2;
 /// Where it begins.
 const OFFSET: u64 = 2 * 64;
-const A: VcpuId = VcpuId::new(0);
-const C: VcpuId = VcpuId::new(2);
+
+/// Names for two vCPUs; they are the same in each execution of a model.
+static A: LazyLock<VcpuId> = LazyLock::new(VcpuId::fresh);
+static C: LazyLock<VcpuId> = LazyLock::new(VcpuId::fresh);
 
 fn model(test: impl Fn() + Sync + Send + 'static) {
     let mut builder = Builder::new();
@@ -40,7 +44,6 @@ struct Page {
     byte: AtomicU64,
     flag: AtomicU64,
     dirty: DirtyMemory,
-    code: CodePages,
     /// The storing vCPU's.
     b: OwnPort,
     /// The translating vCPU's.
@@ -57,7 +60,6 @@ impl Page {
             byte: AtomicU64::new(0),
             flag: AtomicU64::new(0),
             dirty,
-            code: CodePages::new(),
             b: OwnPort::default(),
             a: OwnPort::default(),
             hint: AtomicBool::new(false),
@@ -69,7 +71,7 @@ impl Page {
     }
 
     fn rearm_b(&self) -> Ticket {
-        self.b.post(Request::Rearm(PageRange::of_page(PAGE)))
+        raw::post(&self.b, Request::Rearm(PageRange::of_page(PAGE)))
     }
 }
 
@@ -91,9 +93,9 @@ impl Storer {
             return page.byte.store(value, Ordering::Release);
         }
         let guard = pin();
-        let only_code = page.dirty.listening(PAGE, &guard) == ClientMask::CODE;
+        let only_code = page.dirty.listening(PAGE, &guard).only_code();
         // As the JIT's `again.rs` in emitted code: the mask first, no fence.
-        if only_code && !page.code.page(PAGE).unwrap().hit(OFFSET, 8) {
+        if only_code && !page.dirty.code().page(PAGE).unwrap().hit(OFFSET, 8) {
             return page.byte.store(value, Ordering::Release);
         }
         page.byte.store(value, Ordering::Release);
@@ -108,16 +110,23 @@ impl Storer {
         }
         let guard = pin();
         let listening = page.dirty.listening(PAGE, &guard);
-        if listening.contains(ClientMask::CODE) && page.code.page(PAGE).is_some_and(|code| code.hit(OFFSET, 8)) {
-            if page.code.owners(PAGE, LINE).contains(&A) {
-                page.a.post(Request::KillCode { ram: RamAddr::new(0x1080), len: 1 });
+        if listening.code() && page.dirty.code().page(PAGE).is_some_and(|code| code.hit(OFFSET, 8)) {
+            if page.dirty.code().owners(PAGE, LINE).contains(&*A) {
+                raw::post(&page.a, Request::KillCode { ram: RamAddr::new(0x1080), len: 1 });
             }
         }
-        page.dirty.set(PageRange::of_page(PAGE), listening.without(ClientMask::CODE), &guard);
+        page.dirty.set(PageRange::of_page(PAGE), listening.clients(), &guard);
     }
 
     fn look(&mut self) {
         self.fast = self.page.dirty.listening(PAGE, &pin()).is_empty();
+    }
+
+    /// It runs, and serves before it stores, as `SoftMmu::start` does.
+    fn start(&mut self) -> Started {
+        let started = self.page.b.start().unwrap();
+        self.serve();
+        started
     }
 
     /// A safe point.
@@ -151,6 +160,7 @@ fn harvest(how: Harvest) {
         let page = Page::new();
         let mut storer = Storer::new(&page);
         let vcpu = thread::spawn(move || {
+            let _running = storer.start();
             storer.store(1);
             if how == Harvest::AckFirst {
                 let drained = storer.page.b.drain();
@@ -169,7 +179,6 @@ fn harvest(how: Harvest) {
                 // Which would mark what was not.
                 storer.store(3);
             }
-            storer.page.b.park();
         });
         let take = || page.dirty.test_and_clear(PAGE, MIGRATION, &pin());
         if how != Harvest::BitLast {
@@ -177,11 +186,11 @@ fn harvest(how: Harvest) {
         }
         let ticket = page.rearm_b();
         if how == Harvest::BitLast {
-            page.b.wait_served(ticket, None);
+            raw::wait_served(&page.b, ticket, None);
             take();
         }
         if how != Harvest::NoWait {
-            page.b.wait_served(ticket, None);
+            raw::wait_served(&page.b, ticket, None);
         }
         let copy = page.read();
         vcpu.join().unwrap();
@@ -228,25 +237,26 @@ fn park(how: Park) {
         let page = Page::new();
         let mut storer = Storer::new(&page);
         let vcpu = thread::spawn(move || {
+            let mut running = storer.start();
             storer.store(1);
             if how == Park::Hint {
                 storer.page.hint.store(true, Ordering::Relaxed);
                 storer.page.hint.store(false, Ordering::Relaxed);
             } else {
-                storer.page.b.park();
-                storer.page.b.unpark();
+                drop(running);
+                running = storer.page.b.start().unwrap();
             }
             if how != Park::NoDrain {
                 storer.serve();
             }
             storer.store(2);
             storer.serve();
-            storer.page.b.park();
+            drop(running);
         });
         page.dirty.test_and_clear(PAGE, MIGRATION, &pin());
         let ticket = page.rearm_b();
         if how != Park::Hint || !page.hint.load(Ordering::Relaxed) {
-            page.b.wait_served(ticket, None);
+            raw::wait_served(&page.b, ticket, None);
         }
         let copy = page.read();
         vcpu.join().unwrap();
@@ -297,7 +307,7 @@ impl Translator {
     fn translate(&mut self) -> Ticket {
         let page = &self.page;
         let early = page.read();
-        page.code.announce(&page.dirty, PAGE, LINE, A, &pin());
+        page.dirty.announce_code(PAGE, LINE, *A, &pin());
         let ticket = page.rearm_b();
         self.tb = Some(if self.how == Translate::ReadFirst { early } else { page.read() });
         ticket
@@ -324,15 +334,15 @@ fn translate(how: Translate, other: bool) {
         let page = Page::new();
         let mut storer = Storer::new(&page);
         if other {
-            page.code.announce(&page.dirty, PAGE, LINE, C, &pin());
+            page.dirty.announce_code(PAGE, LINE, *C, &pin());
             storer.look();
         }
         let vcpu = thread::spawn(move || {
+            let _running = storer.start();
             storer.store(1);
             storer.serve();
             storer.store(2);
             storer.page.flag.store(1, Ordering::Release);
-            storer.page.b.park();
         });
         let mut translator = Translator { page: page.clone(), tb: None, how };
         let ticket = translator.translate();
@@ -346,7 +356,7 @@ fn translate(how: Translate, other: bool) {
             }
             assert!(translator.tb.is_none_or(|tb| tb == 2), "old code runs after fence.i");
         }
-        page.b.wait_served(ticket, None);
+        raw::wait_served(&page.b, ticket, None);
         if how != Translate::NoCompare && how != Translate::ReadFirst {
             translator.compare();
         }
@@ -459,23 +469,23 @@ fn a_store_that_is_told_without_a_fence_may_do_neither() {
 fn union(weak: bool) {
     model(move || {
         let page = Page::new();
-        page.code.announce(&page.dirty, PAGE, 1, C, &pin());
+        page.dirty.announce_code(PAGE, 1, *C, &pin());
         let other = thread::spawn({
             let page = page.clone();
             move || {
                 if weak {
                     // As if the page had one owner.
-                    page.code.page(PAGE).unwrap().mask.store(0, Ordering::SeqCst);
-                    page.dirty.set(PageRange::of_page(PAGE), ClientMask::CODE, &pin());
+                    page.dirty.code().page(PAGE).unwrap().mask.store(0, Ordering::SeqCst);
+                    page.dirty.unprotect_code(PageRange::of_page(PAGE), &pin());
                 } else {
-                    page.code.set_lines(&page.dirty, PAGE, 0, C, &pin());
+                    page.dirty.set_code_lines(PAGE, 0, *C, &pin());
                 }
             }
         });
-        page.code.announce(&page.dirty, PAGE, LINE, A, &pin());
+        page.dirty.announce_code(PAGE, LINE, *A, &pin());
         other.join().unwrap();
-        let mask = page.code.page(PAGE).unwrap().mask.load(Ordering::SeqCst);
-        let protected = !page.dirty.test(PAGE, DirtyClient::CODE, &pin());
+        let mask = page.dirty.code().page(PAGE).unwrap().mask.load(Ordering::SeqCst);
+        let protected = page.dirty.is_code_protected(PAGE, &pin());
         assert!(mask == LINE && protected, "announced code is not protected");
     });
 }

@@ -2,10 +2,10 @@
 
 mod common;
 
-use common::{RAM, Vm, pa, va};
+use common::{Live, RAM, Vm, pa, va};
 use notdirty_core::RamBlockSpec;
 use notdirty_softmmu::MemSize::B8;
-use notdirty_softmmu::{MmuIdx, SoftMmu};
+use notdirty_softmmu::MmuIdx;
 use std::time::Duration;
 
 #[test]
@@ -125,7 +125,7 @@ fn a_view_that_is_newer_than_the_queue_is_not_taken_for_it() {
             vm.put(at, B8, n);
         }
         vm.space.unmap(id).unwrap();
-        let second = SoftMmu::new(&vm.space, 0).unwrap();
+        let second = Live::new(&vm.space, 0);
         let _ = vm.mmu.serve(&mut vm.tbs);
         assert!(vm.store(at, B8, 1).is_err());
         drop(second);
@@ -137,7 +137,7 @@ fn waiting_for_an_unmap_ends_when_every_vcpu_has_let_go_or_is_parked() {
     let mut vm = Vm::new();
     let block = vm.ram.add(RamBlockSpec::new("dimm", 0x1000)).unwrap();
     let at = pa(0x2_0000_0000);
-    let mut parked = SoftMmu::new(&vm.space, 0).unwrap();
+    let mut parked = Live::new(&vm.space, 0);
     parked.park();
     let id = vm.space.map_ram(at, &block, 0, 0x1000, 0).unwrap();
     assert!(!vm.space.unmap_and_wait(id, Some(Duration::ZERO)).unwrap());

@@ -197,6 +197,7 @@ fn a_device_that_nobody_saw_may_change_the_map_while_it_is_dropped() {
         let leaving = Arc::new(Leaving(Arc::downgrade(&space), over));
         let id = space.map_mmio(pa(0x8_0000), 16, leaving, 0).unwrap();
         space.unmap(id).unwrap();
+        notdirty_core::barrier().unwrap();
         done.send(matches!(space.view(&pin()).resolve(pa(0x8_0000)), Resolved::None)).unwrap();
     });
     assert_eq!(end.recv_timeout(std::time::Duration::from_secs(20)), Ok(true));

@@ -2,19 +2,25 @@
 
 mod common;
 
-use common::{RAM, Vm, pa, va};
-use notdirty_core::{DirtyClient, PageIndex, PageRange, RamAddr, RamBlockSpec, RamList, pin};
+use common::{Live, RAM, Vm, pa, va};
+use notdirty_core::raw::RawDirty;
+use notdirty_core::{
+    DirtyClient, DirtyLog, LogError, NotServed, PageIndex, PageRange, RamAddr, RamBlockSpec, RamError, RamList,
+    barrier, pin,
+};
+use notdirty_softmmu::raw::{self, Request};
 use notdirty_softmmu::{
-    AddressSpace, CodeInvalidator, CodePages, Hooks, MapError, MemSize, MmuIdx, NoHooks, Request, SoftMmu,
+    AccessError, AddressSpace, CodeInvalidator, Hooks, LiveMmu, MapError, MemSize, MmioDevice, MmuIdx, NoHooks, SoftMmu,
 };
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, Weak};
+use std::time::Duration;
 
 /// Panics when code dies.
 struct Faulty;
 
 impl CodeInvalidator for Faulty {
-    fn code_written(&mut self, _: &CodePages, _: RamAddr, _: u64) -> usize {
+    fn code_written(&mut self, _: RamAddr, _: u64) -> usize {
         panic!("as the test wants")
     }
 }
@@ -22,29 +28,27 @@ impl CodeInvalidator for Faulty {
 impl Hooks for Faulty {}
 
 /// A kill in front of whatever else is posted, and a serve in which it panics.
-fn serve_and_panic(mmu: &mut SoftMmu) {
-    mmu.port().post(Request::KillCode { ram: RamAddr::new(0), len: 1 });
+fn serve_and_panic(mmu: &mut LiveMmu) {
+    raw::post(mmu.port(), Request::KillCode { ram: RamAddr::new(0), len: 1 });
     assert!(catch_unwind(AssertUnwindSafe(|| mmu.serve(&mut Faulty))).is_err());
 }
 
 #[test]
 fn a_re_arm_behind_a_hook_that_panics_is_not_answered_before_it_is_done() {
     let mut vm = Vm::new();
-    let running = vm.mmu.running();
     vm.put(RAM, MemSize::B8, 1);
     assert!(vm.mmu.is_store_fast(va(RAM)));
     vm.ram.dirty().test_and_clear(vm.page(0), DirtyClient::MIGRATION, &pin());
-    let ticket = vm.mmu.port().post(Request::Rearm(PageRange::of_page(vm.page(0))));
+    let ticket = raw::post(vm.mmu.port(), Request::Rearm(PageRange::of_page(vm.page(0))));
     serve_and_panic(&mut vm.mmu);
-    assert!(!vm.mmu.port().served(ticket) && vm.mmu.port().kicked());
+    assert!(!raw::served(vm.mmu.port(), ticket) && vm.mmu.port().kicked());
     // It panics again, and a kick and a request that have nothing to do with it come in between.
     serve_and_panic(&mut vm.mmu);
     vm.mmu.port().kick();
-    let late = vm.mmu.port().post(Request::Rearm(PageRange::of_page(vm.page(0x2000))));
+    let late = raw::post(vm.mmu.port(), Request::Rearm(PageRange::of_page(vm.page(0x2000))));
     let report = vm.mmu.serve(&mut NoHooks);
-    assert!(vm.mmu.port().served(ticket) && vm.mmu.port().served(late));
+    assert!(raw::served(vm.mmu.port(), ticket) && raw::served(vm.mmu.port(), late));
     assert!(!vm.mmu.is_store_fast(va(RAM)), "answered, and a store is fast and unheard: {report:?}");
-    drop(running);
 }
 
 #[test]
@@ -53,10 +57,10 @@ fn an_unmapping_behind_a_hook_that_panics_is_done_with_the_next_one() {
     let space = AddressSpace::new(ram.clone());
     let block = ram.add(RamBlockSpec::new("ram", 0x4000)).unwrap();
     let id = space.map_ram(pa(RAM), &block, 0, 0x4000, 0).unwrap();
-    let mut mmu = SoftMmu::new(&space, 0).unwrap();
-    let store = |mmu: &mut SoftMmu| mmu.store(&mut NoHooks, MmuIdx::M, va(RAM), MemSize::B8, 1).is_ok();
+    let mut mmu = Live::new(&space, 0);
+    let store = |mmu: &mut LiveMmu| mmu.store(&mut NoHooks, MmuIdx::M, va(RAM), MemSize::B8, 1).is_ok();
     assert!(store(&mut mmu));
-    mmu.port().post(Request::KillCode { ram: block.offset(), len: 1 });
+    raw::post(mmu.port(), Request::KillCode { ram: block.offset(), len: 1 });
     space.unmap(id).unwrap();
     let served = catch_unwind(AssertUnwindSafe(|| mmu.serve(&mut Faulty)));
     assert!(served.is_err() && mmu.port().kicked(), "the unmapping was taken, too, and is there again");
@@ -68,40 +72,139 @@ fn an_unmapping_behind_a_hook_that_panics_is_done_with_the_next_one() {
 }
 
 #[test]
-fn a_parked_vcpu_that_stores_before_it_serves_is_not_heard_and_touches_nobodys_memory() {
+fn a_vcpu_that_is_back_has_served_before_it_stores() {
     let ram = Arc::new(RamList::new());
     let space = AddressSpace::new(ram.clone());
     let block = ram.add(RamBlockSpec::new("ram", 0x4000)).unwrap();
     let id = space.map_ram(pa(RAM), &block, 0, 0x4000, 0).unwrap();
     let mut mmu = SoftMmu::new(&space, 0).unwrap();
-    let store = |mmu: &mut SoftMmu| mmu.store(&mut NoHooks, MmuIdx::M, va(RAM), MemSize::B8, 1).is_ok();
+    let store =
+        |mmu: &mut SoftMmu| mmu.run(&mut NoHooks).store(&mut NoHooks, MmuIdx::M, va(RAM), MemSize::B8, 1).is_ok();
     assert!(store(&mut mmu));
-    mmu.park();
     let page = PageRange::of_page(block.offset().page());
     ram.dirty().test_and_clear(page.start, DirtyClient::MIGRATION, &pin());
-    assert!(space.rearm_and_wait(&[page], None));
-    assert!(store(&mut mmu) && !ram.dirty().test(page.start, DirtyClient::MIGRATION, &pin()));
-    // As it should have been done.
-    let _ = mmu.serve(&mut NoHooks);
+    ram.rearm(&[page], None).unwrap();
     assert!(store(&mut mmu) && ram.dirty().test(page.start, DirtyClient::MIGRATION, &pin()));
     space.unmap(id).unwrap();
     ram.remove(&block).unwrap();
     let gone = Arc::downgrade(&block);
     drop(block);
-    assert!(store(&mut mmu) && gone.upgrade().is_some(), "its view keeps the block");
-    let _ = mmu.serve(&mut NoHooks);
+    barrier().unwrap();
+    assert!(gone.upgrade().is_some(), "its view keeps the block");
     assert!(!store(&mut mmu));
+    barrier().unwrap();
+    assert!(gone.upgrade().is_none());
+}
+
+#[test]
+fn a_vcpu_that_runs_is_not_started_again_and_an_old_start_does_not_park_it() {
+    let vm = Vm::new();
+    let mut mmu = SoftMmu::new(&vm.space, 0).unwrap();
+    assert!(mmu.live().is_none());
+    let (first, _) = mmu.start(&mut NoHooks).unwrap();
+    assert!(mmu.start(&mut NoHooks).is_none() && mmu.live().is_some());
+    assert!(!mmu.wait(Some(Duration::ZERO)) && mmu.live().is_none(), "it slept, and has to start again");
+    let (second, _) = mmu.start(&mut NoHooks).unwrap();
+    drop(first);
+    assert!(mmu.live().is_some());
+    drop(second);
+    assert!(mmu.live().is_none());
+}
+
+#[test]
+fn a_wait_for_a_vcpu_on_its_own_thread_is_refused_at_once() {
+    struct Syncs(DirtyLog, Mutex<Option<LogError>>);
+    impl MmioDevice for Syncs {
+        fn read(&self, _: u64, _: MemSize) -> u64 {
+            0
+        }
+        fn write(&self, _: u64, _: MemSize, _: u64) {
+            *self.1.lock().unwrap() = self.0.sync(None).err();
+        }
+    }
+    let mut vm = Vm::new();
+    vm.mmu.park();
+    let log = vm.ram.log(DirtyClient::VGA).start().unwrap();
+    let dev = Arc::new(Syncs(log, Mutex::default()));
+    vm.space.map_mmio(pa(0x5000_0000), 4096, dev.clone(), 0).unwrap();
+    let _ = vm.mmu.start(&mut vm.tbs);
+    vm.put(RAM, MemSize::B8, 1);
+    vm.put(0x5000_0000, MemSize::B4, 1);
+    assert_eq!(dev.1.lock().unwrap().take(), Some(LogError::NotServed(NotServed::OwnThread)));
+    // Nothing is lost of it.
+    vm.mmu.park();
+    assert!(dev.0.sync(None).unwrap().pages().contains(vm.page(0)));
+    // Nor is a change of the map waited for by who would have to answer.
+    let _ = vm.mmu.start(&mut vm.tbs);
+    let id = vm.space.map_ram(pa(0x6000_0000), &vm.block, 0, 0x1000, 0).unwrap();
+    assert!(!vm.space.unmap_and_wait(id, None).unwrap());
+}
+
+#[test]
+fn a_device_that_calls_itself_is_refused_and_the_stack_holds() {
+    struct Calls(Mutex<Vec<AccessError>>, Weak<AddressSpace>);
+    impl MmioDevice for Calls {
+        fn read(&self, _: u64, _: MemSize) -> u64 {
+            7
+        }
+        fn write(&self, offset: u64, _: MemSize, value: u64) {
+            let space = self.1.upgrade().unwrap();
+            let (at, mut into) = (pa(0x5000_0000 + offset), [0; 4]);
+            let errors = [space.write(at, &value.to_le_bytes()).err(), space.read(at, &mut into).err()];
+            self.0.lock().unwrap().extend(errors.into_iter().flatten());
+            // Another device, which calls this one.
+            space.write(pa(0x5001_0000), &[0; 4]).unwrap();
+        }
+    }
+    struct Other(Weak<AddressSpace>);
+    impl MmioDevice for Other {
+        fn read(&self, _: u64, _: MemSize) -> u64 {
+            0
+        }
+        fn write(&self, _: u64, _: MemSize, _: u64) {
+            assert!(self.0.upgrade().unwrap().write(pa(0x5000_0000), &[0; 4]).is_err());
+        }
+    }
+    let mut vm = Vm::new();
+    let space = Arc::downgrade(&vm.space);
+    let dev = Arc::new(Calls(Mutex::default(), space.clone()));
+    vm.space.map_mmio(pa(0x5000_0000), 4096, dev.clone(), 0).unwrap();
+    vm.space.map_mmio(pa(0x5001_0000), 4096, Arc::new(Other(space)), 0).unwrap();
+    let _ = vm.mmu.serve(&mut vm.tbs);
+    let again = |n: u64| AccessError::Reentered { addr: pa(0x5000_0000 + n) };
+    vm.put(0x5000_0008, MemSize::B4, 1);
+    assert_eq!(std::mem::take(&mut *dev.0.lock().unwrap()), [again(8), again(8)]);
+    vm.space.write(pa(0x5000_0010), &[1, 0, 0, 0]).unwrap();
+    assert_eq!(std::mem::take(&mut *dev.0.lock().unwrap()), [again(16), again(16)]);
+    // It is over with the call.
+    let mut into = [0; 4];
+    vm.space.read(pa(0x5000_0000), &mut into).unwrap();
+    assert_eq!(into[0], 7);
+}
+
+#[test]
+fn a_block_that_is_mapped_does_not_leave_its_list_and_one_that_has_left_is_not_mapped() {
+    let vm = Vm::new();
+    let dimm = vm.ram.add(RamBlockSpec::new("dimm", 0x2000)).unwrap();
+    let id = vm.space.map_ram(pa(0x4000_0000), &dimm, 0, 0x2000, 0).unwrap();
+    assert!(matches!(vm.ram.remove(&dimm), Err(RamError::Mapped { times: 1, .. })));
+    assert!(vm.ram.write(&dimm, 0, b"still logged").is_ok());
+    vm.space.unmap(id).unwrap();
+    vm.ram.remove(&dimm).unwrap();
+    let again = vm.space.map_ram(pa(0x4000_0000), &dimm, 0, 0x2000, 0);
+    assert_eq!(again, Err(MapError::NotInList { block: "dimm".into() }));
+    assert!(matches!(vm.ram.write(&dimm, 0, b"nobody hears"), Err(RamError::NotInList { .. })));
 }
 
 #[test]
 fn re_arms_of_everything_are_counted_for_ever() {
     let ram = Arc::new(RamList::new());
     let space = AddressSpace::new(ram.clone());
-    let mut mmu = SoftMmu::new(&space, 0).unwrap();
+    let mut mmu = Live::new(&space, 0);
     let all = PageRange { start: PageIndex::new(0), end: PageIndex::new(u64::MAX) };
     for _ in 0..4 {
-        mmu.port().post(Request::Rearm(all));
-        mmu.port().post(Request::Rearm(all));
+        raw::post(mmu.port(), Request::Rearm(all));
+        raw::post(mmu.port(), Request::Rearm(all));
         let _ = mmu.serve(&mut NoHooks);
     }
 }

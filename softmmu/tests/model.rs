@@ -3,12 +3,13 @@
 
 mod common;
 
-use common::{Tbs, emitted_probe_hits, pa, pages, va};
+use common::{Live, Tbs, emitted_probe_hits, pa, pages, va};
+use notdirty_core::raw::RawDirty;
 use notdirty_core::{DirtyClient, PAGE_SIZE, PageIndex, PageRange, RamBlock, RamBlockSpec, RamList, pin};
+use notdirty_softmmu::raw::Request;
 use notdirty_softmmu::tlb::entry::{READ, WRITE};
 use notdirty_softmmu::{
-    AccessKind, AddressSpace, AmoOp, FaultCause, MapError, MemFault, MemSize, MmioDevice, MmuIdx, RegionId, Request,
-    SoftMmu,
+    AccessKind, AddressSpace, AmoOp, FaultCause, MapError, MemFault, MemSize, MmioDevice, MmuIdx, RegionId,
 };
 use proptest::prelude::*;
 use std::sync::{Arc, Mutex};
@@ -80,7 +81,7 @@ struct World {
     block: Arc<RamBlock>,
     dev: Arc<Bytes>,
     space: Arc<AddressSpace>,
-    mmu: SoftMmu,
+    mmu: Live,
     tbs: Tbs,
     regions: Vec<ModelRegion>,
     /// What the vCPU knows: as of its last safe point.
@@ -205,7 +206,7 @@ impl World {
         ram.add(RamBlockSpec::new("other", PAGE_SIZE)).unwrap();
         let block = ram.add(RamBlockSpec::new("ram", BLOCK)).unwrap();
         let space = AddressSpace::new(ram.clone());
-        let mut mmu = SoftMmu::new(&space, 4096).unwrap();
+        let mut mmu = Live::new(&space, 4096);
         let mut tbs = Tbs::new(&ram);
         let _ = mmu.serve(&mut tbs);
         World {
@@ -401,7 +402,7 @@ impl World {
             Op::Track { page, client } => {
                 let page = PageIndex::new(self.block.offset().page().get() + page);
                 self.ram.dirty().test_and_clear(page, client, &pin());
-                self.space.vcpus().post_all(Request::Rearm(PageRange::of_page(page)));
+                common::post_all(&self.space, Request::Rearm(PageRange::of_page(page)));
                 if !self.tracked.contains(&(page, client)) {
                     self.tracked.push((page, client));
                 }
@@ -459,7 +460,7 @@ impl World {
             let lines = self.model_lines(page);
             let mask = self.space.code().page(page).map_or(0, |p| p.mask.load(std::sync::atomic::Ordering::SeqCst));
             assert_eq!(mask, lines, "line mask of page {n}");
-            assert_eq!(self.ram.dirty().test(page, DirtyClient::CODE, &guard), lines == 0, "CODE of page {n}");
+            assert_eq!(self.ram.dirty().test(page, notdirty_core::raw::CODE, &guard), lines == 0, "CODE of page {n}");
             for client in [DirtyClient::VGA, DirtyClient::MIGRATION] {
                 let tracked = self.tracked.contains(&(page, client));
                 assert_eq!(self.ram.dirty().test(page, client, &guard), !tracked, "{client:?} of page {n}");

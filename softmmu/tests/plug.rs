@@ -2,9 +2,9 @@
 
 mod common;
 
-use common::{pa, va};
+use common::{Live, pa, va};
 use notdirty_core::{RamBlockSpec, RamList};
-use notdirty_softmmu::{AddressSpace, MemSize, MmuIdx, NoHooks, SoftMmu};
+use notdirty_softmmu::{AddressSpace, MemSize, MmuIdx, NoHooks};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -30,7 +30,7 @@ fn a_plug_or_an_unplug_costs_a_vcpu_microseconds_with_ten_thousand_blocks() {
     for n in 0..BLOCKS {
         space.map_ram(at(n), &block, n % 255 * 4096, 4096, 0).unwrap();
     }
-    let mut mmu = SoftMmu::new(&space, 0).unwrap();
+    let mut mmu = Live::new(&space, 0);
     // A TLB full of other pages, which stay.
     for n in 0..BLOCKS {
         let _ = mmu.store(&mut NoHooks, MmuIdx::M, va(at(n).get()), MemSize::B8, n).unwrap();

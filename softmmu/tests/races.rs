@@ -3,11 +3,11 @@
 
 mod common;
 
-use common::{RAM, va};
+use common::{Live, RAM, va};
+use notdirty_core::raw::RawDirty;
 use notdirty_core::{DirtyClient, PageIndex, PageRange, RamAddr, RamBlock, RamBlockSpec, RamList, pin};
-use notdirty_softmmu::{
-    AddressSpace, CodeInvalidator, CodePages, Hooks, MemSize, MmuIdx, NoHooks, Request, SoftMmu, VcpuId, lines_of,
-};
+use notdirty_softmmu::raw::Request;
+use notdirty_softmmu::{AddressSpace, CodeInvalidator, Hooks, MemSize, MmuIdx, NoHooks, VcpuId, lines_of};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
@@ -36,9 +36,9 @@ struct Translator {
     tb: Option<u64>,
 }
 impl CodeInvalidator for Translator {
-    fn code_written(&mut self, code: &CodePages, _: RamAddr, _: u64) -> usize {
+    fn code_written(&mut self, _: RamAddr, _: u64) -> usize {
         let dead = usize::from(self.tb.take().is_some());
-        code.set_lines(self.ram.dirty(), self.page, 0, self.vcpu, &pin());
+        self.ram.dirty().set_code_lines(self.page, 0, self.vcpu, &pin());
         dead
     }
 }
@@ -49,7 +49,7 @@ fn a_translation_never_outlives_the_bytes_that_another_vcpu_wrote_over() {
     // CODE-1, MARK-1, TLB-1: the writer has a vCPU of its own, and only posts.
     let (ram, block, space) = machine();
     let page = block.offset().page();
-    let mut mmu = SoftMmu::new(&space, 0).unwrap();
+    let mut mmu = Live::new(&space, 0);
     let mut tr = Translator { ram, page, vcpu: mmu.port().id(), tb: None };
     let round = AtomicU64::new(0);
     let settled = AtomicU64::new(0);
@@ -58,7 +58,7 @@ fn a_translation_never_outlives_the_bytes_that_another_vcpu_wrote_over() {
         let writer_space = space.clone();
         let (round, settled) = (&round, &settled);
         scope.spawn(move || {
-            let mut mmu = SoftMmu::new(&writer_space, 0).unwrap();
+            let mut mmu = Live::new(&writer_space, 0);
             for n in 1..=ROUNDS {
                 for burst in 0..1 + n % 7 {
                     let _ = mmu.store(&mut NoHooks, MmuIdx::M, va(RAM), MemSize::B8, n * 16 + burst).unwrap();
@@ -90,7 +90,7 @@ fn a_translation_never_outlives_the_bytes_that_another_vcpu_wrote_over() {
                     }
                     // Stores that were on their way have landed: compare again.
                     if tr.tb.is_some_and(|tb| tb != block.load(0, 8).unwrap()) {
-                        tr.code_written(space.code(), block.offset(), 8);
+                        tr.code_written(block.offset(), 8);
                     }
                 }
                 let _ = mmu.serve(&mut tr);
@@ -117,7 +117,7 @@ fn a_harvest_misses_no_store() {
         let stop = &stop;
         let vcpu_space = space.clone();
         let vcpu = scope.spawn(move || {
-            let mut mmu = SoftMmu::new(&vcpu_space, 0).unwrap();
+            let mut mmu = Live::new(&vcpu_space, 0);
             let mut n = 0;
             while !stop.load(Ordering::Acquire) {
                 for _ in 0..50 {
@@ -135,7 +135,7 @@ fn a_harvest_misses_no_store() {
             let was = ram.dirty().test_and_clear(page, DirtyClient::MIGRATION, &pin());
             if was {
                 let rearm = Request::Rearm(PageRange::of_page(page));
-                assert!(space.vcpus().post_all_and_wait(rearm, Some(Duration::from_secs(20))));
+                assert!(common::post_all_and_wait(&space, rearm, Some(Duration::from_secs(20))));
                 *copy = block.load(8, 8).unwrap();
             }
         };
@@ -156,20 +156,19 @@ fn a_vcpu_that_waits_wakes_for_every_post() {
     const POSTERS: u64 = 2;
     let limit = Some(Duration::from_secs(10));
     let done = AtomicU64::new(0);
-    let mut mmu = SoftMmu::new(&space, 0).unwrap();
+    let mut mmu = Live::new(&space, 0);
     let port = mmu.port().clone();
     std::thread::scope(|scope| {
         for _ in 0..POSTERS {
             scope.spawn(|| {
-                let lost = (0..4000).find(|_| !space.vcpus().post_all_and_wait(Request::FlushAll, limit));
+                let lost = (0..4000).find(|_| !common::post_all_and_wait(&space, Request::FlushAll, limit));
                 done.fetch_add(1, Ordering::SeqCst);
                 port.kick();
                 assert_eq!(lost, None, "a post was lost");
             });
         }
         while done.load(Ordering::SeqCst) < POSTERS {
-            mmu.wait(None);
-            let _ = mmu.serve(&mut NoHooks);
+            let _ = mmu.wait(None);
         }
     });
 }
@@ -186,12 +185,11 @@ fn a_harvest_misses_no_store_of_vcpus_that_come_and_go() {
             .map(|hart| {
                 let space = space.clone();
                 scope.spawn(move || {
-                    let mut mmu = SoftMmu::new(&space, 0).unwrap();
+                    let mut mmu = Live::new(&space, 0);
                     mmu.park();
                     let mut n = 0;
                     while !stop.load(Ordering::Acquire) {
-                        let _running = mmu.running();
-                        let _ = mmu.serve(&mut NoHooks);
+                        let _ = mmu.start(&mut NoHooks);
                         for _ in 0..1 + n % 3 {
                             for _ in 0..20 {
                                 n += 1;
@@ -201,9 +199,9 @@ fn a_harvest_misses_no_store_of_vcpus_that_come_and_go() {
                             let _ = mmu.serve(&mut NoHooks);
                         }
                         if n % 5 == 0 {
-                            mmu.wait(Some(Duration::from_micros(50)));
-                            let _ = mmu.serve(&mut NoHooks);
+                            let _ = mmu.wait(Some(Duration::from_micros(50)));
                         }
+                        mmu.park();
                     }
                     n
                 })
@@ -212,7 +210,7 @@ fn a_harvest_misses_no_store_of_vcpus_that_come_and_go() {
         let mut copy = [0; 2];
         let harvest = |copy: &mut [u64; 2]| {
             if ram.dirty().test_and_clear(page, DirtyClient::MIGRATION, &pin()) {
-                assert!(space.rearm_and_wait(&[PageRange::of_page(page)], Some(Duration::from_secs(20))));
+                ram.rearm(&[PageRange::of_page(page)], Some(Duration::from_secs(20))).unwrap();
                 *copy = [0, 64].map(|at| block.load(at, 8).unwrap());
             }
         };
@@ -238,7 +236,7 @@ fn memory_that_was_unmapped_and_waited_for_is_touched_by_nobody() {
         for hart in 0..2u64 {
             let space = space.clone();
             scope.spawn(move || {
-                let mut mmu = SoftMmu::new(&space, 0).unwrap();
+                let mut mmu = Live::new(&space, 0);
                 let mut n = 0;
                 while !stop.load(Ordering::Acquire) {
                     let _ = mmu.serve(&mut NoHooks);

@@ -3,8 +3,8 @@
 mod common;
 
 use common::{RAM, Vm, pa, va};
-use notdirty_core::dirty::{Backend, DirtyLog, LogScope};
-use notdirty_core::{DirtyClient, PageIndex, RamBlockSpec, RingSource};
+use notdirty_core::DirtyLog;
+use notdirty_core::{DirtyClient, PageIndex, RamBlockSpec};
 use notdirty_softmmu::{AmoOp, MemSize, MmuIdx, StoreEffect};
 
 const MIGRATION: DirtyClient = DirtyClient::MIGRATION;
@@ -18,17 +18,17 @@ fn logged() -> (Vm, DirtyLog) {
     let mut vm = Vm::new();
     let big = vm.ram.add(RamBlockSpec::new("big", BIG_PAGES * PAGE)).unwrap();
     vm.space.map_ram(pa(BIG), &big, 0, BIG_PAGES * PAGE, 0).unwrap();
-    let source = RingSource::new(&vm.ram, 128).unwrap();
     vm.mmu.park();
-    let rings = Backend::Source(source);
-    let log = DirtyLog::start(&vm.ram, MIGRATION, LogScope::All, rings, vm.space.clone(), None).unwrap();
+    let log = vm.ram.log(MIGRATION).rings(128).start().unwrap();
+    let _ = vm.mmu.start(&mut vm.tbs);
     (vm, log)
 }
 
-/// The vCPU is this thread's, hence parked since it was made, and serves before it goes on.
+/// The vCPU is this thread's, hence parked meanwhile.
 fn sync(vm: &mut Vm, log: &DirtyLog) -> Vec<u64> {
+    vm.mmu.park();
     let pages = log.sync(None).unwrap().commit();
-    let _ = vm.mmu.serve(&mut vm.tbs);
+    let _ = vm.mmu.start(&mut vm.tbs);
     pages.ranges().flat_map(|range| range.iter()).map(PageIndex::get).collect()
 }
 

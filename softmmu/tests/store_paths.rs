@@ -2,13 +2,13 @@
 
 mod common;
 
-use common::{DEV, RAM, ROM, Regs, Vm, emitted_probe_hits, pa, va};
+use common::{DEV, Live, RAM, ROM, Regs, Vm, emitted_probe_hits, pa, va};
 use notdirty_core::{DirtyClient, PageRange, RamBlockSpec};
 use notdirty_softmmu::MemSize::{B1, B2, B4, B8};
+use notdirty_softmmu::raw::{self, Request};
 use notdirty_softmmu::tlb::entry::{ADDEND, AUX, CODEPAGE, NOTDIRTY, OTHER, READ, WRITE};
 use notdirty_softmmu::{
-    AccessKind, AmoOp, CodePage, FaultCause, MemFault, MemSize, MmuIdx, NoHooks, Request, SizeMask, SoftMmu,
-    StoreEffect,
+    AccessKind, AmoOp, CodePage, FaultCause, MemFault, MemSize, MmuIdx, NoHooks, SizeMask, StoreEffect,
 };
 
 fn fault(kind: AccessKind, cause: FaultCause, at: u64) -> MemFault {
@@ -137,7 +137,7 @@ fn a_store_into_code_kills_it_and_the_page_is_fast_again() {
     vm.tbs.translate(&mut vm.mmu, at, 0x40);
     assert_eq!(vm.store(RAM + 0x108, B4, 0x13), Ok(StoreEffect { killed: 1, ..StoreEffect::NONE }));
     assert_eq!(vm.tbs.heard, [(at + 8, 4)]);
-    assert!(vm.is_set(vm.page(0), DirtyClient::CODE));
+    assert!(vm.is_set(vm.page(0), notdirty_core::raw::CODE));
     assert!(vm.mmu.is_store_fast(va(RAM)));
     assert_eq!(vm.load(RAM + 0x108, B4), Ok(0x13));
 }
@@ -162,7 +162,7 @@ fn code_that_died_by_other_means_is_noticed_by_the_next_store() {
     vm.put(RAM, B8, 1);
     vm.tbs.translate(&mut vm.mmu, at, 0x40);
     vm.tbs.tbs.clear();
-    vm.space.code().set_lines(vm.ram.dirty(), vm.page(0), 0, vm.mmu.port().id(), &notdirty_core::pin());
+    vm.ram.dirty().set_code_lines(vm.page(0), 0, vm.mmu.port().id(), &notdirty_core::pin());
     assert!(!vm.mmu.is_store_fast(va(RAM)));
     vm.put(RAM + 0x100, B8, 1);
     assert!(vm.tbs.heard.is_empty());
@@ -174,7 +174,7 @@ fn the_translator_hears_of_bytes_that_are_already_there() {
     // MARK-1: step a comes before step b.
     struct Reader(std::sync::Arc<notdirty_core::RamBlock>, Vec<u64>);
     impl notdirty_softmmu::CodeInvalidator for Reader {
-        fn code_written(&mut self, _: &notdirty_softmmu::CodePages, _: notdirty_core::RamAddr, _: u64) -> usize {
+        fn code_written(&mut self, _: notdirty_core::RamAddr, _: u64) -> usize {
             self.1.push(self.0.load(0x100, 8).unwrap());
             0
         }
@@ -182,7 +182,8 @@ fn the_translator_hears_of_bytes_that_are_already_there() {
     impl notdirty_softmmu::Hooks for Reader {}
     let mut vm = Vm::new();
     let mut reader = Reader(vm.block.clone(), Vec::new());
-    let _ = vm.mmu.announce_code(vm.page(0), 1 << 4);
+    let page = vm.page(0);
+    let _ = vm.mmu.announce_code(page, 1 << 4);
     for (n, value) in [(0, 11), (1, 22)] {
         // The first through the fill (NOTDIRTY's road), the second through the CODEPAGE entry.
         let _ = vm.mmu.store(&mut reader, MmuIdx::M, va(RAM + 0x100), B8, value).unwrap();
@@ -457,15 +458,15 @@ fn fetches_see_pages_of_ram_and_the_ends_of_regions() {
 fn loads_and_stores_never_serve() {
     let mut vm = Vm::new();
     vm.put(RAM, B8, 0);
-    let ticket = vm.mmu.port().post(Request::FlushAll);
+    let ticket = raw::post(vm.mmu.port(), Request::FlushAll);
     for at in [RAM, RAM + 1, RAM + 0xffd, ROM, DEV, 0] {
         let _ = vm.load(at, B4);
         let _ = vm.store(at, B4, 0);
     }
     assert!(vm.mmu.is_store_fast(va(RAM)));
-    assert!(!vm.mmu.port().served(ticket));
+    assert!(!raw::served(vm.mmu.port(), ticket));
     assert!(vm.mmu.serve(&mut vm.tbs).flushed);
-    assert!(vm.mmu.port().served(ticket));
+    assert!(raw::served(vm.mmu.port(), ticket));
     assert!(!vm.mmu.is_store_fast(va(RAM)));
 }
 
@@ -527,7 +528,7 @@ fn a_device_may_write_ram_while_it_is_called() {
 #[test]
 fn a_second_vcpu_is_told_of_new_code_and_its_store_is_told_back() {
     let mut vm = Vm::new();
-    let mut other = SoftMmu::new(&vm.space, 0).unwrap();
+    let mut other = Live::new(&vm.space, 0);
     let mut no = NoHooks;
     let _ = other.store(&mut no, MmuIdx::M, va(RAM + 0x100), B8, 1).unwrap();
     assert!(other.is_store_fast(va(RAM)));
@@ -539,6 +540,6 @@ fn a_second_vcpu_is_told_of_new_code_and_its_store_is_told_back() {
     let range = PageRange::of_page(vm.page(0));
     assert!(range.contains(vm.page(0)));
     drop(other);
-    vm.space.vcpus().post_all(Request::FlushAll);
+    common::post_all(&vm.space, Request::FlushAll);
     assert_eq!(vm.space.vcpus().all().len(), 1);
 }

@@ -17,9 +17,7 @@ use crate::riscv::Op;
 use crate::riscv::disasm::line;
 use crate::translate::{Limits, MAX_INSNS, Source, Translator};
 use notdirty_core::RamAddr;
-use notdirty_softmmu::{
-    AccessKind, AddressSpace, CodeInvalidator, CodePages, GuestVirt, Hooks, MemFault, MmuIdx, SoftMmu,
-};
+use notdirty_softmmu::{AccessKind, AddressSpace, CodeInvalidator, GuestVirt, Hooks, MemFault, MmuIdx, SoftMmu};
 use std::fmt;
 use std::io;
 use std::sync::Arc;
@@ -102,7 +100,7 @@ fn section(f: &mut fmt::Formatter<'_>, name: &str, lines: &[String]) -> fmt::Res
 struct Idle;
 
 impl CodeInvalidator for Idle {
-    fn code_written(&mut self, _: &CodePages, _: RamAddr, _: u64) -> usize {
+    fn code_written(&mut self, _: RamAddr, _: u64) -> usize {
         0
     }
 }
@@ -115,6 +113,7 @@ pub fn region(space: &Arc<AddressSpace>, pc: u64, flags: JitFlags, symbols: Symb
         return Err(ListError::Fetch(MemFault::access(AccessKind::Fetch, GuestVirt::new(pc))));
     }
     let mut mmu = SoftMmu::new(space, PREFIX).map_err(ListError::Host)?;
+    let mut mmu = mmu.run(&mut Idle);
     let page = mmu.fetch(&mut Idle, MmuIdx::M, GuestVirt::new(pc)).map_err(ListError::Fetch)?;
     let flat = (page.host as u64).wrapping_sub(pc & !(notdirty_core::PAGE_SIZE - 1));
     let limits = Limits { insns: MAX_INSNS, regions: flags.regions, optimise: flags.optimise };

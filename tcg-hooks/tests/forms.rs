@@ -6,6 +6,7 @@
 mod common;
 
 use common::*;
+use notdirty_core::raw::RawDirty;
 use notdirty_core::{DirtyClient, PageRange, RamBlockSpec, pin};
 use notdirty_softmmu::{GuestPhys, MemSize, MmioDevice};
 use notdirty_tcg::cpu::CpuState;
@@ -242,7 +243,7 @@ fn an_amo_and_an_sc_in_line_are_heard_by_who_listens() {
         let listens = |vm: &Vm| vm.space.ram().dirty().test(page, DirtyClient::VGA, &guard);
         for _ in 0..3 {
             vm.space.ram().dirty().test_and_clear(page, DirtyClient::VGA, &guard);
-            assert!(vm.space.rearm_and_wait(&[PageRange::of_page(page)], None));
+            vm.space.ram().rearm(&[PageRange::of_page(page)], None).unwrap();
             assert!(!listens(&vm));
             vm.run(RAM);
             assert!(listens(&vm), "{op:?} is not heard");

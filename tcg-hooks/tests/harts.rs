@@ -4,6 +4,7 @@
 mod common;
 
 use common::*;
+use notdirty_core::raw::RawDirty;
 use notdirty_core::{DirtyClient, PageRange, RamBlock, RamBlockSpec, pin};
 use notdirty_softmmu::{GuestPhys, MemSize, MmioDevice};
 use notdirty_tcg::clock::Clock;
@@ -23,7 +24,7 @@ impl MmioDevice for Poke {
         0
     }
     fn write(&self, _: u64, _: MemSize, value: u64) {
-        self.0.store(F - RAM, 4, value).unwrap();
+        self.0.store_raw(F - RAM, 4, value).unwrap();
     }
 }
 
@@ -76,7 +77,7 @@ fn a_tb_dies_when_the_last_answer_is_in_and_its_bytes_are_others() {
     vm.run(RAM);
     assert_eq!(vm.x(A0), 1);
     // Stored before it answers, and not told.
-    vm.block.store(F - RAM, 4, li(A0, 2).into()).unwrap();
+    vm.block.store_raw(F - RAM, 4, li(A0, 2).into()).unwrap();
     second.serve();
     vm.run(RAM);
     assert_eq!(vm.x(A0), 2);
@@ -86,11 +87,11 @@ fn a_tb_dies_when_the_last_answer_is_in_and_its_bytes_are_others() {
 fn a_vcpu_that_is_parked_has_answered() {
     let (vm, mut second) = two();
     let page = [PageRange::of_page(vm.page(F))];
-    assert!(vm.space.rearm_and_wait(&page, Some(Duration::ZERO)), "nobody runs");
+    assert!(vm.space.ram().rearm(&page, Some(Duration::ZERO)).is_ok(), "nobody runs");
     let running = second.running();
-    assert!(!vm.space.rearm_and_wait(&page, Some(Duration::ZERO)));
+    assert!(vm.space.ram().rearm(&page, Some(Duration::ZERO)).is_err());
     drop(running);
-    assert!(vm.space.rearm_and_wait(&page, Some(Duration::ZERO)));
+    assert!(vm.space.ram().rearm(&page, Some(Duration::ZERO)).is_ok());
 }
 
 #[test]
@@ -248,7 +249,7 @@ fn a_hart_whose_handler_traps_serves_before_it_tries_again() {
         std::thread::scope(|scope| {
             scope.spawn(|| harts.run(&mut vm.vcpu, &limits));
             let until = Instant::now() + Duration::from_secs(10);
-            let asleep = || space.rearm_and_wait(&[PageRange::of_page(handler)], Some(Duration::ZERO));
+            let asleep = || space.ram().rearm(&[PageRange::of_page(handler)], Some(Duration::ZERO)).is_ok();
             let in_handler = Instant::now() + Duration::from_millis(5);
             while (Instant::now() < in_handler || !asleep()) && Instant::now() < until {
                 std::thread::yield_now();
@@ -256,7 +257,7 @@ fn a_hart_whose_handler_traps_serves_before_it_tries_again() {
             // Who sleeps counts as re-armed.
             let was = space.ram().dirty().test_and_clear(page, DirtyClient::MIGRATION, &pin());
             assert!(was);
-            let armed = space.rearm_and_wait(&[PageRange::of_page(page)], Some(Duration::ZERO));
+            let armed = space.ram().rearm(&[PageRange::of_page(page)], Some(Duration::ZERO)).is_ok();
             let copy = block.load(data, 4).unwrap();
             space.write(GuestPhys::new(HANDLER), &bytes(&[sw(A1, T0, 0)])).unwrap();
             while block.load(data, 4).unwrap() == 0 && Instant::now() < until {
@@ -287,7 +288,7 @@ fn harts_that_are_started_while_they_run_end_all_the_same() {
     std::thread::scope(|scope| {
         scope.spawn(|| harts.run(asleep, &limits));
         let nothing = [PageRange::of_page(vm.page(RAM))];
-        while !vm.space.rearm_and_wait(&nothing, Some(Duration::ZERO)) || !port.kicked() {
+        while vm.space.ram().rearm(&nothing, Some(Duration::ZERO)).is_err() || !port.kicked() {
             std::thread::yield_now();
         }
         std::thread::sleep(Duration::from_millis(20));

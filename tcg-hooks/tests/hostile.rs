@@ -207,7 +207,7 @@ impl World {
         // Guest-visible, then what only the host knows; the latter stays as it is.
         for (block, from) in [(&ram, RAM_LEN), (&edge, 0xc000)] {
             for at in (from..block.used_length()).step_by(8) {
-                block.store(at, 8, Canary::pattern(at as usize)).expect("inside");
+                block.store_raw(at, 8, Canary::pattern(at as usize)).expect("inside");
             }
         }
         let space = AddressSpace::new(list);

@@ -45,7 +45,7 @@ fn a_guest_whose_loads_are_slow_is_looked_at_as_often_as_one_whose_are_not() {
     let mut at = 0;
     for _ in 0..NODES {
         let next = (at * 0x9_c2a5 + 0x5_1f35) % NODES;
-        vm.block.store(place(at), 8, RAM + place(next)).unwrap();
+        vm.block.store_raw(place(at), 8, RAM + place(next)).unwrap();
         at = next;
     }
     assert_eq!(at, 0, "every node was met");

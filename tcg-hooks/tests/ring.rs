@@ -4,9 +4,8 @@
 mod common;
 
 use common::{A0, Asm, RAM, Setup, T0, T1, T2, T6, Vm, ZERO, eager};
-use notdirty_core::dirty::{Backend, DirtyLog, LogScope};
-use notdirty_core::{DirtyClient, PAGE_SIZE, PageIndex, RamList, RingSource};
-use notdirty_softmmu::{AddressSpace, GuestPhys};
+use notdirty_core::{DirtyClient, DirtyLog, PAGE_SIZE, PageIndex, RamList};
+use notdirty_softmmu::GuestPhys;
 use notdirty_tcg::riscv::Op;
 use notdirty_tcg::{EngineKind, JitFlags, RunLimits, VcpuExit};
 use std::sync::Arc;
@@ -21,9 +20,8 @@ const SOFT: u64 = 64;
 
 const MINUTE: Option<Duration> = Some(Duration::from_secs(60));
 
-fn log(list: &Arc<RamList>, space: &Arc<AddressSpace>) -> DirtyLog {
-    let rings = Backend::Source(RingSource::new(list, ENTRIES).unwrap());
-    DirtyLog::start(list, DirtyClient::MIGRATION, LogScope::All, rings, space.clone(), MINUTE).unwrap()
+fn log(list: &Arc<RamList>) -> DirtyLog {
+    list.log(DirtyClient::MIGRATION).rings(ENTRIES).timeout(MINUTE).start().unwrap()
 }
 
 fn soon() -> RunLimits {
@@ -49,7 +47,7 @@ fn exits_are_precise(asm: &Asm, pages: u64, at: impl Fn(u64) -> (u64, u64)) {
     for (name, setup) in engines() {
         let mut vm = Vm::with(&setup);
         asm.put(&vm);
-        let log = log(&vm.list, &vm.space);
+        let log = log(&vm.list);
         vm.vcpu.cpu_mut().pc = RAM;
         let mut exits = 0;
         let mut found = Vec::new();
@@ -135,7 +133,7 @@ fn a_limit_and_a_full_ring_do_not_hide_each_other() {
     for (name, setup) in engines() {
         let mut vm = Vm::with(&setup);
         one_store_a_page(1000).put(&vm);
-        let log = log(&vm.list, &vm.space);
+        let log = log(&vm.list);
         vm.vcpu.cpu_mut().pc = RAM;
         let full = 5 + 4 * (SOFT - 1) + 1;
         let until = |n| RunLimits { max_insns: Some(n), ..soon() };
@@ -174,13 +172,13 @@ fn a_harvester_on_another_thread_keeps_a_copy_of_what_is_written_meanwhile() {
         asm.put(&vm);
         vm.vcpu.cpu_mut().pc = RAM;
         let (block, space) = (vm.block.clone(), vm.space.clone());
-        log(&vm.list, &vm.space).stop(); // once started and stopped, it must leave nothing behind
+        log(&vm.list).stop(); // once started and stopped, it must leave nothing behind
         let (started, ended) = (AtomicBool::new(false), AtomicBool::new(false));
         std::thread::scope(|s| {
             let (started, ended, vcpu) = (&started, &ended, &mut vm.vcpu);
-            let (list, space2) = (vm.list.clone(), space.clone());
+            let list = vm.list.clone();
             let harvester = s.spawn(move || {
-                let log = log(&list, &space2);
+                let log = log(&list);
                 let mut copy = vec![0; 8 * MIB as usize];
                 block.read_bytes(0, &mut copy).unwrap();
                 started.store(true, Ordering::Release);

@@ -4,7 +4,8 @@ mod common;
 
 use common::*;
 use notdirty_core::RamBlockSpec;
-use notdirty_softmmu::{GuestPhys, Request};
+use notdirty_softmmu::GuestPhys;
+use notdirty_softmmu::raw::{self, Request};
 use notdirty_tcg::clock::Clock;
 use notdirty_tcg::riscv::Op;
 use notdirty_tcg::{RunLimits, Vcpu, VcpuExit};
@@ -139,7 +140,10 @@ fn memory_is_mapped_and_unmapped_while_the_guest_uses_it() {
                 let id = space.map_ram(GuestPhys::new(window), &block, 0, 0x1000, 0).unwrap();
                 space.write(GuestPhys::new(window), &bytes(&[addi(A0, A0, 1), ret()])).unwrap();
                 if n % 3 == 0 {
-                    space.vcpus().post_all_and_wait(Request::FlushAll, Some(Duration::from_secs(20)));
+                    for port in space.vcpus().all() {
+                        let ticket = raw::post(&port, Request::FlushAll);
+                        raw::wait_served(&port, ticket, Some(Duration::from_secs(20)));
+                    }
                 }
                 space.unmap(id).unwrap();
                 list.remove(&block).unwrap();
@@ -194,7 +198,9 @@ fn interrupts_and_posts_from_many_threads_lose_nothing() {
         let noise = space.clone();
         scope.spawn(move || {
             while !stop.load(Ordering::Acquire) {
-                noise.vcpus().post_all(Request::FlushAll);
+                for port in noise.vcpus().all() {
+                    raw::post(&port, Request::FlushAll);
+                }
                 std::thread::sleep(Duration::from_micros(200));
             }
         });

@@ -9,8 +9,7 @@ use std::rc::Rc;
 use std::sync::mpsc::{RecvTimeoutError, channel};
 use std::time::Duration;
 
-use notdirty_core::RingSource;
-use notdirty_core::dirty::{Backend, DirtyLog, LogClient, LogScope};
+use notdirty_core::DirtyLog;
 
 use super::guest::Stores;
 use super::row::{Bar, Contender, Row, Sample};
@@ -30,8 +29,7 @@ enum Mode {
 }
 
 fn run(guest: &mut Stores, mode: Mode) -> Result<Sample, String> {
-    let space = guest.space();
-    let list = space.ram().clone();
+    let list = guest.space().ram().clone();
     let client = match mode {
         Mode::Absent => {
             guest.run(None)?;
@@ -39,12 +37,9 @@ fn run(guest: &mut Stores, mode: Mode) -> Result<Sample, String> {
         }
         _ => list.add_client("bench").map_err(|e| e.to_string())?,
     };
-    let backend = match mode {
-        Mode::Harvested { ring: true } => Backend::Source(RingSource::new(&list, 1 << 16).map_err(|e| e.to_string())?),
-        _ => Backend::Bitmap,
-    };
-    let number = LogClient::Number(client.client());
-    let log = DirtyLog::start(&list, number, LogScope::All, backend, space, None).map_err(|e| e.to_string())?;
+    let log = list.log(client.client());
+    let log = if let Mode::Harvested { ring: true } = mode { log.rings(1 << 16) } else { log };
+    let log = log.start().map_err(|e| e.to_string())?;
     match mode {
         Mode::Harvested { .. } => harvested(guest, &log),
         Mode::Quiet => {

@@ -3,8 +3,7 @@
 use std::hint::black_box;
 use std::sync::Arc;
 
-use notdirty_core::dirty::{Backend, DirtyLog, LogRegion, LogScope};
-use notdirty_core::{DirtyClient, NoVcpus, RamBlockSpec, RamList, RingSource, barrier};
+use notdirty_core::{DirtyClient, LogRegion, LogScope, RamBlockSpec, RamList, barrier};
 use vm_memory::bitmap::AtomicBitmap;
 
 use super::flat::Flat;
@@ -37,18 +36,14 @@ fn ours(name: &'static str, how: Use) -> Contender {
     count(name, move || {
         let list = Arc::new(RamList::new());
         let block = list.add(RamBlockSpec::new("ram", GIB << 30)).map_err(|e| e.to_string())?;
-        let (scope, backend) = match how {
+        let log = list.log(DirtyClient::MIGRATION);
+        let log = match how {
             Use::Nowhere => return Ok((list, None)),
-            Use::SomeMebibytes => {
-                (LogScope::Regions(vec![LogRegion::bytes(&block, 1 << 30, 16 << 20)]), Backend::Bitmap)
-            }
-            Use::Everywhere => (LogScope::All, Backend::Bitmap),
-            Use::WithRings => {
-                (LogScope::All, Backend::Source(RingSource::new(&list, 1 << 16).map_err(|e| e.to_string())?))
-            }
+            Use::SomeMebibytes => log.scope(LogScope::Regions(vec![LogRegion::bytes(&block, 1 << 30, 16 << 20)])),
+            Use::Everywhere => log,
+            Use::WithRings => log.rings(1 << 16),
         };
-        let log = DirtyLog::start(&list, DirtyClient::MIGRATION, scope, backend, Arc::new(NoVcpus), None);
-        Ok((list, Some(log.map_err(|e| e.to_string())?)))
+        Ok((list, Some(log.start().map_err(|e| e.to_string())?)))
     })
 }
 
@@ -61,7 +56,7 @@ pub fn unplugged() -> Result<Row, String> {
         let list = RamList::new();
         let round = || -> Result<(), String> {
             let block = list.add(RamBlockSpec::new("dimm", 1 << 30)).map_err(|e| e.to_string())?;
-            block.fill(0, TOUCHED, 1).map_err(|e| e.to_string())?;
+            block.fill_raw(0, TOUCHED, 1).map_err(|e| e.to_string())?;
             list.remove(&block).map_err(|e| e.to_string())
         };
         round()?;

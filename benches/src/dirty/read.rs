@@ -7,6 +7,7 @@ use std::rc::Rc;
 use std::sync::{PoisonError, RwLock};
 
 use arc_swap::ArcSwap;
+use notdirty_core::raw::RawDirty;
 use notdirty_core::{DirtyClient, DirtyMemory, PageIndex, PageRange, pin};
 
 use super::clock::timed;

@@ -8,10 +8,8 @@ use std::cell::RefCell;
 use std::rc::Rc;
 use std::sync::Arc;
 
-use notdirty_core::dirty::{Backend, DirtyLog, LogScope};
 use notdirty_core::{
-    ClientMask, DirtyClient, DirtyRing, NoVcpus, PageIndex, PageRange, RamBlockSpec, RamList, RingSource, VcpuRings,
-    pin,
+    ClientMask, DirtyClient, DirtyLog, DirtyRing, PageIndex, PageRange, RamBlockSpec, RamList, VcpuRings, pin,
 };
 
 use super::clock::timed;
@@ -46,13 +44,8 @@ impl Logged {
     fn new(ram: u64, pages: Vec<u64>, ring: bool) -> Result<Logged, String> {
         let list = Arc::new(RamList::new());
         let block = list.add(RamBlockSpec::new("ram", ram << 12)).map_err(|e| e.to_string())?;
-        let backend = match ring {
-            true => Backend::Source(RingSource::new(&list, ENTRIES).map_err(|e| e.to_string())?),
-            false => Backend::Bitmap,
-        };
-        let listener = Arc::new(NoVcpus);
-        let log = DirtyLog::start(&list, DirtyClient::MIGRATION, LogScope::All, backend, listener, None);
-        let log = log.map_err(|e| e.to_string())?;
+        let log = list.log(DirtyClient::MIGRATION);
+        let log = if ring { log.rings(ENTRIES) } else { log }.start().map_err(|e| e.to_string())?;
         let first = block.pages().start.get();
         let pages = pages.into_iter().map(|page| PageIndex::new(first + page)).collect();
         Ok(Logged { list, log, rings: VcpuRings::new(), pages })
@@ -63,7 +56,7 @@ impl Logged {
         // A vCPU holds a guard.
         let guard = pin();
         for page in pages.iter() {
-            list.dirty().set_new(PageRange::of_page(*page), ClientMask::NOCODE, &guard, |client, first, bits| {
+            list.dirty().set_new(PageRange::of_page(*page), ClientMask::ALL, &guard, |client, first, bits| {
                 rings.push(list, client, first, bits, &guard);
             });
         }

@@ -5,6 +5,7 @@
 use std::num::NonZeroUsize;
 use std::rc::Rc;
 
+use notdirty_core::raw::RawDirty;
 use notdirty_core::{ClientMask, DirtyClient, DirtyMemory, Guard, PageIndex, PageRange, pin};
 use vm_memory::bitmap::AtomicBitmap;
 
@@ -29,11 +30,11 @@ struct Ours(DirtyMemory);
 
 impl Marks for Ours {
     fn set(&self, page: u64, guard: &Guard) {
-        self.0.set(PageRange::of_page(PageIndex::new(page)), ClientMask::NOCODE, guard);
+        self.0.set(PageRange::of_page(PageIndex::new(page)), ClientMask::ALL, guard);
     }
     fn set_range(&self, first: u64, count: u64) {
         let range = PageRange { start: PageIndex::new(first), end: PageIndex::new(first + count) };
-        self.0.set(range, ClientMask::NOCODE, &pin());
+        self.0.set(range, ClientMask::ALL, &pin());
     }
     fn clear(&self) {
         let all = PageRange { start: PageIndex::new(0), end: PageIndex::new(PAGES) };

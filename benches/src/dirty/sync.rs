@@ -10,7 +10,7 @@ use std::rc::Rc;
 use std::sync::Arc;
 
 use notdirty_core::migration::{BlockMigration, ChunkShift, DirtyPages, sync};
-use notdirty_core::{DirtyClient, NoVcpus, PageIndex, PageRange, RamBlock, RamBlockSpec, RamList, pin};
+use notdirty_core::{DirtyClient, DirtyLog, PageIndex, PageRange, RamBlock, RamBlockSpec, RamList, pin};
 
 use super::clock::timed;
 use super::flat::{Flat, Own};
@@ -22,18 +22,19 @@ use super::row::{Bar, Contender, Row, Sample};
 const SENT: u64 = 1 << 20;
 
 struct Ours {
-    list: RamList,
+    list: Arc<RamList>,
+    log: DirtyLog,
     block: Arc<RamBlock>,
     pages: Arc<DirtyPages>,
 }
 
 impl Ours {
     fn new() -> Result<Ours, String> {
-        let list = RamList::new();
+        let list = Arc::new(RamList::new());
         let block = list.add(RamBlockSpec::new("ram", TIB << 12)).map_err(|e| e.to_string())?;
-        list.dirty().test_and_clear_range(block.pages(), DirtyClient::MIGRATION, &pin(), |_, _| {});
+        let log = list.log(DirtyClient::MIGRATION).start().map_err(|e| e.to_string())?;
         let pages = BlockMigration::need_dirty(&block, ChunkShift::default());
-        Ok(Ours { list, block, pages })
+        Ok(Ours { list, log, block, pages })
     }
 
     fn run(&self, ranges: &[Range<u64>], count: u64) -> Result<Sample, String> {
@@ -48,7 +49,7 @@ impl Ours {
         let what = [(self.block.clone(), 0..TIB)];
         let mut result = Ok(0);
         let sample = timed(1.0, || {
-            result = sync(&self.list, &what, &NoVcpus, None);
+            result = sync(&self.log, &what, None);
             0
         });
         let check = result.map_err(|e| e.to_string())?;
@@ -115,15 +116,15 @@ pub fn random() -> Result<Row, String> {
 pub fn blocks() -> Result<Row, String> {
     const BLOCKS: u64 = 8192;
     const PAGES: u64 = 1024;
-    let list = RamList::new();
+    let list = Arc::new(RamList::new());
     let mut what = Vec::new();
     let mut maps = Vec::new();
     for n in 0..BLOCKS {
         let block = list.add(RamBlockSpec::new(format!("dimm{n}"), PAGES << 12)).map_err(|e| e.to_string())?;
-        list.dirty().test_and_clear_range(block.pages(), DirtyClient::MIGRATION, &pin(), |_, _| {});
         maps.push(BlockMigration::need_dirty(&block, ChunkShift::default()));
         what.push((block, 0..u64::MAX));
     }
+    let log = list.log(DirtyClient::MIGRATION).start().map_err(|e| e.to_string())?;
     let dirty: Rc<Vec<u64>> =
         Rc::new((0..BLOCKS).flat_map(|block| (0..16).map(move |n| block * PAGES + n * 65)).collect());
     let ours = {
@@ -137,7 +138,7 @@ pub fn blocks() -> Result<Row, String> {
             drop(guard);
             let mut result = Ok(0);
             let sample = timed(1.0, || {
-                result = sync(&list, &what, &NoVcpus, None);
+                result = sync(&log, &what, None);
                 0
             });
             for (n, page) in dirty.iter().enumerate() {

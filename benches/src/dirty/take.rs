@@ -5,6 +5,7 @@
 use std::ops::Range;
 use std::rc::Rc;
 
+use notdirty_core::raw::RawDirty;
 use notdirty_core::{DirtyClient, DirtyMemory, PageIndex, PageRange, pin};
 
 use super::clock::timed;

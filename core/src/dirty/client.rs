@@ -31,12 +31,13 @@ pub struct DirtyClient {
 impl DirtyClient {
     /// The display: which lines to draw again.
     pub const VGA: Self = Self { column: 0, id: 0 };
-    /// The translator. Inverted: 1 means that no translated code is on the page.
-    pub const CODE: Self = Self { column: 1, id: 0 };
+    /// The translator. Inverted: 1 means that no translated code is on the page. Named by no caller: its bits follow
+    /// from the line masks (`code.rs`), and who takes or marks them otherwise leaves stores to code unheard.
+    pub(crate) const CODE: Self = Self { column: 1, id: 0 };
     /// Migration, snapshots, whoever copies RAM while it is written.
     pub const MIGRATION: Self = Self { column: 2, id: 0 };
     /// The clients that are always there, in the order of their columns.
-    pub const FIXED: [Self; 3] = [Self::VGA, Self::CODE, Self::MIGRATION];
+    pub(super) const FIXED: [Self; 3] = [Self::VGA, Self::CODE, Self::MIGRATION];
 
     /// The client's column in a row of the table, and its bit in a [`ClientMask`].
     pub const fn column(self) -> usize {
@@ -137,16 +138,17 @@ impl ClientMask {
     pub const NONE: Self = Self(0);
     /// The display alone.
     pub const VGA: Self = Self::of(DirtyClient::VGA);
-    /// The translator alone.
-    pub const CODE: Self = Self::of(DirtyClient::CODE);
+    /// The translator alone, see [`DirtyClient`]: in no mask that a caller gets or makes.
+    pub(crate) const CODE: Self = Self::of(DirtyClient::CODE);
     /// Migration alone.
     pub const MIGRATION: Self = Self::of(DirtyClient::MIGRATION);
     /// Who is always there.
     pub(super) const FIXED: Self = Self(Self::VGA.0 | Self::CODE.0 | Self::MIGRATION.0);
-    /// Everybody.
-    pub const ALL: Self = Self(0xff);
-    /// Everybody but the translator: what a slow store marks, since CODE is the invalidation's own.
-    pub const NOCODE: Self = Self(!Self::CODE.0);
+    /// Every client. The translator is none.
+    pub const ALL: Self = Self(!Self::CODE.0);
+
+    /// Every client, and the translator.
+    pub(crate) const EVERYTHING: Self = Self(0xff);
 
     /// The set of `client` alone.
     pub const fn of(client: DirtyClient) -> Self {
@@ -184,6 +186,47 @@ impl ClientMask {
             left &= left.wrapping_sub(1);
             (column < CLIENTS).then_some(column)
         })
+    }
+}
+
+/// What listens to stores to a page: clients, and perhaps the translator.
+#[derive(Clone, Copy, PartialEq, Eq, Default)]
+pub struct Listening(pub(super) ClientMask);
+
+impl Listening {
+    /// Nothing: a TLB entry for the page may be fast.
+    #[inline]
+    pub const fn is_empty(self) -> bool {
+        self.0.is_empty()
+    }
+
+    /// The translator: some of the page's lines hold code.
+    #[inline]
+    pub const fn code(self) -> bool {
+        self.0.0 & ClientMask::CODE.0 != 0
+    }
+
+    /// The translator, and no client.
+    #[inline]
+    pub const fn only_code(self) -> bool {
+        self.0.0 == ClientMask::CODE.0
+    }
+
+    /// The clients.
+    #[inline]
+    pub const fn clients(self) -> ClientMask {
+        ClientMask(self.0.0 & ClientMask::ALL.0)
+    }
+
+    /// Whether the client is among them.
+    pub fn contains(self, client: DirtyClient) -> bool {
+        self.0.contains(client)
+    }
+}
+
+impl fmt::Debug for Listening {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.fmt(f)
     }
 }
 

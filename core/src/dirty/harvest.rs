@@ -8,56 +8,149 @@
 //! ```
 //!
 //! Keeps HARVEST-1: bits are taken before the re-arm is posted; pages are read after the last answer. And nothing
-//! that was taken is lost: a `Harvest` that is dropped before `commit` marks its pages dirty again. Its block may have
-//! left meanwhile and its addresses be another's. Then the new block gets marks that it did not earn, which costs its
-//! reader a look at clean pages; a mark that is *not* put back would cost the guest a page. The harvests of a
-//! `DirtyLog` avoid even that: they keep their blocks alive, and give their pages back to the user who took them.
+//! that was taken is lost: what a `Harvest` holds when it is dropped before `commit` is pending for its user, who gets it with
+//! the next one. It keeps the blocks of its pages alive, so the addresses are theirs until it drops.
 
 use super::log::Pending;
-use super::{ClientMask, DirtyClient, DirtyMemory, PageSet};
-use crate::addr::{PageIndex, PageRange};
-use crate::ram::RamBlock;
-use crate::rcu::pin;
+use super::{PageSet, VcpuId};
+use crate::addr::{PageIndex, PageRange, RamAddr};
+use crate::ram::{RamBlock, RamList};
+use crate::sync::{Mutex, lock};
 use core::fmt;
-use std::sync::Arc;
-use std::time::Duration;
+use smallvec::SmallVec;
+use std::sync::{Arc, Weak};
+use std::time::{Duration, Instant};
 
-/// Who can make every vCPU drop its write permission for pages. Softmmu's address space is one.
+/// Something that may hold fast store entries: whose stores to a page go unheard while its bits say that nothing listens.
+/// Softmmu's vCPUs are one for each address space; a KVM machine and a write-protected mapping of the host would be others.
+///
+/// All of them are known to the RAM list ([`RamList::add_listener`]), which asks them; no caller passes one.
 pub trait DirtyListener: Send + Sync {
-    /// Every vCPU re-arms these pages and has answered when this returns: its stores before are visible to this
-    /// thread, its stores after are heard. With `None` it waits for as long as it takes. The caller holds no guard
-    /// and no lock that a vCPU might wait for (SAFE-1).
-    fn rearm(&self, pages: &[PageRange], timeout: Option<Duration>) -> Result<(), NotServed>;
+    /// Bits of these pages were taken: asks each holder of a fast entry to look again which of them are heard. What it
+    /// stored before it answers is then visible to who waited, what it stores after that is heard. The result is waited
+    /// for; `None` if all have answered already.
+    fn rearm(&self, pages: &[PageRange]) -> Option<Box<dyn Answers>>;
 
-    /// Is there nobody to ask, and nobody that could come without asking who listens? Then no list is made for them.
-    fn is_nobody(&self) -> bool {
-        false
+    /// Bytes `[ram, ram + len)` were written, and are visible: those of `owners` that are here drop their translations of
+    /// them, at the latest when they next synchronise their instructions. Does not wait.
+    fn kill_code(&self, _owners: &[VcpuId], _ram: RamAddr, _len: u64) {}
+
+    /// Is there anything here that may store to the RAM?
+    fn may_store(&self) -> bool {
+        true
     }
+
+    /// Something elsewhere is about to store, too: whatever relies on being the only one does so no more when this is
+    /// `true`; `false` if time ran out.
+    fn admit_writer(&self, _timeout: Duration) -> bool {
+        true
+    }
+}
+
+/// Answers that are on their way.
+pub trait Answers: Send + fmt::Debug {
+    /// Are all there?
+    fn is_served(&mut self) -> bool;
+
+    /// Waits until all are there, or until then; `None` is as long as it takes. The caller holds no guard, and no lock
+    /// that a vCPU might wait for (SAFE-1).
+    fn wait(&self, until: Option<Instant>) -> Result<(), NotServed>;
 }
 
 /// Ranges that one re-arm names at most, and that wait for one vCPU at most: more are covered by fewer, or by one of all pages.
 /// To ask a vCPU to look at an entry once more than needed is harmless.
 pub const MAX_RANGES: usize = 1024;
 
-/// A vCPU has not answered in time. The pages may be written unheard until it does.
+/// An answer did not come. The pages may be written unheard until it does.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, thiserror::Error)]
-#[error("a vCPU has not re-armed its pages within {waited:?}")]
-pub struct NotServed {
-    /// How long was waited.
-    pub waited: Duration,
+#[non_exhaustive]
+pub enum NotServed {
+    /// Not in time.
+    #[error("a vCPU has not re-armed its pages within {waited:?}")]
+    Late {
+        /// How long was waited.
+        waited: Duration,
+    },
+    /// The vCPU runs on the thread that would wait: a device that it called asks for the vCPU's own answer.
+    #[error("a vCPU's own thread cannot wait for its answer: it is inside of a device")]
+    OwnThread,
 }
 
-/// Nobody runs, nobody has a TLB: a listener for RAM without vCPUs.
-#[derive(Clone, Copy, Default, Debug)]
-pub struct NoVcpus;
+/// All that may hold fast store entries to the RAM of one list.
+#[derive(Default)]
+pub(crate) struct Listeners(Mutex<Vec<Weak<dyn DirtyListener>>>);
 
-impl DirtyListener for NoVcpus {
-    fn rearm(&self, _pages: &[PageRange], _timeout: Option<Duration>) -> Result<(), NotServed> {
-        Ok(())
+impl Listeners {
+    pub(crate) fn add(&self, listener: Weak<dyn DirtyListener>) {
+        let mut all = lock(&self.0);
+        all.retain(|other| other.strong_count() > 0);
+        all.push(listener);
     }
 
-    fn is_nobody(&self) -> bool {
-        true
+    /// Those of this moment. A later one fills its entries after the bits that the caller took (the lock orders them), so
+    /// it need not be asked. They are called, and dropped, with no lock held.
+    fn all(&self) -> SmallVec<[Arc<dyn DirtyListener>; 2]> {
+        lock(&self.0).iter().filter_map(Weak::upgrade).collect()
+    }
+
+    fn others(&self, but: &dyn DirtyListener) -> impl Iterator<Item = Arc<dyn DirtyListener>> {
+        let but = core::ptr::from_ref(but).cast::<()>();
+        self.all().into_iter().filter(move |listener| !core::ptr::addr_eq(Arc::as_ptr(listener), but))
+    }
+
+    /// The second step of HARVEST-1: each is asked, then each is waited for.
+    fn rearm(&self, pages: impl FnOnce() -> Vec<PageRange>, timeout: Option<Duration>) -> Result<(), NotServed> {
+        let all = self.all();
+        if all.is_empty() {
+            return Ok(());
+        }
+        let pages = pages();
+        log::debug!("re-arm: {} ranges of pages", pages.len());
+        let answers: SmallVec<[_; 2]> = all.iter().filter_map(|listener| listener.rearm(&pages)).collect();
+        let until = timeout.and_then(|timeout| Instant::now().checked_add(timeout));
+        let waited = timeout.unwrap_or(Duration::MAX);
+        answers.iter().try_for_each(|answers| answers.wait(until)).map_err(|why| match why {
+            NotServed::Late { .. } => NotServed::Late { waited },
+            other => other,
+        })
+    }
+
+    pub(crate) fn kill_code(&self, owners: &[VcpuId], ram: RamAddr, len: u64) {
+        self.all().iter().for_each(|listener| listener.kill_code(owners, ram, len));
+    }
+}
+
+impl RamList {
+    /// From now on `listener` is asked whenever bits of this list's pages were taken, until its last `Arc` is gone. It
+    /// holds no fast entry yet.
+    pub fn add_listener(&self, listener: Weak<dyn DirtyListener>) {
+        self.listeners().add(listener);
+    }
+
+    /// Has every holder of a fast entry for these pages look again, and waits until all have (HARVEST-1). With `None` it
+    /// waits for as long as it takes. With no guard held, and no lock that a vCPU might wait for (SAFE-1).
+    pub fn rearm(&self, pages: &[PageRange], timeout: Option<Duration>) -> Result<(), NotServed> {
+        self.listeners().rearm(|| pages.to_vec(), timeout)
+    }
+
+    /// As `rearm`, for a vCPU that does not wait, and has asked its own address space, `but`, by itself.
+    pub fn rearm_others(&self, pages: &[PageRange], but: &dyn DirtyListener) -> Vec<Box<dyn Answers>> {
+        self.listeners().others(but).filter_map(|listener| listener.rearm(pages)).collect()
+    }
+
+    /// Beside `but`, may anything store to this RAM?
+    pub fn others_may_store(&self, but: &dyn DirtyListener) -> bool {
+        self.listeners().others(but).any(|listener| listener.may_store())
+    }
+
+    /// `but` is about to store: nothing else relies on being the only one when this is `true`.
+    pub fn admit_writer(&self, but: &dyn DirtyListener, timeout: Duration) -> bool {
+        self.listeners().others(but).all(|listener| listener.admit_writer(timeout))
+    }
+
+    /// Those of `owners`, whatever address space they run on, drop their translations of `[ram, ram + len)`.
+    pub fn kill_code(&self, owners: &[VcpuId], ram: RamAddr, len: u64) {
+        self.listeners().kill_code(owners, ram, len);
     }
 }
 
@@ -66,27 +159,22 @@ impl DirtyListener for NoVcpus {
 #[must_use = "a harvest that is not committed marks its pages dirty again"]
 pub struct Harvest<'d> {
     pages: PageSet,
-    back: Back<'d>,
+    /// Where pages go that are not committed.
+    pending: &'d Pending,
     /// The blocks of the pages stay alive, and so their addresses theirs, until this drops.
     _alive: Vec<Arc<RamBlock>>,
 }
 
-/// Where pages go that are not committed.
-enum Back<'d> {
-    Bits(&'d DirtyMemory, DirtyClient),
-    User(&'d Pending),
-}
-
 impl<'d> Harvest<'d> {
-    /// A harvest for the user of a log: what is not committed is pending for that user. Not armed yet.
-    pub(super) fn of_user(pages: PageSet, pending: &'d Pending, alive: Vec<Arc<RamBlock>>) -> Self {
-        Self { pages, back: Back::User(pending), _alive: alive }
+    /// Not armed yet.
+    pub(super) fn new(pages: PageSet, pending: &'d Pending, alive: Vec<Arc<RamBlock>>) -> Self {
+        Self { pages, pending, _alive: alive }
     }
 
     /// The second step of HARVEST-1. A harvest of nothing asks nobody.
-    pub(super) fn rearmed(self, listener: &dyn DirtyListener, timeout: Option<Duration>) -> Result<Self, NotServed> {
-        if !self.pages.is_empty() && !listener.is_nobody() {
-            listener.rearm(&self.pages.cover(MAX_RANGES), timeout)?;
+    pub(super) fn rearmed(self, list: &RamList, timeout: Option<Duration>) -> Result<Self, NotServed> {
+        if !self.pages.is_empty() {
+            list.listeners().rearm(|| self.pages.cover(MAX_RANGES), timeout)?;
         }
         Ok(self)
     }
@@ -119,16 +207,8 @@ impl<'d> Harvest<'d> {
 
 impl Drop for Harvest<'_> {
     fn drop(&mut self) {
-        if self.pages.is_empty() {
-            return; // committed, or nothing was dirty
-        }
-        match self.back {
-            // Like a writer of these pages would: no reader of them misses the marks (MARK-1).
-            Back::Bits(dirty, client) => {
-                let guard = pin();
-                self.pages.ranges().for_each(|range| dirty.set(range, ClientMask::of(client), &guard));
-            }
-            Back::User(pending) => pending.put_back(&self.pages),
+        if !self.pages.is_empty() {
+            self.pending.put_back(&self.pages);
         }
     }
 }
@@ -136,30 +216,6 @@ impl Drop for Harvest<'_> {
 impl fmt::Debug for Harvest<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Harvest").field("pages", &self.pages).finish_non_exhaustive()
-    }
-}
-
-impl DirtyMemory {
-    /// Takes what is dirty in `ranges` and arms it (HARVEST-1): when this returns, the pages may be read, and each
-    /// later store to them is heard. It costs what is dirty. If a vCPU does not answer in time, all is dirty again.
-    ///
-    /// Not for [`DirtyClient::CODE`], whose bits say where code is and are not given back: of that one nothing is taken.
-    pub fn harvest(
-        &self,
-        ranges: &[PageRange],
-        client: DirtyClient,
-        listener: &dyn DirtyListener,
-        timeout: Option<Duration>,
-    ) -> Result<Harvest<'_>, NotServed> {
-        // Made before the take: from the first bit on there is somebody to put it back.
-        let mut harvest = Harvest { pages: PageSet::new(), back: Back::Bits(self, client), _alive: Vec::new() };
-        if client != DirtyClient::CODE {
-            let guard = pin();
-            for range in sorted(ranges) {
-                self.take(range, client, &guard, &mut harvest.pages);
-            }
-        } // SAFE-1: no guard while it waits
-        harvest.rearmed(listener, timeout)
     }
 }
 

@@ -1,70 +1,62 @@
 //! Logging: who uses it, where, and when it costs something.
 //!
 //! ```text
-//!   start   first user: take the bits of the regions, re-arm ─▶ stores are heard        further users: re-arm
+//!   start   first user: take the bits of the regions        every user: re-arm all of them ─▶ stores are heard
 //!   sync    take ─▶ to every other user's pending ─▶ + own pending ─▶ re-arm ─▶ Harvest
 //!   stop    last user: set the bits again. Entries become fast with their next store; nothing is posted
 //!
-//!   DirtyLog ─▶ Pending ◀─┐                                 Bitmap: the client's own bits
+//!   DirtyLog ─▶ Pending ◀─┐                                 Bits: the client's own
 //!   DirtyLog ─▶ Pending ◀─┴─ Log { client, regions, backend ─┤
-//!                                                           LogSource: dirty rings, or whatever finds pages
+//!                                                           RingSource: dirty rings
 //! ```
 //!
-//! Users of one log share its bits, so what one takes is pending for the others: each user gets every page that was
+//! A log is the only way to take a client's bits: whatever else took some would take them from a log's users. Users of one
+//! log share its bits, so what one takes is pending for the others: each user gets every page that was
 //! written since its own last sync, whoever else syncs. Logs of one client are on disjoint pages. A page that a
 //! failed harvest gives back is pending for its user, too, and handed out with the next one, re-armed once more.
+//!
+//! A start re-arms all pages of the log, whether their bits were set or not: a bit that is clear already, because a log
+//! stopped or failed halfway, says nothing of the entries that vCPUs hold. Between logs all bits of a client are set, and the
+//! registry's lock orders the last stop before the next start; so its take finds no word that merely looks clean, also on
+//! weak memory, and a page whose mark found no rings is in it.
 //!
 //! Only bits inside the regions are ever cleared, so nothing else pays. What happens to a block under a running log:
 //! - plugged: all its bits are set; a log of all RAM reports it whole with the next sync. Others do not see it.
 //! - unplugged: it leaves the log, and what was dirty in it is no longer reported; a harvest with pages of it keeps it
-//!   alive. A new block at its addresses is not logged by who logged the old one.
+//!   alive. A new block at its addresses is not logged by who logged the old one. A log all of whose blocks have left says
+//!   so with each sync.
 //! - grown: its bits are set (the list sees to that), so the next sync reports what is new, and the rest once more. Shrunk:
 //!   what is cut off is not reported any more, and its bits are set; if it comes back, it is new.
 //!
-//! Locks: the registry before `users` before a `Pending`; none of them while waiting for vCPUs (SAFE-1).
+//! Locks: the registry before `users` before a `Pending`; none of them while waiting for vCPUs (SAFE-1). Nothing of an
+//! embedder's is dropped under one of them.
 
-use super::harvest::{DirtyListener, Harvest, MAX_RANGES, NotServed};
+use super::harvest::{Harvest, NotServed, sorted};
 use super::scope::{LogClient, LogRegion, LogScope, Shared};
-use super::{ClientMask, DirtyClient, DirtyMemory, OwnedClient, PageSet};
+use super::{ClientMask, DirtyClient, OwnedClient, PageSet};
 use crate::addr::{PageIndex, PageRange};
 use crate::ram::{RamBlock, RamList};
 use crate::rcu::{Guard, pin};
-use crate::ring::RingStartError;
+use crate::ring::{RingError, RingLog, RingSource, RingStartError};
 use crate::sync::{Mutex, lock};
 use core::fmt;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Weak};
 use std::time::Duration;
 
 /// What finds the dirty pages.
-#[derive(Clone, Default)]
-pub enum Backend {
+pub(crate) enum Backend {
     /// The client's bits themselves.
-    #[default]
-    Bitmap,
-    /// Something that hears of each bit that becomes set, like dirty rings.
-    Source(Arc<dyn LogSource>),
+    Bits,
+    /// Dirty rings, which hear of each bit that becomes set. The bits still filter: a page is found once until its bit is
+    /// cleared again.
+    Rings(RingSource),
 }
 
-/// A back end other than the bits. The bits still filter: a page is found once until its bit is cleared again.
-pub trait LogSource: Send + Sync {
-    /// Logging of `client` begins. Called before the first bit is cleared. If it refuses, nothing begins.
-    fn start(&self, dirty: &DirtyMemory, client: DirtyClient) -> Result<(), RingStartError>;
-
-    /// Puts what was found into `pages`, and clears the bits of these pages so that their next store is found, too.
-    /// `ranges` (rising, disjoint) is what is logged now; the rest is left out by the caller. The pages are re-armed
-    /// before anybody reads them. One thread at a time.
-    fn take(&self, dirty: &DirtyMemory, client: DirtyClient, ranges: &[PageRange], guard: &Guard, pages: &mut PageSet);
-
-    /// Logging of `client` ends: its bits in the regions will be set, and it need not hear of that.
-    fn stop(&self, dirty: &DirtyMemory, client: DirtyClient);
-}
-
-/// Why logging could not start.
+/// Why nothing is logged, or nothing was given out. Never is that an empty harvest.
 #[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
+#[non_exhaustive]
 pub enum LogError {
-    /// The translator's bits are its own.
-    #[error("the CODE client cannot be logged: its bits say where translated code is")]
-    Code,
     /// The client was dropped.
     #[error("{client:?} is gone")]
     Gone {
@@ -77,18 +69,140 @@ pub enum LogError {
         /// The client.
         client: DirtyClient,
     },
-    /// The log of these regions has another back end.
-    #[error("{client:?} is logged on these pages already, with another back end")]
+    /// The log of these regions finds its pages in another way.
+    #[error("{client:?} is logged on these pages already, by {}", if *.rings { "rings" } else { "its bits" })]
     OtherBackend {
         /// The client.
         client: DirtyClient,
+        /// Has that log rings?
+        rings: bool,
     },
-    /// The back end refuses.
+    /// A region is of a block that is not in the list (any more).
+    #[error("a region to log is of RAM block {idstr}, which is not in this list")]
+    NotInList {
+        /// The block, or what is left of its name.
+        idstr: String,
+    },
+    /// There are no regions, or they are empty.
+    #[error("no pages to log")]
+    NoPages,
+    /// Every block of the log's regions has left the list.
+    #[error("the blocks that {client:?} logs have left the list")]
+    Unplugged {
+        /// The client.
+        client: DirtyClient,
+    },
+    /// No such rings.
     #[error(transparent)]
-    Ring(#[from] RingStartError),
-    /// The re-arm was not answered. Nothing is logged for this user.
+    Rings(#[from] RingStartError),
+    /// The re-arm was not answered. A start has not begun; the pages of a sync come with the next one.
     #[error(transparent)]
     NotServed(#[from] NotServed),
+}
+
+impl From<RingError> for LogError {
+    fn from(why: RingError) -> Self {
+        Self::Rings(why.into())
+    }
+}
+
+/// What a log is to be: made by [`RamList::log`].
+#[must_use = "nothing is logged before `start`"]
+#[derive(Debug)]
+pub struct LogBuilder {
+    list: Arc<RamList>,
+    client: LogClient,
+    scope: LogScope,
+    rings: Option<u32>,
+    timeout: Option<Duration>,
+}
+
+impl RamList {
+    /// A log of the writes to this RAM, for `client`: of all RAM and by the client's bits, unless it is told otherwise.
+    ///
+    /// ```
+    /// # use notdirty_core::{DirtyClient, RamBlockSpec, RamList};
+    /// # let ram = std::sync::Arc::new(RamList::new());
+    /// # let block = ram.add(RamBlockSpec::new("ram", 1 << 20))?;
+    /// let log = ram.log(DirtyClient::MIGRATION).start()?;
+    /// ram.write(&block, 0x1000, b"bytes")?;
+    /// assert_eq!(log.sync(None)?.commit().count(), 1);
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    pub fn log(self: &Arc<Self>, client: impl Into<LogClient>) -> LogBuilder {
+        let (list, client) = (self.clone(), client.into());
+        LogBuilder { list, client, scope: LogScope::All, rings: None, timeout: None }
+    }
+}
+
+impl LogBuilder {
+    /// Only writes to these blocks, each as far as it is used.
+    pub fn blocks<'b>(self, blocks: impl IntoIterator<Item = &'b Arc<RamBlock>>) -> Self {
+        self.scope(LogScope::blocks(blocks))
+    }
+
+    /// Only writes there.
+    pub fn scope(self, scope: LogScope) -> Self {
+        Self { scope, ..self }
+    }
+
+    /// Pages are found by dirty rings of so many entries, one for each vCPU.
+    pub fn rings(self, entries: u32) -> Self {
+        Self { rings: Some(entries), ..self }
+    }
+
+    /// How long [`start`](Self::start) waits for vCPUs; without this, as long as it takes.
+    pub fn timeout(self, timeout: impl Into<Option<Duration>>) -> Self {
+        Self { timeout: timeout.into(), ..self }
+    }
+
+    /// Starts the log, or joins the log of this client that has the same pages. When this
+    /// returns, each later store there is heard; what was written before is the caller's, who has yet to read it.
+    pub fn start(self) -> Result<DirtyLog, LogError> {
+        let (timeout, list) = (self.timeout, self.list.clone());
+        let new = self.join_or_make()?;
+        ::log::debug!("{:?}: a dirty log starts, or has one user more", new.client());
+        list.rearm(&new.log.ranges(&pin()).0, timeout)?; // `new` drops, and with it perhaps the log
+        Ok(new)
+    }
+
+    fn join_or_make(self) -> Result<DirtyLog, LogError> {
+        let Self { list, client, scope, rings, .. } = self;
+        let (client, owned) = match client {
+            LogClient::Number(client) => (client, None),
+            LogClient::Owned(owned) => (owned.client(), Some(owned)),
+        };
+        let scope = scope.normal();
+        let backend = match rings {
+            Some(entries) => Backend::Rings(RingSource::new(client, entries)?),
+            None => Backend::Bits,
+        };
+        let (users, known) = (Mutex::new(Vec::new()), Mutex::new(None));
+        let new = Log { list: list.clone(), client, owned, scope, backend, users, known };
+        // Both outlive the lock: the last `Arc` of another log, and a log that is refused, may be dropped here, and what they
+        // own with them.
+        let (mut others, new) = (Vec::new(), Arc::new(new));
+        let user = Arc::new(Pending::default());
+        let guard = pin();
+        let mut logs = lock(list.dirty().logs());
+        others.extend(logs.iter().filter_map(Weak::upgrade));
+        let joined = new.join(&others, &guard).map(|same| same.cloned());
+        let log = joined.map(|same| match same {
+            Some(same) => same,
+            None => {
+                logs.push(Arc::downgrade(&new));
+                new.clone()
+            }
+        });
+        if let Ok(log) = &log {
+            lock(&log.users).push(user.clone());
+        }
+        drop(logs);
+        drop(guard);
+        /// The next user's. Nothing is ordered by it, so it is std's in a model, too.
+        static NEXT: AtomicU64 = AtomicU64::new(0);
+        Ok(DirtyLog { log: log?, user, id: NEXT.fetch_add(1, Ordering::Relaxed) })
+    }
 }
 
 /// One user of a log. Dropping it is stopping it.
@@ -96,6 +210,7 @@ pub enum LogError {
 pub struct DirtyLog {
     log: Arc<Log>,
     user: Arc<Pending>,
+    id: u64,
 }
 
 /// What all users of a log share.
@@ -106,10 +221,16 @@ pub(super) struct Log {
     owned: Option<OwnedClient>,
     scope: LogScope,
     backend: Backend,
-    listener: Arc<dyn DirtyListener>,
     users: Mutex<Vec<Arc<Pending>>>,
-    /// What is logged, as of a version of the list: a sync costs what is dirty, not how many blocks there are.
-    known: Mutex<Option<(u64, Arc<[PageRange]>)>>,
+    known: Mutex<Option<Known>>,
+}
+
+/// What is logged, as of a version of the list: a sync costs what is dirty, not how many blocks there are.
+struct Known {
+    version: u64,
+    ranges: Arc<[PageRange]>,
+    /// Is any of the log's blocks in the list? All RAM always is.
+    any: bool,
 }
 
 /// The logs of a dirty memory that have users.
@@ -126,89 +247,103 @@ impl Pending {
 }
 
 impl DirtyLog {
-    /// Starts to log the writes in `scope`, or joins the log of this client that has the same scope. When this
-    /// returns, each later store there is heard; what was written before is the caller's, who has yet to read it.
-    pub fn start(
-        list: &Arc<RamList>,
-        client: impl Into<LogClient>,
-        scope: LogScope,
-        backend: Backend,
-        listener: Arc<dyn DirtyListener>,
-        timeout: Option<Duration>,
-    ) -> Result<Self, LogError> {
-        let (client, owned) = match client.into() {
-            LogClient::Number(client) => (client, None),
-            LogClient::Owned(owned) => (owned.client(), Some(owned)),
-        };
-        if client == DirtyClient::CODE {
-            return Err(LogError::Code);
-        }
-        let dirty = list.dirty();
-        let guard = pin();
-        let mut logs = lock(dirty.logs());
-        if !dirty.is_current(client) {
-            return Err(LogError::Gone { client });
-        }
-        let mut armed = PageSet::new();
-        let mut same = None;
-        for log in logs.iter().filter_map(Weak::upgrade).filter(|log| log.client == client) {
-            match log.scope.compare(&scope) {
-                Shared::Nothing => {}
-                Shared::Part => return Err(LogError::Overlap { client }),
-                Shared::All if !log.backend.is(&backend) => return Err(LogError::OtherBackend { client }),
-                Shared::All => same = Some(log),
-            }
-        }
-        let log = match same {
-            Some(log) => {
-                // What another user took last may not be answered for yet, and then stores there are not heard.
-                log.regions(&guard).iter().for_each(|(range, _)| armed.insert(*range));
-                log
-            }
-            None => {
-                let (users, known) = (Mutex::new(Vec::new()), Mutex::new(None));
-                let list = list.clone();
-                let log = Log { list, client, owned, scope, backend, listener, users, known };
-                let log = Arc::new(log);
-                if let Backend::Source(source) = &log.backend {
-                    source.start(dirty, client)?;
-                }
-                for (range, _) in log.regions(&guard) {
-                    dirty.take(range, client, &guard, &mut armed);
-                }
-                logs.push(Arc::downgrade(&log));
-                log
-            }
-        };
-        let user = Arc::new(Pending::default());
-        lock(&log.users).push(user.clone());
-        drop(logs);
-        drop(guard);
-        let new = Self { log, user };
-        ::log::debug!("{client:?}: a dirty log starts, or has one user more");
-        if !armed.is_empty() {
-            new.log.listener.rearm(&armed.cover(MAX_RANGES), timeout)?; // `new` drops, and with it perhaps the log
-        }
-        Ok(new)
-    }
-
     /// What was written since this user's last sync, or its start. The pages may be read now; each later store to
     /// them is heard. Costs what is dirty. If a vCPU does not answer in time, the pages come with the next sync.
-    pub fn sync(&self, timeout: Option<Duration>) -> Result<Harvest<'_>, NotServed> {
+    pub fn sync(&self, timeout: Option<Duration>) -> Result<Harvest<'_>, LogError> {
+        self.harvest(None, timeout)
+    }
+
+    /// As `sync`, of these pages only; the others come with a sync that asks for them.
+    pub fn sync_within(&self, pages: &[PageRange], timeout: Option<Duration>) -> Result<Harvest<'_>, LogError> {
+        self.harvest(Some(&sorted(pages)), timeout)
+    }
+
+    fn harvest(&self, only: Option<&[PageRange]>, timeout: Option<Duration>) -> Result<Harvest<'_>, LogError> {
         let guard = pin();
         let log = &*self.log;
-        let ranges = log.ranges(&guard);
+        let (ranges, any) = log.ranges(&guard);
+        if !any {
+            return Err(LogError::Unplugged { client: log.client });
+        }
+        let asked = match only {
+            Some(only) => intersection(&ranges, only).into(),
+            None => ranges.clone(),
+        };
         let users = lock(&log.users);
-        let mut pages = log.take(&ranges, &guard);
+        let mut pages = log.take(&asked, &ranges, &guard);
         for other in users.iter().filter(|other| !Arc::ptr_eq(other, &self.user)) {
             lock(&other.0).merge(&pages);
         }
-        let pending = core::mem::take(&mut *lock(&self.user.0));
-        pages.merge(&pending.within(&ranges));
-        drop(users);
+        let mut pending = lock(&self.user.0);
+        let mut back = core::mem::take(&mut *pending).within(&ranges);
+        if let Some(only) = only {
+            let later = gaps(only);
+            *pending = back.within(&later);
+            back = back.within(&asked);
+            if let Backend::Rings(_) = log.backend {
+                pending.merge(&pages.within(&later));
+                pages = pages.within(&asked);
+            }
+        }
+        pages.merge(&back);
+        drop((pending, users));
+        // After the take: what is marked once the client is gone is another's, and nothing was taken.
+        if !log.list.dirty().is_current(log.client) {
+            return Err(LogError::Gone { client: log.client });
+        }
         let alive = hold_blocks(&log.list, &mut pages, &guard);
         drop(guard); // SAFE-1: no guard while it waits
-        Harvest::of_user(pages, &self.user, alive).rearmed(&*log.listener, timeout)
+        Ok(Harvest::new(pages, &self.user, alive).rearmed(&log.list, timeout)?)
+    }
+
+    /// Which of `asked` is the first that has a page that is not logged, now.
+    pub(crate) fn first_not_logged(&self, asked: &[PageRange]) -> Option<usize> {
+        let (ranges, _) = self.log.ranges(&pin());
+        let covered = |asked: &PageRange| {
+            let (mut next, from) = (asked.start, ranges.partition_point(|range| range.end <= asked.start));
+            for range in ranges[from..].iter().take_while(|range| range.start < asked.end) {
+                if range.start > next {
+                    return false;
+                }
+                next = range.end;
+            }
+            next >= asked.end
+        };
+        asked.iter().position(|asked| !covered(asked))
+    }
+
+    /// Names this user; used once in a process.
+    pub(crate) fn user_id(&self) -> u64 {
+        self.id
+    }
+
+    /// This user wrote these pages, and need not be told; the client's other users and other logs are.
+    pub(crate) fn wrote(&self, pages: PageRange) {
+        let (log, guard) = (&*self.log, pin());
+        let (ranges, _) = log.ranges(&guard);
+        let mut ours = PageSet::new();
+        intersection(&ranges, &[pages]).into_iter().for_each(|range| ours.insert(range));
+        for other in lock(&log.users).iter().filter(|other| !Arc::ptr_eq(other, &self.user)) {
+            lock(&other.0).merge(&ours);
+        }
+        if ours.count() != pages.len() {
+            for range in intersection(&gaps(&ranges), &[pages]) {
+                log.list.dirty().set(range, ClientMask::of(log.client), &guard);
+            }
+        }
+    }
+
+    /// The list whose RAM is logged.
+    pub fn list(&self) -> &Arc<RamList> {
+        &self.log.list
+    }
+
+    /// The log's rings, to see how full they are; `None` if it has none.
+    pub fn rings(&self) -> Option<&Arc<RingLog>> {
+        match &self.log.backend {
+            Backend::Bits => None,
+            Backend::Rings(source) => Some(source.log()),
+        }
     }
 
     /// The client whose bits are used.
@@ -233,8 +368,8 @@ impl Drop for DirtyLog {
         }
         logs.retain(|other| !core::ptr::eq(other.as_ptr(), log));
         // First of all: it shall not hear of the bits that are set below.
-        if let Backend::Source(source) = &log.backend {
-            source.stop(dirty, log.client);
+        if let Backend::Rings(source) = &log.backend {
+            source.stop(dirty);
         }
         // Under the registry's lock, or the bits that the next start takes would be set again here. An owned client's
         // are freed instead, when the log drops.
@@ -247,15 +382,52 @@ impl Drop for DirtyLog {
 }
 
 impl Log {
+    /// With the registry's lock held: the log to join in place of this one, if there is one; or this one begins.
+    fn join<'o>(&self, others: &'o [Arc<Log>], guard: &Guard) -> Result<Option<&'o Arc<Log>>, LogError> {
+        let (dirty, client) = (self.list.dirty(), self.client);
+        if !dirty.is_current(client) {
+            return Err(LogError::Gone { client });
+        }
+        if let LogScope::Regions(regions) = &self.scope {
+            if regions.is_empty() {
+                return Err(LogError::NoPages);
+            }
+            if let Some(region) = regions.iter().find(|region| region.found(&self.list, guard).is_none()) {
+                return Err(LogError::NotInList { idstr: region.idstr() });
+            }
+        }
+        let mut same = None;
+        for log in others.iter().filter(|log| log.client == client) {
+            match log.scope.compare(&self.scope) {
+                Shared::Nothing => {}
+                Shared::Part => return Err(LogError::Overlap { client }),
+                Shared::All if !log.backend.is(&self.backend) => {
+                    return Err(LogError::OtherBackend { client, rings: matches!(log.backend, Backend::Rings(_)) });
+                }
+                Shared::All => same = Some(log),
+            }
+        }
+        if same.is_some() {
+            return Ok(same);
+        }
+        if let Backend::Rings(source) = &self.backend {
+            source.start(&self.list, guard)?;
+        }
+        // What was dirty until now is the caller's, who has yet to read it.
+        let mut before = PageSet::new();
+        for (range, _) in self.regions(guard) {
+            dirty.take(range, client, guard, &mut before);
+        }
+        Ok(None)
+    }
+
     /// What is logged now, by rising page: pages in use of blocks that are in the list. Who has left is forgotten.
     fn regions<'g>(&self, guard: &'g Guard) -> Vec<(PageRange, &'g Arc<RamBlock>)> {
         match &self.scope {
             LogScope::All => self.list.blocks(guard).map(|block| (block.pages(), block)).collect(),
             LogScope::Regions(regions) => {
                 let now = |region: &LogRegion| {
-                    // Alive, hence still at its addresses; found, hence in the list.
-                    let block = region.block.upgrade()?;
-                    let found = self.list.find(block.offset(), guard).filter(|found| Arc::ptr_eq(found, &block))?;
+                    let found = region.found(&self.list, guard)?;
                     let end = region.pages.end.min(found.pages().end);
                     Some((PageRange { start: region.pages.start, end }, found))
                 };
@@ -266,48 +438,68 @@ impl Log {
         }
     }
 
-    /// The same without the blocks, remembered.
-    fn ranges(&self, guard: &Guard) -> Arc<[PageRange]> {
+    /// The same without the blocks, remembered; and whether there are blocks.
+    fn ranges(&self, guard: &Guard) -> (Arc<[PageRange]>, bool) {
         // Before the list is looked at: what is found then is good until the version is another. And after the guard:
         // if the version is the same, no block of these ranges makes room for another while we take its bits.
         let version = self.list.version();
         let mut known = lock(&self.known);
-        if let Some((at, ranges)) = &*known
-            && *at == version
+        if let Some(known) = &*known
+            && known.version == version
         {
-            return ranges.clone();
+            return (known.ranges.clone(), known.any);
         }
-        let ranges = self.regions(guard).into_iter().map(|(range, _)| range);
-        let mut ranges: Vec<_> = ranges.filter(|range| !range.is_empty()).collect();
-        // Regions may overlap, what is asked of a set of pages may not. Those that merely touch stay apart: they may be two
-        // blocks.
-        ranges.dedup_by(|next, last| {
-            let one = next.start < last.end;
-            if one {
-                last.end = last.end.max(next.end);
-            }
-            one
-        });
-        let ranges: Arc<[_]> = ranges.into();
-        *known = Some((version, ranges.clone()));
-        ranges
+        let regions = self.regions(guard);
+        let any = matches!(self.scope, LogScope::All) || !regions.is_empty();
+        // Those that merely touch stay apart: they may be two blocks.
+        let ranges = regions.into_iter().map(|(range, _)| range).filter(|range| !range.is_empty());
+        let ranges: Arc<[_]> = ranges.collect();
+        *known = Some(Known { version, ranges: ranges.clone(), any });
+        (ranges, any)
     }
 
-    fn take(&self, ranges: &[PageRange], guard: &Guard) -> PageSet {
+    /// Takes what is dirty in `asked`, which is a part of `ranges`. Rings give all they have.
+    fn take(&self, asked: &[PageRange], ranges: &[PageRange], guard: &Guard) -> PageSet {
         let (dirty, mut pages) = (self.list.dirty(), PageSet::new());
         match &self.backend {
-            Backend::Bitmap => {
-                for range in ranges {
+            Backend::Bits => {
+                for range in asked {
                     dirty.take(*range, self.client, guard, &mut pages);
                 }
                 pages
             }
-            Backend::Source(source) => {
-                source.take(dirty, self.client, ranges, guard, &mut pages);
+            Backend::Rings(source) => {
+                source.take(&self.list, ranges, guard, &mut pages);
                 pages.within(ranges)
             }
         }
     }
+}
+
+/// What `asked` and `ranges` have in common; both rise and are disjoint.
+fn intersection(ranges: &[PageRange], asked: &[PageRange]) -> Vec<PageRange> {
+    let mut both = Vec::with_capacity(asked.len());
+    let mut from = 0;
+    for ask in asked {
+        from += ranges[from..].partition_point(|range| range.end <= ask.start);
+        for range in ranges[from..].iter().take_while(|range| range.start < ask.end) {
+            both.push(PageRange { start: range.start.max(ask.start), end: range.end.min(ask.end) });
+        }
+    }
+    both
+}
+
+/// What is in none of these ranges, which rise and are disjoint.
+fn gaps(ranges: &[PageRange]) -> Vec<PageRange> {
+    let mut gaps = Vec::with_capacity(ranges.len() + 1);
+    let mut start = PageIndex::new(0);
+    for range in ranges {
+        gaps.push(PageRange { start, end: range.start });
+        start = range.end;
+    }
+    gaps.push(PageRange { start, end: PageIndex::new(u64::MAX) });
+    gaps.retain(|gap| !gap.is_empty());
+    gaps
 }
 
 /// The blocks that have some of `pages`, to keep them and their addresses. Pages of a block that left the list since it was
@@ -345,8 +537,8 @@ const BLOCK_ALIGN: u64 = 512;
 impl Backend {
     fn is(&self, other: &Self) -> bool {
         match (self, other) {
-            (Self::Bitmap, Self::Bitmap) => true,
-            (Self::Source(a), Self::Source(b)) => Arc::ptr_eq(a, b),
+            (Self::Bits, Self::Bits) => true,
+            (Self::Rings(a), Self::Rings(b)) => a.entries() == b.entries(),
             _ => false,
         }
     }
@@ -354,10 +546,10 @@ impl Backend {
 
 impl fmt::Debug for Backend {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Self::Bitmap => "Bitmap",
-            Self::Source(_) => "Source",
-        })
+        match self {
+            Self::Bits => f.write_str("Bits"),
+            Self::Rings(source) => source.fmt(f),
+        }
     }
 }
 

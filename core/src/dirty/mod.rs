@@ -18,14 +18,17 @@
 mod bitmap;
 mod blocks;
 mod client;
+mod code;
 mod harvest;
 mod log;
 mod pages;
 mod scope;
 
-pub use client::{ClientMask, DirtyClient, NoRoom, OwnedClient};
-pub use harvest::{DirtyListener, Harvest, MAX_RANGES as MAX_REARM_RANGES, NoVcpus, NotServed};
-pub use log::{Backend, DirtyLog, LogError, LogSource};
+pub use client::{ClientMask, DirtyClient, Listening, NoRoom, OwnedClient};
+pub use code::{CodePage, CodePages, HALVES_OFFSET, Owned, VcpuId, lines_of};
+pub(crate) use harvest::Listeners;
+pub use harvest::{Answers, DirtyListener, Harvest, MAX_RANGES as MAX_REARM_RANGES, NotServed};
+pub use log::{DirtyLog, LogBuilder, LogError};
 pub use pages::{PageSet, Snapshot};
 pub use scope::{LogClient, LogRegion, LogScope};
 
@@ -86,12 +89,14 @@ pub struct DirtyMemory {
     blocks: Blocks,
     rings: RingTable,
     logs: log::Registry,
+    code: CodePages,
 }
 
 impl DirtyMemory {
     /// Dirty memory that covers no page yet.
     pub fn new() -> Self {
-        Self { blocks: Blocks::new(), rings: RingTable::new(), logs: Mutex::new(Vec::new()) }
+        let logs = Mutex::new(Vec::new());
+        Self { blocks: Blocks::new(), rings: RingTable::new(), logs, code: CodePages::new() }
     }
 
     /// The clients that have rings.
@@ -160,6 +165,17 @@ impl DirtyMemory {
     /// word's new bits. Of several who mark a page at once, one is told; it must see to it that a client with rings
     /// hears of it, as [`VcpuRings::push`](crate::ring::VcpuRings::push) does.
     pub fn set_new(
+        &self,
+        range: PageRange,
+        clients: ClientMask,
+        guard: &Guard,
+        sink: impl FnMut(DirtyClient, PageIndex, u64),
+    ) {
+        self.mark(range, clients & ClientMask::ALL, guard, sink);
+    }
+
+    /// As `set_new`, of the translator's bits too.
+    pub(crate) fn mark(
         &self,
         range: PageRange,
         clients: ClientMask,
@@ -245,7 +261,7 @@ impl DirtyMemory {
 
     /// Takes the bit of `page`: clears it and tells whether it was set. The page may be read only after every
     /// vCPU was told and has answered (HARVEST-1).
-    pub fn test_and_clear(&self, page: PageIndex, client: DirtyClient, guard: &Guard) -> bool {
+    pub(crate) fn test_and_clear(&self, page: PageIndex, client: DirtyClient, guard: &Guard) -> bool {
         let Some((row, bit)) = self.blocks.locate(page, guard) else {
             return true;
         };
@@ -259,7 +275,7 @@ impl DirtyMemory {
 
     /// Takes every bit in `range`. `sink` gets each word that had one: the page of its bit 0, and the bits taken
     /// (only bits of the range). Returns how many there were. What is clean costs a bit of the summary per 512 pages.
-    pub fn test_and_clear_range(
+    pub(crate) fn test_and_clear_range(
         &self,
         range: PageRange,
         client: DirtyClient,
@@ -275,7 +291,7 @@ impl DirtyMemory {
     }
 
     /// Takes every bit in `range` and adds it to `pages`.
-    pub fn take(&self, range: PageRange, client: DirtyClient, guard: &Guard, pages: &mut PageSet) {
+    pub(crate) fn take(&self, range: PageRange, client: DirtyClient, guard: &Guard, pages: &mut PageSet) {
         self.take_runs::<true>(range, client, guard, |first, words, bits| pages.push_words(first, words, bits));
     }
 
@@ -321,7 +337,7 @@ impl DirtyMemory {
     }
 
     /// As `test_and_clear_range`, into an object of its own.
-    pub fn snapshot_and_clear(&self, range: PageRange, client: DirtyClient, guard: &Guard) -> Snapshot {
+    pub(crate) fn snapshot_and_clear(&self, range: PageRange, client: DirtyClient, guard: &Guard) -> Snapshot {
         let mut pages = PageSet::new();
         self.take(range, client, guard, &mut pages);
         Snapshot { range, pages }
@@ -360,19 +376,19 @@ impl DirtyMemory {
         self.next_set(range, client, guard).is_some()
     }
 
-    /// Who wants to hear the next store to `page`: the clients whose bit is 0. Nobody: its TLB entry may be fast.
+    /// What wants to hear the next store to `page`: the clients whose bit is 0. If nothing does, its TLB entry may be fast.
     ///
     /// Only columns of clients that track something are looked at, and their pointers share one cache line. An answer may be outdated
     /// when it arrives; whoever clears a bit posts a re-arm afterwards, and that corrects the entry (HARVEST-1).
     #[inline]
-    pub fn listening(&self, page: PageIndex, guard: &Guard) -> ClientMask {
+    pub fn listening(&self, page: PageIndex, guard: &Guard) -> Listening {
         let Some((row, bit)) = self.blocks.locate(page, guard) else {
-            return ClientMask::NONE;
+            return Listening::default();
         };
         let tracking = self.blocks.tracking();
         let mut who = ClientMask::NONE;
         if tracking.is_empty() {
-            return who;
+            return Listening(who);
         }
         // Straight code for those who are always there, and a loop that is rarely entered.
         for client in DirtyClient::FIXED {
@@ -382,7 +398,21 @@ impl DirtyMemory {
         if !others.is_empty() {
             others.columns().for_each(|column| who |= row.listening(column, bit));
         }
-        who
+        Listening(who)
+    }
+}
+
+impl DirtyMemory {
+    /// The pages in `range` whose stores are heard for the sake of translated code. Costs nothing where no block of
+    /// pages ever had code. Asked after a fence that follows the store (MARK-1).
+    pub(crate) fn code_pages<'g>(&'g self, range: PageRange, guard: &'g Guard) -> impl Iterator<Item = PageIndex> + 'g {
+        self.blocks.rows(range, guard).flat_map(|(first, row, pages)| {
+            let block = row.block(DirtyClient::CODE.column()).into_iter();
+            block.flat_map(move |block| {
+                let listening = pages.clone().filter(|bit| !block.test(*bit));
+                listening.map(move |bit| PageIndex::new(first + bit as u64))
+            })
+        })
     }
 }
 

@@ -1,8 +1,9 @@
-//! Whose bits a log uses, and where it listens; what two logs of one client have in common.
+//! Which bits a log uses, and where it listens; what two logs of one client have in common.
 
 use super::{DirtyClient, OwnedClient};
 use crate::addr::{PageRange, RamAddr};
-use crate::ram::RamBlock;
+use crate::ram::{RamBlock, RamList};
+use crate::rcu::Guard;
 use std::sync::{Arc, Weak};
 
 /// Whose bits a log uses: a client's number, or a client of run time that lives as long as the log.
@@ -59,6 +60,18 @@ impl LogRegion {
         let pages = PageRange::of_bytes(start, len.min(block.max_length() - off));
         Self { block: Arc::downgrade(block), pages }
     }
+
+    /// The block, if it is in the list.
+    pub(super) fn found<'g>(&self, list: &RamList, guard: &'g Guard) -> Option<&'g Arc<RamBlock>> {
+        // No `Arc` is made that could be the last. The `Weak` holds the address: whatever block is there is this one.
+        let found = list.find(self.pages.start.base(), guard)?;
+        core::ptr::eq(Arc::as_ptr(found), self.block.as_ptr()).then_some(found)
+    }
+
+    /// The block's name, if it is still alive.
+    pub(super) fn idstr(&self) -> String {
+        self.block.upgrade().map_or_else(|| "?".to_owned(), |block| block.idstr().to_owned())
+    }
 }
 
 /// What two scopes have in common.
@@ -69,10 +82,26 @@ pub(super) enum Shared {
 }
 
 impl LogScope {
+    /// The same pages, in regions that rise, are not empty, and within a block neither overlap nor touch: so two scopes of
+    /// the same pages are equal, whatever their order.
+    pub(super) fn normal(self) -> Self {
+        let Self::Regions(mut regions) = self else { return self };
+        regions.retain(|region| !region.pages.is_empty());
+        regions.sort_by_key(|region| region.pages.start);
+        regions.dedup_by(|next, last| {
+            let one = next.pages.start <= last.pages.end && next.block.ptr_eq(&last.block);
+            if one {
+                last.pages.end = last.pages.end.max(next.pages.end);
+            }
+            one
+        });
+        Self::Regions(regions)
+    }
+
+    /// Both are normal.
     pub(super) fn compare(&self, other: &Self) -> Shared {
         match (self, other) {
             (Self::All, Self::All) => Shared::All,
-            (Self::All, Self::Regions(some)) | (Self::Regions(some), Self::All) if some.is_empty() => Shared::Nothing,
             (Self::All, _) | (_, Self::All) => Shared::Part,
             (Self::Regions(a), Self::Regions(b)) => {
                 let same = |(x, y): (&LogRegion, &LogRegion)| x.pages == y.pages && x.block.ptr_eq(&y.block);

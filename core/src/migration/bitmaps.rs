@@ -17,8 +17,8 @@
 
 use super::bits::{Bits, SharedBits};
 use crate::addr::{PAGE_BITS, PageIndex, PageRange};
-use crate::dirty::{DirtyClient, DirtyListener, NotServed, PageSet};
-use crate::ram::{RamBlock, RamList};
+use crate::dirty::{DirtyLog, LogError, PageSet};
+use crate::ram::RamBlock;
 use core::fmt;
 use core::ops::Range;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -275,7 +275,7 @@ impl fmt::Debug for Received {
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum SyncError {
-    /// Nobody migrates this block: there is no bitmap to sync into.
+    /// No migration of this block is under way: there is no bitmap to sync into.
     #[error("RAM block {idstr} has no migration bitmap")]
     NoBitmap {
         /// The block.
@@ -287,34 +287,43 @@ pub enum SyncError {
         /// The block.
         idstr: String,
     },
-    /// A vCPU has not answered.
+    /// The log does not log these pages, so nothing is known of them.
+    #[error("pages {}..{} of RAM block {idstr} are not logged", .pages.start, .pages.end)]
+    NotLogged {
+        /// The block.
+        idstr: String,
+        /// The pages, counted from the block's first.
+        pages: Range<u64>,
+    },
+    /// The log has nothing to give.
     #[error(transparent)]
-    NotServed(#[from] NotServed),
+    Log(#[from] LogError),
 }
 
-/// Takes what is dirty for [`DirtyClient::MIGRATION`] in these runs of pages of these blocks, re-arms it, and adds it to the
-/// blocks' own bitmaps. Returns how many pages are new there, exactly. Runs stop at the used length.
+/// Takes what `log` has found in these runs of pages of these blocks, re-arms it, and adds it to the
+/// blocks' own bitmaps. Returns how many pages are new there, exactly. Runs stop at the used length. What the log has
+/// found elsewhere stays there.
 ///
 /// One re-arm for all of them, so a round over a whole machine asks its vCPUs once. Not with a guard held, nor on a vCPU's
 /// own thread while it runs (SAFE-1).
-pub fn sync(
-    list: &RamList,
-    what: &[(Arc<RamBlock>, Range<u64>)],
-    listener: &dyn DirtyListener,
-    timeout: Option<Duration>,
-) -> Result<u64, SyncError> {
+pub fn sync(log: &DirtyLog, what: &[(Arc<RamBlock>, Range<u64>)], timeout: Option<Duration>) -> Result<u64, SyncError> {
     let mut into = Vec::with_capacity(what.len());
     for (block, pages) in what {
-        if !block.belongs_to(list) {
-            return Err(SyncError::OtherList { idstr: block.idstr().to_owned() });
+        let idstr = || block.idstr().to_owned();
+        if !block.belongs_to(log.list()) {
+            return Err(SyncError::OtherList { idstr: idstr() });
         }
         let Some(map) = block.migration().dirty() else {
-            return Err(SyncError::NoBitmap { idstr: block.idstr().to_owned() });
+            return Err(SyncError::NoBitmap { idstr: idstr() });
         };
         into.push((map, within(block, pages)));
     }
     let ranges: Vec<_> = into.iter().map(|(_, range)| *range).collect();
-    let harvest = list.dirty().harvest(&ranges, DirtyClient::MIGRATION, listener, timeout)?;
+    if let Some(n) = log.first_not_logged(&ranges) {
+        let (block, pages) = &what[n];
+        return Err(SyncError::NotLogged { idstr: block.idstr().to_owned(), pages: pages.clone() });
+    }
+    let harvest = log.sync_within(&ranges, timeout)?;
     // Two runs of one block may overlap: the second then finds nothing new.
     let newly = into.iter().map(|(map, range)| map.absorb_part(harvest.pages(), *range)).sum();
     harvest.commit();

@@ -1,7 +1,7 @@
 //! One RAM block: a name, a place in the space of all RAM, and the memory.
 //!
-//! Accesses here are raw: bounds-checked, and nothing more. They mark no page dirty and invalidate no code; MARK-1 is
-//! the business of whoever calls them.
+//! What writes here is raw, and says so in its name: bounds-checked, and nothing more. It marks no page dirty and kills no
+//! translation; the calls that do are the list's ([`RamList::write`], and the rest of `door.rs`).
 
 use super::mapping::{Failure, HUGE, Mapping, Request, host_page};
 use super::offsets::Lease;
@@ -14,6 +14,34 @@ use core::fmt;
 use core::ops::Range;
 use std::os::fd::BorrowedFd;
 use std::sync::Arc;
+
+/// In place of a number of mappings: the block has left its list, and is mapped no more.
+const LEFT: u64 = u64::MAX;
+
+/// A mapping of a block to where a guest reaches it: as long as this lives, the block does not leave its list.
+#[derive(Debug)]
+pub struct RamMapping(Arc<RamBlock>);
+
+impl Drop for RamMapping {
+    fn drop(&mut self) {
+        self.0.mapped.fetch_sub(1, Ordering::AcqRel);
+    }
+}
+
+/// A block that leaves its list, unless this is dropped before it [has](Self::gone).
+pub(super) struct Leaving<'b>(&'b RamBlock);
+
+impl Leaving<'_> {
+    pub(super) fn gone(self) {
+        core::mem::forget(self);
+    }
+}
+
+impl Drop for Leaving<'_> {
+    fn drop(&mut self) {
+        self.0.mapped.store(0, Ordering::Release);
+    }
+}
 
 /// Which block of which list.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -39,6 +67,8 @@ pub struct RamBlock {
     flags: RamFlags,
     resized: Option<Arc<Resized>>,
     migration: BlockMigration,
+    /// How many mappings there are, or `LEFT`.
+    mapped: AtomicU64,
     // Before the lease: the memory goes first, then its addresses may be used again (RAM-1).
     mapping: Mapping,
     lease: Lease,
@@ -76,6 +106,7 @@ impl RamBlock {
             flags,
             resized: spec.resized,
             migration: BlockMigration::default(),
+            mapped: AtomicU64::new(0),
             mapping,
             lease,
         })
@@ -95,6 +126,26 @@ impl RamBlock {
     /// Whether `list` made this block. An offset or a slot means something in its own list only.
     pub fn belongs_to(&self, list: &RamList) -> bool {
         self.home.list == list.id()
+    }
+
+    /// Notes one more mapping of the block. Refused if the block has left its list: no log would hear of stores to it.
+    pub fn mapping(self: &Arc<Self>) -> Result<RamMapping, RamError> {
+        let mut times = self.mapped.load(Ordering::Acquire);
+        while times != LEFT {
+            match self.mapped.compare_exchange(times, times + 1, Ordering::AcqRel, Ordering::Acquire) {
+                Ok(_) => return Ok(RamMapping(self.clone())),
+                Err(now) => times = now,
+            }
+        }
+        Err(RamError::NotInList { idstr: self.idstr.clone() })
+    }
+
+    /// The block leaves its list, unless it is mapped.
+    pub(super) fn leave(&self) -> Result<Leaving<'_>, RamError> {
+        match self.mapped.compare_exchange(0, LEFT, Ordering::AcqRel, Ordering::Acquire) {
+            Ok(_) => Ok(Leaving(self)),
+            Err(times) => Err(RamError::Mapped { idstr: self.idstr.clone(), times }),
+        }
     }
 
     /// Where the block starts in the space of all RAM; a multiple of 512 pages (SUM-1).
@@ -128,7 +179,7 @@ impl RamBlock {
         PageRange::of_bytes(self.offset(), self.used_length())
     }
 
-    /// Where the memory is. Stays so as long as the block lives; `used_length` bytes may be accessed, by raw pointer
+    /// Where the memory is: raw, as [`write_raw`](Self::write_raw) is. Stays so as long as the block lives; `used_length` bytes may be accessed, by raw pointer
     /// and atomically or volatile only, since a guest may write them at any time.
     pub fn host(&self) -> *mut u8 {
         self.mapping.host().as_ptr()
@@ -155,12 +206,8 @@ impl RamBlock {
         &self.migration
     }
 
-    /// Gives the memory of `len` bytes at `off` back to the host. They read as they did when new: as zero, or as the
-    /// private file has them. Both are multiples of [`page_size`](Self::page_size), or end with the maximum length.
-    ///
-    /// To the guest this is a write, and as with all writes here nothing is marked (MARK-1): of bytes that a guest
-    /// can reach, the caller tells the address space (`AddressSpace::written`), or unmapped them before.
-    pub fn discard(&self, off: u64, len: u64) -> Result<(), RamError> {
+    /// As [`RamList::discard`], and tells nobody, as [`write_raw`](Self::write_raw).
+    pub fn discard_raw(&self, off: u64, len: u64) -> Result<(), RamError> {
         let memory = self.mapping.committed();
         let end = match off.checked_add(len) {
             Some(end) if end <= memory => end,
@@ -220,16 +267,17 @@ impl RamBlock {
         Ok(())
     }
 
-    /// Copies bytes in. Marks nothing.
-    pub fn write_bytes(&self, off: u64, from: &[u8]) -> Result<(), RamError> {
+    /// Copies bytes in, and tells nobody: no log hears of it, and translations of them live on. For memory that no guest
+    /// reaches yet, and for what stands between [`RamList::before`] and [`RamList::after`]; else [`RamList::write`].
+    pub fn write_raw(&self, off: u64, from: &[u8]) -> Result<(), RamError> {
         let to = self.at(off, from.len() as u64)?;
         // SAFETY: as in `read_bytes`; the used length is writable.
         unsafe { access::copy_in(to, from) };
         Ok(())
     }
 
-    /// Sets `len` bytes to `value`. Marks nothing.
-    pub fn fill(&self, off: u64, len: u64, value: u8) -> Result<(), RamError> {
+    /// Sets `len` bytes to `value`, and tells nobody, as [`write_raw`](Self::write_raw); else [`RamList::fill`].
+    pub fn fill_raw(&self, off: u64, len: u64, value: u8) -> Result<(), RamError> {
         let to = self.at(off, len)?;
         // SAFETY: as in `write_bytes`; a length inside a mapping fits usize.
         unsafe { access::fill(to, len as usize, value) };
@@ -244,8 +292,9 @@ impl RamBlock {
         Ok(unsafe { access::load(at, bytes) })
     }
 
-    /// Stores the low 1, 2, 4 or 8 bytes of `value`, little-endian; not torn if aligned. Marks nothing.
-    pub fn store(&self, off: u64, bytes: u32, value: u64) -> Result<(), RamError> {
+    /// Stores the low 1, 2, 4 or 8 bytes of `value`, little-endian; not torn if aligned. Tells nobody, as
+    /// [`write_raw`](Self::write_raw); else [`RamList::store`].
+    pub fn store_raw(&self, off: u64, bytes: u32, value: u64) -> Result<(), RamError> {
         width(bytes)?;
         let at = self.at(off, bytes.into())?;
         // SAFETY: as in `write_bytes`.

@@ -113,4 +113,18 @@ pub enum RamError {
         /// The width asked for.
         bytes: u32,
     },
+    /// A guest reaches the block: unmap it first, and wait (RAM-1).
+    #[error("RAM block {idstr} is mapped {times} times")]
+    Mapped {
+        /// The block.
+        idstr: String,
+        /// How often.
+        times: u64,
+    },
+    /// A write that is made for a log of another list.
+    #[error("the log that bytes are written for is of another list")]
+    OtherLog,
+    /// The caller may not wait, see [`RamList::before`](super::RamList::before).
+    #[error(transparent)]
+    Pinned(#[from] super::Pinned),
 }

@@ -19,11 +19,12 @@
 use super::RamError;
 use super::block::{Home, RamBlock};
 use super::chunks::Chunks;
+use super::door::Door;
 use super::notify::{Notifiers, RamNotifier, RamRegistration};
 use super::offsets::Offsets;
 use super::spec::RamBlockSpec;
 use crate::addr::{PageRange, RamAddr};
-use crate::dirty::{ClientMask, DirtyMemory};
+use crate::dirty::{ClientMask, DirtyMemory, Listeners};
 use crate::rcu::{Guard, RcuCell, pin};
 use crate::sync::{AtomicPtr, AtomicU64, Mutex, Ordering, lock};
 use core::{fmt, ptr};
@@ -84,25 +85,29 @@ struct Writer {
 /// The next list's number. Not of `crate::sync`: it outlives a model's execution.
 static NEXT_LIST: std::sync::atomic::AtomicU64 = std::sync::atomic::AtomicU64::new(0);
 
-/// Every RAM block of a machine, and their dirty memory.
+/// Every RAM block of a machine, their dirty memory, and all that may hold a fast entry for a store to them.
 ///
 /// ```
-/// use notdirty_core::{DirtyClient, PageRange, RamBlockSpec, RamList, pin};
+/// use notdirty_core::{DirtyClient, RamBlockSpec, RamList, pin};
+/// use std::sync::Arc;
 ///
-/// let list = RamList::new();
+/// let list = Arc::new(RamList::new());
 /// let ram = list.add(RamBlockSpec::new("ram", 1 << 20))?;
 /// let page = ram.offset().page();
+/// let listens = || list.dirty().listening(page, &pin()).contains(DirtyClient::MIGRATION);
 ///
-/// // Somebody takes the page's bit, and thereby asks to hear of the next store.
-/// assert!(list.dirty().test_and_clear(page, DirtyClient::MIGRATION, &pin()));
-/// let listening = list.dirty().listening(page, &pin());
-/// assert!(listening.contains(DirtyClient::MIGRATION));
+/// // A log takes the pages' bits, and thereby asks to hear of the next store to each.
+/// let log = list.log(DirtyClient::MIGRATION).start()?;
+/// assert!(listens());
 ///
 /// // The store, then its mark (MARK-1).
-/// ram.store(8, 4, 42)?;
-/// list.dirty().set(PageRange::of_page(page), listening, &pin());
-/// assert!(list.dirty().listening(page, &pin()).is_empty());
-/// # Ok::<(), notdirty_core::RamError>(())
+/// list.write(&ram, 8, b"text")?;
+/// assert!(!listens());
+///
+/// // The page is this user's, and its next store is heard again.
+/// let pages = log.sync(None)?.commit();
+/// assert!(pages.contains(page) && listens());
+/// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```
 pub struct RamList {
     current: RcuCell<Snapshot>,
@@ -110,6 +115,8 @@ pub struct RamList {
     version: AtomicU64,
     offsets: Offsets,
     notifiers: Arc<Notifiers>,
+    listeners: Listeners,
+    door: Door,
     id: u64,
     /// Holding the lock makes a thread the one writer of all the above.
     writer: Mutex<Writer>,
@@ -124,6 +131,8 @@ impl RamList {
             version: AtomicU64::new(0),
             offsets: Offsets::default(),
             notifiers: Arc::default(),
+            listeners: Listeners::default(),
+            door: Door::default(),
             id: NEXT_LIST.fetch_add(1, Ordering::Relaxed),
             writer: Mutex::new(Writer { names: HashMap::new(), next_slot: Some(0), changing: Vec::new() }),
         }
@@ -150,7 +159,7 @@ impl RamList {
         let too_many = |_| RamError::Overflow { idstr: block.idstr().to_owned(), length: max_length };
         self.dirty.grow(leased.end.get()).map_err(too_many)?;
         // Logs with rings need not hear of each page: they look for blocks that they do not know.
-        self.dirty.set_new(leased, ClientMask::ALL, &guard, |_, _, _| {});
+        self.dirty.mark(leased, ClientMask::EVERYTHING, &guard, |_, _, _| {});
         let old = self.current.load(&guard);
         self.current.replace(Snapshot {
             by_offset: old.by_offset.with(block.offset().get(), block.clone()),
@@ -168,9 +177,11 @@ impl RamList {
         Ok(block)
     }
 
-    /// Takes a block out of the list. It is no longer found; it lives on as long as somebody has it.
+    /// Takes a block out of the list, if it is mapped nowhere. It is no longer found, and cannot be mapped again; it lives on
+    /// as long as there is an `Arc` of it.
     pub fn remove(&self, block: &Arc<RamBlock>) -> Result<(), RamError> {
         let change = self.begin_change(block)?; // it stays in the list until here
+        let leaving = block.leave()?;
         self.notifiers.tell(|notifier| notifier.removed(block));
         let guard = pin();
         let mut writer = lock(&self.writer);
@@ -183,6 +194,7 @@ impl RamList {
             by_slot: old.by_slot.without(block.slot().into()),
             mru: Mru::default(),
         });
+        leaving.gone();
         writer.names.remove(block.idstr());
         self.next_version();
         drop(writer);
@@ -219,6 +231,17 @@ impl RamList {
     /// Those who listen.
     pub(super) fn notifiers(&self) -> &Notifiers {
         &self.notifiers
+    }
+
+    /// All that may hold fast store entries to this RAM.
+    pub(crate) fn listeners(&self) -> &Listeners {
+        &self.listeners
+    }
+
+    /// What wants to hear of writes before they happen.
+    #[inline]
+    pub(super) fn door(&self) -> &Door {
+        &self.door
     }
 
     /// The block that `addr` belongs to. It may belong to the part beyond the used length.

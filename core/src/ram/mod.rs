@@ -15,12 +15,14 @@
 //! | `block.rs` | one block: name, place, lengths |
 //! | `error.rs` | what can go wrong |
 //! | `list.rs` | all blocks, under RCU; `chunks.rs` its sorted structure, `offsets.rs` who owns which offset |
+//! | `door.rs` | what every writer goes through: who wants the old bytes, who hears of the new ones |
 //! | `resize.rs` | a new length, in the field's order; memory given back |
 //! | `notify.rs` | who wants to hear of blocks that come, go and change |
 
 mod access;
 mod block;
 mod chunks;
+mod door;
 mod error;
 mod list;
 mod mapping;
@@ -29,7 +31,8 @@ mod offsets;
 mod resize;
 mod spec;
 
-pub use block::RamBlock;
+pub use block::{RamBlock, RamMapping};
+pub use door::{BeforeRegistration, BeforeWrite, CanWait, Pinned};
 pub use error::RamError;
 pub use list::RamList;
 pub use notify::{RamNotifier, RamRegistration};

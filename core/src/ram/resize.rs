@@ -2,11 +2,11 @@
 //!
 //! ```text
 //!   grow     memory ─▶ resized(old, new) ─▶ used_length (Release) ─▶ version + 1 ─▶ all of it dirty ─▶ the block's own callback
-//!   shrink   RAM-1 ─▶ resized(old, new) ─▶ what is cut off dirty ─▶ used_length ─▶ version + 1 ─▶ the rest dirty ─▶ callback
+//!   shrink   RAM-1 ─▶ before(what is cut off) ─▶ resized(old, new) ─▶ what is cut off dirty ─▶ used_length ─▶ version + 1 ─▶ the rest dirty ─▶ callback
 //!            … later, once nobody reaches it: release_tail ─▶ the host has its memory back
 //! ```
 //!
-//! Only the first step of a growth can fail, and nobody sees what it did; so nobody is told of a resize that does not
+//! Only the first step can fail, and has no effect that can be seen; so no notifier is told of a resize that does not
 //! come. `used_length` is read with Acquire: whoever sees a length finds its memory mapped.
 //!
 //! Dirty for everybody but CODE, whose bits say where translations are, which no resize moves. The bits of what is cut
@@ -41,11 +41,14 @@ impl RamList {
         }
         if length > old {
             block.commit(length)?;
+        } else {
+            // What is cut off is lost, when its memory is given back at the latest.
+            self.before(RamAddr::new(block.offset().get() + length), old - length)?;
         }
         self.notifiers().tell(|notifier| notifier.resized(block, old, length));
         let set = |from: u64, to: u64| {
             let start = RamAddr::new(block.offset().get() + from);
-            self.dirty().set(PageRange::of_bytes(start, to.saturating_sub(from)), ClientMask::NOCODE, &pin());
+            self.dirty().set(PageRange::of_bytes(start, to.saturating_sub(from)), ClientMask::ALL, &pin());
         };
         set(length, old);
         block.publish_length(length);

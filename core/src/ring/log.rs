@@ -98,7 +98,7 @@ impl RingLog {
     ///
     /// With `within`, ranges that rise and do not overlap, pages outside of them are forgotten and their bits left alone:
     /// they are somebody else's.
-    pub fn take(&self, list: &RamList, within: Option<&[PageRange]>, guard: &Guard) -> Vec<(PageIndex, u64)> {
+    pub(crate) fn take(&self, list: &RamList, within: Option<&[PageRange]>, guard: &Guard) -> Vec<(PageIndex, u64)> {
         let mut words = Words { log: self, ram: list, within, guard, words: Vec::new() };
         let mut consumers = lock(&self.consumers);
         consumers.append(&mut lock(&self.joining));

@@ -32,7 +32,7 @@ mod table;
 mod vcpu;
 
 pub use log::RingLog;
-pub use source::RingSource;
+pub(crate) use source::RingSource;
 pub use table::RingStartError;
 pub(crate) use table::RingTable;
 pub use vcpu::VcpuRings;

@@ -2,7 +2,7 @@
 //!
 //! ```text
 //!   start   RingLog into the table, before any bit is cleared        take    new blocks: their bits, by a scan, once
-//!   stop    out again, after the bits were set                               all else: the rings and their list
+//!   stop    out again, before the bits are set                               all else: the rings and their list
 //! ```
 //!
 //! A page reaches a ring when its bit goes from 0 to 1. The bits of a block that is plugged under a running log are all 1,
@@ -11,30 +11,24 @@
 //! the list's version changes, and in the take after that one: the ranges that a take is given are a little older than
 //! the version that it reads.
 
-use super::{DirtyRing, RingError, RingLog, RingStartError};
+use super::{RingError, RingLog, RingStartError};
 use crate::addr::{PageIndex, PageRange};
-use crate::dirty::{DirtyClient, DirtyMemory, LogSource, PageSet};
+use crate::dirty::{DirtyClient, DirtyMemory, PageSet};
 use crate::ram::RamList;
-use crate::rcu::{Guard, pin};
+use crate::rcu::Guard;
 use crate::sync::{Mutex, lock};
 use core::fmt;
 use std::collections::HashMap;
 use std::sync::Arc;
 
-/// Dirty rings for every vCPU that writes to the RAM of one list.
-pub struct RingSource {
-    list: Arc<RamList>,
-    entries: u32,
-    logs: Mutex<Vec<Running>>,
-}
-
-/// A client's log.
-struct Running {
+/// Dirty rings for every vCPU that writes to the RAM that one log is of.
+pub(crate) struct RingSource {
     log: Arc<RingLog>,
-    blocks: Known,
+    blocks: Mutex<Known>,
 }
 
 /// The blocks whose bits were taken once.
+#[derive(Default)]
 struct Known {
     version: u64,
     /// The take before this one saw another version.
@@ -44,52 +38,45 @@ struct Known {
 }
 
 impl RingSource {
-    /// Rings of `entries`, for whichever client is to be logged.
-    pub fn new(list: &Arc<RamList>, entries: u32) -> Result<Arc<Self>, RingError> {
-        // Refused here, not when a vCPU comes.
-        drop(DirtyRing::new(entries, 0)?);
-        Ok(Arc::new(Self { list: list.clone(), entries, logs: Mutex::new(Vec::new()) }))
+    /// Rings of `entries`.
+    pub(crate) fn new(client: DirtyClient, entries: u32) -> Result<Self, RingError> {
+        Ok(Self { log: Arc::new(RingLog::new(client, entries)?), blocks: Mutex::default() })
     }
 
-    /// The rings of a client that is logged: to see how full they are.
-    pub fn log(&self, client: DirtyClient) -> Option<Arc<RingLog>> {
-        lock(&self.logs).iter().find(|running| running.log.client() == client).map(|running| running.log.clone())
+    /// The rings: to see how full they are.
+    pub(crate) fn log(&self) -> &Arc<RingLog> {
+        &self.log
     }
-}
 
-impl LogSource for RingSource {
-    fn start(&self, dirty: &DirtyMemory, client: DirtyClient) -> Result<(), RingStartError> {
-        if !core::ptr::eq(dirty, self.list.dirty()) {
-            return Err(RingStartError::OtherList);
-        }
+    pub(crate) fn entries(&self) -> u32 {
+        self.log.entries()
+    }
+
+    /// Logging begins. Called before the first bit is cleared. If it refuses, nothing begins.
+    pub(crate) fn start(&self, list: &RamList, guard: &Guard) -> Result<(), RingStartError> {
         // Read before the blocks: what comes later is looked for.
-        let version = self.list.version();
-        let log = dirty.start_rings(client, self.entries)?;
-        let guard = pin();
+        let version = list.version();
+        list.dirty().rings().start(self.log.clone())?;
         // All of these are armed by whoever starts, as far as they are logged.
-        let ends = self.list.blocks(&guard).map(|block| (block.slot(), block.pages().end)).collect();
-        lock(&self.logs).push(Running { log, blocks: Known { version, again: false, ends } });
+        let ends = list.blocks(guard).map(|block| (block.slot(), block.pages().end)).collect();
+        *lock(&self.blocks) = Known { version, again: false, ends };
         Ok(())
     }
 
-    fn take(&self, dirty: &DirtyMemory, client: DirtyClient, ranges: &[PageRange], guard: &Guard, pages: &mut PageSet) {
-        let mut logs = lock(&self.logs);
-        let Some(Running { log, blocks }) = logs.iter_mut().find(|running| running.log.client() == client) else {
-            return;
-        };
-        for range in blocks.new_pages(&self.list, ranges, guard) {
-            dirty.test_and_clear_range(range, client, guard, |first, bits| pages.push(first, bits));
+    /// Puts what was found into `pages`, and clears the bits of these pages so that their next store is found, too.
+    /// `ranges` (rising, disjoint) is what is logged now; the rest is left out by the caller. The pages are re-armed
+    /// before they are read.
+    pub(crate) fn take(&self, list: &RamList, ranges: &[PageRange], guard: &Guard, pages: &mut PageSet) {
+        let mut blocks = lock(&self.blocks);
+        for range in blocks.new_pages(list, ranges, guard) {
+            list.dirty().take(range, self.log.client(), guard, pages);
         }
-        pages.merge(&PageSet::from_words(log.take(&self.list, Some(ranges), guard)));
+        pages.merge(&PageSet::from_words(self.log.take(list, Some(ranges), guard)));
     }
 
-    fn stop(&self, dirty: &DirtyMemory, client: DirtyClient) {
-        let mut logs = lock(&self.logs);
-        if let Some(at) = logs.iter().position(|running| running.log.client() == client) {
-            let gone = logs.swap_remove(at);
-            drop(logs);
-            dirty.stop_rings(&gone.log);
-        }
+    /// Logging ends: the client's bits in the regions will be set, and it need not hear of that.
+    pub(crate) fn stop(&self, dirty: &DirtyMemory) {
+        dirty.rings().stop(&self.log);
     }
 }
 
@@ -120,6 +107,6 @@ impl Known {
 
 impl fmt::Debug for RingSource {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("RingSource").field("entries", &self.entries).finish_non_exhaustive()
+        f.debug_struct("RingSource").field("entries", &self.entries()).finish_non_exhaustive()
     }
 }

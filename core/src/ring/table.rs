@@ -3,7 +3,7 @@
 //! ```text
 //!   start   logs[client] ← log ─▶ version + 1 ─▶ mask |= client ─▶ (the log's owner clears bits, re-arms)
 //!   writer  the bit goes 0 -> 1 (a RMW) ─▶ mask ─▶ version, if a vCPU ─▶ logs[client]
-//!   stop    (the owner sets all bits) ─▶ mask &= !client ─▶ logs[client] ← nothing ─▶ version + 1
+//!   stop    mask &= !client ─▶ logs[client] ← nothing ─▶ version + 1 ─▶ (the log's owner sets all bits)
 //! ```
 //!
 //! Keeps RING-1's other half: a mark is pushed, or it is in the list of the log. The mask is read after the RMW that
@@ -34,15 +34,9 @@ pub enum RingStartError {
     /// One consumer for each ring (ONE-1).
     #[error("{client:?} has dirty rings already")]
     Busy {
-        /// Whose.
+        /// The client.
         client: DirtyClient,
     },
-    /// The rings are for the blocks of one list.
-    #[error("these dirty rings are for the RAM of another list")]
-    OtherList,
-    /// CODE bits are cleared by translation, all the time, and no log hears of it.
-    #[error("the translator cannot have dirty rings")]
-    Code,
 }
 
 /// The logs with rings, one for each client at most.
@@ -96,7 +90,7 @@ impl RingTable {
         }
     }
 
-    fn start(&self, log: Arc<RingLog>) -> Result<(), RingStartError> {
+    pub(super) fn start(&self, log: Arc<RingLog>) -> Result<(), RingStartError> {
         let client = log.client();
         let mut logs = lock(&self.logs);
         let place = &mut logs[client.column()];
@@ -111,7 +105,7 @@ impl RingTable {
         Ok(())
     }
 
-    fn stop(&self, log: &Arc<RingLog>) {
+    pub(super) fn stop(&self, log: &Arc<RingLog>) {
         self.remove(log.client(), |found| Arc::ptr_eq(found, log));
     }
 
@@ -135,18 +129,15 @@ impl RingTable {
 
 impl DirtyMemory {
     /// Gives `client` rings of `entries`: from here on, each page that becomes dirty for it goes to the ring of the vCPU
-    /// that wrote it, or to a list if it was somebody else. Then clear the bits of what is to be watched, and re-arm.
-    pub fn start_rings(&self, client: DirtyClient, entries: u32) -> Result<Arc<RingLog>, RingStartError> {
-        if client == DirtyClient::CODE {
-            return Err(RingStartError::Code);
-        }
+    /// that wrote it, or to a list if it was another writer. Then clear the bits of what is to be watched, and re-arm.
+    pub(crate) fn start_rings(&self, client: DirtyClient, entries: u32) -> Result<Arc<RingLog>, RingStartError> {
         let log = Arc::new(RingLog::new(client, entries)?);
         self.rings().start(log.clone())?;
         Ok(log)
     }
 
-    /// Takes a client's rings away. What they hold is forgotten: set the client's bits first, all of them.
-    pub fn stop_rings(&self, log: &Arc<RingLog>) {
+    /// Takes a client's rings away. What they hold is forgotten: set the client's bits next, all of them.
+    pub(crate) fn stop_rings(&self, log: &Arc<RingLog>) {
         self.rings().stop(log);
     }
 }

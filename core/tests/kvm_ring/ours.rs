@@ -1,6 +1,7 @@
 //! The same with our ring: a "vCPU" that marks, pushes and heeds the soft limit as softmmu's slow store does.
 
 use super::{Left, PAGES, Vcpu};
+use notdirty_core::raw::RawDirty;
 use notdirty_core::{
     ClientMask, DirtyClient, DirtyGfn, DirtyRing, PAGE_SIZE, PageIndex, PageRange, Pushed, RamBlock, RamBlockSpec,
     RamList, RingConsumer, RingProducer, pin,
@@ -56,7 +57,7 @@ impl Vcpu for Ours {
             if self.producer.is_soft_full() {
                 return Left::RingFull;
             }
-            self.block.store(page * PAGE_SIZE, 4, 1).unwrap();
+            self.block.store_raw(page * PAGE_SIZE, 4, 1).unwrap();
             let range = PageRange::of_page(self.page(*page));
             let base = self.block.offset().page().get();
             let (slot, producer) = (self.block.slot(), &mut self.producer);

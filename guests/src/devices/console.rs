@@ -30,6 +30,16 @@ const GRACE: Duration = Duration::from_millis(250);
 /// Input that waits for the guest; a feeder waits when there is more.
 const BACKLOG: usize = 64 << 10;
 
+/// What was to be fed is more than the guest has left room for by reading.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, thiserror::Error)]
+#[error("{bytes} bytes for the console, which has room for {room}: the guest has not read what came before")]
+pub struct ConsoleFull {
+    /// How many.
+    pub bytes: usize,
+    /// How many there is room for.
+    pub room: usize,
+}
+
 type Sink = Box<dyn Write + Send>;
 
 #[derive(Default)]
@@ -129,14 +139,27 @@ impl Console {
                 if count == 0 {
                     return console.ended.store(true, Ordering::Release);
                 }
-                console.feed(&chunk[..count]);
+                console.feed_slowly(&chunk[..count]);
             }
         })?;
         Ok(())
     }
 
-    /// Gives the guest something to read; waits for room.
-    pub fn feed(&self, bytes: &[u8]) {
+    /// Gives the guest something to read. Does not wait for it to be read, as the guest may not run yet: what has no room
+    /// is refused, all of it.
+    pub fn feed(&self, bytes: &[u8]) -> Result<(), ConsoleFull> {
+        let mut input = self.input();
+        let room = BACKLOG.saturating_sub(input.len());
+        if bytes.len() > room {
+            return Err(ConsoleFull { bytes: bytes.len(), room });
+        }
+        input.extend(bytes);
+        self.pending.store(input.len(), Ordering::Release);
+        Ok(())
+    }
+
+    /// As `feed`, and waits for room: on a thread of its own.
+    fn feed_slowly(&self, bytes: &[u8]) {
         let mut input = self.input();
         while input.len() >= BACKLOG {
             input = self.room.wait(input).unwrap_or_else(PoisonError::into_inner);
@@ -452,5 +475,16 @@ mod tests {
         }
         console.flush();
         assert!(seen.text() == text);
+    }
+
+    #[test]
+    fn what_is_fed_before_a_run_is_taken_or_refused_at_once() {
+        let console = Console::new(Box::new(io::sink()));
+        console.feed(&vec![b'a'; BACKLOG - 3]).unwrap();
+        assert_eq!(console.feed(b"four"), Err(ConsoleFull { bytes: 4, room: 3 }));
+        console.feed(b"two").unwrap();
+        assert_eq!(console.feed(b"x"), Err(ConsoleFull { bytes: 1, room: 0 }));
+        assert_eq!(console.take(), Some(b'a'));
+        console.feed(b"x").unwrap();
     }
 }

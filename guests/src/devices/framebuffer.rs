@@ -20,9 +20,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use notdirty_core::{
-    Backend, DirtyClient, DirtyLog, LogError, LogScope, NotServed, PAGE_SIZE, RamBlock, RamBlockSpec, RamError,
-};
+use notdirty_core::{DirtyClient, DirtyLog, LogError, PAGE_SIZE, RamBlock, RamBlockSpec, RamError};
 use notdirty_softmmu::{AddressSpace, GuestPhys, MapError, MemSize, MmioDevice, RegionId, SizeMask};
 
 /// Where the registers are.
@@ -97,8 +95,7 @@ impl Framebuffer {
         let block = space.ram().add(RamBlockSpec::new("framebuffer", len))?;
         let attached = Attached { space, block: &block, regions: Vec::new() };
         // Before the guest can reach it: RAM and image are both black, and each store from here on is heard.
-        let scope = LogScope::blocks([&block]);
-        let log = DirtyLog::start(space.ram(), DirtyClient::VGA, scope, Backend::Bitmap, space.clone(), None)?;
+        let log = space.ram().log(DirtyClient::VGA).blocks([&block]).start()?;
         let frames = Arc::new(AtomicU32::new(0));
         let registers = Arc::new(Registers { width, height, frames: frames.clone() });
         attached
@@ -122,7 +119,7 @@ impl Framebuffer {
 
     /// Brings the image up to date: lines that were drawn since the last time are converted. Not on a vCPU's own thread
     /// while it runs, hence in no device's callback: it would wait for itself. To look at the image is fine there.
-    pub fn redraw(&self, timeout: Option<Duration>) -> Result<Redraw, NotServed> {
+    pub fn redraw(&self, timeout: Option<Duration>) -> Result<Redraw, LogError> {
         let _alone = self.redraws.lock().unwrap_or_else(PoisonError::into_inner);
         let harvest = self.log.sync(timeout)?;
         let mut screen = self.screen();
@@ -257,7 +254,7 @@ impl MmioDevice for Registers {
 mod tests {
     use super::*;
     use notdirty_core::RamList;
-    use notdirty_softmmu::{GuestVirt, MmuIdx, NoHooks, SoftMmu};
+    use notdirty_softmmu::{GuestVirt, MmuIdx, NoHooks, Running, SoftMmu, VcpuPort};
 
     fn space() -> Arc<AddressSpace> {
         AddressSpace::new(Arc::new(RamList::new()))
@@ -305,14 +302,14 @@ mod tests {
     }
 
     /// A pixel is drawn by a vCPU that runs: this thread.
-    fn drawn(space: &Arc<AddressSpace>) -> SoftMmu {
-        let mut vcpu = SoftMmu::new(space, 0).unwrap();
+    fn drawn(vcpu: &mut SoftMmu) -> Running<'_> {
+        let mut vcpu = vcpu.run(&mut NoHooks);
         let _ = vcpu.store(&mut NoHooks, MmuIdx::M, GuestVirt::new(PIXELS), MemSize::B4, 0x00ff_ffff).unwrap();
         vcpu
     }
 
-    fn until_asked(vcpu: &SoftMmu) {
-        while !vcpu.port().kicked() {
+    fn until_asked(port: &VcpuPort) {
+        while !port.kicked() {
             std::thread::yield_now();
         }
     }
@@ -321,10 +318,12 @@ mod tests {
     fn a_device_may_look_at_the_image_while_a_redraw_waits_for_its_vcpu() {
         let space = space();
         let screen = Framebuffer::attach(&space, 4, 4).unwrap();
-        let mut vcpu = drawn(&space);
+        let mut vcpu = SoftMmu::new(&space, 0).unwrap();
+        let port = vcpu.port().clone();
+        let mut vcpu = drawn(&mut vcpu);
         std::thread::scope(|scope| {
             let redraw = scope.spawn(|| screen.redraw(Some(Duration::from_secs(5))));
-            until_asked(&vcpu);
+            until_asked(&port);
             // In a device's callback, say: the vCPU answers when it is over.
             assert_eq!(screen.image()[..3], [0; 3]);
             assert_eq!(screen.conversions(), [0; 4]);
@@ -338,10 +337,12 @@ mod tests {
     fn a_redraw_has_drawn_what_another_one_took() {
         let space = space();
         let screen = Framebuffer::attach(&space, 4, 4).unwrap();
-        let mut vcpu = drawn(&space);
+        let mut vcpu = SoftMmu::new(&space, 0).unwrap();
+        let port = vcpu.port().clone();
+        let mut vcpu = drawn(&mut vcpu);
         std::thread::scope(|scope| {
             let first = scope.spawn(|| screen.redraw(Some(Duration::from_secs(20))).unwrap());
-            until_asked(&vcpu);
+            until_asked(&port);
             // The bits are the first one's: the second finds none, but what they stand for is in no image yet.
             let second = scope.spawn(|| {
                 screen.redraw(Some(Duration::from_secs(20))).unwrap();

@@ -368,7 +368,7 @@ mod tests {
         assert_eq!(rig.seen.text(), "hi");
         rig.tohost.write(0, MemSize::B8, 1 << 56);
         assert_eq!(rig.fromhost.read(0, MemSize::B8), 0);
-        rig.console.feed(b"?");
+        rig.console.feed(b"?").unwrap();
         assert_eq!(rig.fromhost.read(0, MemSize::B8), 1 << 56 | 0x100 | u64::from(b'?'));
         rig.fromhost.write(0, MemSize::B8, 0);
         assert_eq!(rig.fromhost.read(0, MemSize::B8), 0);

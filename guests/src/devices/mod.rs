@@ -20,7 +20,7 @@ pub mod semihost;
 pub mod uart;
 
 pub use aclint::Aclint;
-pub use console::Console;
+pub use console::{Console, ConsoleFull};
 pub use exit::{ExitBy, ExitLatch, GuestExit};
 pub use finisher::Finisher;
 pub use framebuffer::{Framebuffer, FramebufferError, Redraw};

@@ -178,7 +178,7 @@ mod tests {
             read(&uart, 5);
         }
         assert_eq!(seen.text(), "ok", "polling for input flushes the output");
-        console.feed(b"yn");
+        console.feed(b"yn").unwrap();
         assert_eq!(read(&uart, 5), 0x61);
         assert_eq!((read(&uart, 0), read(&uart, 0), read(&uart, 0)), (b'y', b'n', 0));
         assert_eq!(read(&uart, 5), 0x60);
@@ -205,7 +205,7 @@ mod tests {
         write(&uart, 2, 1);
         assert_eq!(read(&uart, 2), 0xc1);
         write(&uart, 1, 3);
-        console.feed(b"x");
+        console.feed(b"x").unwrap();
         assert_eq!(read(&uart, 2), 0xc4);
         read(&uart, 0);
         assert_eq!(read(&uart, 2), 0xc2);

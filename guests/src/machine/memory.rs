@@ -21,8 +21,8 @@ use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::Duration;
 
-use notdirty_core::{PAGE_SIZE, PageRange, RamBlock, RamBlockSpec, RamError};
-use notdirty_softmmu::{AccessError, AddressSpace, GuestPhys, MapError, RegionId, Request};
+use notdirty_core::{PAGE_SIZE, RamBlock, RamBlockSpec, RamError};
+use notdirty_softmmu::{AccessError, AddressSpace, GuestPhys, MapError, RegionId};
 
 use super::RAM_BASE;
 use super::builder::PHYS_END;
@@ -355,9 +355,7 @@ impl Memory {
         let pending = match space.unmap_last(region) {
             Ok(pending) => pending,
             // Somebody took the region away by itself. Whoever answers what is posted now has acted on that, too.
-            Err(MapError::UnknownRegion(_)) if space.times_mapped(block) == 0 => {
-                space.vcpus().post_all(Request::Rearm(PageRange::of_bytes(block.offset(), 0)))
-            }
+            Err(MapError::UnknownRegion(_)) if space.times_mapped(block) == 0 => space.safe_point(),
             Err(_) => return Err(Stays { why: UnplugError::Busy, unmapped: false }),
         };
         if !pending.wait(Some(timeout)) {

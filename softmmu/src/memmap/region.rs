@@ -5,7 +5,7 @@
 
 use super::flat_view::{FlatRange, What};
 use crate::addr::GuestPhys;
-use notdirty_core::RamBlock;
+use notdirty_core::{RamBlock, RamMapping};
 use std::collections::hash_map::Entry;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
@@ -53,6 +53,12 @@ pub enum MapError {
         /// The block's idstr.
         block: String,
     },
+    /// The block has left its list: no log would hear of stores to it.
+    #[error("RAM block {block} is not in its list any more")]
+    NotInList {
+        /// The block's idstr.
+        block: String,
+    },
     /// Guest pages and RAM pages would not coincide.
     #[error("{base} and {target:#x} lie at different offsets of their pages")]
     Misaligned {
@@ -87,6 +93,8 @@ pub(crate) struct Region {
     pub(crate) last: u64,
     pub(crate) priority: i32,
     pub(crate) kind: Kind,
+    /// Of RAM: keeps the block in its list.
+    pub(crate) _mapping: Option<RamMapping>,
 }
 
 /// All regions, found by interval: sorted by base within a class of lengths, so that a query looks back no further

@@ -1,19 +1,18 @@
 //! The address space: maps and unmaps, publishes views, and serves the host's own reads and writes.
 //!
-//! Keeps MARK-1 for the host API (loader, embedder, DMA, gdb): it stores, then posts kills, then marks. A change of
+//! Keeps MARK-1 for the host API (loader, embedder, DMA, gdb): what it writes goes through the RAM list's door. A change of
 //! the map publishes the view first and posts what changed second, with that view; a vCPU registers first and takes
 //! its view second, so none can keep an old view unasked. Both under the tree's lock: a queue has the changes in order.
 
 use super::flat_view::{FlatRange, FlatView, What};
 use super::region::{Kind, MapError, Region, RegionId, RegionTree};
 use crate::addr::GuestPhys;
-use crate::code::{CodePages, Owned, lines_of};
 use crate::mmio::{self, MmioDevice};
 use crate::registry::{Pending, VcpuRegistry};
 use crate::safepoint::Request;
 use notdirty_core::{
-    ClientMask, DirtyClient, DirtyListener, Guard, NotServed, PAGE_SIZE, PageRange, RamAddr, RamBlock, RamList,
-    RcuCell, fence_after_store, pin,
+    CodePages, DirtyListener, DirtyLog, Guard, PAGE_SIZE, PageRange, RamAddr, RamBlock, RamError, RamList, RamMapping,
+    RcuCell, drop_later, pin,
 };
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -42,6 +41,18 @@ pub enum AccessError {
         /// Where.
         addr: GuestPhys,
     },
+    /// A device there is being called by this thread already: it, or a device that it called, asks for itself.
+    #[error("the device at {addr} calls itself")]
+    Reentered {
+        /// Where.
+        addr: GuestPhys,
+    },
+    /// This thread holds an RCU guard, and the write may have to wait: see [`RamList::before`]. Nothing was written.
+    #[error("a write to {addr} may have to wait, and this thread holds an RCU guard")]
+    Pinned {
+        /// Where.
+        addr: GuestPhys,
+    },
     /// The bytes run past the end of the address space.
     #[error("{len:#x} bytes at {addr} run past the end of the address space")]
     Wraps {
@@ -55,8 +66,8 @@ pub enum AccessError {
 /// The guest's physical address space, shared by all its vCPUs and devices.
 pub struct AddressSpace {
     ram: Arc<RamList>,
-    code: CodePages,
-    vcpus: VcpuRegistry,
+    /// Of its own, as the RAM list knows it, and must not keep devices.
+    vcpus: Arc<VcpuRegistry>,
     view: RcuCell<Arc<FlatView>>,
     tree: Mutex<RegionTree>,
 }
@@ -64,13 +75,10 @@ pub struct AddressSpace {
 impl AddressSpace {
     /// An empty address space over this RAM.
     pub fn new(ram: Arc<RamList>) -> Arc<AddressSpace> {
-        Arc::new(AddressSpace {
-            ram,
-            code: CodePages::new(),
-            vcpus: VcpuRegistry::default(),
-            view: RcuCell::new(Arc::default()),
-            tree: Mutex::new(RegionTree::new()),
-        })
+        let vcpus = Arc::new(VcpuRegistry::new(&ram));
+        let listener: Arc<dyn DirtyListener> = vcpus.clone();
+        ram.add_listener(Arc::downgrade(&listener));
+        Arc::new(AddressSpace { ram, vcpus, view: RcuCell::new(Arc::default()), tree: Mutex::new(RegionTree::new()) })
     }
 
     /// The RAM list under it.
@@ -78,9 +86,10 @@ impl AddressSpace {
         &self.ram
     }
 
-    /// Where translated code lies.
+    /// Where translated code lies in that RAM.
+    #[inline]
     pub fn code(&self) -> &CodePages {
-        &self.code
+        self.ram.dirty().code()
     }
 
     /// The vCPUs that run on it.
@@ -143,7 +152,8 @@ impl AddressSpace {
             return Err(MapError::BeyondBlock { block: block.idstr().to_owned(), off, len, used });
         }
         same_page_offset(base, off)?;
-        self.map(base, len, priority, Kind::Plain(What::Ram { block: block.clone(), off, readonly }))
+        let mapping = block.mapping().map_err(|_| MapError::NotInList { block: block.idstr().to_owned() })?;
+        self.map(base, len, priority, Kind::Plain(What::Ram { block: block.clone(), off, readonly }), Some(mapping))
     }
 
     /// Maps a device. It may be smaller than a page and lie anywhere.
@@ -154,7 +164,7 @@ impl AddressSpace {
         dev: Arc<dyn MmioDevice>,
         priority: i32,
     ) -> Result<RegionId, MapError> {
-        self.map(base, len, priority, Kind::Plain(What::Mmio { dev, off: 0 }))
+        self.map(base, len, priority, Kind::Plain(What::Mmio { dev, off: 0 }), None)
     }
 
     /// Shows at `base` what is visible at `target`.
@@ -163,14 +173,21 @@ impl AddressSpace {
         if len != 0 && target.checked_add(len - 1).is_none() {
             return Err(MapError::Wraps { base: target, len });
         }
-        self.map(base, len, priority, Kind::Alias { target: target.get() })
+        self.map(base, len, priority, Kind::Alias { target: target.get() }, None)
     }
 
-    fn map(&self, base: GuestPhys, len: u64, priority: i32, kind: Kind) -> Result<RegionId, MapError> {
+    fn map(
+        &self,
+        base: GuestPhys,
+        len: u64,
+        priority: i32,
+        kind: Kind,
+        mapping: Option<RamMapping>,
+    ) -> Result<RegionId, MapError> {
         let more = len.checked_sub(1).ok_or(MapError::Empty { base })?;
         let last = base.checked_add(more).ok_or(MapError::Wraps { base, len })?.get();
         let mut tree = self.tree();
-        let (id, changed) = tree.insert(Region { base: base.get(), last, priority, kind });
+        let (id, changed) = tree.insert(Region { base: base.get(), last, priority, kind, _mapping: mapping });
         let _posted = self.publish(&tree, changed);
         Ok(id)
     }
@@ -187,12 +204,12 @@ impl AddressSpace {
         id: RegionId,
         may: impl FnOnce(&RegionTree) -> Result<(), MapError>,
     ) -> Result<Pending, MapError> {
-        // A device that no view shows has its last owner in the region, and may call us from its Drop: not under the lock.
-        let _gone;
         let mut tree = self.tree();
         may(&tree)?;
         let (gone, changed) = tree.remove(id)?;
-        _gone = gone;
+        // A device that no view shows has its last owner in the region; it may call us from its Drop, and this may be the
+        // thread of a vCPU that is inside of a store.
+        drop_later(gone.kind);
         Ok(self.publish(&tree, changed))
     }
 
@@ -251,11 +268,11 @@ impl AddressSpace {
         self.vcpus.post_each(changed.iter().map(remap), Some(&view))
     }
 
-    /// Every vCPU asks again who listens to these pages, and has answered, or parked, when this returns `true`: what
-    /// it stored before is visible, what it stores later is heard (HARVEST-1). `false` when time ran out.
-    pub fn rearm_and_wait(&self, pages: &[PageRange], timeout: Option<Duration>) -> bool {
-        log::debug!("re-arm: {} ranges of pages", pages.len());
-        self.vcpus.post_each(pages.iter().copied().map(Request::Rearm), None).wait(timeout)
+    /// Asks every vCPU of this address space to come to a safe point. When it is served, each has served what was posted
+    /// before, and holds nothing of an older view that it was told of.
+    #[must_use = "it is waited for"]
+    pub fn safe_point(&self) -> Pending {
+        self.vcpus.post_all(Request::Rearm(PageRange::of_bytes(RamAddr::new(0), 0)))
     }
 
     /// Reads guest memory for the host. Devices are read in naturally aligned parts.
@@ -270,6 +287,9 @@ impl AddressSpace {
                 }
                 What::Mmio { dev, off } => {
                     let sizes = dev.sizes();
+                    if mmio::is_inside(&**dev) {
+                        return Err(AccessError::Reentered { addr: part.addr() });
+                    }
                     for (at, size) in mmio::aligned_parts(off + part.into, bytes.len() as u64) {
                         let addr = part.addr().wrapping_add(at);
                         let value = mmio::read(&**dev, sizes, off + part.into + at, size)
@@ -286,6 +306,16 @@ impl AddressSpace {
     /// Writes guest memory for the host: RAM and ROM first, devices last. Of bytes that are not all mapped, none is
     /// written. vCPUs drop translations of overwritten code at their next safe point.
     pub fn write(&self, addr: GuestPhys, from: &[u8]) -> Result<(), AccessError> {
+        self.write_as(addr, from, None)
+    }
+
+    /// As `write`, of bytes that `log`'s user puts back, or received: it is not told of its own work, neither before nor
+    /// after ([`RamList::write_for`]).
+    pub fn write_for(&self, log: &DirtyLog, addr: GuestPhys, from: &[u8]) -> Result<(), AccessError> {
+        self.write_as(addr, from, Some(log))
+    }
+
+    fn write_as(&self, addr: GuestPhys, from: &[u8], log: Option<&DirtyLog>) -> Result<(), AccessError> {
         let view = self.snapshot();
         let parts = parts(&view, addr, from.len() as u64)?;
         for part in &parts {
@@ -296,14 +326,18 @@ impl AddressSpace {
                         return Err(AccessError::TooNarrow { addr, bytes: size.bytes() });
                     }
                 }
+                if mmio::is_inside(&**dev) {
+                    return Err(AccessError::Reentered { addr: part.addr() });
+                }
             }
         }
         for part in &parts {
             if let What::Ram { block, off, .. } = &part.range.what {
-                let refused = |_| AccessError::Refused { addr: part.addr() };
-                block.write_bytes(off + part.into, &from[part.at..part.at + part.len]).map_err(refused)?;
-                let ram = RamAddr::new(block.offset().get() + off + part.into);
-                self.written(ram, part.len as u64);
+                let bytes = &from[part.at..part.at + part.len];
+                self.ram.write_mapped(block, off + part.into, bytes, log).map_err(|why| match why {
+                    RamError::Pinned(_) => AccessError::Pinned { addr: part.addr() },
+                    _ => AccessError::Refused { addr: part.addr() },
+                })?;
             }
         }
         for part in &parts {
@@ -320,58 +354,6 @@ impl AddressSpace {
         }
         Ok(())
     }
-
-    /// Steps b and c of the road for a writer that is no vCPU: bytes `[ram, ram + len)` were written by other means
-    /// (a checkpoint restored, a block mapped by a device). The bytes are visible; kills go out, then the marks.
-    pub fn written(&self, ram: RamAddr, len: u64) {
-        if len == 0 {
-            return;
-        }
-        // MARK-1: partners the RMW of `announce`. Either we see the announced line, or its translator reads our bytes.
-        fence_after_store();
-        let guard = pin();
-        let dirty = self.ram.dirty();
-        let range = PageRange::of_bytes(ram, len);
-        let end = ram.get().saturating_add(len);
-        let mut kill = Kill::default();
-        for page in range.iter() {
-            let from = RamAddr::new(ram.get().max(page.base().get()));
-            let len = end.min(page.base().get().saturating_add(PAGE_SIZE)) - from.get();
-            let owners = match dirty.test(page, DirtyClient::CODE, &guard) || !self.code.hit(from, len) {
-                true => continue,
-                false => self.code.owners(page, lines_of(from.page_offset(), len)),
-            };
-            if kill.end != from.get() || kill.owners != owners {
-                self.post_kill(core::mem::replace(&mut kill, Kill { start: from.get(), end: from.get(), owners }));
-            }
-            kill.end = from.get() + len;
-        }
-        self.post_kill(kill);
-        dirty.set(range, ClientMask::NOCODE, &guard);
-    }
-
-    fn post_kill(&self, Kill { start, end, owners }: Kill) {
-        if !owners.is_empty() {
-            self.vcpus.post_to(&owners, Request::KillCode { ram: RamAddr::new(start), len: end - start });
-        }
-    }
-}
-
-impl DirtyListener for AddressSpace {
-    fn rearm(&self, pages: &[PageRange], timeout: Option<Duration>) -> Result<(), NotServed> {
-        match self.rearm_and_wait(pages, timeout) {
-            true => Ok(()),
-            false => Err(NotServed { waited: timeout.unwrap_or(Duration::MAX) }),
-        }
-    }
-}
-
-/// Bytes that were written over code of these vCPUs.
-#[derive(Default)]
-struct Kill {
-    start: u64,
-    end: u64,
-    owners: Owned,
 }
 
 fn same_page_offset(base: GuestPhys, target: u64) -> Result<(), MapError> {

@@ -1,9 +1,13 @@
 //! The vCPU's side of its port: what only its own thread may do. Others have an `Arc` of the port and none of this, so
-//! nobody answers for a vCPU that runs, and no request is taken by who does not serve it.
+//! no other thread answers for a vCPU that runs, or takes a request that it does not serve.
 
-use super::{Request, Ticket, VcpuPort};
+use super::Request;
+use super::port::{Ticket, VcpuPort};
+use super::queue::State;
 use crate::memmap::FlatView;
-use notdirty_core::sync::Ordering;
+use core::marker::PhantomData;
+use notdirty_core::drop_later;
+use notdirty_core::sync::{Ordering, current_thread};
 use std::ops::Deref;
 use std::sync::{Arc, PoisonError};
 use std::time::{Duration, Instant};
@@ -18,9 +22,16 @@ pub struct Drained {
     pub(super) ticket: Ticket,
 }
 
-/// A port, with the right to answer for its vCPU: a [`SoftMmu`](crate::SoftMmu) has one, and shows it to nobody.
-#[derive(Debug, Default)]
+/// A port, with the right to answer for its vCPU: a [`SoftMmu`](crate::SoftMmu) has one, and gives it to no caller.
+#[derive(Debug)]
 pub struct OwnPort(Arc<VcpuPort>);
+
+impl Default for OwnPort {
+    /// A port by itself, in no registry.
+    fn default() -> Self {
+        OwnPort::new(VcpuPort::default())
+    }
+}
 
 impl Deref for OwnPort {
     type Target = VcpuPort;
@@ -48,7 +59,7 @@ impl OwnPort {
     }
 
     /// Takes what was posted; clears the kick first, so that a later post is not lost. What was taken is done, and then
-    /// [acknowledged](Self::acknowledge); a [`SoftMmu`](crate::SoftMmu) does both in `serve`.
+    /// [acknowledged](Self::acknowledge); a vCPU does both in `serve`.
     pub fn drain(&self) -> Drained {
         self.take_kick();
         let mut queue = self.queue();
@@ -59,20 +70,17 @@ impl OwnPort {
     /// Puts back what was drained and not done, not all of it at least: it is drained again, with what came since.
     pub(crate) fn put_back(&self, drained: Drained) {
         let mut queue = self.queue();
-        if queue.closed {
+        if queue.state == State::Closed {
             return;
         }
         for request in drained.requests {
             queue.add(request);
         }
-        // One that came since is the view after these, too.
-        let _newer = match &queue.view {
-            Some(_) => drained.view,
-            None => {
-                queue.view = drained.view;
-                None
-            }
-        };
+        match &queue.view {
+            // It came since, and is the view after these, too.
+            Some(_) => drained.view.into_iter().for_each(drop_later),
+            None => queue.view = drained.view,
+        }
         self.queued.store(true, Ordering::Release);
         self.kick.store(true, Ordering::SeqCst);
         drop(queue);
@@ -81,8 +89,8 @@ impl OwnPort {
     /// Everything that was drained was done. Release partners the Acquire in `served`.
     pub fn acknowledge(&self, done: Drained) {
         let Drained { ticket, view, .. } = done;
-        // Dropping a view may free memory and call destructors.
-        drop(view);
+        // A vCPU's thread runs no destructor of a device.
+        view.into_iter().for_each(drop_later);
         let queue = self.queue();
         if self.served.load(Ordering::Relaxed) < ticket.0 {
             self.served.store(ticket.0, Ordering::Release);
@@ -92,37 +100,50 @@ impl OwnPort {
         }
     }
 
-    /// The vCPU's thread leaves: from here on whatever is posted counts as served, until `unpark`.
+    /// The vCPU's thread leaves: from here on whatever is posted counts as served, until `start`.
     pub fn park(&self) {
+        self.park_if(|_| true);
+    }
+
+    fn park_if(&self, is: impl FnOnce(u64) -> bool) {
         let mut queue = self.queue();
-        queue.parked = true;
+        if !matches!(queue.state, State::Running(_)) || !is(queue.starts) {
+            return;
+        }
+        queue.state = State::Parked;
+        self.live.store(false, Ordering::Relaxed);
         if queue.waiters > 0 {
             self.acked.notify_all();
         }
     }
 
-    /// The vCPU's thread is back, and must drain before it touches guest memory.
-    pub fn unpark(&self) {
-        self.queue().parked = false;
+    /// The vCPU runs on this thread until the result is dropped, and drains before it touches guest memory. `None` if it
+    /// runs already.
+    pub fn start(&self) -> Option<Started> {
+        let mut queue = self.queue();
+        if !matches!(queue.state, State::Parked) {
+            return None;
+        }
+        queue.state = State::Running(current_thread());
+        queue.starts += 1;
+        self.live.store(true, Ordering::Relaxed);
+        Some(Started { port: OwnPort(self.0.clone()), start: queue.starts, thread: PhantomData })
     }
 
-    /// As `unpark`, until the result is dropped.
-    pub(crate) fn running(&self) -> Running {
-        self.unpark();
-        Running(OwnPort(self.0.clone()))
+    /// Does the vCPU run? For its own thread.
+    #[inline]
+    pub(crate) fn is_live(&self) -> bool {
+        self.live.load(Ordering::Relaxed)
     }
 
     /// See [`SoftMmu::wait`](crate::SoftMmu::wait).
     pub fn wait(&self, timeout: Option<Duration>) -> bool {
+        self.park();
         if self.kicked() {
             return true;
         }
         let until = timeout.and_then(|t| Instant::now().checked_add(t));
         let mut queue = self.queue();
-        let was_parked = core::mem::replace(&mut queue.parked, true);
-        if queue.waiters > 0 {
-            self.acked.notify_all();
-        }
         self.asleep.store(true, Ordering::SeqCst);
         let kicked = loop {
             if self.kick.load(Ordering::SeqCst) {
@@ -138,7 +159,6 @@ impl OwnPort {
             queue = self.wake.wait_timeout(queue, left).unwrap_or_else(PoisonError::into_inner).0;
         };
         self.asleep.store(false, Ordering::SeqCst);
-        queue.parked = was_parked;
         drop(queue);
         kicked
     }
@@ -146,22 +166,26 @@ impl OwnPort {
     /// The vCPU is gone: whatever is or will be posted counts as served.
     pub(crate) fn close(&self) {
         let mut queue = self.queue();
-        queue.closed = true;
-        // Held by nobody's TLB any more; dropped after the lock.
-        let _view = queue.view.take();
+        queue.state = State::Closed;
+        queue.view.take().into_iter().for_each(drop_later);
         self.served.store(u64::MAX, Ordering::Release);
         self.acked.notify_all();
         drop(queue);
     }
 }
 
-/// A vCPU that runs: it answers requests at its safe points, and parks when this is dropped.
+/// A vCPU that runs, on this thread: it answers requests at its safe points, and parks when this is dropped.
 #[must_use = "the vCPU parks when this is dropped"]
 #[derive(Debug)]
-pub struct Running(OwnPort);
+pub struct Started {
+    port: OwnPort,
+    start: u64,
+    /// Not sent to another thread: a wait for the vCPU is refused on the thread that it runs on.
+    thread: PhantomData<*const ()>,
+}
 
-impl Drop for Running {
+impl Drop for Started {
     fn drop(&mut self) {
-        self.0.park();
+        self.port.park_if(|start| start == self.start);
     }
 }

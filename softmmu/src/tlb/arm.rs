@@ -6,14 +6,14 @@
 use super::Tlb;
 use super::entry::{CODEPAGE, DISCARD, NOTDIRTY, TlbEntry};
 use crate::memmap::AddressSpace;
-use notdirty_core::{ClientMask, Guard, PageIndex, PageRange};
+use notdirty_core::{Guard, PageIndex, PageRange};
 
 /// The write comparator's flags and `aux` for a page of writable RAM.
 pub(crate) fn store_flags(space: &AddressSpace, page: PageIndex, guard: &Guard) -> (u64, u64) {
     let listening = space.ram().dirty().listening(page, guard);
     if listening.is_empty() {
         (0, 0)
-    } else if listening == ClientMask::CODE {
+    } else if listening.only_code() {
         let code = std::ptr::from_ref(space.code().page_or_insert(page));
         (CODEPAGE, code.expose_provenance() as u64)
     } else {
@@ -74,6 +74,7 @@ impl Tlb {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use notdirty_core::raw::RawDirty;
     use notdirty_core::{DirtyClient, RamBlockSpec, RamList, pin};
     use proptest::prelude::*;
     use std::sync::Arc;

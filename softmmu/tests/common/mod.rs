@@ -1,13 +1,17 @@
 //! A vCPU without instructions: an address space, its `SoftMmu`, and an engine that only remembers translations.
 #![allow(dead_code, reason = "each test file uses its own part")]
 
-use notdirty_core::{DirtyClient, PAGE_SIZE, PageIndex, RamAddr, RamBlock, RamBlockSpec, RamList, pin};
+use notdirty_core::raw::RawDirty;
+use notdirty_core::{DirtyClient, PAGE_SIZE, PageIndex, PageRange, RamAddr, RamBlock, RamBlockSpec, RamList, pin};
+use notdirty_softmmu::raw::{self, Request, Ticket};
 use notdirty_softmmu::tlb::entry;
 use notdirty_softmmu::{
-    AddressSpace, CodeInvalidator, CodePages, GuestPhys, GuestVirt, Hooks, MemFault, MemSize, MmioDevice, MmuIdx,
-    SizeMask, SoftMmu, StoreEffect, VcpuId, lines_of,
+    AddressSpace, CodeInvalidator, GuestPhys, GuestVirt, Hooks, LiveMmu, MemFault, MemSize, MmioDevice, MmuIdx,
+    NoHooks, ServeReport, SizeMask, SoftMmu, Started, StoreEffect, VcpuId, VcpuPort, lines_of,
 };
+use std::ops::{Deref, DerefMut};
 use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
 pub const RAM: u64 = 0x8000_0000;
 pub const ROM: u64 = 0x1000;
@@ -36,7 +40,7 @@ impl Tbs {
     }
 
     /// Translates `len` bytes at `at`: announce, arm, remember.
-    pub fn translate(&mut self, mmu: &mut SoftMmu, at: u64, len: u64) {
+    pub fn translate(&mut self, mmu: &mut LiveMmu, at: u64, len: u64) {
         self.vcpu = mmu.port().id();
         for (page, lines) in pages(at, len) {
             let _ = mmu.announce_code(page, lines);
@@ -62,13 +66,13 @@ pub fn pages(at: u64, len: u64) -> Vec<(PageIndex, u64)> {
 }
 
 impl CodeInvalidator for Tbs {
-    fn code_written(&mut self, code: &CodePages, ram: RamAddr, len: u64) -> usize {
+    fn code_written(&mut self, ram: RamAddr, len: u64) -> usize {
         self.heard.push((ram.get(), len));
         let (at, end) = (ram.get(), ram.get() + len);
         let dead: Vec<_> = self.tbs.iter().copied().filter(|&(a, l)| a < end && at < a + l).collect();
         self.tbs.retain(|tb| !dead.contains(tb));
         for (page, _) in dead.iter().flat_map(|&(a, l)| pages(a, l)) {
-            code.set_lines(self.ram.dirty(), page, self.lines_on(page), self.vcpu, &pin());
+            self.ram.dirty().set_code_lines(page, self.lines_on(page), self.vcpu, &pin());
         }
         dead.len()
     }
@@ -110,6 +114,67 @@ impl MmioDevice for Regs {
     }
 }
 
+/// A vCPU that runs, and can be parked.
+pub struct Live {
+    mmu: SoftMmu,
+    started: Option<Started>,
+}
+
+impl Live {
+    pub fn new(space: &Arc<AddressSpace>, prefix: usize) -> Live {
+        let mut live = Live { mmu: SoftMmu::new(space, prefix).unwrap(), started: None };
+        let _ = live.start(&mut NoHooks);
+        live
+    }
+
+    pub fn park(&mut self) {
+        self.started = None;
+    }
+
+    /// Sleeps, parked, and runs again.
+    pub fn wait(&mut self, timeout: Option<Duration>) -> ServeReport {
+        self.started = None;
+        self.mmu.wait(timeout);
+        self.start(&mut NoHooks)
+    }
+
+    /// It runs again, and has served what was posted.
+    pub fn start(&mut self, hooks: &mut impl Hooks) -> ServeReport {
+        let (started, served) = self.mmu.start(hooks).expect("it was parked");
+        self.started = Some(started);
+        served
+    }
+}
+
+impl Deref for Live {
+    type Target = LiveMmu;
+    fn deref(&self) -> &LiveMmu {
+        &self.mmu
+    }
+}
+
+impl DerefMut for Live {
+    fn deref_mut(&mut self) -> &mut LiveMmu {
+        self.mmu.live().expect("it runs")
+    }
+}
+
+/// A re-arm of this page is posted, and not waited for.
+pub fn rearm(space: &AddressSpace, page: PageIndex) {
+    post_all(space, Request::Rearm(PageRange::of_page(page)));
+}
+
+/// To every vCPU, and not waited for.
+pub fn post_all(space: &AddressSpace, request: Request) -> Vec<(Arc<VcpuPort>, Ticket)> {
+    let ports = space.vcpus().all().into_iter();
+    ports.map(|port| (port.clone(), raw::post(&port, request))).collect()
+}
+
+/// To every vCPU; whether all have served it in time.
+pub fn post_all_and_wait(space: &AddressSpace, request: Request, timeout: Option<Duration>) -> bool {
+    post_all(space, request).iter().all(|(port, ticket)| raw::wait_served(port, *ticket, timeout))
+}
+
 /// 64 KiB of RAM, 8 KiB of ROM and a device of two pages, with a vCPU on them.
 pub struct Vm {
     pub ram: Arc<RamList>,
@@ -117,7 +182,7 @@ pub struct Vm {
     pub rom: Arc<RamBlock>,
     pub dev: Arc<Regs>,
     pub space: Arc<AddressSpace>,
-    pub mmu: SoftMmu,
+    pub mmu: Live,
     pub tbs: Tbs,
 }
 
@@ -131,7 +196,7 @@ impl Vm {
         space.map_ram(pa(RAM), &block, 0, 0x1_0000, 0).unwrap();
         space.map_rom(pa(ROM), &rom, 0, 0x2000, 0).unwrap();
         space.map_mmio(pa(DEV), 0x2000, dev.clone(), 0).unwrap();
-        let mmu = SoftMmu::new(&space, 4096).unwrap();
+        let mmu = Live::new(&space, 4096);
         let tbs = Tbs::new(&ram);
         Vm { ram, block, rom, dev, space, mmu, tbs }
     }
@@ -149,8 +214,7 @@ impl Vm {
     /// Somebody starts to track the page: takes its bit and posts the re-arm.
     pub fn track(&self, page: PageIndex, client: DirtyClient) -> bool {
         let was = self.ram.dirty().test_and_clear(page, client, &pin());
-        let range = notdirty_core::PageRange::of_page(page);
-        let _ = self.space.vcpus().post_all(notdirty_softmmu::Request::Rearm(range));
+        rearm(&self.space, page);
         was
     }
     pub fn is_set(&self, page: PageIndex, client: DirtyClient) -> bool {
@@ -174,7 +238,7 @@ pub fn pa(at: u64) -> GuestPhys {
 }
 
 /// The probe as emitted code does it: raw loads from the table, one compare.
-pub fn emitted_probe_hits(mmu: &SoftMmu, at: u64, size: MemSize, comparator: i32) -> bool {
+pub fn emitted_probe_hits(mmu: &LiveMmu, at: u64, size: MemSize, comparator: i32) -> bool {
     let biased = at.wrapping_add(entry::BIAS);
     let index = (biased >> 12) & (entry::TLB_ENTRIES as u64 - 1);
     let at_byte = (index << entry::ENTRY_BITS) as usize + comparator as usize;

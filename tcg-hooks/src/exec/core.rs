@@ -10,7 +10,7 @@ use crate::riscv::trap::{self, Trap, cause};
 use crate::tb::TbCache;
 use crate::trace::{TraceMask, TraceSink};
 use notdirty_core::RamAddr;
-use notdirty_softmmu::{CodeInvalidator, CodePages, GuestPhys, Hooks, SoftMmu};
+use notdirty_softmmu::{CodeInvalidator, GuestPhys, Hooks, LiveMmu, ServeReport, SoftMmu, Started};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
@@ -42,13 +42,26 @@ pub(crate) struct Core {
 }
 
 impl Core {
-    /// The memory and what it must tell of a store, side by side.
-    pub(crate) fn split<'a>(&'a mut self, ctx: &'a mut Context) -> (&'a mut SoftMmu, StoreHooks<'a>) {
+    /// The memory and what it must tell of a store, side by side. Called in the middle of a run only.
+    pub(crate) fn split<'a>(&'a mut self, ctx: &'a mut Context) -> (&'a mut LiveMmu, StoreHooks<'a>) {
+        let (mmu, hooks) = self.parts(ctx);
+        (mmu.live().expect("the vCPU runs"), hooks)
+    }
+
+    /// As `split`, of a vCPU that may be parked.
+    pub(crate) fn parts<'a>(&'a mut self, ctx: &'a mut Context) -> (&'a mut SoftMmu, StoreHooks<'a>) {
         let mask = self.mask;
         let heard = mask.has(TraceMask::NOTDIRTY | TraceMask::TB);
         let trace = if heard { self.trace.as_deref_mut() } else { None };
         let stale = self.stale.as_mut();
         (&mut self.mmu, StoreHooks { tbs: self.tbs.as_mut(), ctx, clock: &self.clock, stale, trace, mask })
+    }
+
+    /// The vCPU runs until the result is dropped; what was posted meanwhile is served. `None` if it runs already.
+    pub(crate) fn start(&mut self, ctx: &mut Context) -> Option<(Started, ServeReport)> {
+        let (mmu, hooks) = self.parts(ctx);
+        // What others wrote does not wait for a `fence.i`.
+        mmu.start(&mut hooks.at_once())
     }
 
     /// `fence.i`: what was written is seen from here on, by whomever: kills that others posted are served before the
@@ -162,7 +175,7 @@ impl StoreHooks<'_> {
 }
 
 impl CodeInvalidator for StoreHooks<'_> {
-    fn code_written(&mut self, _: &CodePages, ram: RamAddr, len: u64) -> usize {
+    fn code_written(&mut self, ram: RamAddr, len: u64) -> usize {
         let Some(tbs) = &mut self.tbs else { return 0 };
         let killed = match &mut self.stale {
             // Its lines stay listed, so later stores come here too.

@@ -24,15 +24,17 @@ use crate::trace::{TraceMask, TraceSink};
 use crate::translate::{Limits, MAX_INSNS, Translator};
 use notdirty_core::{PAGE_SIZE, RamAddr, pin};
 use notdirty_softmmu::tlb::entry::TLB_BITS;
-use notdirty_softmmu::{AccessKind, AddressSpace, GuestPhys, GuestVirt, MemFault, MmuIdx, Resolved, SoftMmu, VcpuPort};
+use notdirty_softmmu::{
+    AccessKind, AddressSpace, GuestPhys, GuestVirt, LiveMmu, MemFault, MmuIdx, Resolved, SoftMmu, VcpuPort,
+};
 use std::io;
 use std::ptr::NonNull;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
-/// A running vCPU's own references to its port: its `SoftMmu`'s, that of being unparked, and that of `wait`.
-const OWN_PORTS: usize = 3;
+/// A waiting vCPU's own references to its port: its `SoftMmu`'s, and that of `wait`.
+const OWN_PORTS: usize = 2;
 /// How often a hart that only somebody else can wake asks whether there is somebody.
 const ASK_AGAIN: Duration = Duration::from_millis(50);
 /// How often one of several harts tries a handler again that traps into itself.
@@ -108,8 +110,6 @@ impl Vcpu {
         if let (Some(tbs), true) = (&mut tbs, mask.has(TraceMask::TB)) {
             tbs.deaths = Some(Vec::new());
         }
-        // Until it runs.
-        mmu.park();
         let ctx = mmu.prefix().cast::<Context>();
         // SAFETY: the prefix has PREFIX bytes, 64-byte aligned, zeroed (a valid `Context` but for `cpu`, whose fields
         // are plain integers), and is ours.
@@ -241,8 +241,11 @@ impl Vcpu {
     /// Serves what others posted, as a run would first of all; returns how many TBs died.
     pub fn serve(&mut self) -> usize {
         let (ctx, core) = self.parts();
+        if let Some((_started, served)) = core.start(ctx) {
+            return served.killed as usize;
+        }
         let (mmu, hooks) = core.split(ctx);
-        // What others wrote does not wait for a `fence.i`.
+        // As in `start`.
         mmu.serve(&mut hooks.at_once()).killed as usize
     }
 
@@ -255,11 +258,15 @@ impl Vcpu {
     }
 
     fn run_loop(&mut self, limits: &RunLimits) -> VcpuExit {
-        // Parks again however this ends. What was posted meanwhile is served first of all, below.
-        let _running = self.core.mmu.running();
+        // Parks again however this ends.
+        let mut running = None;
         self.pace.start(self.cpu().retired);
         loop {
-            if self.port().kicked() {
+            if running.is_none() {
+                // It was parked, and stores nothing before it has served.
+                let (ctx, core) = self.parts();
+                running = core.start(ctx).map(|(started, _)| started);
+            } else if self.port().kicked() {
                 self.serve();
             }
             let (ctx, core) = self.parts();
@@ -279,9 +286,10 @@ impl Vcpu {
                 return VcpuExit::Deadline;
             }
             if std::mem::take(&mut self.core.trap_loop) {
+                running = None;
                 match self.trapped(limits) {
                     Some(exit) => return exit,
-                    // It slept, parked: whatever came meanwhile counts as served, so it is, before all else.
+                    // It slept parked, so requests posted meanwhile count as served: serve them first.
                     None => {
                         self.pace.start(retired);
                         continue;
@@ -291,6 +299,7 @@ impl Vcpu {
             let mip = self.core.mip();
             if self.core.waiting {
                 if !trap::wakes_from_wfi(self.cpu(), mip) {
+                    running = None;
                     match self.wait(limits) {
                         Some(exit) => return exit,
                         None => {
@@ -643,7 +652,7 @@ impl Vcpu {
     }
 }
 
-fn fetch(mmu: &mut SoftMmu, hooks: &mut super::core::StoreHooks<'_>, pc: u64) -> Result<RamAddr, MemFault> {
+fn fetch(mmu: &mut LiveMmu, hooks: &mut super::core::StoreHooks<'_>, pc: u64) -> Result<RamAddr, MemFault> {
     mmu.fetch(hooks, MmuIdx::M, GuestVirt::new(pc)).map(|p| p.ram)
 }
 

@@ -4,7 +4,7 @@ use crate::cpu::CpuState;
 use crate::riscv::decode::Insn;
 use crate::riscv::fpu;
 use crate::riscv::opcodes::{Format, Op};
-use notdirty_softmmu::{AmoOp, GuestVirt, Hooks, MemFault, MemSize, SoftMmu};
+use notdirty_softmmu::{AmoOp, GuestVirt, Hooks, LiveMmu, MemFault, MemSize};
 
 /// Bytes that `cbo.zero` clears.
 const CACHE_LINE: u64 = 64;
@@ -12,7 +12,7 @@ const CACHE_LINE: u64 = 64;
 /// Changes memory and `rd`, or nothing.
 pub(super) fn execute<H: Hooks>(
     cpu: &mut CpuState,
-    mmu: &mut SoftMmu,
+    mmu: &mut LiveMmu,
     hooks: &mut H,
     insn: &Insn,
 ) -> Result<(), MemFault> {

@@ -20,7 +20,7 @@ use crate::riscv::decode::{Insn, decode_any, is_compressed};
 use crate::riscv::fpu;
 use crate::riscv::opcodes::{Format, Op};
 use crate::riscv::trap::Trap;
-use notdirty_softmmu::{GuestVirt, Hooks, MemFault, MmuIdx, SoftMmu};
+use notdirty_softmmu::{GuestVirt, Hooks, LiveMmu, MemFault, MmuIdx};
 
 /// How one instruction ended. Except after `Trap`, it has retired and `pc` is behind it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -37,7 +37,7 @@ pub enum Step {
 }
 
 /// Executes the instruction at `cpu.pc`. Interrupts are the caller's: it looks between two steps.
-pub fn step<H: Hooks>(cpu: &mut CpuState, mmu: &mut SoftMmu, hooks: &mut H, env: &CsrEnv) -> Step {
+pub fn step<H: Hooks>(cpu: &mut CpuState, mmu: &mut LiveMmu, hooks: &mut H, env: &CsrEnv) -> Step {
     match fetch(cpu, mmu, hooks) {
         Ok(insn) => execute(cpu, mmu, hooks, env, &insn),
         Err(fault) => Step::Trap(fault.into()),
@@ -51,7 +51,7 @@ fn mmu_idx(_cpu: &CpuState) -> MmuIdx {
 
 /// Fetches and decodes at `cpu.pc`, a halfword at a time: the second one is only looked at if the first asks for it,
 /// and when it faults, the fault names its address.
-pub fn fetch<H: Hooks>(cpu: &CpuState, mmu: &mut SoftMmu, hooks: &mut H) -> Result<Insn, MemFault> {
+pub fn fetch<H: Hooks>(cpu: &CpuState, mmu: &mut LiveMmu, hooks: &mut H) -> Result<Insn, MemFault> {
     let idx = mmu_idx(cpu);
     // What another hart stores whole is read whole, where that can be.
     if let Some(bits) = mmu.fetch_u32(hooks, idx, GuestVirt::new(cpu.pc))? {
@@ -70,7 +70,7 @@ fn decoded(cpu: &CpuState, bits: u32) -> Insn {
 }
 
 /// Executes an instruction that was fetched from `cpu.pc`.
-pub fn execute<H: Hooks>(cpu: &mut CpuState, mmu: &mut SoftMmu, hooks: &mut H, env: &CsrEnv, insn: &Insn) -> Step {
+pub fn execute<H: Hooks>(cpu: &mut CpuState, mmu: &mut LiveMmu, hooks: &mut H, env: &CsrEnv, insn: &Insn) -> Step {
     let next = cpu.pc.wrapping_add(u64::from(insn.len));
     let outcome = match insn.op.format() {
         Format::Load | Format::Store | Format::Amo | Format::Lr | Format::Line => {

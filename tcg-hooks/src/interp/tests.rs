@@ -55,8 +55,8 @@ fn loads_extend_by_their_kind() {
     for offset in [8, 1, 61, 0xffd] {
         for (op, want) in cases {
             let mut m = hart(&[encode(op, A1, A1, 0, 0)], &[DATA + offset]);
-            m.ram.store(0x1000 + offset, 8, 0).ok();
-            m.ram.write_bytes(0x1000 + offset, &0xf8f7_f6f5_f4f3_f2f1u64.to_le_bytes()).unwrap();
+            m.ram.store_raw(0x1000 + offset, 8, 0).ok();
+            m.ram.write_raw(0x1000 + offset, &0xf8f7_f6f5_f4f3_f2f1u64.to_le_bytes()).unwrap();
             assert_eq!(m.step(), Step::Next);
             assert_eq!(m.cpu.x[11], want, "{op:?} at {offset:#x}");
         }
@@ -68,7 +68,7 @@ fn stores_write_their_bytes_and_no_others() {
     for (op, n) in [(Op::Sb, 1), (Op::Sh, 2), (Op::Sw, 4), (Op::Sd, 8)] {
         for offset in [16u64, 3, 0xffa] {
             let mut m = hart(&[encode(op, 0, A1, A2, -2)], &[DATA + offset + 2, 0x8877_6655_4433_2211]);
-            m.ram.fill(0x1000, 0x2000, 0xee).unwrap();
+            m.ram.fill_raw(0x1000, 0x2000, 0xee).unwrap();
             assert_eq!(m.step(), Step::Next);
             let mut got = [0; 10];
             m.ram.read_bytes(0x1000 + offset - 1, &mut got).unwrap();
@@ -153,11 +153,11 @@ fn faults_name_the_address_and_leave_no_trace() {
 #[test]
 fn a_fetch_over_the_end_names_the_half_that_is_missing() {
     let mut m = hart(&[], &[]);
-    m.ram.store(LEN - 2, 2, 0x0013).unwrap();
+    m.ram.store_raw(LEN - 2, 2, 0x0013).unwrap();
     m.cpu.pc = BASE + LEN - 2;
     assert_eq!(trapped(&mut m), (cause::FETCH_ACCESS, BASE + LEN));
     // A compressed instruction fits.
-    m.ram.store(LEN - 2, 2, 0x0001).unwrap();
+    m.ram.store_raw(LEN - 2, 2, 0x0001).unwrap();
     m.cpu.pc = BASE + LEN - 2;
     assert_eq!(m.step(), Step::Next);
     assert_eq!(trapped(&mut m), (cause::FETCH_ACCESS, BASE + LEN));
@@ -167,7 +167,7 @@ fn a_fetch_over_the_end_names_the_half_that_is_missing() {
 fn an_instruction_over_two_pages_is_one() {
     let mut m = hart(&[], &[]);
     let bits = encode(Op::Addi, A1, 0, 0, 77);
-    m.ram.write_bytes(0xffe, &bits.to_le_bytes()).unwrap();
+    m.ram.write_raw(0xffe, &bits.to_le_bytes()).unwrap();
     m.cpu.pc = BASE + 0xffe;
     assert_eq!(m.step(), Step::Next);
     assert_eq!((m.cpu.x[11], m.cpu.pc), (77, BASE + 0x1002));
@@ -191,7 +191,7 @@ fn exceptions_show_what_the_manual_says_in_mtval() {
 fn atomics_return_the_old_value_with_its_sign() {
     let run = |op, memory: u64, operand: u64| {
         let mut m = hart(&[encode(op, A2, A0, A1, 3)], &[operand]);
-        m.ram.store(0x1000, 8, memory).unwrap();
+        m.ram.store_raw(0x1000, 8, memory).unwrap();
         assert_eq!(m.step(), Step::Next);
         (m.cpu.x[12], m.ram.load(0x1000, 8).unwrap())
     };
@@ -217,7 +217,7 @@ fn sc_succeeds_once_and_only_after_its_own_lr() {
     let (lr, sc) = (encode(Op::LrW, A2, A0, 0, 0), encode(Op::ScW, 13, A0, A1, 0));
     let run = |code: &[u32]| {
         let mut m = hart(code, &[9, 0, 77]);
-        m.ram.store(0x1000, 4, 0x8000_0000).unwrap();
+        m.ram.store_raw(0x1000, 4, 0x8000_0000).unwrap();
         for _ in code {
             assert_eq!(m.step(), Step::Next);
         }
@@ -257,7 +257,7 @@ fn a_trap_handler_returns_by_mret_and_sees_the_counts() {
         encode(Op::Mret, 0, 0, 0, 0),
     ];
     for (i, word) in code.into_iter().enumerate() {
-        m.ram.store(0x800 + 4 * i as u64, 4, u64::from(word)).unwrap();
+        m.ram.store_raw(0x800 + 4 * i as u64, 4, u64::from(word)).unwrap();
     }
     for _ in 0..6 {
         let _ = m.step();

@@ -18,7 +18,7 @@ use crate::jit::code_cache::CodeOffset;
 use crate::jit::x86_64::LOCAL_BITS;
 use crate::jit::x86_64::context::Context;
 use hashbrown::{HashMap, HashSet};
-use notdirty_core::{DirtyClient, PageIndex, pin};
+use notdirty_core::{PageIndex, pin};
 use notdirty_softmmu::tlb::entry::{
     ADDEND, AUX, BIAS, CODEPAGE, DISCARD, FLAGS, INVALID, MMIO, NOTDIRTY, TLB_ENTRIES, TlbEntry, WRITE,
 };
@@ -143,7 +143,7 @@ impl TbCache {
                 ensure!(own == union, "{page:?} has the line mask {own:#x}, its TBs are on {union:#x}");
                 // Other vCPUs may have lines there too.
                 ensure!(own & !mask == 0, "{page:?} has the line mask {mask:#x}, without all of {own:#x}");
-                let clear = !dirty.test(page, DirtyClient::CODE, &guard);
+                let clear = dirty.is_code_protected(page, &guard);
                 ensure!(
                     clear == (mask != 0),
                     "{page:?} has the line mask {mask:#x}, but its CODE bit is clear: {clear}"
@@ -283,10 +283,11 @@ mod tests {
     use crate::jit::x86_64::helpers::execute_site;
     use crate::riscv::Op;
     use crate::tb::{Found, TbKey};
-    use crate::testkit::encode;
+    use crate::testkit::{Runs, encode};
     use crate::translate::{Limits, MAX_INSNS, Translator};
-    use notdirty_core::{ClientMask, PageRange, RamAddr, RamBlockSpec, RamList};
-    use notdirty_softmmu::{AddressSpace, GuestPhys, GuestVirt, MemSize, MmuIdx, NoHooks, SoftMmu};
+    use notdirty_core::raw::RawDirty;
+    use notdirty_core::{PageRange, RamAddr, RamBlockSpec, RamList};
+    use notdirty_softmmu::{AddressSpace, GuestPhys, GuestVirt, MemSize, MmuIdx, NoHooks};
 
     const BASE: u64 = 0x8000_0000;
     /// The same RAM again.
@@ -298,7 +299,7 @@ mod tests {
 
     /// A calls B, B goes on to C, C returns: three TBs, linked, with all caches warm.
     struct World {
-        mmu: SoftMmu,
+        mmu: Runs,
         tbs: TbCache,
         a: Found,
         b: Found,
@@ -321,7 +322,7 @@ mod tests {
             put(A, [add, encode(Op::Jal, 1, 0, 0, (B - A - 4) as i32)]);
             put(B, [add, jump(B + 4, C)]);
             put(C, [add, encode(Op::Jalr, 0, 1, 0, 0)]);
-            let mut mmu = SoftMmu::new(&space, PREFIX).unwrap();
+            let mut mmu = Runs::new(&space, PREFIX);
             // RAM that is only written, and then becomes code.
             let _ = mmu.store(&mut NoHooks, MmuIdx::M, GuestVirt::new(ALIAS + 0x800), MemSize::B8, 7).unwrap();
             // One basic block each, or A would swallow the rest.
@@ -438,7 +439,7 @@ mod tests {
         });
         caught("CODE bit", |w| {
             let range = PageRange::of_page(w.page());
-            w.tbs.space.ram().dirty().set(range, ClientMask::CODE, &pin());
+            w.tbs.space.ram().dirty().unprotect_code(range, &pin());
         });
     }
 
@@ -449,10 +450,10 @@ mod tests {
                 let (page, guard) = (w.page(), pin());
                 let (code, ram) = (w.tbs.space.code(), w.tbs.space.ram());
                 let mask = code.page(page).unwrap().mask.load(Ordering::SeqCst);
-                code.set_lines(ram.dirty(), page, 0, w.tbs.vcpu, &guard);
+                ram.dirty().set_code_lines(page, 0, w.tbs.vcpu, &guard);
                 // Nobody listens: the entry becomes fast. Then the lines are back, and nobody armed it.
                 w.store(base + 0x800);
-                w.tbs.space.code().set_lines(w.tbs.space.ram().dirty(), page, mask, w.tbs.vcpu, &guard);
+                w.tbs.space.ram().dirty().set_code_lines(page, mask, w.tbs.vcpu, &guard);
             });
         }
     }

@@ -78,7 +78,7 @@ impl TbCache {
     /// Counts a page's lines again: some were announced for what did not become a TB.
     pub(crate) fn recount(&self, page: PageIndex) {
         let own = self.pages.lines(page);
-        self.space.code().set_lines(self.space.ram().dirty(), page, own, self.vcpu, &pin());
+        self.space.ram().dirty().set_code_lines(page, own, self.vcpu, &pin());
     }
 
     /// Drops one TB.
@@ -99,7 +99,7 @@ impl TbCache {
             let Some(page) = page else { continue };
             let (left, steps) = self.pages.remove(page, id, lines(&tb.spans, n as u8));
             self.stats.steps += steps as u64;
-            self.space.code().set_lines(self.space.ram().dirty(), page, left, self.vcpu, &guard);
+            self.space.ram().dirty().set_code_lines(page, left, self.vcpu, &guard);
         }
         self.code.release(tb.code.0, tb.code.1 as usize);
         // Off its chunk's list; the last one takes its place. A list that kept the dead would grow for ever where one

@@ -45,7 +45,7 @@ mod smc;
 mod tests;
 
 pub use encode::encode;
-pub use oracle::{Oracle, ram_only};
+pub use oracle::{Oracle, Runs, ram_only};
 pub use rng::Rng;
 
 /// How a generated program may change its own code.

@@ -6,7 +6,8 @@ use crate::interp::{self, Step};
 use crate::riscv::csr::CsrEnv;
 use crate::riscv::trap::{self, Trap};
 use notdirty_core::ram::{RamBlock, RamBlockSpec, RamList};
-use notdirty_softmmu::{AddressSpace, GuestPhys, NoHooks, SoftMmu};
+use notdirty_softmmu::{AddressSpace, GuestPhys, LiveMmu, NoHooks, SoftMmu, Started};
+use std::ops::{Deref, DerefMut};
 use std::sync::Arc;
 
 /// One block of RAM in an address space of its own.
@@ -21,12 +22,44 @@ pub fn ram_only(base: u64, len: u64) -> (Arc<AddressSpace>, Arc<RamBlock>) {
     (space, block)
 }
 
+/// A vCPU that runs for as long as there is one, on the thread that made it.
+pub struct Runs {
+    mmu: SoftMmu,
+    _started: Started,
+}
+
+impl Runs {
+    /// On this address space, with `prefix` bytes before its table.
+    ///
+    /// # Panics
+    /// If the host has no memory for it.
+    pub fn new(space: &Arc<AddressSpace>, prefix: usize) -> Runs {
+        let mut mmu = SoftMmu::new(space, prefix).expect("a TLB");
+        let (started, _) = mmu.start(&mut NoHooks).expect("it is new");
+        Runs { mmu, _started: started }
+    }
+}
+
+impl Deref for Runs {
+    type Target = LiveMmu;
+
+    fn deref(&self) -> &LiveMmu {
+        &self.mmu
+    }
+}
+
+impl DerefMut for Runs {
+    fn deref_mut(&mut self) -> &mut LiveMmu {
+        self.mmu.live().expect("it runs")
+    }
+}
+
 /// The oracle with a program loaded.
 pub struct Oracle {
     /// The hart.
     pub cpu: CpuState,
     /// Its way to memory.
-    pub mmu: SoftMmu,
+    pub mmu: Runs,
     /// The RAM.
     pub ram: Arc<RamBlock>,
     /// Interrupt bits, as devices would drive them.
@@ -45,8 +78,8 @@ impl Oracle {
     /// If the bytes do not fit.
     pub fn new(base: u64, ram_len: u64, entry: u64, bytes: &[u8]) -> Oracle {
         let (space, ram) = ram_only(base, ram_len);
-        ram.write_bytes(0, bytes).expect("the image fits");
-        let mmu = SoftMmu::new(&space, 4096).expect("a TLB");
+        ram.write_raw(0, bytes).expect("the image fits");
+        let mmu = Runs::new(&space, 4096);
         let cpu = CpuState::new(0, entry);
         Oracle { cpu, mmu, ram, mip: 0, traps: 0, last_trap: None, clock: Clock::insns() }
     }

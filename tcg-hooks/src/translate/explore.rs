@@ -12,7 +12,7 @@ use crate::ir::Span;
 use crate::riscv::Isa;
 use crate::riscv::decode::Packed;
 use notdirty_core::PAGE_SIZE;
-use notdirty_softmmu::{AccessKind, GuestVirt, Hooks, MemFault, MmuIdx, SoftMmu};
+use notdirty_softmmu::{AccessKind, GuestVirt, Hooks, LiveMmu, MemFault, MmuIdx};
 
 /// Bytes that are asked for ahead.
 const AHEAD: usize = 6 * 64;
@@ -112,7 +112,7 @@ fn note(slots: &mut [Slot; WINDOW], found: &mut Vec<Found>, off: u32, bits: u32,
 }
 
 impl Translator {
-    fn page<H: Hooks>(&mut self, mmu: &mut SoftMmu, hooks: &mut H, off: u32) -> Result<(), MemFault> {
+    fn page<H: Hooks>(&mut self, mmu: &mut LiveMmu, hooks: &mut H, off: u32) -> Result<(), MemFault> {
         let n = (u64::from(off) / PAGE_SIZE) as usize;
         let inside = u64::from(off) % PAGE_SIZE;
         let va = GuestVirt::new(self.base.wrapping_add(off.into()));
@@ -198,7 +198,7 @@ impl Translator {
     /// Finds the region's instructions, the likeliest first: straight on before aside.
     pub(super) fn explore<H: Hooks>(
         &mut self,
-        mmu: &mut SoftMmu,
+        mmu: &mut LiveMmu,
         hooks: &mut H,
         pc: u64,
         limits: Limits,
@@ -253,13 +253,13 @@ impl Translator {
     }
 
     /// The instruction at `off`, on pages that may not have been asked for.
-    fn fetch<H: Hooks>(&mut self, mmu: &mut SoftMmu, hooks: &mut H, off: u32) -> Result<u32, MemFault> {
+    fn fetch<H: Hooks>(&mut self, mmu: &mut LiveMmu, hooks: &mut H, off: u32) -> Result<u32, MemFault> {
         let low = self.ask(mmu, hooks, off)?;
         // Read once: were it another length at a second look, half of it would be on a page that nobody asked for.
         Ok(if low & 3 != 3 { low.into() } else { u32::from(self.ask(mmu, hooks, off + 2)?) << 16 | u32::from(low) })
     }
 
-    fn ask<H: Hooks>(&mut self, mmu: &mut SoftMmu, hooks: &mut H, off: u32) -> Result<u16, MemFault> {
+    fn ask<H: Hooks>(&mut self, mmu: &mut LiveMmu, hooks: &mut H, off: u32) -> Result<u16, MemFault> {
         self.page(mmu, hooks, off)?;
         let last = GuestVirt::new(self.base.wrapping_add(u64::from(off) + 1));
         self.half(off).ok_or(MemFault::access(AccessKind::Fetch, last))

@@ -22,7 +22,7 @@ use crate::riscv::Isa;
 use crate::riscv::Op;
 use crate::riscv::decode::Packed;
 use notdirty_core::{PAGE_SIZE, PageIndex, RamAddr};
-use notdirty_softmmu::{Hooks, MemFault, Pending, SoftMmu};
+use notdirty_softmmu::{Hooks, LiveMmu, MemFault, Pending};
 use plan::Plan;
 
 pub(crate) use source::Source;
@@ -112,7 +112,7 @@ pub struct Translator {
     pub region: Region,
 }
 
-// SAFETY: the page pointers are only followed inside `translate`, which gets them anew from the `SoftMmu` it is given.
+// SAFETY: the page pointers are only followed inside `translate`, which gets them anew from the `LiveMmu` it is given.
 unsafe impl Send for Translator {}
 
 impl Default for Translator {
@@ -139,7 +139,7 @@ impl Translator {
     /// it has bytes there).
     pub fn translate<H: Hooks>(
         &mut self,
-        mmu: &mut SoftMmu,
+        mmu: &mut LiveMmu,
         hooks: &mut H,
         pc: u64,
         limits: Limits,

@@ -1,6 +1,7 @@
 use super::*;
-use crate::testkit::Rng;
+use crate::testkit::{Rng, Runs};
 use notdirty_core::{RamBlockSpec, RamList};
+use notdirty_softmmu::SoftMmu;
 use notdirty_softmmu::{AddressSpace, GuestPhys, NoHooks};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -16,7 +17,7 @@ fn a_translation_that_faults_after_its_announcement_keeps_nobodys_port() {
     let block = ram.add(RamBlockSpec::new("ram", 0x1000)).unwrap();
     let space = AddressSpace::new(ram);
     space.map_ram(GuestPhys::new(RAM), &block, 0, 0x1000, 0).unwrap();
-    let mut mmu = SoftMmu::new(&space, 0).unwrap();
+    let mut mmu = Runs::new(&space, 0);
     let other = SoftMmu::new(&space, 0).unwrap();
     let alone = Arc::strong_count(other.port());
     let done = AtomicBool::new(false);
@@ -25,7 +26,7 @@ fn a_translation_that_faults_after_its_announcement_keeps_nobodys_port() {
         scope.spawn(|| {
             while !done.load(Ordering::Relaxed) {
                 for half in [0x0001, 0x0013] {
-                    block.store(0xffe, 2, half).unwrap();
+                    block.store_raw(0xffe, 2, half).unwrap();
                 }
             }
         });
@@ -53,7 +54,7 @@ fn whatever_is_stored_meanwhile_a_translation_is_no_fault_and_leaves_nothing_not
     let block = ram.add(RamBlockSpec::new("ram", 0x3000)).unwrap();
     let space = AddressSpace::new(ram);
     space.map_ram(GuestPhys::new(RAM), &block, 0, 0x3000, 0).unwrap();
-    let mut mmu = SoftMmu::new(&space, 0).unwrap();
+    let mut mmu = Runs::new(&space, 0);
     let done = AtomicBool::new(false);
     let (mut translator, mut rng) = (Translator::default(), Rng::new(1));
     let mut fault = None;
@@ -64,8 +65,8 @@ fn whatever_is_stored_meanwhile_a_translation_is_no_fault_and_leaves_nothing_not
                 let mut rng = Rng::new(seed);
                 while !done.load(Ordering::Relaxed) {
                     let at = 0x1000 * rng.below(2) + 0xff8 + 2 * rng.below(8);
-                    block.store(at, 2, rng.bits() & 0xffff).unwrap();
-                    block.store(4 * rng.below(0xc00), 4, rng.bits() & 0xffff_ffff).unwrap();
+                    block.store_raw(at, 2, rng.bits() & 0xffff).unwrap();
+                    block.store_raw(4 * rng.below(0xc00), 4, rng.bits() & 0xffff_ffff).unwrap();
                 }
             });
         }

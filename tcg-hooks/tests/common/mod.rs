@@ -4,7 +4,7 @@
 //! not.
 #![allow(dead_code, missing_docs)]
 
-use notdirty_core::{DirtyClient, PageIndex, RamBlock, RamBlockSpec, RamList, pin};
+use notdirty_core::{PageIndex, RamBlock, RamBlockSpec, RamList, pin};
 use notdirty_softmmu::{AddressSpace, GuestPhys, MemSize, MmioDevice, VcpuPort};
 use notdirty_tcg::clock::Clock;
 use notdirty_tcg::riscv::Op;
@@ -134,7 +134,7 @@ impl Vm {
 
     /// Is the page's CODE bit set: no code here?
     pub fn no_code(&self, at: u64) -> bool {
-        self.space.ram().dirty().test(self.page(at), DirtyClient::CODE, &pin())
+        self.space.ram().dirty().test(self.page(at), notdirty_core::raw::CODE, &pin())
     }
 
     pub fn translated(&self) -> u64 {

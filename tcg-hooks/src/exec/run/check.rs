@@ -1,6 +1,6 @@
 //! Checks of the TB cache, for tests: see `tb/check.rs`.
 use super::Vcpu;
-use notdirty_softmmu::Running;
+use notdirty_softmmu::Started;
 
 impl Vcpu {
     /// Do all structures that know of a TB agree? `Err` says which two do not, now or at any check since
@@ -23,9 +23,10 @@ impl Vcpu {
         }
     }
 
-    /// In the middle of a run until the result is dropped, as far as others can tell: they wait for its answers.
-    pub fn running(&mut self) -> Running {
-        self.core.mmu.running()
+    /// In the middle of a run until the result is dropped, as far as others can tell: they wait for its answers. `None` if it is already.
+    pub fn running(&mut self) -> Option<Started> {
+        let (ctx, core) = self.parts();
+        core.start(ctx).map(|(started, _)| started)
     }
 
     /// How many checks that were.

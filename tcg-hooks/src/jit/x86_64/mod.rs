@@ -401,7 +401,7 @@ mod tests {
     use crate::testkit::encode;
     use crate::translate::{Limits, MAX_INSNS, Translator};
     use notdirty_core::{RamBlockSpec, RamList};
-    use notdirty_softmmu::{AddressSpace, GuestPhys, NoHooks, SoftMmu};
+    use notdirty_softmmu::{AddressSpace, GuestPhys, NoHooks};
     use std::sync::Arc;
 
     unsafe extern "C" fn nobody(_: *mut context::Context, _: u32) -> u64 {
@@ -431,13 +431,13 @@ mod tests {
             let last = MAX_INSNS as i32 - 1;
             for n in 0..=last {
                 let word = if n == last { encode(Op::Beq, 0, 0, 0, -4 * last) } else { shape(n) };
-                block.store(4 * n as u64, 4, word.into()).unwrap();
+                block.store_raw(4 * n as u64, 4, word.into()).unwrap();
             }
             let space = AddressSpace::new(ram);
             space.map_ram(GuestPhys::new(RAM), &block, 0, 0x1000, 0).unwrap();
             let mut translator = Translator::default();
             let limits = Limits { insns: MAX_INSNS, regions: true, optimise: true };
-            translator.translate(&mut SoftMmu::new(&space, 0).unwrap(), &mut NoHooks, RAM, limits).unwrap();
+            translator.translate(&mut crate::testkit::Runs::new(&space, 0), &mut NoHooks, RAM, limits).unwrap();
             assert_eq!(translator.region.insns as usize, MAX_INSNS);
             for flags in [JitFlags::default(), slow] {
                 let (_, thunks) = thunks::assemble(flags, nobody);

@@ -15,24 +15,35 @@
 //! time, not correctness: a store that hits it finds no TB, and the one vCPU that has the line counts its halves again
 //! (`set_halves`).
 //!
-//! Keeps the shared half of CODE-1: `announce` ORs the mask before it clears CODE, `set_lines` sets CODE only with
+//! The RAM list has them, not an address space: a page of RAM may be seen through several, and each store to it is the
+//! concern of all vCPUs that translated it. CODE is no client that a caller can name: its bits follow from the masks.
+//!
+//! Keeps the shared half of CODE-1: `announce_code` ORs the mask before it clears CODE, `set_code_lines` sets CODE only with
 //! an empty union; both hold the page's lock, so neither can undo the other's half. A store tests the mask after its
 //! bytes are visible; if it hits, the shard says exactly whose lines these are: who announces a line after that has
 //! yet to read the bytes, and sees them. Leaves never move and are freed only with the whole.
 
-use crate::safepoint::VcpuId;
+use super::{ClientMask, DirtyClient, DirtyMemory};
+use crate::addr::{LINE_BITS, PAGE_SIZE, PageIndex, PageRange, RamAddr};
+use crate::rcu::Guard;
+use crate::sync::{AtomicU64, MODEL, Mutex, MutexGuard, lock};
 use hashbrown::HashMap;
-use notdirty_core::sync::{AtomicU64, MODEL, Mutex, MutexGuard, lock};
-use notdirty_core::{ClientMask, DirtyClient, DirtyMemory, Guard, LINE_BITS, PAGE_SIZE, PageIndex, PageRange, RamAddr};
 use smallvec::SmallVec;
 use std::alloc::{Layout, alloc_zeroed, handle_alloc_error};
 use std::ptr::{self, NonNull};
 use std::sync::atomic::{AtomicPtr, Ordering};
 
-/// Who drops translations when the bytes under them change.
-pub trait CodeInvalidator {
-    /// Bytes `[ram, ram + len)` were written (already visible): drop every TB that overlaps; returns how many died.
-    fn code_written(&mut self, mmu: &CodePages, ram: RamAddr, len: u64) -> usize;
+/// Names a vCPU: the owner of translations, and of a queue of requests. No two vCPUs of a process share one.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Default)]
+pub struct VcpuId(u64);
+
+impl VcpuId {
+    /// A name that no other vCPU has.
+    pub fn fresh() -> Self {
+        /// Nothing is ordered by it, so it is std's in a model, too. Zero is the default's.
+        static NEXT: std::sync::atomic::AtomicU64 = std::sync::atomic::AtomicU64::new(1);
+        VcpuId(NEXT.fetch_add(1, Ordering::Relaxed))
+    }
 }
 
 /// One page of guest RAM, as far as translated code is concerned.
@@ -213,87 +224,6 @@ impl CodePages {
         lock(&self.shards[page.get() as usize % SHARDS])
     }
 
-    /// First step of a translation (CODE-1): from here on, stores to these lines are heard.
-    /// The caller re-arms the TLBs next (its own at once, the others by request), and only then reads the bytes.
-    pub fn announce(&self, dirty: &DirtyMemory, page: PageIndex, lines: u64, vcpu: VcpuId, guard: &Guard) -> &CodePage {
-        let code = self.page_or_insert(page);
-        if lines != 0 {
-            self.announce_spans(
-                dirty,
-                page,
-                (0..64).filter(|n| lines >> n & 1 != 0).map(|n| (64 * n, 64 * n + 64)),
-                vcpu,
-                guard,
-            );
-        }
-        code
-    }
-
-    /// As `announce`, for bytes `[from, to)` of the page, each span not empty.
-    pub fn announce_spans(
-        &self,
-        dirty: &DirtyMemory,
-        page: PageIndex,
-        spans: impl Iterator<Item = (u64, u64)> + Clone,
-        vcpu: VcpuId,
-        guard: &Guard,
-    ) -> &CodePage {
-        let code = self.page_or_insert(page);
-        let lines = spans.clone().fold(0, |lines, (from, to)| lines | lines_of(from, to - from));
-        if lines == 0 {
-            return code;
-        }
-        let mut shard = self.shard(page);
-        // Before the mask: who sees a line there sees its halves. If it was there before, the RMW below stands between
-        // these stores and the reading of the bytes all the same.
-        for (word, bits) in spans.flat_map(|(from, to)| halves_of(from, to)) {
-            let old = code.halves[word].load(Ordering::Relaxed);
-            if old & bits != bits {
-                code.halves[word].store(old | bits, Ordering::Relaxed);
-            }
-        }
-        let owners = shard.entry(page).or_default();
-        match owners.iter_mut().find(|owner| owner.0 == vcpu) {
-            Some(own) => own.1 |= lines,
-            None => owners.push((vcpu, lines)),
-        }
-        code.mask.fetch_or(lines, Ordering::SeqCst);
-        dirty.test_and_clear(page, DirtyClient::CODE, guard);
-        code
-    }
-
-    /// `vcpu` recomputed which lines still hold code of its own, after dropping TBs. A page where nobody has any is
-    /// given back: CODE is set, and the next slow store makes its entry fast.
-    pub fn set_lines(&self, dirty: &DirtyMemory, page: PageIndex, own: u64, vcpu: VcpuId, guard: &Guard) {
-        let code = self.page_or_insert(page);
-        let mut shard = self.shard(page);
-        let union = owned(&mut shard, page, vcpu, own);
-        self.publish(dirty, page, code, union, guard);
-    }
-
-    /// With the page's lock held: the union changed.
-    fn publish(&self, dirty: &DirtyMemory, page: PageIndex, code: &CodePage, union: u64, guard: &Guard) {
-        if ptr::eq(code, &self.beyond) {
-            code.mask.fetch_or(union, Ordering::SeqCst);
-            return;
-        }
-        let was = code.mask.load(Ordering::Relaxed);
-        let gone = was & !union;
-        // Lines that come without their bytes: all of them.
-        for (word, cell) in code.halves.iter().enumerate().filter(|_| union & !was != 0) {
-            cell.fetch_or(if MODEL { u64::MAX } else { line_halves((union & !was) >> (2 * word)) }, Ordering::Relaxed);
-        }
-        code.mask.store(union, Ordering::SeqCst);
-        if gone != 0 {
-            code.forget_halves(if MODEL && union != 0 { 0 } else { gone });
-        }
-        if union == 0 {
-            dirty.set(PageRange::of_page(page), ClientMask::CODE, guard);
-        } else {
-            dirty.test_and_clear(page, DirtyClient::CODE, guard);
-        }
-    }
-
     /// A store hit halves of these lines and no TB. If `vcpu` alone has them, they become what its TBs there are made from:
     /// `spans`, of which the parts in other lines are ignored. It announces nothing at this moment.
     pub fn set_halves(&self, page: PageIndex, lines: u64, spans: impl Iterator<Item = (u64, u64)>, vcpu: VcpuId) {
@@ -315,19 +245,6 @@ impl CodePages {
         }
     }
 
-    /// A vCPU is gone, and its translations with it.
-    pub(crate) fn forget(&self, dirty: &DirtyMemory, vcpu: VcpuId, guard: &Guard) {
-        for shard in &self.shards {
-            let mut shard = lock(shard);
-            let own = |owners: &Owners| owners.iter().any(|owner| owner.0 == vcpu);
-            let pages: Vec<PageIndex> = shard.iter().filter(|(_, owners)| own(owners)).map(|(page, _)| *page).collect();
-            for page in pages {
-                let union = owned(&mut shard, page, vcpu, 0);
-                self.publish(dirty, page, self.page_or_insert(page), union, guard);
-            }
-        }
-    }
-
     /// The vCPUs that have announced any of these lines. The bytes must be visible already, as in `hit`: whoever takes
     /// the page's lock after this to announce one reads its bytes after that, and sees them. So nobody else need be
     /// told.
@@ -345,8 +262,103 @@ impl CodePages {
 
     /// Do `len` bytes at `ram`, all on one page, touch code?
     /// The bytes must be visible already: the caller stands behind a SeqCst fence or a RMW (MARK-1).
-    pub(crate) fn hit(&self, ram: RamAddr, len: u64) -> bool {
+    pub fn hit(&self, ram: RamAddr, len: u64) -> bool {
         self.page(ram.page()).is_some_and(|code| code.hit(ram.page_offset(), len))
+    }
+}
+
+impl DirtyMemory {
+    /// Where translated code lies.
+    pub fn code(&self) -> &CodePages {
+        &self.code
+    }
+
+    /// Is a store to `page` heard for the sake of translated code? Then its CODE bit is clear.
+    pub fn is_code_protected(&self, page: PageIndex, guard: &Guard) -> bool {
+        !self.test(page, DirtyClient::CODE, guard)
+    }
+
+    /// First step of a translation (CODE-1): from here on, stores to these lines are heard.
+    /// The caller re-arms the TLBs next (its own at once, the others by request), and only then reads the bytes.
+    pub fn announce_code(&self, page: PageIndex, lines: u64, vcpu: VcpuId, guard: &Guard) -> &CodePage {
+        self.announce_spans(page, (0..64).filter(|n| lines >> n & 1 != 0).map(|n| (64 * n, 64 * n + 64)), vcpu, guard)
+    }
+
+    /// As `announce_code`, for bytes `[from, to)` of the page, each span not empty.
+    pub fn announce_spans(
+        &self,
+        page: PageIndex,
+        spans: impl Iterator<Item = (u64, u64)> + Clone,
+        vcpu: VcpuId,
+        guard: &Guard,
+    ) -> &CodePage {
+        let code = self.code.page_or_insert(page);
+        let lines = spans.clone().fold(0, |lines, (from, to)| lines | lines_of(from, to - from));
+        if lines == 0 {
+            return code;
+        }
+        let mut shard = self.code.shard(page);
+        // Before the mask: who sees a line there sees its halves. If it was there before, the RMW below stands between
+        // these stores and the reading of the bytes all the same.
+        for (word, bits) in spans.flat_map(|(from, to)| halves_of(from, to)) {
+            let old = code.halves[word].load(Ordering::Relaxed);
+            if old & bits != bits {
+                code.halves[word].store(old | bits, Ordering::Relaxed);
+            }
+        }
+        let owners = shard.entry(page).or_default();
+        match owners.iter_mut().find(|owner| owner.0 == vcpu) {
+            Some(own) => own.1 |= lines,
+            None => owners.push((vcpu, lines)),
+        }
+        code.mask.fetch_or(lines, Ordering::SeqCst);
+        self.test_and_clear(page, DirtyClient::CODE, guard);
+        code
+    }
+
+    /// `vcpu` recomputed which lines still hold code of its own, after dropping TBs. A page without code of any vCPU is
+    /// given back: CODE is set, and the next slow store makes its entry fast.
+    pub fn set_code_lines(&self, page: PageIndex, own: u64, vcpu: VcpuId, guard: &Guard) {
+        let code = self.code.page_or_insert(page);
+        let mut shard = self.code.shard(page);
+        let union = owned(&mut shard, page, vcpu, own);
+        self.publish_lines(page, code, union, guard);
+    }
+
+    /// A vCPU is gone, and its translations with it.
+    pub fn forget_code_of(&self, vcpu: VcpuId, guard: &Guard) {
+        for shard in &self.code.shards {
+            let mut shard = lock(shard);
+            let own = |owners: &Owners| owners.iter().any(|owner| owner.0 == vcpu);
+            let pages: Vec<PageIndex> = shard.iter().filter(|(_, owners)| own(owners)).map(|(page, _)| *page).collect();
+            for page in pages {
+                let union = owned(&mut shard, page, vcpu, 0);
+                self.publish_lines(page, self.code.page_or_insert(page), union, guard);
+            }
+        }
+    }
+
+    /// With the page's lock held: the union changed.
+    fn publish_lines(&self, page: PageIndex, code: &CodePage, union: u64, guard: &Guard) {
+        if ptr::eq(code, &self.code.beyond) {
+            code.mask.fetch_or(union, Ordering::SeqCst);
+            return;
+        }
+        let was = code.mask.load(Ordering::Relaxed);
+        let gone = was & !union;
+        // Lines that come without their bytes: all of them.
+        for (word, cell) in code.halves.iter().enumerate().filter(|_| union & !was != 0) {
+            cell.fetch_or(if MODEL { u64::MAX } else { line_halves((union & !was) >> (2 * word)) }, Ordering::Relaxed);
+        }
+        code.mask.store(union, Ordering::SeqCst);
+        if gone != 0 {
+            code.forget_halves(if MODEL && union != 0 { 0 } else { gone });
+        }
+        if union == 0 {
+            self.mark(PageRange::of_page(page), ClientMask::CODE, guard, |_, _, _| {});
+        } else {
+            self.test_and_clear(page, DirtyClient::CODE, guard);
+        }
     }
 }
 
@@ -443,7 +455,7 @@ impl core::fmt::Debug for CodePages {
     }
 }
 
-#[cfg(test)]
+#[cfg(all(test, not(loom)))]
 mod tests {
     use super::*;
 
@@ -463,25 +475,23 @@ mod tests {
 
     #[test]
     fn the_mask_is_the_union_of_what_each_vcpu_has() {
-        let (pages, dirty, guard) = (CodePages::new(), DirtyMemory::new(), notdirty_core::pin());
+        let (dirty, guard) = (DirtyMemory::new(), crate::rcu::pin());
         dirty.grow(64).unwrap();
-        let vcpus = crate::VcpuRegistry::default();
-        let ports = [vcpus.register(), vcpus.register()];
-        let [a, b] = ports.each_ref().map(|port| port.id());
+        let (pages, [a, b]) = (dirty.code(), [VcpuId::fresh(), VcpuId::fresh()]);
         let page = PageIndex::new(3);
         let mask = || pages.page(page).map_or(0, |code| code.mask.load(Ordering::SeqCst));
-        let protected = || !dirty.test(page, DirtyClient::CODE, &guard);
-        pages.announce(&dirty, page, 0b0011, a, &guard);
-        pages.announce(&dirty, page, 0b0110, b, &guard);
+        let protected = || dirty.is_code_protected(page, &guard);
+        dirty.announce_code(page, 0b0011, a, &guard);
+        dirty.announce_code(page, 0b0110, b, &guard);
         assert_eq!((mask(), protected()), (0b0111, true));
         assert_eq!(pages.owners(page, 0b0001).as_slice(), [a]);
         assert_eq!(pages.owners(page, 0b0010).as_slice(), [a, b]);
         assert!(pages.owners(page, 0b1000).is_empty());
-        pages.set_lines(&dirty, page, 0b0001, a, &guard);
+        dirty.set_code_lines(page, 0b0001, a, &guard);
         assert_eq!((mask(), protected()), (0b0111, true));
-        pages.forget(&dirty, b, &guard);
+        dirty.forget_code_of(b, &guard);
         assert_eq!((mask(), protected()), (0b0001, true));
-        pages.set_lines(&dirty, page, 0, a, &guard);
+        dirty.set_code_lines(page, 0, a, &guard);
         assert_eq!((mask(), protected()), (0, false));
         assert!(pages.owners(page, u64::MAX).is_empty());
     }

@@ -1,0 +1,262 @@
+//! What one vCPU owns of the memory subsystem, and what it does at its safe points.
+//!
+//! ```text
+//!   LiveMmu ── tlb ─────── raw pointers into RAM blocks and devices
+//!      │                        ▲ kept alive by
+//!      ├── view: Arc<FlatView> ─┘   changed only in `serve`, after what came from the changed places was dropped (RAM-1)
+//!      ├── space: Arc<AddressSpace> ── the RAM list: code pages (entries point at line masks), dirty memory
+//!      └── port: OwnPort ◀── post, kick: other threads, by an Arc<VcpuPort>
+//! ```
+//!
+//! Keeps TLB-1 and SAFE-1: requests are served in `serve` and nowhere else, so a pointer whose check was elided stays
+//! good across any number of loads and stores.
+
+use crate::addr::{GuestPhys, GuestVirt};
+use crate::memmap::{AddressSpace, FlatView, What};
+use crate::mmu::{Hooks, ServeReport, SlowStats};
+use crate::registry::Pending;
+use crate::safepoint::{Drained, OwnPort, Request, VcpuPort};
+use crate::tlb::Tlb;
+use crate::tlb::entry::{BIAS, FLAGS, OTHER, Reservation, TLB_BITS, TlbEntry};
+use crate::tlb::fill::ram_address;
+use notdirty_core::{PAGE_SIZE, PageIndex, PageRange, RamAddr, VcpuRings, pin};
+use std::io;
+use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
+use std::ptr::NonNull;
+use std::sync::Arc;
+use std::time::Duration;
+
+/// How long a new vCPU waits for the one that was alone to do without what it translated (WRITER-1).
+const ADMIT: Duration = Duration::from_secs(10);
+
+/// A vCPU that runs: made by [`SoftMmu::run`](crate::SoftMmu::run) or [`SoftMmu::start`](crate::SoftMmu::start), and lent out
+/// as long as it does.
+pub struct LiveMmu {
+    pub(crate) tlb: Tlb,
+    /// The view the TLB's entries came from; see the header.
+    pub(crate) view: Arc<FlatView>,
+    pub(crate) space: Arc<AddressSpace>,
+    pub(crate) port: OwnPort,
+    pub(crate) rings: VcpuRings,
+    pub(crate) stats: SlowStats,
+}
+
+impl LiveMmu {
+    pub(crate) fn new(space: &Arc<AddressSpace>, prefix: usize) -> io::Result<LiveMmu> {
+        let tlb = Tlb::new(prefix)?;
+        // Registered before the view is taken: a change after that is posted to this vCPU.
+        let port = space.vcpus().register();
+        if !space.vcpus().admit_vcpu(&port, ADMIT) || !space.ram().admit_writer(space.vcpus(), ADMIT) {
+            let why = "the vCPU that was alone does not answer";
+            return Err(io::Error::new(io::ErrorKind::TimedOut, why));
+        }
+        let view = space.snapshot();
+        let (rings, stats) = Default::default();
+        Ok(LiveMmu { tlb, view, space: space.clone(), port, rings, stats })
+    }
+
+    /// Start of the owner's bytes: zeroed, 64-byte aligned, `table() - prefix`. They die with this `SoftMmu`.
+    pub fn prefix(&self) -> NonNull<u8> {
+        self.tlb.prefix()
+    }
+
+    /// Start of the table, page-aligned. It never moves. Emitted code reads it on the owner's thread only.
+    pub fn table(&self) -> NonNull<TlbEntry> {
+        self.tlb.table()
+    }
+
+    /// Where others post, kick and raise interrupts.
+    pub fn port(&self) -> &Arc<VcpuPort> {
+        self.port.shared()
+    }
+
+    /// The address space.
+    pub fn space(&self) -> &Arc<AddressSpace> {
+        &self.space
+    }
+
+    /// Counters of the slow path.
+    pub fn stats(&self) -> &SlowStats {
+        &self.stats
+    }
+
+    /// The addend that emitted code may assume: entries with another carry OTHER and never match there.
+    pub fn flat_addend(&self) -> u64 {
+        self.tlb.flat_addend
+    }
+
+    /// Chooses the flat addend (host address - guest address, wrapping). Empties the TLB if that changes it.
+    pub fn set_flat_addend(&mut self, addend: u64) {
+        if self.tlb.flat_addend != addend {
+            self.tlb.flat_addend = addend;
+            self.flush_tlb();
+        }
+    }
+
+    /// Uses only the first `1 << bits` entries of the table: to measure what the rest are worth. Empties the TLB.
+    /// Emitted code must index likewise.
+    /// `hashed`: the index is a hash of the address.
+    pub fn set_tlb_shape(&mut self, bits: u32, hashed: bool) {
+        self.flush_tlb();
+        self.tlb.set_shape((1 << bits.min(TLB_BITS)) - 1, hashed);
+    }
+
+    /// The entry that would serve `va`, for tests and for emitters that want to look.
+    pub fn probe(&self, va: GuestVirt) -> TlbEntry {
+        self.tlb.entry(self.tlb.slot(va.get().wrapping_add(BIAS)))
+    }
+
+    /// Does the TLB hold a translation of this page that lets plain stores through?
+    pub fn is_store_fast(&self, va: GuestVirt) -> bool {
+        let biased = va.get().wrapping_add(BIAS) & !FLAGS;
+        biased != 0 && self.probe(va).write & !OTHER == biased
+    }
+
+    /// Is a dirty ring of this vCPU at its soft limit? Then it must not run until its pages were harvested (RING-1).
+    #[inline]
+    pub fn ring_is_full(&mut self) -> bool {
+        self.rings.is_soft_full(self.space.ram().dirty())
+    }
+
+    /// Empties the TLB, fetch entries too.
+    pub fn flush_tlb(&mut self) {
+        self.tlb.flush_all();
+        self.stats.flushes += 1;
+    }
+
+    /// Makes own entries of a RAM page say who listens now. The translator calls it after `announce`.
+    pub fn arm_page(&mut self, page: PageIndex) {
+        self.stats.refreshed += 1;
+        self.tlb.refresh_page(&self.space, page, &pin());
+    }
+
+    /// First half of CODE-1 in one call: announce the lines, arm own entries, post the re-arm to every other vCPU, of
+    /// other address spaces too.
+    /// Then read the bytes. Until the rest have served it, one of them may still store there unheard: when they have,
+    /// compare the bytes again, and at each `fence.i` until then.
+    #[must_use = "until it is served, the bytes may change unheard"]
+    pub fn announce_code(&mut self, page: PageIndex, lines: u64) -> Pending {
+        let spans = (0..64).filter(|n| lines >> n & 1 != 0).map(|n| (64 * n, 64 * n + 64));
+        self.announce_spans(page, spans)
+    }
+
+    /// As `announce_code`, for bytes `[from, to)` of the page: stores beside them are not heard.
+    #[must_use = "until it is served, the bytes may change unheard"]
+    pub fn announce_spans(&mut self, page: PageIndex, spans: impl Iterator<Item = (u64, u64)> + Clone) -> Pending {
+        let guard = pin();
+        self.space.ram().dirty().announce_spans(page, spans, self.port.id(), &guard);
+        self.stats.refreshed += 1;
+        self.tlb.refresh_page(&self.space, page, &guard);
+        drop(guard);
+        let (range, vcpus) = (PageRange::of_page(page), self.space.vcpus());
+        let own_space = vcpus.post_others(&self.port, Request::Rearm(range));
+        own_space.with(self.space.ram().rearm_others(&[range], vcpus))
+    }
+
+    /// Serves what others posted. Call it at safe points only: between instructions, with no pointer into guest RAM
+    /// held and no check elided across it.
+    #[inline]
+    pub fn serve<H: Hooks>(&mut self, hooks: &mut H) -> ServeReport {
+        if self.port.kicked() { self.serve_posted(hooks) } else { ServeReport::default() }
+    }
+
+    #[cold]
+    fn serve_posted<H: Hooks>(&mut self, hooks: &mut H) -> ServeReport {
+        if !self.port.take_kick() {
+            return ServeReport::default();
+        }
+        let mut drained = self.port.drain();
+        match catch_unwind(AssertUnwindSafe(|| self.act(hooks, &mut drained))) {
+            Ok(report) => {
+                // Acted first, acknowledged last (HARVEST-1 counts on it).
+                self.port.acknowledge(drained);
+                report
+            }
+            // A hook panicked. What comes after must not be answered while this is not done.
+            Err(panic) => {
+                self.port.put_back(drained);
+                resume_unwind(panic)
+            }
+        }
+    }
+
+    /// Does all that was asked. If a hook panics it may be done again, from the start.
+    fn act<H: Hooks>(&mut self, hooks: &mut H, drained: &mut Drained) -> ServeReport {
+        let mut report = ServeReport::default();
+        let mut rearms = Vec::new();
+        for &request in &drained.requests {
+            match request {
+                Request::KillCode { ram, len } => {
+                    let killed = hooks.code_written(ram, len);
+                    self.stats.killed += killed as u64;
+                    report.killed = report.killed.saturating_add(killed as u32);
+                }
+                Request::Rearm(range) => rearms.push(range),
+                Request::Remap { start, last } => {
+                    self.forget(hooks, start, last);
+                    report.remapped += 1;
+                }
+                Request::FlushAll => {
+                    // The order matters: no entry may outlive the view that keeps its memory alive.
+                    self.flush_tlb();
+                    hooks.flushed();
+                    self.clear_reservation();
+                    // Nothing is left of the old view, so it may be any newer one.
+                    drained.view = Some(self.space.snapshot());
+                    report.flushed = true;
+                }
+            }
+        }
+        if !rearms.is_empty() {
+            report.rearmed = self.tlb.refresh_ranges(&self.space, &mut rearms, &pin());
+            self.stats.refreshed += report.rearmed;
+        }
+        self.take_view(drained);
+        report
+    }
+
+    /// Drops everything that came from these guest pages (RAM-1). Where nothing was, nothing came from there: more RAM
+    /// costs a look at the old view.
+    fn forget<H: Hooks>(&mut self, hooks: &mut H, start: GuestPhys, last: GuestPhys) {
+        let (first, last) = (start.page_base().get(), last.get() | (PAGE_SIZE - 1));
+        let mut was = self.view.overlapping(first, last).peekable();
+        if was.peek().is_none() {
+            return;
+        }
+        self.tlb.forget(first, last);
+        self.tlb.set_reservation(Reservation::default());
+        for range in was {
+            if let What::Ram { block, off, .. } = &range.what {
+                // Guest and RAM pages coincide, so both round to the same page.
+                let from = range.start.max(first) & !(PAGE_SIZE - 1);
+                let to = range.last.min(last) | (PAGE_SIZE - 1);
+                let ram = ram_address(block, *off).get().wrapping_add(from.wrapping_sub(range.start));
+                hooks.unmapped(GuestPhys::new(from), GuestPhys::new(to), RamAddr::new(ram));
+            }
+        }
+    }
+
+    /// Puts the view that came with the remaps in place of the old one, which `drained` then drops. A vCPU that is new
+    /// may have a newer one than its first remap brings: then nothing came from older ones.
+    fn take_view(&mut self, drained: &mut Drained) {
+        if let Some(view) = &mut drained.view
+            && view.version() > self.view.version()
+        {
+            core::mem::swap(&mut self.view, view);
+        }
+    }
+}
+
+impl Drop for LiveMmu {
+    fn drop(&mut self) {
+        // Its translations go with it.
+        self.space.ram().dirty().forget_code_of(self.port.id(), &pin());
+        self.port.close();
+    }
+}
+
+impl core::fmt::Debug for LiveMmu {
+    fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
+        f.debug_struct("LiveMmu").field("stats", &self.stats).finish_non_exhaustive()
+    }
+}
