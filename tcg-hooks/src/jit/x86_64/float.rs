@@ -248,7 +248,12 @@ impl Emitter {
     }
 
     fn sign(&mut self, ir: &Ir, what: Float, args: &FloatArgs) {
-        dynasm!(self.ops; .arch x64; mov rax, [rbp + float_off(ir.a)]);
+        // As wide as it was stored a moment ago, or the load waits.
+        if args.double {
+            dynasm!(self.ops; .arch x64; mov rax, [rbp + float_off(ir.a)]);
+        } else {
+            dynasm!(self.ops; .arch x64; mov eax, [rbp + float_off(ir.a)]);
+        }
         let top = if args.double { 63 } else { 31 };
         if ir.a == ir.b {
             match what {
@@ -258,7 +263,11 @@ impl Emitter {
             }
         } else {
             // The sign of b, or its opposite, alone in rcx.
-            dynasm!(self.ops; .arch x64; mov rcx, [rbp + float_off(ir.b)]);
+            if args.double {
+                dynasm!(self.ops; .arch x64; mov rcx, [rbp + float_off(ir.b)]);
+            } else {
+                dynasm!(self.ops; .arch x64; mov ecx, [rbp + float_off(ir.b)]);
+            }
             if what == Float::SignNot {
                 dynasm!(self.ops; .arch x64; not rcx);
             }

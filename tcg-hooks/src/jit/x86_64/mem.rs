@@ -17,11 +17,11 @@
 //! (`again.rs`).
 use super::again::{Access, MOVED, routine};
 use super::asm::{Assembler, Flag, Hole, Template};
-use super::context::{TABLE, TABLE_OFFSET};
+use super::context::{TABLE, TABLE_OFFSET, float_off};
 use super::regs::{RAX, RCX, RDX};
 use super::{Emitter, LOCAL_BITS};
 use crate::engine::JitFlags;
-use crate::ir::{Ir, MemOp};
+use crate::ir::{FIRST_FLOAT, Ir, MemOp};
 use dynasmrt::dynasm;
 use notdirty_softmmu::tlb::entry::{ADDEND, BIAS, ENTRY_BITS, FLAGS, HASH_SHIFT, READ, TLB_ENTRIES, WRITE};
 
@@ -247,7 +247,13 @@ impl Emitter {
             }
             return;
         }
-        let value = self.source(value, RAX);
+        let value = if value >= FIRST_FLOAT && bytes == 4 {
+            // As wide as it was stored a moment ago, or the load waits.
+            dynasm!(self.ops; .arch x64; mov eax, [rbp + float_off(value)]);
+            RAX
+        } else {
+            self.source(value, RAX)
+        };
         macro_rules! go {
             ($reg:ident) => {
                 if indexed {
