@@ -3,7 +3,7 @@
  * checked. Events are the operations of one hart. */
 #include "../suite.h"
 
-#define TURNS SCALE(1000000ul, 2000ul)
+#define TURNS SCALE(HARTS == 1 ? 4000000ul : 1000000ul, 2000ul)
 #define LINE 64
 
 /* What one hart works on, and what it has to say of it. */
