@@ -112,7 +112,10 @@ fn records(
         if ended {
             return Err(fail("there is more behind the last record".into()));
         }
-        let bytes = std::str::from_utf8(bytes).map_err(|_| fail("not text".into()))?;
+        // The readers cut lines between bytes, and take a sign for a digit.
+        let plain = |text: &&str| text.bytes().all(|byte| byte.is_ascii_graphic() && byte != b'+');
+        let text = std::str::from_utf8(bytes).ok().filter(plain);
+        let bytes = text.ok_or_else(|| fail("it holds what no record does".into()))?;
         match read(bytes).map_err(fail)? {
             Line::Bytes(addr, value) => {
                 let len = value.len() as u64;
@@ -170,5 +173,21 @@ mod tests {
         assert!(error("S309800000001300000064\n").starts_with("line 1: "), "the checksum is wrong");
         assert!(error("S309800000001300000063\n").contains("cut"));
         assert!(error("S1070000130000 00E5\n").starts_with("line 1: "));
+    }
+
+    #[test]
+    fn a_line_with_letters_of_other_alphabets_is_refused_wherever_they_are() {
+        for (at, letter) in (0..22).flat_map(|at| [(at, "\u{e9}"), (at, "\u{20ac}"), (at, "\u{1d11e}"), (at, "+")]) {
+            for (line, read) in
+                [("S309800000001300000063", motorola as fn(&[u8], _) -> _), (":0400000013000000E9xxxx", intel)]
+            {
+                let mut text = line.to_string();
+                text.replace_range(at..at + 1, letter);
+                let error = read(text.as_bytes(), RAM).unwrap_err().to_string();
+                assert!(error.starts_with("line 1: "), "{text}: {error}");
+            }
+        }
+        let error = motorola("S30980000000+3000000".as_bytes(), RAM).unwrap_err().to_string();
+        assert!(error.starts_with("line 1: "), "{error}");
     }
 }
