@@ -73,3 +73,21 @@ fn a_hart_that_crashes_beside_one_that_goes_on_is_told_at_the_deadline() {
     assert!(places.contains("hart 0: pc 0x800000") && places.contains("in a loop of one instruction"), "{places}");
     assert!(places.lines().nth(1).is_some_and(|line| line.contains("stuck in its trap handler")), "{places}");
 }
+
+#[test]
+fn callers_are_looked_for_wherever_the_stack_and_frame_pointers_point() {
+    let machine = machine(Crash::Load, 1, true, EngineKind::Interp);
+    let ram = machine.ram_range();
+    let hostile: Vec<u64> = [0, ram.start, ram.end, 1 << 63, 0x1000_0000]
+        .into_iter()
+        .flat_map(|at: u64| (0..=17).flat_map(move |n| [at.wrapping_sub(n), at.wrapping_add(n)]))
+        .collect();
+    for &sp in &hostile {
+        for &fp in &hostile {
+            let mut x = [0; 32];
+            (x[1], x[2], x[8]) = (fp, sp, fp);
+            let (_, callers) = machine.callers(sp, &x);
+            assert!(callers.len() <= 32, "sp {sp:#x}, fp {fp:#x}");
+        }
+    }
+}

@@ -147,7 +147,8 @@ impl Machine {
         if callers.is_empty() && self.is_return(ra) {
             callers.push(ra);
         }
-        let aligned = sp.next_multiple_of(8);
+        // A stack pointer near the end of the address space has no stack above it.
+        let Some(aligned) = sp.checked_next_multiple_of(8) else { return (Callers::Scan, callers) };
         for at in (aligned..aligned.saturating_add(SCANNED)).step_by(8) {
             let Some(word) = self.word(at) else { break };
             if callers.len() < CALLERS && self.is_return(word) && callers.last() != Some(&word) {
