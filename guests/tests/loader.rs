@@ -209,6 +209,29 @@ fn ten_thousand_symbols_may_share_one_name_of_a_megabyte() {
 }
 
 #[test]
+fn thousands_of_symbol_tables_may_claim_the_same_bytes() {
+    let file = good().bytes();
+    let table = u64::from_le_bytes(file[0x28..0x30].try_into().unwrap()) as usize;
+    // Section 3 is the symbol table, 4 has its names: all others are the same table once more.
+    let (row, names, count) = (table + 64 * 3, table + 64 * 4, 8_000);
+    let mut many = file.clone();
+    many.resize(table + 64 * count, 0);
+    for n in 5..count {
+        many.copy_within(row..row + 64, table + 64 * n);
+    }
+    put(&mut many, 0x3c, &(count as u16).to_le_bytes());
+    // The names become a part of the file that is as large as the sections.
+    let strings = u64::from_le_bytes(file[names + 24..][..8].try_into().unwrap());
+    let all = many.len() as u64 - strings;
+    put(&mut many, names + 32, &all.to_le_bytes());
+    let start = std::time::Instant::now();
+    let elf = elf::parse(&many, WINDOW).expect("a good file");
+    assert!(start.elapsed().as_secs() < 5, "its names are copied again and again");
+    assert_eq!(elf.symbols.address("start"), Some(RAM_BASE));
+    assert_eq!(elf.symbols.len(), elf::parse(&file, WINDOW).unwrap().symbols.len(), "each once");
+}
+
+#[test]
 fn more_sections_and_segments_than_their_16_bit_fields_can_count_are_read() {
     let file = good().bytes();
     let table = u64::from_le_bytes(file[0x28..0x30].try_into().unwrap()) as usize;

@@ -71,27 +71,27 @@ fn section(bytes: Bytes<'_>, table: u64, size: u64, index: u64) -> Result<Sectio
     })
 }
 
-/// The symbols of all symbol tables.
+/// The symbols of the symbol table: a file has one, by the specification. If it has more, they are not read: thousands
+/// may claim the same bytes.
 pub(super) fn symbols(bytes: Bytes<'_>, sections: &Sections) -> Result<SymbolTable, ElfError> {
     let mut tables = Tables::default();
-    for table in sections.0.iter().filter(|s| s.kind == SHT_SYMTAB) {
-        let names = sections.0.get(table.link as usize).ok_or_else(|| ElfError::Field {
-            field: "sh_link of the symbol table".into(),
-            offset: table.header + 40,
-            found: table.link.to_string(),
-            expected: "the number of a section",
-        })?;
-        let mut names = tables.strings(bytes.slice(names.offset, names.size, "the symbol names")?);
-        let table = bytes.slice(table.offset, table.size, "the symbol table")?;
-        for row in table.chunks_exact(SYMBOL).map(Bytes) {
-            let (info, section) = (row.0[4], row.u16(6, "st_shndx")?);
-            // Objects, functions and labels that are defined; no files, no sections, no mapping symbols ($x, $d).
-            if info & 0xf > 2 || section == SHN_UNDEF {
-                continue;
-            }
-            let (name, addr, size) = (row.u32(0, "st_name")?, row.u64(8, "st_value")?, row.u64(16, "st_size")?);
-            names.add(name, addr, size, section == SHN_ABS);
+    let Some(table) = sections.0.iter().find(|s| s.kind == SHT_SYMTAB) else { return Ok(tables.finish()) };
+    let names = sections.0.get(table.link as usize).ok_or_else(|| ElfError::Field {
+        field: "sh_link of the symbol table".into(),
+        offset: table.header + 40,
+        found: table.link.to_string(),
+        expected: "the number of a section",
+    })?;
+    let mut names = tables.strings(bytes.slice(names.offset, names.size, "the symbol names")?);
+    let table = bytes.slice(table.offset, table.size, "the symbol table")?;
+    for row in table.chunks_exact(SYMBOL).map(Bytes) {
+        let (info, section) = (row.0[4], row.u16(6, "st_shndx")?);
+        // Objects, functions and labels that are defined; no files, no sections, no mapping symbols ($x, $d).
+        if info & 0xf > 2 || section == SHN_UNDEF {
+            continue;
         }
+        let (name, addr, size) = (row.u32(0, "st_name")?, row.u64(8, "st_value")?, row.u64(16, "st_size")?);
+        names.add(name, addr, size, section == SHN_ABS);
     }
     Ok(tables.finish())
 }
