@@ -251,6 +251,37 @@ fn raw_images_run_where_they_are_put() {
 }
 
 #[test]
+fn an_extension_that_isa_leaves_out_traps() {
+    // lui t0, 6; csrs mstatus, t0; fmv.d.x fa0, zero; lui t1, 5; addi t1, t1, 0x555; lui t0, 0x100; sw t1, 0(t0)
+    let words = [0x0000_62b7_u32, 0x3002_a073, 0xf200_0553, 0x0000_5337, 0x5553_0313, 0x0010_02b7, 0x0062_a023];
+    let image = Temp::new(&words.map(u32::to_le_bytes).concat());
+    for engine in ENGINES {
+        let run = |isa| notdirty(&["run", image.name(), "--load-addr", "0x80000000", "--engine", engine, "--isa", isa]);
+        assert_eq!(code(&run("rv64gc")), 0);
+        let output = run("rv64imac");
+        assert_eq!(code(&output), 3);
+        let told = "illegal instruction (mcause 2), mtval 0xf2000553, at pc 0x80000008";
+        assert!(stderr(&output).contains(told), "{}", stderr(&output));
+    }
+}
+
+#[test]
+fn the_exit_code_is_right_although_nothing_reads_standard_error() {
+    let image = Temp::new(&[0; 4]);
+    for (args, expected) in [
+        (&["run", "/nonexistent"][..], 2),
+        (&["run", image.name(), "--load-addr", "0x80000000"], 3),
+        (&["run", image.name(), "--load-addr", "0x80000000", "--max-insns", "1", "--stats"], 3),
+    ] {
+        let (reader, writer) = std::io::pipe().expect("a pipe");
+        drop(reader);
+        let mut command = Command::new(env!("CARGO_BIN_EXE_notdirty"));
+        let status = command.args(args).stdin(Stdio::null()).stderr(writer).status().expect("the command starts");
+        assert_eq!(status.code(), Some(expected), "{args:?}");
+    }
+}
+
+#[test]
 fn a_run_by_instructions_repeats_exactly() {
     let guest = Temp::elf(timer::timer_irq(20, 1_000));
     let row = |text: String| text.lines().find(|l| l.contains("guest instructions")).map(str::to_owned);

@@ -205,6 +205,7 @@ fn a_plug_that_cannot_be_is_refused_and_changes_nothing() {
     assert!(matches!(refused("dimm", 2 * AT, 4096), PlugError::Ram(RamError::DuplicateId { .. })));
     assert!(matches!(refused("a", 2 * AT, 4095), PlugError::Ram(RamError::OddLength { .. })));
     assert!(matches!(refused("a", 2 * AT, 0), PlugError::Ram(RamError::OddLength { .. })));
+    assert!(matches!(refused("a", 2 * AT + 1, 4096), PlugError::Unaligned { .. }));
     assert!(matches!(refused("", 2 * AT, 4096), PlugError::Ram(RamError::IdLength { .. })));
     assert!(matches!(refused("a", u64::MAX - 4095, 8192), PlugError::Map(MapError::Wraps { .. })));
     assert_eq!(memory.blocks(), before);

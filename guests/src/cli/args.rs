@@ -228,8 +228,9 @@ pub(super) fn parse(args: impl IntoIterator<Item = OsString>) -> Result<Request,
             }
             "isa" => {
                 let value = text()?;
-                parsed.isa = Isa::parse(&value)
-                    .map_err(|part| format!("--isa {value}: {part} is nothing that a hart here has ({})", Isa::ALL))?;
+                parsed.isa = Isa::parse(&value).map_err(|part| {
+                    format!("--isa {value}: {part} is not one of the extensions there are ({})", Isa::ALL)
+                })?;
             }
             "icache" => {
                 parsed.icache = match text()?.as_str() {
@@ -301,6 +302,9 @@ pub(super) fn parse(args: impl IntoIterator<Item = OsString>) -> Result<Request,
     }
     if parsed.signature.is_some() && !matches!(parsed.command, Command::Run(_)) {
         return Err("--signature is for run FILE".into());
+    }
+    if parsed.isa != Isa::ALL && matches!(parsed.command, Command::Disas(..)) {
+        return Err("--isa is for run FILE".into());
     }
     match words.next() {
         Some(word) => Err(format!("unexpected argument {}", word.display())),
@@ -390,6 +394,7 @@ mod tests {
             ("run a --signature-granularity 4", "--signature-granularity needs --signature"),
             ("demo --signature s", "--signature is for run FILE"),
             ("disas a main --signature s", "--signature is for run FILE"),
+            ("disas a main --isa rv64imac", "--isa is for run FILE"),
             ("run a --screenshot b.ppm", "--screenshot needs --framebuffer"),
             ("run a --perf-map=x", "--perf-map takes no value"),
             ("run a b", "unexpected argument b"),

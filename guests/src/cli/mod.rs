@@ -78,8 +78,13 @@ pub fn main(args: impl IntoIterator<Item = std::ffi::OsString>) -> ExitCode {
 }
 
 fn complain(code: Code, what: &str) -> ExitCode {
-    eprintln!("notdirty: {what}");
+    say(what);
     code.into()
+}
+
+/// A line on standard error. If its reader has gone (`2>&1 | head`), the exit code says it alone.
+fn say(what: &str) {
+    let _ = io::stderr().write_all(format!("notdirty: {what}\n").as_bytes());
 }
 
 /// What a file is to be loaded as.

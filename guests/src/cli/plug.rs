@@ -85,7 +85,7 @@ impl Plugged {
         match result {
             Ok(line) => self.done.push(line),
             Err(why) => {
-                eprintln!("notdirty: {why}");
+                super::say(&why);
                 self.failed = true;
             }
         }

@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 use notdirty_tcg::{JitFlags, RunLimits};
 
 use super::args::{Args, Command};
-use super::{Code, complain, disas, plug, program, refuse, signals, signature, summary, trace};
+use super::{Code, complain, disas, plug, program, refuse, say, signals, signature, summary, trace};
 use crate::devices::{Console, ExitBy};
 use crate::load::Program;
 use crate::machine::{Machine, MachineExit};
@@ -38,6 +38,7 @@ pub(super) fn run(args: Args) -> ExitCode {
         .engine(args.engine)
         .clock(args.clock)
         .icache(args.icache)
+        .isa(args.isa)
         .semihosting(args.semihosting)
         .jit_flags(JitFlags { count: demo || args.stats, ..args.jit_flags })
         .console(console.clone())
@@ -108,12 +109,9 @@ pub(super) fn run(args: Args) -> ExitCode {
     let mut code = match exit {
         MachineExit::Guest(exit) => {
             if exit.by == ExitBy::Reset {
-                eprintln!("notdirty: {name}: the guest asked for a reset, which ends the run");
+                say(&format!("{name}: the guest asked for a reset, which ends the run"));
             } else if exit.code > 255 {
-                eprintln!(
-                    "notdirty: {name}: the guest's exit code {} does not fit a process, 255 stands for it",
-                    exit.code
-                );
+                say(&format!("{name}: the guest's exit code {} does not fit a process, 255 stands for it", exit.code));
             }
             ExitCode::from(exit.process_code())
         }
@@ -143,7 +141,7 @@ pub(super) fn run(args: Args) -> ExitCode {
         MachineExit::RingFull => complain(Code::Host, &format!("{name}: a dirty ring is full, {}", place())),
         MachineExit::Stopped if interrupted.signal() != 0 => {
             let (name_of, elapsed) = (interrupted.name(), elapsed.as_secs_f64());
-            eprintln!("notdirty: {name}: stopped by {name_of} after {elapsed:.3} s, {}{}", place(), crash());
+            say(&format!("{name}: stopped by {name_of} after {elapsed:.3} s, {}{}", place(), crash()));
             ExitCode::from(128 + interrupted.signal())
         }
         MachineExit::Stopped => complain(Code::Host, &format!("{name}: stopped from outside, {}", place())),
@@ -191,7 +189,9 @@ pub(super) fn run(args: Args) -> ExitCode {
             console.put(text.as_bytes());
             console.flush();
         }
-        Some(text) => eprint!("{text}"),
+        Some(text) => {
+            let _ = io::stderr().write_all(text.as_bytes());
+        }
         None => {}
     }
     code

@@ -50,7 +50,7 @@ pub enum BuildError {
         harts: usize,
     },
     /// Harts that run side by side do not retire instructions in one order, which could be the time.
-    #[error("{harts} harts have no common instruction count to be the clock: one hart, or the host's clock")]
+    #[error("{harts} harts share no instruction count for the clock: use one hart or the host clock")]
     ClockOfHarts {
         /// The number asked for.
         harts: usize,

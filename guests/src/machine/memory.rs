@@ -86,11 +86,11 @@ pub enum UnplugError {
     /// The RAM is not, or no longer, plugged in this machine.
     #[error("the RAM is not plugged")]
     NotPlugged,
-    /// It is mapped at a second address, or somebody else unplugs or resizes it at this moment.
+    /// It is mapped at a second address, or another call unplugs or resizes it at this moment.
     #[error("the RAM is in use: mapped elsewhere, or being unplugged or resized")]
     Busy,
     /// A vCPU did not come to a safe point. Some vCPUs may have seen a hole for a while.
-    #[error("a vCPU did not let go of the RAM in time")]
+    #[error("timed out waiting for a vCPU to release the RAM")]
     Timeout,
 }
 
@@ -120,7 +120,7 @@ impl PlugSpec {
 #[derive(Debug, Clone)]
 pub struct Plugged {
     base: u64,
-    /// Its address is not used again as long as this lives, so it is a name that nobody else gets.
+    /// Its address is not used again as long as this lives, so no other block gets this name.
     block: Weak<RamBlock>,
 }
 
@@ -162,9 +162,9 @@ impl RamInfo {
 struct Dimm {
     block: Arc<RamBlock>,
     region: RegionId,
-    /// Its share of [`Dimms::bytes`]: somebody else may resize the block.
+    /// Its share of [`Dimms::bytes`]: the block may be resized from elsewhere.
     counted: u64,
-    /// Somebody works on it without the lock.
+    /// A call works on it without the lock.
     busy: bool,
 }
 
@@ -264,6 +264,9 @@ impl Memory {
 
     /// Puts `size` bytes of zeroed RAM at `base`, where nothing may be. Every vCPU sees them from its next safe point.
     pub fn plug(&self, name: &str, base: u64, size: u64, spec: PlugSpec) -> Result<Plugged, PlugError> {
+        if !base.is_multiple_of(PAGE_SIZE) {
+            return Err(PlugError::Unaligned { base: GuestPhys::new(base), size });
+        }
         let last = size.checked_sub(1).and_then(|more| base.checked_add(more));
         {
             let mut dimms = self.dimms();
