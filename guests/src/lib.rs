@@ -2,11 +2,12 @@
 //!
 //! ```text
 //!   cli ──▶ Machine::builder() ──▶ machine/board.rs      RAM, devices, harts, wired as the common `virt` board
-//!                │                     ├── devices/      uart, aclint, finisher, htif ─▶ console, ExitLatch
+//!                │                     ├── devices/      uart, aclint, finisher, htif, semihost ─▶ console, ExitLatch
 //!                │                     │                 framebuffer ─▶ an image, of dirty pages only
 //!                │                     ├── machine/memory.rs      RAM read, written, plugged, unplugged, resized by any thread
+//!                │                     ├── machine/report.rs      the trap that nothing handled, as text
 //!   load/ ◀──────┘                     └── notdirty_tcg::Vcpu     a hart: engine, TLB, translations; on its own thread
-//!   elf, raw, embedded images ──▶ AddressSpace::write    the one door: code that lies there dies
+//!   elf, hex, raw, embedded ────▶ AddressSpace::write    the one door: code that lies there dies
 //!   programs/    guests assembled with the host program: the demo, the self-modifying suite, …
 //!   smc_test/    that suite as a product: run here, in QEMU, or written as ELF files
 //! ```
