@@ -7,6 +7,7 @@
 #                      QEMU and the host; ROW=name for one row or group (ROW=dirty: the second table, ROW=programs: the
 #                      third, of SOURCES=dir), RUNS=n, JSON=1 for a machine: one object a table
 #   make bench-flags what each of the JIT's switches is worth; ROW=name, RUNS=n
+#   make mutants       mutation testing of core: SHARD=k/n, FILES='core/src/ring/*.rs'; goes on where it stopped (.ci/mutants)
 #   make conformance   C guests; CORPUS=dir: every ELF in dir on both engines (default ../corpora/programs); riscv-tests
 #                      as built in ../corpora/riscv-tests/isa, riscv-arch-test as built below ../corpora/riscv-arch-test or
 #                      ../corpora/arch-test, compared with Spike's signatures where ../corpora/riscv-isa-sim/build/spike
@@ -26,7 +27,7 @@ NOTDIRTY_PROGRAMS ?= 1000000
 # Members of the workspace that plain tests leave out, and why: Unicorn compiles minutes of C.
 ALL := --workspace --exclude notdirty-unicorn
 
-.PHONY: all test test-deep valgrind bench bench-flags conformance guests unicorn deps lint deny clean
+.PHONY: mutants all test test-deep valgrind bench bench-flags conformance guests unicorn deps lint deny clean
 all:
 	$(CARGO) build --release $(CARGO_FLAGS)
 
@@ -105,3 +106,6 @@ deny:
 clean:
 	$(CARGO) clean
 	$(MAKE) --no-print-directory -C guests/programs clean
+
+mutants:
+	SHARD="$(SHARD)" FILES="$(FILES)" .ci/mutants

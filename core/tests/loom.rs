@@ -9,7 +9,7 @@
 //! - makes the accesses of SUM-1 AcqRel, and `in_total_order` nothing: `a_take_of_a_line_that_looks_clean…`
 //! - clears the summary bit in a take of a part: `a_take_of_a_part…`
 //! - does not look at the summary if the word was set: `a_mark_is_found_once_its_setter_returns…`
-//! - sets words with Release in place of AcqRel: `a_take_by_summary…`
+//! - sets words by a load and a store: `a_take_by_summary…`
 //! - copies pointers to blocks on growth: `growth_never_forgets_who_listens`, `two_growers…`
 //!
 //! Not seen by loom, which executes RMWs in one order that all threads agree on and does not track what a pointer
@@ -44,23 +44,51 @@ fn pages(start: u64, end: u64) -> PageRange {
     PageRange { start: page(start), end: page(end) }
 }
 
+/// Which code of `set` marks: one page for the one client that tracks, two pages, or one for two clients.
+#[derive(Clone, Copy, PartialEq)]
+enum Marks {
+    OnePage,
+    TwoPages,
+    TwoClients,
+}
+
+const EACH: [Marks; 3] = [Marks::OnePage, Marks::TwoPages, Marks::TwoClients];
+
 /// One byte of guest RAM, and the dirty memory of its page.
 struct Ram {
     byte: [AtomicU64; 2],
     dirty: DirtyMemory,
+    marks: Marks,
 }
 
 impl Ram {
     fn new(pages: u64) -> Arc<Self> {
-        let ram = Self { byte: [AtomicU64::new(0), AtomicU64::new(0)], dirty: DirtyMemory::new() };
+        Self::marked(pages, Marks::OnePage)
+    }
+
+    fn marked(pages: u64, marks: Marks) -> Arc<Self> {
+        let ram = Self { byte: [AtomicU64::new(0), AtomicU64::new(0)], dirty: DirtyMemory::new(), marks };
         ram.dirty.grow(pages).unwrap();
+        if marks == Marks::TwoClients {
+            ram.dirty.test_and_clear(page(0), DirtyClient::VGA, &pin());
+        }
         Arc::new(ram)
+    }
+
+    /// Pages that stand for one in a model.
+    fn span(&self) -> u64 {
+        if self.marks == Marks::TwoPages { 2 } else { 1 }
+    }
+
+    fn mark(&self, at: u64) {
+        let clients = if self.marks == Marks::TwoClients { ClientMask::NOCODE } else { ClientMask::MIGRATION };
+        self.dirty.set(pages(at * self.span(), (at + 1) * self.span()), clients, &pin());
     }
 
     /// A slow writer: the store, then its mark (MARK-1).
     fn write(&self, byte: usize, at: u64) {
         self.byte[byte].store(1, Relaxed);
-        self.dirty.set(PageRange::of_page(page(at)), ClientMask::MIGRATION, &pin());
+        self.mark(at);
     }
 
     /// A harvester of one page, who reads it afterwards.
@@ -76,8 +104,11 @@ impl Ram {
     fn take(&self, range: PageRange) -> Vec<u64> {
         let mut taken = Vec::new();
         self.dirty.test_and_clear_range(range, MIGRATION, &pin(), |first, bits| {
-            taken.extend((0..64).filter(|n| bits >> n & 1 != 0).map(|n| first.get() + n));
+            taken.extend((0..64).filter(|n| bits >> n & 1 != 0).map(|n| (first.get() + n) / self.span()));
         });
+        // Pages of one mark are set by one RMW.
+        assert!(taken.chunks(self.span() as usize).all(|pages| pages.iter().all(|page| *page == pages[0])));
+        taken.dedup();
         taken
     }
 }
@@ -173,71 +204,80 @@ fn one_of_two_takers_installs_the_block_and_one_gets_the_page() {
 
 #[test]
 fn a_take_by_summary_loses_no_mark_of_two_setters() {
-    model(|| {
-        let ram = Ram::new(BLOCK);
-        ram.take(pages(0, BLOCK));
-        let setters = [0, 1].map(|n| {
-            let ram = ram.clone();
-            thread::spawn(move || ram.dirty.set(pages(n, n + 1), ClientMask::MIGRATION, &pin()))
-        });
-        let mut taken = ram.take(pages(0, BLOCK));
-        setters.into_iter().for_each(|t| t.join().unwrap());
-        taken.extend(ram.take(pages(0, BLOCK)));
-        taken.sort();
-        assert_eq!(taken, [0, 1]);
+    EACH.into_iter().for_each(|marks| {
+        model(move || {
+            let ram = Ram::marked(BLOCK, marks);
+            ram.take(pages(0, BLOCK));
+            let setters = [0, 1].map(|n| {
+                let ram = ram.clone();
+                thread::spawn(move || ram.mark(n))
+            });
+            let mut taken = ram.take(pages(0, BLOCK));
+            setters.into_iter().for_each(|t| t.join().unwrap());
+            taken.extend(ram.take(pages(0, BLOCK)));
+            taken.sort();
+            assert_eq!(taken, [0, 1]);
+        })
     });
 }
 
 /// A page taken alone leaves its summary bit above a word of zeros, and the next take begins there.
 #[test]
 fn a_take_of_a_line_that_looks_clean_loses_no_mark() {
-    model(|| {
-        let ram = Ram::new(BLOCK);
-        ram.take(pages(0, BLOCK));
-        ram.dirty.set(pages(5, 6), ClientMask::MIGRATION, &pin());
-        ram.dirty.test_and_clear(page(5), MIGRATION, &pin());
-        let setter = thread::spawn({
-            let ram = ram.clone();
-            move || ram.dirty.set(pages(0, 1), ClientMask::MIGRATION, &pin())
-        });
-        let mut taken = ram.take(pages(0, BLOCK));
-        setter.join().unwrap();
-        taken.extend(ram.take(pages(0, BLOCK)));
-        assert_eq!(taken, [0]);
+    EACH.into_iter().for_each(|marks| {
+        model(move || {
+            let ram = Ram::marked(BLOCK, marks);
+            ram.take(pages(0, BLOCK));
+            ram.mark(5);
+            (5 * ram.span()..6 * ram.span())
+                .for_each(|n| assert!(ram.dirty.test_and_clear(page(n), MIGRATION, &pin())));
+            let setter = thread::spawn({
+                let ram = ram.clone();
+                move || ram.mark(0)
+            });
+            let mut taken = ram.take(pages(0, BLOCK));
+            setter.join().unwrap();
+            taken.extend(ram.take(pages(0, BLOCK)));
+            assert_eq!(taken, [0]);
+        })
     });
 }
 
 #[test]
 fn a_mark_is_found_once_its_setter_returns_even_if_another_is_halfway() {
-    model(|| {
-        let ram = Ram::new(BLOCK);
-        ram.take(pages(0, BLOCK));
-        let other = thread::spawn({
-            let ram = ram.clone();
-            move || ram.dirty.set(pages(4, 5), ClientMask::MIGRATION, &pin())
-        });
-        ram.dirty.set(pages(4, 5), ClientMask::MIGRATION, &pin());
-        assert_eq!(ram.take(pages(0, BLOCK)), [4]);
-        other.join().unwrap();
+    EACH.into_iter().for_each(|marks| {
+        model(move || {
+            let ram = Ram::marked(BLOCK, marks);
+            ram.take(pages(0, BLOCK));
+            let other = thread::spawn({
+                let ram = ram.clone();
+                move || ram.mark(4)
+            });
+            ram.mark(4);
+            assert_eq!(ram.take(pages(0, BLOCK)), [4]);
+            other.join().unwrap();
+        })
     });
 }
 
 #[test]
 fn a_setter_that_skips_a_set_bit_is_read_by_the_taker() {
-    model(|| {
-        let ram = Ram::new(BLOCK);
-        ram.take(pages(0, BLOCK));
-        let setters = [0, 1].map(|n| {
-            let ram = ram.clone();
-            thread::spawn(move || ram.write(n, 7))
-        });
-        let taken = ram.take(pages(0, BLOCK));
-        let seen = [ram.byte[0].load(Relaxed), ram.byte[1].load(Relaxed)];
-        setters.into_iter().for_each(|t| t.join().unwrap());
-        assert!(taken.is_empty() || taken == [7]);
-        if seen != [1, 1] {
-            assert_eq!(ram.take(pages(0, BLOCK)), [7], "a store is neither read nor marked");
-        }
+    EACH.into_iter().for_each(|marks| {
+        model(move || {
+            let ram = Ram::marked(BLOCK, marks);
+            ram.take(pages(0, BLOCK));
+            let setters = [0, 1].map(|n| {
+                let ram = ram.clone();
+                thread::spawn(move || ram.write(n, 7))
+            });
+            let taken = ram.take(pages(0, BLOCK));
+            let seen = [ram.byte[0].load(Relaxed), ram.byte[1].load(Relaxed)];
+            setters.into_iter().for_each(|t| t.join().unwrap());
+            assert!(taken.is_empty() || taken == [7]);
+            if seen != [1, 1] {
+                assert_eq!(ram.take(pages(0, BLOCK)), [7], "a store is neither read nor marked");
+            }
+        })
     });
 }
 
