@@ -209,9 +209,10 @@ impl SoftMmu {
     pub fn run<H: Hooks>(&mut self, hooks: &mut H) -> Running<'_> {
         // What an earlier `start` left running parks: the borrow says that its engine is not in emitted code.
         self.mmu.port.park();
-        let started = self.mmu.port.start();
-        let served = self.mmu.serve(hooks);
-        Running { mmu: &mut self.mmu, served, _started: started, thread: PhantomData }
+        self.mmu.port.begin();
+        let mut running = Running { mmu: &mut self.mmu, served: ServeReport::default(), thread: PhantomData };
+        running.served = running.mmu.serve(hooks);
+        running
     }
 
     /// As `run`, for an engine that cannot hold a borrow, as emitted code leads back to what owns this: while the result
@@ -275,7 +276,7 @@ impl core::fmt::Debug for SoftMmu {
 pub struct Running<'m> {
     mmu: &'m mut LiveMmu,
     served: ServeReport,
-    _started: Option<Started>,
+    /// As of [`Started`]: not sent to another thread.
     thread: PhantomData<*const ()>,
 }
 
@@ -283,6 +284,13 @@ impl Running<'_> {
     /// What was served when it started.
     pub fn served(&self) -> ServeReport {
         self.served
+    }
+}
+
+impl Drop for Running<'_> {
+    fn drop(&mut self) {
+        // Whichever vCPU is in there now: it may have been swapped with another that runs.
+        self.mmu.port.park();
     }
 }
 

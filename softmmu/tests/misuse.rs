@@ -218,3 +218,22 @@ fn an_alias_does_not_grow_past_the_end_of_what_it_shows() {
     assert!(space.resize_mapping(alias, 0x1000).is_ok());
     space.unmap(alias).unwrap();
 }
+
+#[test]
+fn vcpus_that_were_swapped_run_as_long_as_what_holds_them() {
+    let ram = Arc::new(RamList::new());
+    let block = ram.add(RamBlockSpec::new("ram", 0x1_0000)).unwrap();
+    let space = AddressSpace::new(ram.clone());
+    space.map_ram(pa(RAM), &block, 0, 0x1_0000, 0).unwrap();
+    let (mut a, mut b) = (SoftMmu::new(&space, 0).unwrap(), SoftMmu::new(&space, 0).unwrap());
+    let (mut first, mut second) = (a.run(&mut NoHooks), b.run(&mut NoHooks));
+    std::mem::swap(&mut *first, &mut *second);
+    let _ = second.store(&mut NoHooks, MmuIdx::M, va(RAM), MemSize::B8, 1).unwrap();
+    assert!(second.is_store_fast(va(RAM)));
+    drop(first);
+    drop(a); // and with it the other one, which would have to answer
+    let started = || ram.log(DirtyClient::VGA).timeout(Duration::ZERO).start().is_ok();
+    assert!(!std::thread::scope(|scope| scope.spawn(started).join().unwrap()), "one that stores counts as parked");
+    drop(second);
+    assert!(started());
+}

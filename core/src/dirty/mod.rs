@@ -116,7 +116,7 @@ impl DirtyMemory {
     }
 
     /// Whether the client has not been dropped.
-    fn is_current(&self, client: DirtyClient) -> bool {
+    pub(crate) fn is_current(&self, client: DirtyClient) -> bool {
         self.blocks.is_current(client)
     }
 

@@ -25,7 +25,7 @@
 use super::{RamBlock, RamError, RamList};
 use crate::addr::{PAGE_SIZE, PageRange, RamAddr};
 use crate::dirty::{ClientMask, DirtyLog, Owned, fence_after_store, lines_of};
-use crate::rcu::{self, pin};
+use crate::rcu::{self, drop_later, pin};
 use core::fmt;
 use core::marker::PhantomData;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -74,8 +74,11 @@ struct Subscriber {
     /// The log's user whose own writes it is not told of.
     user: Option<u64>,
     /// Not kept: it may have a log, and with it the list.
-    call: Weak<dyn BeforeWrite>,
+    call: Weak<Kept>,
 }
+
+/// Sized, so that a writer knows whether it has the last `Arc`.
+struct Kept(Arc<dyn BeforeWrite>);
 
 /// A [`BeforeWrite`] is called as long as this lives, and lives as long. A call that another thread began before it dropped
 /// may end after.
@@ -83,7 +86,7 @@ struct Subscriber {
 pub struct BeforeRegistration {
     list: Arc<RamList>,
     id: u64,
-    _call: Arc<dyn BeforeWrite>,
+    _call: Arc<Kept>,
 }
 
 impl Drop for BeforeRegistration {
@@ -112,7 +115,9 @@ impl Door {
         let all = self.subscribed().all.clone();
         let told = all.iter().filter(|other| except.is_none() || other.user != except);
         for call in told.filter_map(|subscriber| subscriber.call.upgrade()) {
-            call.before(ram, len, &can_wait);
+            call.0.before(ram, len, &can_wait);
+            // Its registration dropped meanwhile: a guest's store is no place for its destructor.
+            Arc::into_inner(call).into_iter().for_each(|last| drop_later(last.0));
         }
         Ok(())
     }
@@ -128,6 +133,7 @@ impl RamList {
         let id = subscribed.next;
         subscribed.next += 1;
         let user = log.map(DirtyLog::user_id);
+        let call = Arc::new(Kept(call));
         subscribed.all.push(Subscriber { id, user, call: Arc::downgrade(&call) });
         door.count.store(subscribed.all.len(), Ordering::Release);
         drop(subscribed);
@@ -173,6 +179,10 @@ impl RamList {
             Some(log) => {
                 dirty.set(range, ClientMask::ALL.without(log.client()), &pin());
                 log.wrote(range);
+                // Looked at after the marks: then the column was not another's while it was left out.
+                if !dirty.is_current(log.client()) {
+                    dirty.set(range, ClientMask::of(log.client()), &pin());
+                }
             }
         }
     }
@@ -275,9 +285,12 @@ impl RamList {
         if inside {
             self.before_for(ram, len, log)?;
         }
-        write()?;
-        self.after_for(ram, len, log);
-        Ok(())
+        let written = write();
+        // Of a write that failed, too: the host may have discarded a part before it came to what it refuses.
+        if inside {
+            self.after_for(ram, len, log);
+        }
+        written
     }
 }
 

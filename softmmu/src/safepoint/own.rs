@@ -120,6 +120,12 @@ impl OwnPort {
     /// The vCPU runs on this thread until the result is dropped, and drains before it touches guest memory. `None` if it
     /// runs already.
     pub fn start(&self) -> Option<Started> {
+        let start = self.begin()?;
+        Some(Started { port: OwnPort(self.0.clone()), start, thread: PhantomData })
+    }
+
+    /// As `start`; it is the caller that parks it. Which start this is.
+    pub(crate) fn begin(&self) -> Option<u64> {
         let mut queue = self.queue();
         if !matches!(queue.state, State::Parked) {
             return None;
@@ -127,7 +133,7 @@ impl OwnPort {
         queue.state = State::Running(current_thread());
         queue.starts += 1;
         self.live.store(true, Ordering::Relaxed);
-        Some(Started { port: OwnPort(self.0.clone()), start: queue.starts, thread: PhantomData })
+        Some(queue.starts)
     }
 
     /// Does the vCPU run? For its own thread.

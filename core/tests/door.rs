@@ -1,0 +1,75 @@
+//! The door for writers where something ends meanwhile: a client, a subscriber, a write halfway.
+#![cfg(not(loom))]
+
+use notdirty_core::{BeforeWrite, CanWait, DirtyClient, PAGE_SIZE, RamAddr, RamBlockSpec, RamList, barrier};
+use std::sync::{Arc, Mutex, mpsc};
+use std::time::Duration;
+
+#[test]
+fn a_write_for_a_log_whose_client_is_gone_is_told_to_who_has_its_column_now() {
+    let list = Arc::new(RamList::new());
+    let block = list.add(RamBlockSpec::new("ram", 16 * PAGE_SIZE)).unwrap();
+    let old = list.add_client("old").unwrap();
+    let stale = list.log(old.client()).start().unwrap();
+    drop(old);
+    let new = list.add_client("new").unwrap();
+    let log = list.log(new.client()).start().unwrap();
+    assert_eq!(new.client().column(), stale.client().column(), "it is about one column");
+    list.write_for(&stale, &block, 2 * PAGE_SIZE, &[1; 8]).unwrap();
+    assert_eq!(log.sync(None).unwrap().commit().count(), 1);
+}
+
+#[test]
+fn a_discard_that_fails_halfway_is_told_to_every_log() {
+    let list = Arc::new(RamList::new());
+    let block = list.add(RamBlockSpec::new("ram", 16 * PAGE_SIZE)).unwrap();
+    list.fill(&block, 0, 4 * PAGE_SIZE, 7).unwrap();
+    // The host discards no locked memory: it ends there.
+    let locked = block.host().wrapping_add(2 * PAGE_SIZE as usize);
+    // SAFETY: pages of the block, which is alive; locking changes no byte.
+    assert_eq!(unsafe { libc::mlock(locked.cast(), PAGE_SIZE as usize) }, 0);
+    let log = list.log(DirtyClient::MIGRATION).start().unwrap();
+    list.discard(&block, 0, 4 * PAGE_SIZE).unwrap_err();
+    let mut bytes = [7; 8];
+    block.read_bytes(0, &mut bytes).unwrap();
+    assert_eq!(bytes, [0; 8], "the host did not come so far");
+    assert!(log.sync(None).unwrap().commit().contains(block.pages().start), "changed, and not told");
+}
+
+#[test]
+fn a_subscriber_that_was_dropped_while_it_was_called_is_destroyed_by_no_writer() {
+    /// Is within its call until it is let go.
+    struct Slow {
+        within: mpsc::Sender<()>,
+        go: Mutex<mpsc::Receiver<()>>,
+        dropped: mpsc::Sender<std::thread::ThreadId>,
+    }
+    impl BeforeWrite for Slow {
+        fn before(&self, _: RamAddr, _: u64, _: &CanWait) {
+            self.within.send(()).unwrap();
+            self.go.lock().unwrap().recv().unwrap();
+        }
+    }
+    impl Drop for Slow {
+        fn drop(&mut self) {
+            let _ = self.dropped.send(std::thread::current().id());
+        }
+    }
+    let list = Arc::new(RamList::new());
+    let block = list.add(RamBlockSpec::new("ram", 16 * PAGE_SIZE)).unwrap();
+    let (within, is_within) = mpsc::channel();
+    let (let_go, go) = mpsc::channel();
+    let (dropped, is_dropped) = mpsc::channel();
+    let registration = list.before_writes(None, Arc::new(Slow { within, go: Mutex::new(go), dropped }));
+    let writer = std::thread::spawn({
+        let list = list.clone();
+        move || list.write(&block, 0, &[1]).unwrap()
+    });
+    let writers = writer.thread().id();
+    is_within.recv().unwrap();
+    drop(registration);
+    let_go.send(()).unwrap();
+    writer.join().unwrap();
+    barrier().unwrap();
+    assert_ne!(is_dropped.recv_timeout(Duration::from_secs(20)).unwrap(), writers);
+}
