@@ -9,7 +9,8 @@
 //!   Running<'_> (a borrow), or Started and `SoftMmu::live` (for an engine that emitted code leads back to): parks on drop
 //! ```
 //!
-//! So there is no store of a parked vCPU, none between a start and its first `serve`, and a new vCPU answers for itself.
+//! So safe code cannot write a store of a parked vCPU, nor one between a start and its first `serve`, and a new vCPU
+//! answers for itself. `live` is unsafe: it lends the vCPU by a borrow that does not know of the `Started`.
 
 use crate::live::LiveMmu;
 use crate::memmap::AddressSpace;
@@ -224,8 +225,12 @@ impl SoftMmu {
     }
 
     /// The vCPU, if it runs: on the thread that started it.
+    ///
+    /// # Safety
+    /// The [`Started`] of this run is dropped only after the last use of the result, and the vCPU behind the result is not
+    /// swapped with another: a vCPU that parked counts as having answered, so its stores are not heard (HARVEST-1).
     #[inline]
-    pub fn live(&mut self) -> Option<&mut LiveMmu> {
+    pub unsafe fn live(&mut self) -> Option<&mut LiveMmu> {
         if self.mmu.port.is_live() { Some(&mut self.mmu) } else { None }
     }
 

@@ -45,7 +45,8 @@ impl Core {
     /// The memory and what it must tell of a store, side by side. Called in the middle of a run only.
     pub(crate) fn split<'a>(&'a mut self, ctx: &'a mut Context) -> (&'a mut LiveMmu, StoreHooks<'a>) {
         let (mmu, hooks) = self.parts(ctx);
-        (mmu.live().expect("the vCPU runs"), hooks)
+        // SAFETY: the loop holds the `Started` across each call that comes here, and this module swaps no vCPU (HARVEST-1).
+        (unsafe { mmu.live() }.expect("the vCPU runs"), hooks)
     }
 
     /// As `split`, of a vCPU that may be parked.

@@ -50,7 +50,8 @@ impl Deref for Runs {
 
 impl DerefMut for Runs {
     fn deref_mut(&mut self) -> &mut LiveMmu {
-        self.mmu.live().expect("it runs")
+        // SAFETY: `_started` lives as long as `self`, and nothing swaps two of these.
+        unsafe { self.mmu.live() }.expect("it runs")
     }
 }
 
