@@ -1,9 +1,12 @@
-//! Everything at once: RAM comes and goes while two harts store to it and patch code in it, a thread writes as DMA does,
-//! and two harvesters, one by the bits and one by rings, each keep a copy. No store may be missing from a copy.
+//! Everything at once: RAM comes and goes while two harts store to it and patch code in it, a vCPU of a second address space
+//! stores to it, a thread writes as DMA does, another resizes a block and writes it, and two harvesters, one by the bits and
+//! one by rings, of two clients, each keep a copy. No store may be missing from a copy.
 //!
 //! ```text
 //!   harts ─ store, patch, call ─┐
+//!   a second address space ─────┤
 //!   DMA ─ Memory::write ────────┼─▶ RAM blocks ◀─ plug, unplug ─ this thread
+//!   RamList::{resize, write} ───┤
 //!   harvesters ◀─ DirtyLog::sync ┘      a copy is a hash of each page, read after it was taken
 //! ```
 //!
@@ -22,7 +25,8 @@ use std::time::{Duration, Instant};
 
 use notdirty::programs::stress::{BOARD, BOOT, BOOT_LEN, Count, SLOTS, stress};
 use notdirty::{EngineKind, ExitBy, GuestExit, Machine, MachineExit, Memory, PlugSpec, Plugged, Program};
-use notdirty_core::{DirtyClient, DirtyLog, DirtyMemory, LogBuilder, PageIndex, RamBlock, RamList, pin};
+use notdirty_core::{DirtyClient, DirtyLog, DirtyMemory, LogBuilder, PageIndex, RamBlock, RamBlockSpec, RamList, pin};
+use notdirty_softmmu::{AddressSpace, GuestPhys, GuestVirt, MemSize, MmuIdx, NoHooks, SoftMmu};
 use notdirty_tcg::testkit::Rng;
 
 /// Beyond any honest wait here.
@@ -38,7 +42,7 @@ struct Harvester {
     name: &'static str,
     log: DirtyLog,
     list: Arc<RamList>,
-    copy: Mutex<HashMap<(u32, u64), u64>>,
+    copy: Mutex<HashMap<(u32, u64), Option<u64>>>,
     pages: AtomicU64,
 }
 
@@ -58,7 +62,7 @@ impl Harvester {
     }
 
     /// Nobody syncs as long as this is held.
-    fn stand_still(&self) -> MutexGuard<'_, HashMap<(u32, u64), u64>> {
+    fn stand_still(&self) -> MutexGuard<'_, HashMap<(u32, u64), Option<u64>>> {
         self.copy.lock().expect("nobody panics with the copy")
     }
 
@@ -68,15 +72,22 @@ impl Harvester {
         for page in harvest.ranges().flat_map(|range| range.iter()) {
             let block = self.list.find(page.base(), &pin()).cloned();
             // It may have left the list since.
-            if let Some(block) = block.filter(|block| block.pages().contains(page)) {
-                copy.insert(name_of(&block, page), hash(&block, page));
+            // Or been cut off: then it is not reported any more.
+            if let Some((block, hash)) = block.and_then(|block| hash(&block, page).map(|hash| (block, hash))) {
+                copy.insert(name_of(&block, page), Some(hash));
             }
         }
         self.pages.fetch_add(harvest.commit().count(), Ordering::Relaxed);
     }
 
     /// Each page of the block is yet to be reported, or the copy has it.
-    fn check(&self, copy: &HashMap<(u32, u64), u64>, block: &RamBlock, dirty: &DirtyMemory, may_be_dirty: bool) {
+    fn check(
+        &self,
+        copy: &HashMap<(u32, u64), Option<u64>>,
+        block: &RamBlock,
+        dirty: &DirtyMemory,
+        may_be_dirty: bool,
+    ) {
         for page in block.pages().iter() {
             if may_be_dirty && dirty.test(page, self.log.client(), &pin()) {
                 continue;
@@ -87,11 +98,12 @@ impl Harvester {
     }
 }
 
-fn hash(block: &RamBlock, page: PageIndex) -> u64 {
+/// `None` if the block does not have the page any more.
+fn hash(block: &RamBlock, page: PageIndex) -> Option<u64> {
     let mut bytes = [0; 4096];
-    block.read_bytes(page.base().get() - block.offset().get(), &mut bytes).expect("a page of the block");
+    block.read_bytes(page.base().get() - block.offset().get(), &mut bytes).ok()?;
     let words = bytes.chunks_exact(8).map(|word| u64::from_le_bytes(word.try_into().expect("eight bytes")));
-    words.fold(0, |sum, word| (sum ^ word).wrapping_mul(0x9e37_79b9_7f4a_7c15).rotate_left(29))
+    Some(words.fold(0, |sum, word| (sum ^ word).wrapping_mul(0x9e37_79b9_7f4a_7c15).rotate_left(29)))
 }
 
 fn name_of(block: &RamBlock, page: PageIndex) -> (u32, u64) {
@@ -123,6 +135,49 @@ impl Drop for Stop<'_> {
     fn drop(&mut self) {
         self.1.store(true, Ordering::Release);
         send(self.0, Count::Stop.address(0), 1);
+    }
+}
+
+/// A vCPU of a second address space over the same RAM stores where DMA writes, as fast as its entries let it.
+fn elsewhere(list: &Arc<RamList>, rng: &mut Rng, stopped: &AtomicBool) {
+    let block = list.blocks(&pin()).find(|block| block.used_length() >= 48 << 20).expect("boot RAM").clone();
+    let space = AddressSpace::new(list.clone());
+    // Where the guest has its own, so that the same pages have the same addresses.
+    space.map_ram(GuestPhys::new(notdirty::RAM_BASE), &block, 0, block.used_length(), 0).expect("it is in the list");
+    let mut mmu = SoftMmu::new(&space, 0).expect("the host has room for a TLB");
+    while !stopped.load(Ordering::Acquire) {
+        let mut vcpu = mmu.run(&mut NoHooks);
+        for _ in 0..1 + rng.below(200) {
+            // Until its harvester has come by; it waits for this vCPU's answers.
+            if vcpu.ring_is_full() {
+                std::thread::yield_now();
+            } else {
+                let at = BOOT + rng.below(BOOT_LEN / 4096) * 4096 + 0x400 + rng.below(0xc00 / 8) * 8;
+                let _ = vcpu.store(&mut NoHooks, MmuIdx::M, GuestVirt::new(at), MemSize::B8, rng.bits()).expect("RAM");
+            }
+            let _ = vcpu.serve(&mut NoHooks);
+        }
+        // Parked, so that the harts get on.
+        drop(vcpu);
+        std::thread::sleep(Duration::from_micros(rng.below(500)));
+    }
+}
+
+/// A block that no guest sees is resized and written.
+fn elastic(list: &RamList, rng: &mut Rng, stopped: &AtomicBool) {
+    const PAGES: u64 = 64;
+    let spec = RamBlockSpec::new("elastic", 4096).max_length(PAGES * 4096).resizable(true);
+    let block = list.add(spec).expect("a name that is free");
+    while !stopped.load(Ordering::Acquire) {
+        let pages = 1 + rng.below(PAGES);
+        list.resize(&block, pages * 4096).expect("within its maximum");
+        if rng.below(4) == 0 {
+            list.release_tail(&block).expect("no guest reaches it");
+        }
+        for _ in 0..rng.below(8) {
+            list.store(&block, rng.below(pages * 512) * 8, 8, rng.bits()).expect("within its length");
+        }
+        std::thread::sleep(Duration::from_micros(rng.below(1000)));
     }
 }
 
@@ -193,6 +248,15 @@ fn no_store_is_lost_while_ram_comes_and_goes_and_code_is_patched() {
                     std::thread::sleep(Duration::from_micros(rng.below(500)));
                 }
             }
+        });
+
+        scope.spawn(move || {
+            let _stop = Stop(memory, stopped);
+            elsewhere(list, &mut Rng::new(seed + 10), stopped);
+        });
+        scope.spawn(move || {
+            let _stop = Stop(memory, stopped);
+            elastic(list, &mut Rng::new(seed + 11), stopped);
         });
 
         let mut rng = Rng::new(seed);
