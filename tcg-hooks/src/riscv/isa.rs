@@ -110,17 +110,17 @@ impl Isa {
     /// The instruction, or, if it is of an extension that is not there, an illegal one with these bits.
     #[inline(always)]
     pub fn filter(self, insn: Insn, bits: u32) -> Insn {
-        if self == Isa::ALL { insn } else { self.sift(insn, bits) }
+        if self == Isa::ALL || self.admits(insn.op, insn.len) {
+            return insn;
+        }
+        Insn::illegal(if insn.len == 2 { bits & 0xffff } else { bits }, insn.len)
     }
 
+    /// By values: a reference would keep each decoded instruction in memory, written in bytes and read back in words.
     #[cold]
     #[inline(never)]
-    fn sift(self, insn: Insn, bits: u32) -> Insn {
-        let long = insn.len == 2 && !self.has(Extension::C);
-        if long || extension(insn.op).is_some_and(|e| !self.has(e)) {
-            return Insn::illegal(if insn.len == 2 { bits & 0xffff } else { bits }, insn.len);
-        }
-        insn
+    fn admits(self, op: Op, len: u8) -> bool {
+        (len != 2 || self.has(Extension::C)) && extension(op).is_none_or(|e| self.has(e))
     }
 }
 
