@@ -7,6 +7,8 @@ use notdirty::{
     Program, RunLimits,
 };
 use notdirty_softmmu::GuestPhys;
+use notdirty_tcg::{TraceMask, TraceSink};
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 const PASS: MachineExit = MachineExit::Guest(GuestExit { code: 0, by: ExitBy::Finisher });
@@ -108,6 +110,42 @@ fn code_of_another_hart_is_new_after_its_flag_and_fence_i() {
         // Some slices later, so that everybody has answered for the code that is written over.
         let slow = builder(smp::handshake(harts, 30, 1_500_000), harts);
         passes("slow handshake", slow.jit_flags(eager()));
+    }
+}
+
+/// Keeps the lines.
+struct Lines(Arc<Mutex<Vec<String>>>);
+
+impl TraceSink for Lines {
+    fn mask(&self) -> TraceMask {
+        TraceMask::NOTDIRTY | TraceMask::TB
+    }
+
+    fn line(&mut self, _: TraceMask, text: &str) {
+        self.0.lock().unwrap().push(text.to_owned());
+    }
+}
+
+#[test]
+fn a_trace_of_kills_names_the_hart_and_pc_that_stored_and_no_pc_of_the_victim() {
+    let (lines, image) = (Arc::<Mutex<Vec<String>>>::default(), smp::handshake(2, 10, 1_500_000));
+    let (base, bytes) = (image.load_addr, image.bytes.clone());
+    let traced = builder(image, 2).jit_flags(eager()).trace(Box::new(Lines(lines.clone())));
+    passes("traced handshake", traced);
+    let lines = lines.lock().unwrap();
+    let with = |start: &str, part: &str| lines.iter().any(|line| line.starts_with(start) && line.contains(part));
+    assert!(with("hart 0: 4 bytes at RAM ", " written at pc 0x"), "{lines:#?}");
+    let dead = format!("hart 1: TB at {FUNCTION:#x} ");
+    assert!(with("hart 1: 4 bytes at RAM ", " written by another hart, a device or the host"), "{lines:#?}");
+    // The comparison at fence.i may come before the posted kill.
+    assert!(
+        with(&dead, "died of a store by another hart, a device or the host") || with(&dead, "found to be written over")
+    );
+    assert!(!with("hart 1: ", "at pc "), "hart 1 stores to no code: {lines:#?}");
+    for (line, pc) in lines.iter().filter_map(|line| Some((line, line.split_once(" at pc 0x")?.1))) {
+        let pc = u64::from_str_radix(&pc[..8], 16).unwrap();
+        let at = (pc - base) as usize;
+        assert_eq!(bytes[at..at + 4], 0x006b_2023_u32.to_le_bytes(), "no sw t1, 0(s6): {line}");
     }
 }
 

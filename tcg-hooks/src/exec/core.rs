@@ -55,14 +55,17 @@ impl Core {
         let heard = mask.has(TraceMask::NOTDIRTY | TraceMask::TB);
         let trace = if heard { self.trace.as_deref_mut() } else { None };
         let stale = self.stale.as_mut();
-        (&mut self.mmu, StoreHooks { tbs: self.tbs.as_mut(), ctx, clock: &self.clock, stale, trace, mask })
+        (
+            &mut self.mmu,
+            StoreHooks { tbs: self.tbs.as_mut(), ctx, clock: &self.clock, stale, trace, mask, served: false },
+        )
     }
 
     /// The vCPU runs until the result is dropped; what was posted meanwhile is served. `None` if it runs already.
     pub(crate) fn start(&mut self, ctx: &mut Context) -> Option<(Started, ServeReport)> {
         let (mmu, hooks) = self.parts(ctx);
         // What others wrote does not wait for a `fence.i`.
-        mmu.start(&mut hooks.at_once())
+        mmu.start(&mut hooks.served())
     }
 
     /// `fence.i`: what was written is seen from here on, by whomever: kills that others posted are served before the
@@ -166,18 +169,34 @@ pub(crate) struct StoreHooks<'a> {
     stale: Option<&'a mut Vec<(RamAddr, u64)>>,
     trace: Option<&'a mut (dyn TraceSink + 'static)>,
     mask: TraceMask,
+    /// What others posted is being served: the store was not this hart's, whatever its pc is.
+    served: bool,
 }
 
 impl StoreHooks<'_> {
-    /// With no kill waiting for a `fence.i`.
-    pub(crate) fn at_once(self) -> Self {
-        StoreHooks { stale: None, ..self }
+    /// For what others posted: no kill waits for a `fence.i`.
+    pub(crate) fn served(self) -> Self {
+        StoreHooks { stale: None, served: true, ..self }
+    }
+}
+
+/// A line for each TB that died since the last of them.
+fn trace_deaths(tbs: &mut TbCache, trace: &mut dyn TraceSink, hart: u64, how: &str) {
+    for (dead, age, runs) in tbs.deaths.iter_mut().flat_map(|deaths| deaths.drain(..)) {
+        let name = trace.symbol(dead).map(|s| format!(" <{s}>")).unwrap_or_default();
+        let text = format!("hart {hart}: TB at {dead:#x}{name} {how} after {age} instructions; tier 0 for {runs} runs");
+        trace.line(TraceMask::TB, &text);
     }
 }
 
 impl CodeInvalidator for StoreHooks<'_> {
     fn code_written(&mut self, ram: RamAddr, len: u64) -> usize {
         let Some(tbs) = &mut self.tbs else { return 0 };
+        let hart = self.ctx.cpu.hart_id;
+        if let Some(trace) = &mut self.trace {
+            // Of comparisons, which know of no store.
+            trace_deaths(tbs, *trace, hart, "found to be written over");
+        }
         let killed = match &mut self.stale {
             // Its lines stay listed, so later stores come here too.
             Some(stale) if stale.len() < MAX_STALE => {
@@ -190,18 +209,17 @@ impl CodeInvalidator for StoreHooks<'_> {
             _ => tbs.invalidate(self.ctx, ram, len),
         };
         if let Some(trace) = &mut self.trace {
-            let pc = self.ctx.cpu.pc;
+            let by = if self.served {
+                "by another hart, a device or the host".to_owned()
+            } else {
+                format!("at pc {:#x}", self.ctx.cpu.pc)
+            };
             if self.mask.has(TraceMask::NOTDIRTY) {
-                let text = format!("{len} bytes at RAM {:#x} written at pc {pc:#x}: {killed} TBs died", ram.get());
+                let ram = ram.get();
+                let text = format!("hart {hart}: {len} bytes at RAM {ram:#x} written {by}: {killed} TBs died");
                 trace.line(TraceMask::NOTDIRTY, &text);
             }
-            for (dead, age, runs) in tbs.deaths.iter_mut().flat_map(|deaths| deaths.drain(..)) {
-                let name = trace.symbol(dead).map(|s| format!(" <{s}>")).unwrap_or_default();
-                let text = format!(
-                    "TB at {dead:#x}{name} died of a store at pc {pc:#x} after {age} instructions; tier 0 for {runs} runs"
-                );
-                trace.line(TraceMask::TB, &text);
-            }
+            trace_deaths(tbs, *trace, hart, &format!("died of a store {by}"));
         }
         killed
     }

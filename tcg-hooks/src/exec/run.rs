@@ -246,7 +246,7 @@ impl Vcpu {
         }
         let (mmu, hooks) = core.split(ctx);
         // As in `start`.
-        mmu.serve(&mut hooks.at_once()).killed as usize
+        mmu.serve(&mut hooks.served()).killed as usize
     }
 
     /// Runs until a limit, a stop, or for ever. Between runs the vCPU is parked: nobody waits for it.
