@@ -81,7 +81,11 @@ impl Ram {
     }
 
     fn mark(&self, at: u64) {
-        let clients = if self.marks == Marks::TwoClients { ClientMask::NOCODE } else { ClientMask::MIGRATION };
+        let clients = if self.marks == Marks::TwoClients {
+            ClientMask::VGA | ClientMask::MIGRATION
+        } else {
+            ClientMask::MIGRATION
+        };
         self.dirty.set(pages(at * self.span(), (at + 1) * self.span()), clients, &pin());
     }
 
