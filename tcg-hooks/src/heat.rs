@@ -134,6 +134,14 @@ impl Heat {
         others && self.replaced.is_multiple_of(LUCKY)
     }
 
+    /// The code at `pc` is part of a region that was just translated: runs counted before do not make it the start of one
+    /// more. Deaths are remembered.
+    pub(crate) fn cool(&mut self, pc: u64) {
+        if let Some(spot) = self.known(pc) {
+            *spot = if spot.deaths() == 0 { Spot::EMPTY } else { spot.with(0, spot.deaths()) };
+        }
+    }
+
     /// The TB at `pc` died after `age` instructions because its bytes were written.
     /// Returns how often it must run before it is translated again.
     pub(crate) fn died(&mut self, pc: u64, age: u64) -> u32 {
@@ -167,6 +175,21 @@ mod tests {
         assert_eq!(runs(&mut heat), WARM << (2 * MAX_DEATHS));
         heat.died(0x8000_0000, OLD + 1);
         assert_eq!(runs(&mut heat), WARM);
+    }
+
+    #[test]
+    fn a_block_of_a_region_that_was_translated_starts_cold_and_keeps_its_deaths() {
+        let mut heat = Heat::new(CACHE);
+        let runs = |heat: &mut Heat| (1..).find(|_| heat.count_run(0x8000_0000)).unwrap_or(0);
+        for _ in 0..WARM - 1 {
+            heat.count_run(0x8000_0000);
+        }
+        heat.cool(0x8000_0000);
+        assert_eq!(runs(&mut heat), WARM);
+        heat.died(0x8000_0000, 10);
+        heat.count_run(0x8000_0000);
+        heat.cool(0x8000_0000);
+        assert_eq!(runs(&mut heat), 4 * WARM);
     }
 
     /// How many rounds over these pcs it takes until each was hot once.

@@ -626,6 +626,10 @@ impl Vcpu {
                 let region = &self.translator.region;
                 self.core.tbs.as_mut().map(|tbs| {
                     let found = tbs.add(ctx, key, pages, region);
+                    if self.flags.tier0 {
+                        // Else a slice that ends inside a region makes the block behind it hot, and a region of its own.
+                        region.blocks.iter().for_each(|block| tbs.heat.cool(block.pc));
+                    }
                     if let Some((pending, insns)) = doubts {
                         tbs.doubt(ctx, found.id, pages, insns, pending);
                         self.translator.overannounced().for_each(|page| tbs.recount(page));
