@@ -11,6 +11,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
 use notdirty::{ClockKind, CpuState, EngineKind, JitFlags, Machine, MachineExit, RAM_BASE, RunLimits};
+use notdirty_tcg::riscv::csr;
 use notdirty_tcg::testkit::{Options, Program};
 
 const RAM: u64 = 0x4_0000;
@@ -108,7 +109,7 @@ fn hart_difference(ours: &CpuState, theirs: &CpuState) -> Option<String> {
     if let Some(n) = (0..32).find(|&n| ours.f[n] != theirs.f[n]) {
         return Some(format!("f{n} {:#x} instead of {:#x}", ours.f[n], theirs.f[n]));
     }
-    (ours.csr != theirs.csr).then(|| format!("CSRs {:?} instead of {:?}", ours.csr, theirs.csr))
+    csr::difference(&ours.csr, &theirs.csr)
 }
 
 fn ram_difference(ours: &Machine, theirs: &Machine) -> Option<String> {

@@ -10,6 +10,7 @@
 
 use std::fmt::Write as _;
 
+use notdirty_tcg::riscv::csr::mstatus;
 use notdirty_tcg::riscv::disasm::REGISTERS;
 use notdirty_tcg::{TrapAt, UnhandledTrap};
 
@@ -82,7 +83,7 @@ impl Machine {
         let Some(vcpu) = self.vcpu(hart) else { return false };
         let cpu = vcpu.cpu();
         let mut word = [0; 2];
-        if cpu.csr.mstatus & 8 != 0 && cpu.csr.mie != 0 || self.read(cpu.pc, &mut word).is_err() {
+        if cpu.csr.mstatus & mstatus::MIE != 0 && cpu.csr.mie != 0 || self.read(cpu.pc, &mut word).is_err() {
             return false;
         }
         let low = u16::from_le_bytes(word);

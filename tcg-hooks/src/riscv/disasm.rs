@@ -79,25 +79,6 @@ impl Display for Mode {
     }
 }
 
-/// A CSR by name, or by number where we know none.
-struct CsrName(u16);
-
-impl Display for CsrName {
-    fn fmt(&self, f: &mut Formatter<'_>) -> fmt::Result {
-        let n = self.0;
-        match n {
-            csr::num::PMPADDR0..=csr::num::PMPADDR15 => write!(f, "pmpaddr{}", n - csr::num::PMPADDR0),
-            csr::num::MHPMCOUNTER3..=csr::num::MHPMCOUNTER31 => write!(f, "mhpmcounter{}", n - csr::num::MCYCLE),
-            csr::num::MHPMEVENT3..=csr::num::MHPMEVENT31 => write!(f, "mhpmevent{}", n - csr::num::MCOUNTINHIBIT),
-            csr::num::HPMCOUNTER3..=csr::num::HPMCOUNTER31 => write!(f, "hpmcounter{}", n - csr::num::CYCLE),
-            _ => match csr::name(n) {
-                Some(name) => f.write_str(name),
-                None => write!(f, "{n:#x}"),
-            },
-        }
-    }
-}
-
 /// The sets of a fence, as letters.
 fn fence_set(bits: i32) -> String {
     let letters: String = (0..4).filter(|i| bits >> (3 - i) & 1 != 0).map(|i| ['i', 'o', 'r', 'w'][i]).collect();
@@ -160,13 +141,13 @@ impl Text<'_> {
                 csr::num::FFLAGS => write!(f, "frflags\t{d}"),
                 csr::num::FRM => write!(f, "frrm\t{d}"),
                 csr::num::FCSR => write!(f, "frcsr\t{d}"),
-                n => write!(f, "csrr\t{d},{}", CsrName(n)),
+                n => write!(f, "csrr\t{d},{}", csr::Name(n)),
             },
             (Op::Csrrw | Op::Csrrs | Op::Csrrc, 0, ..) => {
-                write!(f, "csr{}\t{},{a}", &op.mnemonic()[4..], CsrName(self.insn.csr()))
+                write!(f, "csr{}\t{},{a}", &op.mnemonic()[4..], csr::Name(self.insn.csr()))
             }
             (Op::Csrrwi | Op::Csrrsi | Op::Csrrci, 0, ..) => {
-                write!(f, "csr{}\t{},{rs1}", &op.mnemonic()[4..], CsrName(self.insn.csr()))
+                write!(f, "csr{}\t{},{rs1}", &op.mnemonic()[4..], csr::Name(self.insn.csr()))
             }
             _ => return Ok(false),
         }?;
@@ -208,8 +189,8 @@ impl Text<'_> {
             Format::FToXExact => write!(f, "{name}\t{d},{fa}"),
             Format::XToF => write!(f, "{name}\t{fd},{a}{mode}"),
             Format::XToFExact => write!(f, "{name}\t{fd},{a}"),
-            Format::Csr => write!(f, "{name}\t{d},{},{a}", CsrName(self.insn.csr())),
-            Format::CsrImm => write!(f, "{name}\t{d},{},{rs1}", CsrName(self.insn.csr())),
+            Format::Csr => write!(f, "{name}\t{d},{},{a}", csr::Name(self.insn.csr())),
+            Format::CsrImm => write!(f, "{name}\t{d},{},{rs1}", csr::Name(self.insn.csr())),
             Format::None if op == Op::Illegal => {
                 let width = 2 + 2 * usize::from(len);
                 write!(f, ".{len}byte\t{:#0width$x}", self.insn.illegal_bits())

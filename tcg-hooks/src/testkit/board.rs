@@ -9,7 +9,7 @@
 use super::Program;
 use super::encode::encode;
 use crate::clock::Clock;
-use crate::riscv::Op;
+use crate::riscv::{Op, csr};
 use crate::{EngineKind, ICache, JitFlags, RunLimits, Vcpu, VcpuConfig, VcpuExit};
 use notdirty_core::{RamBlock, RamBlockSpec, RamList};
 use notdirty_softmmu::{AddressSpace, GuestPhys, MemSize, MmioDevice, VcpuPort};
@@ -145,8 +145,11 @@ impl Board {
         if let Some(n) = (0..32).find(|&n| a.x[n] != b.x[n]) {
             return Some(format!("x{n} is {:#x}, not {:#x}", a.x[n], b.x[n]));
         }
-        if a.csr != b.csr {
-            return Some(format!("CSRs are {:?}, not {:?}", a.csr, b.csr));
+        if let Some(n) = (0..32).find(|&n| a.f[n] != b.f[n]) {
+            return Some(format!("f{n} is {:#x}, not {:#x}", a.f[n], b.f[n]));
+        }
+        if let Some(text) = csr::difference(&a.csr, &b.csr) {
+            return Some(text);
         }
         let (a, b) = (self.memory(), other.memory());
         if a == b {

@@ -3,7 +3,7 @@
 use super::asm::*;
 use super::body::Gen;
 use crate::riscv::compressed::expand;
-use crate::riscv::csr::num;
+use crate::riscv::csr::{TABLE, num, read_only};
 use crate::riscv::opcodes::{Format, Op, PATTERNS};
 
 #[derive(Clone, Copy)]
@@ -203,33 +203,25 @@ impl Gen<'_> {
 
     fn csr(&mut self) {
         let op = self.rng.pick(&[Op::Csrrw, Op::Csrrs, Op::Csrrc, Op::Csrrwi, Op::Csrrsi, Op::Csrrci]);
-        let known = [
-            num::MISA,
-            num::MIE,
-            num::MIP,
-            num::MEPC,
-            num::MCAUSE,
-            num::MTVAL,
-            num::MCYCLE,
-            num::MINSTRET,
-            num::MINSTRET,
-            num::CYCLE,
-            num::INSTRET,
-            num::MHARTID,
-            num::MCOUNTINHIBIT,
-            num::PMPCFG0,
-            num::PMPADDR0,
-            num::TSELECT,
-            num::MHPMCOUNTER3,
-            // Which leaves FS off as often as on.
-            if self.o.traps && self.rng.chance(30) { num::MSTATUS } else { num::MIE },
-            num::FFLAGS,
-            // Which may name a rounding mode that there is not.
-            if self.o.traps { num::FCSR } else { num::FFLAGS },
-        ];
-        let mut csr = self.rng.pick(&known);
+        // Any register that there is, and more often those that an engine has a form of its own for.
+        let row = loop {
+            let row = &TABLE[self.rng.below(TABLE.len() as u64) as usize];
+            if row.present() {
+                break row;
+            }
+        };
+        let any = row.first + self.rng.below((row.last - row.first + 1).into()) as u16;
+        let favoured = [num::MIE, num::MEPC, num::MINSTRET, num::INSTRET, num::MCYCLE, num::FFLAGS];
+        let mut csr = if self.rng.chance(50) { any } else { self.rng.pick(&favoured) };
         if self.o.traps && self.rng.chance(10) {
             csr = self.rng.below(0x1000) as u16;
+        }
+        // What leaves the unit off as often as on, or may name a rounding mode that there is not, leads to traps.
+        if matches!(csr, num::FRM | num::FCSR) && !self.o.traps {
+            csr = num::FFLAGS;
+        }
+        if csr == num::MSTATUS && !(self.o.traps && self.rng.chance(30)) {
+            csr = num::MIE;
         }
         // The handler's own, and the one that the host's clock may drive, are only read, or left alone.
         if matches!(csr, num::MTVEC | num::TIME) {
@@ -241,7 +233,7 @@ impl Gen<'_> {
         }
         let (rd, rs1) = (self.rng.pick(&FREE), self.rng.pick(&[ZERO, self.rng.clone().below(32) as u8]));
         // Read-only ones are written only where traps are welcome.
-        let read = csr >> 10 == 3 && !self.o.traps;
+        let read = read_only(csr) && !self.o.traps;
         let (op, rs1) = if read { (Op::Csrrs, ZERO) } else { (op, rs1) };
         self.a.op(op, rd, rs1, 0, i32::from(csr));
     }

@@ -6,7 +6,7 @@ use super::float::Unit;
 use super::plan::Plan;
 use crate::cpu::CpuState;
 use crate::ir::{Alu, FIRST_FLOAT, Ir, Kind, MemOp, Region, Site, Target, Term};
-use crate::riscv::csr::{Csrs, num};
+use crate::riscv::csr::{self, CsrEffect, Rule, Value};
 use crate::riscv::{Format, Insn, Op};
 use std::mem::offset_of;
 
@@ -77,9 +77,7 @@ impl Lower {
     #[inline(never)]
     fn rare(&mut self, region: &mut Region, pc: u64, insn: Insn, count: u16) {
         let Insn { op, rd, rs1: a, rs2: b, .. } = insn;
-        if let Some((kind, offset)) = plain_csr(&insn) {
-            // `mepc` alone has a bit that stays clear.
-            let b = u8::from(insn.csr() == num::MEPC);
+        if let Some((kind, offset, b)) = plain_csr(&insn) {
             return self.push(region, Ir { kind, rd, a, b, site: 0, imm: offset as i64 });
         }
         let mem = MemOp(op.mem_bytes().trailing_zeros() as u8 & 3 | 4);
@@ -238,26 +236,27 @@ fn host_counts_bits() -> bool {
 }
 
 /// CSRs that are plain words of the state, in M-mode: a handler's bread and butter needs no call. The rest, and every
-/// read-modify-write, is done in Rust.
-fn plain_csr(insn: &Insn) -> Option<(Kind, usize)> {
-    let csr = offset_of!(CpuState, csr);
-    let (offset, writable) = match insn.csr() {
-        num::MSCRATCH => (offset_of!(Csrs, mscratch), true),
-        num::MEPC => (offset_of!(Csrs, mepc), true),
-        num::MCAUSE => (offset_of!(Csrs, mcause), true),
-        num::MTVAL => (offset_of!(Csrs, mtval), true),
-        num::MTVEC => (offset_of!(Csrs, mtvec), false),
-        num::MSTATUS => (offset_of!(Csrs, mstatus), false),
-        num::MIE => (offset_of!(Csrs, mie), false),
-        // Not among the CSRs of the state; it cannot be written.
-        num::MHARTID => (offset_of!(CpuState, hart_id).wrapping_sub(csr), false),
-        _ => return None,
-    };
-    let csr = |offset: usize| csr.wrapping_add(offset);
+/// read-modify-write, is done in Rust. The kind, where the word is in the state, and whether its low bit stays clear.
+fn plain_csr(insn: &Insn) -> Option<(Kind, usize, u8)> {
+    let csr = insn.csr();
     match insn.op {
-        Op::Csrrw if writable => Some((Kind::SwapState, csr(offset))),
+        Op::Csrrw => {
+            let row = csr::find(csr)?;
+            let clear = match row.mask {
+                u64::MAX => 0,
+                mask if mask == !1 => 1,
+                _ => return None,
+            };
+            let plain = row.rule == Rule::Plain && row.effect == CsrEffect::None && row.ones == 0;
+            Some((Kind::SwapState, offset_of!(CpuState, csr) + row.offset(csr).filter(|_| plain)?, clear))
+        }
         Op::Csrrs | Op::Csrrc | Op::Csrrsi | Op::Csrrci if insn.rs1 == 0 && insn.rd != 0 => {
-            Some((Kind::ReadState, csr(offset)))
+            let row = csr::find(csr)?;
+            let offset = match row.value {
+                Value::HartId => offset_of!(CpuState, hart_id),
+                _ => offset_of!(CpuState, csr) + row.offset(csr)?,
+            };
+            Some((Kind::ReadState, offset, 0))
         }
         _ => None,
     }
@@ -265,12 +264,10 @@ fn plain_csr(insn: &Insn) -> Option<(Kind, usize)> {
 
 /// Where a counter is in the state, and its bit of `mcountinhibit`.
 fn counter(csr: u16) -> Option<(usize, u8)> {
-    let at = offset_of!(CpuState, csr);
-    Some(match csr {
-        num::MCYCLE | num::CYCLE => (at + offset_of!(Csrs, cycle), 0),
-        num::MINSTRET | num::INSTRET => (at + offset_of!(Csrs, instret), 2),
-        _ => return None,
-    })
+    match csr::find(csr)?.value {
+        Value::Counter(word, bit) => Some((offset_of!(CpuState, csr) + word.offset(), bit)),
+        _ => None,
+    }
 }
 
 fn takes_imm(op: Alu) -> bool {

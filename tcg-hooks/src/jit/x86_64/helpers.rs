@@ -13,7 +13,7 @@ use super::thunks::answer;
 use crate::cpu::CpuState;
 use crate::exec::Core;
 use crate::ir::Site;
-use crate::riscv::csr::{self, CsrEffect, num};
+use crate::riscv::csr::{self, CsrEffect};
 use crate::riscv::fpu;
 use crate::riscv::trap::{self, Trap};
 use crate::riscv::{Insn, Op};
@@ -231,7 +231,7 @@ fn atomic(core: &mut Core, ctx: &mut Context, insn: &Insn) -> Result<StoreEffect
 }
 
 fn control(core: &mut Core, ctx: &mut Context, insn: &Insn, next: u64) -> Outcome {
-    if matches!(insn.csr(), num::FFLAGS..=num::FCSR) {
+    if matches!(csr::find(insn.csr()), Some(csr::Row { value: csr::Value::Float(_), .. })) {
         ctx.settle_flags();
     }
     let env = core.csr_env(&ctx.cpu, insn);
