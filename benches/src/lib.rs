@@ -3,6 +3,8 @@
 //! ```text
 //!  rows.rs      which guest programs, in which group, and the bar each has to pass
 //!    │
+//!  table.rs     one table: its command line, then row after row
+//!    │
 //!  pairing.rs   round after round, A B then B A, so that a busy machine is busy for both
 //!    │
 //!    ├─ rivals/ours.rs     target/release/notdirty run X.elf
@@ -27,3 +29,4 @@ pub mod report;
 pub mod rivals;
 pub mod rows;
 pub mod stats;
+pub mod table;

@@ -4,14 +4,13 @@
 //!
 //! One line a row, one column a switch: guest-measured time without it / with everything on, the median of paired runs.
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::{Command, ExitCode};
 
 use notdirty_benches::args::{Args, Rows};
 use notdirty_benches::pairing::{self, Measured};
-use notdirty_benches::rivals::ours;
 use notdirty_benches::rows::{self, pick};
-use notdirty_benches::stats;
+use notdirty_benches::{stats, table};
 
 /// Rows that say something about a switch, and are over soon.
 const ROWS: [&str; 9] =
@@ -32,13 +31,11 @@ fn run() -> Result<(), String> {
     let names = rows::all().iter().map(|row| row.name).collect();
     let rows = Rows { all, names, pick, elsewhere: |_| false };
     let Args { rows, rounds, .. } = Args::parse(std::env::args().skip(1), rows, 3, &[])?;
-    let target: PathBuf =
-        std::env::current_exe().ok().and_then(|exe| Some(exe.parent()?.to_owned())).unwrap_or_default();
-    let all = ours::find(&target).ok_or("target/release/notdirty is not there: cargo build --release")?;
+    let all = table::ours()?;
     let mut rivals = vec![all.clone()];
-    let switches = switches(&target)?;
+    let switches = switches(&table::target())?;
     rivals.extend(switches.iter().map(|name| all.without(name)));
-    let programs = Path::new(env!("CARGO_MANIFEST_DIR")).join("../guests/programs/build/full");
+    let programs = table::programs("full");
     println!("time without / time with everything on, median of {rounds} paired runs; {}\n", all.version);
     println!("| without | {} |", switches.join(" | "));
     println!("|---|{}", "---|".repeat(switches.len()));
