@@ -281,7 +281,7 @@ proptest! {
 proptest! {
     #[test]
     fn a_page_set_does_what_a_set_of_pages_does(
-        steps in prop::collection::vec((0..5u8, 0..40u64, 0..200u64, any::<u64>(), 0..4u64), 0..25),
+        steps in prop::collection::vec((0..6u8, 0..40u64, 0..200u64, any::<u64>(), 0..4u64), 0..25),
         cuts in prop::collection::vec((0..2000u64, 1..200u64, 0..300u64), 0..6),
     ) {
         let (mut set, mut model) = (PageSet::new(), std::collections::BTreeSet::new());
@@ -292,6 +292,11 @@ proptest! {
                 0 | 1 => {
                     set.push_words(PageIndex::new(word * 64), words, bits);
                     (0..words).for_each(|n| with((word + n) * 64, bits));
+                }
+                5 => {
+                    let line = [bits, 0, !bits, 1, bits & 1, len, len, words];
+                    set.push_line(PageIndex::new(word * 64 + 3), &line[..4 + words as usize]);
+                    (0..4 + words).for_each(|n| with((word + n) * 64, line[n as usize]));
                 }
                 2 => {
                     set.push(PageIndex::new(word * 64 + 5), bits);

@@ -37,6 +37,8 @@ fn set(list: &RamList, block: &RamBlock, start: u64, end: u64) {
 #[derive(Clone, Debug)]
 enum Step {
     Mark(usize, u64, u64),
+    /// Every so many-th page: words in a row that differ.
+    Scatter(usize, u64, u64),
     Sync(usize, u64, u64),
     SyncAll,
     Send(usize, u64),
@@ -58,6 +60,7 @@ fn run() -> impl Strategy<Value = (u64, u64)> {
 fn step() -> impl Strategy<Value = Step> {
     prop_oneof![
         4 => (0..3usize, run()).prop_map(|(b, (start, end))| Step::Mark(b, start, end)),
+        2 => (0..3usize, place(), 3..90u64).prop_map(|(b, start, gap)| Step::Scatter(b, start, gap)),
         2 => (0..3usize, run()).prop_map(|(b, (start, end))| Step::Sync(b, start, end)),
         1 => Just(Step::SyncAll),
         2 => (0..3usize, place()).prop_map(|(b, page)| Step::Send(b, page)),
@@ -88,6 +91,13 @@ proptest! {
                     let end = end.min(LENGTHS[n]);
                     set(&list, &blocks[n], start.min(end), end);
                     dirty[n].extend(start.min(end)..end);
+                    continue;
+                }
+                Step::Scatter(n, start, gap) => {
+                    for page in (start..LENGTHS[n].min(start + 2000)).step_by(gap as usize) {
+                        set(&list, &blocks[n], page, page + 1);
+                        dirty[n].insert(page);
+                    }
                     continue;
                 }
                 Step::Send(n, page) => {
@@ -250,6 +260,35 @@ fn a_sync_beside_another_user_of_the_log_takes_nothing_from_it() {
     assert_eq!(sync(&own, &[(ram.clone(), 0..10)], None).unwrap(), 1);
     assert_eq!(log.sync(None).unwrap().commit().count(), 2, "each user gets every page written since its last sync");
     assert_eq!(sync(&own, &[(ram.clone(), 0..100)], None).unwrap(), 1, "what was not asked for comes when it is");
+}
+
+#[test]
+fn lines_of_unlike_words_that_were_not_answered_for_come_with_the_next_sync() {
+    let (list, ears) = with_ears();
+    let (other, ram) = (block(&list, "other", 700), block(&list, "ram", 5000));
+    let maps = [&other, &ram].map(|block| BlockMigration::need_dirty(block, ChunkShift::MIN));
+    let log = list.log(DirtyClient::MIGRATION).start().unwrap();
+    let user = list.log(DirtyClient::MIGRATION).start().unwrap();
+    let all = [(ram.clone(), 3..u64::MAX)];
+    let scatter = |from: u64| (from..5000).step_by(7).for_each(|n| set(&list, &ram, n, n + 1));
+    for round in 0..3 {
+        scatter(3 + round);
+        ears.deaf.store(true, Ordering::Relaxed);
+        assert!(matches!(sync(&log, &all, None), Err(SyncError::Log(LogError::NotServed(_)))));
+        ears.deaf.store(false, Ordering::Relaxed);
+        set(&list, &ram, 5 + round, 1000 + round);
+        ears.asked.lock().unwrap().clear();
+        let wanted = (0..5000).filter(|n| n % 7 == (3 + round) % 7 && *n >= 3 || (5 + round..1000 + round).contains(n));
+        assert_eq!(sync(&log, &all, None).unwrap(), wanted.clone().count() as u64);
+        assert!((0..5000).all(|n| maps[1].test(n) == wanted.clone().any(|page| page == n)));
+        let asked = ears.asked.lock().unwrap().clone();
+        assert!(wanted.clone().all(|n| asked.iter().any(|range| range.contains(pages_of(&ram, n, n + 1).start))));
+        let got: BTreeSet<u64> =
+            user.sync(None).unwrap().commit().ranges().flat_map(|r| r.iter()).map(|p| p.get()).collect();
+        assert_eq!(got, wanted.map(|n| ram.offset().page().get() + n).collect());
+        (0..5000).for_each(|n| drop(maps[1].take(n)));
+    }
+    assert_eq!(maps[0].count(), 0);
 }
 
 /// What was taken is re-armed, be it new in the block's own bitmap or not: else the next store would not be heard.

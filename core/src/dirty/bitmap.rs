@@ -69,6 +69,14 @@ fn words_of(bits: Range<usize>) -> impl Iterator<Item = (usize, u64)> {
     words.map(move |w| (w, mask(bits.start.max(w * 64), bits.end.min(w * 64 + 64))))
 }
 
+/// Words that had bits.
+pub(super) enum Taken<'a> {
+    /// So many in a row, with the same bits.
+    Alike(usize, u64),
+    /// A line of them, of which few are alike; some may be zero.
+    Each(&'a [u64]),
+}
+
 impl DirtyBlock {
     /// A block with every bit set, which is how an absent one reads.
     pub(super) fn all_ones() -> Box<Self> {
@@ -191,9 +199,9 @@ impl DirtyBlock {
         self.words[word].fetch_and(!bits, Ordering::SeqCst) & bits
     }
 
-    /// Clears `bits`; `sink` gets the words that had some: the index of the first, how many, and what each of them had. More than
-    /// one at once only if it wants `RUNS`: who takes them apart again would guess wrong how many there are.
-    pub(super) fn take<const RUNS: bool>(&self, bits: Range<usize>, mut sink: impl FnMut(usize, usize, u64)) {
+    /// Clears `bits`; `sink` gets the words that had some: the index of the first, and what they had. More than one at once only if
+    /// it wants `RUNS`: a sink that takes them apart again would mispredict how many there are.
+    pub(super) fn take<const RUNS: bool>(&self, bits: Range<usize>, mut sink: impl FnMut(usize, Taken<'_>)) {
         let lines = bits.start.div_ceil(LINE_PAGES)..bits.end / LINE_PAGES;
         if lines.is_empty() {
             return self.take_part(bits, &mut sink);
@@ -205,12 +213,12 @@ impl DirtyBlock {
 
     /// Parts of at most two lines. Their summary bits stay, so a word that looks zero can be left alone: whoever is
     /// about to mark it leaves it to be found.
-    fn take_part(&self, bits: Range<usize>, sink: &mut impl FnMut(usize, usize, u64)) {
+    fn take_part(&self, bits: Range<usize>, sink: &mut impl FnMut(usize, Taken<'_>)) {
         for (w, mask) in words_of(bits) {
             if self.words[w].load(Ordering::SeqCst) & mask != 0 {
                 let had = self.words[w].fetch_and(!mask, Ordering::SeqCst) & mask;
                 if had != 0 {
-                    sink(w, 1, had);
+                    sink(w, Taken::Alike(1, had));
                 }
             }
         }
@@ -237,7 +245,7 @@ impl DirtyBlock {
         busy
     }
 
-    fn take_lines<const RUNS: bool>(&self, lines: Range<usize>, sink: &mut impl FnMut(usize, usize, u64)) {
+    fn take_lines<const RUNS: bool>(&self, lines: Range<usize>, sink: &mut impl FnMut(usize, Taken<'_>)) {
         let mut open = OpenLines { block: self, lines: [0; OPEN], first: 0, asked: 0, end: 0 };
         let mut busy = self.busy(lines.start / 64..lines.end.div_ceil(64));
         while busy != 0 {
@@ -323,7 +331,7 @@ impl OpenLines<'_> {
     }
 
     #[inline]
-    fn take_first<const RUNS: bool>(&mut self, sink: &mut impl FnMut(usize, usize, u64)) {
+    fn take_first<const RUNS: bool>(&mut self, sink: &mut impl FnMut(usize, Taken<'_>)) {
         if self.asked - self.first <= OPEN / 2 {
             self.ask();
         }
@@ -341,7 +349,7 @@ impl OpenLines<'_> {
                 some &= some - 1;
                 let had = words[n].swap(0, Ordering::SeqCst);
                 if had != 0 {
-                    sink(first + n, 1, had);
+                    sink(first + n, Taken::Alike(1, had));
                 }
             }
         }
@@ -350,7 +358,7 @@ impl OpenLines<'_> {
 }
 
 /// Takes all words of a line: an exchange for each, zero or not, is as fast as one, and to guess which are is slower.
-fn take_line<const RUNS: bool>(words: &[AtomicU64], first: usize, sink: &mut impl FnMut(usize, usize, u64)) {
+fn take_line<const RUNS: bool>(words: &[AtomicU64], first: usize, sink: &mut impl FnMut(usize, Taken<'_>)) {
     let Ok(words) = <&[AtomicU64; SUMMARY_WORDS]>::try_from(words) else { return };
     if RUNS {
         return take_runs(words, first, sink);
@@ -359,14 +367,14 @@ fn take_line<const RUNS: bool>(words: &[AtomicU64], first: usize, sink: &mut imp
     for (n, word) in words.iter().enumerate() {
         let had = word.swap(0, Ordering::SeqCst);
         if had != 0 {
-            sink(first + n, 1, had);
+            sink(first + n, Taken::Alike(1, had));
         }
     }
 }
 
 /// As `take_line`, for a sink that keeps what it is given: a store between two exchanges makes the second wait, so they come
 /// first, and what comes then goes from bit to bit of a mask, not from branch to branch.
-fn take_runs(words: &[AtomicU64; SUMMARY_WORDS], first: usize, sink: &mut impl FnMut(usize, usize, u64)) {
+fn take_runs(words: &[AtomicU64; SUMMARY_WORDS], first: usize, sink: &mut impl FnMut(usize, Taken<'_>)) {
     let had: [u64; SUMMARY_WORDS] = core::array::from_fn(|n| words[n].swap(0, Ordering::SeqCst));
     let mut rest = Rest { words, had: &had, given: 0 };
     // Where a word is another than the one before it.
@@ -375,13 +383,19 @@ fn take_runs(words: &[AtomicU64; SUMMARY_WORDS], first: usize, sink: &mut impl F
         starts |= u64::from(bits != before) << n;
         before = bits;
     }
+    // The runs would take more memory than the words, and longer.
+    if starts.count_ones() as usize > SUMMARY_WORDS / 4 {
+        rest.given = SUMMARY_WORDS;
+        sink(first, Taken::Each(&had));
+        starts = 0;
+    }
     while starts != 0 {
         let start = starts.trailing_zeros() as usize;
         starts &= starts - 1;
         let end = (starts.trailing_zeros() as usize).min(SUMMARY_WORDS);
         rest.given = end;
         if had[start] != 0 {
-            sink(first + start, end - start, had[start]);
+            sink(first + start, Taken::Alike(end - start, had[start]));
         }
     }
     core::mem::forget(rest);

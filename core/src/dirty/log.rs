@@ -201,7 +201,7 @@ impl LogBuilder {
         drop(guard);
         /// The next user's. Nothing is ordered by it, so it is std's in a model, too.
         static NEXT: AtomicU64 = AtomicU64::new(0);
-        Ok(DirtyLog { log: log?, user, id: NEXT.fetch_add(1, Ordering::Relaxed) })
+        Ok(DirtyLog { log: log?, user, id: NEXT.fetch_add(1, Ordering::Relaxed), spare: Mutex::new(PageSet::new()) })
     }
 }
 
@@ -211,6 +211,8 @@ pub struct DirtyLog {
     log: Arc<Log>,
     user: Arc<Pending>,
     id: u64,
+    /// Empty; the memory of an earlier harvest for the next one.
+    spare: Mutex<PageSet>,
 }
 
 /// What all users of a log share.
@@ -270,7 +272,8 @@ impl DirtyLog {
             None => ranges.clone(),
         };
         let users = lock(&log.users);
-        let mut pages = log.take(&asked, &ranges, &guard);
+        let mut pages = core::mem::take(&mut *lock(&self.spare));
+        log.take(&asked, &ranges, &guard, &mut pages);
         for other in users.iter().filter(|other| !Arc::ptr_eq(other, &self.user)) {
             lock(&other.0).merge(&pages);
         }
@@ -294,6 +297,13 @@ impl DirtyLog {
         let alive = hold_blocks(&log.list, &mut pages, &guard);
         drop(guard); // SAFE-1: no guard while it waits
         Ok(Harvest::new(pages, &self.user, alive).rearmed(&log.list, timeout)?)
+    }
+
+    /// The caller is done with these pages, which were a harvest of this log: the next one needs as much memory again, and the
+    /// kernel takes longer to give it than a take takes to fill it.
+    pub(crate) fn reuse(&self, mut pages: PageSet) {
+        pages.clear();
+        *lock(&self.spare) = pages;
     }
 
     /// Which of `asked` is the first that has a page that is not logged, now.
@@ -459,18 +469,17 @@ impl Log {
     }
 
     /// Takes what is dirty in `asked`, which is a part of `ranges`. Rings give all they have.
-    fn take(&self, asked: &[PageRange], ranges: &[PageRange], guard: &Guard) -> PageSet {
-        let (dirty, mut pages) = (self.list.dirty(), PageSet::new());
+    fn take(&self, asked: &[PageRange], ranges: &[PageRange], guard: &Guard, pages: &mut PageSet) {
+        let dirty = self.list.dirty();
         match &self.backend {
             Backend::Bits => {
                 for range in asked {
-                    dirty.take(*range, self.client, guard, &mut pages);
+                    dirty.take(*range, self.client, guard, pages);
                 }
-                pages
             }
             Backend::Rings(source) => {
-                source.take(&self.list, ranges, guard, &mut pages);
-                pages.within(ranges)
+                source.take(&self.list, ranges, guard, pages);
+                *pages = pages.within(ranges);
             }
         }
     }
@@ -506,23 +515,18 @@ fn gaps(ranges: &[PageRange]) -> Vec<PageRange> {
 /// looked at are taken out.
 fn hold_blocks(list: &RamList, pages: &mut PageSet, guard: &Guard) -> Vec<Arc<RamBlock>> {
     let (mut blocks, mut gone) = (Vec::new(), false);
-    // The page after the last block that was found.
-    let mut held = 0;
-    for range in pages.ranges() {
-        let mut at = range.start.get().max(held);
-        while at < range.end.get() {
-            match list.find(PageIndex::new(at).base(), guard) {
-                Some(block) => {
-                    held = PageRange::of_bytes(block.offset(), block.max_length()).end.get();
-                    blocks.push(block.clone());
-                    at = held;
-                }
-                None => {
-                    gone = true;
-                    at = (at / BLOCK_ALIGN + 1) * BLOCK_ALIGN;
-                }
+    let mut at = PageIndex::new(0);
+    while let Some(page) = pages.next(at) {
+        at = match list.find(page.base(), guard) {
+            Some(block) => {
+                blocks.push(block.clone());
+                PageRange::of_bytes(block.offset(), block.max_length()).end
             }
-        }
+            None => {
+                gone = true;
+                PageIndex::new((page.get() / BLOCK_ALIGN + 1).saturating_mul(BLOCK_ALIGN))
+            }
+        };
     }
     if gone {
         let held: Vec<_> = blocks.iter().map(|block: &Arc<RamBlock>| block.pages()).collect();

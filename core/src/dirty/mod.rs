@@ -30,13 +30,14 @@ pub(crate) use harvest::Listeners;
 pub use harvest::{Answers, DirtyListener, Harvest, MAX_RANGES as MAX_REARM_RANGES, NotServed};
 pub use log::{DirtyLog, LogBuilder, LogError};
 pub use pages::{PageSet, Snapshot};
+pub(crate) use pages::{Run, Words};
 pub use scope::{LogClient, LogRegion, LogScope};
 
 use crate::addr::{PageIndex, PageRange};
 use crate::rcu::Guard;
 use crate::ring::RingTable;
 use crate::sync::{Mutex, Ordering, fence};
-use bitmap::SUMMARY_LINE_PAGES;
+use bitmap::{SUMMARY_LINE_PAGES, Taken};
 use blocks::Blocks;
 use core::fmt;
 use std::sync::Arc;
@@ -283,25 +284,30 @@ impl DirtyMemory {
         mut sink: impl FnMut(PageIndex, u64),
     ) -> u64 {
         let mut taken = 0;
-        self.take_runs::<false>(range, client, guard, |first, _, bits| {
-            taken += u64::from(bits.count_ones());
-            sink(first, bits);
+        self.take_runs::<false>(range, client, guard, |first, words| {
+            if let Taken::Alike(_, bits) = words {
+                taken += u64::from(bits.count_ones());
+                sink(first, bits);
+            }
         });
         taken
     }
 
     /// Takes every bit in `range` and adds it to `pages`.
     pub(crate) fn take(&self, range: PageRange, client: DirtyClient, guard: &Guard, pages: &mut PageSet) {
-        self.take_runs::<true>(range, client, guard, |first, words, bits| pages.push_words(first, words, bits));
+        self.take_runs::<true>(range, client, guard, |first, words| match words {
+            Taken::Alike(words, bits) => pages.push_words(first, words as u64, bits),
+            Taken::Each(words) => pages.push_line(first, words),
+        });
     }
 
-    /// `sink` gets the page of a word's bit 0, how many words there are like it (one, unless it wants `RUNS`), and their bits.
+    /// `sink` gets the page of a word's bit 0, and what was taken from there on (one word, unless it wants `RUNS`).
     fn take_runs<const RUNS: bool>(
         &self,
         range: PageRange,
         client: DirtyClient,
         guard: &Guard,
-        mut sink: impl FnMut(PageIndex, u64, u64),
+        mut sink: impl FnMut(PageIndex, Taken<'_>),
     ) {
         if range.is_empty() {
             return;
@@ -321,9 +327,7 @@ impl DirtyMemory {
             let Some(block) = self.blocks.block_or_install(row, client) else {
                 break; // the client is gone, and whatever is marked now is another's
             };
-            block.take::<RUNS>(pages, |word, words, bits| {
-                sink(PageIndex::new(first + word as u64 * 64), words as u64, bits)
-            });
+            block.take::<RUNS>(pages, |word, taken| sink(PageIndex::new(first + word as u64 * 64), taken));
         }
         fence(Ordering::SeqCst);
     }

@@ -1,21 +1,95 @@
-//! Pages that somebody took: a list of words, as small as what it holds.
+//! Pages that were taken: a list of words, as small as what it holds.
 //!
 //! ```text
-//!   push(0, 0b0110)  push(64, !0)  push(128, !0)  push(192, !0)         by rising page
-//!   runs   [ 0: 0b0110 ×1 ]  [ 64: !0 ×3 ]                              like words in a row are one run
-//!   ranges   1..3              64..256
+//!   push(0, 0b0110)  push(64, !0)  push(128, !0)  push(192, !0)   push_line(256, [1, 3, 0, 9, 7, 2, 1, 5])    by rising page
+//!   parts    [ 0: 0b0110 ×1 ]  [ 64: !0 ×3 ]                      [ 256: 8 words, from `words[0]` on ]
+//!   ranges     1..3              64..256                            256..257, 320..322, …
 //! ```
 //!
-//! A full terabyte is one run, a lone page is one too. So to take much costs no memory, and nobody scans for little.
+//! Words in a row that are alike are one part, so a full terabyte takes no memory, and neither does a lone page. Where a line of
+//! the bitmap has few words alike, its words are kept as they are: 64 bytes, as in the bitmap.
 
 use crate::addr::{PageIndex, PageRange};
 use core::fmt;
+use core::ops::Range;
 
 /// A set of pages, kept as words of 64.
 #[derive(Clone, Default)]
 pub struct PageSet {
     /// By rising `first`; no two touch the same word.
-    runs: Vec<Run>,
+    parts: Vec<Part>,
+    /// The words of the parts whose words differ, in the order of those.
+    words: Vec<u64>,
+}
+
+#[derive(Clone, Copy)]
+enum Part {
+    Alike(Run),
+    /// Words `first..end`, of which `words[at]` is the first. Not all of them are zero.
+    Each {
+        first: u64,
+        end: u64,
+        at: usize,
+    },
+}
+
+impl Part {
+    /// The words' numbers: the page of bit 0, divided by 64.
+    #[inline]
+    fn span(&self) -> Range<u64> {
+        match *self {
+            Self::Alike(run) => run.first..run.end,
+            Self::Each { first, end, .. } => first..end,
+        }
+    }
+
+    fn range(&self) -> PageRange {
+        let (page, span) = (|word: u64| PageIndex::new(word.saturating_mul(64)), self.span());
+        PageRange { start: page(span.start), end: page(span.end) }
+    }
+}
+
+/// A part with its words.
+pub(crate) enum Words<'s> {
+    /// They are alike.
+    Alike(Run),
+    /// The number of the first, and each of them.
+    Each(u64, &'s [u64]),
+}
+
+impl<'s> Words<'s> {
+    /// Those that are not zero, as runs.
+    pub(crate) fn alike(self) -> Alike<'s> {
+        match self {
+            Self::Alike(run) => Alike { run: Some(run), first: 0, words: &[] },
+            Self::Each(first, words) => Alike { run: None, first, words },
+        }
+    }
+}
+
+/// The runs of a part.
+#[derive(Clone)]
+pub(crate) struct Alike<'s> {
+    run: Option<Run>,
+    first: u64,
+    words: &'s [u64],
+}
+
+impl Iterator for Alike<'_> {
+    type Item = Run;
+
+    #[inline]
+    fn next(&mut self) -> Option<Run> {
+        if let Some(run) = self.run.take() {
+            return Some(run);
+        }
+        let skip = self.words.iter().position(|bits| *bits != 0)?;
+        let (bits, rest) = (self.words[skip], &self.words[skip..]);
+        let len = rest.iter().position(|other| *other != bits).unwrap_or(rest.len());
+        let first = self.first + skip as u64;
+        (self.first, self.words) = (first + len as u64, &rest[len..]);
+        Some(Run { first, end: self.first, bits })
+    }
 }
 
 /// Words in a row, each with the same bits, which are not zero.
@@ -72,7 +146,7 @@ impl Run {
 impl PageSet {
     /// The empty set.
     pub const fn new() -> Self {
-        Self { runs: Vec::new() }
+        Self { parts: Vec::new(), words: Vec::new() }
     }
 
     /// The set of these words, in any order and as often as they like. A word is the page of its bit 0, which is
@@ -93,16 +167,38 @@ impl PageSet {
     #[inline]
     pub fn push_words(&mut self, first: PageIndex, words: u64, bits: u64) {
         let first = first.get() / 64;
-        self.push_run(Run { first, end: first.saturating_add(words).min(u64::MAX / 64 + 1), bits });
+        self.push_run(Run { first, end: first.saturating_add(words).min(WORDS), bits });
+    }
+
+    /// Adds words in a row, of which few are alike: they are kept as they are.
+    #[inline]
+    pub fn push_line(&mut self, first: PageIndex, words: &[u64]) {
+        let first = first.get() / 64;
+        let end = first.saturating_add(words.len() as u64);
+        match self.parts.last_mut() {
+            Some(last) if last.span().end > first => return self.push_each(first, words),
+            // Its words are the last ones.
+            Some(Part::Each { end: last, .. }) if *last == first && end <= WORDS => *last = end,
+            _ if end > WORDS || words.iter().all(|bits| *bits == 0) => return self.push_each(first, words),
+            _ => self.parts.push(Part::Each { first, end, at: self.words.len() }),
+        }
+        self.words.extend_from_slice(words);
+    }
+
+    #[cold]
+    fn push_each(&mut self, first: u64, words: &[u64]) {
+        for (word, bits) in (first..WORDS).zip(words) {
+            self.push_run(Run { first: word, end: word + 1, bits: *bits });
+        }
     }
 
     #[inline]
     fn push_run(&mut self, run: Run) {
-        match self.runs.last_mut() {
+        match self.parts.last_mut() {
             _ if run.bits == 0 || run.first >= run.end => {}
-            Some(last) if last.end == run.first && last.bits == run.bits => last.end = run.end,
-            Some(last) if last.end > run.first => self.push_before(run.first, run.end, run.bits),
-            _ => self.runs.push(run),
+            Some(Part::Alike(last)) if last.end == run.first && last.bits == run.bits => last.end = run.end,
+            Some(last) if last.span().end > run.first => self.push_before(run.first, run.end, run.bits),
+            _ => self.parts.push(Part::Alike(run)),
         }
     }
 
@@ -110,10 +206,23 @@ impl PageSet {
     /// usual way, too, and wait there between two exchanges of a take.
     #[cold]
     fn push_before(&mut self, first: u64, end: u64, bits: u64) {
-        let tail = self.runs.partition_point(|before| before.end <= first);
-        let mut tail = Self { runs: self.runs.split_off(tail) };
-        tail.merge(&Self { runs: vec![Run { first, end, bits }] });
-        tail.runs.into_iter().for_each(|run| self.push_run(run));
+        let tail = self.part_from(first);
+        let mut after = Self { parts: self.parts.split_off(tail), words: Vec::new() };
+        let at = after.parts.iter().find_map(|part| match part {
+            Part::Each { at, .. } => Some(*at),
+            Part::Alike(_) => None,
+        });
+        // What is left has the words up to there.
+        if let Some(from) = at {
+            after.words = self.words.split_off(from);
+            for part in &mut after.parts {
+                if let Part::Each { at, .. } = part {
+                    *at -= from;
+                }
+            }
+        }
+        after.merge(&Self { parts: vec![Part::Alike(Run { first, end, bits })], words: Vec::new() });
+        after.alike().for_each(|run| self.push_run(run));
     }
 
     /// Adds a range.
@@ -140,8 +249,8 @@ impl PageSet {
         if self.is_empty() {
             return self.clone_from(other);
         }
-        let mut a = core::mem::take(&mut self.runs).into_iter().peekable();
-        let mut b = other.runs.iter().copied().peekable();
+        let before = core::mem::take(self);
+        let (mut a, mut b) = (before.alike().peekable(), other.alike().peekable());
         while let (Some(x), Some(y)) = (a.peek_mut(), b.peek_mut()) {
             // Up to where the next of all starts and ends lies, the two are alike from word to word.
             let first = x.first.min(y.first);
@@ -162,76 +271,143 @@ impl PageSet {
     /// each range beside it.
     pub fn within(&self, ranges: &[PageRange]) -> Self {
         let (mut set, mut rest) = (Self::new(), ranges);
-        for run in &self.runs {
-            rest = &rest[rest.partition_point(|range| range.end.get() <= run.first.saturating_mul(64))..];
-            let meeting = rest.iter().take_while(|range| range.start.get() / 64 < run.end);
-            for range in meeting.filter(|range| !range.is_empty()) {
-                run.within(*range, |part| set.push_run(part));
+        for part in &self.parts {
+            let all = part.range();
+            rest = &rest[rest.partition_point(|range| range.end <= all.start)..];
+            match self.words_of(part) {
+                Words::Each(_, words) if rest.first().is_some_and(|r| r.start <= all.start && all.end <= r.end) => {
+                    set.push_line(all.start, words);
+                }
+                part => {
+                    for run in part.alike() {
+                        rest = &rest[rest.partition_point(|range| range.end.get() <= run.first.saturating_mul(64))..];
+                        let meeting = rest.iter().take_while(|range| range.start.get() / 64 < run.end);
+                        for range in meeting.filter(|range| !range.is_empty()) {
+                            run.within(*range, |part| set.push_run(part));
+                        }
+                    }
+                }
             }
         }
         set
     }
 
-    /// The runs that have a word in common with `range`. Finding them costs a search.
-    pub(crate) fn meeting(&self, range: PageRange) -> &[Run] {
-        if range.is_empty() {
-            return &[];
+    /// The number of the first part with a word from `word` on.
+    #[inline]
+    fn part_from(&self, word: u64) -> usize {
+        self.parts.partition_point(|part| part.span().end <= word)
+    }
+
+    #[inline]
+    fn words_of(&self, part: &Part) -> Words<'_> {
+        match *part {
+            Part::Alike(run) => Words::Alike(run),
+            Part::Each { first, end, at } => Words::Each(first, &self.words[at..at + (end - first) as usize]),
         }
-        let (first, last) = (range.start.get() / 64, (range.end.get() - 1) / 64);
-        let from = &self.runs[self.runs.partition_point(|run| run.end <= first)..];
-        &from[..from.partition_point(|run| run.first <= last)]
+    }
+
+    /// The parts that have a word in common with `range`; of those whose words differ only such words. Finding them costs a search.
+    pub(crate) fn meeting(&self, range: PageRange) -> impl ExactSizeIterator<Item = Words<'_>> + Clone {
+        let (first, last) = (range.start.get() / 64, range.end.get().saturating_sub(1) / 64);
+        let from = if range.is_empty() { &[][..] } else { &self.parts[self.part_from(first)..] };
+        let parts = &from[..from.partition_point(|part| part.span().start <= last)];
+        parts.iter().map(move |part| match self.words_of(part) {
+            Words::Each(at, words) => {
+                let cut = first.saturating_sub(at)..(last + 1 - at).min(words.len() as u64);
+                Words::Each(at + cut.start, &words[cut.start as usize..cut.end as usize])
+            }
+            alike => alike,
+        })
+    }
+
+    /// The first page from `from` on.
+    pub(crate) fn next(&self, from: PageIndex) -> Option<PageIndex> {
+        let page = |word: u64, bits: u64| Some(PageIndex::new(word * 64 + u64::from(bits.trailing_zeros())));
+        let (word, low) = (from.get() / 64, !0 << (from.get() % 64));
+        let mask = |at: u64| if at == word { low } else { !0 };
+        for part in &self.parts[self.part_from(word)..] {
+            match self.words_of(part) {
+                Words::Alike(run) => {
+                    let first = run.first.max(word);
+                    let mut words = (first..run.end.min(first + 2)).map(|at| (at, run.bits & mask(at)));
+                    if let Some((at, bits)) = words.find(|(_, bits)| *bits != 0) {
+                        return page(at, bits);
+                    }
+                }
+                Words::Each(first, words) => {
+                    let skip = word.saturating_sub(first);
+                    let mut words =
+                        (first + skip..).zip(&words[skip as usize..]).map(|(at, bits)| (at, bits & mask(at)));
+                    if let Some((at, bits)) = words.find(|(_, bits)| *bits != 0) {
+                        return page(at, bits);
+                    }
+                }
+            }
+        }
+        None
     }
 
     /// How many pages.
     pub fn count(&self) -> u64 {
-        self.runs.iter().map(|run| (run.end - run.first) * u64::from(run.bits.count_ones())).sum()
+        let ones = |words: &[u64]| words.iter().map(|bits| u64::from(bits.count_ones())).sum::<u64>();
+        let count = |part| match self.words_of(part) {
+            Words::Alike(run) => (run.end - run.first) * u64::from(run.bits.count_ones()),
+            Words::Each(_, words) => ones(words),
+        };
+        self.parts.iter().map(count).sum()
     }
 
     /// Whether there is none.
     pub fn is_empty(&self) -> bool {
-        self.runs.is_empty()
+        self.parts.is_empty()
+    }
+
+    /// None are left, and the memory for as many is.
+    pub(crate) fn clear(&mut self) {
+        self.parts.clear();
+        self.words.clear();
     }
 
     /// Whether `page` is one of them.
     pub fn contains(&self, page: PageIndex) -> bool {
-        let word = page.get() / 64;
-        let n = self.runs.partition_point(|run| run.end <= word);
-        self.runs.get(n).is_some_and(|run| run.first <= word && run.bits >> (page.get() % 64) & 1 != 0)
+        self.next(page) == Some(page)
+    }
+
+    /// The words that are not zero, as runs of words that are alike.
+    fn alike(&self) -> impl Iterator<Item = Run> + '_ {
+        self.parts.iter().flat_map(|part| self.words_of(part).alike())
     }
 
     /// Words in a row that are alike, by rising page: the page of bit 0 of the first, how many words, and their bits.
     pub fn runs(&self) -> impl Iterator<Item = (PageIndex, u64, u64)> + '_ {
-        self.runs.iter().map(|run| (PageIndex::new(run.first * 64), run.end - run.first, run.bits))
+        self.alike().map(|run| (PageIndex::new(run.first * 64), run.end - run.first, run.bits))
     }
 
     /// The words that have some, by rising page: the page of bit 0, and the bits.
     pub fn words(&self) -> impl Iterator<Item = (PageIndex, u64)> + '_ {
-        let words = |run: &Run| {
-            let bits = run.bits;
-            (run.first..run.end).map(move |word| (PageIndex::new(word * 64), bits))
-        };
-        self.runs.iter().flat_map(words)
+        self.alike().flat_map(|run| (run.first..run.end).map(move |word| (PageIndex::new(word * 64), run.bits)))
     }
 
     /// The pages in as few ranges as they need, by rising page.
     pub fn ranges(&self) -> impl Iterator<Item = PageRange> + '_ {
-        join(self.runs.iter().flat_map(|run| Pieces { run: *run, left: run.bits }))
+        join(self.alike().flat_map(|run| Pieces { run, left: run.bits }))
     }
 
     /// At most `most` ranges, or one, that cover all pages, and others, if it takes too many to name each: for who asks
     /// something harmless of them.
     pub fn cover(&self, most: usize) -> Vec<PageRange> {
         let most = most.max(1);
-        // A range is three runs at most: a word that it begins in, words of ones, a word that it ends in.
-        let few = self.runs.len() <= most.saturating_mul(3);
+        // A range is three runs at most: a word that it begins in, words of ones, a word that it ends in. A part whose words
+        // differ has several.
+        let few = self.parts.len() <= most.saturating_mul(3);
         let mut cover: Vec<_> = self.ranges().take(if few { most.saturating_add(1) } else { 0 }).collect();
-        let (Some(first), Some(last)) = (self.runs.first(), self.runs.last()) else { return cover };
+        let (Some(first), Some(last)) = (self.parts.first(), self.parts.last()) else { return cover };
         // There are at most `8 * most` gaps longer than this; it is doubled until there are few enough.
-        let span = (last.end - first.first).saturating_mul(64);
+        let span = (last.span().end - first.span().start).saturating_mul(64);
         let mut gap = (span / (most as u64).saturating_mul(8).saturating_add(1)).max(64);
         if cover.len() > most || !few {
             cover.clear();
-            for range in join(self.runs.iter().map(Run::range)) {
+            for range in join(self.alike().map(|run| run.range())) {
                 match cover.last_mut() {
                     Some(last) if range.start.get() - last.end.get() <= gap => last.end = range.end,
                     _ => cover.push(range),
@@ -252,6 +428,9 @@ impl PageSet {
         cover
     }
 }
+
+/// Words of all numbers that a page may have.
+const WORDS: u64 = u64::MAX / 64 + 1;
 
 /// Joins ranges that touch. They rise.
 fn join(ranges: impl Iterator<Item = PageRange>) -> impl Iterator<Item = PageRange> {

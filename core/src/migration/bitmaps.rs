@@ -17,7 +17,7 @@
 
 use super::bits::{Bits, SharedBits};
 use crate::addr::{PAGE_BITS, PageIndex, PageRange};
-use crate::dirty::{DirtyLog, LogError, PageSet};
+use crate::dirty::{DirtyLog, LogError, PageSet, Run, Words};
 use crate::ram::RamBlock;
 use core::fmt;
 use core::ops::Range;
@@ -100,36 +100,27 @@ impl DirtyPages {
 
     /// As `absorb`, of the pages in `part`, which lies in the block.
     fn absorb_part(&self, pages: &PageSet, part: PageRange) -> u64 {
-        let runs = pages.meeting(part);
-        if runs.is_empty() {
+        let mut parts = pages.meeting(part);
+        if parts.len() == 0 {
             return 0;
         }
         let base = self.all.start.get() / 64;
         let maps = &mut *self.maps();
-        let mut newly = 0;
-        let mut chunk = None;
+        let mut add = Add { maps, shift: self.shift, base, newly: 0, chunks: 0..0 };
         // Lone words are far apart: their lines are on the way before it is their turn. Of long runs the hardware sees to it.
-        let mut ahead = runs.iter();
-        for (n, run) in runs.iter().enumerate() {
+        let mut ahead = parts.clone();
+        for n in 0.. {
             if n % AHEAD == 0 {
                 let more = if n == 0 { 2 * AHEAD } else { AHEAD };
-                ahead.by_ref().take(more).for_each(|run| maps.dirty.prefetch(run.first.saturating_sub(base)));
+                ahead.by_ref().take(more).for_each(|part| add.prefetch(&part));
             }
-            run.within(part, |run| {
-                let words = run.first - base..run.end - base;
-                newly += match run.bits {
-                    u64::MAX => maps.dirty.fill_words(words.clone()),
-                    bits => words.clone().map(|word| maps.dirty.or_word(word, bits)).sum(),
-                };
-                // A chunk is a word at least.
-                let chunk_of = |word: u64| (word * 64) >> self.shift.0;
-                let chunks = chunk_of(words.start)..chunk_of(words.end - 1) + 1;
-                if chunk.as_ref() != Some(&chunks) {
-                    maps.clear.set(chunks.clone());
-                    chunk = Some(chunks);
-                }
-            });
+            match parts.next() {
+                None => break,
+                Some(Words::Each(first, words)) => add.each(first, words, part),
+                Some(words) => words.alike().for_each(|run| run.within(part, |run| add.run(run))),
+            }
         }
+        let newly = add.newly;
         maps.count += newly;
         newly
     }
@@ -172,6 +163,77 @@ impl DirtyPages {
         let chunk = page >> self.shift.0;
         let end = ((chunk + 1) << self.shift.0).min(maps.dirty.len());
         maps.clear.take(chunk).then_some(chunk << self.shift.0..end)
+    }
+}
+
+/// An absorption under way.
+struct Add<'m> {
+    maps: &'m mut Maps,
+    shift: ChunkShift,
+    /// The number of the block's first word.
+    base: u64,
+    newly: u64,
+    /// The chunks that were set last.
+    chunks: Range<u64>,
+}
+
+impl Add<'_> {
+    #[inline]
+    fn prefetch(&self, part: &Words<'_>) {
+        let first = match part {
+            Words::Alike(run) => run.first,
+            Words::Each(first, _) => *first,
+        };
+        self.maps.dirty.prefetch(first.saturating_sub(self.base));
+    }
+
+    #[inline]
+    fn run(&mut self, run: Run) {
+        let words = run.first - self.base..run.end - self.base;
+        self.newly += match run.bits {
+            u64::MAX => self.maps.dirty.fill_words(words.clone()),
+            bits => words.clone().map(|word| self.maps.dirty.or_word(word, bits)).sum(),
+        };
+        self.chunks(words);
+    }
+
+    fn each(&mut self, mut first: u64, mut words: &[u64], part: PageRange) {
+        let (start, end) = (part.start.get(), part.end.get());
+        let mut cut = |word, bits| Run { first: word, end: word + 1, bits }.within(part, |run| self.run(run));
+        if let Some((bits, rest)) = words.split_first()
+            && start > first * 64
+        {
+            cut(first, *bits);
+            (first, words) = (first + 1, rest);
+        }
+        if let Some((bits, rest)) = words.split_last()
+            && end < (first + words.len() as u64) * 64
+        {
+            cut(first + rest.len() as u64, *bits);
+            words = rest;
+        }
+        let (mut first, mut left) = (first - self.base, words);
+        self.newly += self.maps.dirty.or_words(first, words);
+        while !left.is_empty() {
+            let chunk = (first * 64) >> self.shift.0;
+            let end = ((chunk + 1) << self.shift.0) / 64;
+            let (these, rest) = left.split_at(left.len().min((end - first) as usize));
+            if these.iter().any(|bits| *bits != 0) {
+                self.chunks(first..end);
+            }
+            (first, left) = (end, rest);
+        }
+    }
+
+    /// The log of these words is to be cleared. A chunk is a word at least.
+    #[inline]
+    fn chunks(&mut self, words: Range<u64>) {
+        let chunk_of = |word: u64| (word * 64) >> self.shift.0;
+        let chunks = chunk_of(words.start)..chunk_of(words.end - 1) + 1;
+        if self.chunks != chunks {
+            self.maps.clear.set(chunks.clone());
+            self.chunks = chunks;
+        }
     }
 }
 
@@ -326,7 +388,7 @@ pub fn sync(log: &DirtyLog, what: &[(Arc<RamBlock>, Range<u64>)], timeout: Optio
     let harvest = log.sync_within(&ranges, timeout)?;
     // Two runs of one block may overlap: the second then finds nothing new.
     let newly = into.iter().map(|(map, range)| map.absorb_part(harvest.pages(), *range)).sum();
-    harvest.commit();
+    log.reuse(harvest.commit());
     Ok(newly)
 }
 

@@ -91,6 +91,21 @@ impl Bits {
         new.count_ones().into()
     }
 
+    /// Sets these bits in the words from `word` on; returns how many of them were 0.
+    pub(super) fn or_words(&mut self, word: u64, bits: &[u64]) -> u64 {
+        let whole = usize::try_from(self.len / 64).unwrap_or(usize::MAX);
+        let first = usize::try_from(word).unwrap_or(usize::MAX).min(whole);
+        let (inside, rest) = bits.split_at(bits.len().min(whole - first));
+        let words = &mut self.memory[self.start..][first..first + inside.len()];
+        let mut newly = 0;
+        for (had, bits) in words.iter_mut().zip(inside) {
+            newly += u64::from((*bits & !*had).count_ones());
+            *had |= bits;
+        }
+        // The last word may stand out.
+        newly + rest.first().map_or(0, |bits| self.or_word(word + inside.len() as u64, *bits))
+    }
+
     /// Sets a run of bits; returns how many of them were 0.
     #[inline]
     pub(super) fn set(&mut self, bits: Range<u64>) -> u64 {
