@@ -185,8 +185,8 @@ fn a_hundred_thousand_blocks_are_translated_once() {
         let VcpuStats { tb, tier0, retired, .. } = walk(flags, 0, BLOCKS, 20);
         assert!(retired > 20 * BLOCKS, "{retired} instructions");
         assert!(tb.translated < BLOCKS + 100 && tb.evicted == 0, "{tb:?}");
-        // Six runs to get warm.
-        assert!(tier0 < 7 * BLOCKS, "{tier0} in tier 0");
+        // Six runs to get warm, and those that are forgotten when the counts grow.
+        assert!(tier0 < 9 * BLOCKS, "{tier0} in tier 0");
     }
 }
 
@@ -217,5 +217,5 @@ fn code_of_a_megabyte_is_hot_as_soon_as_a_small_loop() {
     assert_eq!(vm.x(A0), 20 * 30 * PIECES);
     let VcpuStats { tb, tier0, entries, .. } = vm.vcpu.stats();
     assert!(tb.evicted == 0 && tb.translated < PIECES + 100, "{tb:?}");
-    assert!(tier0 < 7 * 34 * PIECES && entries < 10 * PIECES, "{tier0} in tier 0, entered {entries} times");
+    assert!(tier0 < 8 * 34 * PIECES && entries < 10 * PIECES, "{tier0} in tier 0, entered {entries} times");
 }

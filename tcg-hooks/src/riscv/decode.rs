@@ -2,7 +2,7 @@
 //!
 //! ```text
 //!   word ─ opcode[6:2], funct3 ─▶ INDEX[…] ─ two bits of funct7 ─▶ ROWS[…] ─ mask, value ─▶ Row: operand masks
-//!          └ OP-FP: funct7 ───────┘                                  └─ else the others of its list: atomics, system, B
+//!                                             └─ else the others of its list: atomics, system, B; OP-FP: a list by funct7
 //! ```
 //!
 //! Both arrays are folded from `opcodes::PATTERNS` at compile time. A row has masks in place of a format, since a jump
@@ -120,10 +120,10 @@ impl Packed {
     /// As [`decode`].
     #[inline(always)]
     pub(crate) fn long(bits: u32) -> Packed {
-        let Slot { first, choose, more, .. } = INDEX[key(bits)];
+        let Slot { first, choose, .. } = INDEX[key(bits)];
         let mut row = &ROWS[usize::from(first.wrapping_add(u16::from(choice(bits) & choose))) % ROWS.len()];
         if bits & row.mask != row.value {
-            row = rare(bits, first, more);
+            row = rare(bits);
         }
         row.operands(bits)
     }
@@ -178,16 +178,17 @@ pub fn decode(bits: u32) -> Insn {
 /// What is not the first of its list, or nothing.
 #[cold]
 #[inline(never)]
-fn rare(bits: u32, first: u16, more: u8) -> &'static Row {
-    let mut rows = (1..=u16::from(more)).map(|n| &ROWS[usize::from(first.wrapping_add(n)) % ROWS.len()]);
+fn rare(bits: u32) -> &'static Row {
+    // No key of OP-FP has a list of its own: its funct3 may be a rounding mode.
+    let key = if bits & 0x7c == OP_FP { FLOATS + (bits >> 25) as usize } else { key(bits) };
+    let Slot { first, more, .. } = INDEX[key];
+    let mut rows = (0..=u16::from(more)).map(|n| &ROWS[usize::from(first.wrapping_add(n)) % ROWS.len()]);
     rows.find(|row| bits & row.mask == row.value).unwrap_or(&NOTHING)
 }
 
 #[inline(always)]
 const fn key(bits: u32) -> usize {
-    let floats = FLOATS + (bits >> 25) as usize;
-    let others = ((bits >> 2 & 0x1f) << 3 | bits >> 12 & 7) as usize;
-    if bits & 0x7c == OP_FP { floats } else { others }
+    ((bits >> 2 & 0x1f) << 3 | bits >> 12 & 7) as usize
 }
 
 /// What tells arithmetic operations of one key apart: bits 25 and 30 of the word, as bits 0 and 1. Words with other bits
@@ -197,7 +198,7 @@ const fn choice(bits: u32) -> u8 {
     ((bits >> 25 & 1) | (bits >> 29 & 2)) as u8
 }
 
-/// The opcode of floating-point arithmetic, whose funct3 may be a rounding mode: it is looked up by its upper seven bits.
+/// The opcode of floating-point arithmetic, which is looked up by its upper seven bits.
 const OP_FP: u32 = 0b10100 << 2;
 /// The first of the keys for that.
 const FLOATS: usize = 256;
