@@ -10,16 +10,83 @@ use notdirty::{EngineKind, Machine, MachineExit, Program, RunLimits};
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
-fn machine(how: Crash, harts: usize, frame_pointers: bool, engine: EngineKind) -> Machine {
-    let (image, symbols) = crash(how, harts as i32 - 1, frame_pointers);
+/// What the guest keeps, and its file says, of its frames.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Frames {
+    Pointers,
+    Nothing,
+    EhFrame,
+    DebugFrame,
+}
+
+impl Frames {
+    const ALL: [(Frames, &str); 4] = [
+        (Frames::Pointers, "frame pointers"),
+        (Frames::Nothing, "no frame pointers"),
+        (Frames::EhFrame, "no frame pointers, .eh_frame"),
+        (Frames::DebugFrame, "no frame pointers, .debug_frame"),
+    ];
+}
+
+/// Where `.eh_frame` says that it is.
+const EH_FRAME: u64 = 0x8010_0000;
+
+/// The section for functions that begin with `addi sp, sp, -32` and `sd ra, 24(sp)`, and for one without a caller.
+fn frame_section(eh: bool, symbols: &[(&'static str, u64, u64)]) -> Vec<u8> {
+    let address = |name: &str| symbols.iter().find(|symbol| symbol.0 == name).expect("a symbol").1;
+    let mut out = Vec::new();
+    let entry = |out: &mut Vec<u8>, mut body: Vec<u8>| {
+        // DW_CFA_nop
+        body.resize(body.len().next_multiple_of(8) + 4, 0);
+        out.extend((body.len() as u32).to_le_bytes());
+        out.extend(body);
+    };
+    // Version 1; augmentation "zR" (pointers are relative, of 4 bytes) or none; factors 1 and -8; ra is the return
+    // address; DW_CFA_def_cfa sp, 0.
+    let id = if eh { 0u32 } else { !0 };
+    let augmentation: &[u8] = if eh { b"zR\0\x01\x78\x01\x01\x1b" } else { b"\0\x01\x78\x01" };
+    entry(&mut out, [&id.to_le_bytes()[..], &[1], augmentation, &[0x0c, 2, 0]].concat());
+    // DW_CFA_advance_loc 4, DW_CFA_def_cfa_offset 32, DW_CFA_offset ra at CFA - 8; DW_CFA_undefined ra.
+    let framed: &[u8] = &[0x44, 0x0e, 32, 0x81, 1];
+    for (name, next, undo) in [("main", "inner", framed), ("inner", "handler", framed), ("_start", "main", &[0x07, 1])]
+    {
+        let (start, len) = (address(name), address(next) - address(name));
+        let cie = if eh { out.len() as u32 + 4 } else { 0 };
+        let mut body = cie.to_le_bytes().to_vec();
+        if eh {
+            let place = EH_FRAME + out.len() as u64 + 8;
+            body.extend((start.wrapping_sub(place) as u32).to_le_bytes());
+            body.extend((len as u32).to_le_bytes());
+            body.push(0);
+        } else {
+            body.extend(start.to_le_bytes());
+            body.extend(len.to_le_bytes());
+        }
+        body.extend(undo);
+        entry(&mut out, body);
+    }
+    out
+}
+
+fn elf(how: Crash, hart: i32, frames: Frames) -> Elf {
+    let (image, symbols) = crash(how, hart, frames == Frames::Pointers);
     let mut elf = Elf::new(image.load_addr, image.bytes);
+    elf.section = match frames {
+        Frames::Pointers | Frames::Nothing => None,
+        Frames::EhFrame => Some((".eh_frame", EH_FRAME, frame_section(true, &symbols))),
+        Frames::DebugFrame => Some((".debug_frame", 0, frame_section(false, &symbols))),
+    };
     elf.symbols = symbols;
-    let program = Program::ElfBytes("crash.elf".into(), elf.bytes());
+    elf
+}
+
+fn machine(elf: Vec<u8>, harts: usize, engine: EngineKind) -> Machine {
+    let program = Program::ElfBytes("crash.elf".into(), elf);
     Machine::builder().ram_size(4 << 20).harts(harts).engine(engine).program(program).build().expect("a machine")
 }
 
-fn report(how: Crash, harts: usize, frame_pointers: bool, engine: EngineKind) -> String {
-    let mut machine = machine(how, harts, frame_pointers, engine);
+fn report(how: Crash, harts: usize, frames: Frames, engine: EngineKind) -> String {
+    let mut machine = machine(elf(how, harts as i32 - 1, frames).bytes(), harts, engine);
     let limits = RunLimits { max_insns: None, deadline: Some(Instant::now() + Duration::from_secs(60)) };
     let crashed = match machine.run(&limits) {
         MachineExit::Unhandled(crashed) => crashed,
@@ -34,11 +101,10 @@ fn each_kind_of_crash_is_told_by_its_first_trap() {
     let mut all = String::new();
     for harts in [1, 2] {
         for how in Crash::ALL {
-            for frame_pointers in [true, false] {
-                let text = report(how, harts, frame_pointers, EngineKind::Jit);
-                let frames = if frame_pointers { "frame pointers" } else { "no frame pointers" };
-                all += &format!("--- {how:?}, harts: {harts}, {frames}\n{text}");
-                let oracle = report(how, harts, frame_pointers, EngineKind::Interp);
+            for (frames, name) in Frames::ALL {
+                let text = report(how, harts, frames, EngineKind::Jit);
+                all += &format!("--- {how:?}, harts: {harts}, {name}\n{text}");
+                let oracle = report(how, harts, frames, EngineKind::Interp);
                 assert_eq!(text, oracle, "{how:?} on {harts} harts: JIT, then oracle");
             }
         }
@@ -53,13 +119,55 @@ fn each_kind_of_crash_is_told_by_its_first_trap() {
 }
 
 #[test]
+fn compiled_code_without_frame_pointers_is_unwound_by_either_section() {
+    let dir = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("programs/build/crash");
+    for section in ["eh_frame", "debug_frame"] {
+        let file = dir.join(section).with_extension("elf");
+        let Ok(elf) = std::fs::read(&file) else {
+            println!("SKIPPED {}: not there (make guests needs a cross compiler)", file.display());
+            continue;
+        };
+        for engine in [EngineKind::Jit, EngineKind::Interp] {
+            let mut machine = machine(elf.clone(), 1, engine);
+            let limits = RunLimits { max_insns: None, deadline: Some(Instant::now() + Duration::from_secs(60)) };
+            assert!(matches!(machine.run(&limits), MachineExit::Unhandled(_)), "{section}");
+            let report = machine.crash_report(0).expect("a report");
+            let (_, callers) = report.split_once("called from, by DWARF:\n").expect(&report);
+            let names = callers.lines().map_while(|line| Some(line.split_once('<')?.1.split(['+', '>']).next()));
+            let names: Vec<&str> = names.map(|name| name.expect("a name")).collect();
+            assert_eq!(names, ["outer", "changing", "twice", "twice", "twice", "twice", "main", "_start"], "{report}");
+            assert!(report.contains("<leaf"), "{report}");
+        }
+    }
+}
+
+#[test]
+fn tables_of_frames_with_any_byte_spoiled_are_read_to_the_end() {
+    for (frames, eh) in [(Frames::EhFrame, true), (Frames::DebugFrame, false)] {
+        let mut elf = elf(Crash::Load, 0, frames);
+        let good = frame_section(eh, &elf.symbols);
+        let symbols = elf.symbols.clone();
+        let inner = symbols.iter().find(|symbol| symbol.0 == "inner").expect("a symbol").1;
+        for at in 0..good.len() {
+            for byte in [0, 1, 0x7f, 0x80, 0xff] {
+                let mut bytes = good.clone();
+                bytes[at] = byte;
+                elf.section = elf.section.map(|(name, address, _)| (name, address, bytes));
+                let machine = machine(elf.bytes(), 1, EngineKind::Interp);
+                let mut x = [0; 32];
+                (x[1], x[2]) = (inner, 0x8000_1000);
+                for pc in [inner, inner + 4, inner + 12] {
+                    assert!(machine.callers(pc, &x).1.len() <= 32);
+                }
+            }
+        }
+    }
+}
+
+#[test]
 fn a_hart_that_crashes_beside_one_that_goes_on_is_told_at_the_deadline() {
     // Hart 1 crashes at once; hart 0 spins.
-    let (image, symbols) = crash(Crash::Load, 1, true);
-    let mut elf = Elf::new(image.load_addr, image.bytes);
-    elf.symbols = symbols;
-    let program = Program::ElfBytes("crash.elf".into(), elf.bytes());
-    let mut machine = Machine::builder().ram_size(4 << 20).harts(2).program(program).build().expect("a machine");
+    let mut machine = machine(elf(Crash::Load, 1, Frames::Pointers).bytes(), 2, EngineKind::Jit);
     // An idle loop in place of wfi.
     let wfi = (0..0x40).step_by(2).map(|at| machine.ram_range().start + at);
     let mut word = [0; 4];
@@ -76,7 +184,7 @@ fn a_hart_that_crashes_beside_one_that_goes_on_is_told_at_the_deadline() {
 
 #[test]
 fn callers_are_looked_for_wherever_the_stack_and_frame_pointers_point() {
-    let machine = machine(Crash::Load, 1, true, EngineKind::Interp);
+    let machine = machine(elf(Crash::Load, 0, Frames::EhFrame).bytes(), 1, EngineKind::Interp);
     let ram = machine.ram_range();
     let hostile: Vec<u64> = [0, ram.start, ram.end, 1 << 63, 0x1000_0000]
         .into_iter()

@@ -17,6 +17,7 @@
 use core::ops::Range;
 
 use super::bytes::Bytes;
+use super::frames::FrameTables;
 use super::isa;
 use super::sections::{self, Sections};
 use super::symbols::SymbolTable;
@@ -108,6 +109,8 @@ pub struct ElfFile<'f> {
     pub segments: Vec<Segment<'f>>,
     /// Names for logs.
     pub symbols: SymbolTable,
+    /// How frames are undone.
+    pub frames: FrameTables,
     /// What the file asks for or should have and does not, a line each.
     pub warnings: Vec<String>,
 }
@@ -146,7 +149,8 @@ pub fn parse(file: &[u8], ram: Range<u64>) -> Result<ElfFile<'_>, ElfError> {
         warnings.push(format!("its symbols cannot be read: {why}"));
         SymbolTable::default()
     });
-    Ok(ElfFile { entry, segments, symbols, warnings })
+    let frames = sections.frames(bytes);
+    Ok(ElfFile { entry, segments, symbols, frames, warnings })
 }
 
 /// One program header: its offset, `p_type`, `p_offset`, `p_filesz`.

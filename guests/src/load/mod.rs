@@ -12,6 +12,7 @@
 
 mod bytes;
 pub mod elf;
+mod frames;
 mod hex;
 mod isa;
 mod magic;
@@ -27,6 +28,7 @@ use std::path::{Path, PathBuf};
 use notdirty_softmmu::{AddressSpace, GuestPhys};
 
 pub use elf::ElfError;
+pub use frames::FrameTables;
 pub use hex::HexError;
 use magic::Kind;
 pub use raw::RawError;
@@ -119,6 +121,8 @@ pub struct Loaded {
     pub entry: u64,
     /// Names for logs; empty for raw images.
     pub symbols: SymbolTable,
+    /// How frames are undone, for crash reports; empty where the file does not say.
+    pub frames: FrameTables,
 }
 
 /// Loads a program; what is written over live code invalidates it.
@@ -157,7 +161,7 @@ fn load_file(source: &mut Source, space: &AddressSpace, ram: Range<u64>) -> Resu
     for (addr, bytes) in &records.parts {
         write(&source.name, space, *addr, bytes)?;
     }
-    Ok(Loaded { entry: records.entry, symbols: SymbolTable::default() })
+    Ok(Loaded { entry: records.entry, ..Loaded::default() })
 }
 
 fn load_elf(file: &str, bytes: &[u8], space: &AddressSpace, ram: Range<u64>) -> Result<Loaded, LoadError> {
@@ -169,7 +173,7 @@ fn load_elf(file: &str, bytes: &[u8], space: &AddressSpace, ram: Range<u64>) -> 
         write(file, space, segment.base, segment.bytes)?;
         zero(file, space, segment.base + segment.bytes.len() as u64, segment.memory - segment.bytes.len() as u64)?;
     }
-    Ok(Loaded { entry: elf.entry, symbols: elf.symbols })
+    Ok(Loaded { entry: elf.entry, symbols: elf.symbols, frames: elf.frames })
 }
 
 /// `len` is the file's, which may be longer than what was read of it.
@@ -183,7 +187,7 @@ fn load_raw(
 ) -> Result<Loaded, LoadError> {
     raw::check(len, at, ram).map_err(|source| LoadError::Raw { file: file.into(), source })?;
     write(file, space, at, bytes)?;
-    Ok(Loaded { entry: at, symbols: SymbolTable::default() })
+    Ok(Loaded { entry: at, ..Loaded::default() })
 }
 
 /// A file of which the first bytes are read: they say whether the rest is worth it.

@@ -1,4 +1,4 @@
-//! Sections of an ELF file, as far as they are read: the symbol tables, and `.riscv.attributes`.
+//! Sections of an ELF file, as far as they are read: the symbol tables, `.riscv.attributes`, and the tables of frames.
 //!
 //! ```text
 //!   e_shnum, or sh_size of section 0 if that is 0 (0xff00 sections and more)
@@ -7,19 +7,28 @@
 
 use super::bytes::Bytes;
 use super::elf::{ElfError, entry_size, table_entry};
+use super::frames::{FrameSection, FrameTables};
 use super::isa::RISCV_ATTRIBUTES;
 use super::symbols::{SymbolTable, Tables};
 
 const SHT_SYMTAB: u32 = 2;
 const SHN_UNDEF: u16 = 0;
 const SHN_ABS: u16 = 0xfff1;
+/// `e_shstrndx`: the number is in `sh_link` of section 0.
+const SHN_XINDEX: u16 = 0xffff;
+/// `sh_type` of a section without bytes in the file, and `sh_flags` of one that is compressed.
+const SHT_NOBITS: u32 = 8;
+const SHF_COMPRESSED: u64 = 1 << 11;
 /// Bytes of a row of a symbol table.
 const SYMBOL: usize = 24;
 
 /// One section header, as far as it is read.
 struct Section {
     header: u64,
+    name: u32,
     kind: u32,
+    flags: u64,
+    addr: u64,
     offset: u64,
     size: u64,
     link: u32,
@@ -52,6 +61,34 @@ impl Sections {
         bytes.slice(section.offset, section.size, ".riscv.attributes").ok()
     }
 
+    /// `.eh_frame` and `.debug_frame`. Of what is missing or damaged nothing is known.
+    pub fn frames(&self, bytes: Bytes<'_>) -> FrameTables {
+        let section = |name: &str| {
+            let section = self.named(bytes, name)?;
+            let data = bytes.slice(section.offset, section.size, name).ok()?;
+            let whole = section.kind != SHT_NOBITS && section.flags & SHF_COMPRESSED == 0;
+            whole.then(|| FrameSection { address: section.addr, bytes: data.to_vec() })
+        };
+        FrameTables {
+            eh_frame: section(".eh_frame").unwrap_or_default(),
+            debug_frame: section(".debug_frame").unwrap_or_default(),
+        }
+    }
+
+    fn named(&self, bytes: Bytes<'_>, name: &str) -> Option<&Section> {
+        let strings = match bytes.u16(0x3e, "e_shstrndx").ok()? {
+            SHN_XINDEX => self.0.first()?.link as usize,
+            index => index.into(),
+        };
+        let strings = self.0.get(strings)?;
+        let strings = bytes.slice(strings.offset, strings.size, "the names of sections").ok()?;
+        let is = |section: &&Section| {
+            let rest = strings.get(section.name as usize..).unwrap_or_default();
+            rest.strip_prefix(name.as_bytes()).is_some_and(|rest| rest.first() == Some(&0))
+        };
+        self.0.iter().find(is)
+    }
+
     /// The number of program headers, where `e_phnum` has no room for it.
     pub fn extended_phnum(&self) -> Option<u64> {
         self.0.first().map(|first| first.info.into())
@@ -63,6 +100,9 @@ fn section(bytes: Bytes<'_>, table: u64, size: u64, index: u64) -> Result<Sectio
     let at = table_entry(bytes, table, index, size, &name("the row"))?;
     Ok(Section {
         header: at,
+        name: bytes.u32(at, &name("sh_name"))?,
+        flags: bytes.u64(at + 8, &name("sh_flags"))?,
+        addr: bytes.u64(at + 16, &name("sh_addr"))?,
         kind: bytes.u32(at + 4, &name("sh_type"))?,
         offset: bytes.u64(at + 24, &name("sh_offset"))?,
         size: bytes.u64(at + 32, &name("sh_size"))?,

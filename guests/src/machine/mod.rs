@@ -15,6 +15,7 @@ mod builder;
 mod memory;
 mod report;
 mod run;
+mod unwind;
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, PoisonError, RwLock, Weak};
@@ -31,7 +32,7 @@ pub use memory::{Memory, PlugError, PlugSpec, Plugged, RamInfo, ResizeError, Unp
 pub use report::{Callers, CrashedHart};
 
 use crate::devices::{Console, Framebuffer, GuestExit};
-use crate::load::{self, Program, SymbolTable};
+use crate::load::{self, FrameTables, Program, SymbolTable};
 use board::Board;
 
 /// Why a run ended.
@@ -109,6 +110,7 @@ pub struct Machine {
     board: Board,
     clock: Arc<Clock>,
     symbols: Arc<RwLock<SymbolTable>>,
+    frames: FrameTables,
     /// A [`Stop`] was used since a run last ended by one.
     asked: Arc<AtomicBool>,
     /// Until when an odd low half of `tohost` waits for its high half, in instructions of the only hart.
@@ -134,7 +136,16 @@ impl Machine {
         clock: Arc<Clock>,
         symbols: Arc<RwLock<SymbolTable>>,
     ) -> Machine {
-        Machine { vcpus, harts, board, clock, symbols, asked: Arc::default(), half_end: None }
+        Machine {
+            vcpus,
+            harts,
+            board,
+            clock,
+            symbols,
+            frames: FrameTables::default(),
+            asked: Arc::default(),
+            half_end: None,
+        }
     }
 
     /// Runs until the guest ends or a limit is met.
@@ -167,6 +178,7 @@ impl Machine {
         let mut symbols = self.symbols.write().unwrap_or_else(PoisonError::into_inner);
         let entry = loaded.map(|loaded| {
             *symbols = loaded.symbols;
+            self.frames = loaded.frames;
             loaded.entry
         });
         // Of the program before, if this one was refused.

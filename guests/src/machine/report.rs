@@ -4,7 +4,7 @@
 //!   unhandled trap on hart 0: load access fault (mcause 5), mtval 0x10, at pc 0x80000046 <main+0x6>
 //!     its trap handler at 0x0 is not RAM: instruction access fault (mcause 1), mtval 0x0, at pc 0x0
 //!     zero ..  ra ..  sp ..  gp ..              registers, four in a row
-//!     called from, by frame pointers: ..        or what looks like return addresses on the stack
+//!     called from, by frame pointers: ..        or by DWARF, or what looks like return addresses on the stack
 //!     hart 0: pc .., stuck in its trap handler  every hart
 //! ```
 
@@ -15,6 +15,7 @@ use notdirty_tcg::riscv::disasm::REGISTERS;
 use notdirty_tcg::{TrapAt, UnhandledTrap};
 
 use super::Machine;
+use super::unwind::{self, Memory as _};
 
 /// Callers that are shown, at most.
 const CALLERS: usize = 32;
@@ -38,6 +39,8 @@ pub struct CrashedHart {
 /// How the callers were found.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Callers {
+    /// By what the file's `.eh_frame` or `.debug_frame` says (`-g`, `-fasynchronous-unwind-tables`).
+    Dwarf,
     /// By the chain of frame pointers (`-fno-omit-frame-pointer`).
     FramePointers,
     /// What looks like return addresses in `ra` and on the stack: some may be old.
@@ -115,6 +118,7 @@ impl Machine {
         let (how, callers) = self.callers(crash.first.pc, &crash.x);
         if !callers.is_empty() {
             out.push_str(match how {
+                Callers::Dwarf => "  called from, by DWARF:\n",
                 Callers::FramePointers => "  called from, by frame pointers:\n",
                 Callers::Scan => "  called from, by what looks like return addresses in ra and on the stack:\n",
             });
@@ -139,7 +143,12 @@ impl Machine {
         if !self.is_ram(pc) && self.is_return(ra) {
             callers.push(ra);
         }
-        let chain = self.frames(ra, sp, fp);
+        let from = if callers.is_empty() { (pc, false) } else { (ra, true) };
+        if let Some(found) = unwind::callers(&self.frames, self, from, x, CALLERS - callers.len()) {
+            callers.extend(found);
+            return (Callers::Dwarf, callers);
+        }
+        let chain = self.chain(ra, sp, fp);
         if !chain.is_empty() {
             callers.extend(chain.into_iter().filter(|at| callers.first() != Some(at)).collect::<Vec<_>>());
             callers.truncate(CALLERS);
@@ -160,7 +169,7 @@ impl Machine {
     }
 
     /// `ra` lies below the frame pointer and the caller's frame pointer below that; a leaf function keeps the latter only.
-    fn frames(&self, ra: u64, sp: u64, mut fp: u64) -> Vec<u64> {
+    fn chain(&self, ra: u64, sp: u64, mut fp: u64) -> Vec<u64> {
         let mut chain = Vec::new();
         let mut below = sp;
         while chain.len() < CALLERS && fp.is_multiple_of(8) && fp > below {
@@ -181,6 +190,13 @@ impl Machine {
         chain
     }
 
+    fn is_ram(&self, at: u64) -> bool {
+        let memory = self.memory();
+        memory.blocks().iter().any(|block| at.checked_sub(block.base.get()).is_some_and(|off| off < block.size))
+    }
+}
+
+impl unwind::Memory for Machine {
     fn word(&self, at: u64) -> Option<u64> {
         let mut bytes = [0; 8];
         // Devices have registers that change when they are read.
@@ -189,12 +205,6 @@ impl Machine {
         Some(u64::from_le_bytes(bytes))
     }
 
-    fn is_ram(&self, at: u64) -> bool {
-        let memory = self.memory();
-        memory.blocks().iter().any(|block| at.checked_sub(block.base.get()).is_some_and(|off| off < block.size))
-    }
-
-    /// Is there a call just before this address?
     fn is_return(&self, at: u64) -> bool {
         let half = |at: u64| {
             let mut bytes = [0; 2];

@@ -13,13 +13,22 @@ pub struct Elf {
     pub symbols: Vec<(&'static str, u64, u64)>,
     /// The arch string of `.riscv.attributes`.
     pub arch: Option<&'static str>,
+    /// `(name, sh_addr, bytes)` of one more section.
+    pub section: Option<(&'static str, u64, Vec<u8>)>,
 }
 
 impl Elf {
     /// One segment with this code, entered at its start.
     pub fn new(base: u64, code: Vec<u8>) -> Elf {
         let len = code.len() as u64;
-        Elf { entry: base, flags: 1, segments: vec![(base, base, code, len)], symbols: Vec::new(), arch: None }
+        Elf {
+            entry: base,
+            flags: 1,
+            segments: vec![(base, base, code, len)],
+            symbols: Vec::new(),
+            arch: None,
+            section: None,
+        }
     }
 
     /// The file.
@@ -57,9 +66,21 @@ impl Elf {
             sections.push([3, 0, 0, out.len() as u64, names.len() as u64, 0, 0]);
             out.extend(names);
         }
+        let (mut names, mut shstrndx) = (vec![0; sections.len()], 0);
+        if let Some((name, addr, bytes)) = &self.section {
+            sections.push([1, 0, *addr, out.len() as u64, bytes.len() as u64, 0, 0]);
+            out.extend(bytes);
+            shstrndx = sections.len();
+            sections.push([3, 0, 0, out.len() as u64, name.len() as u64 + 2, 0, 0]);
+            names.extend([1, 0]);
+            out.push(0);
+            out.extend(name.bytes());
+            out.push(0);
+        }
+        names.resize(sections.len(), 0u32);
         let table = out.len() as u64;
-        for [kind, flags, addr, offset, size, link, entsize] in &sections {
-            out.extend(0u32.to_le_bytes());
+        for ([kind, flags, addr, offset, size, link, entsize], name) in sections.iter().zip(names) {
+            out.extend(name.to_le_bytes());
             out.extend((*kind as u32).to_le_bytes());
             for field in [flags, addr, offset, size] {
                 out.extend(field.to_le_bytes());
@@ -78,7 +99,9 @@ impl Elf {
         put(&mut out, 0x20, &64u64.to_le_bytes());
         put(&mut out, 0x28, &table.to_le_bytes());
         put(&mut out, 0x30, &self.flags.to_le_bytes());
-        for (at, value) in [(0x34, 64), (0x36, 56), (0x38, segments.len()), (0x3a, 64), (0x3c, sections.len())] {
+        for (at, value) in
+            [(0x34, 64), (0x36, 56), (0x38, segments.len()), (0x3a, 64), (0x3c, sections.len()), (0x3e, shstrndx)]
+        {
             put(&mut out, at, &(value as u16).to_le_bytes());
         }
         for (n, (offset, vaddr, paddr, len, memsz)) in segments.into_iter().enumerate() {
