@@ -148,6 +148,30 @@ fn a_store_is_read_or_comes_with_a_later_take_from_the_start_of_the_log_on() {
     });
 }
 
+/// A page is taken out of a word in which another page is marked meanwhile.
+#[test]
+fn a_take_of_one_page_leaves_the_mark_of_its_neighbour() {
+    model(|| {
+        let list = Arc::new(RamList::new());
+        list.dirty().grow(64).unwrap();
+        let log = list.dirty().start_rings(DirtyClient::MIGRATION, 2).unwrap();
+        let pages = PageRange { start: PageIndex::new(3), end: PageIndex::new(5) };
+        list.dirty().test_and_clear_range(pages, DirtyClient::MIGRATION, &pin(), |_, _| ());
+        let mark = |list: &RamList, page| {
+            list.dirty().set(PageRange::of_page(PageIndex::new(page)), ClientMask::MIGRATION, &pin());
+        };
+        mark(&list, 3);
+        let writer = thread::spawn({
+            let list = list.clone();
+            move || mark(&list, 4)
+        });
+        let mut taken = log.take(&list, None, &pin());
+        writer.join().unwrap();
+        taken.extend(log.take(&list, None, &pin()));
+        assert_eq!(taken.iter().fold(0, |all, (_, bits)| all | bits), 0b11 << 3);
+    });
+}
+
 /// The protocol once more, with its laws as switches. One entry.
 mod twin {
     use super::model;

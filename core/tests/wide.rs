@@ -104,3 +104,45 @@ fn marks_under_two_words_of_the_summary_are_taken_once_each() {
     each_store_is_read_after_its_take(Take::Runs, false, &[2, 0]);
     each_store_is_read_after_its_take(Take::Words, false, &[0, 2]);
 }
+
+/// `before` is marked, and taken with `range`, while another thread marks `meanwhile`: both are found, once each.
+fn a_mark_beside_what_is_taken_stays(range: std::ops::Range<u64>, before: u64, meanwhile: u64) {
+    let pages = |start, end| PageRange { start: PageIndex::new(start), end: PageIndex::new(end) };
+    let mut builder = Builder::new();
+    builder.preemption_bound.get_or_insert(3);
+    builder.max_branches = 100_000;
+    builder.check(move || {
+        let dirty = Arc::new(DirtyMemory::new());
+        dirty.grow(PAGES).unwrap();
+        let take = |range| {
+            let mut taken = PageSet::new();
+            dirty.take(range, CLIENT, &pin(), &mut taken);
+            [before, meanwhile].map(|page| usize::from(taken.contains(PageIndex::new(page))))
+        };
+        take(pages(0, PAGES));
+        dirty.set(page(before), ClientMask::MIGRATION, &pin());
+        let setter = thread::spawn({
+            let dirty = dirty.clone();
+            move || dirty.set(page(meanwhile), ClientMask::MIGRATION, &pin())
+        });
+        let first = take(pages(range.start, range.end));
+        setter.join().unwrap();
+        let rest = take(pages(0, PAGES));
+        assert_eq!([first[0] + rest[0], first[1] + rest[1]], [1, 1]);
+    });
+}
+
+#[test]
+fn a_take_of_a_part_of_a_word_leaves_the_marks_of_the_rest() {
+    a_mark_beside_what_is_taken_stays(0..10, 5, 20);
+}
+
+#[test]
+fn a_take_of_a_line_leaves_the_mark_of_the_next_line_under_its_word_of_the_summary() {
+    a_mark_beside_what_is_taken_stays(0..LINE, 5, LINE + 5);
+}
+
+#[test]
+fn a_mark_in_a_clean_line_is_found_while_all_lines_of_its_word_of_the_summary_are_taken() {
+    a_mark_beside_what_is_taken_stays(0..PAGES, 5, LINE + 5);
+}
