@@ -40,6 +40,9 @@ pub struct JitFlags {
     /// Speculate right: the constant is that of the RAM the vCPU starts in. Off, no RAM has it, and every access is done
     /// as in RAM that was plugged or is seen twice.
     pub flat_ram: bool,
+    /// Let a probe compare the alignment, which costs nothing, but where a site is misaligned often; off: an addition
+    /// for each access of more than a byte.
+    pub aligned: bool,
     /// Let several accesses off one base register share one TLB check.
     pub elide: bool,
     /// Use all 16 Ki entries of the TLB; off: 256, as QEMU starts with.
@@ -72,6 +75,7 @@ impl Default for JitFlags {
             jump_cache: true,
             flat_addend: true,
             flat_ram: true,
+            aligned: true,
             elide: true,
             big_tlb: true,
             plain_index: true,
@@ -88,7 +92,7 @@ impl Default for JitFlags {
 
 impl JitFlags {
     /// Names of the switches, in the order of [`JitFlags::set`]'s bits.
-    pub const NAMES: [&str; 16] = [
+    pub const NAMES: [&str; 17] = [
         "regions",
         "pinned",
         "remap",
@@ -96,6 +100,7 @@ impl JitFlags {
         "jump_cache",
         "flat_addend",
         "flat_ram",
+        "aligned",
         "elide",
         "big_tlb",
         "plain_index",
@@ -117,6 +122,7 @@ impl JitFlags {
             "jump_cache" => &mut self.jump_cache,
             "flat_addend" => &mut self.flat_addend,
             "flat_ram" => &mut self.flat_ram,
+            "aligned" => &mut self.aligned,
             "elide" => &mut self.elide,
             "big_tlb" => &mut self.big_tlb,
             "plain_index" => &mut self.plain_index,

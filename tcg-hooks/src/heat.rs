@@ -161,6 +161,18 @@ impl Heat {
         }
     }
 
+    /// The code at `pc` was hot a moment ago, and nothing wrote to it: its next run is worth translating.
+    pub(crate) fn kindle(&mut self, pc: u64) {
+        if let Some(spot) = self.dead.known(pc) {
+            *spot = spot.with((WARM << (2 * spot.deaths())) - 1, spot.deaths());
+            return;
+        }
+        let count = self.count(pc);
+        let new = *count == 0;
+        *count = *count & DIED | (WARM - 1) as u8;
+        self.used += usize::from(new);
+    }
+
     /// The TB at `pc` died after `age` instructions because its bytes were written.
     /// Returns how often it must run before it is translated again.
     pub(crate) fn died(&mut self, pc: u64, age: u64) -> u32 {
@@ -299,6 +311,17 @@ mod tests {
         heat.count_run(0x8000_0000);
         heat.cool(0x8000_0000);
         assert_eq!(runs(&mut heat), 4 * WARM);
+    }
+
+    #[test]
+    fn code_that_is_kindled_is_hot_at_its_next_run_and_keeps_its_deaths() {
+        let mut heat = Heat::new(CACHE);
+        let runs = |heat: &mut Heat| (1..).find(|_| heat.count_run(0x8000_0000)).unwrap_or(0);
+        heat.kindle(0x8000_0000);
+        assert_eq!((heat.used, runs(&mut heat), heat.used, runs(&mut heat)), (1, 1, 0, WARM));
+        heat.died(0x8000_0000, 10);
+        heat.kindle(0x8000_0000);
+        assert_eq!((runs(&mut heat), runs(&mut heat)), (1, 4 * WARM));
     }
 
     /// How many rounds over these pcs it takes until each was hot once.

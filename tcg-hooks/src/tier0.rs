@@ -273,11 +273,11 @@ fn rare(core: &mut Core, ctx: &mut Context, insn: &Insn, pc: u64) -> Flow {
     }
     if insn.op == Op::Fence {
         if insn.orders_stores_before_loads() {
-            std::sync::atomic::fence(std::sync::atomic::Ordering::SeqCst);
+            notdirty_core::fence_after_store();
         }
         return Flow::Next(next);
     }
-    match execute(core, ctx, &Site { pc, insn: *insn, refund: 0, begin: false }) {
+    match execute(core, ctx, &Site { pc, insn: *insn, refund: 0, begin: false, odd: 0 }) {
         Outcome::Next => Flow::Next(next),
         Outcome::Go(pc) => Flow::Jump(pc),
         Outcome::Leave(pc) => Flow::Look(pc),

@@ -12,13 +12,15 @@ use notdirty_softmmu::{GuestPhys, MemSize, MmioDevice};
 use notdirty_tcg::cpu::CpuState;
 use notdirty_tcg::riscv::Op;
 use notdirty_tcg::riscv::csr::num;
-use notdirty_tcg::{EngineKind, JitFlags};
+use notdirty_tcg::{EngineKind, JitFlags, VcpuStats};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 const HANDLER: u64 = RAM + 0x800;
 /// Eight bytes in the middle of the program, on lines of its own code.
 const INSIDE: u64 = RAM + 0x1010;
+/// The places, for a program that goes through them.
+const TABLE: u64 = RAM + 0x5_0000;
 const DATA: u64 = RAM + 0x6_0000;
 const LOG: u64 = RAM + 0x7_0000;
 const LOG_END: u64 = RAM + 0xf_0000;
@@ -30,6 +32,8 @@ const DEVICE: u64 = 0x20_0000;
 const HOLE: u64 = 0x40_0000;
 
 const S1: u8 = 9;
+const S2: u8 = 18;
+const S3: u8 = 19;
 const A3: u8 = 13;
 const T3: u8 = 28;
 const T4: u8 = 29;
@@ -148,8 +152,34 @@ fn program() -> Asm {
     asm
 }
 
-/// The program on one kind of engine, three times, so that its places are met cold and warm.
-fn run(setup: &Setup, alone: bool) -> (CpuState, Vec<u8>) {
+/// The same accesses, each kind by one instruction in a loop over all places, so that the instruction is emitted for what
+/// it meets, and then meets the rest.
+fn program_of_loops() -> Asm {
+    let mut asm = Asm::at(RAM + 0x1000);
+    asm.jump(RAM + 0x1020);
+    while asm.here() < RAM + 0x1020 {
+        asm.i(0);
+    }
+    far(&mut asm, S1, LOG);
+    for (n, &op) in Op::ALL.iter().filter(|op| op.is_memory()).enumerate() {
+        let value = [A1, T0, ZERO][n % 3];
+        let rd = if op.is_store() { ZERO } else { [A3, T2, A0][n % 3] };
+        far(&mut asm, S2, TABLE);
+        far(&mut asm, S3, TABLE + 8 * places().len() as u64);
+        let again = asm.here();
+        asm.op(Op::Ld, A0, S2, 0, 0).op(Op::Add, A1, A1, A0, 0).op(Op::Xor, T0, T0, A1, 0);
+        asm.op(op, rd, A0, value, 0);
+        note(&mut asm, rd);
+        asm.i(addi(S2, S2, 8));
+        asm.op(Op::Bne, 0, S2, S3, (again as i64 - asm.here() as i64) as i32);
+    }
+    asm.stop();
+    assert!(asm.here() < TABLE, "{:#x}", asm.here());
+    asm
+}
+
+/// A program on one kind of engine, three times, so that its places are met cold and warm.
+fn run(setup: &Setup, alone: bool, program: &Asm) -> (CpuState, Vec<u8>, VcpuStats) {
     let mut vm = Vm::with(setup);
     if alone {
         assert!(vm.space.vcpus().promise_one_writer());
@@ -181,10 +211,14 @@ fn run(setup: &Setup, alone: bool) -> (CpuState, Vec<u8>) {
             encode(Op::Mret, 0, 0, 0, 0),
         ],
     );
-    program().put(&vm);
+    program.put(&vm);
+    let table: Vec<u8> = places().iter().flat_map(|place| place.to_le_bytes()).collect();
+    vm.space.write(GuestPhys::new(TABLE), &table).unwrap();
     for _ in 0..3 {
         let cpu = vm.vcpu.cpu_mut();
         cpu.csr = Default::default();
+        // The floating-point unit is on.
+        cpu.csr.mstatus |= 0x2000;
         cpu.csr.mtvec = HANDLER;
         vm.run(RAM + 0x1000);
         assert_eq!(vm.vcpu.cpu().x[0], 0);
@@ -195,7 +229,7 @@ fn run(setup: &Setup, alone: bool) -> (CpuState, Vec<u8>) {
         vm.space.read(GuestPhys::new(at), &mut bytes).unwrap();
         all.extend(bytes);
     }
-    (vm.vcpu.cpu().clone(), all)
+    (vm.vcpu.cpu().clone(), all, vm.vcpu.stats())
 }
 
 fn csrw_mepc(csrrw: impl Fn(u8, u8, u16) -> u32) -> u32 {
@@ -208,7 +242,23 @@ fn encode(op: Op, rd: u8, rs1: u8, rs2: u8, imm: i32) -> u32 {
 
 #[test]
 fn every_form_at_every_place_is_what_the_oracle_says() {
-    let (cpu, ram) = run(&Setup { engine: EngineKind::Interp, ..Setup::default() }, false);
+    for flags in same_everywhere(&program(), &[true, false]) {
+        assert_eq!(flags.1.tb.odd, 0, "each place has an instruction of its own: {:?}", flags.0);
+    }
+}
+
+#[test]
+fn an_instruction_that_was_emitted_for_misaligned_accesses_is_right_at_every_place() {
+    for (flags, stats) in same_everywhere(&program_of_loops(), &[false]) {
+        // Integer and floating-point loads and stores of more than a byte.
+        assert!(!flags.aligned || stats.tb.odd >= 12, "{} sites: {flags:?}", stats.tb.odd);
+        assert!(flags.aligned || stats.tb.odd == 0, "{} sites: {flags:?}", stats.tb.odd);
+    }
+}
+
+/// Runs a program on the oracle and with each switch off, with one writer or not, and says what the JIT counted.
+fn same_everywhere(program: &Asm, alone: &[bool]) -> Vec<(JitFlags, VcpuStats)> {
+    let (cpu, ram, _) = run(&Setup { engine: EngineKind::Interp, ..Setup::default() }, false, program);
     assert!(cpu.x[usize::from(T4)] > 300, "traps are part of it: {}", cpu.x[usize::from(T4)]);
     let mut setups = vec![eager(), JitFlags::default()];
     for name in JitFlags::NAMES {
@@ -216,9 +266,11 @@ fn every_form_at_every_place_is_what_the_oracle_says() {
         assert!(flags.set(name, false));
         setups.push(flags);
     }
+    let mut counted = Vec::new();
     for flags in setups {
-        for alone in [true, false] {
-            let (ours, memory) = run(&Setup { flags, ..Setup::default() }, alone);
+        for &alone in alone {
+            let (ours, memory, stats) = run(&Setup { flags, ..Setup::default() }, alone, program);
+            counted.push((flags, stats));
             let what = format!("one writer: {alone}, {flags:?}");
             if let Some(at) = (0..ram.len()).find(|&at| memory[at] != ram[at]) {
                 panic!("{what}: the byte at {:#x} is {:#x}, not {:#x}", RAM + at as u64, memory[at], ram[at]);
@@ -227,6 +279,7 @@ fn every_form_at_every_place_is_what_the_oracle_says() {
             assert_eq!(ours.csr, cpu.csr, "{what}");
         }
     }
+    counted
 }
 
 #[test]

@@ -250,6 +250,9 @@ pub struct Block {
     pub term: Term,
 }
 
+/// Of a site: its probe lets misaligned accesses through.
+pub(crate) const LETS_ODD: u8 = u8::MAX;
+
 /// A place from which emitted code may call Rust.
 #[derive(Debug, Clone, Copy)]
 pub struct Site {
@@ -261,6 +264,8 @@ pub struct Site {
     pub refund: u16,
     /// Only switch the floating-point unit on for it.
     pub begin: bool,
+    /// How often its access was misaligned, in its TB; [`LETS_ODD`] if its probe lets such through.
+    pub odd: u8,
 }
 
 /// Guest bytes on one page: `[start, end)` within page 0 or 1 of the region.

@@ -1,6 +1,7 @@
 //! Finding TBs, and adding them.
 use super::ghosts::Ghosts;
 use super::jumps::JumpTable;
+use super::odd::{OddSites, SiteSet};
 use super::pages::PageTbs;
 use super::provisional::Provisional;
 use super::{Exit, Tb, TbId, TbKey};
@@ -46,6 +47,8 @@ pub struct TbStats {
     pub died_young: u64,
     /// TBs made while one thread stored (WRITER-1): without locked instructions.
     pub alone: u64,
+    /// TBs that died because a site was misaligned again and again, to be made anew for that.
+    pub odd: u64,
     /// Links made between TBs.
     pub linked: u64,
     /// Entries of lists that were looked at, or cut, to drop TBs: links, and the TBs of a page.
@@ -66,6 +69,7 @@ impl AddAssign for TbStats {
             evicted,
             died_young,
             alone,
+            odd,
             linked,
             steps,
             bytes,
@@ -78,6 +82,7 @@ impl AddAssign for TbStats {
         self.evicted += evicted;
         self.died_young += died_young;
         self.alone += alone;
+        self.odd += odd;
         self.linked += linked;
         self.steps += steps;
         self.bytes += bytes;
@@ -105,6 +110,7 @@ pub(crate) struct TbCache {
     pub(super) provisional: Vec<Provisional>,
     pub(super) chunk_tbs: Vec<Vec<TbId>>,
     pub(super) ghosts: Ghosts,
+    pub(super) odd: OddSites,
     /// Bytes that are kept of the TBs that live, apart from their code.
     pub(super) kept: usize,
     /// Bytes of the places of their code.
@@ -147,6 +153,7 @@ impl TbCache {
             provisional: Vec::new(),
             chunk_tbs: vec![Vec::new(); chunks],
             ghosts: Ghosts::new(bytes),
+            odd: OddSites::default(),
             kept: 0,
             live: 0,
             stats: TbStats::default(),
@@ -224,6 +231,8 @@ impl TbCache {
         }
         self.emitter.alone = self.flags.one_writer && self.space.vcpus().one_writer();
         self.keep_limit(ctx);
+        let odd = if self.flags.aligned { self.odd.of(region) } else { Some(SiteSet::ALL) };
+        self.emitter.odd = odd.unwrap_or(SiteSet::NONE);
         let (len, entry) = self.emitter.emit(region, id);
         let at = match self.code.reserve(len) {
             Some(at) => at,
@@ -245,6 +254,9 @@ impl TbCache {
         let chunk = self.code.chunk_of(at);
         let mut tb = self.spare.pop().unwrap_or_else(|| Box::new(Tb::empty(key, pages)));
         tb.renew(region, exits);
+        if let Some(odd) = &odd {
+            tb.lets_through(odd);
+        }
         (tb.key, tb.pages) = (key, pages);
         (tb.entry, tb.code) = (at + entry, (at, len as u32));
         (tb.chunk, tb.place) = (chunk, self.chunk_tbs[chunk].len() as u32);

@@ -6,6 +6,7 @@
 //!           ├─ pages: RAM page ─▶ [(TbId, its 64-byte lines)]                pages.rs
 //!           ├─ exits and incoming links of each Tb                           chain.rs
 //!           ├─ invalidate(bytes): everything that overlaps dies              invalidate.rs
+//!           ├─ odd: sites whose probes let misaligned accesses through         odd.rs
 //!           └─ provisional: bytes to be compared once every vCPU answered    provisional.rs
 //! ```
 //!
@@ -17,12 +18,14 @@ mod check;
 mod ghosts;
 mod invalidate;
 mod jumps;
+mod odd;
 mod pages;
 mod provisional;
 mod show;
 
 pub use cache::TbStats;
 pub(crate) use cache::{Found, TbCache};
+pub(crate) use odd::SiteSet;
 
 use crate::ir::{Region, Site, Span};
 use crate::jit::code_cache::CodeOffset;

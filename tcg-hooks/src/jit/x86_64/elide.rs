@@ -207,7 +207,7 @@ impl Emitter {
 
     fn check(&mut self, group: &Group, op: u32) {
         let base = self.source(group.base, RDX);
-        let first = self.probe(base, group.first, 1, group.comparator);
+        let first = self.probe_first(base, group.first, group.comparator);
         let last = self.probe_last(base, group.last, group.comparator);
         self.elide.entries.extend([(op, first), (op, last)]);
     }

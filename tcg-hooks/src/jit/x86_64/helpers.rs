@@ -18,6 +18,7 @@ use crate::riscv::fpu;
 use crate::riscv::trap::{self, Trap};
 use crate::riscv::{Insn, Op};
 use crate::tier0::bits;
+use notdirty_core::{PAGE_SIZE, fence_after_store};
 use notdirty_softmmu::{AccessKind, GuestVirt, MemFault, MemSize, MmuIdx, StoreEffect};
 
 /// What executing a site came to.
@@ -50,13 +51,27 @@ pub(crate) unsafe extern "C" fn execute_site(ctx: *mut Context, number: u32) -> 
     ctx.cpu.pc = site.pc;
     // Counted at its block's head already, and again by the `SoftMmu`.
     let op = site.insn.op;
-    core.counted_twice += u64::from(!site.begin && (op.is_load() || op.is_store() || op.is_amo()));
+    let access = !site.begin && (op.is_load() || op.is_store());
+    core.counted_twice += u64::from(access || !site.begin && op.is_amo());
+    // Looked at now: it may load its own base.
+    let odd = access && is_odd(&ctx.cpu, &site.insn);
     let outcome = if site.begin {
         fpu::begin(&mut ctx.cpu, &site.insn).map_or_else(Outcome::Trap, |()| Outcome::Next)
+    } else if op.is_amo() {
+        // In line it is a locked instruction, that fences next to it were left out for: so it is, on a device or a trap.
+        fence_after_store();
+        let outcome = execute(core, ctx, &site);
+        fence_after_store();
+        outcome
     } else {
         execute(core, ctx, &site)
     };
     match outcome {
+        Outcome::Next if odd && core.tbs.as_mut().is_some_and(|tbs| tbs.count_odd(ctx, number)) => {
+            ctx.budget += i64::from(site.refund) - 1;
+            ctx.cpu.pc = site.pc.wrapping_add(site.insn.len.into());
+            answer::GO
+        }
         Outcome::Next => answer::CONTINUE,
         Outcome::Leave(pc) => {
             ctx.budget += i64::from(site.refund) - 1;
@@ -107,7 +122,7 @@ pub(crate) fn execute(core: &mut Core, ctx: &mut Context, site: &Site) -> Outcom
         op if op.is_amo() => atomic(core, ctx, insn),
         op if op.is_csr() => return control(core, ctx, insn, next),
         Op::Fence => {
-            std::sync::atomic::fence(std::sync::atomic::Ordering::SeqCst);
+            fence_after_store();
             Ok(StoreEffect::NONE)
         }
         Op::CboZero => zero_line(core, ctx, insn),
@@ -153,6 +168,12 @@ pub(crate) fn execute(core: &mut Core, ctx: &mut Context, site: &Site) -> Outcom
 
 fn address(cpu: &CpuState, insn: &Insn) -> GuestVirt {
     GuestVirt::new(cpu.x[usize::from(insn.rs1)].wrapping_add(insn.imm64()))
+}
+
+/// Is the address of a load or store misaligned, and all of it on one page?
+fn is_odd(cpu: &CpuState, insn: &Insn) -> bool {
+    let (at, more) = (address(cpu, insn).get(), u64::from(insn.op.mem_bytes()).wrapping_sub(1));
+    at & more != 0 && at % PAGE_SIZE + more < PAGE_SIZE
 }
 
 fn size(insn: &Insn) -> MemSize {
@@ -211,7 +232,7 @@ fn atomic(core: &mut Core, ctx: &mut Context, insn: &Insn) -> Result<StoreEffect
     let (old, effect) = match insn.op {
         Op::LrW | Op::LrD => {
             if insn.releases() {
-                std::sync::atomic::fence(std::sync::atomic::Ordering::SeqCst);
+                fence_after_store();
             }
             (mmu.lr(&mut hooks, MmuIdx::M, va, size)?, StoreEffect::NONE)
         }

@@ -3,14 +3,15 @@
 //! ```text
 //!   lea rax, [base + imm + BIAS]        the biased address
 //!   rorx ecx, eax, 7 ; and ecx, …       32 bytes an entry: (address >> 12) << 5
-//!   add rax, size-1 ; and rax, !0xfff   the page of the last byte
+//!   and rax, !(0xfff ^ (size-1))        its page, and what an aligned one has not
 //!   cmp rax, [rbp + rcx + comparator] ; jne slow
 //!   mov dst, [base + imm + K]           K = host - guest: the access does not wait for the entry
 //! ```
 //!
-//! So an access may be misaligned at no price while it stays on its page: the entry is that of the first byte's page, and
-//! no entry of one page lies where the next one's would be looked for. Cells of AMO, LR and SC must be aligned: there
-//! the low bits stay in what is compared (`and rax, !(0xfff ^ (size-1))`).
+//! A misaligned access does not match. Where that happens often, the TB is emitted again (`tb/odd.rs`) with a probe that
+//! lets it through: `add rax, size-1 ; and rax, !0xfff` is the page of the last byte. The entry is that of the first
+//! byte's page, and no entry of one page lies where the next one's would be looked for, so an access over two never
+//! matches. Cells of AMO, LR and SC must be aligned.
 //!
 //! An entry whose addend is not K carries OTHER and never matches, so the last line is right whenever it is reached.
 //! Behind the TB a shared routine compares again: RAM with another addend, and stores beside code, need no Rust either
@@ -58,11 +59,11 @@ const INDEX: i32 = ((TLB_ENTRIES - 1) << ENTRY_BITS) as i32;
 /// What follows the address of a probe, assembled once.
 pub(super) struct Probes {
     /// By direction and size.
-    whole: [Template; 8],
+    aligned: [Template; 8],
+    /// The same for what may be misaligned.
+    odd: [Template; 8],
     /// Without the look for the entry, of one byte, by direction.
     page: [Template; 2],
-    /// Of what must be aligned, by direction and size.
-    aligned: [Template; 8],
 }
 
 /// By direction and log2 of the size.
@@ -91,9 +92,9 @@ impl Probes {
             ops.to_template()
         };
         Probes {
-            whole: std::array::from_fn(|n| make(true, false, n)),
-            page: std::array::from_fn(|n| make(false, false, 4 * n)),
             aligned: std::array::from_fn(|n| make(true, true, n)),
+            odd: std::array::from_fn(|n| make(true, false, n)),
+            page: std::array::from_fn(|n| make(false, true, 4 * n)),
         }
     }
 }
@@ -120,9 +121,10 @@ fn entry_offset(ops: &mut Assembler, flags: JitFlags, bmi2: bool) {
 
 impl Emitter {
     /// Leaves the entry's offset in rcx; the base register survives. Returned is where it jumps when it fails.
-    pub(super) fn probe(&mut self, base: u8, imm: i32, bytes: u32, comparator: i32) -> Hole {
+    fn probe(&mut self, (base, imm): (u8, i32), site: u16, bytes: u32, comparator: i32) -> Hole {
         dynasm!(self.ops; .arch x64; lea rax, [Rq(base) + (imm + BIAS as i32)]);
-        self.ops.template(&self.probes.whole[slot(comparator, bytes)]);
+        let probes = if self.odd.has(site) { &self.probes.odd } else { &self.probes.aligned };
+        self.ops.template(&probes[slot(comparator, bytes)]);
         self.ops.hole()
     }
 
@@ -130,6 +132,13 @@ impl Emitter {
     pub(super) fn probe_aligned(&mut self, base: u8, bytes: u32, comparator: i32) -> Hole {
         dynasm!(self.ops; .arch x64; lea rax, [Rq(base) + BIAS as i32]);
         self.ops.template(&self.probes.aligned[slot(comparator, bytes)]);
+        self.ops.hole()
+    }
+
+    /// The same for the first byte of several accesses.
+    pub(super) fn probe_first(&mut self, base: u8, imm: i32, comparator: i32) -> Hole {
+        dynasm!(self.ops; .arch x64; lea rax, [Rq(base) + (imm + BIAS as i32)]);
+        self.ops.template(&self.probes.aligned[slot(comparator, 1)]);
         self.ops.hole()
     }
 
@@ -179,7 +188,7 @@ impl Emitter {
     pub(super) fn load(&mut self, ir: &Ir, mem: MemOp) {
         let imm = ir.imm as i32;
         let base = self.source(ir.a, RDX);
-        let slow = self.probe(base, imm, mem.bytes(), READ);
+        let slow = self.probe((base, imm), ir.site, mem.bytes(), READ);
         self.load_from_ram(base, ir, mem);
         self.slow(slow, ir.site, Access::Load(mem), (base, imm), ir.rd);
     }
@@ -221,7 +230,7 @@ impl Emitter {
         let imm = ir.imm as i32;
         let base = self.source(ir.a, RDX);
         let store = Store { base, imm, bytes: mem.bytes(), value: ir.b };
-        let slow = self.probe(base, imm, mem.bytes(), WRITE);
+        let slow = self.probe((base, imm), ir.site, mem.bytes(), WRITE);
         self.store_to_ram(store);
         self.slow(slow, ir.site, Access::Store(mem), (base, imm), ir.b);
     }

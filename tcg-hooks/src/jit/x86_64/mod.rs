@@ -32,6 +32,7 @@ pub(crate) mod thunks;
 use crate::engine::JitFlags;
 use crate::ir::{FIRST_FLOAT, Ir, Kind, Region};
 use crate::jit::code_cache::CodeOffset;
+use crate::tb::SiteSet;
 use asm::{Assembler, Flag, Hole, Label};
 use context::float_off;
 use dynasmrt::dynasm;
@@ -112,6 +113,8 @@ pub(crate) struct Emitter {
     block_insns: u16,
     /// Does one thread store (WRITER-1)? Of the TB being emitted.
     pub(crate) alone: bool,
+    /// The sites whose probes let misaligned accesses through. Of the TB being emitted.
+    pub(crate) odd: SiteSet,
 }
 
 /// Displacement of a guest register in the context.
@@ -144,6 +147,7 @@ impl Emitter {
             region_pc: 0,
             block_insns: 0,
             alone: false,
+            odd: if flags.aligned { SiteSet::NONE } else { SiteSet::ALL },
         }
     }
 
