@@ -57,7 +57,8 @@ const ROWS_AHEAD: usize = 3;
 /// 4 PiB of guest RAM; the pointers alone take 32 MiB then.
 const MAX_PAGES: u64 = 1 << 40;
 
-/// Orders a store to guest RAM before a test of a dirty bit (or of a code mask) that may skip the mark: MARK-1.
+/// Orders stores before loads, as a full barrier does: a store to guest RAM before a test of a dirty bit (or of a code
+/// mask) that may skip the mark (MARK-1), and what a guest's fence asks for.
 /// [`DirtyMemory::set`] and [`DirtyMemory::test_and_clear`] have their own.
 #[inline]
 pub fn fence_after_store() {

@@ -173,6 +173,14 @@ pub enum Litmus {
     SbReserved,
     /// The same with `lr.rl` for fence and load.
     SbRelease,
+    /// The same with fences that lie between accesses of the harts' own, none of which stands for another.
+    SbTwice,
+    /// The same with several fences in a row.
+    SbRow,
+    /// The same with a fence in front of an AMO on a cell of the hart's own.
+    SbFenceAmo,
+    /// The same with such an AMO for the fence.
+    SbAmo,
     /// Load buffering: nobody sees what is stored because of it.
     Lb,
     /// Independent reads of independent writes: two readers agree on the order. Four harts.
@@ -187,6 +195,7 @@ impl Litmus {
 }
 
 /// What hart `hart` does with its cells: x at s2, y at s3, results at s4 (of the first reader) or READER behind it.
+#[allow(clippy::useless_conversion, reason = "what dynasm! expands to")]
 fn litmus_part(ops: &mut Asm, what: Litmus, hart: usize) {
     let store_x = |ops: &mut Asm| rv!(ops ; sd s1, [s2]);
     let store_y = |ops: &mut Asm| rv!(ops ; sd s1, [s3]);
@@ -198,19 +207,33 @@ fn litmus_part(ops: &mut Asm, what: Litmus, hart: usize) {
         }
         rv!(ops ; sd t1, [s4] ; sd t2, [s4, 8]);
     };
+    let (own, other, result) = if hart == 0 { (18, 19, 0) } else { (19, 18, 8) };
     match (what, hart) {
         (Litmus::Mp, 0) => rv!(ops ; sd s1, [s2] ; .u32 FENCE_W_W ; sd s1, [s3]),
         (Litmus::Mp, _) => read(ops, false),
-        (Litmus::Sb, 0) => rv!(ops ; sd s1, [s2] ; .u32 FENCE ; ld t1, [s3] ; sd t1, [s4]),
-        (Litmus::Sb, _) => rv!(ops ; sd s1, [s3] ; .u32 FENCE ; ld t1, [s2] ; sd t1, [s4, 8]),
-        (Litmus::SbReserved, 0) => {
-            rv!(ops ; sd s1, [s2] ; .u32 FENCE_RESERVED ; ld t1, [s3] ; sd t1, [s4])
-        }
+        (Litmus::Sb, _) => rv!(ops ; sd s1, [X(own)] ; .u32 FENCE ; ld t1, [X(other)] ; sd t1, [s4, result]),
         (Litmus::SbReserved, _) => {
-            rv!(ops ; sd s1, [s3] ; .u32 FENCE_RESERVED ; ld t1, [s2] ; sd t1, [s4, 8])
+            rv!(ops ; sd s1, [X(own)] ; .u32 FENCE_RESERVED ; ld t1, [X(other)] ; sd t1, [s4, result])
         }
-        (Litmus::SbRelease, 0) => rv!(ops ; sd s1, [s2] ; .u32 LR_D_RL_T1 | 19 << 15 ; sd t1, [s4]),
-        (Litmus::SbRelease, _) => rv!(ops ; sd s1, [s3] ; .u32 LR_D_RL_T1 | 18 << 15 ; sd t1, [s4, 8]),
+        (Litmus::SbRelease, _) => {
+            rv!(ops ; sd s1, [X(own)] ; .u32 LR_D_RL_T1 | u32::from(other) << 15 ; sd t1, [s4, result])
+        }
+        (Litmus::SbTwice, _) => {
+            rv!(ops ; sd zero, [s4, result] ; .u32 FENCE ; ld t2, [s4, result] ; sd s1, [X(own)] ; .u32 FENCE);
+            rv!(ops ; ld t1, [X(other)] ; sd t1, [s4, result]);
+        }
+        (Litmus::SbRow, _) => {
+            rv!(ops ; sd s1, [X(own)] ; .u32 FENCE_W_W ; .u32 FENCE ; addi t2, t2, 1 ; .u32 FENCE_RESERVED ; .u32 FENCE);
+            rv!(ops ; .u32 FENCE_R_R ; ld t1, [X(other)] ; sd t1, [s4, result]);
+        }
+        (Litmus::SbFenceAmo, _) => {
+            rv!(ops ; addi t3, s4, result ; sd s1, [X(own)] ; .u32 FENCE ; amoadd.d zero, zero, [t3]);
+            rv!(ops ; ld t1, [X(other)] ; sd t1, [s4, result]);
+        }
+        (Litmus::SbAmo, _) => {
+            rv!(ops ; addi t3, s4, result ; sd s1, [X(own)] ; amoor.d t2, s1, [t3] ; .u32 FENCE);
+            rv!(ops ; ld t1, [X(other)] ; sd t1, [s4, result]);
+        }
         (Litmus::Lb, 0) => rv!(ops ; ld t1, [s2] ; .u32 FENCE_RW_W ; sd s1, [s3] ; sd t1, [s4]),
         (Litmus::Lb, _) => rv!(ops ; ld t1, [s3] ; .u32 FENCE_RW_W ; sd s1, [s2] ; sd t1, [s4, 8]),
         (Litmus::Iriw, 0) => store_x(ops),
@@ -231,7 +254,13 @@ fn forbidden(ops: &mut Asm, what: Litmus) {
         // The flag without the data.
         Litmus::Mp => rv!(ops ; beqz t1, >good ; beqz t2, ->bad ; good:),
         // Neither saw the other.
-        Litmus::Sb | Litmus::SbReserved | Litmus::SbRelease => rv!(ops ; or t1, t1, t2 ; beqz t1, ->bad),
+        Litmus::Sb
+        | Litmus::SbReserved
+        | Litmus::SbRelease
+        | Litmus::SbTwice
+        | Litmus::SbRow
+        | Litmus::SbFenceAmo
+        | Litmus::SbAmo => rv!(ops ; or t1, t1, t2 ; beqz t1, ->bad),
         // Both saw the other.
         Litmus::Lb => rv!(ops ; and t1, t1, t2 ; bnez t1, ->bad),
         // One saw x and not yet y, the other y and not yet x.

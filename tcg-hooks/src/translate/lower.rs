@@ -2,6 +2,9 @@
 //!
 //! A write is dead when an op soon after overwrites it, and nothing in between reads it or might fault, which would show
 //! the register to a handler.
+//!
+//! A fence is only worth its price between a store and a load, so it waits for what is next to access memory or may leave
+//! (`Barrier`): fences in a row are one, and one with no store behind the last is none.
 use super::float::Unit;
 use super::plan::Plan;
 use crate::cpu::CpuState;
@@ -10,8 +13,18 @@ use crate::riscv::csr::{self, CsrEffect, Rule, Value};
 use crate::riscv::{Format, Insn, Op};
 use std::mem::offset_of;
 
+/// What a block knows of the order of its accesses. All but stores before loads the host keeps (TSO).
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Barrier {
+    /// There may be a store that others do not see yet.
+    Stored,
+    /// The same, and what comes next shall find it seen.
+    Wanted,
+    /// Every store is seen.
+    Done,
+}
+
 /// State of the pass within one block.
-#[derive(Default)]
 pub(super) struct Lower {
     pub(super) optimise: bool,
     /// Registers whose value is known, a bit each; none, if that is not wanted.
@@ -22,6 +35,7 @@ pub(super) struct Lower {
     /// Where those writes are, in the region's ops.
     writes: [u32; 32],
     pub(super) unit: Unit,
+    barrier: Barrier,
 }
 
 /// Instruction number `count` of a block as a site; the block's end turns the number into a refund.
@@ -30,11 +44,26 @@ pub(super) fn push_site(region: &mut Region, pc: u64, insn: Insn, count: u16, be
     (region.sites.len() - 1) as u16
 }
 
+impl Default for Lower {
+    fn default() -> Lower {
+        Lower {
+            optimise: false,
+            known: 0,
+            values: [0; 32],
+            unread: 0,
+            writes: [0; 32],
+            unit: Unit::default(),
+            barrier: Barrier::Stored,
+        }
+    }
+}
+
 impl Lower {
     /// A new block begins.
     pub(super) fn start(&mut self) {
         (self.known, self.unread) = (self.optimise.into(), 0);
         self.unit = Unit::default();
+        self.barrier = Barrier::Stored;
     }
 
     fn value(&self, register: u8) -> Option<u64> {
@@ -59,9 +88,7 @@ impl Lower {
             }
             Plan::Upper => self.li(region, rd, imm),
             Plan::UpperPc => self.li(region, rd, pc.wrapping_add(imm as u64) as i64),
-            Plan::Fence if insn.orders_stores_before_loads() => {
-                region.ops.push(Ir { kind: Kind::Fence, rd: 0, a: 0, b: 0, site: 0, imm: 0 });
-            }
+            Plan::Fence if insn.orders_stores_before_loads() => self.fence(region),
             // The host's total store order is as strong as any other fence.
             Plan::Fence => {}
             Plan::Float => self.float(region, pc, insn, count),
@@ -84,7 +111,7 @@ impl Lower {
         let kind = match op {
             Op::LrW | Op::LrD => {
                 if insn.releases() {
-                    self.push(region, Ir { kind: Kind::Fence, rd: 0, a: 0, b: 0, site: 0, imm: 0 });
+                    self.fence(region);
                 }
                 Kind::LoadReserved(mem)
             }
@@ -105,6 +132,30 @@ impl Lower {
         }
         let site = push_site(region, pc, insn, count, false);
         self.push(region, Ir { kind, rd, a, b, site, imm: insn.imm.into() });
+    }
+
+    /// Stores before are seen before loads behind are done.
+    fn fence(&mut self, region: &mut Region) {
+        if self.barrier == Barrier::Stored {
+            self.barrier = Barrier::Wanted;
+        }
+        if !self.optimise {
+            self.barrier(region);
+            self.barrier = Barrier::Stored;
+        }
+    }
+
+    /// The barrier that was asked for, if it was.
+    fn barrier(&mut self, region: &mut Region) {
+        if self.barrier == Barrier::Wanted {
+            region.ops.push(Ir { kind: Kind::Fence, rd: 0, a: 0, b: 0, site: 0, imm: 0 });
+            self.barrier = Barrier::Done;
+        }
+    }
+
+    /// What the block does ends here; its terminator is behind.
+    pub(super) fn end(&mut self, region: &mut Region) {
+        self.barrier(region);
     }
 
     /// The instruction that ends a block; `targets` are where a direct one goes, and what follows it.
@@ -220,6 +271,15 @@ impl Lower {
     #[inline]
     pub(super) fn push(&mut self, region: &mut Region, ir: Ir) {
         self.unread = 0;
+        match ir.kind {
+            // A locked instruction, before and behind which every store is seen; `execute_site` sees to that, too.
+            Kind::Amo(..) if self.optimise => self.barrier = Barrier::Done,
+            Kind::Store(_) | Kind::StoreConditional(_) | Kind::Rust | Kind::FenceI | Kind::Amo(..) => {
+                self.barrier(region);
+                self.barrier = Barrier::Stored;
+            }
+            _ => self.barrier(region),
+        }
         if ir.rd < FIRST_FLOAT {
             self.known &= !(1 << ir.rd) | 1;
         }

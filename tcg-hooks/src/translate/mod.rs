@@ -255,13 +255,17 @@ impl Translator {
             if plan.ends_block() {
                 let fall = self.target(self.base.wrapping_add(next.into()));
                 let to = if insn.op == Op::Jalr { fall } else { self.target(insn.target(pc)) };
+                self.lower.end(&mut self.region);
                 break self.lower.terminator(&mut self.region, plan, pc, insn, count, (to, fall));
             }
             self.lower.insn(&mut self.region, plan, pc, insn, count);
             let slot = self.slots.get(next as usize / 2).copied();
             match slot {
                 Some(Slot { at, block: NONE }) if at != NONE => {}
-                _ => break Term::Goto(self.target(self.base.wrapping_add(next.into()))),
+                _ => {
+                    self.lower.end(&mut self.region);
+                    break Term::Goto(self.target(self.base.wrapping_add(next.into())));
+                }
             }
             // Mostly the one behind: known before the slot is.
             at += 1;

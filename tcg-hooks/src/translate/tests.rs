@@ -1,5 +1,6 @@
 use super::*;
-use crate::testkit::{Rng, Runs};
+use crate::ir::Kind;
+use crate::testkit::{Rng, Runs, encode};
 use notdirty_core::{RamBlockSpec, RamList};
 use notdirty_softmmu::SoftMmu;
 use notdirty_softmmu::{AddressSpace, GuestPhys, NoHooks};
@@ -82,4 +83,64 @@ fn whatever_is_stored_meanwhile_a_translation_is_no_fault_and_leaves_nothing_not
     assert_eq!(fault, None);
     translator.forget();
     assert!(translator.slots.iter().all(|slot| (slot.at, slot.block) == (NONE, NONE)));
+}
+
+/// The fences among the ops of a block, between letters for its accesses: `s`, `l`, `a` (an AMO), `r` (an SC), `x` (Rust).
+fn barriers(code: &[u32], optimise: bool) -> String {
+    let ram = Arc::new(RamList::new());
+    let block = ram.add(RamBlockSpec::new("ram", 0x1000)).unwrap();
+    let space = AddressSpace::new(ram);
+    space.map_ram(GuestPhys::new(RAM), &block, 0, 0x1000, 0).unwrap();
+    for (n, &word) in code.iter().chain(&[encode(Op::Jalr, 0, 1, 0, 0)]).enumerate() {
+        block.store_raw(4 * n as u64, 4, word.into()).unwrap();
+    }
+    let mut translator = Translator::default();
+    let limits = Limits { insns: MAX_INSNS, regions: true, optimise };
+    translator.translate(&mut Runs::new(&space, 0), &mut NoHooks, RAM, limits).unwrap();
+    let letter = |kind| match kind {
+        Kind::Fence => Some('F'),
+        Kind::Store(_) => Some('s'),
+        Kind::Load(_) => Some('l'),
+        Kind::Amo(..) => Some('a'),
+        Kind::StoreConditional(_) => Some('r'),
+        Kind::Rust => Some('x'),
+        _ => None,
+    };
+    translator.region.ops.iter().filter_map(|ir| letter(ir.kind)).collect()
+}
+
+#[test]
+fn a_fence_stands_only_between_a_store_and_what_comes_next() {
+    const FENCE: u32 = 0x0330_000f;
+    const IORW: u32 = 0x0ff0_000f;
+    const W_R: u32 = 0x0120_000f;
+    const RESERVED: u32 = 0x8120_000f;
+    const TSO: u32 = 0x8330_000f;
+    let of = |op, imm| encode(op, 10, 11, 12, imm);
+    let (store, load, add) = (of(Op::Sd, 0), of(Op::Ld, 0), of(Op::Add, 0));
+    let (amo, sc, csr) = (of(Op::AmoaddD, 0), of(Op::ScD, 0), of(Op::Csrrw, 0x304));
+    let cases: [(&[u32], &str); 15] = [
+        (&[store, FENCE, load], "sFl"),
+        (&[store, FENCE, add, IORW, W_R, RESERVED, add, load], "sFl"),
+        // What may have been stored before the block, and loaded behind it.
+        (&[FENCE, FENCE], "F"),
+        (&[FENCE, load, FENCE, load], "Fll"),
+        (&[FENCE, store, FENCE, load], "FsFl"),
+        (&[store, FENCE, store, load], "sFsl"),
+        // Every other order is the host's own.
+        (&[store, TSO, 0x0230_000f, 0x0310_000f, 0x0110_000f, 0x0220_000f, load], "sl"),
+        (&[store, TSO, W_R, TSO, load], "sFl"),
+        (&[store, FENCE, amo, load], "sal"),
+        (&[store, amo, FENCE, load], "sal"),
+        (&[amo, store, FENCE, load], "asFl"),
+        // An SC need not be one.
+        (&[store, FENCE, sc, load], "sFrl"),
+        (&[store, sc, FENCE, load], "srFl"),
+        (&[store, FENCE, csr, FENCE], "sFxF"),
+        (&[store, of(Op::LrD, 1), load], "sFl"),
+    ];
+    for (code, wanted) in cases {
+        assert_eq!(barriers(code, true), wanted, "{code:x?}");
+    }
+    assert_eq!(barriers(&[store, FENCE, FENCE, amo, FENCE, load], false), "sFFaFl");
 }
