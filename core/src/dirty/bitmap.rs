@@ -114,23 +114,25 @@ impl DirtyBlock {
     }
 
     /// As `set_bit`, and as if a fence came before it and before what the caller looks at next: of a bit that looks clear the
-    /// RMW is that, of one that looks set there is one, and then it is looked at.
-    #[inline]
-    pub(super) fn set_bit_behind_fence(&self, bit: usize) -> bool {
+    /// RMW is that, of one that looks set there is one, and then it is looked at. Of several that set a bit at once, one is told
+    /// so if it is `EXACT`, else perhaps more.
+    #[inline(always)]
+    pub(super) fn set_bit_behind_fence<const EXACT: bool>(&self, bit: usize) -> bool {
         let (at, mask) = (&self.words[bit / 64], 1 << (bit % 64));
-        let was = at.load(Ordering::SeqCst);
-        let new = if was & mask == 0 {
+        let mut was = at.load(Ordering::SeqCst);
+        if was & mask != 0 || !RMW_IS_FENCE {
+            fence_after_store();
+            was = at.load(Ordering::SeqCst);
+        }
+        let mut new = was & mask == 0;
+        if new && EXACT {
             // Not by fetch_or, which is a `bts` then, and takes longer.
             let set = at.compare_exchange(was, was | mask, Ordering::SeqCst, Ordering::SeqCst).is_ok();
-            let new = set || at.fetch_or(mask, Ordering::SeqCst) & mask == 0;
-            if !RMW_IS_FENCE {
-                fence_after_store();
-            }
-            new
-        } else {
-            fence_after_store();
-            at.load(Ordering::SeqCst) & mask == 0 && at.fetch_or(mask, Ordering::SeqCst) & mask == 0
-        };
+            new = set || at.fetch_or(mask, Ordering::SeqCst) & mask == 0;
+        } else if new {
+            // What was there now is not asked for: nothing waits for the answer.
+            at.fetch_or(mask, Ordering::SeqCst);
+        }
         self.set_summary(bit / 64);
         new
     }

@@ -141,8 +141,9 @@ impl DirtyMemory {
     #[inline]
     pub fn set(&self, range: PageRange, clients: ClientMask, guard: &Guard) {
         if range.len() == 1 {
-            // Straight code: a locked instruction waits for the stores before it, and a call would be some.
-            let one = self.mark_one(range.start, clients, guard);
+            // Straight code: a locked instruction waits for the stores before it, and a call would be some. Two who mark a page at
+            // once may both report it: the harvest takes its bit once.
+            let one = self.mark_one::<false>(range.start, clients, guard);
             if !one.done || (one.new.is_some() && self.rings.mask() != 0) {
                 self.set_rest_of_one(range.start, clients, guard, one.new.map_or(NO_COLUMN, |new| new as u8), one.done);
             }
@@ -185,7 +186,7 @@ impl DirtyMemory {
         mut sink: impl FnMut(DirtyClient, PageIndex, u64),
     ) {
         if range.len() == 1 {
-            let one = self.mark_one(range.start, clients, guard);
+            let one = self.mark_one::<true>(range.start, clients, guard);
             if !one.done || one.new.is_some() {
                 self.rest_of_one(range.start, clients, guard, one, &mut sink);
             }
@@ -198,14 +199,14 @@ impl DirtyMemory {
     /// few loads behind it: what was looked up before is looked at again there, since it is there that a client may be
     /// found to need no mark. The row is not: a page that has one keeps it.
     #[inline(always)]
-    fn mark_one(&self, page: PageIndex, clients: ClientMask, guard: &Guard) -> One {
+    fn mark_one<const EXACT: bool>(&self, page: PageIndex, clients: ClientMask, guard: &Guard) -> One {
         let tracking = clients & self.blocks.tracking();
         let mut new = None;
         if let Some((row, bit)) = self.blocks.locate(page, guard)
             && let Some(column) = tracking.only()
             && let Some(block) = row.block(column)
         {
-            new = block.set_bit_behind_fence(bit).then_some(column);
+            new = block.set_bit_behind_fence::<EXACT>(bit).then_some(column);
             if row.has(column, block) && clients & self.blocks.tracking() == tracking {
                 return One { new, done: true };
             }

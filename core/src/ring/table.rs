@@ -55,6 +55,7 @@ impl RingTable {
     }
 
     /// The columns with logs.
+    #[inline]
     pub(crate) fn mask(&self) -> u8 {
         in_total_order();
         self.mask.load(Ordering::SeqCst)
