@@ -236,6 +236,26 @@ fn a_client_of_run_time_costs_nothing_once_its_log_is_over() {
 }
 
 #[test]
+fn a_client_that_joins_a_log_by_number_with_its_owner_lives_as_long_as_the_log() {
+    let list = Arc::new(RamList::new());
+    let ram = list.add(RamBlockSpec::new("ram", 100 * PAGE_SIZE)).unwrap();
+    let owned = list.add_client("checkpoint").unwrap();
+    let client = owned.client();
+    let by_number = list.log(client).start().unwrap();
+    let with_owner = list.log(owned).start().unwrap();
+    for log in [&by_number, &with_owner] {
+        list.write(&ram, 0, b"bytes").unwrap();
+        assert_eq!(log.sync(None).unwrap().commit().count(), 1);
+    }
+    // It goes with the last user, whichever that is.
+    drop(with_owner);
+    list.write(&ram, 0, b"bytes").unwrap();
+    assert_eq!(by_number.sync(None).unwrap().commit().count(), 1);
+    drop(by_number);
+    assert_eq!(list.log(client).start().map(drop), Err(LogError::Gone { client }));
+}
+
+#[test]
 fn a_block_that_is_plugged_is_reported_whole_by_a_log_of_all_ram_only() {
     let w = World::new();
     let all = w.log(LogScope::All).unwrap();

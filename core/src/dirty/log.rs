@@ -177,7 +177,7 @@ impl LogBuilder {
             Some(entries) => Backend::Rings(RingSource::new(client, entries)?),
             None => Backend::Bits,
         };
-        let (users, known) = (Mutex::new(Vec::new()), Mutex::new(None));
+        let (users, known, owned) = (Mutex::new(Vec::new()), Mutex::new(None), Mutex::new(owned));
         let new = Log { list: list.clone(), client, owned, scope, backend, users, known };
         // Both outlive the lock: the last `Arc` of another log, and a log that is refused, may be dropped here, and what they
         // own with them.
@@ -188,7 +188,13 @@ impl LogBuilder {
         others.extend(logs.iter().filter_map(Weak::upgrade));
         let joined = new.join(&others, &guard).map(|same| same.cloned());
         let log = joined.map(|same| match same {
-            Some(same) => same,
+            Some(same) => {
+                // The client has one owner, so nothing is replaced, and dropped here.
+                if let Some(owned) = lock(&new.owned).take().filter(|_| false) {
+                    *lock(&same.owned) = Some(owned);
+                }
+                same
+            }
             None => {
                 logs.push(Arc::downgrade(&new));
                 new.clone()
@@ -219,8 +225,8 @@ pub struct DirtyLog {
 pub(super) struct Log {
     list: Arc<RamList>,
     client: DirtyClient,
-    /// Kept for its drop.
-    owned: Option<OwnedClient>,
+    /// Kept for its drop, which is the log's: whichever user brought it.
+    owned: Mutex<Option<OwnedClient>>,
     scope: LogScope,
     backend: Backend,
     users: Mutex<Vec<Arc<Pending>>>,
@@ -383,7 +389,7 @@ impl Drop for DirtyLog {
         }
         // Under the registry's lock, or the bits that the next start takes would be set again here. An owned client's
         // are freed instead, when the log drops.
-        if log.owned.is_none() {
+        if lock(&log.owned).is_none() {
             for (range, _) in log.regions(&guard) {
                 dirty.set(range, ClientMask::of(log.client), &guard);
             }
