@@ -107,7 +107,8 @@ type Shard = HashMap<PageIndex, Owners>;
 
 /// The code lines of all guest RAM.
 pub struct CodePages {
-    top: NonNull<Top>,
+    /// Null until there is a page: most lists of a process that runs no guest have none.
+    top: AtomicPtr<Top>,
     shards: [Mutex<Shard>; SHARDS],
     /// Stands for every page past 256 TiB of RAM, which no host can map: its lines are never forgotten, so that
     /// sharing it only costs speed.
@@ -182,22 +183,22 @@ impl CodePages {
     /// No code anywhere.
     pub fn new() -> Self {
         CodePages {
-            top: Top::empty(),
+            top: AtomicPtr::new(ptr::null_mut()),
             shards: core::array::from_fn(|_| Mutex::new(Shard::default())),
             beyond: CodePage { halves: core::array::from_fn(|_| AtomicU64::new(u64::MAX)), ..CodePage::default() },
         }
     }
 
-    fn top(&self) -> &Top {
-        // SAFETY: allocated in `new`, freed in `drop`; zeroes are valid null `AtomicPtr`s.
-        unsafe { self.top.as_ref() }
+    fn top(&self) -> Option<&Top> {
+        // SAFETY: null, or installed and freed in `drop`; zeroes are valid null `AtomicPtr`s, which Acquire made visible.
+        unsafe { self.top.load(Ordering::Acquire).as_ref() }
     }
 
     /// The page's line mask, if its chunk was ever asked for.
     #[inline]
     pub fn page(&self, page: PageIndex) -> Option<&CodePage> {
         let Some((top, mid, leaf)) = path(page) else { return Some(&self.beyond) };
-        let mid_node = NonNull::new(self.top()[top].load(Ordering::Acquire))?;
+        let mid_node = NonNull::new(self.top()?[top].load(Ordering::Acquire))?;
         // SAFETY: installed nodes live until `drop`, and Acquire made their zeroes visible.
         let leaf_node = NonNull::new(unsafe { mid_node.as_ref() }[mid].load(Ordering::Acquire))?;
         // SAFETY: as above.
@@ -207,8 +208,9 @@ impl CodePages {
     /// The page's line mask. The reference's address stays good as long as `self`.
     pub fn page_or_insert(&self, page: PageIndex) -> &CodePage {
         let Some((top, mid, leaf)) = path(page) else { return &self.beyond };
-        let mid_node = install(&self.top()[top]);
         // SAFETY: installed nodes live until `drop`.
+        let mid_node = install(&unsafe { install(&self.top).as_ref() }[top]);
+        // SAFETY: as above.
         let leaf_node = install(&unsafe { mid_node.as_ref() }[mid]);
         // SAFETY: as above.
         let leaf_node: &Leaf = unsafe { leaf_node.as_ref() };
@@ -430,7 +432,7 @@ const fn line_halves(lines: u64) -> u64 {
 
 impl Drop for CodePages {
     fn drop(&mut self) {
-        for mid in self.top() {
+        for mid in self.top().into_iter().flatten() {
             let mid = mid.load(Ordering::Acquire);
             let Some(mid_node) = NonNull::new(mid) else { continue };
             // SAFETY: `&mut self`: nobody else is in the tree.
@@ -444,8 +446,11 @@ impl Drop for CodePages {
             // SAFETY: as above.
             unsafe { Mid::free(mid) };
         }
-        // SAFETY: from `new`, and nobody else has it.
-        unsafe { Top::free(self.top.as_ptr()) };
+        let top = self.top.load(Ordering::Acquire);
+        if !top.is_null() {
+            // SAFETY: from `install`, and nothing else has it.
+            unsafe { Top::free(top) };
+        }
     }
 }
 
@@ -458,6 +463,14 @@ impl core::fmt::Debug for CodePages {
 #[cfg(all(test, not(loom)))]
 mod tests {
     use super::*;
+
+    #[test]
+    fn no_memory_is_taken_for_code_before_there_is_some() {
+        let pages = CodePages::new();
+        assert!(pages.page(PageIndex::new(7)).is_none() && pages.top().is_none());
+        pages.page_or_insert(PageIndex::new(7));
+        assert!(pages.page(PageIndex::new(7)).is_some() && pages.top().is_some());
+    }
 
     #[test]
     fn lines_cover_exactly_the_bytes_and_stop_at_the_page() {
