@@ -52,8 +52,8 @@ pub use dirty::{
     OwnedClient, PageSet, Snapshot, VcpuId, fence_after_store, lines_of,
 };
 pub use ram::{
-    BeforeRegistration, BeforeWrite, CanWait, Pinned, RamBlock, RamBlockSpec, RamError, RamFlags, RamList, RamMapping,
-    RamNotifier, RamRegistration,
+    BeforeRegistration, BeforeWrite, CanWait, MappingError, Pinned, RamBlock, RamBlockSpec, RamError, RamFlags,
+    RamList, RamMapping, RamNotifier, RamRegistration,
 };
 pub use rcu::{Guard, RcuCell, WaitError, barrier, drop_later, pin, synchronize};
 pub use ring::{

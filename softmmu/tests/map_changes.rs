@@ -3,9 +3,10 @@
 mod common;
 
 use common::{Live, RAM, Vm, pa, va};
-use notdirty_core::RamBlockSpec;
+use notdirty_core::{RamBlockSpec, RamError, RamList};
 use notdirty_softmmu::MemSize::B8;
-use notdirty_softmmu::MmuIdx;
+use notdirty_softmmu::{AddressSpace, MapError, MmuIdx};
+use std::sync::Arc;
 use std::time::Duration;
 
 #[test]
@@ -110,6 +111,34 @@ fn a_mapping_that_shrinks_loses_its_end_and_keeps_the_rest() {
     assert!(vm.space.resize_mapping(alias, u64::MAX).is_err());
     vm.space.unmap(id).unwrap();
     assert!(vm.space.resize_mapping(id, 0x1000).is_err());
+}
+
+#[test]
+fn memory_that_is_mapped_is_not_cut_off() {
+    let ram = Arc::new(RamList::new());
+    let block = ram.add(RamBlockSpec::new("ram", 0x8000).resizable(true)).unwrap();
+    let (space, other) = (AddressSpace::new(ram.clone()), AddressSpace::new(ram.clone()));
+    let whole = space.map_ram(pa(0), &block, 0, 0x8000, 0).unwrap();
+    let part = other.map_ram(pa(0x10_0000), &block, 0x1000, 0x5000, 0).unwrap();
+    let refused = |length: u64, to: u64| match ram.resize(&block, length) {
+        Err(RamError::MappedBeyond { length: asked, end, .. }) => (asked, end) == (length, to),
+        _ => false,
+    };
+    assert!(refused(0x7000, 0x8000) && block.used_length() == 0x8000);
+    assert!(space.resize_mapping(whole, 0x4000).unwrap().wait(None));
+    assert!(refused(0x5000, 0x6000));
+    ram.resize(&block, 0x6000).unwrap();
+    let beyond = |len| MapError::BeyondBlock { block: "ram".into(), off: 0, len, used: 0x6000 };
+    assert_eq!(space.resize_mapping(whole, 0x7000).err(), Some(beyond(0x7000)));
+    assert_eq!(other.map_ram(pa(0), &block, 0, 0x6001, 0).err(), Some(beyond(0x6001)));
+    assert!(space.resize_mapping(whole, 0x6000).unwrap().wait(None));
+    other.unmap(part).unwrap();
+    assert!(refused(0x4000, 0x6000));
+    space.unmap(whole).unwrap();
+    ram.resize(&block, 0x1000).unwrap();
+    // It grows again, and so may what is mapped of it.
+    ram.resize(&block, 0x8000).unwrap();
+    space.map_ram(pa(0), &block, 0, 0x8000, 0).unwrap();
 }
 
 #[test]

@@ -3,6 +3,7 @@
 //! What writes here is raw, and says so in its name: bounds-checked, and nothing more. It marks no page dirty and kills no
 //! translation; the calls that do are the list's ([`RamList::write`], and the rest of `door.rs`).
 
+use super::mapped::{Leaving, Mapped, MappingError, RamMapping, Shrinking};
 use super::mapping::{Failure, HUGE, Mapping, Request, host_page};
 use super::offsets::Lease;
 use super::spec::{RamBlockSpec, RamFlags, Resized};
@@ -14,34 +15,6 @@ use core::fmt;
 use core::ops::Range;
 use std::os::fd::BorrowedFd;
 use std::sync::Arc;
-
-/// In place of a number of mappings: the block has left its list, and is mapped no more.
-const LEFT: u64 = u64::MAX;
-
-/// A mapping of a block to where a guest reaches it: as long as this lives, the block does not leave its list.
-#[derive(Debug)]
-pub struct RamMapping(Arc<RamBlock>);
-
-impl Drop for RamMapping {
-    fn drop(&mut self) {
-        self.0.mapped.fetch_sub(1, Ordering::AcqRel);
-    }
-}
-
-/// A block that leaves its list, unless this is dropped before it [has](Self::gone).
-pub(super) struct Leaving<'b>(&'b RamBlock);
-
-impl Leaving<'_> {
-    pub(super) fn gone(self) {
-        core::mem::forget(self);
-    }
-}
-
-impl Drop for Leaving<'_> {
-    fn drop(&mut self) {
-        self.0.mapped.store(0, Ordering::Release);
-    }
-}
 
 /// Which block of which list.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -67,8 +40,7 @@ pub struct RamBlock {
     flags: RamFlags,
     resized: Option<Arc<Resized>>,
     migration: BlockMigration,
-    /// How many mappings there are, or `LEFT`.
-    mapped: AtomicU64,
+    mapped: Mapped,
     // Before the lease: the memory goes first, then its addresses may be used again (RAM-1).
     mapping: Mapping,
     lease: Lease,
@@ -106,7 +78,7 @@ impl RamBlock {
             flags,
             resized: spec.resized,
             migration: BlockMigration::default(),
-            mapped: AtomicU64::new(0),
+            mapped: Mapped::new(spec.used_length),
             mapping,
             lease,
         })
@@ -128,24 +100,24 @@ impl RamBlock {
         self.home.list == list.id()
     }
 
-    /// Notes one more mapping of the block. Refused if the block has left its list: no log would hear of stores to it.
-    pub fn mapping(self: &Arc<Self>) -> Result<RamMapping, RamError> {
-        let mut times = self.mapped.load(Ordering::Acquire);
-        while times != LEFT {
-            match self.mapped.compare_exchange(times, times + 1, Ordering::AcqRel, Ordering::Acquire) {
-                Ok(_) => return Ok(RamMapping(self.clone())),
-                Err(now) => times = now,
-            }
-        }
-        Err(RamError::NotInList { idstr: self.idstr.clone() })
+    /// Notes one more mapping of the block, of `len` bytes from `off` on. Refused if the block has left its list, as no log
+    /// would hear of stores to it, and where it has no memory.
+    pub fn mapping(self: &Arc<Self>, off: u64, len: u64) -> Result<RamMapping, MappingError> {
+        RamMapping::new(self, off, len)
+    }
+
+    pub(super) fn mapped(&self) -> &Mapped {
+        &self.mapped
     }
 
     /// The block leaves its list, unless it is mapped.
     pub(super) fn leave(&self) -> Result<Leaving<'_>, RamError> {
-        match self.mapped.compare_exchange(0, LEFT, Ordering::AcqRel, Ordering::Acquire) {
-            Ok(_) => Ok(Leaving(self)),
-            Err(times) => Err(RamError::Mapped { idstr: self.idstr.clone(), times }),
-        }
+        self.mapped.leave(&self.idstr)
+    }
+
+    /// The block is about to have `length` bytes of memory, and no mapping has more.
+    pub(super) fn shrink(&self, length: u64) -> Result<Shrinking<'_>, RamError> {
+        self.mapped.shrink(&self.idstr, length)
     }
 
     /// Where the block starts in the space of all RAM; a multiple of 512 pages (SUM-1).

@@ -121,6 +121,16 @@ pub enum RamError {
         /// How often.
         times: u64,
     },
+    /// A guest reaches memory that a shrink would cut off: shorten the mapping first, and wait (RAM-1).
+    #[error("RAM block {idstr} is mapped up to {end:#x}: it cannot shrink to {length:#x}")]
+    MappedBeyond {
+        /// The block.
+        idstr: String,
+        /// The length that was asked for.
+        length: u64,
+        /// Where the mapping that reaches furthest ends.
+        end: u64,
+    },
     /// A write that is made for a log of another list.
     #[error("the log that bytes are written for is of another list")]
     OtherLog,

@@ -16,6 +16,7 @@
 //! | `error.rs` | what can go wrong |
 //! | `list.rs` | all blocks, under RCU; `chunks.rs` its sorted structure, `offsets.rs` who owns which offset |
 //! | `door.rs` | what every writer goes through: who wants the old bytes, who hears of the new ones |
+//! | `mapped.rs` | where guests reach a block: what a removal and a shrink may not take |
 //! | `resize.rs` | a new length, in the field's order; memory given back |
 //! | `notify.rs` | who wants to hear of blocks that come, go and change |
 
@@ -25,15 +26,17 @@ mod chunks;
 mod door;
 mod error;
 mod list;
+mod mapped;
 mod mapping;
 mod notify;
 mod offsets;
 mod resize;
 mod spec;
 
-pub use block::{RamBlock, RamMapping};
+pub use block::RamBlock;
 pub use door::{BeforeRegistration, BeforeWrite, CanWait, Pinned};
 pub use error::RamError;
 pub use list::RamList;
+pub use mapped::{MappingError, RamMapping};
 pub use notify::{RamNotifier, RamRegistration};
 pub use spec::{RamBlockSpec, RamFlags};

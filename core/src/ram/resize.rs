@@ -6,7 +6,7 @@
 //!            … later, once nobody reaches it: release_tail ─▶ the host has its memory back
 //! ```
 //!
-//! Only the first step can fail, and has no effect that can be seen; so no notifier is told of a resize that does not
+//! Only the first steps can fail, and have no effect that can be seen; so no notifier is told of a resize that does not
 //! come. `used_length` is read with Acquire: whoever sees a length finds its memory mapped.
 //!
 //! Dirty for everybody but CODE, whose bits say where translations are, which no resize moves. The bits of what is cut
@@ -14,7 +14,7 @@
 //!
 //! Keeps its part of RAM-1: a shrink unmaps nothing. A vCPU with an old view or TLB entry stores into memory that
 //! nobody reads, not into a host fault. So a caller with vCPUs first takes the tail out of the address space and waits
-//! until no vCPU reaches it, shrinks, and then may call `release_tail`.
+//! until no vCPU reaches it, shrinks, and then may call `release_tail`. A shrink below the end of a mapping is refused.
 
 use super::RamError;
 use super::block::RamBlock;
@@ -28,7 +28,7 @@ use std::sync::Arc;
 impl RamList {
     /// Changes the used length of a block that was made resizable, to at most its maximum length. New memory reads as
     /// zero, or as the file has it; memory that an earlier shrink cut off has its old bytes, unless it was
-    /// [released](Self::release_tail). An error has changed nothing.
+    /// [released](Self::release_tail). Memory that is mapped is not cut off. An error has changed nothing.
     pub fn resize(&self, block: &Arc<RamBlock>, length: u64) -> Result<(), RamError> {
         if !block.flags().contains(RamFlags::RESIZABLE) {
             return Err(RamError::NotResizable { idstr: block.idstr().to_owned() });
@@ -39,9 +39,11 @@ impl RamList {
         if length == old {
             return Ok(());
         }
+        let mut shrinking = None;
         if length > old {
             block.commit(length)?;
         } else {
+            shrinking = Some(block.shrink(length)?);
             // What is cut off is lost, when its memory is given back at the latest.
             self.before(RamAddr::new(block.offset().get() + length), old - length)?;
         }
@@ -52,6 +54,10 @@ impl RamList {
         };
         set(length, old);
         block.publish_length(length);
+        match shrinking {
+            Some(shrinking) => shrinking.done(),
+            None => block.mapped().grown(length),
+        }
         self.next_version(); // logs remember how long blocks are
         // After the publication: a taker that has seen the new length and took a bit before this gets it once more.
         set(0, length);

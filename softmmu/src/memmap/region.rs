@@ -5,7 +5,7 @@
 
 use super::flat_view::{FlatRange, What};
 use crate::addr::GuestPhys;
-use notdirty_core::{RamBlock, RamMapping};
+use notdirty_core::{MappingError, RamBlock, RamMapping};
 use std::collections::hash_map::Entry;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
@@ -88,13 +88,24 @@ pub(crate) enum Kind {
     Alias { target: u64 },
 }
 
+impl MapError {
+    /// Why these bytes of a block are not mapped.
+    pub(crate) fn refused(why: MappingError, block: &RamBlock, off: u64, len: u64) -> Self {
+        let block = block.idstr().to_owned();
+        match why {
+            MappingError::Beyond { used } => Self::BeyondBlock { block, off, len, used },
+            _ => Self::NotInList { block },
+        }
+    }
+}
+
 pub(crate) struct Region {
     pub(crate) base: u64,
     pub(crate) last: u64,
     pub(crate) priority: i32,
     pub(crate) kind: Kind,
     /// Of RAM: keeps the block in its list.
-    pub(crate) _mapping: Option<RamMapping>,
+    pub(crate) mapping: Option<RamMapping>,
 }
 
 /// All regions, found by interval: sorted by base within a class of lengths, so that a query looks back no further
@@ -185,6 +196,10 @@ impl RegionTree {
             let len = (last - region.base).saturating_add(1);
             return Err(MapError::Wraps { base: GuestPhys::new(target), len });
         }
+        if let Some(mapping) = &mut region.mapping {
+            let len = (last - region.base).saturating_add(1);
+            mapping.set_len(len).map_err(|why| MapError::refused(why, mapping.block(), mapping.off(), len))?;
+        }
         let (base, old, old_class) = (region.base, region.last, class(region));
         region.last = last;
         let new_class = class(region);
@@ -195,14 +210,6 @@ impl RegionTree {
         match (old.min(last), old.max(last)) {
             (same, other) if same == other => Ok(Vec::new()),
             (kept, end) => Ok(self.shown_at((kept + 1, end))),
-        }
-    }
-
-    /// The block and offset that a RAM region shows.
-    pub(crate) fn ram_of(&self, id: RegionId) -> Result<Option<(&RamBlock, u64)>, MapError> {
-        match &self.regions.get(&id).ok_or(MapError::UnknownRegion(id))?.kind {
-            Kind::Plain(What::Ram { block, off, .. }) => Ok(Some((block, *off))),
-            _ => Ok(None),
         }
     }
 

@@ -147,12 +147,8 @@ impl AddressSpace {
         if !block.belongs_to(&self.ram) {
             return Err(MapError::OtherList { block: block.idstr().to_owned() });
         }
-        let used = block.used_length();
-        if off.checked_add(len).is_none_or(|end| end > used) {
-            return Err(MapError::BeyondBlock { block: block.idstr().to_owned(), off, len, used });
-        }
         same_page_offset(base, off)?;
-        let mapping = block.mapping().map_err(|_| MapError::NotInList { block: block.idstr().to_owned() })?;
+        let mapping = block.mapping(off, len).map_err(|why| MapError::refused(why, block, off, len))?;
         self.map(base, len, priority, Kind::Plain(What::Ram { block: block.clone(), off, readonly }), Some(mapping))
     }
 
@@ -187,7 +183,7 @@ impl AddressSpace {
         let more = len.checked_sub(1).ok_or(MapError::Empty { base })?;
         let last = base.checked_add(more).ok_or(MapError::Wraps { base, len })?.get();
         let mut tree = self.tree();
-        let (id, changed) = tree.insert(Region { base: base.get(), last, priority, kind, _mapping: mapping });
+        let (id, changed) = tree.insert(Region { base: base.get(), last, priority, kind, mapping });
         let _posted = self.publish(&tree, changed);
         Ok(id)
     }
@@ -234,12 +230,6 @@ impl AddressSpace {
         let base = tree.base_of(id)?;
         let more = len.checked_sub(1).ok_or(MapError::Empty { base })?;
         let last = base.checked_add(more).ok_or(MapError::Wraps { base, len })?.get();
-        if let Some((block, off)) = tree.ram_of(id)? {
-            let used = block.used_length();
-            if off.checked_add(len).is_none_or(|end| end > used) {
-                return Err(MapError::BeyondBlock { block: block.idstr().to_owned(), off, len, used });
-            }
-        }
         let changed = tree.set_last(id, last)?;
         Ok(self.publish(&tree, changed))
     }
