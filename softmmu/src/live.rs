@@ -21,6 +21,7 @@ use crate::tlb::entry::{BIAS, FLAGS, OTHER, Reservation, TLB_BITS, TlbEntry};
 use crate::tlb::fill::ram_address;
 use notdirty_core::{PAGE_SIZE, PageIndex, PageRange, RamAddr, VcpuRings, pin};
 use std::io;
+use std::marker::PhantomData;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::ptr::NonNull;
 use std::sync::Arc;
@@ -30,7 +31,16 @@ use std::time::Duration;
 const ADMIT: Duration = Duration::from_secs(10);
 
 /// A vCPU that runs: made by [`SoftMmu::run`](crate::SoftMmu::run) or [`SoftMmu::start`](crate::SoftMmu::start), and lent out
-/// as long as it does.
+/// as long as it does, on that thread only:
+///
+/// ```compile_fail,E0277
+/// # use notdirty_softmmu::{LiveMmu, MemSize, MmuIdx, NoHooks, GuestVirt};
+/// fn elsewhere(vcpu: &mut LiveMmu) {
+///     std::thread::scope(|scope| {
+///         scope.spawn(|| vcpu.store(&mut NoHooks, MmuIdx::M, GuestVirt::new(0), MemSize::B8, 1).is_ok());
+///     });
+/// }
+/// ```
 pub struct LiveMmu {
     pub(crate) tlb: Tlb,
     /// The view the TLB's entries came from; see the header.
@@ -39,6 +49,8 @@ pub struct LiveMmu {
     pub(crate) port: OwnPort,
     pub(crate) rings: VcpuRings,
     pub(crate) stats: SlowStats,
+    /// Not lent to another thread: a wait for the vCPU is refused on the thread that it runs on, and on no other.
+    _thread: PhantomData<*const ()>,
 }
 
 impl LiveMmu {
@@ -52,7 +64,7 @@ impl LiveMmu {
         }
         let view = space.snapshot();
         let (rings, stats) = Default::default();
-        Ok(LiveMmu { tlb, view, space: space.clone(), port, rings, stats })
+        Ok(LiveMmu { tlb, view, space: space.clone(), port, rings, stats, _thread: PhantomData })
     }
 
     /// Start of the owner's bytes: zeroed, 64-byte aligned, `table() - prefix`. They die with this `SoftMmu`.

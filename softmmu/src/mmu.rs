@@ -189,7 +189,7 @@ pub struct ServeReport {
 ///
 /// And requests are made in this crate only, so none is ill-formed:
 ///
-/// ```compile_fail
+/// ```compile_fail,E0624
 /// # use notdirty_softmmu::{SoftMmu, GuestPhys};
 /// fn backwards(mmu: &SoftMmu) {
 ///     mmu.port().post(notdirty_softmmu::Request::Remap { start: GuestPhys::new(0x3000), last: GuestPhys::new(0) });
@@ -198,6 +198,11 @@ pub struct ServeReport {
 pub struct SoftMmu {
     mmu: LiveMmu,
 }
+
+// SAFETY: all that it owns can be sent: the TLB, whose pointers are its own or are kept alive by the view, `Arc`s, the port and the
+// rings. That a `LiveMmu` cannot is of its use alone: it is lent out on the thread of its start (`run`, `live`), wherever it was
+// before.
+unsafe impl Send for SoftMmu {}
 
 impl SoftMmu {
     /// A vCPU's TLB on this address space, with `prefix` bytes (a multiple of 64) before the table for the owner. Parked.
@@ -224,7 +229,7 @@ impl SoftMmu {
         Some((started, served))
     }
 
-    /// The vCPU, if it runs: on the thread that started it.
+    /// The vCPU, if it runs on this thread, which is that of its start.
     ///
     /// # Safety
     /// The [`Started`] of this run is dropped only after the last use of the result, and the vCPU behind the result is not

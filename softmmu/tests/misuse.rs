@@ -142,6 +142,32 @@ fn a_wait_for_a_vcpu_on_its_own_thread_is_refused_at_once() {
     assert!(!vm.space.unmap_and_wait(id, None).unwrap());
 }
 
+/// A thread that waits for a vCPU is told that it is the vCPU's own; a vCPU that ran on another one could not be told.
+#[test]
+fn a_vcpu_runs_on_no_other_thread_than_that_of_its_start() {
+    let vm = Vm::new();
+    let mut mmu = SoftMmu::new(&vm.space, 0).unwrap();
+    let (started, _) = mmu.start(&mut NoHooks).unwrap();
+    std::mem::forget(started);
+    // SAFETY: the result is used for no access.
+    let is_live = |mmu: &mut SoftMmu| unsafe { mmu.live() }.is_some();
+    assert!(is_live(&mut mmu));
+    let mut mmu = std::thread::spawn(move || {
+        assert!(!is_live(&mut mmu) && mmu.start(&mut NoHooks).is_none(), "it runs elsewhere");
+        let running = mmu.run(&mut NoHooks);
+        drop(running);
+        let (started, _) = mmu.start(&mut NoHooks).expect("it parked");
+        assert!(is_live(&mut mmu));
+        std::mem::forget(started);
+        mmu
+    })
+    .join()
+    .unwrap();
+    assert!(!is_live(&mut mmu));
+    drop(mmu.run(&mut NoHooks));
+    assert!(mmu.start(&mut NoHooks).is_some());
+}
+
 #[test]
 fn a_device_that_calls_itself_is_refused_and_the_stack_holds() {
     struct Calls(Mutex<Vec<AccessError>>, Weak<AddressSpace>);

@@ -74,8 +74,8 @@ fn a_translation_never_outlives_the_bytes_that_another_vcpu_wrote_over() {
             }
         });
         let release = Release(round);
-        let deadline = Instant::now() + Duration::from_secs(60);
         for n in 1..=ROUNDS {
+            let deadline = Instant::now() + Duration::from_secs(60);
             // Translate again and again while the writer writes.
             loop {
                 let quiet = settled.load(Ordering::Acquire) >= n;

@@ -23,7 +23,7 @@
 //! | `queued` | posters, before the kick; the vCPU | the vCPU, to drain only if there is something | Release, Acquire |
 //! | `asleep` | the vCPU | posters that kick | SeqCst: a sleeper sees the kick, or the kicker sees the sleeper |
 //! | `served` | the vCPU, after it acted | posters that wait | Release, Acquire |
-//! | `live` | the vCPU | its own thread | none: one thread |
+//! | `live` | the vCPU | what owns it, to let it run on no other thread | none: one thread |
 //! | `irq`, `timer_deadline`, `stop` | devices, the host | the vCPU | Acquire, Release; a rise kicks |
 //!
 //! Keeps TLB-1: no vCPU is skipped on a hint; excess re-arms collapse into one for all pages; the vCPU acts, then

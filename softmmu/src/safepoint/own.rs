@@ -7,7 +7,7 @@ use super::queue::State;
 use crate::memmap::FlatView;
 use core::marker::PhantomData;
 use notdirty_core::drop_later;
-use notdirty_core::sync::{Ordering, current_thread};
+use notdirty_core::sync::{Ordering, current_thread, thread_token};
 use std::ops::Deref;
 use std::sync::{Arc, PoisonError};
 use std::time::{Duration, Instant};
@@ -111,7 +111,7 @@ impl OwnPort {
             return;
         }
         queue.state = State::Parked;
-        self.live.store(false, Ordering::Relaxed);
+        self.live.store(0, Ordering::Relaxed);
         if queue.waiters > 0 {
             self.acked.notify_all();
         }
@@ -132,14 +132,14 @@ impl OwnPort {
         }
         queue.state = State::Running(current_thread());
         queue.starts += 1;
-        self.live.store(true, Ordering::Relaxed);
+        self.live.store(thread_token(), Ordering::Relaxed);
         Some(queue.starts)
     }
 
-    /// Does the vCPU run? For its own thread.
+    /// Does the vCPU run, on this thread?
     #[inline]
     pub(crate) fn is_live(&self) -> bool {
-        self.live.load(Ordering::Relaxed)
+        self.live.load(Ordering::Relaxed) == thread_token()
     }
 
     /// See [`SoftMmu::wait`](crate::SoftMmu::wait).

@@ -5,6 +5,7 @@ use super::request::Request;
 use crate::memmap::FlatView;
 use notdirty_core::sync::{AtomicBool, AtomicU64, Condvar, Mutex, MutexGuard, Ordering, current_thread, lock};
 use notdirty_core::{VcpuId, drop_later};
+use std::sync::atomic::AtomicUsize;
 use std::sync::{Arc, PoisonError};
 use std::time::Instant;
 
@@ -39,8 +40,9 @@ pub struct VcpuPort {
     pub(super) asleep: AtomicBool,
     pub(super) served: AtomicU64,
     queue: Mutex<Queue>,
-    /// Between `start` and `park`; only the vCPU's own thread reads it, to know that it may touch guest memory.
-    pub(super) live: AtomicBool,
+    /// Between `start` and `park` the token of the thread that started it, else 0; the owner reads it, to know that it may touch
+    /// guest memory on this thread.
+    pub(super) live: AtomicUsize,
     /// The vCPU sleeps here.
     pub(super) wake: Condvar,
     /// Posters that wait for an acknowledgement sleep here.
@@ -59,7 +61,7 @@ impl VcpuPort {
             asleep: AtomicBool::new(false),
             served: AtomicU64::new(0),
             queue: Mutex::new(Queue::default()),
-            live: AtomicBool::new(false),
+            live: AtomicUsize::new(0),
             wake: Condvar::new(),
             acked: Condvar::new(),
             id,
