@@ -7,12 +7,14 @@
 //!
 //! Values are the bits of their format in a `u64`; what lies above a narrower format's bits is the caller's (NaN boxing
 //! is in `riscv::fpu`). Everything is generic over [`Format`]. A NaN that comes out is the canonical one; tininess is
-//! detected after rounding. The host's floating point is not used: what it would do, and in which mode, does not matter.
+//! detected after rounding. The host's floating point is not used: what it would do, and in which mode, does not matter. But
+//! native.rs is the host's, for what it does alike.
 //!
 //! Deliberately absent: `rem`, decimal, traps, payloads of NaNs.
 mod arith;
 mod compare;
 mod convert;
+pub(crate) mod native;
 mod parts;
 mod round;
 

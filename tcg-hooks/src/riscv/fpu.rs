@@ -4,15 +4,15 @@
 //!   execute:  begin (FS off: illegal; else FS is dirty) ─▶ rm, frm ─▶ unbox ─▶ float::… ─▶ box, fflags
 //! ```
 //!
-//! The oracle executes all of F and D here; the others what the host's unit cannot do: a NaN among the operands, rounding
-//! that is not to nearest even. FS becomes dirty when an instruction begins that may write a floating-point register or
+//! The oracle executes all of F and D here, in integers ([`execute`]). Tier 0, and what emitted code leaves to Rust, take the
+//! host's arithmetic where that is the same ([`execute_natively`]). FS becomes dirty when an instruction begins that may write a floating-point register or
 //! `fflags`, also if it then writes neither.
 use super::csr::mstatus;
 use super::decode::Insn;
 use super::opcodes::{Format, Op};
 use super::trap::Trap;
 use crate::cpu::CpuState;
-use crate::float::{self, Env, F32, F64, Int, Rounding};
+use crate::float::{self, Env, F32, F64, Int, Rounding, native};
 
 /// What floating-point arithmetic does, whatever the precision.
 #[allow(missing_docs, reason = "the names are the manual's")]
@@ -118,6 +118,15 @@ pub fn begin(cpu: &mut CpuState, insn: &Insn) -> Result<(), Trap> {
 
 /// Executes one instruction that is no load or store, up to but without the retirement.
 pub fn execute(cpu: &mut CpuState, insn: &Insn) -> Result<(), Trap> {
+    execute_with::<false>(cpu, insn)
+}
+
+/// As [`execute`], quicker, and with the same results: by the host where it rounds alike.
+pub(crate) fn execute_natively(cpu: &mut CpuState, insn: &Insn) -> Result<(), Trap> {
+    execute_with::<true>(cpu, insn)
+}
+
+fn execute_with<const NATIVE: bool>(cpu: &mut CpuState, insn: &Insn) -> Result<(), Trap> {
     begin(cpu, insn)?;
     let illegal = || Trap::illegal(insn.bits());
     let what = float(insn.op).ok_or_else(illegal)?;
@@ -127,10 +136,14 @@ pub fn execute(cpu: &mut CpuState, insn: &Insn) -> Result<(), Trap> {
     } else {
         Rounding::default()
     };
-    let mut env = Env::new(rounding);
-    let value =
-        if is_double(insn) { run::<F64>(cpu, insn, what, &mut env) } else { run::<F32>(cpu, insn, what, &mut env) };
-    cpu.csr.fflags |= env.flags;
+    // Operations only add flags; which are set already makes some quicker.
+    let mut env = Env { rounding, flags: cpu.csr.fflags };
+    let value = if is_double(insn) {
+        run::<F64, NATIVE>(cpu, insn, what, &mut env)
+    } else {
+        run::<F32, NATIVE>(cpu, insn, what, &mut env)
+    };
+    cpu.csr.fflags = env.flags;
     let rd = usize::from(insn.rd & 31);
     if insn.op.writes_f() {
         cpu.f[rd] = value;
@@ -141,13 +154,15 @@ pub fn execute(cpu: &mut CpuState, insn: &Insn) -> Result<(), Trap> {
 }
 
 /// A precision, as the registers hold it.
-trait Register: float::Format {
+trait Register: native::Native {
     /// The number in a register.
     fn get(register: u64) -> u64;
     /// The register for a number.
     fn put(bits: u64) -> u64;
     /// From the number in a register of the other precision.
     fn from_other(register: u64, env: &mut Env) -> u64;
+    /// The same by the host, if it does it alike.
+    fn from_other_natively(register: u64, env: &mut Env) -> Option<u64>;
 }
 
 impl Register for F32 {
@@ -161,6 +176,10 @@ impl Register for F32 {
 
     fn from_other(register: u64, env: &mut Env) -> u64 {
         float::convert::<F64, F32>(register, env)
+    }
+
+    fn from_other_natively(register: u64, env: &mut Env) -> Option<u64> {
+        native::narrow(register, env)
     }
 }
 
@@ -176,13 +195,42 @@ impl Register for F64 {
     fn from_other(register: u64, env: &mut Env) -> u64 {
         float::convert::<F32, F64>(unboxed(register), env)
     }
+
+    fn from_other_natively(register: u64, _: &mut Env) -> Option<u64> {
+        native::widen(unboxed(register))
+    }
 }
 
 /// What the instruction writes to its destination.
-fn run<F: Register>(cpu: &CpuState, insn: &Insn, what: Float, env: &mut Env) -> u64 {
+fn run<F: Register, const NATIVE: bool>(cpu: &CpuState, insn: &Insn, what: Float, env: &mut Env) -> u64 {
     let register = |n: u8| cpu.f[usize::from(n & 31)];
     let (raw, x) = (register(insn.rs1), cpu.x[usize::from(insn.rs1 & 31)]);
     let (a, b, c) = (F::get(raw), F::get(register(insn.rs2)), F::get(register(insn.rs3())));
+    if NATIVE {
+        let number = match what {
+            Float::Add => native::add::<F>(a, b, env),
+            Float::Sub => native::add::<F>(a, b ^ F::SIGN, env),
+            Float::Mul => native::mul::<F>(a, b, env),
+            Float::Div => native::div::<F>(a, b, env),
+            Float::Sqrt => native::sqrt::<F>(a, env),
+            Float::MulAdd => native::mul_add::<F>(a, b, c, env),
+            Float::MulSub => native::mul_add::<F>(a, b, c ^ F::SIGN, env),
+            Float::NegMulSub => native::mul_add::<F>(a ^ F::SIGN, b, c, env),
+            Float::NegMulAdd => native::mul_add::<F>(a ^ F::SIGN, b, c ^ F::SIGN, env),
+            Float::Convert => F::from_other_natively(raw, env),
+            Float::FromInt(int) => native::from_int::<F>(x, int, env),
+            Float::ToInt(int) => {
+                if let Some(value) = native::to_int::<F>(a, int, env) {
+                    return value;
+                }
+                None
+            }
+            _ => None,
+        };
+        if let Some(bits) = number {
+            return F::put(bits);
+        }
+    }
     let number = match what {
         Float::Add => float::add::<F>(a, b, env),
         Float::Sub => float::sub::<F>(a, b, env),

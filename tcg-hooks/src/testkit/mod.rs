@@ -44,6 +44,11 @@ mod smc;
 #[cfg(test)]
 mod tests;
 
+use crate::cpu::CpuState;
+use crate::riscv::csr::mstatus;
+use crate::riscv::opcodes::PATTERNS;
+use crate::riscv::{Op, decode, fpu};
+
 pub use encode::encode;
 pub use oracle::{Oracle, Runs, ram_only};
 pub use rng::Rng;
@@ -57,6 +62,22 @@ pub enum Smc {
     Fenced,
     /// With and without: only engines that see their stores at once (`coherent`) agree.
     Any,
+}
+
+/// Executes one floating-point instruction as tier 0 does, by the host where that rounds alike: operands as registers hold
+/// them (the integer one is the first), and `fflags` before. The destination's register and `fflags` after it.
+///
+/// # Panics
+/// If it is none, or illegal.
+pub fn float_natively(op: Op, [a, b, c]: [u64; 3], rm: u8, fflags: u8) -> (u64, u8) {
+    let pattern = PATTERNS.iter().find(|pattern| pattern.op == op).expect("an instruction of the table");
+    // rd 4, rs1 1, rs2 2, rs3 3; where one of these is part of the operation, it is not free.
+    let fields = 4 << 7 | u32::from(rm) << 12 | 1 << 15 | 2 << 20 | 3 << 27;
+    let mut cpu = CpuState::new(0, 0);
+    cpu.csr.mstatus |= mstatus::FS;
+    (cpu.f[1], cpu.f[2], cpu.f[3], cpu.x[1], cpu.csr.fflags) = (a, b, c, a, fflags);
+    fpu::execute_natively(&mut cpu, &decode(pattern.value | fields & !pattern.mask)).expect("it is legal");
+    (if op.writes_f() { cpu.f[4] } else { cpu.x[4] }, cpu.csr.fflags)
 }
 
 /// What goes into a program.

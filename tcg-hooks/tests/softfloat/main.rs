@@ -4,7 +4,8 @@ mod c;
 
 use c::Berkeley;
 use notdirty_tcg::float::{self, Env, F16, F32, F64, Format, Int, Rounding};
-use notdirty_tcg::testkit::{Rng, floats};
+use notdirty_tcg::riscv::Op;
+use notdirty_tcg::testkit::{Rng, float_natively, floats};
 
 /// Operations of one run, unless the environment says otherwise.
 const OPERATIONS: u64 = 2_000_000;
@@ -93,7 +94,51 @@ fn operands<F: Format>(kind: Kind, rng: &mut Rng) -> [u64; 3] {
     }
 }
 
-/// Compares `n` operations of a format; in each, the five modes.
+/// The instruction of F or D that does it, if one does.
+fn instruction<F: Format>(kind: Kind) -> Option<Op> {
+    use Op::*;
+    let [single, double] = match kind {
+        Kind::Add => [FaddS, FaddD],
+        Kind::Sub => [FsubS, FsubD],
+        Kind::Mul => [FmulS, FmulD],
+        Kind::Div => [FdivS, FdivD],
+        Kind::Sqrt => [FsqrtS, FsqrtD],
+        Kind::MulAdd => [FmaddS, FmaddD],
+        Kind::Eq => [FeqS, FeqD],
+        Kind::Lt => [FltS, FltD],
+        Kind::Le => [FleS, FleD],
+        Kind::ToSingle if F::BITS == 64 => return Some(FcvtSD),
+        Kind::ToDouble if F::BITS == 32 => return Some(FcvtDS),
+        Kind::ToHalf | Kind::ToSingle | Kind::ToDouble => return None,
+        Kind::ToInt(Int::W) => [FcvtWS, FcvtWD],
+        Kind::ToInt(Int::Wu) => [FcvtWuS, FcvtWuD],
+        Kind::ToInt(Int::L) => [FcvtLS, FcvtLD],
+        Kind::ToInt(Int::Lu) => [FcvtLuS, FcvtLuD],
+        Kind::FromInt(Int::W) => [FcvtSW, FcvtDW],
+        Kind::FromInt(Int::Wu) => [FcvtSWu, FcvtDWu],
+        Kind::FromInt(Int::L) => [FcvtSL, FcvtDL],
+        Kind::FromInt(Int::Lu) => [FcvtSLu, FcvtDLu],
+    };
+    match F::BITS {
+        32 => Some(single),
+        64 => Some(double),
+        _ => None,
+    }
+}
+
+/// The result and the flags of the instruction as tier 0 executes it, if there is one.
+fn natively<F: Format>(kind: Kind, operands: [u64; 3], rounding: Rounding, flags: u8) -> Option<(u64, u8)> {
+    let op = instruction::<F>(kind)?;
+    let boxed = |bits: u64| if F::BITS == 32 { bits | 0xffff_ffff << 32 } else { bits };
+    let registers = if matches!(kind, Kind::FromInt(_)) { operands } else { operands.map(boxed) };
+    let rm = if op.format().has_rounding() { rounding as u8 } else { 0 };
+    let (register, flags) = float_natively(op, registers, rm, flags);
+    let single = op.writes_f() && (kind == Kind::ToSingle || F::BITS == 32 && kind != Kind::ToDouble);
+    assert!(!single || register >> 32 == 0xffff_ffff, "{op:?} of {operands:#x?}: {register:#x} has no box");
+    Some((if single { register & 0xffff_ffff } else { register }, flags))
+}
+
+/// Compares `n` operations of a format, in integers and as tier 0 executes them; in each, the five modes.
 fn compare<F: Berkeley>(n: u64, seed: u64) {
     let mut rng = Rng::new(seed);
     let mut seen = 0u64;
@@ -105,6 +150,14 @@ fn compare<F: Berkeley>(n: u64, seed: u64) {
             let mut env = Env { rounding, flags: before };
             let got = ours::<F>(kind, operands, &mut env);
             let (want, flags) = c::run::<F>(kind, operands, rounding, before);
+            if let Some(native) = natively::<F>(kind, operands, rounding, before) {
+                assert!(
+                    native == (want, flags),
+                    "{kind:?} of {operands:#x?} in {} bits, {rounding:?}, flags {before:#x}: {native:#x?} in tier 0, \
+                     SoftFloat says {want:#x} and {flags:#x}",
+                    F::BITS
+                );
+            }
             if before == 0 {
                 seen |= 1 << env.flags;
             }

@@ -112,7 +112,7 @@ pub(crate) fn execute(core: &mut Core, ctx: &mut Context, site: &Site) -> Outcom
     }
     let result = match insn.op {
         op if op.format().is_float() => {
-            return match fpu::execute(&mut ctx.cpu, insn) {
+            return match fpu::execute_natively(&mut ctx.cpu, insn) {
                 Ok(()) => Outcome::Next,
                 Err(trap) => Outcome::Trap(trap),
             };
