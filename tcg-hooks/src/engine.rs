@@ -57,6 +57,10 @@ pub struct JitFlags {
     pub optimise: bool,
     /// Use BMI2 shifts where the host has them.
     pub bmi2: bool,
+    /// Use fused multiplication and addition where the host has it; off: done in Rust.
+    pub fma: bool,
+    /// Count bits by an instruction where the host has it.
+    pub popcnt: bool,
     /// While one thread stores, do AMOs and SCs without a locked instruction, and fences by nothing.
     pub one_writer: bool,
     /// Not an optimisation: count loads and stores, an addition a block, for `VcpuStats::accesses`.
@@ -83,6 +87,8 @@ impl Default for JitFlags {
             budget_register: true,
             optimise: true,
             bmi2: true,
+            fma: true,
+            popcnt: true,
             one_writer: true,
             count: false,
             tier0: true,
@@ -92,7 +98,7 @@ impl Default for JitFlags {
 
 impl JitFlags {
     /// Names of the switches, in the order of [`JitFlags::set`]'s bits.
-    pub const NAMES: [&str; 17] = [
+    pub const NAMES: [&str; 19] = [
         "regions",
         "pinned",
         "remap",
@@ -108,6 +114,8 @@ impl JitFlags {
         "budget_register",
         "optimise",
         "bmi2",
+        "fma",
+        "popcnt",
         "one_writer",
         "tier0",
     ];
@@ -130,6 +138,8 @@ impl JitFlags {
             "budget_register" => &mut self.budget_register,
             "optimise" => &mut self.optimise,
             "bmi2" => &mut self.bmi2,
+            "fma" => &mut self.fma,
+            "popcnt" => &mut self.popcnt,
             "one_writer" => &mut self.one_writer,
             "tier0" => &mut self.tier0,
             _ => return false,

@@ -92,7 +92,7 @@ impl Lower {
             // The host's total store order is as strong as any other fence.
             Plan::Fence => {}
             Plan::Float => self.float(region, pc, insn, count),
-            Plan::Bits if !matches!(insn.op, Op::Cpop | Op::Cpopw) || host_counts_bits() => {
+            Plan::Bits => {
                 let (b, reads) = if insn.op.format() == Format::R { (b, 1 << a | 1 << b) } else { (0, 1 << a) };
                 self.write(region, Ir { kind: Kind::Bits(insn.op), rd, a, b, site: 0, imm }, reads);
             }
@@ -285,14 +285,6 @@ impl Lower {
         }
         region.ops.push(ir);
     }
-}
-
-/// Does the host count bits in an instruction?
-fn host_counts_bits() -> bool {
-    #[cfg(target_arch = "x86_64")]
-    return std::arch::is_x86_feature_detected!("popcnt");
-    #[cfg(not(target_arch = "x86_64"))]
-    false
 }
 
 /// CSRs that are plain words of the state, in M-mode: a handler's bread and butter needs no call. The rest, and every

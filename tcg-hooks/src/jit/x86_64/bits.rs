@@ -1,4 +1,5 @@
-//! Bit manipulation and Zicond: `a` in rax, `b` in rcx, the result in rax. What is asked of the host is what each has.
+//! Bit manipulation and Zicond: `a` in rax, `b` in rcx, the result in rax. What is asked of the host is what each has,
+//! but for `popcnt`.
 use super::Emitter;
 use super::alu::with;
 use super::off;
@@ -51,9 +52,28 @@ impl Emitter {
             Op::Clzw => dynasm!(self.ops; .arch x64; mov ecx, 63; bsr eax, eax; cmovz eax, ecx; xor eax, BYTE 31),
             Op::Ctz => dynasm!(self.ops; .arch x64; mov ecx, 64; bsf rax, rax; cmovz rax, rcx),
             Op::Ctzw => dynasm!(self.ops; .arch x64; mov ecx, 32; bsf eax, eax; cmovz eax, ecx),
-            // Left to Rust where the host lacks it.
-            Op::Cpop => dynasm!(self.ops; .arch x64; popcnt rax, rax),
-            Op::Cpopw => dynasm!(self.ops; .arch x64; popcnt eax, eax),
+            Op::Cpop | Op::Cpopw if self.popcnt => dynasm!(self.ops; .arch x64; popcnt rax, rax),
+            // Counts of two bits, of four, of eight; the product's top byte is their sum.
+            Op::Cpop | Op::Cpopw => dynasm!(self.ops; .arch x64
+                ; mov rdx, QWORD 0x5555_5555_5555_5555
+                ; mov rcx, rax
+                ; shr rcx, 1
+                ; and rcx, rdx
+                ; sub rax, rcx
+                ; mov rdx, QWORD 0x3333_3333_3333_3333
+                ; mov rcx, rax
+                ; and rax, rdx
+                ; shr rcx, 2
+                ; and rcx, rdx
+                ; add rax, rcx
+                ; mov rcx, rax
+                ; shr rcx, 4
+                ; add rax, rcx
+                ; mov rdx, QWORD 0x0f0f_0f0f_0f0f_0f0f
+                ; and rax, rdx
+                ; mov rdx, QWORD 0x0101_0101_0101_0101
+                ; imul rax, rdx
+                ; shr rax, 56),
             Op::SextB => dynasm!(self.ops; .arch x64; movsx rax, al),
             Op::SextH => dynasm!(self.ops; .arch x64; movsx rax, ax),
             Op::ZextH => dynasm!(self.ops; .arch x64; movzx eax, ax),
