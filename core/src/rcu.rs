@@ -1,4 +1,4 @@
-//! Read, copy, update: a few lines over crossbeam-epoch, whose types are named in this file only.
+//! Read, copy, update: a few lines over crossbeam-epoch, whose types are named in this file and `collector.rs` only.
 //!
 //! ```text
 //!   reader: pin() ─▶ Guard ─▶ cell.load(&guard) ─▶ &T, alive as long as the guard       never blocks
@@ -10,9 +10,12 @@
 //! have landed (that is what safe points are for). A vCPU pins once per slice and repins at its safe points, so the
 //! read side costs nothing per access.
 //!
+//! A child of a fork has guards and a thread of its own (`collector.rs`), whatever threads the parent had.
+//!
 //! Retired memory is given back with no further activity, and no destructor runs inside of `pin`, `repin` or `replace`:
 //! the collector of crossbeam-epoch gets nothing but the marks by which a grace period is recognised.
 
+mod collector;
 mod reclaim;
 
 pub use reclaim::{barrier, drop_later};
@@ -31,13 +34,13 @@ pub struct Guard(epoch::Guard);
 /// Starts a read section. Sections nest; an inner one costs a counter.
 #[inline]
 pub fn pin() -> Guard {
-    Guard(epoch::pin())
+    Guard(collector::pin())
 }
 
 /// Whether this thread holds a guard.
 #[inline]
 pub fn is_pinned() -> bool {
-    epoch::is_pinned()
+    collector::is_pinned()
 }
 
 impl Guard {
@@ -133,7 +136,7 @@ pub fn synchronize() -> Result<(), WaitError> {
     if MODEL {
         return Ok(());
     }
-    if epoch::is_pinned() {
+    if collector::is_pinned() {
         return Err(WaitError::Pinned);
     }
     grace_period();
@@ -146,7 +149,7 @@ fn grace_period() {
     const LONGEST: Duration = Duration::from_millis(2);
     let over = Arc::new(AtomicBool::new(false));
     {
-        let (guard, over) = (epoch::pin(), over.clone());
+        let (guard, over) = (collector::pin(), over.clone());
         // Release, and Acquire below: what readers did before their guards went is done.
         guard.defer(move || over.store(true, Ordering::Release));
         guard.flush();
@@ -160,7 +163,7 @@ fn grace_period() {
             _ => std::thread::sleep(Duration::from_micros(20 << (tries - 16).min(7)).min(LONGEST)),
         }
         tries += 1;
-        epoch::pin().flush();
+        collector::pin().flush();
     }
 }
 

@@ -15,8 +15,10 @@
 use super::{WaitError, grace_period};
 use crate::sync::MODEL;
 use std::cell::Cell;
+use std::collections::VecDeque;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 /// The thread's name.
 const NAME: &str = "notdirty-rcu";
@@ -26,7 +28,15 @@ type Value = Box<dyn Send>;
 
 // std's, not of `crate::sync`: it outlives a model's execution, and models reclaim nothing.
 static QUEUE: Queue = Queue {
-    state: Mutex::new(State { waiting: Vec::new(), retired: 0, done: 0, started_by: 0 }),
+    state: Mutex::new(State {
+        waiting: VecDeque::new(),
+        batch: VecDeque::new(),
+        dropping: false,
+        forks: 0,
+        retired: 0,
+        done: 0,
+        started_by: 0,
+    }),
     work: Condvar::new(),
     finished: Condvar::new(),
 };
@@ -35,12 +45,18 @@ struct Queue {
     state: Mutex<State>,
     /// The reclaimer sleeps here.
     work: Condvar,
-    /// Callers of `barrier` sleep here.
+    /// Callers of `barrier` sleep here, and a fork until no destructor is under way.
     finished: Condvar,
 }
 
 struct State {
-    waiting: Vec<Value>,
+    waiting: VecDeque<Value>,
+    /// What the thread is about to drop: here, as a child of a fork has no such thread.
+    batch: VecDeque<Value>,
+    /// A destructor is under way.
+    dropping: bool,
+    /// Forks under way: no destructor begins.
+    forks: u32,
     /// Values retired by other threads than the reclaimer, ever.
     retired: u64,
     /// Those of them that were dropped, with all that their drops retired.
@@ -51,7 +67,7 @@ struct State {
 
 thread_local! {
     /// On the reclaimer's thread: what its drops retired. `None` elsewhere.
-    static OWN: Cell<Option<Vec<Value>>> = const { Cell::new(None) };
+    static OWN: Cell<Option<VecDeque<Value>>> = const { Cell::new(None) };
 }
 
 /// Drops `value` on the thread `notdirty-rcu`, once every guard that is alive now is gone. May be called with any lock
@@ -64,11 +80,11 @@ pub fn drop_later<T: Send + 'static>(value: T) {
     // While thread-locals are torn down there is no telling; then this is not the reclaimer, which never ends.
     let own = OWN.try_with(Cell::take).ok().flatten();
     if let Some(mut own) = own {
-        own.push(value);
+        own.push_back(value);
         return OWN.set(Some(own));
     }
     let mut state = QUEUE.lock();
-    state.waiting.push(value);
+    state.waiting.push_back(value);
     state.retired += 1;
     let idle = state.waiting.len() == 1;
     // Without a thread the values wait, and the next retirement tries again.
@@ -111,20 +127,43 @@ impl Queue {
 
     fn reclaim_for_ever(&self) -> ! {
         block_signals();
-        OWN.set(Some(Vec::new()));
+        OWN.set(Some(VecDeque::new()));
         let mut state = self.lock();
         loop {
             if state.waiting.is_empty() {
                 state = self.work.wait(state).unwrap_or_else(PoisonError::into_inner);
                 continue;
             }
-            let batch = core::mem::take(&mut state.waiting);
+            state.batch = core::mem::take(&mut state.waiting);
             let upto = state.retired;
-            drop(state);
-            reclaim(batch);
-            state = self.lock();
+            while !state.batch.is_empty() {
+                drop(state);
+                grace_period();
+                self.drop_batch();
+                // What that retired, likewise.
+                let own = OWN.replace(Some(VecDeque::new())).unwrap_or_default();
+                state = self.lock();
+                state.batch = own;
+            }
             state.done = upto;
             self.finished.notify_all();
+        }
+    }
+
+    fn drop_batch(&self) {
+        let mut state = self.lock();
+        while let Some(value) = state.batch.pop_front() {
+            state.dropping = true;
+            drop(state);
+            if let Err(payload) = catch_unwind(AssertUnwindSafe(|| drop(value))) {
+                core::mem::forget(payload); // its destructor may panic, too
+            }
+            state = self.lock();
+            state.dropping = false;
+            while state.forks != 0 {
+                self.finished.notify_all();
+                state = self.work.wait(state).unwrap_or_else(PoisonError::into_inner);
+            }
         }
     }
 }
@@ -132,6 +171,7 @@ impl Queue {
 impl State {
     /// Starts the thread, once.
     fn start(&mut self) -> std::io::Result<()> {
+        super::collector::hear_of_forks();
         let process = std::process::id();
         if self.started_by != process {
             std::thread::Builder::new().name(NAME.into()).spawn(|| QUEUE.reclaim_for_ever())?;
@@ -141,17 +181,36 @@ impl State {
     }
 }
 
-/// Drops `values` after a grace period, and then what that retired.
-fn reclaim(mut values: Vec<Value>) {
-    while !values.is_empty() {
-        grace_period();
-        for value in values {
-            if let Err(payload) = catch_unwind(AssertUnwindSafe(|| drop(value))) {
-                core::mem::forget(payload); // its destructor may panic, too
-            }
-        }
-        values = OWN.take().unwrap_or_default();
-        OWN.set(Some(Vec::new()));
+/// The queue, locked for a fork: no destructor is under way, so a child finds no lock taken by one.
+pub(super) struct Held(MutexGuard<'static, State>);
+
+/// Waits for a destructor that is under way, but not for ever: it may want what the caller holds. Then the child leaks its value.
+pub(super) fn hold() -> Held {
+    const LONGEST: Duration = Duration::from_secs(1);
+    let mut state = QUEUE.lock();
+    state.forks += 1;
+    if !is_reclaimer() {
+        let under_way = |state: &mut State| state.dropping;
+        state = QUEUE.finished.wait_timeout_while(state, LONGEST, under_way).unwrap_or_else(PoisonError::into_inner).0;
+    }
+    Held(state)
+}
+
+impl Held {
+    /// In the parent.
+    pub(super) fn go_on(mut self) {
+        self.0.forks -= 1;
+        drop(self);
+        QUEUE.work.notify_all();
+    }
+
+    /// In the child, which has no thread that drops values: the next retirement or barrier starts one.
+    pub(super) fn go_on_alone(mut self) {
+        let state = &mut *self.0;
+        (state.forks, state.dropping) = (0, false);
+        let mut all = core::mem::take(&mut state.batch);
+        all.append(&mut state.waiting);
+        state.waiting = all;
     }
 }
 
@@ -174,7 +233,6 @@ mod tests {
     use super::*;
     use crate::rcu::{RcuCell, pin};
     use std::sync::mpsc::{Sender, channel};
-    use std::time::Duration;
 
     const LONG: Duration = Duration::from_secs(20);
 
@@ -183,7 +241,7 @@ mod tests {
     impl Drop for Told {
         fn drop(&mut self) {
             let thread = std::thread::current().name().map(str::to_owned);
-            let _ = self.0.send((thread, crossbeam_epoch::is_pinned()));
+            let _ = self.0.send((thread, crate::rcu::is_pinned()));
         }
     }
 
