@@ -198,6 +198,7 @@ fn logs_of_one_client_share_no_page_unless_they_share_all() {
     assert_eq!(pages(low.sync(None).unwrap(), &w.ram), [69]);
     drop(low);
     assert_eq!(pages(high.sync(None).unwrap(), &w.ram), [70]);
+    assert_eq!(w.log(part(69, 71)).unwrap_err(), LogError::Overlap { client: VGA }, "the other one goes on");
     // Another client is another matter.
     let own = w.list.add_client("checkpoint").unwrap();
     w.list.log(own).start().unwrap();

@@ -51,6 +51,51 @@ fn take(dirty: &DirtyMemory, client: DirtyClient) -> Vec<u64> {
     numbers(&pages)
 }
 
+/// A setter that marks for the only client that tracks, while another begins to.
+#[test]
+fn a_client_that_begins_to_track_while_another_has_its_page_marked_misses_no_store() {
+    model(|| {
+        let (dirty, byte) = (memory(), Arc::new(AtomicU64::new(0)));
+        dirty.test_and_clear(PageIndex::new(3), DirtyClient::VGA, &pin());
+        let setter = thread::spawn({
+            let (dirty, byte) = (dirty.clone(), byte.clone());
+            move || {
+                byte.store(1, Relaxed);
+                dirty.set(page(3), ClientMask::VGA | ClientMask::MIGRATION, &pin());
+            }
+        });
+        dirty.test_and_clear(PageIndex::new(3), MIGRATION, &pin());
+        let seen = byte.load(Relaxed);
+        setter.join().unwrap();
+        assert!(seen == 1 || dirty.test(PageIndex::new(3), MIGRATION, &pin()), "neither read nor marked");
+        assert!(dirty.test(PageIndex::new(3), DirtyClient::VGA, &pin()));
+    });
+}
+
+/// Both come to their first block at once, or the one while a third client goes: no one's bit among those that track is lost.
+#[test]
+fn two_clients_that_begin_to_track_at_once_both_do() {
+    for one_goes in [false, true] {
+        model(move || {
+            let dirty = memory();
+            let goes = one_goes.then(|| client(&dirty));
+            goes.iter().for_each(|goes| drop(take(&dirty, goes.client())));
+            let other = thread::spawn({
+                let dirty = dirty.clone();
+                move || match goes {
+                    Some(goes) => drop(goes),
+                    None => drop(take(&dirty, DirtyClient::VGA)),
+                }
+            });
+            take(&dirty, MIGRATION);
+            other.join().unwrap();
+            dirty.set(page(3), ClientMask::VGA | ClientMask::MIGRATION, &pin());
+            assert_eq!(take(&dirty, MIGRATION), [3]);
+            assert_eq!(take(&dirty, DirtyClient::VGA).len(), if one_goes { BLOCK as usize } else { 1 });
+        });
+    }
+}
+
 /// A setter has read the mask of a client that drops, and may hold its block. The next client has the same column.
 #[test]
 fn a_store_is_heard_by_who_has_a_column_again() {

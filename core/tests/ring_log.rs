@@ -181,6 +181,11 @@ fn a_client_that_is_dropped_takes_its_rings_along() {
     let log = start(&list, own.client(), 128);
     store(&list, &mut vcpu, page(&ram, 2));
     assert_eq!(sync(&log), offsets(&ram, [2]));
+    // A log that names its client by number does not keep it: the column is another's next.
+    drop(own);
+    assert!(list.dirty().ringed().is_empty());
+    let own = list.add_client("a third").unwrap();
+    start(&list, own.client(), 128);
 }
 
 #[test]

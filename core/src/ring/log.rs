@@ -197,17 +197,73 @@ mod tests {
         while pushed < 128 {
             let mut goes = log.join().unwrap();
             assert!(!goes.is_soft_full());
-            for _ in 0..5 {
+            for _ in 0..4 {
                 let _ = goes.push(0, pushed);
                 pushed += 1;
             }
         }
         let rings: Vec<_> = lock(&log.joining).iter().map(|ring| ring.ring().used()).collect();
-        assert_eq!(rings, [1, 65, 65]);
+        assert_eq!(rings, [1, 64, 64]);
         let mut harvested = Vec::new();
         for ring in lock(&log.joining).iter_mut() {
             ring.harvest(|_, page| harvested.push(page));
         }
         assert_eq!(harvested, [1000].into_iter().chain(0..pushed).collect::<Vec<_>>());
+    }
+
+    #[test]
+    fn marks_of_a_word_one_after_the_other_are_one_entry_of_the_list() {
+        let log = RingLog::new(DirtyClient::MIGRATION, 128).unwrap();
+        for (first, bits) in [(0, 1), (0, 4), (64, 1), (0, 2)] {
+            log.add(PageIndex::new(first), bits);
+        }
+        let list = lock(&log.list).clone();
+        assert_eq!(list, [(0, 5), (64, 1), (0, 2)].map(|(first, bits)| (PageIndex::new(first), bits)));
+    }
+
+    #[test]
+    fn the_pages_of_a_word_that_lie_in_ranges_are_those_that_a_search_finds() {
+        let range = |(start, end)| PageRange { start: PageIndex::new(start), end: PageIndex::new(end) };
+        let at = [(3, 5), (5, 6), (64, 65), (100, 128), (128, 200), (255, 257), (320, 384), (400, 448)].map(range);
+        for count in 0..=at.len() {
+            for first in (0..512).step_by(64) {
+                let lies = |page: &u64| at[..count].iter().any(|range| range.contains(PageIndex::new(*page)));
+                let naive = (first..first + 64).filter(lies).fold(0, |bits, page| bits | 1 << (page - first));
+                assert_eq!(within(&at[..count], PageIndex::new(first)), naive, "{count} ranges, word {first}");
+            }
+        }
+    }
+
+    #[test]
+    fn a_run_takes_its_pages_and_none_past_the_end_of_its_block() {
+        use crate::dirty::ClientMask;
+        use crate::ram::{RamBlockSpec, RamList};
+        use crate::{PAGE_SIZE, pin};
+        const PAGES: u64 = 130;
+        let client = DirtyClient::MIGRATION;
+        for (base, mask) in
+            [(0, !0), (0, 1), (1, !0), (63, 0b101), (66, !0), (67, !0), (100, !0), (129, !0), (130, !0), (200, 1)]
+        {
+            let list = RamList::new();
+            let block = list.add(RamBlockSpec::new("ram", PAGES * PAGE_SIZE)).unwrap();
+            let next = list.add(RamBlockSpec::new("next", PAGES * PAGE_SIZE)).unwrap();
+            for pages in [block.pages(), next.pages()] {
+                list.dirty().test_and_clear_range(pages, client, &pin(), |_, _| ());
+                list.dirty().set(pages, ClientMask::of(client), &pin());
+            }
+            let log = RingLog::new(client, 128).unwrap();
+            let guard = pin();
+            let mut words = Words { log: &log, ram: &list, within: None, guard: &guard, words: Vec::new() };
+            words.run(block.slot(), base, mask);
+            let start = block.pages().start.get();
+            let bits = |(first, bits): &(PageIndex, u64)| {
+                let (first, bits) = (first.get(), *bits);
+                (0..64).filter(move |n| bits >> n & 1 != 0).map(move |n| first + n - start)
+            };
+            let taken: Vec<u64> = words.words.iter().flat_map(bits).collect();
+            let naive: Vec<u64> =
+                (0..64).filter(|n| mask >> n & 1 != 0 && base + n < PAGES).map(|n| base + n).collect();
+            assert_eq!(taken, naive, "from {base} on, {mask:#x}");
+        }
     }
 }
