@@ -190,6 +190,7 @@ fn put_back(writers: &[Writer], seed: u64, steps: u64) {
         let resized = |page| writers.contains(&Writer::Resize) && w.blocks[2].pages().contains(page);
         let mut pages = dirty.ranges().flat_map(|range| range.iter());
         assert!(pages.all(|page| resized(page) || kept.contains_key(&page)), "a page is dirty that was not kept");
+        assert!(kept.keys().all(|page| dirty.contains(*page)), "a page was written by {writers:?} and is not dirty");
         assert!(undo.saved.lock().unwrap().is_empty(), "its own restore was kept");
         assert_eq!(log.sync(None).unwrap().commit().count(), 0, "its own restore is dirty");
     }
