@@ -78,11 +78,12 @@ struct Call {
 }
 
 /// Calls `f` as a call of `dev`, on which a call of the same device from inside is refused.
-#[inline]
+#[inline(always)]
 pub(crate) fn calling<R>(dev: &dyn MmioDevice, f: impl FnOnce() -> R) -> R {
     /// Also when the device panics.
     struct Leave(*const Call);
     impl Drop for Leave {
+        #[inline(always)]
         fn drop(&mut self) {
             CALLS.set(self.0);
         }

@@ -38,7 +38,8 @@ pub trait Hooks: CodeInvalidator {
 
 /// What drops translations when the bytes under them change.
 pub trait CodeInvalidator {
-    /// Bytes `[ram, ram + len)` were written (already visible): drop every TB that overlaps; returns how many died.
+    /// Bytes `[ram, ram + len)` were written (already visible): drop every TB that overlaps; returns how many died. One whose
+    /// bytes are in RAM now may stay: whatever is written later is told later.
     fn code_written(&mut self, ram: RamAddr, len: u64) -> usize;
 }
 

@@ -328,6 +328,42 @@ impl LiveMmu {
         mmio::write(unsafe { dev.as_ref() }, sizes, off, size, value)
     }
 
+    /// What [`load`](Self::load) does with a device that was used before and takes the access whole; else `None`, and nothing
+    /// was done. `before` is called before the device is.
+    #[inline]
+    pub fn load_device(&mut self, va: GuestVirt, size: MemSize, before: impl FnOnce()) -> Option<u64> {
+        let (dev, off) = self.whole_device(va, size)?;
+        self.stats.accesses += 1;
+        self.stats.mmio_read += 1;
+        before();
+        // SAFETY: the device is kept alive by `self.view`, which nothing replaces during an access.
+        let dev = unsafe { dev.as_ref() };
+        Some(mmio::calling(dev, || dev.read(off, size)) & size.mask())
+    }
+
+    /// The same of [`store`](Self::store).
+    #[inline]
+    pub fn store_device(&mut self, va: GuestVirt, size: MemSize, value: u64, before: impl FnOnce()) -> Option<()> {
+        let (dev, off) = self.whole_device(va, size)?;
+        self.stats.accesses += 1;
+        self.stats.mmio_write += 1;
+        before();
+        // SAFETY: as in `load_device`.
+        let dev = unsafe { dev.as_ref() };
+        mmio::calling(dev, || dev.write(off, size, value & size.mask()));
+        Some(())
+    }
+
+    /// The device that all of an aligned access goes to, in one piece. There is no RAM where one is: no entry of the table
+    /// need be looked at.
+    #[inline]
+    fn whole_device(&self, va: GuestVirt, size: MemSize) -> Option<(NonNull<dyn MmioDevice>, u64)> {
+        let &DeviceEntry { off, dev, sizes, from, to, .. } = self.tlb.device(va.get().wrapping_add(BIAS))?;
+        let at = va.page_offset();
+        let within = at >= from.into() && at + size.bytes() <= to.into();
+        (within && aligned(va, size) && sizes.contains(size)).then_some((dev, off.wrapping_add(at)))
+    }
+
     #[cold]
     pub(crate) fn fault(&mut self, kind: AccessKind, va: GuestVirt) -> MemFault {
         self.stats.faults += 1;

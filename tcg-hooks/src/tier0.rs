@@ -14,14 +14,14 @@
 pub(crate) mod bits;
 
 use crate::exec::Core;
-use crate::ir::Site;
+use crate::ir::{Does, Site};
 use crate::jit::x86_64::context::Context;
 use crate::jit::x86_64::helpers::{Outcome, execute};
 use crate::riscv::trap::Trap;
 use crate::riscv::{Insn, Isa, Op, decode_any};
 use crate::translate::MAX_INSNS;
 use notdirty_core::PAGE_SIZE;
-use notdirty_softmmu::{GuestVirt, MemFault, MemSize, MmuIdx, StoreEffect};
+use notdirty_softmmu::{FetchPage, GuestVirt, MemFault, MemSize, MmuIdx, StoreEffect};
 
 /// Instructions before the exec loop looks, some 40 us: a slice may be longer, as what ran before was faster.
 const STRETCH: i64 = 4096;
@@ -37,25 +37,40 @@ pub(crate) enum Why {
 
 /// A page that instructions come from.
 struct Code {
-    base: u64,
+    /// Where all 32 bits of an instruction lie on it: from here on, so many bytes. With none an odd address, which no
+    /// pc is.
     from: u64,
-    to: u64,
-    host: *const u8,
+    len: u64,
+    /// What is added to a pc for its place on the host (wrapping).
+    addend: u64,
     isa: Isa,
 }
 
 impl Code {
+    const fn nowhere(isa: Isa) -> Code {
+        Code { from: u64::MAX, len: 0, addend: 0, isa }
+    }
+
+    /// The page, from `pc` on, that was fetched for it.
+    fn page(isa: Isa, pc: u64, page: FetchPage) -> Code {
+        let at = page.host.expose_provenance() as u64 + pc % PAGE_SIZE;
+        match page.len_ok.checked_sub(4) {
+            Some(len) => Code { from: pc, len, addend: at.wrapping_sub(pc), isa },
+            None => Code::nowhere(isa),
+        }
+    }
+
     /// The instruction at `pc`, if all of it is on this page.
     #[inline(always)]
     fn insn(&self, pc: u64) -> Option<Insn> {
-        let at = pc.wrapping_sub(self.base);
         // A pc before the page wraps to a huge offset.
-        if at < self.from || at >= self.to || self.to - at < 4 {
+        if pc.wrapping_sub(self.from) > self.len {
             return None;
         }
-        // SAFETY: `[from, to)` are bytes that `fetch` said can be read. They live until the next `serve`, which tier 0
-        // does not call.
-        let bits = unsafe { crate::fetch::word(self.host.add(at as usize)) };
+        let at = std::ptr::with_exposed_provenance::<u8>(pc.wrapping_add(self.addend) as usize);
+        // SAFETY: the four bytes are among those that `fetch` said can be read. They live until the next `serve`, which
+        // tier 0 does not call.
+        let bits = unsafe { crate::fetch::word(at) };
         Some(self.isa.filter(decode_any(bits as u16, bits), bits))
     }
 }
@@ -64,7 +79,7 @@ impl Code {
 /// [`STRETCH`]. It stops where it jumped to: nothing shall grow warm, and be translated, for being where slices end.
 /// `cpu.retired` is exact before and after.
 pub(crate) fn run(core: &mut Core, ctx: &mut Context) -> Why {
-    let mut code = Code { base: 0, from: 0, to: 0, host: std::ptr::null(), isa: ctx.cpu.isa };
+    let mut code = Code::nowhere(ctx.cpu.isa);
     let start = ctx.cpu.retired;
     let budget = ctx.budget.clamp(0, STRETCH) as u64;
     let most = (ctx.budget.min(STRETCH) + MAX_INSNS as i64).max(0) as u64;
@@ -132,8 +147,7 @@ fn fetch(core: &mut Core, ctx: &mut Context, code: &mut Code) -> Result<Insn, Me
     let pc = ctx.cpu.pc;
     let (mmu, mut hooks) = core.split(ctx);
     let page = mmu.fetch(&mut hooks, MmuIdx::M, GuestVirt::new(pc))?;
-    let at = pc % PAGE_SIZE;
-    *code = Code { base: pc - at, from: at, to: at + page.len_ok, host: page.host, ..*code };
+    *code = Code::page(code.isa, pc, page);
     if let Some(insn) = code.insn(pc) {
         return Ok(insn);
     }
@@ -240,9 +254,9 @@ fn step(core: &mut Core, ctx: &mut Context, insn: &Insn, pc: u64, retired: u64) 
             return rare(core, ctx, insn, pc);
         }
     };
-    if insn.rd != 0 {
-        ctx.cpu.x[usize::from(insn.rd & 31)] = value;
-    }
+    // Without a branch.
+    ctx.cpu.x[usize::from(insn.rd & 31)] = value;
+    ctx.cpu.x[0] = 0;
     Flow::Next(next)
 }
 
@@ -277,7 +291,7 @@ fn rare(core: &mut Core, ctx: &mut Context, insn: &Insn, pc: u64) -> Flow {
         }
         return Flow::Next(next);
     }
-    match execute(core, ctx, &Site { pc, insn: *insn, refund: 0, begin: false, odd: 0 }) {
+    match execute(core, ctx, &Site { pc, insn: *insn, refund: 0, does: Does::Execute, odd: 0 }) {
         Outcome::Next => Flow::Next(next),
         Outcome::Go(pc) => Flow::Jump(pc),
         Outcome::Leave(pc) => Flow::Look(pc),

@@ -117,7 +117,7 @@ fn overwriting_code_costs_what_dies_of_it_and_not_what_lies_beside_it() {
         let before = vm.vcpu.stats().tb;
         assert!(pages > 0 && before.translated >= 1024, "{before:?}");
         (0..1024).for_each(|n| {
-            vm.put(at(n), &[ret()]);
+            vm.put(at(n), &[addi(ZERO, ZERO, 0)]);
             vm.vcpu.serve();
         });
         let after = vm.vcpu.stats().tb;

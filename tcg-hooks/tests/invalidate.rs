@@ -47,7 +47,8 @@ fn a_host_write_kills_exactly_the_tbs_over_its_bytes() {
     assert_eq!(vm.x(A0), 121);
     assert_eq!((vm.translated(), vm.invalidated()), (before + 1, 1));
     // Two at once, by their last and first bytes.
-    vm.put(TWO + 4, &[ret(), 0, 0, addi(A0, A0, 200)]);
+    const SHORT_RET: u32 = 0x8082;
+    vm.put(TWO + 4, &[SHORT_RET, 0, 0, addi(A0, A0, 200)]);
     assert_eq!(vm.vcpu.serve(), 2);
     vm.run(RAM);
     assert_eq!(vm.x(A0), 221);
@@ -281,9 +282,10 @@ fn a_tb_over_two_pages_dies_by_either() {
     assert_eq!((vm.lines(first), vm.lines(second)), (lines_of(0xffa, 6), lines_of(0, 6)));
     assert!(!vm.no_code(first) && !vm.no_code(second));
     for page in [first, second] {
-        // The two bytes of the instruction that lie there.
+        // The two bytes of the instruction that lie there: another source register, another immediate.
         let from = if page == first { 4 } else { 6 };
-        vm.space.write(GuestPhys::new(at + from), &code(9)[from as usize..from as usize + 2]).unwrap();
+        let bytes = &addi(A0, A1, 9).to_le_bytes()[from as usize - 4..from as usize - 2];
+        vm.space.write(GuestPhys::new(at + from), bytes).unwrap();
         assert_eq!(vm.vcpu.serve(), 1);
         assert_eq!((vm.lines(first), vm.lines(second)), (0, 0));
         assert!(vm.no_code(first) && vm.no_code(second));

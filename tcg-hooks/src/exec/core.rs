@@ -49,6 +49,13 @@ impl Core {
         (unsafe { mmu.live() }.expect("the vCPU runs"), hooks)
     }
 
+    /// As `split`, for devices, which may be told nothing but the time.
+    #[inline]
+    pub(crate) fn live(&mut self) -> (&mut LiveMmu, &Clock) {
+        // SAFETY: as in `split`.
+        (unsafe { self.mmu.live() }.expect("the vCPU runs"), &self.clock)
+    }
+
     /// As `split`, of a vCPU that may be parked.
     pub(crate) fn parts<'a>(&'a mut self, ctx: &'a mut Context) -> (&'a mut SoftMmu, StoreHooks<'a>) {
         let mask = self.mask;
@@ -68,12 +75,18 @@ impl Core {
         mmu.start(&mut hooks.served())
     }
 
+    /// Serves what others posted to a vCPU that runs, as `start` does. Returns how many TBs died.
+    pub(crate) fn serve(&mut self, ctx: &mut Context) -> usize {
+        let (mmu, hooks) = self.split(ctx);
+        mmu.serve(&mut hooks.served()).killed as usize
+    }
+
     /// `fence.i`: what was written is seen from here on, by whomever: kills that others posted are served before the
     /// next instruction, as the caller looks at the kick after this (TB-1). Returns how many TBs died.
     pub(crate) fn fence_i(&mut self, ctx: &mut Context) -> usize {
         let Some(tbs) = &mut self.tbs else { return 0 };
         let own = self.stale.iter_mut().flat_map(|stale| stale.drain(..));
-        let killed: usize = own.map(|(ram, len)| tbs.invalidate(ctx, ram, len)).sum();
+        let killed: usize = own.map(|(ram, len)| tbs.invalidate(ctx, ram, len, false)).sum();
         let killed = killed + tbs.compare(ctx);
         ctx.code_work = u64::from(tbs.has_provisional());
         killed
@@ -85,6 +98,7 @@ impl Core {
     }
 
     /// Tier 0 is about to run code at `pc`: is there a TB, or should there be one?
+    #[inline]
     pub(crate) fn count_run(&mut self, ctx: &mut Context, pc: u64) -> bool {
         self.tbs.as_mut().is_none_or(|tbs| tbs.jump(ctx, pc).is_some() || tbs.heat.count_run(pc))
     }
@@ -206,7 +220,7 @@ impl CodeInvalidator for StoreHooks<'_> {
                 self.ctx.code_work = 1;
                 0
             }
-            _ => tbs.invalidate(self.ctx, ram, len),
+            _ => tbs.invalidate(self.ctx, ram, len, self.served),
         };
         if let Some(trace) = &mut self.trace {
             let by = if self.served {

@@ -244,9 +244,7 @@ impl Vcpu {
         if let Some((_started, served)) = core.start(ctx) {
             return served.killed as usize;
         }
-        let (mmu, hooks) = core.split(ctx);
-        // As in `start`.
-        mmu.serve(&mut hooks.served()).killed as usize
+        core.serve(ctx)
     }
 
     /// Runs until a limit, a stop, or for ever. Between runs the vCPU is parked: nobody waits for it.
@@ -267,7 +265,8 @@ impl Vcpu {
                 let (ctx, core) = self.parts();
                 running = core.start(ctx).map(|(started, _)| started);
             } else if self.port().kicked() {
-                self.serve();
+                let (ctx, core) = self.parts();
+                core.serve(ctx);
             }
             let (ctx, core) = self.parts();
             core.compare(ctx);
@@ -623,9 +622,11 @@ impl Vcpu {
         let found = match made {
             Ok(pages) => {
                 let doubts = self.translator.doubts();
+                let mut bytes = Vec::new();
+                self.translator.swap_bytes(&mut bytes);
                 let region = &self.translator.region;
-                self.core.tbs.as_mut().map(|tbs| {
-                    let found = tbs.add(ctx, key, pages, region);
+                let found = self.core.tbs.as_mut().map(|tbs| {
+                    let found = tbs.add(ctx, key, pages, region, &mut bytes);
                     if self.flags.tier0 {
                         // Else a slice that ends inside a region makes the block behind it hot, and a region of its own.
                         region.blocks.iter().for_each(|block| tbs.heat.cool(block.pc));
@@ -635,7 +636,9 @@ impl Vcpu {
                         self.translator.overannounced().for_each(|page| tbs.recount(page));
                     }
                     found
-                })
+                });
+                self.translator.swap_bytes(&mut bytes);
+                found
             }
             Err(_) => {
                 if let Some(tbs) = &self.core.tbs {

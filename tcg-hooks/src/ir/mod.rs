@@ -13,7 +13,7 @@ pub mod print;
 
 use crate::riscv::fpu::Float;
 use crate::riscv::{Insn, Op};
-use notdirty_softmmu::AmoOp;
+use notdirty_softmmu::{AmoOp, MemSize};
 use smallvec::SmallVec;
 
 /// Two-operand arithmetic; the names are RISC-V's.
@@ -59,6 +59,15 @@ impl MemOp {
     /// Bytes accessed.
     pub const fn bytes(self) -> u32 {
         1 << (self.0 & 3)
+    }
+    /// The same, as an access has it.
+    pub const fn size(self) -> MemSize {
+        match self.0 & 3 {
+            0 => MemSize::B1,
+            1 => MemSize::B2,
+            2 => MemSize::B4,
+            _ => MemSize::B8,
+        }
     }
     /// Does a load extend the sign?
     pub const fn signed(self) -> bool {
@@ -262,10 +271,23 @@ pub struct Site {
     pub insn: Insn,
     /// Instructions charged by the block's head that have not retired when this one starts (itself included).
     pub refund: u16,
-    /// Only switch the floating-point unit on for it.
-    pub begin: bool,
+    /// What is asked for.
+    pub does: Does,
     /// How often its access was misaligned, in its TB; [`LETS_ODD`] if its probe lets such through.
     pub odd: u8,
+}
+
+/// What Rust is asked for at a site.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Does {
+    /// To execute the instruction.
+    Execute,
+    /// The same; it is a load of an integer register.
+    Load,
+    /// The same; it is a store of an integer register.
+    Store,
+    /// To switch the floating-point unit on for it, and no more.
+    Begin,
 }
 
 /// Guest bytes on one page: `[start, end)` within page 0 or 1 of the region.

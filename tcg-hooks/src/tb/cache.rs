@@ -41,6 +41,8 @@ pub struct TbStats {
     pub host_bytes: u64,
     /// TBs that died because their bytes were written.
     pub invalidated: u64,
+    /// TBs that others than this hart wrote over, with the bytes they had.
+    pub unchanged: u64,
     /// TBs that died because their chunk of the code cache was needed, or the memory map changed.
     pub evicted: u64,
     /// Of those whose bytes were written, the ones that died young: hot patch sites, left to tier 0 for a while.
@@ -66,6 +68,7 @@ impl AddAssign for TbStats {
             insns,
             host_bytes,
             invalidated,
+            unchanged,
             evicted,
             died_young,
             alone,
@@ -79,6 +82,7 @@ impl AddAssign for TbStats {
         self.insns += insns;
         self.host_bytes += host_bytes;
         self.invalidated += invalidated;
+        self.unchanged += unchanged;
         self.evicted += evicted;
         self.died_young += died_young;
         self.alone += alone;
@@ -177,8 +181,9 @@ impl TbCache {
     }
 
     /// The site with this number. Emitted code only names sites of its own TB, which is alive.
-    pub(crate) fn site(&self, number: u32) -> Option<Site> {
-        self.get(number >> LOCAL_BITS)?.sites.get(number as usize % (1 << LOCAL_BITS)).copied()
+    #[inline]
+    pub(crate) fn site(&self, number: u32) -> Option<&Site> {
+        self.get(number >> LOCAL_BITS)?.sites.get(number as usize % (1 << LOCAL_BITS))
     }
 
     /// The exit with this number.
@@ -204,13 +209,15 @@ impl TbCache {
         self.code.prepare();
     }
 
-    /// Emits a region and makes it findable. Its lines were announced by the translator.
+    /// Emits a region and makes it findable. Its lines were announced by the translator, who gets memory for other `bytes`
+    /// in return.
     pub(crate) fn add(
         &mut self,
         ctx: &mut Context,
         key: TbKey,
         pages: (PageIndex, Option<PageIndex>),
         region: &Region,
+        bytes: &mut Vec<u8>,
     ) -> Found {
         let id = self.free.pop().unwrap_or_else(|| {
             self.tbs.push(None);
@@ -257,6 +264,7 @@ impl TbCache {
         if let Some(odd) = &odd {
             tb.lets_through(odd);
         }
+        std::mem::swap(&mut tb.bytes, bytes);
         (tb.key, tb.pages) = (key, pages);
         (tb.entry, tb.code) = (at + entry, (at, len as u32));
         (tb.chunk, tb.place) = (chunk, self.chunk_tbs[chunk].len() as u32);
@@ -283,16 +291,17 @@ impl TbCache {
     /// Notes a TB in the jump cache; one that is not new, and so was forgotten there, in the table behind it, too.
     pub(crate) fn remember(&mut self, ctx: &mut Context, pc: u64, found: Found, new: bool) {
         if self.flags.jump_cache {
-            let host = self.code.address(found.entry) as u64;
-            *ctx.jump_slot(pc) = JumpEntry { pc, host };
-            if !new {
-                self.jumps.insert(pc, host);
+            let entry = JumpEntry { pc, host: self.code.address(found.entry) as u64 };
+            let known = std::mem::replace(ctx.jump_slot(pc), entry) == entry;
+            if !new && !known {
+                self.jumps.insert(pc, entry.host);
                 self.jumps.publish(ctx);
             }
         }
     }
 
     /// Host code for a pc, if emitted code would find it.
+    #[inline]
     pub(crate) fn jump(&self, ctx: &mut Context, pc: u64) -> Option<*const u8> {
         // An empty entry's pc is odd, and only the host can set such a one.
         if pc & 1 != 0 {

@@ -353,7 +353,7 @@ mod tests {
             let ram = RamAddr::new(pages.0.base().get() + pc % 4096);
             let key = TbKey { ram, pc, flags: 0, instrumentation: 0 };
             let ctx = self.ctx();
-            let found = self.tbs.add(ctx, key, pages, &translator.region);
+            let found = self.tbs.add(ctx, key, pages, &translator.region, &mut Vec::new());
             self.tbs.remember(ctx, pc, found, false);
             found
         }
@@ -535,7 +535,7 @@ mod tests {
         let mut w = World::new();
         w.tbs.checker.table = Some(w.mmu.table());
         let ctx = w.ctx();
-        w.tbs.invalidate(ctx, RamAddr::new(0), 4);
+        w.tbs.invalidate(ctx, RamAddr::new(0), 4, false);
         assert_eq!((w.tbs.checker.checks, &w.tbs.checker.damage), (1, &None));
         w.tbs.free.push(w.b.id);
         w.add(A + 4);

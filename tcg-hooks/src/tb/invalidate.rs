@@ -18,7 +18,7 @@ use crate::ir::Span;
 use crate::jit::code_cache::place_bytes;
 use crate::jit::x86_64::LOCAL_BITS;
 use crate::jit::x86_64::context::{Context, JumpEntry};
-use notdirty_core::{PAGE_SIZE, PageIndex, RamAddr, pin};
+use notdirty_core::{PAGE_SIZE, PageIndex, RamAddr, RamList, pin};
 use notdirty_softmmu::lines_of;
 
 /// Dead TBs that are kept for their memory: about as many as a chunk of the code cache has.
@@ -27,10 +27,14 @@ const MAX_SPARE: usize = 1024;
 const AHEAD: usize = 2;
 
 impl TbCache {
-    /// Bytes `[ram, ram + len)` were written: drops every TB made from any of them; returns how many.
-    pub(crate) fn invalidate(&mut self, ctx: &mut Context, ram: RamAddr, len: u64) -> usize {
+    /// Bytes `[ram, ram + len)` were written: drops every TB made from any of them; returns how many. With `compare` those
+    /// stay whose bytes are in RAM now: for what others wrote, who are many and may put back what was there.
+    ///
+    /// That they stay is right whoever else writes meanwhile: whatever lands after the comparison is told after it.
+    pub(crate) fn invalidate(&mut self, ctx: &mut Context, ram: RamAddr, len: u64, compare: bool) -> usize {
         let (mut at, end) = (ram.get(), ram.get().saturating_add(len));
         let mut killed = 0;
+        let kept = self.stats.unchanged;
         while at < end {
             let page = RamAddr::new(at).page();
             let from = at % PAGE_SIZE;
@@ -39,12 +43,15 @@ impl TbCache {
             let (ids, steps) = self.pages.on(page, lines);
             self.stats.steps += steps as u64;
             for id in ids {
-                if self.get(id).is_some_and(|tb| tb.overlaps(page, from, from + count)) {
+                let Some(tb) = self.get(id).filter(|tb| tb.overlaps(page, from, from + count)) else { continue };
+                if compare && tb.stands(self.space.ram()) {
+                    self.stats.unchanged += 1;
+                } else {
                     self.kill_written(id, ctx);
                     killed += 1;
                 }
             }
-            if killed == before {
+            if killed == before && self.stats.unchanged == kept {
                 self.count_halves(page, lines);
             }
             at += count;
@@ -218,6 +225,26 @@ impl TbCache {
 }
 
 impl Tb {
+    /// Are the bytes that it was made from in RAM?
+    #[cold]
+    fn stands(&self, ram: &RamList) -> bool {
+        let guard = pin();
+        let mut bytes = self.bytes.as_slice();
+        let mut now = [0; PAGE_SIZE as usize];
+        let same = |span: &Span| {
+            let page = if span.page == 0 { Some(self.pages.0) } else { self.pages.1 }?;
+            let at = RamAddr::new(page.base().get() + u64::from(span.start));
+            let (was, rest) = bytes.split_at_checked((span.end - span.start).into())?;
+            let block = ram.find(at, &guard)?;
+            bytes = rest;
+            let now = &mut now[..was.len()];
+            block.read_bytes(at.get() - block.offset().get(), now).ok()?;
+            (now == was).then_some(())
+        };
+        // None were kept of a TB that would not stand still.
+        !self.bytes.is_empty() && self.spans.iter().map(same).all(|same| same.is_some())
+    }
+
     /// Was it made from any byte of `[from, to)` of this page?
     fn overlaps(&self, page: PageIndex, from: u64, to: u64) -> bool {
         self.spans_on(page).any(|s| u64::from(s.start) < to && from < u64::from(s.end))

@@ -23,6 +23,7 @@ pub(super) struct JumpTable {
 
 impl JumpTable {
     /// The index of the entry for `pc`, or of the empty one where it belongs. There must be slots.
+    #[inline]
     fn place(&self, pc: u64) -> usize {
         let mask = self.slots.len() - 1;
         let mut at = spread(pc) as usize & mask;
@@ -33,6 +34,7 @@ impl JumpTable {
     }
 
     /// The host code for `pc`.
+    #[inline]
     pub(super) fn find(&self, pc: u64) -> Option<u64> {
         let slot = *self.slots.get(if self.slots.is_empty() { 0 } else { self.place(pc) })?;
         (slot.pc == pc).then_some(slot.host)

@@ -89,6 +89,8 @@ pub(crate) struct Tb {
     pub(crate) pages: (PageIndex, Option<PageIndex>),
     /// The bytes it was made from.
     pub(crate) spans: SmallVec<[Span; 4]>,
+    /// Those bytes, span by span; nothing, if they did not stand still.
+    pub(super) bytes: Vec<u8>,
     pub(crate) sites: Vec<Site>,
     pub(crate) exits: Vec<Exit>,
     /// Numbers of the exits, of others or its own, that are linked to it, in no order: an exit knows its place here.
@@ -108,6 +110,7 @@ impl Tb {
             born: 0,
             serial: 0,
             spans: SmallVec::new(),
+            bytes: Vec::new(),
             sites: Vec::new(),
             exits: Vec::new(),
             incoming: SmallVec::new(),
@@ -131,6 +134,11 @@ impl Tb {
         // A link is listed where it leads to.
         let exit = size_of::<Exit>() + size_of::<u32>();
         let spans = if self.spans.spilled() { self.spans.capacity() * size_of::<Span>() } else { 0 };
-        LISTED + size_of::<Tb>() + self.sites.capacity() * size_of::<Site>() + self.exits.capacity() * exit + spans
+        LISTED
+            + self.bytes.capacity()
+            + size_of::<Tb>()
+            + self.sites.capacity() * size_of::<Site>()
+            + self.exits.capacity() * exit
+            + spans
     }
 }

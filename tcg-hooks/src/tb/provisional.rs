@@ -42,7 +42,7 @@ impl Provisional {
             block.load(at.get() - block.offset().get(), 2).ok()
         };
         self.insns.iter().all(|&(off, bits)| {
-            // A short instruction has its low half only; see `Translator::read`.
+            // A short instruction has its low half only.
             half(off) == Some(u64::from(bits & 0xffff))
                 && (bits & 3 != 3 || half(off + 2) == Some(u64::from(bits >> 16)))
         })

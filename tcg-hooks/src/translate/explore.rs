@@ -14,6 +14,8 @@ use crate::riscv::decode::Packed;
 use notdirty_core::PAGE_SIZE;
 use notdirty_softmmu::{AccessKind, GuestVirt, Hooks, LiveMmu, MemFault, MmuIdx};
 
+/// Bytes behind the copy of the spans, so that there is a word at its last halfword.
+const PAD: usize = 2;
 /// Bytes that are asked for ahead.
 const AHEAD: usize = 6 * 64;
 
@@ -46,6 +48,41 @@ impl Open {
         // SAFETY: inside the bytes that `fetch` said can be read; the page lives until the next `serve`, which
         // `translate` does not call.
         Some(unsafe { crate::fetch::word(self.host.add(at as usize)) })
+    }
+}
+
+/// Where offsets of the window are in the copy of the spans' bytes. What lies over the end of a page goes on there as it
+/// does in the window.
+struct Placed<'a> {
+    spans: &'a [Span],
+    /// The span that was looked for last: its first offset, its length, and where it is.
+    from: u32,
+    len: u32,
+    at: usize,
+}
+
+impl Placed<'_> {
+    #[inline(always)]
+    fn place(&mut self, off: u32) -> Option<usize> {
+        if off.wrapping_sub(self.from) >= self.len {
+            self.find(off)?;
+        }
+        Some(self.at + (off - self.from) as usize)
+    }
+
+    #[cold]
+    fn find(&mut self, off: u32) -> Option<()> {
+        self.at = 0;
+        for span in self.spans {
+            self.from = u32::from(span.page) * PAGE_SIZE as u32 + u32::from(span.start);
+            self.len = (span.end - span.start).into();
+            if off.wrapping_sub(self.from) < self.len {
+                return Some(());
+            }
+            self.at += self.len as usize;
+        }
+        self.len = 0;
+        None
     }
 }
 
@@ -161,27 +198,28 @@ impl Translator {
         Some(u16::from_le(unsafe { page.host.add(at as usize).cast::<u16>().read_volatile() }))
     }
 
-    /// The bits of the instruction at `off`, which may lie over the end of a page.
-    fn read(&self, off: u32) -> Option<u32> {
-        let low = self.half(off)?;
-        if low & 3 != 3 { Some(low.into()) } else { Some(u32::from(self.half(off + 2)?) << 16 | u32::from(low)) }
+    /// Copies the bytes of the spans.
+    pub(super) fn copy_spans(&mut self) {
+        self.bytes.clear();
+        let len: usize = self.region.spans.iter().map(|s| usize::from(s.end - s.start)).sum();
+        self.bytes.reserve_exact(len + PAD);
+        for span in &self.region.spans {
+            let Some(page) = self.pages[usize::from(span.page)] else { continue };
+            let (from, len) = (usize::from(span.start), usize::from(span.end - span.start));
+            // SAFETY: instructions were read there; the page lives until the next `serve`, which `translate` does not call.
+            unsafe { crate::fetch::copy(page.host.add(from), len, &mut self.bytes) };
+        }
+        self.bytes.extend([0; PAD]);
     }
 
-    /// Do the bytes still say what they said?
+    /// Do the bytes, as they were copied, still say what they said?
     pub(super) fn unchanged(&self) -> bool {
-        let mut open = Open::NONE;
+        let mut spans = Placed { spans: &self.region.spans, from: 0, len: 0, at: 0 };
         let mut difference = 0;
         for &Found { off, bits, .. } in &self.found {
-            let now = match open.word(off) {
-                Some(word) => word,
-                None => {
-                    open = self.open(off);
-                    match self.read(off) {
-                        Some(bits) => bits,
-                        None => return false,
-                    }
-                }
-            };
+            let Some(at) = spans.place(off) else { return false };
+            let Some(now) = self.bytes.get(at..at + 4) else { return false };
+            let now = u32::from_le_bytes(now.try_into().expect("four bytes"));
             difference |= own(now) ^ bits;
         }
         difference == 0

@@ -6,7 +6,7 @@
 //! ```
 use super::lower::{Lower, push_site};
 use crate::float::Int;
-use crate::ir::{FIRST_FLOAT, FloatArgs, Ir, Kind, MemOp, Region};
+use crate::ir::{Does, FIRST_FLOAT, FloatArgs, Ir, Kind, MemOp, Region};
 use crate::riscv::fpu::{self, Float};
 use crate::riscv::{Format, Insn};
 
@@ -59,7 +59,7 @@ impl Lower {
         let what = fpu::float(insn.op).filter(|what| *what != Float::Class && rounds_alike(*what, &insn));
         let format = insn.op.format();
         if what.is_none() && format.is_float() {
-            let site = push_site(region, pc, insn, count, false);
+            let site = push_site(region, pc, insn, count, Does::Execute);
             let rd = if insn.op.writes_f() { 0 } else { insn.rd };
             self.push(region, Ir { kind: Kind::Rust, rd, a: 0, b: 0, site, imm });
             if insn.op.writes_f() {
@@ -68,11 +68,11 @@ impl Lower {
             return;
         }
         if self.unit.state < needed {
-            let site = push_site(region, pc, insn, count, true);
+            let site = push_site(region, pc, insn, count, Does::Begin);
             self.push(region, Ir { kind: Kind::FloatOn, rd: 0, a: 0, b: 0, site, imm: needed.into() });
             self.unit.state = needed;
         }
-        let site = push_site(region, pc, insn, count, false);
+        let site = push_site(region, pc, insn, count, Does::Execute);
         let size = MemOp(insn.op.mem_bytes().trailing_zeros() as u8 & 3);
         match (format, what) {
             (Format::FLoad, _) => {

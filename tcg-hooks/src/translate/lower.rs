@@ -8,7 +8,7 @@
 use super::float::Unit;
 use super::plan::Plan;
 use crate::cpu::CpuState;
-use crate::ir::{Alu, FIRST_FLOAT, Ir, Kind, MemOp, Region, Site, Target, Term};
+use crate::ir::{Alu, Does, FIRST_FLOAT, Ir, Kind, MemOp, Region, Site, Target, Term};
 use crate::riscv::csr::{self, CsrEffect, Rule, Value};
 use crate::riscv::{Format, Insn, Op};
 use std::mem::offset_of;
@@ -39,8 +39,8 @@ pub(super) struct Lower {
 }
 
 /// Instruction number `count` of a block as a site; the block's end turns the number into a refund.
-pub(super) fn push_site(region: &mut Region, pc: u64, insn: Insn, count: u16, begin: bool) -> u16 {
-    region.sites.push(Site { pc, insn, refund: count, begin, odd: 0 });
+pub(super) fn push_site(region: &mut Region, pc: u64, insn: Insn, count: u16, does: Does) -> u16 {
+    region.sites.push(Site { pc, insn, refund: count, does, odd: 0 });
     (region.sites.len() - 1) as u16
 }
 
@@ -79,11 +79,11 @@ impl Lower {
             Plan::Imm(alu) => self.imm(region, alu, rd, a, imm),
             Plan::Reg(alu) => self.reg(region, alu, rd, a, b),
             Plan::Load(mem) => {
-                let site = push_site(region, pc, insn, count, false);
+                let site = push_site(region, pc, insn, count, Does::Load);
                 self.push(region, Ir { kind: Kind::Load(mem), rd, a, b, site, imm });
             }
             Plan::Store(mem) => {
-                let site = push_site(region, pc, insn, count, false);
+                let site = push_site(region, pc, insn, count, Does::Store);
                 self.push(region, Ir { kind: Kind::Store(mem), rd: 0, a, b, site, imm });
             }
             Plan::Upper => self.li(region, rd, imm),
@@ -119,7 +119,7 @@ impl Lower {
             Op::FenceI => Kind::FenceI,
             Op::Csrrs | Op::Csrrc | Op::Csrrsi | Op::Csrrci if a == 0 => match counter(insn.csr()) {
                 Some((offset, bit)) if count <= u8::MAX.into() => {
-                    let site = push_site(region, pc, insn, count, false);
+                    let site = push_site(region, pc, insn, count, Does::Execute);
                     let ir = Ir { kind: Kind::ReadCounter, rd, a: bit, b: count as u8, site, imm: offset as i64 };
                     return self.push(region, ir);
                 }
@@ -130,7 +130,7 @@ impl Lower {
         if op.is_csr() {
             self.unit.forget_state();
         }
-        let site = push_site(region, pc, insn, count, false);
+        let site = push_site(region, pc, insn, count, Does::Execute);
         self.push(region, Ir { kind, rd, a, b, site, imm: insn.imm.into() });
     }
 
@@ -186,7 +186,7 @@ impl Lower {
                 }
                 Term::Indirect { base: rs1, imm: insn.imm, link: (rd != 0).then_some((rd, next_pc)) }
             }
-            _ => Term::System { site: push_site(region, pc, insn, count, false) },
+            _ => Term::System { site: push_site(region, pc, insn, count, Does::Execute) },
         }
     }
 

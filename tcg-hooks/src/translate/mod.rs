@@ -106,6 +106,8 @@ pub struct Translator {
     pending: Pending,
     /// Did the bytes stand still, and were lines announced only once?
     still: bool,
+    /// The bytes of the region's spans, one behind the other, as they were translated; nothing, if they did not stand still.
+    bytes: Vec<u8>,
     /// What is an instruction at all.
     pub isa: Isa,
     /// What was made.
@@ -128,6 +130,7 @@ impl Default for Translator {
             lower: lower::Lower::default(),
             pending: Pending::default(),
             still: true,
+            bytes: Vec::new(),
             isa: Isa::ALL,
             region: Region::default(),
         }
@@ -163,7 +166,12 @@ impl Translator {
             }
             // Where somebody writes all the time, old bytes must do for now, as they would a little earlier: the TB is
             // compared again before it counts.
-            if self.unchanged() || left == 0 {
+            self.copy_spans();
+            if self.unchanged() {
+                break;
+            }
+            self.bytes.clear();
+            if left == 0 {
                 break;
             }
             self.still = false;
@@ -182,6 +190,12 @@ impl Translator {
         let pending = std::mem::take(&mut self.pending);
         let insns = || self.found.iter().map(|found| (found.off, found.bits)).collect();
         (!pending.is_empty() || !self.still).then(|| (pending, insns()))
+    }
+
+    /// The bytes that the region was made from, span by span; none, if they would not stand still. Another's memory in
+    /// exchange.
+    pub(crate) fn swap_bytes(&mut self, other: &mut Vec<u8>) {
+        std::mem::swap(&mut self.bytes, other);
     }
 
     /// The pages whose lines may have been announced for instructions that were not there any more.

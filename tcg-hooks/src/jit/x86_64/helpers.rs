@@ -12,14 +12,72 @@ use super::context::Context;
 use super::thunks::answer;
 use crate::cpu::CpuState;
 use crate::exec::Core;
-use crate::ir::Site;
+use crate::ir::{Does, MemOp, Site};
 use crate::riscv::csr::{self, CsrEffect};
 use crate::riscv::fpu;
+use crate::riscv::opcodes::PATTERNS;
 use crate::riscv::trap::{self, Trap};
-use crate::riscv::{Insn, Op};
+use crate::riscv::{Format, Insn, Op};
 use crate::tier0::bits;
 use notdirty_core::{PAGE_SIZE, fence_after_store};
 use notdirty_softmmu::{AccessKind, GuestVirt, MemFault, MemSize, MmuIdx, StoreEffect};
+
+/// Families of instructions that are executed alike.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Class {
+    Load,
+    Store,
+    Atomic,
+    Csr,
+    Other,
+    FloatLoad,
+    FloatStore,
+    Float,
+}
+
+impl Class {
+    const fn of(op: Op) -> Class {
+        match op.format() {
+            Format::Load => Class::Load,
+            Format::Store => Class::Store,
+            Format::FLoad => Class::FloatLoad,
+            Format::FStore => Class::FloatStore,
+            Format::Amo | Format::Lr => Class::Atomic,
+            Format::Csr | Format::CsrImm => Class::Csr,
+            format if format.is_float() => Class::Float,
+            _ => Class::Other,
+        }
+    }
+
+    const fn is_float(self) -> bool {
+        matches!(self, Class::FloatLoad | Class::FloatStore | Class::Float)
+    }
+}
+
+/// By `op as usize`, in place of questions about the format.
+static CLASSES: [Class; 256] = {
+    let mut classes = [Class::Other; 256];
+    let mut i = 0;
+    while i < PATTERNS.len() {
+        classes[PATTERNS[i].op as usize] = Class::of(PATTERNS[i].op);
+        i += 1;
+    }
+    classes
+};
+
+/// What plain loads and stores access, by `op as usize`.
+static MEM_OPS: [MemOp; 256] = {
+    let mut all = [MemOp(0); 256];
+    let mut i = 0;
+    while i < PATTERNS.len() {
+        let op = PATTERNS[i].op;
+        if op.mem_bytes() != 0 {
+            all[op as usize] = MemOp(op.mem_bytes().trailing_zeros() as u8 | (op.is_signed_load() as u8) << 2);
+        }
+        i += 1;
+    }
+    all
+};
 
 /// What executing a site came to.
 pub(crate) enum Outcome {
@@ -47,24 +105,41 @@ pub(crate) unsafe extern "C" fn execute_site(ctx: *mut Context, number: u32) -> 
     };
     // Nothing else can be named by emitted code; leaving is always safe.
     let Some(site) = core.tbs.as_ref().and_then(|tbs| tbs.site(number)) else { return answer::LEAVE };
+    // A copy, as the TB may die. Copied as an `Option`, it is written and read in pieces that overlap: two stalls, half of
+    // the time of an `ecall`.
+    let site = *site;
     ctx.settle(site.refund);
     ctx.cpu.pc = site.pc;
-    // Counted at its block's head already, and again by the `SoftMmu`.
-    let op = site.insn.op;
-    let access = !site.begin && (op.is_load() || op.is_store());
-    core.counted_twice += u64::from(access || !site.begin && op.is_amo());
-    // Looked at now: it may load its own base.
-    let odd = access && is_odd(&ctx.cpu, &site.insn);
-    let outcome = if site.begin {
-        fpu::begin(&mut ctx.cpu, &site.insn).map_or_else(Outcome::Trap, |()| Outcome::Next)
-    } else if op.is_amo() {
-        // In line it is a locked instruction, that fences next to it were left out for: so it is, on a device or a trap.
-        fence_after_store();
-        let outcome = execute(core, ctx, &site);
-        fence_after_store();
-        outcome
-    } else {
-        execute(core, ctx, &site)
+    // Looked at before: a load may load its own base.
+    let mut odd = false;
+    let outcome = match site.does {
+        Does::Load | Does::Store => {
+            core.counted_twice += 1;
+            let device =
+                if site.does == Does::Load { device_load(core, ctx, &site) } else { device_store(core, ctx, &site) };
+            device.unwrap_or_else(|| {
+                odd = is_odd(&ctx.cpu, &site.insn);
+                execute(core, ctx, &site)
+            })
+        }
+        Does::Execute => {
+            let class = CLASSES[site.insn.op as usize];
+            let access = matches!(class, Class::Load | Class::Store | Class::FloatLoad | Class::FloatStore);
+            // Counted at its block's head already, and again by the `SoftMmu`.
+            core.counted_twice += u64::from(access || class == Class::Atomic);
+            odd = access && is_odd(&ctx.cpu, &site.insn);
+            if class == Class::Atomic {
+                // In line it is a locked instruction, that fences next to it were left out for: so it is, on a device or a
+                // trap.
+                fence_after_store();
+                let outcome = execute(core, ctx, &site);
+                fence_after_store();
+                outcome
+            } else {
+                execute(core, ctx, &site)
+            }
+        }
+        Does::Begin => fpu::begin(&mut ctx.cpu, &site.insn).map_or_else(Outcome::Trap, |()| Outcome::Next),
     };
     match outcome {
         Outcome::Next if odd && core.tbs.as_mut().is_some_and(|tbs| tbs.count_odd(ctx, number)) => {
@@ -92,6 +167,34 @@ pub(crate) unsafe extern "C" fn execute_site(ctx: *mut Context, number: u32) -> 
     }
 }
 
+/// As [`execute`], of what most sites are for: a load of a device that was used before.
+#[inline]
+fn device_load(core: &mut Core, ctx: &mut Context, site: &Site) -> Option<Outcome> {
+    let mem = MEM_OPS[site.insn.op as usize];
+    let (mmu, clock) = core.live();
+    let raw = mmu.load_device(address(&ctx.cpu, &site.insn), mem.size(), || clock.publish(ctx.cpu.retired))?;
+    let unused = 64 - 8 * mem.bytes();
+    let value = if mem.signed() { ((raw << unused) as i64 >> unused) as u64 } else { raw };
+    write(&mut ctx.cpu, site.insn.rd, value);
+    Some(behind_device(core, site))
+}
+
+/// The same of a store.
+#[inline]
+fn device_store(core: &mut Core, ctx: &mut Context, site: &Site) -> Option<Outcome> {
+    let mem = MEM_OPS[site.insn.op as usize];
+    let (mmu, clock) = core.live();
+    let value = ctx.cpu.x[usize::from(site.insn.rs2 & 31)];
+    mmu.store_device(address(&ctx.cpu, &site.insn), mem.size(), value, || clock.publish(ctx.cpu.retired))?;
+    Some(behind_device(core, site))
+}
+
+/// It may have raised an interrupt, or written code.
+#[inline]
+fn behind_device(core: &Core, site: &Site) -> Outcome {
+    if core.mmu.port().kicked() { Outcome::Leave(site.pc.wrapping_add(site.insn.len.into())) } else { Outcome::Next }
+}
+
 impl Context {
     /// Brings `cpu.retired` up to the instruction that `refund` stands for.
     pub(crate) fn settle(&mut self, refund: u16) {
@@ -105,58 +208,31 @@ impl Context {
 pub(crate) fn execute(core: &mut Core, ctx: &mut Context, site: &Site) -> Outcome {
     let insn = &site.insn;
     let next = site.pc.wrapping_add(insn.len.into());
-    if insn.op.is_float()
+    let class = CLASSES[insn.op as usize];
+    if class.is_float()
         && let Err(trap) = fpu::begin(&mut ctx.cpu, insn)
     {
         return Outcome::Trap(trap);
     }
-    let result = match insn.op {
-        op if op.format().is_float() => {
+    let result = match class {
+        Class::Float => {
             return match fpu::execute_natively(&mut ctx.cpu, insn) {
                 Ok(()) => Outcome::Next,
                 Err(trap) => Outcome::Trap(trap),
             };
         }
-        op if op.is_load() => load(core, ctx, insn),
-        op if op.is_store() => store(core, ctx, insn),
-        op if op.is_amo() => atomic(core, ctx, insn),
-        op if op.is_csr() => return control(core, ctx, insn, next),
-        Op::Fence => {
-            fence_after_store();
-            Ok(StoreEffect::NONE)
-        }
-        Op::CboZero => zero_line(core, ctx, insn),
-        // What the host keeps coherent needs no management.
-        Op::CboInval | Op::CboClean | Op::CboFlush => Ok(StoreEffect::NONE),
-        Op::FenceI => Ok(StoreEffect { killed: core.fence_i(ctx) as u32, ..StoreEffect::NONE }),
-        Op::Ecall => return Outcome::Trap(Trap::ecall(ctx.cpu.privilege)),
-        Op::Ebreak => {
-            return match core.semihost(ctx) {
-                // What it wrote may be code, and it may have ended the run.
-                Some(next) if core.mmu.port().kicked() => Outcome::Leave(next),
-                Some(next) => Outcome::Go(next),
-                None => Outcome::Trap(Trap::breakpoint(site.pc)),
-            };
-        }
-        Op::Mret => {
-            core.unhandled.returned();
-            trap::mret(&mut ctx.cpu);
-            let pc = ctx.cpu.pc;
-            return if core.may_interrupt(&ctx.cpu) { Outcome::Leave(pc) } else { Outcome::Go(pc) };
-        }
-        Op::Wfi => {
-            core.waiting = true;
-            return Outcome::Leave(next);
-        }
-        _ => {
-            let [a, b] = [insn.rs1, insn.rs2].map(|register| ctx.cpu.x[usize::from(register & 31)]);
-            let Some(value) = bits::value(insn, a, b) else {
-                return Outcome::Trap(Trap::illegal(insn.illegal_bits()));
-            };
-            write(&mut ctx.cpu, insn.rd, value);
-            return Outcome::Next;
-        }
+        Class::Load | Class::FloatLoad => load(core, ctx, insn),
+        Class::Store | Class::FloatStore => store(core, ctx, insn),
+        Class::Atomic => atomic(core, ctx, insn),
+        Class::Csr => return control(core, ctx, insn, next),
+        Class::Other => return other(core, ctx, site, next),
     };
+    accessed(core, result, next)
+}
+
+/// An access was made, or something like it.
+#[inline]
+fn accessed(core: &Core, result: Result<StoreEffect, MemFault>, next: u64) -> Outcome {
     match result {
         Err(fault) => Outcome::Trap(fault.into()),
         // A device may have raised an interrupt; the next instruction may be one of those just written.
@@ -166,8 +242,57 @@ pub(crate) fn execute(core: &mut Core, ctx: &mut Context, site: &Site) -> Outcom
     }
 }
 
+/// What is of no family.
+fn other(core: &mut Core, ctx: &mut Context, site: &Site, next: u64) -> Outcome {
+    let insn = &site.insn;
+    match insn.op {
+        Op::Illegal => Outcome::Trap(Trap::illegal(insn.illegal_bits())),
+        Op::Fence => {
+            fence_after_store();
+            accessed(core, Ok(StoreEffect::NONE), next)
+        }
+        Op::CboZero => {
+            let zeroed = zero_line(core, ctx, insn);
+            accessed(core, zeroed, next)
+        }
+        // What the host keeps coherent needs no management.
+        Op::CboInval | Op::CboClean | Op::CboFlush => accessed(core, Ok(StoreEffect::NONE), next),
+        Op::FenceI => {
+            let killed = core.fence_i(ctx) as u32;
+            accessed(core, Ok(StoreEffect { killed, ..StoreEffect::NONE }), next)
+        }
+        Op::Ecall => Outcome::Trap(Trap::ecall(ctx.cpu.privilege)),
+        Op::Ebreak => match core.semihost(ctx) {
+            // What it wrote may be code, and it may have ended the run.
+            Some(next) if core.mmu.port().kicked() => Outcome::Leave(next),
+            Some(next) => Outcome::Go(next),
+            None => Outcome::Trap(Trap::breakpoint(site.pc)),
+        },
+        Op::Mret => {
+            core.unhandled.returned();
+            trap::mret(&mut ctx.cpu);
+            let pc = ctx.cpu.pc;
+            if core.may_interrupt(&ctx.cpu) { Outcome::Leave(pc) } else { Outcome::Go(pc) }
+        }
+        Op::Wfi => {
+            core.waiting = true;
+            Outcome::Leave(next)
+        }
+        _ => {
+            let [a, b] = [insn.rs1, insn.rs2].map(|register| ctx.cpu.x[usize::from(register & 31)]);
+            match bits::value(insn, a, b) {
+                Some(value) => {
+                    write(&mut ctx.cpu, insn.rd, value);
+                    Outcome::Next
+                }
+                None => Outcome::Trap(Trap::illegal(insn.illegal_bits())),
+            }
+        }
+    }
+}
+
 fn address(cpu: &CpuState, insn: &Insn) -> GuestVirt {
-    GuestVirt::new(cpu.x[usize::from(insn.rs1)].wrapping_add(insn.imm64()))
+    GuestVirt::new(cpu.x[usize::from(insn.rs1 & 31)].wrapping_add(insn.imm64()))
 }
 
 /// Is the address of a load or store misaligned, and all of it on one page?
@@ -187,7 +312,7 @@ fn size(insn: &Insn) -> MemSize {
 
 fn write(cpu: &mut CpuState, rd: u8, value: u64) {
     if rd != 0 {
-        cpu.x[usize::from(rd)] = value;
+        cpu.x[usize::from(rd & 31)] = value;
     }
 }
 
