@@ -117,7 +117,11 @@ fn riscv_tests_pass_on_every_engine_with_one_and_two_harts() {
         tests.push(Test { suite: "benchmarks".into(), name, program, not_claimed });
     }
     if tests.is_empty() {
-        println!("SKIPPED riscv-tests: none built in {} (a clone of riscv-software-src/riscv-tests)", dir.display());
+        println!("SKIPPED riscv-tests: none built in {}", dir.display());
+        println!(
+            "  upstream's way, in a clone of riscv-software-src/riscv-tests there, with its submodules: autoconf,"
+        );
+        println!("  ./configure, make isa (and make benchmarks), which asks for riscv64-unknown-elf-gcc");
         return;
     }
     let configs = configs();
@@ -153,6 +157,12 @@ fn signatures_of_riscv_arch_test_are_those_of_spike() {
     if tests.is_empty() {
         let [first, second] = dirs.map(|dir| dir.display().to_string());
         println!("SKIPPED riscv-arch-test: no built .elf files below {first} or {second}");
+        println!(
+            "  upstream's way, in a clone of riscv-non-isa/riscv-arch-test: riscof run --config=config.ini with a plugin"
+        );
+        println!(
+            "  for the compiler; its work tree is read as it is. Spike (riscv-software-src/riscv-isa-sim): configure, make"
+        );
         return;
     }
     let spike = spike(&corpora());
