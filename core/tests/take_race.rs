@@ -57,3 +57,46 @@ fn each_mark_of_lone_pages_is_taken_exactly_once() {
 fn each_mark_of_runs_is_taken_exactly_once() {
     race(200, 1024);
 }
+
+/// `set` asks nothing of the word that it changes: two setters in the same words, each of its own pages, and no mark is lost.
+#[test]
+fn marks_of_two_setters_in_the_same_words_all_stay() {
+    const PAGES: u64 = 64 * 64;
+    let list = RamList::new();
+    let block = list.add(RamBlockSpec::new("ram", PAGES * PAGE_SIZE)).unwrap();
+    let (all, client) = (block.pages(), DirtyClient::MIGRATION);
+    let take = || list.dirty().test_and_clear_range(all, client, &pin(), |_, _| {});
+    take();
+    let round = AtomicU64::new(0);
+    let meet = |n: u64| {
+        round.fetch_add(1, Ordering::SeqCst);
+        while round.load(Ordering::SeqCst) < n {
+            std::thread::yield_now();
+        }
+    };
+    const ROUNDS: u64 = 200;
+    let set = |own: u64| {
+        let guard = pin();
+        for page in all.iter().filter(|page| page.get() % 2 == own) {
+            list.dirty().set(PageRange::of_page(page), ClientMask::MIGRATION, &guard);
+        }
+    };
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            for n in 0..ROUNDS {
+                meet(4 * n + 2);
+                set(1);
+                meet(4 * n + 4);
+            }
+        });
+        let taken: Vec<u64> = (0..ROUNDS)
+            .map(|n| {
+                meet(4 * n + 2);
+                set(0);
+                meet(4 * n + 4);
+                take()
+            })
+            .collect();
+        assert!(taken.iter().all(|taken| *taken == PAGES), "{taken:?}");
+    });
+}
