@@ -16,6 +16,7 @@ impl Emitter {
             Term::Indirect { base, imm, link } => {
                 let x = self.source(base, RAX);
                 match imm {
+                    0 if x == RAX => dynasm!(self.ops; .arch x64; and rax, BYTE -2),
                     0 => dynasm!(self.ops; .arch x64; mov rax, Rq(x); and rax, BYTE -2),
                     _ => dynasm!(self.ops; .arch x64; lea rax, [Rq(x) + imm]; and rax, BYTE -2),
                 }
