@@ -190,7 +190,7 @@ impl LogBuilder {
         let log = joined.map(|same| match same {
             Some(same) => {
                 // The client has one owner, so nothing is replaced, and dropped here.
-                if let Some(owned) = lock(&new.owned).take().filter(|_| false) {
+                if let Some(owned) = lock(&new.owned).take() {
                     *lock(&same.owned) = Some(owned);
                 }
                 same
