@@ -232,6 +232,23 @@ fn thousands_of_symbol_tables_may_claim_the_same_bytes() {
 }
 
 #[test]
+fn thousands_of_segments_over_the_same_ram_are_refused_and_a_few_are_not() {
+    let mut elf = good();
+    // Its end may be another's, its start too: all in all no more than there is RAM.
+    elf.segments.extend([(RAM_BASE, RAM_BASE, vec![0x13; 64], RAM / 2), (RAM_BASE, RAM_BASE, vec![], RAM / 2 - 4096)]);
+    let file = elf.bytes();
+    assert_eq!(elf::parse(&file, WINDOW).expect("they fit").segments.len(), 3);
+    elf.segments.resize(5000, (RAM_BASE, RAM_BASE, vec![], RAM));
+    match elf::parse(&elf.bytes(), WINDOW) {
+        Err(ElfError::Field { field, found, .. }) => {
+            assert!(field.starts_with("p_memsz of program header"), "{field}");
+            assert!(found.contains("in all"), "{found}");
+        }
+        other => panic!("{other:?}"),
+    }
+}
+
+#[test]
 fn more_sections_and_segments_than_their_16_bit_fields_can_count_are_read() {
     let file = good().bytes();
     let table = u64::from_le_bytes(file[0x28..0x30].try_into().unwrap()) as usize;

@@ -180,6 +180,9 @@ fn segment_attributes<'f>(bytes: Bytes<'f>, sections: &Sections) -> Option<&'f [
     bytes.slice(offset, filesz, ".riscv.attributes").ok()
 }
 
+/// How much of all segments may lie before RAM: headers.
+const BEFORE_RAM: u64 = 1 << 20;
+
 /// The entry, and what to load.
 fn segments<'f>(bytes: Bytes<'f>, sections: &Sections, ram: Range<u64>) -> Result<(u64, Vec<Segment<'f>>), ElfError> {
     let e_entry = bytes.u64(0x18, "e_entry")?;
@@ -188,6 +191,9 @@ fn segments<'f>(bytes: Bytes<'f>, sections: &Sections, ram: Range<u64>) -> Resul
     let (table, size, count) = program_headers(bytes, sections)?;
     // Both tables of numbers that no program needs.
     let headers = table.saturating_add(size.saturating_mul(count)).max(64);
+    // Segments that take more than there is lie over each other, and thousands of them would take as many times as long.
+    let most = (ram.end - ram.start).saturating_add(BEFORE_RAM);
+    let mut all = 0u64;
     for index in 0..count {
         let name = |field: &str| format!("{field} of program header {index}");
         let (at, kind, mut offset, mut filesz) = program_header(bytes, table, size, index)?;
@@ -206,6 +212,15 @@ fn segments<'f>(bytes: Bytes<'f>, sections: &Sections, ram: Range<u64>) -> Resul
         // An empty segment loads nothing; where it points does not matter.
         if memory == 0 {
             continue;
+        }
+        all = all.saturating_add(memory);
+        if all > most && memory <= most {
+            return Err(ElfError::Field {
+                field: name("p_memsz"),
+                offset: at + 40,
+                found: format!("{memory:#x}, which makes {all:#x} in all"),
+                expected: "segments that do not take more than there is RAM",
+            });
         }
         let mut vaddr = bytes.u64(at + 16, &name("p_vaddr"))?;
         let mut base = bytes.u64(at + 24, &name("p_paddr"))?;

@@ -64,7 +64,7 @@ impl SymbolTable {
         all.find(|symbol| self.name(symbol) == name.as_bytes()).map(|symbol| symbol.addr)
     }
 
-    /// `name` or `name+0x12` for an address inside a symbol.
+    /// `name` or `name+0x12` for an address inside a symbol. What a terminal would obey in it is shown as an escape.
     pub fn resolve(&self, addr: u64) -> Option<String> {
         let after = self.entries.partition_point(|symbol| symbol.addr <= addr);
         let start = self.entries[..after].last()?.addr;
@@ -75,7 +75,10 @@ impl SymbolTable {
             return None;
         }
         let name = self.name(symbol);
-        let mut text = String::from_utf8_lossy(&name[..name.len().min(SHOWN)]).into_owned();
+        let mut text = String::new();
+        for c in String::from_utf8_lossy(&name[..name.len().min(SHOWN)]).chars() {
+            if c.is_control() { text.extend(c.escape_default()) } else { text.push(c) }
+        }
         if name.len() > SHOWN {
             text.push_str("...");
         }
@@ -178,6 +181,14 @@ mod tests {
         assert_eq!(table.len(), 4, "no name, no end, outside: no symbol");
         assert_eq!(at(0x700).as_deref(), Some("\u{fffd}\u{fffd}+0x400"), "an absolute symbol names no address");
         assert_eq!(table.address("late"), Some(0x700));
+    }
+
+    #[test]
+    fn a_name_gives_a_terminal_no_orders() {
+        let name = "a\u{1b}[2J\r\n\u{9b}31m\u{e9}";
+        let table = SymbolTable::new(vec![(0x100, 0, name.into())]);
+        assert_eq!(table.resolve(0x100).as_deref(), Some("a\\u{1b}[2J\\r\\n\\u{9b}31m\u{e9}"));
+        assert_eq!(table.address(name), Some(0x100), "it is found by the name that it has");
     }
 
     #[test]
