@@ -153,6 +153,14 @@ impl PageSet {
     /// rounded down to 64, and its bits.
     pub fn from_words(mut words: Vec<(PageIndex, u64)>) -> Self {
         words.sort_unstable_by_key(|(first, _)| *first);
+        // As a ring's entries are: many of one word. Each by itself would make the end of the set anew.
+        words.dedup_by(|next, last| {
+            let one = next.0.get() / 64 == last.0.get() / 64;
+            if one {
+                last.1 |= next.1;
+            }
+            one
+        });
         let mut set = Self::new();
         words.into_iter().for_each(|(first, bits)| set.push(first, bits));
         set
