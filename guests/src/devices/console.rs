@@ -201,14 +201,15 @@ impl Console {
         if state.failed {
             return;
         }
+        let first = state.waiting.is_empty();
         state.waiting.extend_from_slice(bytes);
         let ripe = state.waiting.len() >= BATCH || bytes.contains(&b'\n');
-        self.out.pass_on(state, ripe);
+        self.out.pass_on(state, first, ripe);
     }
 
     /// Passes on what waits, without waiting for it: the guest looks for input, so it has said what it wanted to say.
     pub fn flush_soon(&self) {
-        self.out.pass_on(self.out.state(), true);
+        self.out.pass_on(self.out.state(), false, true);
     }
 
     /// Passes on what waits, and waits until it is written or has failed; or until no vCPU may wait any more.
@@ -242,13 +243,12 @@ impl Out {
     }
 
     /// Something waits. Writes it, if it is ripe and no thread does.
-    fn pass_on(&self, mut state: MutexGuard<'_, State>, ripe: bool) {
+    fn pass_on(&self, mut state: MutexGuard<'_, State>, first: bool, ripe: bool) {
         if state.waiting.is_empty() {
             return;
         }
         let Some(sink) = &mut state.sink else {
-            // The thread sleeps until the first byte, and then until it is ripe or old enough.
-            let first = state.waiting.len() == 1;
+            // The thread sleeps until the first bytes, and then until it is ripe or old enough.
             let news = ripe && !state.ripe;
             state.ripe |= ripe;
             drop(state);
@@ -371,6 +371,8 @@ mod tests {
         let seen = Captured::default();
         let console = Console::new(Box::new(seen.clone()));
         console.write_behind().unwrap();
+        // The thread sleeps by then, most likely: it is woken by several bytes at once as by one.
+        thread::sleep(Duration::from_millis(20));
         console.put(b"login: ");
         for _ in 0..500 {
             if seen.text() == "login: " {
