@@ -1,7 +1,7 @@
 //! Clients that come and go, takes, snapshots: under every interleaving, weak memory included.
 //! `RUSTFLAGS="--cfg loom" cargo test -p notdirty-core --release --test loom_clients`
 //!
-//! As in loom.rs: first the real `DirtyMemory`, then a twin whose laws can be broken, and has to lose a page then.
+//! As in `loom`: first the real `DirtyMemory`, then a twin whose laws can be broken, and has to lose a page then.
 //! What fails in the first half if the real code is broken by hand:
 //! - the id is looked at before the block is loaded: `a_number_that_outlived_its_client_steals_no_mark`
 //! - a block is installed whatever the id: that, and `…installs_no_block`

@@ -1,7 +1,7 @@
 //! RING-1 under every interleaving, weak memory included: `cargo loom`, or
 //! `RUSTFLAGS="--cfg loom" cargo test -p notdirty-core --release --test loom_ring`
 //!
-//! As in loom.rs, the first half drives the real `DirtyRing`, of two entries here and with indices that wrap; the second
+//! As in `loom`, the first half drives the real `DirtyRing`, of two entries here and with indices that wrap; the second
 //! half has a twin of its protocol with its laws as switches: obeyed once, then weakened, and the model has to notice.
 //!
 //! The same was done to the real code by hand; each of these fails the first two tests:
@@ -25,7 +25,7 @@ use std::sync::Arc;
 
 fn model(test: impl Fn() + Sync + Send + 'static) {
     let mut builder = Builder::new();
-    // As in loom.rs.
+    // As in `loom`.
     builder.preemption_bound.get_or_insert(3);
     builder.check(test);
 }

@@ -1,5 +1,5 @@
 //! Models of takes that are not of one word: a line whose words are exchanged one after the other, as runs or each for itself,
-//! and lines in two words of the summary. `cargo loom-wide`; in loom.rs a block is one word.
+//! and lines in two words of the summary. `cargo loom-wide`; in `loom` a block is one word.
 #![cfg(all(loom, loom_wide))]
 
 use loom::model::Builder;

@@ -13,7 +13,7 @@
 //! fence, so that finding a bit set (and skipping the mark) cannot be older than the store. Takers use RMW and end
 //! with such a fence before they read the page. Who tests a bit in order to skip work after a store, without
 //! calling `set`, calls [`fence_after_store`] between the two.
-//! GROW-1 is kept in `blocks.rs`, SUM-1 in `bitmap.rs`. Checked by tests/loom.rs, loom_clients.rs (order) and dirty.rs (meaning).
+//! GROW-1 is kept in `blocks.rs`, SUM-1 in `bitmap.rs`. Checked by tests/loom, loom_clients.rs (order) and dirty.rs (meaning).
 
 mod bitmap;
 mod blocks;
