@@ -96,6 +96,27 @@ fn two_clients_that_begin_to_track_at_once_both_do() {
     }
 }
 
+/// As vCPUs with rings do, who have to know which marks are theirs.
+#[test]
+fn two_setters_that_are_told_what_is_new_lose_no_mark() {
+    model(|| {
+        let dirty = memory();
+        take(&dirty, MIGRATION);
+        let set_new = |dirty: &DirtyMemory, at| {
+            let mut told = 0;
+            dirty.set_new(page(at), ClientMask::MIGRATION, &pin(), |_, _, bits| told += bits.count_ones());
+            told
+        };
+        let other = thread::spawn({
+            let dirty = dirty.clone();
+            move || set_new(&dirty, 3) + set_new(&dirty, 4)
+        });
+        let ours = set_new(&dirty, 4);
+        assert_eq!(ours + other.join().unwrap(), 2, "each mark is told once");
+        assert_eq!(take(&dirty, MIGRATION), [3, 4]);
+    });
+}
+
 /// A setter has read the mask of a client that drops, and may hold its block. The next client has the same column.
 #[test]
 fn a_store_is_heard_by_who_has_a_column_again() {
