@@ -138,10 +138,25 @@ fn straight(
 /// Notes the instruction at `off`.
 #[inline(always)]
 fn note(slots: &mut [Slot; WINDOW], found: &mut Vec<Found>, off: u32, bits: u32, isa: Isa) -> Plan {
-    let mut insn = if bits & 3 == 3 { Packed::long(bits) } else { Packed::short(bits as u16) };
-    if isa != Isa::ALL {
-        insn = insn.filtered(isa, bits);
-    }
+    // Apart: the two decoded instructions, where they meet, would go through memory, and be read sooner than the parts
+    // that were just written can be had as a whole.
+    if isa != Isa::ALL { note_of(slots, found, off, bits, isa) } else { push(slots, found, off, bits, decoded(bits)) }
+}
+
+/// The same where not everything is an instruction.
+#[cold]
+#[inline(never)]
+fn note_of(slots: &mut [Slot; WINDOW], found: &mut Vec<Found>, off: u32, bits: u32, isa: Isa) -> Plan {
+    push(slots, found, off, bits, decoded(bits).filtered(isa, bits))
+}
+
+#[inline(always)]
+fn decoded(bits: u32) -> Packed {
+    if bits & 3 == 3 { Packed::long(bits) } else { Packed::short(bits as u16) }
+}
+
+#[inline(always)]
+fn push(slots: &mut [Slot; WINDOW], found: &mut Vec<Found>, off: u32, bits: u32, insn: Packed) -> Plan {
     let plan = plan_of(insn.op);
     slots[off as usize / 2].at = found.len() as u16;
     found.push(Found { off, bits, insn, plan });
