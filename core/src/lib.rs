@@ -48,8 +48,8 @@ pub mod sync;
 pub use addr::{LINE_BITS, PAGE_BITS, PAGE_SIZE, PageIndex, PageRange, RamAddr};
 pub use dirty::{
     Answers, ClientMask, CodePage, CodePages, DirtyClient, DirtyListener, DirtyLog, DirtyMemory, HALVES_OFFSET,
-    Harvest, Listening, LogBuilder, LogClient, LogError, LogRegion, LogScope, MAX_REARM_RANGES, NoRoom, NotServed,
-    OwnedClient, PageSet, Snapshot, VcpuId, fence_after_store, lines_of,
+    Harvest, Listening, LogBuilder, LogClient, LogError, LogRegion, LogScope, MASK_OFFSET, MAX_REARM_RANGES, NoRoom,
+    NotServed, OwnedClient, PageSet, Snapshot, VcpuId, fence_after_store, lines_of,
 };
 pub use ram::{
     BeforeRegistration, BeforeWrite, CanWait, MappingError, Pinned, RamBlock, RamBlockSpec, RamError, RamFlags,

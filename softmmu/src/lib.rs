@@ -56,7 +56,7 @@ pub use live::LiveMmu;
 pub use memmap::{AccessError, AddressSpace, FlatView, MapError, RegionId, Resolved};
 pub use mmio::{MmioDevice, SizeMask};
 pub use mmu::{CodeInvalidator, Hooks, NoHooks, Running, ServeReport, SlowStats, SoftMmu};
-pub use notdirty_core::{CodePage, CodePages, HALVES_OFFSET, VcpuId, lines_of};
+pub use notdirty_core::{CodePage, CodePages, HALVES_OFFSET, MASK_OFFSET, VcpuId, lines_of};
 pub use registry::{Pending, VcpuRegistry};
 pub use safepoint::{Started, VcpuPort};
 

@@ -62,6 +62,8 @@ pub struct CodePage {
 const HALVES: usize = if MODEL { 1 } else { PAGE_SIZE as usize / 128 };
 /// Where emitted code finds the halves, from the address in an entry's `aux`: bit n % 8 of byte n / 8 is half n.
 pub const HALVES_OFFSET: i32 = core::mem::offset_of!(CodePage, halves) as i32;
+/// The same for the mask.
+pub const MASK_OFFSET: i32 = core::mem::offset_of!(CodePage, mask) as i32;
 
 const _: () = assert!(MODEL || HALVES_OFFSET == 8 && size_of::<CodePage>() == 16 + 8 * HALVES);
 

@@ -25,7 +25,7 @@ mod pages;
 mod scope;
 
 pub use client::{ClientMask, DirtyClient, Listening, NoRoom, OwnedClient};
-pub use code::{CodePage, CodePages, HALVES_OFFSET, Owned, VcpuId, lines_of};
+pub use code::{CodePage, CodePages, HALVES_OFFSET, MASK_OFFSET, Owned, VcpuId, lines_of};
 pub(crate) use harvest::Listeners;
 pub use harvest::{Answers, DirtyListener, Harvest, MAX_RANGES as MAX_REARM_RANGES, NotServed};
 pub use log::{DirtyLog, LogBuilder, LogError};

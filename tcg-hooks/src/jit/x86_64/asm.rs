@@ -115,6 +115,13 @@ impl Assembler {
         self.fill(field, place.wrapping_sub(field + 4));
     }
 
+    /// `jcc`, to a place passed.
+    #[inline]
+    pub(super) fn jump_back_if(&mut self, flag: Flag, place: u32) {
+        let Hole(field) = self.jump_if(flag);
+        self.fill(field, place.wrapping_sub(field + 4));
+    }
+
     /// The displacement emitted last.
     #[inline]
     pub(super) fn hole(&self) -> Hole {

@@ -15,7 +15,14 @@
 //!
 //! An entry whose addend is not K carries OTHER and never matches, so the last line is right whenever it is reached.
 //! Behind the TB a shared routine compares again: RAM with another addend, and stores beside code, need no Rust either
-//! (`again.rs`).
+//! (`again.rs`). An aligned store whose line has no code does not come that far, though its page has some:
+//!
+//! ```text
+//!   slow:  lea rdx, [rax + CODEPAGE] ; cmp rdx, comparator ; jne general     that flag and no other: K is right, too
+//!          mov rax, aux ; bt [rax], line ; jnc back to the store             the `CodePage`'s mask
+//!          mov rax, comparator ; xor rax, CODEPAGE                           as it was
+//!   general:  lea rdx ; test eax, site ; call routine
+//! ```
 use super::again::{Access, MOVED, routine};
 use super::asm::{Assembler, Flag, Hole, Template};
 use super::context::{TABLE, TABLE_OFFSET, float_off};
@@ -24,7 +31,11 @@ use super::{Emitter, LOCAL_BITS};
 use crate::engine::JitFlags;
 use crate::ir::{FIRST_FLOAT, Ir, MemOp};
 use dynasmrt::dynasm;
-use notdirty_softmmu::tlb::entry::{ADDEND, BIAS, ENTRY_BITS, FLAGS, HASH_SHIFT, READ, TLB_ENTRIES, WRITE};
+use notdirty_core::{LINE_BITS, PAGE_SIZE};
+use notdirty_softmmu::MASK_OFFSET;
+use notdirty_softmmu::tlb::entry::{
+    ADDEND, AUX, BIAS, CODEPAGE, ENTRY_BITS, FLAGS, HASH_SHIFT, READ, TLB_ENTRIES, WRITE,
+};
 
 /// A store whose check was done.
 #[derive(Debug, Clone, Copy)]
@@ -41,6 +52,8 @@ pub(super) struct Slow {
     from: Hole,
     /// Where it goes on.
     back: u32,
+    /// A store that goes on here if only its line's neighbours have code.
+    beside: Option<u32>,
     /// The address: host register, and what is added.
     imm: i32,
     site: u16,
@@ -64,6 +77,12 @@ pub(super) struct Probes {
     odd: [Template; 8],
     /// Without the look for the entry, of one byte, by direction.
     page: [Template; 2],
+    /// Behind a store's: is CODEPAGE all that the entry has more?
+    beside: Template,
+    /// Is there code in the line of the address in edx? Then carry is set.
+    line: Template,
+    /// What was compared, from the entry that has CODEPAGE.
+    again: Template,
 }
 
 /// By direction and log2 of the size.
@@ -91,11 +110,24 @@ impl Probes {
             ops.jump_if(Flag::NotEqual);
             ops.to_template()
         };
-        Probes {
-            aligned: std::array::from_fn(|n| make(true, true, n)),
-            odd: std::array::from_fn(|n| make(true, false, n)),
-            page: std::array::from_fn(|n| make(false, true, 4 * n)),
-        }
+        let aligned = std::array::from_fn(|n| make(true, true, n));
+        let odd = std::array::from_fn(|n| make(true, false, n));
+        let page = std::array::from_fn(|n| make(false, true, 4 * n));
+        ops.clear();
+        dynasm!(ops; .arch x64; lea rdx, [rax + CODEPAGE as i32]; cmp rdx, [rbp + rcx + (TABLE + WRITE)]);
+        ops.jump_if(Flag::NotEqual);
+        let beside = ops.to_template();
+        ops.clear();
+        dynasm!(ops; .arch x64
+            ; mov rax, [rbp + rcx + (TABLE + AUX)]
+            ; shr edx, LINE_BITS as i8
+            ; mov rax, [rax + MASK_OFFSET]
+            ; bt rax, rdx);
+        let line = ops.to_template();
+        ops.clear();
+        dynasm!(ops; .arch x64; mov rax, [rbp + rcx + (TABLE + WRITE)]; xor rax, BYTE CODEPAGE as i8);
+        let again = ops.to_template();
+        Probes { aligned, odd, page, beside, line, again }
     }
 }
 
@@ -162,14 +194,37 @@ impl Emitter {
 
     /// The way round, to here: the slow path writes a loaded register where it lives.
     fn slow(&mut self, from: Hole, site: u16, access: Access, (base, imm): (u8, i32), register: u8) {
-        self.slow.push(Slow { from, back: self.here(), imm, site, base, register, access });
+        self.slow.push(Slow { from, back: self.here(), beside: None, imm, site, base, register, access });
+    }
+
+    /// May its slow part test the mask, and jump back to the store? The base must survive in its register, the addend
+    /// be K, and the bytes lie in one line, which an address has in common with its place in RAM.
+    fn tests_line(&self, base: u8, site: u16, bytes: u32) -> bool {
+        let flat = self.flat.is_some_and(|k| k as u64 % PAGE_SIZE == 0);
+        flat && base != RDX && (bytes == 1 || !self.odd.has(site))
+    }
+
+    /// In front of the shared routine, with rax and rcx as the probe left them, and as it leaves them: a page with code,
+    /// and none in the line, does not need it. The mask is tested before the store, without a fence, as halves are there:
+    /// no line is announced but by a RMW of the mask.
+    fn test_line(&mut self, (base, imm): (u8, i32), store: u32) {
+        self.ops.template(&self.probes.beside);
+        let general = self.ops.hole();
+        dynasm!(self.ops; .arch x64; lea edx, [Rq(base) + imm]);
+        self.ops.template(&self.probes.line);
+        self.ops.jump_back_if(Flag::NotBelow, store);
+        self.ops.template(&self.probes.again);
+        self.ops.close(general);
     }
 
     /// Behind a failed probe: the shared routine for this access, which asks Rust if it must. See `again.rs`.
     pub(super) fn slow_part(&mut self, n: usize) {
         // Field by field, each loaded as it was stored.
-        let Slow { from, back, imm, site, base, register, access } = self.slow[n];
+        let Slow { from, back, beside, imm, site, base, register, access } = self.slow[n];
         self.ops.close(from);
+        if let Some(store) = beside {
+            self.test_line((base, imm), store);
+        }
         if imm != 0 || base != RDX {
             dynasm!(self.ops; .arch x64; lea rdx, [Rq(base) + imm]);
         }
@@ -231,8 +286,10 @@ impl Emitter {
         let base = self.source(ir.a, RDX);
         let store = Store { base, imm, bytes: mem.bytes(), value: ir.b };
         let slow = self.probe((base, imm), ir.site, mem.bytes(), WRITE);
+        let beside = self.tests_line(base, ir.site, mem.bytes()).then(|| self.here());
         self.store_to_ram(store);
         self.slow(slow, ir.site, Access::Store(mem), (base, imm), ir.b);
+        self.slow.last_mut().expect("pushed just now").beside = beside;
     }
 
     /// The store itself. Without a flat addend, rcx is the entry's offset; rax is lost.
