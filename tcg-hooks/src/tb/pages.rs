@@ -14,7 +14,7 @@ use notdirty_core::PageIndex;
 use smallvec::SmallVec;
 
 /// Pages with more TBs than this keep a list for each line.
-const FEW: usize = 16;
+const FEW: usize = 32;
 
 /// A TB and its lines on the page.
 type Entry = (TbId, u64);

@@ -10,6 +10,7 @@ use super::plan::Plan;
 use crate::cpu::CpuState;
 use crate::ir::{Alu, Does, FIRST_FLOAT, Ir, Kind, MemOp, Region, Site, Target, Term};
 use crate::riscv::csr::{self, CsrEffect, Rule, Value};
+use crate::riscv::decode::Packed;
 use crate::riscv::{Format, Insn, Op};
 use std::mem::offset_of;
 
@@ -71,19 +72,22 @@ impl Lower {
     }
 
     /// A plain instruction, number `count` of its block.
+    // `packed` is taken apart anew by each call and site: one `Insn` for all would be put together in memory, and read
+    // sooner than the parts that were just written can be had as a whole.
     #[inline]
-    pub(super) fn insn(&mut self, region: &mut Region, plan: Plan, pc: u64, insn: Insn, count: u16) {
+    pub(super) fn insn(&mut self, region: &mut Region, plan: Plan, pc: u64, packed: &Packed, count: u16) {
+        let insn = packed.insn();
         let Insn { rd, rs1: a, rs2: b, .. } = insn;
         let imm = i64::from(insn.imm);
         match plan {
             Plan::Imm(alu) => self.imm(region, alu, rd, a, imm),
             Plan::Reg(alu) => self.reg(region, alu, rd, a, b),
             Plan::Load(mem) => {
-                let site = push_site(region, pc, insn, count, Does::Load);
+                let site = push_site(region, pc, packed.insn(), count, Does::Load);
                 self.push(region, Ir { kind: Kind::Load(mem), rd, a, b, site, imm });
             }
             Plan::Store(mem) => {
-                let site = push_site(region, pc, insn, count, Does::Store);
+                let site = push_site(region, pc, packed.insn(), count, Does::Store);
                 self.push(region, Ir { kind: Kind::Store(mem), rd: 0, a, b, site, imm });
             }
             Plan::Upper => self.li(region, rd, imm),
@@ -91,12 +95,12 @@ impl Lower {
             Plan::Fence if insn.orders_stores_before_loads() => self.fence(region),
             // The host's total store order is as strong as any other fence.
             Plan::Fence => {}
-            Plan::Float => self.float(region, pc, insn, count),
+            Plan::Float => self.float(region, pc, packed.insn(), count),
             Plan::Bits => {
                 let (b, reads) = if insn.op.format() == Format::R { (b, 1 << a | 1 << b) } else { (0, 1 << a) };
                 self.write(region, Ir { kind: Kind::Bits(insn.op), rd, a, b, site: 0, imm }, reads);
             }
-            _ => self.rare(region, pc, insn, count),
+            _ => self.rare(region, pc, packed.insn(), count),
         }
     }
 

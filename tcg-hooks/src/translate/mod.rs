@@ -262,17 +262,18 @@ impl Translator {
         let mut count = 0u16;
         let mut at = usize::from(self.slots[start as usize / 2].at);
         let term = loop {
-            let found = self.found[at];
-            let (insn, plan, next) = (found.insn.insn(), found.plan, found.next());
+            let found = &self.found[at];
+            let (packed, plan, next) = (&found.insn, found.plan, found.next());
             let pc = self.base.wrapping_add(found.off.into());
             count += 1;
             if plan.ends_block() {
+                let insn = packed.insn();
                 let fall = self.target(self.base.wrapping_add(next.into()));
                 let to = if insn.op == Op::Jalr { fall } else { self.target(insn.target(pc)) };
                 self.lower.end(&mut self.region);
                 break self.lower.terminator(&mut self.region, plan, pc, insn, count, (to, fall));
             }
-            self.lower.insn(&mut self.region, plan, pc, insn, count);
+            self.lower.insn(&mut self.region, plan, pc, packed, count);
             let slot = self.slots.get(next as usize / 2).copied();
             match slot {
                 Some(Slot { at, block: NONE }) if at != NONE => {}
