@@ -200,7 +200,7 @@ impl Emitter {
     /// May its slow part test the mask, and jump back to the store? The base must survive in its register, the addend
     /// be K, and the bytes lie in one line, which an address has in common with its place in RAM.
     fn tests_line(&self, base: u8, site: u16, bytes: u32) -> bool {
-        let flat = self.flat.is_some_and(|k| k as u64 % PAGE_SIZE == 0);
+        let flat = self.flat.is_some_and(|k| (k as u64).is_multiple_of(PAGE_SIZE));
         flat && base != RDX && (bytes == 1 || !self.odd.has(site))
     }
 

@@ -3,6 +3,7 @@
 //! ```text
 //!   block: sub r15, n ; (jl poll) │ ops … │ end            cold, behind all blocks:
 //!          load: lea, and, cmp ──ne──────────────────────▶  slow: lea rdx ; test eax, site ; call again ; jmp back
+//!          store: the same ─────────────────────────────▶  slow: beside code, a clean line? jmp store ; else as above
 //!          exit: jmp rel32 ──unlinked────────────────────▶  stub: mov eax, exit ; jmp leave
 //!                └─linked─▶ the entry of another TB
 //! ```
