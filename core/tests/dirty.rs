@@ -473,3 +473,24 @@ fn the_bits_of_a_client_that_dropped_are_given_back() {
     let grown = resident().saturating_sub(before);
     assert!(grown < ROUNDS * (256 << 10) / 2, "{} MiB are left of {ROUNDS} clients", grown >> 20);
 }
+
+/// Between two marks lie words, lines and words of the summary that are clean, in any number.
+#[test]
+fn the_next_page_that_is_set_is_found_from_anywhere_before_it() {
+    let dirty = DirtyMemory::new();
+    dirty.grow(2 * BLOCK).unwrap();
+    let all = PageRange { start: PageIndex::new(0), end: PageIndex::new(2 * BLOCK) };
+    let client = DirtyClient::MIGRATION;
+    dirty.test_and_clear_range(all, client, &pin(), |_, _| ());
+    let at =
+        [3, 64, 511, 512, 513, 5000, 32_767, 32_768, 33_300, 70_000, 70_600, 500_000, BLOCK - 1, BLOCK, BLOCK + 40_000];
+    for page in at {
+        dirty.set(PageRange::of_page(PageIndex::new(page)), ClientMask::MIGRATION, &pin());
+    }
+    let near = |page: &u64| [page.saturating_sub(1), *page, page + 1, page + 64, page + 512, page + 32_768];
+    for from in at.iter().flat_map(near).chain((0..2 * BLOCK).step_by(9_973)) {
+        let naive = at.into_iter().find(|page| *page >= from).map(PageIndex::new);
+        let range = PageRange { start: PageIndex::new(from), end: all.end };
+        assert_eq!(dirty.next_set(range, client, &pin()), naive, "from {from} on");
+    }
+}
