@@ -1,14 +1,17 @@
 //! How often cold code was run, and how often its TB died young: what tier 0 is told by before it goes on.
 //!
 //! ```text
-//!   pc ─▶ its count, a byte ─┬─▶ one run more; often enough ─▶ 0, and the code is translated
-//!                            └─ marked: a TB at such a pc died ─▶ a set of WAYS spots: found? ─▶ a count and limit of its own
+//!   pc ─▶ a group of GROUP bytes ─┬─▶ its count, by tag ─▶ one run more; often enough ─▶ 0, and the code is translated
+//!                                 └─ one is marked: a TB at such a pc died ─▶ a set of WAYS spots: found? ─▶ a count and limit
+//!   a count   died tag tag tag tag runs runs runs                                                           of its own
 //! ```
 //!
-//! No address is forgotten for ever. Counts have no tags: pcs that share one count each other's runs, and the first of them that
-//! is hot begins it again. Which ones share is chance, whatever their distance. When half of the counts are in use, they begin again as twice as many. At the
-//! limit they begin again as as many, and from then on one first run in [`LUCKY`] is enough: code that is run again and
-//! again gets translated however much of it there is, and code that is run once seldom does.
+//! No address is forgotten for ever. Of a pc only some bits of a hash are kept: some pairs in a hundred share a count, by chance
+//! whatever their distance, and the first of them that is hot begins it again. Without the tags half of 100,000 blocks were hot
+//! before their time, in no order, and regions were translated that overlap: twice the instructions. When half of the counts
+//! are in use, they begin again as twice as many. At the limit they begin again as as many, and from then on one first run in
+//! [`LUCKY`] is enough: code that is run again and again gets translated however much of it there is, and code that is run once
+//! seldom does.
 //!
 //! A spot with the pc for all cold code took eight times the memory: a line of the host's cache for each block that runs
 //! once, and page faults that took longer than the looking.
@@ -19,10 +22,17 @@ pub(crate) const WARM: u32 = 6;
 const MAX_DEATHS: u32 = 4;
 /// A TB that lived for this many instructions did not die young.
 const OLD: u64 = 1 << 20;
-/// Counts at first: a page of them.
+/// Counts at least, and at first if there may be so many: enough for 100,000 blocks before they begin again.
 const COUNTS: usize = 4096;
-/// The mark of a count: TBs at its pcs died young.
+const AT_FIRST: usize = 1 << 18;
+/// Counts that a pc may have one of: as many as are loaded at once.
+const GROUP: usize = 4;
+/// The mark of a group, in one of its counts: TBs at pcs of the group died young.
 const DIED: u8 = 0x80;
+/// Bits of a pc's hash.
+const TAG: u8 = 0x78;
+/// Runs so far.
+const RUNS: u8 = 7;
 /// How seldom a first run is enough, at the limit.
 const LUCKY: u32 = 64;
 /// Spots of a set: one line of the host's cache.
@@ -33,7 +43,12 @@ const SETS: usize = 8;
 const RUN_BITS: u32 = 11;
 const DEATH_BITS: u32 = 3;
 
-const _: () = assert!(WARM < DIED as u32 && WARM << (2 * MAX_DEATHS) < 1 << RUN_BITS && MAX_DEATHS < 1 << DEATH_BITS);
+const _: () = assert!(
+    WARM <= RUNS as u32
+        && COUNTS.is_multiple_of(GROUP)
+        && WARM << (2 * MAX_DEATHS) < 1 << RUN_BITS
+        && MAX_DEATHS < 1 << DEATH_BITS
+);
 
 /// A hash of a pc; its upper bits are for an index. One product does not do: in steps of 64 bytes it puts up to 70 pcs in
 /// one place, and leaves others empty.
@@ -62,9 +77,11 @@ impl Heat {
     /// With a 64th of the code cache's bytes for counts, at most, and the same for what is known of the dead.
     pub(crate) fn new(cache_bytes: usize) -> Heat {
         let most = (cache_bytes / 64).next_power_of_two().max(COUNTS);
+        let counts = most.min(AT_FIRST);
         Heat {
-            counts: vec![0; COUNTS],
-            shift: 64 - COUNTS.ilog2(),
+            // Zeroes that cost nothing until they are counted in.
+            counts: vec![0; counts],
+            shift: 64 - counts.ilog2(),
             used: 0,
             most,
             first_runs: None,
@@ -72,27 +89,54 @@ impl Heat {
         }
     }
 
+    /// Where the group of `pc` begins, and its tag.
     #[inline]
-    fn count(&mut self, pc: u64) -> &mut u8 {
-        let n = (spread(pc) >> self.shift) as usize;
-        &mut self.counts[n]
+    fn group(&self, pc: u64) -> (usize, u8) {
+        let hash = spread(pc);
+        ((hash >> self.shift) as usize & !(GROUP - 1), hash as u8 & TAG)
+    }
+
+    /// The count of `pc`, or an unused one of its group; one of another pc if there is none.
+    #[inline]
+    fn place(&self, (at, tag): (usize, u8)) -> usize {
+        let mut place = at;
+        for n in (at..at + GROUP).rev() {
+            let count = self.counts[n];
+            if count != 0 && count & TAG == tag {
+                return n;
+            }
+            if count == 0 {
+                place = n;
+            }
+        }
+        place
     }
 
     /// Counts a run of the code at `pc`, which is about to begin; is it worth translating?
     #[inline]
     pub(crate) fn count_run(&mut self, pc: u64) -> bool {
-        let count = self.count(pc);
-        let runs = *count;
-        if runs & DIED != 0 {
-            return self.count_marked(pc);
+        let group = self.group(pc);
+        if self.counts[group.0..group.0 + GROUP].iter().fold(0, |all, count| all | count) & DIED != 0
+            && let Some(hot) = self.count_dead(pc)
+        {
+            return hot;
         }
-        if u32::from(runs) + 1 < WARM {
-            *count = runs + 1;
-            return runs == 0 && self.first_run();
+        let n = self.place(group);
+        let count = self.counts[n];
+        if u32::from(count & RUNS) + 1 < WARM {
+            self.counts[n] = if count == 0 { group.1 | 1 } else { count + 1 };
+            return count == 0 && self.first_run();
         }
-        *count = 0;
-        self.used -= 1;
+        self.clear(n);
         true
+    }
+
+    /// Begins a count again; a mark stays.
+    #[inline]
+    fn clear(&mut self, n: usize) {
+        let marked = self.counts[n] & DIED != 0;
+        self.used -= usize::from(!marked);
+        self.counts[n] = if marked { self.counts[n] & !RUNS } else { 0 };
     }
 
     #[inline]
@@ -105,19 +149,14 @@ impl Heat {
             })
     }
 
-    /// Counts of a pc that has a marked one.
+    /// Counts a run at a pc that has a spot.
     #[inline(never)]
-    fn count_marked(&mut self, pc: u64) -> bool {
-        if let Some(spot) = self.dead.known(pc) {
-            let runs = spot.runs() + 1;
-            let hot = runs >= WARM << (2 * spot.deaths());
-            *spot = spot.with(if hot { 0 } else { runs }, spot.deaths());
-            return hot;
-        }
-        let count = self.count(pc);
-        let hot = u32::from(*count & !DIED) + 1 >= WARM;
-        *count = if hot { DIED } else { *count + 1 };
-        hot
+    fn count_dead(&mut self, pc: u64) -> Option<bool> {
+        let spot = self.dead.known(pc)?;
+        let runs = spot.runs() + 1;
+        let hot = runs >= WARM << (2 * spot.deaths());
+        *spot = spot.with(if hot { 0 } else { runs }, spot.deaths());
+        Some(hot)
     }
 
     /// Begins again with empty counts, more of them if there may be. Never a reason to translate.
@@ -140,24 +179,30 @@ impl Heat {
     }
 
     fn mark(&mut self, pc: u64) {
-        let count = self.count(pc);
-        let new = *count == 0;
-        *count |= DIED;
-        self.used += usize::from(new);
+        let group = self.group(pc);
+        let n = self.place(group);
+        self.set(n, group.1, self.counts[n] & RUNS | DIED);
+    }
+
+    /// Gives count `n` these runs, or this mark; a tag if it was unused.
+    fn set(&mut self, n: usize, tag: u8, to: u8) {
+        let count = self.counts[n];
+        self.used += usize::from(count == 0);
+        self.counts[n] = to | count & DIED | if count == 0 { tag } else { count & TAG };
     }
 
     /// The code at `pc` is part of a region that was just translated: runs counted before do not make it the start of one
     /// more. Deaths are remembered.
     pub(crate) fn cool(&mut self, pc: u64) {
-        let count = self.count(pc);
-        let before = *count;
-        *count &= DIED;
-        if before & DIED != 0 {
-            if let Some(spot) = self.dead.known(pc) {
-                *spot = spot.with(0, spot.deaths());
-            }
-        } else if before != 0 {
-            self.used -= 1;
+        if let Some(spot) = self.dead.known(pc) {
+            *spot = spot.with(0, spot.deaths());
+            return;
+        }
+        let group = self.group(pc);
+        let n = self.place(group);
+        // Not another's.
+        if self.counts[n] & TAG == group.1 && self.counts[n] != 0 {
+            self.clear(n);
         }
     }
 
@@ -167,10 +212,8 @@ impl Heat {
             *spot = spot.with((WARM << (2 * spot.deaths())) - 1, spot.deaths());
             return;
         }
-        let count = self.count(pc);
-        let new = *count == 0;
-        *count = *count & DIED | (WARM - 1) as u8;
-        self.used += usize::from(new);
+        let group = self.group(pc);
+        self.set(self.place(group), group.1, (WARM - 1) as u8);
     }
 
     /// The TB at `pc` died after `age` instructions because its bytes were written.
