@@ -216,6 +216,15 @@ impl Heat {
         self.set(self.place(group), group.1, (WARM - 1) as u8);
     }
 
+    /// The code at `pc` goes on where a region was cut that was just translated: it is as hot, though it was cooled perhaps when
+    /// a region before that one covered it. Not so if a TB there died.
+    pub(crate) fn follow(&mut self, pc: u64) {
+        if self.dead.known(pc).is_none() {
+            let group = self.group(pc);
+            self.set(self.place(group), group.1, (WARM - 1) as u8);
+        }
+    }
+
     /// The TB at `pc` died after `age` instructions because its bytes were written.
     /// Returns how often it must run before it is translated again.
     pub(crate) fn died(&mut self, pc: u64, age: u64) -> u32 {
@@ -365,6 +374,17 @@ mod tests {
         heat.died(0x8000_0000, 10);
         heat.kindle(0x8000_0000);
         assert_eq!((runs(&mut heat), runs(&mut heat)), (1, 4 * WARM));
+    }
+
+    #[test]
+    fn code_behind_a_region_that_was_cut_is_hot_at_its_next_run_unless_its_tb_died() {
+        let mut heat = Heat::new(CACHE);
+        let runs = |heat: &mut Heat| (1..).find(|_| heat.count_run(0x8000_0000)).unwrap_or(0);
+        heat.follow(0x8000_0000);
+        assert_eq!((runs(&mut heat), runs(&mut heat)), (1, WARM));
+        heat.died(0x8000_0000, 10);
+        heat.follow(0x8000_0000);
+        assert_eq!(runs(&mut heat), 4 * WARM);
     }
 
     /// How many rounds over these pcs it takes until each was hot once.

@@ -190,6 +190,23 @@ fn a_hundred_thousand_blocks_are_translated_once() {
     }
 }
 
+/// One long way through small blocks: regions, each cut for its length, follow one another and overlap little.
+#[test]
+fn a_way_through_a_hundred_thousand_blocks_is_covered_by_few_regions() {
+    const BLOCKS: u64 = 100_000;
+    let mut vm = machine(JitFlags::default(), 0, 0x40_0000);
+    looped(&vm, 20, |a| {
+        (0..BLOCKS).for_each(|_| {
+            a.i(addi(A0, A0, 1)).i(addi(A1, A1, 1)).op(Op::Jal, ZERO, 0, 0, 8).i(0);
+        });
+    });
+    vm.run(CODE);
+    assert_eq!((vm.x(A0), vm.x(A1)), (20 * BLOCKS, 20 * BLOCKS));
+    let VcpuStats { tb, tier0, .. } = vm.vcpu.stats();
+    assert!(tb.translated < 5 * 3 * BLOCKS / 256, "{} regions of 256 instructions", tb.translated);
+    assert!(tier0 < 6 * 3 * BLOCKS, "{tier0} in tier 0");
+}
+
 #[test]
 fn what_is_kept_of_small_tbs_counts_towards_the_limit_of_the_code_cache() {
     for cache in [2 << 20, 16 << 20] {

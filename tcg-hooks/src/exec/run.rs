@@ -630,6 +630,13 @@ impl Vcpu {
                     if self.flags.tier0 {
                         // Else a slice that ends inside a region makes the block behind it hot, and a region of its own.
                         region.blocks.iter().for_each(|block| tbs.heat.cool(block.pc));
+                        if region.insns as usize >= limits.insns {
+                            region
+                                .blocks
+                                .iter()
+                                .filter_map(|block| block.term.exit())
+                                .for_each(|pc| tbs.heat.follow(pc));
+                        }
                     }
                     if let Some((pending, insns)) = doubts {
                         tbs.doubt(ctx, found.id, pages, insns, pending);

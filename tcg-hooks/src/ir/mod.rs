@@ -240,6 +240,11 @@ impl Term {
             _ => {}
         }
     }
+
+    /// Where control goes on behind the block, if that is the only way and leads out of the region.
+    pub fn exit(&self) -> Option<u64> {
+        if let Term::Goto(Target::Exit(pc)) = *self { Some(pc) } else { None }
+    }
 }
 
 /// A straight run of guest instructions.
