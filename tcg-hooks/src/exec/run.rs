@@ -1,12 +1,13 @@
 //! [`Vcpu`]: one hart with its memory, its engine and its loop.
 #[cfg(any(test, feature = "testkit"))]
 mod check;
+mod jit;
 
 use super::core::Core;
 use super::pace::Pace;
 use super::semihost::Semihosting;
 use super::unhandled::{TrapAt, Traps, UnhandledTrap};
-use super::{Harts, RunLimits, VcpuExit, VcpuStats, show};
+use super::{Harts, RunLimits, VcpuExit, VcpuStats};
 use crate::clock::Clock;
 use crate::cpu::CpuState;
 use crate::engine::{EngineKind, ICache, JitFlags};
@@ -14,19 +15,15 @@ use crate::interp::{self, Step};
 use crate::jit::x86_64::context::{Context, PREFIX};
 use crate::jit::x86_64::helpers::execute_site;
 use crate::jit::x86_64::mem::SMALL_BITS;
-use crate::jit::x86_64::thunks::{EnterFn, reason};
 use crate::riscv::Op;
 use crate::riscv::csr::{CsrEnv, irq, mstatus};
 use crate::riscv::trap::{self, Trap, cause};
-use crate::tb::{Found, TbCache, TbKey};
-use crate::tier0::{self, Why};
+use crate::tb::TbCache;
 use crate::trace::{TraceMask, TraceSink};
-use crate::translate::{Limits, MAX_INSNS, Translator};
+use crate::translate::{MAX_INSNS, Translator};
 use notdirty_core::{PAGE_SIZE, RamAddr, pin};
 use notdirty_softmmu::tlb::entry::TLB_BITS;
-use notdirty_softmmu::{
-    AccessKind, AddressSpace, GuestPhys, GuestVirt, LiveMmu, MemFault, MmuIdx, Resolved, SoftMmu, VcpuPort,
-};
+use notdirty_softmmu::{AddressSpace, GuestPhys, GuestVirt, LiveMmu, MemFault, MmuIdx, Resolved, SoftMmu, VcpuPort};
 use std::io;
 use std::ptr::NonNull;
 use std::sync::Arc;
@@ -466,203 +463,6 @@ impl Vcpu {
                 return;
             }
         }
-    }
-
-    /// Emitted code, for `budget` instructions and up to `MAX_INSNS` more.
-    fn jit(&mut self, budget: i64) {
-        let (ctx, _) = self.parts();
-        (ctx.budget, ctx.slice) = (budget, budget);
-        let mut next = self.next_code();
-        while let Some(code) = next {
-            let why = self.enter(code);
-            let (ctx, core) = self.parts();
-            // A translation takes long, so this is looked at before each but the first. Whoever is kicked all the time
-            // gets on, as emitted code has run since the loop looked.
-            let kicked = core.mmu.port().kicked();
-            let Some(tbs) = &mut core.tbs else { return };
-            next = match why {
-                reason::LOOKUP if kicked => break,
-                reason::LOOKUP => self.next_code(),
-                // A trap, a patch, or something for the loop to look at; traps and patches go straight on.
-                reason::SITE => {
-                    if kicked || core.waiting || core.trap_loop || core.may_interrupt(&ctx.cpu) {
-                        break;
-                    }
-                    self.next_code()
-                }
-                number => match tbs.exit(number) {
-                    None => break,
-                    Some(exit) if exit.refund != 0 => {
-                        ctx.budget += i64::from(exit.refund);
-                        ctx.cpu.pc = exit.pc;
-                        break;
-                    }
-                    Some(exit) => {
-                        ctx.cpu.pc = exit.pc;
-                        if kicked {
-                            break;
-                        }
-                        let found = self.find_or_translate();
-                        if let (Some(to), Some(tbs)) = (found, &mut self.core.tbs) {
-                            tbs.link(number, to.id);
-                        }
-                        found.and_then(|found| self.code_of(found))
-                    }
-                },
-            };
-        }
-        self.parts().0.settle(0);
-    }
-
-    /// Runs emitted code until it leaves.
-    fn enter(&mut self, code: *const u8) -> u32 {
-        self.entries += 1;
-        let kick = self.port().kick_byte();
-        let (ctx, core) = (self.ctx.as_ptr(), &raw mut self.core);
-        let Some(tbs) = &self.core.tbs else { return reason::SITE };
-        let enter = tbs.address(tbs.thunks.enter);
-        // SAFETY: `enter` is the thunk of that signature, `code` the entry of a live TB of the same cache (TB-1,
-        // CODE-2). Emitted code reads and writes the context, guest RAM behind matching TLB entries, and calls
-        // `execute_site`, which uses `ctx` and `core` while nothing here does.
-        unsafe {
-            (*ctx).engine = core.cast();
-            (*ctx).kick = kick;
-            let enter: EnterFn = std::mem::transmute::<*const u8, EnterFn>(enter);
-            let why = enter(ctx, code);
-            (*ctx).settle_flags();
-            why
-        }
-    }
-
-    /// Host code to go on with, as [`Vcpu::find_or_translate`], but asking the jump cache first.
-    fn next_code(&mut self) -> Option<*const u8> {
-        let (ctx, core) = self.parts();
-        let pc = ctx.cpu.pc;
-        match core.tbs.as_ref().and_then(|tbs| tbs.jump(ctx, pc)) {
-            Some(host) => Some(host),
-            None => self.find_or_translate().and_then(|found| self.code_of(found)),
-        }
-    }
-
-    fn code_of(&self, found: Found) -> Option<*const u8> {
-        self.core.tbs.as_ref().map(|tbs| tbs.address(found.entry))
-    }
-
-    /// The TB to go on with. Cold code is run by tier 0 on the way, so it need not be the one at today's `pc`.
-    /// `None`: the loop must look first (a trap was taken, an interrupt may be due, the budget is gone).
-    fn find_or_translate(&mut self) -> Option<Found> {
-        let mut hot = !self.flags.tier0;
-        loop {
-            let pc = self.cpu().pc;
-            let (ctx, core) = self.parts();
-            if pc & 1 != 0 {
-                // Only the host can set such a pc.
-                ctx.settle(0);
-                core.take_trap(&mut ctx.cpu, &MemFault::misaligned(AccessKind::Fetch, GuestVirt::new(pc)).into());
-                return None;
-            }
-            let (mmu, mut hooks) = core.split(ctx);
-            let page = match fetch(mmu, &mut hooks, pc) {
-                Ok(page) => page,
-                Err(fault) => {
-                    ctx.settle(0);
-                    core.take_trap(&mut ctx.cpu, &fault.into());
-                    return None;
-                }
-            };
-            let ram = RamAddr::new(page.get() + pc % PAGE_SIZE);
-            let key = TbKey { ram, pc, flags: 0, instrumentation: 0 };
-            // The second page only matters to a TB that has bytes there.
-            let after = (pc & !(PAGE_SIZE - 1)).wrapping_add(PAGE_SIZE);
-            let found = match core.tbs.as_ref().and_then(|tbs| tbs.find(&key)) {
-                Some((found, None)) => Some(found),
-                Some((found, second)) => {
-                    let (mmu, mut hooks) = core.split(ctx);
-                    let now = fetch(mmu, &mut hooks, after).ok().map(|r| r.page());
-                    (now == second).then_some(found)
-                }
-                None => None,
-            };
-            let new = found.is_none();
-            let found = match found {
-                Some(found) => found,
-                None if hot || core.count_run(ctx, pc) => self.translate(key)?,
-                None => {
-                    ctx.settle(0);
-                    if tier0::run(core, ctx) == Why::Look {
-                        return None;
-                    }
-                    hot = true;
-                    continue;
-                }
-            };
-            let (ctx, core) = self.parts();
-            if let Some(tbs) = &mut core.tbs {
-                tbs.remember(ctx, pc, found, new);
-            }
-            if core.mask.has(TraceMask::EXEC) {
-                let text = format!("TB {:#x}{}", pc, core.symbol(pc));
-                core.say(TraceMask::EXEC, &text);
-            }
-            return Some(found);
-        }
-    }
-
-    fn translate(&mut self, key: TbKey) -> Option<Found> {
-        let start = Instant::now();
-        let limits = Limits { insns: MAX_INSNS, regions: self.flags.regions, optimise: self.flags.optimise };
-        // SAFETY: as `parts`, with the translator borrowed beside it.
-        let ctx = unsafe { self.ctx.as_mut() };
-        if let Some(tbs) = &self.core.tbs {
-            tbs.prepare();
-        }
-        self.translator.isa = ctx.cpu.isa;
-        let (mmu, mut hooks) = self.core.split(ctx);
-        let made = self.translator.translate(mmu, &mut hooks, key.pc, limits);
-        let found = match made {
-            Ok(pages) => {
-                let doubts = self.translator.doubts();
-                let mut bytes = Vec::new();
-                self.translator.swap_bytes(&mut bytes);
-                let region = &self.translator.region;
-                let found = self.core.tbs.as_mut().map(|tbs| {
-                    let found = tbs.add(ctx, key, pages, region, &mut bytes);
-                    if self.flags.tier0 {
-                        // Else a slice that ends inside a region makes the block behind it hot, and a region of its own.
-                        region.blocks.iter().for_each(|block| tbs.heat.cool(block.pc));
-                        if region.insns as usize >= limits.insns {
-                            region
-                                .blocks
-                                .iter()
-                                .filter_map(|block| block.term.exit())
-                                .for_each(|pc| tbs.heat.follow(pc));
-                        }
-                    }
-                    if let Some((pending, insns)) = doubts {
-                        tbs.doubt(ctx, found.id, pages, insns, pending);
-                        self.translator.overannounced().for_each(|page| tbs.recount(page));
-                    }
-                    found
-                });
-                self.translator.swap_bytes(&mut bytes);
-                found
-            }
-            Err(_) => {
-                if let Some(tbs) = &self.core.tbs {
-                    self.translator.overannounced().for_each(|page| tbs.recount(page));
-                }
-                ctx.settle(0);
-                // The translator asks for more than the guest does: an instruction on one range of RAM. One more than
-                // emitted code runs over its budget is what `slice` leaves room for.
-                self.interpret(1);
-                None
-            }
-        };
-        self.translate_time += start.elapsed();
-        if let Some(found) = found {
-            show::tb(&mut self.core, &self.translator, found);
-        }
-        found
     }
 }
 
