@@ -53,7 +53,7 @@ const _: () = assert!(
 /// A hash of a pc; its upper bits are for an index. One product does not do: in steps of 64 bytes it puts up to 70 pcs in
 /// one place, and leaves others empty.
 #[inline]
-const fn spread(pc: u64) -> u64 {
+pub(crate) const fn spread(pc: u64) -> u64 {
     const ODD: u64 = 0x9e37_79b9_7f4a_7c15;
     let product = (pc >> 1).wrapping_mul(ODD);
     (product ^ product >> 29).wrapping_mul(ODD)

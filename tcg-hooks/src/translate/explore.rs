@@ -6,7 +6,7 @@
 //!   runs, sorted and merged ─▶ spans
 //! ```
 use super::plan::{Plan, plan_of};
-use super::{Found, Limits, NONE, Page, Slot, Translator, UNNUMBERED, WINDOW};
+use super::{Found, Limits, NONE, Page, READ, Slot, Translator, UNNUMBERED, WINDOW};
 use crate::fetch::prefetch;
 use crate::ir::Span;
 use crate::riscv::Isa;
@@ -110,6 +110,7 @@ enum Stop {
 fn straight(
     slots: &mut [Slot; WINDOW],
     found: &mut Vec<Found>,
+    read: &mut [u8; READ],
     open: Open,
     mut off: u32,
     most: usize,
@@ -123,8 +124,10 @@ fn straight(
         let Some(word) = open.word(off) else { return (off, Stop::Blind) };
         // The way on depends on a jump, which is predicted, and not on what was looked up.
         let (len, plan) = if word & 3 == 3 {
+            read[off as usize..off as usize + 4].copy_from_slice(&word.to_le_bytes());
             (4, note(slots, found, off, word, isa))
         } else {
+            read[off as usize..off as usize + 2].copy_from_slice(&(word as u16).to_le_bytes());
             (2, note(slots, found, off, word & 0xffff, isa))
         };
         off += len;
@@ -229,6 +232,23 @@ impl Translator {
 
     /// Do the bytes, as they were copied, still say what they said?
     pub(super) fn unchanged(&self) -> bool {
+        // Where none overlap, each byte was read once.
+        let read: u32 = self.runs.iter().map(|&(start, end)| end - start).sum();
+        if read as usize + PAD == self.bytes.len() {
+            let mut at = 0;
+            return self.region.spans.iter().all(|span| {
+                let from = usize::from(span.page) * PAGE_SIZE as usize + usize::from(span.start);
+                let len = usize::from(span.end - span.start);
+                let now = self.bytes.get(at..at + len);
+                at += len;
+                now.is_some() && now == self.read.get(from..from + len)
+            });
+        }
+        self.unchanged_one_by_one()
+    }
+
+    #[cold]
+    fn unchanged_one_by_one(&self) -> bool {
         let mut spans = Placed { spans: &self.region.spans, from: 0, len: 0, at: 0 };
         let mut difference = 0;
         for &Found { off, bits, .. } in &self.found {
@@ -266,7 +286,8 @@ impl Translator {
             let mut off = start;
             loop {
                 let why;
-                (off, why) = straight(&mut self.slots, &mut self.found, open, off, limits.insns, self.isa);
+                (off, why) =
+                    straight(&mut self.slots, &mut self.found, &mut self.read, open, off, limits.insns, self.isa);
                 match why {
                     Stop::Blind => {
                         match self.fetch(mmu, hooks, off) {
@@ -275,6 +296,8 @@ impl Translator {
                                 open.prefetch(off);
                                 // Over the end of what is open, two bytes on the next page or the last of all.
                                 if open.word(off).is_none() {
+                                    let (at, len) = (off as usize, if bits & 3 == 3 { 4 } else { 2 });
+                                    self.read[at..at + len].copy_from_slice(&bits.to_le_bytes()[..len]);
                                     note(&mut self.slots, &mut self.found, off, bits, self.isa);
                                     off = self.found.last().map_or(off, Found::next);
                                 } else {

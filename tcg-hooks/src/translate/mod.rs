@@ -29,6 +29,8 @@ pub(crate) use source::Source;
 
 /// Halfwords in the two pages that a region may span.
 const WINDOW: usize = 2 * PAGE_SIZE as usize / 2;
+/// Bytes of the same, and of an instruction that begins in the last of them.
+const READ: usize = 2 * WINDOW + 4;
 const NONE: u16 = u16::MAX;
 /// A leader, before blocks have numbers.
 const UNNUMBERED: u16 = u16::MAX - 1;
@@ -106,6 +108,8 @@ pub struct Translator {
     pending: Pending,
     /// Did the bytes stand still, and were lines announced only once?
     still: bool,
+    /// What was read, at its place in the two pages; of instructions that overlap, what was read last.
+    read: Box<[u8; READ]>,
     /// The bytes of the region's spans, one behind the other, as they were translated; nothing, if they did not stand still.
     bytes: Vec<u8>,
     /// What is an instruction at all.
@@ -130,6 +134,7 @@ impl Default for Translator {
             lower: lower::Lower::default(),
             pending: Pending::default(),
             still: true,
+            read: Box::new([0; READ]),
             bytes: Vec::new(),
             isa: Isa::ALL,
             region: Region::default(),

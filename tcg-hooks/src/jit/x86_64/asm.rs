@@ -142,9 +142,14 @@ impl Assembler {
 
     /// What was emitted, to be emitted again.
     pub(super) fn to_template(&self) -> Template {
+        self.part(0, self.len)
+    }
+
+    /// A part of it. Short jumps out of it are right if what is between is emitted as it was.
+    pub(super) fn part(&self, from: usize, to: usize) -> Template {
         let mut bytes = [0; ONCE];
-        bytes[..self.len].copy_from_slice(self.code());
-        Template { bytes, len: self.len }
+        bytes[..to - from].copy_from_slice(&self.code()[from..to]);
+        Template { bytes, len: to - from }
     }
 
     /// All of its bytes are written, and those that it has are counted.

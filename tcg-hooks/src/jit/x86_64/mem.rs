@@ -18,10 +18,12 @@
 //! (`again.rs`). An aligned store whose line has no code does not come that far, though its page has some:
 //!
 //! ```text
-//!   slow:  lea rdx, [rax + CODEPAGE] ; cmp rdx, comparator ; jne general     that flag and no other: K is right, too
+//!   slow:  lea rdx, [base + imm]
+//!          xor rax, CODEPAGE ; cmp rax, comparator ; jne other               that flag and no other: K is right, too
 //!          mov rax, aux ; bt [rax], line ; jnc back to the store             the `CodePage`'s mask
-//!          mov rax, comparator ; xor rax, CODEPAGE                           as it was
-//!   general:  lea rdx ; test eax, site ; call routine
+//!          mov rax, comparator
+//!   other: xor rax, CODEPAGE                                                 as it was
+//!          test eax, site ; call routine
 //! ```
 use super::again::{Access, MOVED, routine};
 use super::asm::{Assembler, Flag, Hole, Template};
@@ -64,6 +66,8 @@ pub(super) struct Slow {
 }
 
 const SHIFT: i8 = (notdirty_core::PAGE_BITS - ENTRY_BITS) as i8;
+/// The stack pointer.
+const SP: u8 = 2;
 /// Entries without `JitFlags::big_tlb`, as a logarithm.
 pub(crate) const SMALL_BITS: u32 = 8;
 const SMALL_INDEX: i32 = ((1 << SMALL_BITS) - 1) << ENTRY_BITS;
@@ -77,12 +81,9 @@ pub(super) struct Probes {
     odd: [Template; 8],
     /// Without the look for the entry, of one byte, by direction.
     page: [Template; 2],
-    /// Behind a store's: is CODEPAGE all that the entry has more?
-    beside: Template,
-    /// Is there code in the line of the address in edx? Then carry is set.
-    line: Template,
-    /// What was compared, from the entry that has CODEPAGE.
-    again: Template,
+    /// Behind a store's, with its address in rdx: carry is set if CODEPAGE is not all that its entry has more, or its line has
+    /// code. In front of the jump back to the store, and behind it.
+    line: [Template; 2],
 }
 
 /// By direction and log2 of the size.
@@ -114,20 +115,26 @@ impl Probes {
         let odd = std::array::from_fn(|n| make(true, false, n));
         let page = std::array::from_fn(|n| make(false, true, 4 * n));
         ops.clear();
-        dynasm!(ops; .arch x64; lea rdx, [rax + CODEPAGE as i32]; cmp rdx, [rbp + rcx + (TABLE + WRITE)]);
-        ops.jump_if(Flag::NotEqual);
-        let beside = ops.to_template();
-        ops.clear();
+        let other = ops.new_label();
         dynasm!(ops; .arch x64
+            ; xor rax, BYTE CODEPAGE as i8
+            ; cmp rax, [rbp + rcx + (TABLE + WRITE)]
+            ; jne BYTE =>other
             ; mov rax, [rbp + rcx + (TABLE + AUX)]
-            ; shr edx, LINE_BITS as i8
-            ; mov rax, [rax + MASK_OFFSET]
+            ; ror rdx, LINE_BITS as i8
+            ; mov rax, [BYTE rax + MASK_OFFSET as i8]
             ; bt rax, rdx);
-        let line = ops.to_template();
-        ops.clear();
-        dynasm!(ops; .arch x64; mov rax, [rbp + rcx + (TABLE + WRITE)]; xor rax, BYTE CODEPAGE as i8);
-        let again = ops.to_template();
-        Probes { aligned, odd, page, beside, line, again }
+        let jump = ops.here() as usize;
+        ops.jump_back_if(Flag::NotBelow, 0);
+        let behind = ops.here() as usize;
+        dynasm!(ops; .arch x64
+            ; rol rdx, LINE_BITS as i8
+            ; mov rax, [rbp + rcx + (TABLE + WRITE)]
+            ; =>other
+            ; xor rax, BYTE CODEPAGE as i8);
+        ops.finish();
+        let line = [ops.part(0, jump), ops.part(behind, ops.here() as usize)];
+        Probes { aligned, odd, page, line }
     }
 }
 
@@ -198,23 +205,11 @@ impl Emitter {
     }
 
     /// May its slow part test the mask, and jump back to the store? The base must survive in its register, the addend
-    /// be K, and the bytes lie in one line, which an address has in common with its place in RAM.
-    fn tests_line(&self, base: u8, site: u16, bytes: u32) -> bool {
+    /// be K, and the bytes lie in one line, which an address has in common with its place in RAM. Not worth it off the stack
+    /// pointer, the commonest of bases: stacks seldom lie beside code.
+    fn tests_line(&self, guest: u8, base: u8, site: u16, bytes: u32) -> bool {
         let flat = self.flat.is_some_and(|k| (k as u64).is_multiple_of(PAGE_SIZE));
-        flat && base != RDX && (bytes == 1 || !self.odd.has(site))
-    }
-
-    /// In front of the shared routine, with rax and rcx as the probe left them, and as it leaves them: a page with code,
-    /// and none in the line, does not need it. The mask is tested before the store, without a fence, as halves are there:
-    /// no line is announced but by a RMW of the mask.
-    fn test_line(&mut self, (base, imm): (u8, i32), store: u32) {
-        self.ops.template(&self.probes.beside);
-        let general = self.ops.hole();
-        dynasm!(self.ops; .arch x64; lea edx, [Rq(base) + imm]);
-        self.ops.template(&self.probes.line);
-        self.ops.jump_back_if(Flag::NotBelow, store);
-        self.ops.template(&self.probes.again);
-        self.ops.close(general);
+        flat && guest != SP && base != RDX && (bytes == 1 || !self.odd.has(site))
     }
 
     /// Behind a failed probe: the shared routine for this access, which asks Rust if it must. See `again.rs`.
@@ -222,11 +217,15 @@ impl Emitter {
         // Field by field, each loaded as it was stored.
         let Slow { from, back, beside, imm, site, base, register, access } = self.slow[n];
         self.ops.close(from);
-        if let Some(store) = beside {
-            self.test_line((base, imm), store);
-        }
         if imm != 0 || base != RDX {
             dynasm!(self.ops; .arch x64; lea rdx, [Rq(base) + imm]);
+        }
+        if let Some(store) = beside {
+            // With rax and rcx as the probe left them, and as it leaves them. The mask is tested before the store, without a
+            // fence, as halves are there: no line is announced but by a RMW of the mask.
+            self.ops.template(&self.probes.line[0]);
+            self.ops.jump_back_if(Flag::NotBelow, store);
+            self.ops.template(&self.probes.line[1]);
         }
         let number = self.tb << LOCAL_BITS | u32::from(site) | if self.is_remapped() { MOVED } else { 0 };
         // test eax, number; call
@@ -286,7 +285,7 @@ impl Emitter {
         let base = self.source(ir.a, RDX);
         let store = Store { base, imm, bytes: mem.bytes(), value: ir.b };
         let slow = self.probe((base, imm), ir.site, mem.bytes(), WRITE);
-        let beside = self.tests_line(base, ir.site, mem.bytes()).then(|| self.here());
+        let beside = self.tests_line(ir.a, base, ir.site, mem.bytes()).then(|| self.here());
         self.store_to_ram(store);
         self.slow(slow, ir.site, Access::Store(mem), (base, imm), ir.b);
         self.slow.last_mut().expect("pushed just now").beside = beside;
@@ -339,3 +338,4 @@ impl Emitter {
 }
 
 const _: () = assert!(RCX == 1, "probe and host_address name rcx");
+const _: () = assert!(MASK_OFFSET >= 0 && MASK_OFFSET < 0x80 && CODEPAGE < 0x80, "one byte each");
