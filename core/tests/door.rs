@@ -2,6 +2,7 @@
 #![cfg(not(loom))]
 
 use notdirty_core::{BeforeWrite, CanWait, DirtyClient, PAGE_SIZE, RamAddr, RamBlockSpec, RamList, barrier};
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, mpsc};
 use std::time::Duration;
 
@@ -17,6 +18,47 @@ fn a_write_for_a_log_whose_client_is_gone_is_told_to_who_has_its_column_now() {
     assert_eq!(new.client().column(), stale.client().column(), "it is about one column");
     list.write_for(&stale, &block, 2 * PAGE_SIZE, &[1; 8]).unwrap();
     assert_eq!(log.sync(None).unwrap().commit().count(), 1);
+}
+
+#[test]
+fn what_is_written_for_a_log_is_told_to_all_but_its_user() {
+    let list = Arc::new(RamList::new());
+    let [ram, other] = ["ram", "other"].map(|id| list.add(RamBlockSpec::new(id, 16 * PAGE_SIZE)).unwrap());
+    let log = |block| list.log(DirtyClient::MIGRATION).blocks([block]).start().unwrap();
+    let (writer, same, elsewhere) = (log(&ram), log(&ram), log(&other));
+    let vga = list.log(DirtyClient::VGA).start().unwrap();
+    let told = || [&writer, &same, &elsewhere, &vga].map(|log| log.sync(None).unwrap().commit().count());
+    list.write_for(&writer, &ram, 0, &[1; 2 * PAGE_SIZE as usize]).unwrap();
+    assert_eq!(told(), [0, 2, 0, 2]);
+    list.write_for(&writer, &other, 0, &[1; 8]).unwrap();
+    assert_eq!(told(), [0, 0, 1, 1], "a page that the log does not have is another log's of the same client");
+}
+
+#[test]
+fn what_is_written_for_a_log_is_not_asked_of_its_subscriber_and_of_any_other() {
+    struct Calls(AtomicU32);
+    impl BeforeWrite for Calls {
+        fn before(&self, _: RamAddr, _: u64, _: &CanWait) {
+            self.0.fetch_add(1, Ordering::Relaxed);
+        }
+    }
+    let list = Arc::new(RamList::new());
+    let ram = list.add(RamBlockSpec::new("ram", 16 * PAGE_SIZE)).unwrap();
+    let logs = [DirtyClient::MIGRATION, DirtyClient::VGA].map(|client| list.log(client).start().unwrap());
+    let calls = [(); 2].map(|()| Arc::new(Calls(AtomicU32::new(0))));
+    let _subscribed = [0, 1].map(|n| list.before_writes(Some(&logs[n]), calls[n].clone()));
+    list.write_for(&logs[0], &ram, 0, &[1; 8]).unwrap();
+    assert_eq!([0, 1].map(|n| calls[n].0.load(Ordering::Relaxed)), [0, 1]);
+}
+
+#[test]
+fn the_second_half_of_a_raw_write_is_told_to_every_log() {
+    let list = Arc::new(RamList::new());
+    let ram = list.add(RamBlockSpec::new("ram", 16 * PAGE_SIZE)).unwrap();
+    let log = list.log(DirtyClient::MIGRATION).start().unwrap();
+    ram.write_raw(PAGE_SIZE - 4, &[1; 8]).unwrap();
+    list.after(ram.offset().checked_add(PAGE_SIZE - 4).unwrap(), 8);
+    assert_eq!(log.sync(None).unwrap().commit().count(), 2);
 }
 
 #[test]

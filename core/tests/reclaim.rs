@@ -3,7 +3,7 @@
 
 use notdirty_core::raw::RawDirty;
 use notdirty_core::{ClientMask, DirtyClient, DirtyLog, LogError, RamBlockSpec, RamList, RcuCell, barrier, pin};
-use std::sync::Arc;
+use std::sync::{Arc, mpsc};
 use std::time::{Duration, Instant};
 
 const MIB: u64 = 1 << 20;
@@ -37,6 +37,21 @@ fn the_memory_of_a_removed_block_is_unmapped_though_nobody_does_anything_more() 
     while is_mapped(at) {
         assert!(start.elapsed() < Duration::from_secs(10), "still mapped");
         std::thread::sleep(Duration::from_millis(1));
+    }
+}
+
+#[test]
+fn the_memory_of_a_removed_block_is_unmapped_though_marks_of_other_blocks_go_on_without_a_barrier() {
+    let list = RamList::new();
+    let keep = list.add(RamBlockSpec::new("keep", 2 * MIB)).unwrap();
+    let block = list.add(RamBlockSpec::new("big", 1 << 30)).unwrap();
+    let at = block.host() as u64;
+    list.remove(&block).unwrap();
+    drop(block);
+    let start = Instant::now();
+    while is_mapped(at) {
+        assert!(start.elapsed() < Duration::from_secs(10), "still mapped");
+        (0..1000).for_each(|_| list.dirty().set(keep.pages(), ClientMask::ALL, &pin()));
     }
 }
 
@@ -78,19 +93,28 @@ struct Device(#[allow(dead_code)] Option<DirtyLog>);
 
 #[test]
 fn a_log_that_goes_with_a_retired_value_waits_for_no_log_that_is_being_started() {
-    let (list, other) = (Arc::new(RamList::new()), Arc::new(RamList::new()));
-    list.add(RamBlockSpec::new("ram", 2 * MIB)).unwrap();
-    let elsewhere = other.add(RamBlockSpec::new("elsewhere", 2 * MIB)).unwrap();
-    for _ in 0..200 {
-        // It may have to wait until the last round's has gone: that one has the same pages, so this one joins it.
-        let log = list.log(DirtyClient::VGA).start().unwrap();
-        let cell = RcuCell::new(Device(Some(log)));
-        cell.replace(Device(None));
-        // One that is refused, and drops its client with the registry's lock held.
-        let client = list.add_client("checkpoint").unwrap();
-        assert!(matches!(list.log(client).blocks([&elsewhere]).start(), Err(LogError::NotInList { .. })));
-        list.dirty().set(list.blocks(&pin()).next().unwrap().pages(), ClientMask::ALL, &pin());
+    let (round, rounds) = mpsc::channel();
+    let logs = std::thread::spawn(move || {
+        let (list, other) = (Arc::new(RamList::new()), Arc::new(RamList::new()));
+        list.add(RamBlockSpec::new("ram", 2 * MIB)).unwrap();
+        let elsewhere = other.add(RamBlockSpec::new("elsewhere", 2 * MIB)).unwrap();
+        for n in 0..200 {
+            // It may have to wait until the last round's has gone: that one has the same pages, so this one joins it.
+            let log = list.log(DirtyClient::VGA).start().unwrap();
+            let cell = RcuCell::new(Device(Some(log)));
+            cell.replace(Device(None));
+            // One that is refused, and drops its client with the registry's lock held.
+            let client = list.add_client("checkpoint").unwrap();
+            assert!(matches!(list.log(client).blocks([&elsewhere]).start(), Err(LogError::NotInList { .. })));
+            list.dirty().set(list.blocks(&pin()).next().unwrap().pages(), ClientMask::ALL, &pin());
+            round.send(n).unwrap();
+        }
+        list
+    });
+    for n in 0..200 {
+        assert_eq!(rounds.recv_timeout(Duration::from_secs(10)), Ok(n), "the registry's lock waits for itself");
     }
+    let list = logs.join().unwrap();
     barrier().unwrap();
     let all = list.blocks(&pin()).next().unwrap().pages();
     assert!(list.dirty().listening(all.start, &pin()).is_empty(), "every log has stopped");

@@ -71,6 +71,17 @@ fn pages_of_vcpus_and_of_others_come_out_once_and_again_when_they_are_dirtied_ag
 }
 
 #[test]
+fn rings_that_were_stopped_by_the_raw_call_are_nowhere_and_can_be_started_again() {
+    let list = list();
+    for _ in 0..2 {
+        let log = list.dirty().start_rings(MIGRATION, 128).unwrap();
+        assert!(list.dirty().ringed().contains(MIGRATION));
+        list.dirty().stop_rings(&log);
+        assert!(list.dirty().ringed().is_empty());
+    }
+}
+
+#[test]
 fn a_vcpu_is_told_to_leave_at_the_soft_limit_until_the_log_is_synced() {
     let list = list();
     let ram = block(&list, "ram", 1000);

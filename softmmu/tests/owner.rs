@@ -5,7 +5,7 @@ mod common;
 
 use common::{Live, RAM, Tbs, Vm, pa, va};
 use notdirty_core::raw::RawDirty;
-use notdirty_core::{ClientMask, DirtyClient, DirtyLog, PageRange, RamBlockSpec, RamList, barrier, pin};
+use notdirty_core::{ClientMask, DirtyClient, DirtyLog, PageIndex, PageRange, RamBlockSpec, RamList, barrier, pin};
 use notdirty_softmmu::{AddressSpace, MemSize, MmioDevice, MmuIdx, SoftMmu};
 use std::sync::{Arc, mpsc};
 use std::thread::ThreadId;
@@ -128,6 +128,28 @@ fn a_start_arms_all_of_its_pages_also_those_whose_bits_were_taken_before() {
     vm.put(RAM, MemSize::B8, 2);
     vm.mmu.park();
     assert_eq!(log.sync(Some(LIMIT)).unwrap().commit().count(), 1, "when `start` returns, each later store is heard");
+}
+
+#[test]
+fn a_re_arm_of_lone_pages_looks_at_the_entries_of_these_pages() {
+    const LEN: u64 = 64 << 20;
+    let ram = Arc::new(RamList::new());
+    let space = AddressSpace::new(ram.clone());
+    let block = ram.add(RamBlockSpec::new("ram", LEN)).unwrap();
+    space.map_ram(pa(RAM), &block, 0, LEN, 0).unwrap();
+    let mut mmu = Live::new(&space, 0);
+    let mut tbs = Tbs::new(&ram);
+    for page in 0..LEN / 4096 {
+        let _ = mmu.store(&mut tbs, MmuIdx::M, va(RAM + page * 4096), MemSize::B8, 1).unwrap();
+    }
+    for lone in [63, 64, 65, 100, 128, 1000] {
+        mmu.park();
+        let pages: Vec<_> = (0..lone).map(|n| PageIndex::new(block.offset().page().get() + 13 * n)).collect();
+        let pages: Vec<_> = pages.into_iter().map(PageRange::of_page).collect();
+        ram.rearm(&pages, Some(LIMIT)).unwrap();
+        let looked_at = mmu.start(&mut tbs).rearmed;
+        assert!((1..=lone).contains(&looked_at), "{lone} lone pages: {looked_at} entries");
+    }
 }
 
 #[test]
