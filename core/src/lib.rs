@@ -19,7 +19,7 @@
 //! | [`addr`] | [`RamAddr`], [`PageIndex`], [`PageRange`]: an address has a kind |
 //! | [`rcu`] | [`Guard`], [`RcuCell`]: this memory stays alive; [`synchronize`], [`barrier`], [`drop_later`]: and goes, on a thread of its own |
 //! | [`sync`] | std or loom, decided once |
-//! | [`ram`] | [`RamBlock`], [`RamList`]: mappings, names, offsets, lookup, resizing, who is told |
+//! | [`ram`] | [`RamBlock`], [`RamList`]: mappings, names, offsets, lookup, resizing, listeners |
 //! | [`dirty`] | [`DirtyMemory`]: what wants to hear the next store to a page; [`CodePages`]: which lines hold translated code; [`DirtyLog`], [`Harvest`]: what takes bits away |
 //! | [`ring`] | [`DirtyRing`], [`RingLog`]: the pages that became dirty, as lists, one for each vCPU |
 //! | [`migration`] | what a migration keeps for each block, and its sync from the dirty memory |

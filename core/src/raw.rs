@@ -1,6 +1,6 @@
 //! For the tests and benchmarks of this workspace only: what takes bits from under every log.
 //!
-//! Whoever takes a client's bits with one of these takes them from the users of its logs, who will not hear of these pages;
+//! What takes a client's bits with one of these takes them from the users of its logs: they will not hear of these pages;
 //! and no entry is re-armed, so later stores go unheard. A program takes bits by a [`DirtyLog`](crate::DirtyLog).
 
 use crate::addr::{PageIndex, PageRange};
@@ -75,7 +75,7 @@ impl RawDirty for DirtyMemory {
 
 /// What takes pages from rings.
 pub trait RawRings {
-    /// Takes what is dirty: words of pages whose bits were set and are clear now.
+    /// Takes what is dirty: words of pages with bits that were set and are clear now.
     fn take(&self, list: &RamList, within: Option<&[PageRange]>, guard: &Guard) -> Vec<(PageIndex, u64)>;
 }
 

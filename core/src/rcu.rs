@@ -1,4 +1,4 @@
-//! Read, copy, update: a few lines over crossbeam-epoch, whose types are named in this file and `collector.rs` only.
+//! Read, copy, update: a few lines over crossbeam-epoch; its types are named in this file and `collector.rs` only.
 //!
 //! ```text
 //!   reader: pin() ─▶ Guard ─▶ cell.load(&guard) ─▶ &T, alive as long as the guard       never blocks
@@ -62,7 +62,7 @@ impl fmt::Debug for Guard {
 ///
 /// Writers of one cell are serialised by their own lock if they compute the new value from the old one.
 pub struct RcuCell<T: Send + Sync + 'static> {
-    /// From `Box::into_raw`, never null; whoever swaps a pointer out retires it.
+    /// From `Box::into_raw`, never null; the swap that takes a pointer out retires it.
     current: AtomicPtr<T>,
     owns: PhantomData<Box<T>>,
 }
@@ -89,7 +89,7 @@ impl<T: Send + Sync + 'static> RcuCell<T> {
         let new = Box::into_raw(Box::new(value));
         // AcqRel: Release publishes `value`; Acquire, because this thread hands the old one on to be dropped.
         let old = self.current.swap(new, Ordering::AcqRel);
-        // It came out of the cell by this swap: nobody else retires it, and no new reader finds it.
+        // It came out of the cell by this swap: nothing else retires it, and no new reader finds it.
         drop_later(Old(old));
     }
 }
@@ -238,7 +238,7 @@ mod tests {
         let waiter = std::thread::spawn(|| synchronize().unwrap());
         std::thread::sleep(Duration::from_millis(20));
         assert!(!waiter.is_finished());
-        // Guards that come and go meanwhile, one of them always alive, hold up nobody.
+        // Guards that come and go meanwhile, one of them always alive, hold up no wait.
         let stop = Arc::new(AtomicBool::new(false));
         let later = std::thread::spawn({
             let stop = stop.clone();

@@ -1,8 +1,8 @@
 //! The one place where std and loom are told apart.
 //!
-//! Everything whose order matters takes its atomics and locks from here, so `--cfg loom` lets the model checker see
+//! Everything that depends on order takes its atomics and locks from here, so `--cfg loom` lets the model checker see
 //! each of them. A model explores every interleaving, therefore a dirty block shrinks to 64 pages there.
-//! Reference counts and memory reclamation are not modelled: they stay std's and crossbeam's, who check them.
+//! Reference counts and memory reclamation are not modelled: they stay std's and crossbeam's, and are checked there.
 
 #[cfg(loom)]
 pub use loom::sync::{Condvar, Mutex, MutexGuard, atomic::fence};

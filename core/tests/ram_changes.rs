@@ -314,3 +314,20 @@ fn a_log_that_runs_reports_what_a_block_grows_by_and_not_what_was_cut_off() {
         assert_eq!(pages(sync()), [all()[9]], "rings: {rings}");
     }
 }
+
+#[test]
+fn a_block_shrinks_down_to_what_is_mapped_of_it_and_below_that_once_nothing_is() {
+    let list = RamList::new();
+    let block = list.add(RamBlockSpec::new("ram", 16 * P).resizable(true)).unwrap();
+    let mut map = block.mapping(0, 8 * P).unwrap();
+    let refused = |length| matches!(list.resize(&block, length), Err(RamError::MappedBeyond { .. }));
+    assert!(refused(7 * P));
+    map.set_len(16 * P).unwrap();
+    map.set_len(17 * P).unwrap_err();
+    assert!(refused(15 * P), "a shrink that was refused changed no limit");
+    map.set_len(8 * P).unwrap();
+    list.resize(&block, 8 * P).unwrap();
+    map.set_len(9 * P).unwrap_err();
+    drop(map);
+    list.resize(&block, 4 * P).unwrap();
+}

@@ -77,7 +77,7 @@ impl LiveMmu {
         let slot = self.tlb.slot(biased);
         if self.tlb.write_comparator(slot) & !OTHER == wanted(biased, size) {
             let host = va.get().wrapping_add(self.tlb.addend(slot));
-            // SAFETY: the comparator matched: aligned, a live page of RAM, not ROM, and nobody listens.
+            // SAFETY: the comparator matched: aligned, a live page of RAM, not ROM, and no client listens.
             unsafe { host::store(std::ptr::with_exposed_provenance_mut(host as usize), size, value) };
             return Ok(StoreEffect::NONE);
         }

@@ -40,7 +40,7 @@ impl LiveMmu {
         let slot = self.tlb.slot(biased);
         if self.tlb.write_comparator(slot) & !OTHER == wanted(biased, size) {
             let host = with_exposed_provenance_mut(va.get().wrapping_add(self.tlb.addend(slot)) as usize);
-            // SAFETY: the comparator matched: aligned, live, writable RAM; nobody listens.
+            // SAFETY: the comparator matched: aligned, live, writable RAM; no client listens.
             return Ok((unsafe { host::amo(host, size, op, operand) }, StoreEffect::NONE));
         }
         self.amo_slow(hooks, va, size, op, operand)

@@ -136,7 +136,7 @@ impl LiveMmu {
         self.stats.flushes += 1;
     }
 
-    /// Makes own entries of a RAM page say who listens now. The translator calls it after `announce`.
+    /// Makes own entries of a RAM page say which clients listen now. The translator calls it after `announce`.
     pub fn arm_page(&mut self, page: PageIndex) {
         self.stats.refreshed += 1;
         self.tlb.refresh_page(&self.space, page, &pin());

@@ -90,7 +90,7 @@ pub struct SlowStats {
     pub faults: u64,
     /// Whole TLB flushes.
     pub flushes: u64,
-    /// Pages whose entries were armed or disarmed.
+    /// Pages with entries that were armed or disarmed.
     pub refreshed: u64,
 }
 
@@ -241,7 +241,7 @@ impl SoftMmu {
     }
 
     /// Sleeps, parked, until kicked, or until the time is up; returns whether it was kicked. A kick that came before
-    /// counts. For `wfi`: with no RCU guard held (SAFE-1). Who goes on runs again, and so serves.
+    /// counts. For `wfi`: with no RCU guard held (SAFE-1). A vCPU that goes on runs again, and so serves.
     pub fn wait(&mut self, timeout: Option<Duration>) -> bool {
         self.mmu.port.wait(timeout)
     }

@@ -38,7 +38,7 @@ impl LiveMmu {
     /// Steps b to d for `len` bytes at `ram`, on one page, that were just stored by this vCPU.
     pub(crate) fn notdirty_store<H: Hooks>(&mut self, hooks: &mut H, ram: RamAddr, len: u64) -> StoreEffect {
         self.stats.notdirty += 1;
-        // MARK-1: partners the RMW of `announce` and of whoever takes bits.
+        // MARK-1: partners the RMW of `announce` and of every take of bits.
         fence_after_store();
         let guard = pin();
         let page = ram.page();

@@ -7,7 +7,7 @@
 //! Keeps WRITER-1: translations may do an AMO or SC as a plain load and store, and a fence as nothing, only while the
 //! promise stands that one thread stores to guest memory. The promise is made by the owner of the only vCPU, which has
 //! given no other thread a way to write; its own writes come while the vCPU is parked or by a device that the vCPU
-//! calls. Whoever is about to give such a way takes the promise back first and waits: each vCPU then drops all
+//! calls. A caller that is about to give such a way takes the promise back first and waits: each vCPU then drops all
 //! translations, or is parked and drops them before it runs. A second vCPU takes it back before it exists, of whatever
 //! address space over this RAM it is.
 
@@ -142,7 +142,7 @@ impl VcpuRegistry {
     /// Takes the promise back, and waits until no vCPU runs a translation that relies on it; `false` when time ran out.
     /// Then another thread may store. Never call it on the thread of a vCPU that runs, nor with a lock held that one may
     /// want (SAFE-1).
-    #[must_use = "until this is true, nobody else may store"]
+    #[must_use = "until this is true, no other vCPU may store"]
     pub fn admit_writers(&self, timeout: Option<Duration>) -> bool {
         self.admit(|_| true, timeout)
     }
@@ -173,7 +173,7 @@ impl VcpuRegistry {
     /// Posts to the vCPUs that `whom` says. A port that goes away meanwhile is dropped after the lock.
     fn post_if(&self, whom: impl Fn(VcpuId) -> bool, post: impl Fn(&VcpuPort) -> Ticket) -> Pending {
         let ports = self.ports();
-        // The usual case, nobody else, costs no allocation.
+        // The usual case, no other vCPU, costs no allocation.
         let them = ports.all.iter().filter(|p| whom(p.0)).filter_map(|p| p.1.upgrade());
         Pending { acks: them.map(|port| (post(&port), port)).collect(), others: Vec::new() }
     }

@@ -213,7 +213,7 @@ impl DirtyBlock {
         self.take_part(lines.end * LINE_PAGES..bits.end, &mut sink);
     }
 
-    /// Parts of at most two lines. Their summary bits stay, so a word that looks zero can be left alone: whoever is
+    /// Parts of at most two lines. Their summary bits stay, so a word that looks zero can be left alone: a setter that is
     /// about to mark it leaves it to be found.
     fn take_part(&self, bits: Range<usize>, sink: &mut impl FnMut(usize, Taken<'_>)) {
         for (w, mask) in words_of(bits) {

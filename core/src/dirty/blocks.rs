@@ -20,7 +20,7 @@
 //!
 //! What is shared is the row, not only the block: if a grown table copied the *block pointers*, a block installed in
 //! the old table after its null was copied would be forgotten. The bits cleared in it would read 1 again, which for
-//! CODE means that stores to translated code are not heard. Writer of the table, and of what columns are whose: the
+//! CODE means that stores to translated code are not heard. Writer of the table, and of which client has which column: the
 //! holder of `given`.
 //!
 //! A column is given out again at once. Who may still have been in it, and why that is harmless:
@@ -28,7 +28,7 @@
 //!   The id changes before the old blocks go and hence before a new one comes, so a block of the new client shows it.
 //!   Installing a block looks under the lock.
 //! - a setter that found an old block or none: its fence (MARK-1) comes before its look, the new client's fence after
-//!   the block that the setter has not seen. So what it stored is visible to whoever reads the page after that take.
+//!   the block that the setter has not seen. So what it stored is visible to a reader of the page after that take.
 //! - an answer of `listening` for the old client: a mark too many for the new one. Checked by tests/loom_clients.rs.
 
 use super::bitmap::{BLOCK_PAGES, DirtyBlock};
@@ -47,12 +47,12 @@ pub(super) struct Blocks {
     /// loads in a row instead of five.
     first: AtomicPtr<Row>,
     table: RcuCell<BlockTable>,
-    /// The columns that may have a block: nobody need look at the others. Set before a column's first block is
+    /// The columns that may have a block: no look at the others is needed. Set before a column's first block is
     /// published, cleared after its last one went.
     tracking: AtomicU8,
-    /// Whose the columns are: the client's id, or `NOBODY`.
+    /// The client's id of each column, or `NOBODY`.
     ids: [AtomicU64; CLIENTS],
-    /// Bits of the columns that are somebody's; the lock of whoever changes the table or a column.
+    /// Bits of the columns that a client has; the lock for a change of the table or of a column.
     given: Mutex<u8>,
 }
 
@@ -120,11 +120,11 @@ impl Blocks {
         let (column, bit) = (client.column(), ClientMask::of(client).0);
         let guard = pin();
         let mut given = lock(&self.given);
-        // First the id: who loads a block of the next client then sees that it is not its own. Partner: `is_current`.
+        // First the id: a setter that loads a block of the next client then sees that it is not its own. Partner: `is_current`.
         self.ids[column].store(NOBODY, Ordering::Release);
         let rows = &self.table.load(&guard).rows;
         let blocks = rows.iter().map(|row| row.blocks[column].swap(ptr::null_mut(), Ordering::AcqRel));
-        // They came out of the rows by these swaps: no new reader finds them, and nobody else retires them.
+        // They came out of the rows by these swaps: no new reader finds them, and nothing else retires them.
         drop_later(Unlinked(blocks.filter(|block| !block.is_null()).collect()));
         self.tracking.fetch_and(!bit, Ordering::AcqRel);
         *given &= !bit;
@@ -136,12 +136,12 @@ impl Blocks {
         self.ids[client.column()].load(Ordering::Acquire) == client.id
     }
 
-    /// Whose the column is now.
+    /// The id of the column's client now.
     pub(super) fn client_of(&self, column: usize) -> DirtyClient {
         DirtyClient { column: column as u8, id: self.ids[column].load(Ordering::Acquire) }
     }
 
-    /// The columns that may have a block. Who tests it to skip a mark does so after the fence of MARK-1, like any
+    /// The columns that may have a block. A setter tests it to skip a mark after the fence of MARK-1, like any
     /// test of a bit: a client that comes later takes its bits later.
     #[inline]
     pub(super) fn tracking(&self) -> ClientMask {
@@ -199,7 +199,7 @@ impl Blocks {
     #[cold]
     fn install<'g>(&self, row: &'g Row, client: DirtyClient) -> Option<&'g DirtyBlock> {
         let new = DirtyBlock::all_ones();
-        // The fixed clients' columns never change hands, and a vCPU that announces code waits for nobody.
+        // The fixed clients' columns never change hands, and a vCPU that announces code waits for no lock.
         let fixed = client.column() < DirtyClient::FIXED.len();
         let _given = (!fixed).then(|| lock(&self.given));
         if !self.is_current(client) {
@@ -230,7 +230,7 @@ impl Row {
         ptr::eq(self.blocks[column].load(Ordering::Acquire), block)
     }
 
-    /// Whether the column's client listens: itself, or nobody.
+    /// The column's client if it listens, or none.
     #[inline]
     pub(super) fn listening(&self, column: usize, bit: usize) -> ClientMask {
         match self.block(column) {
@@ -265,12 +265,12 @@ impl Drop for Row {
     }
 }
 
-/// Blocks that nobody finds any more. Dropped after the grace period.
+/// Blocks that no table leads to any more. Dropped after the grace period.
 struct Unlinked(Vec<*mut DirtyBlock>);
 
 impl Unlinked {
     /// # Safety
-    /// Null, or a block from `Box::into_raw` that nobody has or finds.
+    /// Null, or a block from `Box::into_raw` that has no other owner or reader.
     unsafe fn free(block: *mut DirtyBlock) {
         if !block.is_null() {
             // SAFETY: this function's contract.
@@ -288,5 +288,5 @@ impl Drop for Unlinked {
     }
 }
 
-// SAFETY: it owns its blocks, whose fields are atomics.
+// SAFETY: it owns its blocks; their fields are atomics.
 unsafe impl Send for Unlinked {}

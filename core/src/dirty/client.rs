@@ -1,4 +1,4 @@
-//! Who wants to know of writes: one of eight columns, and sets of them.
+//! Clients that track writes: one of eight columns, and sets of them.
 //!
 //! ```text
 //!   column     0     1     2          3 … 7
@@ -6,7 +6,7 @@
 //!   mask      bit 0      bit 2        bits 3 … 7
 //! ```
 //!
-//! A number outlives what it names: a client that was dropped may leave its number with somebody, and its column may
+//! A number outlives what it names: a client that was dropped may leave its number with a caller, and its column may
 //! be another's by then. So a client carries an id that no other client of the process has, and who takes bits with an
 //! id that is not the column's takes nothing. A [`ClientMask`] has no ids: it is what setters and listeners pass
 //! around, and the worst that an old bit in it does is a mark too many.
@@ -21,7 +21,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 /// Columns of a row of the table: one cache line of pointers.
 pub(super) const CLIENTS: usize = 8;
 
-/// Somebody who wants to know which pages were written.
+/// A client: it tracks which pages were written.
 #[derive(Clone, Copy, PartialEq, Eq, Hash)]
 pub struct DirtyClient {
     pub(super) column: u8,
@@ -32,9 +32,9 @@ impl DirtyClient {
     /// The display: which lines to draw again.
     pub const VGA: Self = Self { column: 0, id: 0 };
     /// The translator. Inverted: 1 means that no translated code is on the page. Named by no caller: its bits follow
-    /// from the line masks (`code.rs`), and who takes or marks them otherwise leaves stores to code unheard.
+    /// from the line masks (`code.rs`), and a take or a mark from elsewhere leaves stores to code unheard.
     pub(crate) const CODE: Self = Self { column: 1, id: 0 };
-    /// Migration, snapshots, whoever copies RAM while it is written.
+    /// Migration, snapshots: what copies RAM while it is written.
     pub const MIGRATION: Self = Self { column: 2, id: 0 };
     /// The clients that are always there, in the order of their columns.
     pub(super) const FIXED: [Self; 3] = [Self::VGA, Self::CODE, Self::MIGRATION];
@@ -134,7 +134,7 @@ impl RamList {
 pub struct ClientMask(pub(super) u8);
 
 impl ClientMask {
-    /// Nobody.
+    /// No client.
     pub const NONE: Self = Self(0);
     /// The display alone.
     pub const VGA: Self = Self::of(DirtyClient::VGA);
@@ -142,7 +142,7 @@ impl ClientMask {
     pub(crate) const CODE: Self = Self::of(DirtyClient::CODE);
     /// Migration alone.
     pub const MIGRATION: Self = Self::of(DirtyClient::MIGRATION);
-    /// Who is always there.
+    /// The fixed clients.
     pub(super) const FIXED: Self = Self(Self::VGA.0 | Self::CODE.0 | Self::MIGRATION.0);
     /// Every client. The translator is none.
     pub const ALL: Self = Self(!Self::CODE.0);
@@ -155,7 +155,7 @@ impl ClientMask {
         Self(1 << client.column)
     }
 
-    /// Whether nobody is in it.
+    /// Whether no client is in it.
     pub const fn is_empty(self) -> bool {
         self.0 == 0
     }

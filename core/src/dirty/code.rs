@@ -1,4 +1,4 @@
-//! Where translated code lies in guest RAM: to the 64-byte line for who has it, to the halfword for what a store tests.
+//! Where translated code lies in guest RAM: to the 64-byte line for its owners, to the halfword for what a store tests.
 //!
 //! ```text
 //!   CodePages  top[2^14] ─CAS─▶ mid[2^13] ─CAS─▶ leaf: 512 × CodePage { mask, halves }
@@ -102,9 +102,9 @@ type Top = [AtomicPtr<Mid>; 1 << TOP_BITS];
 
 /// Some vCPUs.
 pub type Owned = SmallVec<[VcpuId; 4]>;
-/// Who has which lines of a page. Most pages have one owner, so a list is short.
+/// The owners of each line of a page. Most pages have one owner, so a list is short.
 type Owners = SmallVec<[(VcpuId, u64); 2]>;
-/// The pages of which somebody has lines.
+/// The pages that have lines with an owner.
 type Shard = HashMap<PageIndex, Owners>;
 
 /// The code lines of all guest RAM.
@@ -125,7 +125,7 @@ unsafe impl Sync for CodePages {}
 /// A node of the tree: made empty, in place, as some are larger than a stack likes.
 ///
 /// # Safety
-/// `empty` gives a node that nobody else has, which `free` can free.
+/// `empty` gives a node with no other owner, which `free` can free.
 unsafe trait Node: Sized {
     /// A node without anything.
     fn empty() -> NonNull<Self> {
@@ -465,6 +465,11 @@ impl core::fmt::Debug for CodePages {
 #[cfg(all(test, not(loom)))]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_halves_of_two_lines_are_those_of_each_and_of_no_other() {
+        assert_eq!([0, 1, 2, 3, 4].map(line_halves), [0, 0xffff_ffff, 0xffff_ffff << 32, u64::MAX, 0]);
+    }
 
     #[test]
     fn no_memory_is_taken_for_code_before_there_is_some() {

@@ -349,7 +349,7 @@ impl DirtyLog {
         }
     }
 
-    /// The list whose RAM is logged.
+    /// The list of the RAM that is logged.
     pub fn list(&self) -> &Arc<RamList> {
         &self.log.list
     }
@@ -362,7 +362,7 @@ impl DirtyLog {
         }
     }
 
-    /// The client whose bits are used.
+    /// The client of the bits that are used.
     pub fn client(&self) -> DirtyClient {
         self.log.client
     }
@@ -437,7 +437,7 @@ impl Log {
         Ok(None)
     }
 
-    /// What is logged now, by rising page: pages in use of blocks that are in the list. Who has left is forgotten.
+    /// What is logged now, by rising page: pages in use of blocks that are in the list. Blocks that left are forgotten.
     fn regions<'g>(&self, guard: &'g Guard) -> Vec<(PageRange, &'g Arc<RamBlock>)> {
         match &self.scope {
             LogScope::All => self.list.blocks(guard).map(|block| (block.pages(), block)).collect(),

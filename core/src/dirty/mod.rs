@@ -1,7 +1,7 @@
 //! Dirty memory: for each client one bit per guest page.
 //!
 //! ```text
-//!   bit 1   nobody has to be told: the page is dirty for this client (Code: there is no translated code on it)
+//!   bit 1   nothing has to be told: the page is dirty for this client (Code: there is no translated code on it)
 //!   bit 0   this client listens: it wants to hear the next store
 //!
 //!   all clients 1 ─▶ listening() is empty ─▶ a TLB entry may be fast: tracking that is off costs nothing
@@ -77,7 +77,7 @@ const NO_COLUMN: u8 = u8::MAX;
 
 /// What became of the mark of one page.
 struct One {
-    /// The column whose bit was clear, if one was.
+    /// The column with a clear bit, if one was.
     new: Option<usize>,
     /// Whether that was all.
     done: bool,
@@ -141,7 +141,7 @@ impl DirtyMemory {
     #[inline]
     pub fn set(&self, range: PageRange, clients: ClientMask, guard: &Guard) {
         if range.len() == 1 {
-            // Straight code: a locked instruction waits for the stores before it, and a call would be some. Two who mark a page at
+            // Straight code: a locked instruction waits for the stores before it, and a call would be some. Two setters of a page at
             // once may both report it: the harvest takes its bit once.
             let one = self.mark_one::<false>(range.start, clients, guard);
             if !one.done || (one.new.is_some() && self.rings.mask() != 0) {
@@ -165,7 +165,7 @@ impl DirtyMemory {
     }
 
     /// As `set`, and tells which bits went from 0 to 1: `sink` gets the client, the page of a word's bit 0, and the
-    /// word's new bits. Of several who mark a page at once, one is told; it must see to it that a client with rings
+    /// word's new bits. Of several setters of a page at once, one is told; it must see to it that a client with rings
     /// hears of it, as [`VcpuRings::push`](crate::ring::VcpuRings::push) does.
     pub fn set_new(
         &self,
@@ -214,7 +214,7 @@ impl DirtyMemory {
         One { new, done: false }
     }
 
-    /// What `mark_one` left: the mark that is yet to be told of, and whoever else may have to have one.
+    /// What `mark_one` left: the mark that is yet to be told of, and the other columns that may need one.
     fn rest_of_one(
         &self,
         page: PageIndex,
@@ -338,7 +338,7 @@ impl DirtyMemory {
     /// caller ends as the other takers do, with a fence.
     pub(crate) fn take_word(&self, first: PageIndex, bits: u64, client: DirtyClient, guard: &Guard) -> u64 {
         let Some((row, bit)) = self.blocks.locate(first, guard) else { return 0 };
-        // Without a block nobody listens, and nothing can have been pushed.
+        // Without a block no client listens, and nothing can have been pushed.
         self.blocks.block(row, client).map_or(0, |block| block.take_word(bit / 64, bits))
     }
 
@@ -357,7 +357,7 @@ impl DirtyMemory {
         }
     }
 
-    /// The first page in `range` whose bit is set. A mark whose setter is still under way may be passed over.
+    /// The first page in `range` with its bit set. A mark whose setter is still under way may be passed over.
     pub fn next_set(&self, range: PageRange, client: DirtyClient, guard: &Guard) -> Option<PageIndex> {
         if range.is_empty() {
             return None;
@@ -385,7 +385,7 @@ impl DirtyMemory {
     /// What wants to hear the next store to `page`: the clients whose bit is 0. If nothing does, its TLB entry may be fast.
     ///
     /// Only columns of clients that track something are looked at, and their pointers share one cache line. An answer may be outdated
-    /// when it arrives; whoever clears a bit posts a re-arm afterwards, and that corrects the entry (HARVEST-1).
+    /// when it arrives; a taker that clears a bit posts a re-arm afterwards, and that corrects the entry (HARVEST-1).
     #[inline]
     pub fn listening(&self, page: PageIndex, guard: &Guard) -> Listening {
         let Some((row, bit)) = self.blocks.locate(page, guard) else {
@@ -396,7 +396,7 @@ impl DirtyMemory {
         if tracking.is_empty() {
             return Listening(who);
         }
-        // Straight code for those who are always there, and a loop that is rarely entered.
+        // Straight code for the fixed clients, and a loop that is rarely entered.
         for client in DirtyClient::FIXED {
             who |= row.listening(client.column(), bit);
         }

@@ -401,7 +401,7 @@ impl PageSet {
         join(self.alike().flat_map(|run| Pieces { run, left: run.bits }))
     }
 
-    /// At most `most` ranges, or one, that cover all pages, and others, if it takes too many to name each: for who asks
+    /// At most `most` ranges, or one, that cover all pages, and others, if it takes too many to name each: for a poster that asks
     /// something harmless of them.
     pub fn cover(&self, most: usize) -> Vec<PageRange> {
         let most = most.max(1);
@@ -499,7 +499,7 @@ impl fmt::Debug for PageSet {
     }
 }
 
-/// What was dirty in a range when its bits were taken. Belongs to nobody: the bits may be set and taken again, the
+/// What was dirty in a range when its bits were taken. Has no owner: the bits may be set and taken again, the
 /// block be gone, and this still says what was.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Snapshot {

@@ -6,12 +6,12 @@ use crate::ram::{RamBlock, RamList};
 use crate::rcu::Guard;
 use std::sync::{Arc, Weak};
 
-/// Whose bits a log uses: a client's number, or a client of run time that lives as long as the log.
+/// The client of a log's bits: a client's number, or a client of run time that lives as long as the log.
 #[derive(Debug)]
 pub enum LogClient {
-    /// A fixed client, or one that somebody else owns.
+    /// A fixed client, or one with another owner.
     Number(DirtyClient),
-    /// One that nobody else needs. Its bits are freed when the last user stops.
+    /// One that nothing else needs. Its bits are freed when the last user stops.
     Owned(OwnedClient),
 }
 

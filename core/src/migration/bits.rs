@@ -164,7 +164,7 @@ impl SharedBits {
     /// `len` zeros; memory is taken as they are set.
     pub(super) fn new(len: u64) -> Self {
         let words = Box::into_raw(vec![0u64; len.div_ceil(64) as usize].into_boxed_slice());
-        // SAFETY: an AtomicU64 has the size and bits of a u64, and on 64-bit hosts its alignment; nobody else has the
+        // SAFETY: an AtomicU64 has the size and bits of a u64, and on 64-bit hosts its alignment; no other reference has the
         // box.
         let words = unsafe { Box::from_raw(words as *mut [AtomicU64]) };
         Self { words, len }

@@ -8,7 +8,7 @@
 //!     postcopy_length                   destination: the source's used length when it advised postcopy
 //! ```
 //!
-//! Each exists as long as somebody has it, and covers the maximum length, so a resize finds it long enough. Memory comes
+//! Each exists as long as it has a holder, and covers the maximum length, so a resize finds it long enough. Memory comes
 //! from the kernel as zeros and is not touched before it is needed: for 1 TiB that is mostly clean it costs little.
 //!
 //! | file | concept |
@@ -25,16 +25,16 @@ use crate::ram::RamBlock;
 use core::fmt;
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 
-/// Something that is there while somebody has it.
+/// Something that is there while it has a holder.
 pub struct OnDemand<T>(Mutex<Weak<T>>);
 
 impl<T> OnDemand<T> {
-    /// It, if somebody has it.
+    /// It, if it has a holder.
     pub fn get(&self) -> Option<Arc<T>> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner).upgrade()
     }
 
-    /// It; made if nobody has it. It goes with the last `Arc`.
+    /// It; made if it has no holder. It goes with the last `Arc`.
     fn get_or(&self, make: impl FnOnce() -> T) -> Arc<T> {
         let mut there = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         there.upgrade().unwrap_or_else(|| {
@@ -67,18 +67,18 @@ pub struct BlockMigration {
 }
 
 impl BlockMigration {
-    /// The pages still to send, if somebody migrates.
+    /// The pages still to send, during a migration.
     pub fn dirty(&self) -> Option<Arc<DirtyPages>> {
         self.dirty.get()
     }
 
-    /// The pages of `block` still to send; made, without any, if nobody migrates yet. Who comes second gets the chunks of the
+    /// The pages of `block` still to send; made, without any, if no migration has begun. A second caller gets the chunks of the
     /// first.
     pub fn need_dirty(block: &RamBlock, chunks: ChunkShift) -> Arc<DirtyPages> {
         block.migration().dirty.get_or(|| DirtyPages::new(block, chunks))
     }
 
-    /// The pages in the file, if somebody writes or reads one.
+    /// The pages in the file, while one is written or read.
     pub fn file(&self) -> Option<Arc<FilePages>> {
         self.file.get()
     }
@@ -89,12 +89,12 @@ impl BlockMigration {
         block.migration().file.get_or(|| FilePages::new(block, bitmap_offset, pages_offset))
     }
 
-    /// The pages that were placed, if somebody receives.
+    /// The pages that were placed, while a stream is received.
     pub fn received(&self) -> Option<Arc<Received>> {
         self.received.get()
     }
 
-    /// The pages of `block` that were placed; made, without any, if nobody receives yet.
+    /// The pages of `block` that were placed; made, without any, if no receive has begun.
     pub fn need_received(block: &RamBlock) -> Arc<Received> {
         block.migration().received.get_or(|| Received::new(block))
     }

@@ -29,7 +29,7 @@ pub(super) struct Home {
 /// is gone.
 ///
 /// Of what the field's structure carries one thing is absent on purpose: `colo_cache`, a second copy of all RAM for a
-/// machine that is run twice in lock step. Nothing here runs a machine twice, and a copy of RAM belongs to who keeps it.
+/// machine that is run twice in lock step. Nothing here runs a machine twice, and a copy of RAM belongs to its keeper.
 /// What a migration needs for each block exists only while one does: [`migration`](Self::migration).
 pub struct RamBlock {
     idstr: String,
@@ -178,7 +178,7 @@ impl RamBlock {
         &self.migration
     }
 
-    /// As [`RamList::discard`], and tells nobody, as [`write_raw`](Self::write_raw).
+    /// As [`RamList::discard`], and marks nothing, as [`write_raw`](Self::write_raw).
     pub fn discard_raw(&self, off: u64, len: u64) -> Result<(), RamError> {
         let memory = self.mapping.committed();
         let end = match off.checked_add(len) {
@@ -209,7 +209,7 @@ impl RamBlock {
         }
     }
 
-    /// Makes the bytes up to `to` memory. Nobody sees a difference yet.
+    /// Makes the bytes up to `to` memory. No reader sees a difference yet.
     pub(super) fn commit(&self, to: u64) -> Result<(), RamError> {
         self.mapping.grow(self.used_length(), to).map_err(|failure| host_error(&self.idstr, to, failure))
     }
@@ -239,7 +239,7 @@ impl RamBlock {
         Ok(())
     }
 
-    /// Copies bytes in, and tells nobody: no log hears of it, and translations of them live on. For memory that no guest
+    /// Copies bytes in, and marks nothing: no log hears of it, and translations of them live on. For memory that no guest
     /// reaches yet, and for what stands between [`RamList::before`] and [`RamList::after`]; else [`RamList::write`].
     pub fn write_raw(&self, off: u64, from: &[u8]) -> Result<(), RamError> {
         let to = self.at(off, from.len() as u64)?;
@@ -248,7 +248,7 @@ impl RamBlock {
         Ok(())
     }
 
-    /// Sets `len` bytes to `value`, and tells nobody, as [`write_raw`](Self::write_raw); else [`RamList::fill`].
+    /// Sets `len` bytes to `value`, and marks nothing, as [`write_raw`](Self::write_raw); else [`RamList::fill`].
     pub fn fill_raw(&self, off: u64, len: u64, value: u8) -> Result<(), RamError> {
         let to = self.at(off, len)?;
         // SAFETY: as in `write_bytes`; a length inside a mapping fits usize.
@@ -264,7 +264,7 @@ impl RamBlock {
         Ok(unsafe { access::load(at, bytes) })
     }
 
-    /// Stores the low 1, 2, 4 or 8 bytes of `value`, little-endian; not torn if aligned. Tells nobody, as
+    /// Stores the low 1, 2, 4 or 8 bytes of `value`, little-endian; not torn if aligned. Marks nothing, as
     /// [`write_raw`](Self::write_raw); else [`RamList::store`].
     pub fn store_raw(&self, off: u64, bytes: u32, value: u64) -> Result<(), RamError> {
         width(bytes)?;

@@ -1,8 +1,8 @@
 //! The one door for whatever writes guest RAM.
 //!
 //! ```text
-//!   before(range)          the old bytes are still there: who wants them takes them. May wait
-//!      │                   nobody subscribed: one load
+//!   before(range)          the old bytes are still there: a subscriber takes them. May wait
+//!      │                   no subscriber: one load
 //!      ▼
 //!   the bytes              write_raw and its like; a vCPU's host store
 //!      ▼
@@ -237,7 +237,7 @@ impl RamList {
 
     /// Gives the memory of `len` bytes at `off` back to the host. They read as they did when new: as zero, or as the
     /// private file has them. Both are multiples of [`page_size`](RamBlock::page_size), or end with the maximum length.
-    /// To everybody else this is a write.
+    /// To every other log this is a write.
     pub fn discard(&self, block: &RamBlock, off: u64, len: u64) -> Result<(), RamError> {
         self.through(block, off, len, None, || block.discard_raw(off, len))
     }
@@ -256,7 +256,7 @@ impl RamList {
         self.through_mapped(block, off, len, log, write)
     }
 
-    /// As `write`, or with a log `write_for`, for an address space: whoever still has an old view may write to a block that has
+    /// As `write`, or with a log `write_for`, for an address space: a holder of an old view may write to a block that has
     /// left the list meanwhile, as its vCPUs may.
     pub fn write_mapped(
         &self,
@@ -280,7 +280,7 @@ impl RamList {
             return Err(RamError::OtherLog);
         }
         let ram = RamAddr::new(block.offset().get().saturating_add(off));
-        // Bytes that are no RAM are nobody's; the write then says so, or does nothing to what is.
+        // Bytes that are no RAM have no log; the write then says so, or does nothing to what is.
         let inside = off.checked_add(len).is_some_and(|end| end <= block.max_length());
         if inside {
             self.before_for(ram, len, log)?;

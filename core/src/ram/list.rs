@@ -58,7 +58,7 @@ impl Snapshot {
         search: impl FnOnce(&Self) -> Option<&Arc<RamBlock>>,
         hit: impl Fn(&RamBlock) -> bool,
     ) -> Option<&Arc<RamBlock>> {
-        // Relaxed: whoever has this snapshot sees all it has, and the hint points to nothing else.
+        // Relaxed: a holder of this snapshot sees all it has, and the hint points to nothing else.
         let mru = self.mru.0.load(Ordering::Relaxed);
         // SAFETY: null, or stored below: an entry of this snapshot's chunks, which are as they are until it drops.
         if let Some(block) = unsafe { mru.as_ref() }
@@ -74,7 +74,7 @@ impl Snapshot {
 
 /// What the one writer keeps.
 struct Writer {
-    /// The names in use, and whose they are.
+    /// The names in use, with their blocks.
     names: HashMap<String, u32>,
     /// The next block's number, while there is one.
     next_slot: Option<u32>,
@@ -138,7 +138,7 @@ impl RamList {
         }
     }
 
-    /// Makes a block and publishes it. Its bytes are zero, or its file's, and its pages are dirty for everybody.
+    /// Makes a block and publishes it. Its bytes are zero, or its file's, and its pages are dirty for every client.
     pub fn add(&self, spec: RamBlockSpec) -> Result<Arc<RamBlock>, RamError> {
         let max_length = spec.check()?;
         let guard = pin();
@@ -186,7 +186,7 @@ impl RamList {
         let guard = pin();
         let mut writer = lock(&self.writer);
         let old = self.current.load(&guard);
-        // Also before: who pins, and then finds the version of what it kept, is sure that its blocks outlive its guard.
+        // Also before: a reader that pins, and then finds the version of what it kept, is sure that its blocks outlive its guard.
         self.version.fetch_add(1, Ordering::AcqRel);
         self.current.replace(Snapshot {
             by_offset: old.by_offset.without(block.offset().get()),
@@ -217,18 +217,18 @@ impl RamList {
     }
 
     /// From now on, and until the result drops, `notifier` hears of each block that comes, goes or changes. It is not
-    /// told of those that are there: who wants them registers, then walks [`blocks`](Self::blocks), and may meet one
+    /// told of those that are there: a listener registers, then walks [`blocks`](Self::blocks), and may meet one
     /// twice.
     pub fn notify(&self, notifier: Arc<dyn RamNotifier>) -> RamRegistration {
         self.notifiers.register(notifier)
     }
 
-    /// Comes after what has changed. Release: who reads this version finds at least that.
+    /// Comes after what has changed. Release: a reader of this version finds at least that.
     pub(super) fn next_version(&self) {
         self.version.fetch_add(1, Ordering::Release);
     }
 
-    /// Those who listen.
+    /// The listeners.
     pub(super) fn notifiers(&self) -> &Notifiers {
         &self.notifiers
     }
@@ -251,7 +251,7 @@ impl RamList {
         self.current.load(guard).lookup(|list| list.by_offset.at_or_below(addr.get()), inside)
     }
 
-    /// The block whose memory `host` points into, and how far.
+    /// The block that `host` points into, and how far.
     #[inline]
     pub fn find_host<'g>(&self, host: *const u8, guard: &'g Guard) -> Option<(&'g Arc<RamBlock>, u64)> {
         let off = |block: &RamBlock| (host as u64).wrapping_sub(block.host() as u64);
@@ -260,7 +260,7 @@ impl RamList {
         Some((block, off(block)))
     }
 
-    /// The block with this name. Takes the writers' lock for a moment: for who talks of names, not for a vCPU.
+    /// The block with this name. Takes the writers' lock for a moment: for a monitor or a stream, not for a vCPU.
     pub fn find_id<'g>(&self, idstr: &str, guard: &'g Guard) -> Option<&'g Arc<RamBlock>> {
         let writer = lock(&self.writer);
         let slot = *writer.names.get(idstr)?;
@@ -287,7 +287,7 @@ impl RamList {
         &self.dirty
     }
 
-    /// Goes up with each add, remove and resize, after the list changed. Who reads the version first and then the list may
+    /// Goes up with each add, remove and resize, after the list changed. A reader of the version and then the list may
     /// keep what it found until the version is another. Before a block leaves it goes up, too: if a guard is older than
     /// the look at the version, and the version is what it was, then no block that was found has given up its addresses
     /// before the guard goes.
@@ -296,7 +296,7 @@ impl RamList {
     }
 }
 
-/// A block that is being changed; until this drops, by nobody else.
+/// A block that is being changed; until this drops, by no other caller.
 pub(super) struct Change<'l> {
     list: &'l RamList,
     slot: u32,

@@ -11,7 +11,7 @@
 //! What became memory stays mapped until the block goes, also above a used length that shrank: a vCPU that has not yet
 //! heard of it stores into memory, not into a fault. To give its bytes back is a step of its own (`discard`).
 //!
-//! The memory is anonymous, a memfd of a sealed length, or a file of somebody else's, shared or private. That a file
+//! The memory is anonymous, a memfd of a sealed length, or a file of the embedder's, shared or private. That a file
 //! stays as long as it was is its owner's promise (`RamBlockSpec::file`); broken, an access is a SIGBUS, which nobody
 //! handles.
 //!
@@ -76,7 +76,7 @@ pub(super) struct Mapping {
     reservation: Reservation,
     backing: Backing,
     max: u64,
-    /// How many bytes are memory; grows only. Read and written by whoever makes the one resize of the moment.
+    /// How many bytes are memory; grows only. Read and written by the one resize of the moment.
     committed: AtomicU64,
     near: bool,
     huge: bool,
@@ -336,14 +336,14 @@ impl Drop for Reservation {
 fn unmap(start: u64, len: u64) {
     if len != 0 {
         // SAFETY: part of a reservation that is being trimmed or dropped. RAM-1: the last `Arc` of the block is
-        // gone, after the grace period, so nobody has a pointer into it.
+        // gone, after the grace period, so no reader has a pointer into it.
         unsafe { libc::munmap(start as *mut _, len as usize) };
     }
 }
 
 /// An anonymous file of `len` bytes that takes memory only as it is used.
 fn memfd(name: &str, len: u64) -> Result<OwnedFd, Failure> {
-    // The kernel takes 249 bytes without NUL; the name is for humans who read /proc.
+    // The kernel takes 249 bytes without NUL; the name is for readers of /proc.
     let short: Vec<u8> = name.bytes().filter(|b| *b != 0).take(200).collect();
     let name = CString::new(short).unwrap_or_default();
     // SAFETY: `name` is NUL-terminated and lives through the call.
@@ -351,7 +351,7 @@ fn memfd(name: &str, len: u64) -> Result<OwnedFd, Failure> {
     if fd < 0 {
         return Err(failed("create a memfd of"));
     }
-    // SAFETY: a descriptor that was made just now and is owned by nobody else.
+    // SAFETY: a descriptor that was made just now and has no other owner.
     let fd = unsafe { OwnedFd::from_raw_fd(fd) };
     let Ok(size) = libc::off_t::try_from(len) else {
         return Err(refused("size a memfd of", libc::EFBIG));

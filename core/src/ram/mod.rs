@@ -14,11 +14,11 @@
 //! | `access.rs` | volatile and atomic accesses, since a guest may write at any time |
 //! | `block.rs` | one block: name, place, lengths |
 //! | `error.rs` | what can go wrong |
-//! | `list.rs` | all blocks, under RCU; `chunks.rs` its sorted structure, `offsets.rs` who owns which offset |
-//! | `door.rs` | what every writer goes through: who wants the old bytes, who hears of the new ones |
+//! | `list.rs` | all blocks, under RCU; `chunks.rs` its sorted structure, `offsets.rs` the owner of each offset |
+//! | `door.rs` | what every writer goes through: subscribers to the old bytes, listeners to the new ones |
 //! | `mapped.rs` | where guests reach a block: what a removal and a shrink may not take |
 //! | `resize.rs` | a new length, in the field's order; memory given back |
-//! | `notify.rs` | who wants to hear of blocks that come, go and change |
+//! | `notify.rs` | listeners to blocks that come, go and change |
 
 mod access;
 mod block;

@@ -1,4 +1,4 @@
-//! Who wants to hear of blocks that come, go and change: what maps guest RAM for a device, a migration, a cache.
+//! Listeners to blocks that come, go and change: what maps guest RAM for a device, a migration, a cache.
 //!
 //! ```text
 //!   add      published ─────────▶ added(block)              the block can be found already
@@ -26,7 +26,7 @@ pub trait RamNotifier: Send + Sync {
     fn resized(&self, _block: &Arc<RamBlock>, _old: u64, _new: u64) {}
 }
 
-/// Those who listen, in the order they came.
+/// The listeners, in the order they came.
 #[derive(Default)]
 pub(super) struct Notifiers(Mutex<Registered>);
 

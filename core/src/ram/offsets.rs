@@ -1,4 +1,4 @@
-//! Who owns which part of the space of all RAM.
+//! The owner of each part of the space of all RAM.
 //!
 //! ```text
 //!   0 ─ A ──── gap ─ B ── gap ─── C ─ end ─▶ never used yet
@@ -7,7 +7,7 @@
 //!
 //! Lengths round up to 512 pages, so no two blocks share a word or a summary bit of a dirty bitmap (SUM-1).
 //! A [`Lease`] lives in its block and ends after the block's memory is unmapped: an address that some reader may
-//! still meet in an old snapshot is not given to somebody else (RAM-1). Allocation and return cost O(log gaps).
+//! still meet in an old snapshot is not given to another block (RAM-1). Allocation and return cost O(log gaps).
 
 use crate::addr::{PAGE_SIZE, RamAddr};
 use std::collections::{BTreeMap, BTreeSet};

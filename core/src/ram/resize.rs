@@ -3,14 +3,14 @@
 //! ```text
 //!   grow     memory ─▶ resized(old, new) ─▶ used_length (Release) ─▶ version + 1 ─▶ all of it dirty ─▶ the block's own callback
 //!   shrink   RAM-1 ─▶ before(what is cut off) ─▶ resized(old, new) ─▶ what is cut off dirty ─▶ used_length ─▶ version + 1 ─▶ the rest dirty ─▶ callback
-//!            … later, once nobody reaches it: release_tail ─▶ the host has its memory back
+//!            … later, once no access reaches it: release_tail ─▶ the host has its memory back
 //! ```
 //!
 //! Only the first steps can fail, and have no effect that can be seen; so no notifier is told of a resize that does not
-//! come. `used_length` is read with Acquire: whoever sees a length finds its memory mapped.
+//! come. `used_length` is read with Acquire: a reader of a length finds its memory mapped.
 //!
-//! Dirty for everybody but CODE, whose bits say where translations are, which no resize moves. The bits of what is cut
-//! off are set because a bit of 0 says that somebody listens, and nobody listens to what is no RAM.
+//! Dirty for every client but CODE: its bits say where translations are, which no resize moves. The bits of what is cut
+//! off are set because a bit of 0 says that a client listens, and none listens to what is no RAM.
 //!
 //! Keeps its part of RAM-1: a shrink unmaps nothing. A vCPU with an old view or TLB entry stores into memory that
 //! nobody reads, not into a host fault. So a caller with vCPUs first takes the tail out of the address space and waits
@@ -68,7 +68,7 @@ impl RamList {
     /// Gives the memory above the used length back to the host, where an earlier length had some. It comes after all
     /// views and TLBs dropped it: a vCPU that still reached it would find zeros, and lose what it stores.
     pub fn release_tail(&self, block: &Arc<RamBlock>) -> Result<(), RamError> {
-        let _change = self.begin_change(block)?; // nobody grows into it meanwhile
+        let _change = self.begin_change(block)?; // no block grows into it meanwhile
         block.discard_tail()
     }
 }

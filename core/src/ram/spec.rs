@@ -15,7 +15,7 @@ pub struct RamFlags(u16);
 impl RamFlags {
     /// ROM: guest stores are discarded. The host may still write it; it is how a ROM gets its content.
     pub const READONLY: Self = Self(1);
-    /// Backed by a memfd or a file, and what is written is seen by whoever else maps that.
+    /// Backed by a memfd or a file, and what is written is seen by every other mapping of that.
     pub const SHARED: Self = Self(2);
     /// Huge pages were asked for, and the host agreed to try.
     pub const HUGE_PAGES: Self = Self(4);
@@ -23,7 +23,7 @@ impl RamFlags {
     pub const NEAR: Self = Self(8);
     /// [`RamList::resize`](super::RamList::resize) is allowed.
     pub const RESIZABLE: Self = Self(16);
-    /// Its bytes go along when the machine moves. For who moves it: [`migration::sync`](crate::migration::sync) takes
+    /// Its bytes go along when the machine moves. For the migration: [`migration::sync`](crate::migration::sync) takes
     /// the blocks it is given, and nothing here sends any.
     pub const MIGRATABLE: Self = Self(32);
     /// The host's memory was taken when the block was made or grew: no access fails later for want of it.
@@ -129,7 +129,7 @@ impl RamBlockSpec {
     }
 
     /// Backed by a memfd, or with [`file`](Self::file) by that, whose bytes are then the block's. The memfd's length
-    /// is sealed: who is given it can map it, and write it, and not take its memory away.
+    /// is sealed: a process that is given it can map it, and write it, and not take its memory away.
     pub fn shared(mut self, on: bool) -> Self {
         self.shared = on;
         self

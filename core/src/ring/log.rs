@@ -1,4 +1,4 @@
-//! The rings of one client: one for each vCPU that has marked a page for it, and a list for everybody else.
+//! The rings of one client: one for each vCPU that has marked a page for it, and a list for every other writer.
 //!
 //! ```text
 //!   vCPU 0 ── ring ──┐                      take:  1. every ring is harvested, the list is taken
@@ -9,7 +9,7 @@
 //!
 //! Keeps ONE-1 (the consumers are behind one lock) and the takers' half of HARVEST-1, as `test_and_clear_range` does: bits
 //! are cleared by RMW, and a fence follows. A page's bit is 1 from its push until step 2, and nobody pushes a page whose
-//! bit is 1. Since step 1 is done with all rings before step 2 begins, a page comes out once, whoever pushed it.
+//! bit is 1. Since step 1 is done with all rings before step 2 begins, a page comes out once, whichever vCPU pushed it.
 //! What comes out are bits that were taken, so that an entry whose bit somebody else took in between is nobody's twice.
 //!
 //! A take costs what is dirty: no bitmap is scanned.
@@ -33,7 +33,7 @@ pub struct RingLog {
     /// Rings of vCPUs that came since the last take: a vCPU never waits for one.
     joining: Mutex<Vec<RingConsumer>>,
     consumers: Mutex<Vec<RingConsumer>>,
-    /// Words of pages marked by those who have no ring, or a full one. Each bit is there once in an interval, so the list
+    /// Words of pages marked by writers that have no ring, or a full one. Each bit is there once in an interval, so the list
     /// is bounded by the pages there are.
     list: Mutex<Vec<(PageIndex, u64)>>,
 }
@@ -46,7 +46,7 @@ impl RingLog {
         Ok(Self { client, entries, joining, consumers, list })
     }
 
-    /// Whose rings these are.
+    /// The client of these rings.
     pub fn client(&self) -> DirtyClient {
         self.client
     }
@@ -97,14 +97,14 @@ impl RingLog {
     /// it dirtied them. No page is in them twice. Before they are read, every vCPU must have been re-armed (HARVEST-1).
     ///
     /// With `within`, ranges that rise and do not overlap, pages outside of them are forgotten and their bits left alone:
-    /// they are somebody else's.
+    /// another take has them.
     pub(crate) fn take(&self, list: &RamList, within: Option<&[PageRange]>, guard: &Guard) -> Vec<(PageIndex, u64)> {
         let mut words = Words { log: self, ram: list, within, guard, words: Vec::new() };
         let mut consumers = lock(&self.consumers);
         consumers.append(&mut lock(&self.joining));
         let mut gone = Vec::new();
         for ring in consumers.iter_mut() {
-            // Before the harvest: who is gone pushes no more.
+            // Before the harvest: a vCPU that is gone pushes no more.
             gone.push(ring.is_abandoned());
             ring.harvest(|_, _| ());
         }

@@ -101,7 +101,7 @@ pub enum RingError {
 }
 
 /// What became of a page that was pushed.
-#[must_use = "a page that was not pushed must be told to somebody else"]
+#[must_use = "a page that was not pushed must be told elsewhere"]
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Pushed {
     /// It is in the ring.
@@ -120,7 +120,7 @@ struct Line<T>(T);
 pub struct DirtyRing {
     entries: Box<[Entry]>,
     soft_limit: u32,
-    /// The producer's copy is the true one; this is for who wants to know how full the ring is.
+    /// The producer's copy is the true one; this is for a test of how full the ring is.
     dirty_index: Line<AtomicU32>,
     reset_index: Line<AtomicU32>,
 }
@@ -186,7 +186,7 @@ impl DirtyRing {
         self.dirty_index.0.load(Ordering::Relaxed).wrapping_sub(reset).min(self.size())
     }
 
-    /// What an entry holds at this moment, for those who watch: its fields mean something only between DIRTY and reset.
+    /// What an entry holds at this moment, for a debugger: its fields mean something only between DIRTY and reset.
     pub fn peek(&self, index: u32) -> DirtyGfn {
         let entry = self.entry(index);
         let flags = entry.flags.load(Ordering::Acquire);
@@ -211,7 +211,7 @@ impl RingProducer {
     pub fn push(&mut self, slot: u32, offset: u64) -> Pushed {
         let Self { ring, next, reset } = self;
         if next.wrapping_sub(*reset).wrapping_add(1) >= ring.soft_limit {
-            // Acquire: who frees an entry has done with it (RING-1).
+            // Acquire: the reset that frees an entry has done with it (RING-1).
             *reset = ring.reset_index.0.load(Ordering::Acquire);
         }
         let used = next.wrapping_sub(*reset);
@@ -311,7 +311,7 @@ impl RingConsumer {
 
     /// An end for another vCPU, which goes on where one that is gone stopped.
     pub(super) fn adopt(&mut self) -> Option<RingProducer> {
-        // The last reference is ours, and borrowed: nobody makes another one meanwhile (ONE-1).
+        // The last reference is ours, and borrowed: no other one is made meanwhile (ONE-1).
         self.is_abandoned().then(|| RingProducer {
             ring: self.ring.clone(),
             next: self.ring.dirty_index.0.load(Ordering::Relaxed),

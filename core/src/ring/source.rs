@@ -6,7 +6,7 @@
 //! ```
 //!
 //! A page reaches a ring when its bit goes from 0 to 1. The bits of a block that is plugged under a running log are all 1,
-//! and so are those of pages that a block grows by: nobody would ever push them. So a take looks for blocks that it does
+//! and so are those of pages that a block grows by: no vCPU would ever push them. So a take looks for blocks that it does
 //! not know (by slot, which no two blocks share, and by length) and takes their bits as a bitmap would. That happens when
 //! the list's version changes, and in the take after that one: the ranges that a take is given are a little older than
 //! the version that it reads.
@@ -27,7 +27,7 @@ pub(crate) struct RingSource {
     blocks: Mutex<Known>,
 }
 
-/// The blocks whose bits were taken once.
+/// The blocks that had their bits taken once.
 #[derive(Default)]
 struct Known {
     version: u64,
@@ -57,7 +57,7 @@ impl RingSource {
         // Read before the blocks: what comes later is looked for.
         let version = list.version();
         list.dirty().rings().start(self.log.clone())?;
-        // All of these are armed by whoever starts, as far as they are logged.
+        // All of these are armed by the start, as far as they are logged.
         let ends = list.blocks(guard).map(|block| (block.slot(), block.pages().end)).collect();
         *lock(&self.blocks) = Known { version, again: false, ends };
         Ok(())

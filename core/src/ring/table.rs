@@ -11,7 +11,7 @@
 //! bit clear that a log cleared also finds the log. Read before, the mask may be from before the start, and the page
 //! is marked, in no ring, and never heard of again. Checked by tests/loom_ring.rs.
 //!
-//! A bit that is clear already is cleared by nobody: the take of a start skips a word that it finds zero. Both sides then do
+//! A bit that is clear already is not cleared again: the take of a start skips a word that it finds zero. Both sides then do
 //! "write mine, look at the other's" (the mask and the word, or its summary), and all four are SeqCst: either the take finds
 //! the bit, or its setter the log. Checked by tests/loom_ring_start.rs.
 
@@ -74,7 +74,7 @@ impl RingTable {
         lock(&self.logs).clone()
     }
 
-    /// `bits` of the pages from `first` on went from 0 to 1, by somebody without a ring.
+    /// `bits` of the pages from `first` on went from 0 to 1, by a writer without a ring.
     #[inline]
     pub(crate) fn report(&self, client: DirtyClient, first: PageIndex, bits: u64) {
         if self.has(client) {

@@ -5,7 +5,7 @@
 //!                                                                └─▶ full: the log's list
 //! ```
 //!
-//! Nobody hands rings to vCPUs, running or parked: a vCPU that finds a log it does not know joins it, with its first
+//! Rings are not handed to vCPUs, running or parked: a vCPU that finds a log it does not know joins it, with its first
 //! page. So vCPUs may come before or after a log, and logs go without asking.
 
 use super::table::COLUMNS;
@@ -53,7 +53,7 @@ impl VcpuRings {
             let bit = u64::from(left.trailing_zeros());
             left &= left - 1;
             let page = PageIndex::new(first.get() + bit);
-            // A block that is no longer in the list is nobody's business.
+            // Pages of a block no longer in the list are skipped.
             let Some(block) = ram.find(page.base(), guard) else { continue };
             match ring.push(block.slot(), page.get() - block.offset().page().get()) {
                 Pushed::Ok => {}

@@ -1,4 +1,4 @@
-//! Regions as they were mapped, and rendering: who wins where.
+//! Regions as they were mapped, and rendering: which region wins where.
 //!
 //! Higher priority wins; among equals the later one. An alias shows what is visible at its target, holes included:
 //! through a hole the next priority is seen. Aliases of aliases are followed four deep.
@@ -269,7 +269,7 @@ impl RegionTree {
         found
     }
 
-    /// Who is visible where in `[start, last]`, sorted.
+    /// Which region is visible where in `[start, last]`, sorted.
     pub(crate) fn render(&self, start: u64, last: u64) -> Vec<FlatRange> {
         let mut out = self.render_to_depth(start, last, 0);
         out.sort_by_key(|range| range.start);

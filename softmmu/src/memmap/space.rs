@@ -209,7 +209,7 @@ impl AddressSpace {
         Ok(self.publish(&tree, changed))
     }
 
-    /// As `unmap_posted`, for who need not know when.
+    /// As `unmap_posted`, for a caller that need not know when.
     pub fn unmap(&self, id: RegionId) -> Result<(), MapError> {
         let _ = self.unmap_posted(id)?;
         Ok(())
@@ -234,7 +234,7 @@ impl AddressSpace {
         Ok(self.publish(&tree, changed))
     }
 
-    /// As `unmap_posted`, for who is about to remove the block: refuses while another region maps it too. An alias that
+    /// As `unmap_posted`, for a caller that is about to remove the block: refuses while another region maps it too. An alias that
     /// shows the place does not count, it shows a hole from then on.
     pub fn unmap_last(&self, id: RegionId) -> Result<Pending, MapError> {
         self.unmap_if(id, |tree| tree.is_only_mapping(id))

@@ -22,13 +22,13 @@ pub(super) struct Queue {
     rearms: Vec<PageRange>,
     remaps: Vec<(GuestPhys, GuestPhys)>,
     /// The view after the last of `remaps`. A view that is merely the newest may be past a change that is not in the
-    /// queue yet, whose entries nobody would drop.
+    /// queue yet, and no safe point would drop its entries.
     pub(super) view: Option<Arc<FlatView>>,
     flush: bool,
     /// Merge kills again when there are this many.
     merge_at: usize,
     pub(super) posted: u64,
-    /// Posters asleep on `acked`: waking nobody is a system call too.
+    /// Posters asleep on `acked`: waking none is a system call too.
     pub(super) waiters: u32,
     pub(super) state: State,
     /// How often the vCPU was started: a `Started` of before parks it no more.

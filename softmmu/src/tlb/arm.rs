@@ -1,6 +1,6 @@
-//! Arming and disarming: an entry's write flags follow who listens to its RAM page.
+//! Arming and disarming: an entry's write flags follow which clients listen to its RAM page.
 //!
-//! One function for both directions and for every alias. TLB-1: it runs on the owner's thread; whoever clears a bit
+//! One function for both directions and for every alias. TLB-1: it runs on the owner's thread; a taker that clears a bit
 //! posts afterwards, so what it reads here is never older than the last request it served.
 
 use super::Tlb;
@@ -22,7 +22,7 @@ pub(crate) fn store_flags(space: &AddressSpace, page: PageIndex, guard: &Guard) 
 }
 
 impl Tlb {
-    /// Makes every entry of this RAM page say who listens now; returns how many there are.
+    /// Makes every entry of this RAM page say which clients listen now; returns how many there are.
     pub(crate) fn refresh_page(&mut self, space: &AddressSpace, page: PageIndex, guard: &Guard) -> usize {
         let flags = store_flags(space, page, guard);
         let mut found = 0;

@@ -1,4 +1,4 @@
-//! One TLB entry, as Rust and emitted code share it. Nobody else knows its layout: take the constants.
+//! One TLB entry, as Rust and emitted code share it. Nothing else knows its layout: take the constants.
 //!
 //! ```text
 //!    0         8         16        24        32
@@ -63,7 +63,7 @@ pub const BIAS: u64 = 0x1000;
 
 /// Not a hit, whatever the rest says.
 pub const INVALID: u64 = 1 << 11;
-/// Write comparator: somebody wants to hear of the store.
+/// Write comparator: a client or the translator listens.
 pub const NOTDIRTY: u64 = 1 << 10;
 /// A device. No entry of today carries it: device pages have a table of their own and miss here.
 pub const MMIO: u64 = 1 << 9;

@@ -1,4 +1,4 @@
-//! A miss: what is the page, who listens to it, and the entry that says so.
+//! A miss: what is the page, which clients listen, and the entry that says so.
 
 use super::entry::{BIAS, DISCARD, FLAGS, OTHER, TlbEntry};
 use super::{DeviceEntry, FetchEntry, Tlb};
