@@ -35,7 +35,7 @@ struct Setup {
 }
 
 /// Everything on but tier 0, which would keep programs this short out of the translator; everything on; one
-/// optimisation off, each in turn; a small cache.
+/// optimisation off, each in turn, and the same with tier 2 for all code; a small cache.
 fn setups() -> Vec<Setup> {
     let tiered = Setup { flags: JitFlags::default(), cache: LARGE_CACHE };
     let eager = Setup { flags: JitFlags { tier0: false, ..tiered.flags }, ..tiered };
@@ -44,6 +44,8 @@ fn setups() -> Vec<Setup> {
         let mut flags = eager.flags;
         assert!(flags.set(name, false));
         setups.push(Setup { flags, ..eager });
+        // Programs this short are never sampled.
+        setups.push(Setup { flags: JitFlags { samples: false, ..flags }, ..eager });
     }
     setups
 }

@@ -65,6 +65,10 @@ pub struct JitFlags {
     pub one_writer: bool,
     /// Not an optimisation: count loads and stores, an addition a block, for `VcpuStats::accesses`.
     pub count: bool,
+    /// Give the values of hot regions host registers.
+    pub tier2: bool,
+    /// Do so where samples say that a region is hot, not at once.
+    pub samples: bool,
     /// Interpret cold code, and code that is patched again and again, instead of translating it.
     pub tier0: bool,
 }
@@ -91,6 +95,8 @@ impl Default for JitFlags {
             popcnt: true,
             one_writer: true,
             count: false,
+            tier2: true,
+            samples: true,
             tier0: true,
         }
     }
@@ -98,7 +104,7 @@ impl Default for JitFlags {
 
 impl JitFlags {
     /// Names of the switches, in the order of [`JitFlags::set`]'s bits.
-    pub const NAMES: [&str; 19] = [
+    pub const NAMES: [&str; 21] = [
         "regions",
         "pinned",
         "remap",
@@ -117,8 +123,15 @@ impl JitFlags {
         "fma",
         "popcnt",
         "one_writer",
+        "tier2",
+        "samples",
         "tier0",
     ];
+
+    /// Does tier 2 have a part? Its borders are the pinned registers.
+    pub(crate) fn optimises_hot(&self) -> bool {
+        self.tier2 && self.pinned
+    }
 
     /// Turns one switch on or off by its name; `false` if there is no such switch.
     pub fn set(&mut self, name: &str, on: bool) -> bool {
@@ -141,6 +154,8 @@ impl JitFlags {
             "fma" => &mut self.fma,
             "popcnt" => &mut self.popcnt,
             "one_writer" => &mut self.one_writer,
+            "tier2" => &mut self.tier2,
+            "samples" => &mut self.samples,
             "tier0" => &mut self.tier0,
             _ => return false,
         };

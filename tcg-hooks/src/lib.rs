@@ -38,6 +38,7 @@ pub mod tb;
 #[cfg(any(test, feature = "testkit"))]
 pub mod testkit;
 mod tier0;
+mod tier2;
 pub mod trace;
 pub mod translate;
 

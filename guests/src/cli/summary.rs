@@ -22,6 +22,9 @@ pub(super) fn text(stats: &VcpuStats, elapsed: Duration, engine: EngineKind) -> 
     };
     row("rate", format!("{mips:.1} MIPS ({how})"));
     row("TBs translated", translated(stats));
+    if stats.tb.tier2 != 0 {
+        row("", format!("{:>14}  that were hot, by tier 2", grouped(stats.tb.tier2)));
+    }
     if stats.tb.alone != 0 {
         row("", format!("{:>14}  while one thread stored: no locked instructions", grouped(stats.tb.alone)));
     }

@@ -8,11 +8,13 @@
 //! ```
 //!
 //! Operands are guest registers. An op that writes `x0` does not exist, unless it can fault.
-//! Deliberately absent: SSA and a register allocator; registers are pinned (see `jit::x86_64::regs`).
+//! Of a hot region tier 2 makes another of the same kind, whose operands are host registers where it gave it some
+//! (`tier2/mod.rs`). Deliberately absent: SSA; a value is a web of writes there, and nothing here.
 pub mod print;
 
 use crate::riscv::fpu::Float;
 use crate::riscv::{Insn, Op};
+use crate::tier2::Frames;
 use notdirty_softmmu::{AmoOp, MemSize};
 use smallvec::SmallVec;
 
@@ -130,6 +132,12 @@ pub enum Kind {
     Imm(Alu),
     /// `rd = a op b`, or `a op imm`, or `op a`, of bit manipulation and Zicond, as the instruction has it
     Bits(Op),
+    /// `rd = a op b` of which 32 bits count; what is above them is anything
+    Narrow(Alu),
+    /// The same of `a op imm`
+    NarrowImm(Alu),
+    /// The same of `a`, rotated to the right by `imm`
+    NarrowRotate,
     /// `rd = [a + imm]`; faults and slow paths go through `site`
     Load(MemOp),
     /// `[a + imm] = b`
@@ -219,8 +227,8 @@ pub enum Cond {
 pub enum Term {
     /// Go on there.
     Goto(Target),
-    /// Two ways.
-    Branch { cond: Cond, a: u8, b: u8, taken: Target, fall: Target },
+    /// Two ways; `word`: by the 32 low bits of operands that are extensions of theirs.
+    Branch { cond: Cond, a: u8, b: u8, word: bool, taken: Target, fall: Target },
     /// `jalr`: to `(base + imm) & !1`; `link` is the register and value to write.
     Indirect { base: u8, imm: i32, link: Option<(u8, u64)> },
     /// Rust executes the instruction of this site, and control goes on elsewhere.
@@ -323,6 +331,8 @@ pub struct Region {
     pub spans: SmallVec<[Span; 4]>,
     /// Guest instructions translated.
     pub insns: u32,
+    /// Where values are, if tier 2 gave them host registers.
+    pub(crate) frames: Frames,
 }
 
 impl Region {
@@ -333,5 +343,6 @@ impl Region {
         self.sites.clear();
         self.spans.clear();
         self.insns = 0;
+        self.frames.clear();
     }
 }

@@ -3,6 +3,7 @@ use super::{FIRST_FLOAT, FloatArgs, Ir, Kind, Region, Target, Term};
 use crate::riscv::Format;
 use crate::riscv::disasm::FLOAT_REGISTERS;
 use crate::riscv::fpu::Float;
+use crate::tier2::{HOST, HOSTS};
 use std::fmt;
 
 const X: [&str; 32] = [
@@ -11,8 +12,15 @@ const X: [&str; 32] = [
 ];
 
 fn register(n: u8) -> &'static str {
-    if n < FIRST_FLOAT { X[n as usize] } else { FLOAT_REGISTERS[n as usize & 31] }
+    match n {
+        0..FIRST_FLOAT => X[n as usize],
+        FIRST_FLOAT..HOST => FLOAT_REGISTERS[n as usize & 31],
+        HOST.. => HOST_REGISTERS[usize::from(n - HOST) % HOSTS],
+    }
 }
+
+/// Of a region that tier 2 gave host registers, in the order of its `HOST` operands.
+const HOST_REGISTERS: [&str; HOSTS] = ["h0", "h1", "h2", "h3", "h4", "h5", "h6", "h7", "h8", "h9"];
 
 /// A number that is added: `0x10` or `-0x10`.
 struct Signed(i64);
@@ -31,6 +39,9 @@ impl fmt::Display for Ir {
             Kind::Mov => write!(f, "{rd} = {a}"),
             Kind::Reg(op) => write!(f, "{rd} = {op:?} {a}, {b}"),
             Kind::Imm(op) => write!(f, "{rd} = {op:?} {a}, {}", Signed(self.imm)),
+            Kind::Narrow(op) => write!(f, "{rd}:32 = {op:?} {a}, {b}"),
+            Kind::NarrowImm(op) => write!(f, "{rd}:32 = {op:?} {a}, {}", Signed(self.imm)),
+            Kind::NarrowRotate => write!(f, "{rd}:32 = Roriw {a}, {}", Signed(self.imm)),
             Kind::Bits(op) => match op.format() {
                 Format::R => write!(f, "{rd} = {op:?} {a}, {b}"),
                 Format::Unary => write!(f, "{rd} = {op:?} {a}"),
@@ -89,11 +100,12 @@ impl fmt::Display for Term {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match *self {
             Term::Goto(t) => write!(f, "goto {t}"),
-            Term::Branch { cond, a, b, taken, fall } => {
-                write!(f, "if {cond:?} {}, {} goto {taken} else {fall}", X[a as usize & 31], X[b as usize & 31])
+            Term::Branch { cond, a, b, word, taken, fall } => {
+                let word = if word { ":32" } else { "" };
+                write!(f, "if {cond:?}{word} {}, {} goto {taken} else {fall}", register(a), register(b))
             }
             Term::Indirect { base, imm, link } => {
-                write!(f, "jump [{} + {}]", X[base as usize & 31], Signed(imm.into()))?;
+                write!(f, "jump [{} + {}]", register(base), Signed(imm.into()))?;
                 if let Some((rd, ret)) = link {
                     write!(f, ", {} = {ret:#x}", X[rd as usize & 31])?;
                 }

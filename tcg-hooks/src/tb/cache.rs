@@ -1,5 +1,6 @@
 //! Finding TBs, and adding them.
 use super::ghosts::Ghosts;
+use super::hot::HotKeys;
 use super::jumps::JumpTable;
 use super::odd::{OddSites, SiteSet};
 use super::pages::PageTbs;
@@ -47,6 +48,8 @@ pub struct TbStats {
     pub evicted: u64,
     /// Of those whose bytes were written, the ones that died young: hot patch sites, left to tier 0 for a while.
     pub died_young: u64,
+    /// TBs made by tier 2.
+    pub tier2: u64,
     /// TBs made while one thread stored (WRITER-1): without locked instructions.
     pub alone: u64,
     /// TBs that died because a site was misaligned again and again, to be made anew for that.
@@ -71,6 +74,7 @@ impl AddAssign for TbStats {
             unchanged,
             evicted,
             died_young,
+            tier2,
             alone,
             odd,
             linked,
@@ -85,6 +89,7 @@ impl AddAssign for TbStats {
         self.unchanged += unchanged;
         self.evicted += evicted;
         self.died_young += died_young;
+        self.tier2 += tier2;
         self.alone += alone;
         self.odd += odd;
         self.linked += linked;
@@ -115,6 +120,7 @@ pub(crate) struct TbCache {
     pub(super) chunk_tbs: Vec<Vec<TbId>>,
     pub(super) ghosts: Ghosts,
     pub(super) odd: OddSites,
+    pub(super) hot: HotKeys,
     /// Bytes that are kept of the TBs that live, apart from their code.
     pub(super) kept: usize,
     /// Bytes of the places of their code.
@@ -158,6 +164,7 @@ impl TbCache {
             chunk_tbs: vec![Vec::new(); chunks],
             ghosts: Ghosts::new(bytes),
             odd: OddSites::default(),
+            hot: HotKeys::default(),
             kept: 0,
             live: 0,
             stats: TbStats::default(),
@@ -218,6 +225,7 @@ impl TbCache {
         pages: (PageIndex, Option<PageIndex>),
         region: &Region,
         bytes: &mut Vec<u8>,
+        hot: bool,
     ) -> Found {
         let id = self.free.pop().unwrap_or_else(|| {
             self.tbs.push(None);
@@ -264,6 +272,7 @@ impl TbCache {
         if let Some(odd) = &odd {
             tb.lets_through(odd);
         }
+        tb.sampled(hot);
         std::mem::swap(&mut tb.bytes, bytes);
         (tb.key, tb.pages) = (key, pages);
         (tb.entry, tb.code) = (at + entry, (at, len as u32));
@@ -276,6 +285,7 @@ impl TbCache {
         }
         self.stats.translated += 1;
         self.stats.alone += u64::from(self.emitter.alone);
+        self.stats.tier2 += u64::from(!region.frames.is_empty());
         self.stats.insns += u64::from(region.insns);
         self.stats.host_bytes += len as u64;
         self.stats.bytes = (self.code.in_use() + self.kept) as u64;

@@ -353,7 +353,7 @@ mod tests {
             let ram = RamAddr::new(pages.0.base().get() + pc % 4096);
             let key = TbKey { ram, pc, flags: 0, instrumentation: 0 };
             let ctx = self.ctx();
-            let found = self.tbs.add(ctx, key, pages, &translator.region, &mut Vec::new());
+            let found = self.tbs.add(ctx, key, pages, &translator.region, &mut Vec::new(), false);
             self.tbs.remember(ctx, pc, found, false);
             found
         }

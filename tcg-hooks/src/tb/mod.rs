@@ -6,6 +6,7 @@
 //!           ├─ pages: RAM page ─▶ [(TbId, its 64-byte lines)]                pages.rs
 //!           ├─ exits and incoming links of each Tb                           chain.rs
 //!           ├─ invalidate(bytes): everything that overlaps dies              invalidate.rs
+//!           ├─ hot: TBs that tier 2 is to make                                hot.rs
 //!           ├─ odd: sites whose probes let misaligned accesses through         odd.rs
 //!           └─ provisional: bytes to be compared once every vCPU answered    provisional.rs
 //! ```
@@ -16,6 +17,7 @@ mod chain;
 #[cfg(any(test, feature = "testkit"))]
 mod check;
 mod ghosts;
+mod hot;
 mod invalidate;
 mod jumps;
 mod odd;
@@ -85,6 +87,8 @@ pub(crate) struct Tb {
     born: u64,
     /// Never another's.
     serial: u64,
+    /// Slices that ended here.
+    samples: u8,
     /// The RAM pages of its bytes: that of the entry, and the next one.
     pub(crate) pages: (PageIndex, Option<PageIndex>),
     /// The bytes it was made from.
@@ -109,6 +113,7 @@ impl Tb {
             place: 0,
             born: 0,
             serial: 0,
+            samples: 0,
             spans: SmallVec::new(),
             bytes: Vec::new(),
             sites: Vec::new(),

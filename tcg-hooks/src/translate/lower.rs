@@ -176,7 +176,7 @@ impl Lower {
         let (to, next) = targets;
         let next_pc = pc.wrapping_add(insn.len.into());
         match plan {
-            Plan::Branch(cond) => Term::Branch { cond, a: rs1, b: rs2, taken: to, fall: next },
+            Plan::Branch(cond) => Term::Branch { cond, a: rs1, b: rs2, word: false, taken: to, fall: next },
             Plan::Jump => {
                 self.li(region, rd, next_pc as i64);
                 // What is called is a TB of its own, though it may be in sight.

@@ -11,6 +11,7 @@ use super::{Vcpu, fetch};
 use crate::jit::x86_64::thunks::{EnterFn, reason};
 use crate::tb::{Found, TbKey};
 use crate::tier0::{self, Why};
+use crate::tier2;
 use crate::trace::TraceMask;
 use crate::translate::{Limits, MAX_INSNS};
 use notdirty_core::{PAGE_SIZE, RamAddr};
@@ -45,6 +46,7 @@ impl Vcpu {
                     Some(exit) if exit.refund != 0 => {
                         ctx.budget += i64::from(exit.refund);
                         ctx.cpu.pc = exit.pc;
+                        tbs.sample(number, ctx);
                         break;
                     }
                     Some(exit) => {
@@ -174,9 +176,13 @@ impl Vcpu {
                 let doubts = self.translator.doubts();
                 let mut bytes = Vec::new();
                 self.translator.swap_bytes(&mut bytes);
+                let hot = self.core.tbs.as_mut().is_some_and(|tbs| tbs.take_hot(&key));
+                if hot {
+                    tier2::optimise(&mut self.translator.region, !self.flags.samples);
+                }
                 let region = &self.translator.region;
                 let found = self.core.tbs.as_mut().map(|tbs| {
-                    let found = tbs.add(ctx, key, pages, region, &mut bytes);
+                    let found = tbs.add(ctx, key, pages, region, &mut bytes, hot);
                     if self.flags.tier0 {
                         // Else a slice that ends inside a region makes the block behind it hot, and a region of its own.
                         region.blocks.iter().for_each(|block| tbs.heat.cool(block.pc));

@@ -2,17 +2,21 @@
 use super::alu::with;
 use super::asm::{Flag, Hole};
 use super::context::{JUMP_ENTRIES, JUMPS};
+use super::frames::Border;
 use super::regs::RAX;
 use super::{Cold, Emitter, off};
 use crate::ir::{Cond, Target, Term};
 use dynasmrt::dynasm;
 
 impl Emitter {
-    /// The end of a block; block number `next` is emitted right behind.
-    pub(super) fn terminator(&mut self, term: &Term, next: u16) {
+    /// The end of a block; the next one is emitted right behind.
+    pub(super) fn terminator(&mut self, term: &Term, block: u16) {
         match *term {
-            Term::Goto(target) => self.go(target, next),
-            Term::Branch { cond, a, b, taken, fall } => self.branch(cond, a, b, taken, fall, next),
+            Term::Goto(target) => self.go(target, block),
+            Term::Branch { cond, a, b, word, taken, fall } => {
+                self.compare_integers(a, b, word);
+                self.branch(cond, taken, fall, block);
+            }
             Term::Indirect { base, imm, link } => {
                 let x = self.source(base, RAX);
                 match imm {
@@ -23,26 +27,25 @@ impl Emitter {
                 if let Some((rd, ret)) = link {
                     self.link_register(rd, ret);
                 }
-                self.swap_out();
+                self.go_out(Border::End(block));
                 self.jump_indirect();
             }
             Term::System { site } => {
-                self.swap_out();
                 self.call_site(site);
                 dynasm!(self.ops; .arch x64; ud2);
             }
         }
     }
 
-    fn go(&mut self, target: Target, next: u16) {
+    fn go(&mut self, target: Target, block: u16) {
         match target {
-            Target::Block(b) if b == next => {}
+            Target::Block(b) if b == block + 1 => {}
             Target::Block(b) => {
                 let from = self.ops.jump();
                 self.ops.aim(from, self.blocks[usize::from(b)]);
             }
             Target::Exit(pc) => {
-                self.swap_out();
+                self.go_out(Border::End(block));
                 self.jump_out(pc);
             }
         }
@@ -61,17 +64,27 @@ impl Emitter {
         self.cold.push(Cold::Exit { from, exit });
     }
 
-    fn branch(&mut self, cond: Cond, a: u8, b: u8, taken: Target, fall: Target, next: u16) {
-        match (self.map.host(a), b) {
-            (Some(x), 0) => dynasm!(self.ops; .arch x64; test Rq(x), Rq(x)),
-            (None, 0) => dynasm!(self.ops; .arch x64; cmp QWORD [BYTE rbp + off(a)], 0),
-            _ => {
+    /// The flags of `a - b`, in 32 bits or 64.
+    fn compare_integers(&mut self, a: u8, b: u8, word: bool) {
+        match (self.map.host(a), b, word) {
+            (Some(x), 0, true) => dynasm!(self.ops; .arch x64; test Rd(x), Rd(x)),
+            (None, 0, true) => dynasm!(self.ops; .arch x64; cmp DWORD [BYTE rbp + off(a)], 0),
+            (Some(x), 0, false) => dynasm!(self.ops; .arch x64; test Rq(x), Rq(x)),
+            (None, 0, false) => dynasm!(self.ops; .arch x64; cmp QWORD [BYTE rbp + off(a)], 0),
+            (_, _, true) => {
+                let x = self.source(a, RAX);
+                with!(self, cmp, Rd, x, b);
+            }
+            (_, _, false) => {
                 let x = self.source(a, RAX);
                 with!(self, cmp, Rq, x, b);
             }
         }
+    }
+
+    fn branch(&mut self, cond: Cond, taken: Target, fall: Target, block: u16) {
         let (cond, taken, fall) =
-            if taken == Target::Block(next) { (negate(cond), fall, taken) } else { (cond, taken, fall) };
+            if taken == Target::Block(block + 1) { (negate(cond), fall, taken) } else { (cond, taken, fall) };
         let from = self.ops.jump_if(match cond {
             Cond::Eq => Flag::Equal,
             Cond::Ne => Flag::NotEqual,
@@ -82,10 +95,10 @@ impl Emitter {
         });
         match taken {
             Target::Block(b) => self.ops.aim(from, self.blocks[usize::from(b)]),
-            Target::Exit(pc) if self.is_remapped() => self.cold.push(Cold::Leave { from, pc }),
+            Target::Exit(pc) if self.moves_at_borders() => self.cold.push(Cold::Leave { from, pc, block }),
             Target::Exit(pc) => self.exit_from(from, pc),
         }
-        self.go(fall, next);
+        self.go(fall, block);
     }
 
     /// Writes the return address without touching rax.

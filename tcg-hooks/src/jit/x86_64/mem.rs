@@ -32,6 +32,7 @@ use super::regs::{RAX, RCX, RDX};
 use super::{Emitter, LOCAL_BITS};
 use crate::engine::JitFlags;
 use crate::ir::{FIRST_FLOAT, Ir, MemOp};
+use crate::tier2::HOST;
 use dynasmrt::dynasm;
 use notdirty_core::{LINE_BITS, PAGE_SIZE};
 use notdirty_softmmu::MASK_OFFSET;
@@ -227,11 +228,12 @@ impl Emitter {
             self.ops.jump_back_if(Flag::NotBelow, store);
             self.ops.template(&self.probes.line[1]);
         }
-        let number = self.tb << LOCAL_BITS | u32::from(site) | if self.is_remapped() { MOVED } else { 0 };
+        let moved = self.moves_at_borders();
+        let number = self.tb << LOCAL_BITS | u32::from(site) | if moved { MOVED } else { 0 };
         // test eax, number; call
         dynasm!(self.ops; .arch x64; .u8 0xa9; .i32 number as i32; .u8 0xe8);
         self.external(routine(self.thunks.again, access, register, self.map.host(register)));
-        if self.is_remapped() {
+        if moved {
             let done = self.ops.jump_if(Flag::Equal);
             self.execute_site(site);
             self.ops.close(done);
@@ -312,7 +314,7 @@ impl Emitter {
             }
             return;
         }
-        let value = if value >= FIRST_FLOAT && bytes == 4 {
+        let value = if (FIRST_FLOAT..HOST).contains(&value) && bytes == 4 {
             // As wide as it was stored a moment ago, or the load waits.
             dynasm!(self.ops; .arch x64; mov eax, [rbp + float_off(value)]);
             RAX

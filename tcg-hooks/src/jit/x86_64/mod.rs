@@ -9,7 +9,8 @@
 //! ```
 //!
 //! The code is position dependent only in its jumps to the thunks, which are given as offsets in the code cache.
-//! Deliberately absent: register allocation (see `regs.rs`), instruction selection over more than one op.
+//! Which register is where was decided before: `regs.rs`, `tier2`. Deliberately absent: instruction selection over more
+//! than one op.
 // dynasm! converts every immediate to the width of its field, also where it has that width.
 #![allow(clippy::useless_conversion, reason = "what dynasm! expands to")]
 
@@ -23,8 +24,10 @@ pub(crate) mod disasm;
 mod elide;
 mod float;
 mod flow;
+mod frames;
 pub(crate) mod helpers;
 pub(crate) mod mem;
+mod narrow;
 mod rare;
 mod regs;
 mod remap;
@@ -34,9 +37,11 @@ use crate::engine::JitFlags;
 use crate::ir::{FIRST_FLOAT, Ir, Kind, Region};
 use crate::jit::code_cache::CodeOffset;
 use crate::tb::SiteSet;
+use crate::tier2::Frames;
 use asm::{Assembler, Flag, Hole, Label};
 use context::float_off;
 use dynasmrt::dynasm;
+use frames::Border;
 use regs::{RAX, RDX, RegMap};
 use thunks::Thunks;
 
@@ -65,6 +70,7 @@ enum Cold {
     Poll {
         from: Hole,
         exit: u16,
+        block: u16,
     },
     /// The cold copy of accesses that share a check.
     Cluster(usize),
@@ -82,6 +88,7 @@ enum Cold {
     Leave {
         from: Hole,
         pc: u64,
+        block: u16,
     },
 }
 
@@ -92,6 +99,8 @@ pub(crate) struct Emitter {
     /// The map of the region being emitted.
     map: RegMap,
     remap: remap::Remap,
+    /// Of a region that names host registers; else empty.
+    frames: Frames,
     bmi2: bool,
     popcnt: bool,
     fma: bool,
@@ -133,6 +142,7 @@ impl Emitter {
             flags,
             map: RegMap::new(flags.pinned),
             remap: remap::Remap::default(),
+            frames: Frames::default(),
             bmi2,
             fma: flags.fma && std::arch::is_x86_feature_detected!("fma"),
             popcnt: flags.popcnt && std::arch::is_x86_feature_detected!("popcnt"),
@@ -171,17 +181,23 @@ impl Emitter {
             let label = self.ops.new_label();
             self.blocks.push(label);
         }
-        self.remap(region);
+        self.frames.copy_from(&region.frames);
         let mut entry = 0;
-        if self.is_remapped() {
+        if self.is_named() {
+            self.remap.forget();
+            self.come_in();
+        } else {
+            self.remap(region);
             self.swap_at_entry();
+        }
+        if self.moves_at_borders() {
             let label = self.blocks[usize::from(region.entry)];
             dynasm!(self.ops; .arch x64; jmp =>label);
         }
         for (i, block) in region.blocks.iter().enumerate() {
             let label = self.blocks[i];
             self.marks.push((block.pc, self.here()));
-            if i == usize::from(region.entry) && !self.is_remapped() {
+            if i == usize::from(region.entry) && !self.moves_at_borders() {
                 entry = self.here();
             }
             dynasm!(self.ops; .arch x64; =>label);
@@ -195,7 +211,7 @@ impl Emitter {
             if block.poll {
                 let exit = self.exit(block.pc, block.insns);
                 let from = self.ops.jump_if(Flag::Less);
-                self.cold.push(Cold::Poll { from, exit });
+                self.cold.push(Cold::Poll { from, exit, block: i as u16 });
             }
             if self.flags.count {
                 let ops = &region.ops[block.first as usize..block.end as usize];
@@ -206,7 +222,7 @@ impl Emitter {
             }
             self.block_insns = block.insns + 1;
             self.ops(&region.ops, block.first, block.end);
-            self.terminator(&block.term, i as u16 + 1);
+            self.terminator(&block.term, i as u16);
         }
         self.marks.push((u64::MAX, self.here()));
         let mut n = 0;
@@ -243,6 +259,9 @@ impl Emitter {
             Kind::Mov => self.copy(ir.rd, ir.a),
             Kind::Reg(op) => self.alu(op, ir.rd, ir.a, ir.b),
             Kind::Imm(op) => self.alu_imm(op, ir.rd, ir.a, ir.imm),
+            Kind::Narrow(op) => self.narrow(op, ir.rd, ir.a, ir.b),
+            Kind::NarrowImm(op) => self.narrow_imm(op, ir),
+            Kind::NarrowRotate => self.narrow_rotate(ir),
             Kind::Bits(op) => self.bits(ir, op),
             Kind::Load(mem) => self.load(ir, mem),
             Kind::Store(mem) => self.store(ir, mem),
@@ -286,16 +305,26 @@ impl Emitter {
 
     /// A site in line or behind the TB, from which control comes back here.
     fn execute_site(&mut self, site: u16) {
-        self.swap_out();
         self.call_site(site);
-        self.swap_in();
+        if self.is_named() {
+            self.take_back(site);
+        } else {
+            self.swap_in();
+        }
     }
 
-    /// Has Rust execute a site's instruction, in line.
+    /// Has Rust execute a site's instruction, in line; nothing is in registers behind it.
     fn call_site(&mut self, site: u16) {
+        let thunk = if self.is_named() {
+            self.show(site);
+            self.thunks.shown
+        } else {
+            self.swap_out();
+            self.thunks.site
+        };
         let number = self.tb << LOCAL_BITS | u32::from(site);
         dynasm!(self.ops; .arch x64; mov eax, number as i32; .u8 0xe8);
-        self.external(self.thunks.site);
+        self.external(thunk);
     }
 
     /// The four bytes of a displacement to a thunk.
@@ -310,9 +339,9 @@ impl Emitter {
                 self.ops.close(from);
                 self.leave_stub(exit);
             }
-            Cold::Poll { from, exit } => {
+            Cold::Poll { from, exit, block } => {
                 self.ops.close(from);
-                self.swap_out();
+                self.go_out(Border::Head(block));
                 self.leave_stub(exit);
             }
             Cold::Cluster(number) => self.cold_cluster(&region.ops, number),
@@ -323,9 +352,9 @@ impl Emitter {
                 self.ops.jump_to(back);
             }
             Cold::Float(cold) => self.float_cold(cold),
-            Cold::Leave { from, pc } => {
+            Cold::Leave { from, pc, block } => {
                 self.ops.close(from);
-                self.swap_out();
+                self.go_out(Border::End(block));
                 self.jump_out(pc);
             }
         }
@@ -393,9 +422,12 @@ impl Emitter {
 
     /// Writes a computed value back, if its register lives in memory.
     fn done(&mut self, guest: u8, host: u8) {
+        if self.map.host(guest).is_some() {
+            return;
+        }
         if guest >= FIRST_FLOAT {
             dynasm!(self.ops; .arch x64; mov [rbp + float_off(guest)], Rq(host));
-        } else if self.map.host(guest).is_none() {
+        } else {
             dynasm!(self.ops; .arch x64; mov [BYTE rbp + off(guest)], Rq(host));
         }
     }
@@ -446,10 +478,20 @@ mod tests {
             let limits = Limits { insns: MAX_INSNS, regions: true, optimise: true };
             translator.translate(&mut crate::testkit::Runs::new(&space, 0), &mut NoHooks, RAM, limits).unwrap();
             assert_eq!(translator.region.insns as usize, MAX_INSNS);
-            for flags in [JitFlags::default(), slow] {
-                let (_, thunks) = thunks::assemble(flags, nobody);
-                let (len, _) = Emitter::new(flags, thunks, 0x1_0000).emit(&translator.region, 0);
-                assert!((4 * MAX_INSNS..asm::CAPACITY / 2).contains(&len), "{len} bytes");
+            let mut lengths = Vec::new();
+            for tier2 in [false, true] {
+                if tier2 {
+                    crate::tier2::optimise(&mut translator.region, true);
+                }
+                for flags in [JitFlags::default(), slow] {
+                    let (_, thunks) = thunks::assemble(flags, nobody);
+                    lengths.push(Emitter::new(flags, thunks, 0x1_0000).emit(&translator.region, 0).0);
+                }
+            }
+            // Tier 2 adds to each site ten registers' ways home and back.
+            for (n, len) in lengths.iter().enumerate() {
+                let room = if n < 2 { asm::CAPACITY / 2 } else { asm::CAPACITY * 5 / 8 };
+                assert!((4 * MAX_INSNS..room).contains(len), "{lengths:?}");
             }
         }
     }

@@ -9,6 +9,8 @@
 //! have another (see `remap`). The ten are those that compilers use most;
 //! the rest are memory operands one byte away from `rbp`.
 
+use crate::tier2::{HOST, HOSTS, PINNED, SAVED};
+
 /// Scratch.
 pub(super) const RAX: u8 = 0;
 /// Scratch.
@@ -22,18 +24,27 @@ pub(super) const PINS: [(u8, u8); 10] =
 
 /// The host register of a guest register, if it has one.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct RegMap([Option<u8>; 32]);
+pub(super) struct RegMap([Option<u8>; HOST as usize + HOSTS]);
 
 impl RegMap {
     /// The map, or the empty one when pinning is off.
     pub(super) fn new(pinned: bool) -> RegMap {
-        let mut map = [None; 32];
+        let mut map = [None; HOST as usize + HOSTS];
         if pinned {
             for (guest, host) in PINS {
                 map[guest as usize] = Some(host);
             }
         }
         RegMap(map)
+    }
+
+    /// Of a region that names host registers itself: guest registers are in memory.
+    pub(super) fn named() -> RegMap {
+        let mut map = RegMap::new(false);
+        for (k, (_, host)) in PINS.into_iter().enumerate() {
+            map.0[usize::from(HOST) + k] = Some(host);
+        }
+        map
     }
 
     /// Where a guest register lives, if not in memory, as all floating-point ones do.
@@ -53,3 +64,13 @@ impl RegMap {
         PINS.into_iter().filter(|p| self.0[p.0 as usize].is_some())
     }
 }
+
+const _: () = {
+    let mut k = 0;
+    while k < HOSTS {
+        assert!(PINS[k].0 == PINNED[k], "one order");
+        // rbx and r12 to r14; r15 is the budget's.
+        assert!((SAVED >> k & 1 != 0) == matches!(PINS[k].1, 3 | 12 | 13 | 14), "the calling convention");
+        k += 1;
+    }
+};

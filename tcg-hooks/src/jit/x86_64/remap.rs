@@ -32,6 +32,14 @@ pub(super) struct Remap {
     back: Option<Label>,
 }
 
+impl Remap {
+    /// Nothing is exchanged.
+    pub(super) fn forget(&mut self) {
+        self.swaps.clear();
+        (self.out, self.back) = (None, None);
+    }
+}
+
 /// Which exchanges pay for this region.
 fn choose(region: &Region, swaps: &mut Vec<Swap>) {
     swaps.clear();
@@ -107,8 +115,7 @@ impl Emitter {
     /// Decides on the region's map.
     pub(super) fn remap(&mut self, region: &Region) {
         self.map = RegMap::new(self.flags.pinned);
-        (self.remap.out, self.remap.back) = (None, None);
-        self.remap.swaps.clear();
+        self.remap.forget();
         if self.flags.pinned && self.flags.remap {
             choose(region, &mut self.remap.swaps);
         }
@@ -120,6 +127,11 @@ impl Emitter {
     /// Does the region have a map of its own?
     pub(super) fn is_remapped(&self) -> bool {
         !self.remap.swaps.is_empty()
+    }
+
+    /// Are values moved when control comes in and goes out?
+    pub(super) fn moves_at_borders(&self) -> bool {
+        self.is_remapped() || self.is_named()
     }
 
     /// At the region's entry: from the fixed map to its own.

@@ -6,6 +6,7 @@
 //!   leave                  pins and budget to the context, back to Rust; eax says why
 //!   site                   called by a TB with a site number in eax: everything to the context, Rust executes the
 //!                          instruction, everything back; or on at `cpu.pc` by the jump cache; or on to `leave`
+//!   shown                  the same where the guest's registers are in the context already
 //!   again                  where the routines behind failed probes begin: again.rs
 //!   miss                   the jump cache does not have the pc in rax: search the table behind it; leave for a look-up
 //! ```
@@ -48,6 +49,7 @@ pub(crate) struct Thunks {
     pub(crate) enter: CodeOffset,
     pub(crate) leave: CodeOffset,
     pub(crate) site: CodeOffset,
+    pub(crate) shown: CodeOffset,
     pub(crate) miss: CodeOffset,
     pub(crate) again: CodeOffset,
     pub(crate) again_end: CodeOffset,
@@ -57,8 +59,8 @@ pub(crate) struct Thunks {
 pub(crate) fn assemble(flags: JitFlags, site: SiteFn) -> (Vec<u8>, Thunks) {
     let map = RegMap::new(flags.pinned);
     let mut ops: VecAssembler<X64Relocation> = VecAssembler::new(0);
-    let save = |ops: &mut VecAssembler<X64Relocation>| {
-        for (guest, host) in map.pins() {
+    let save = |ops: &mut VecAssembler<X64Relocation>, pins: bool| {
+        for (guest, host) in map.pins().filter(|_| pins) {
             dynasm!(ops; .arch x64; mov [rbp + (8 * i32::from(guest) - BASE)], Rq(host));
         }
         if flags.budget_register {
@@ -71,8 +73,8 @@ pub(crate) fn assemble(flags: JitFlags, site: SiteFn) -> (Vec<u8>, Thunks) {
             ; stmxcsr DWORD [rbp + MXCSR]
             ; clean:);
     };
-    let load = |ops: &mut VecAssembler<X64Relocation>| {
-        for (guest, host) in map.pins() {
+    let load = |ops: &mut VecAssembler<X64Relocation>, pins: bool| {
+        for (guest, host) in map.pins().filter(|_| pins) {
             dynasm!(ops; .arch x64; mov Rq(host), [rbp + (8 * i32::from(guest) - BASE)]);
         }
         if flags.budget_register {
@@ -91,7 +93,7 @@ pub(crate) fn assemble(flags: JitFlags, site: SiteFn) -> (Vec<u8>, Thunks) {
         ; sub rsp, 8
         ; lea rbp, [rdi + BASE]
         ; mov rax, rsi);
-    load(&mut ops);
+    load(&mut ops, true);
     dynasm!(ops; .arch x64; jmp rax; .align 16);
 
     thunks.miss = ops.offset().0 as u32;
@@ -120,16 +122,17 @@ pub(crate) fn assemble(flags: JitFlags, site: SiteFn) -> (Vec<u8>, Thunks) {
         ; mov [rbp + PC], rax
         ; mov eax, reason::LOOKUP as i32);
     thunks.leave = ops.offset().0 as u32;
-    save(&mut ops);
+    save(&mut ops, true);
     let out = ops.offset().0;
     dynasm!(ops; .arch x64
         ; add rsp, 8
         ; pop r15; pop r14; pop r13; pop r12; pop rbp; pop rbx
         ; ret; .align 16);
 
-    thunks.site = ops.offset().0 as u32;
-    save(&mut ops);
-    dynasm!(ops; .arch x64
+    for pins in [true, false] {
+        *(if pins { &mut thunks.site } else { &mut thunks.shown }) = ops.offset().0 as u32;
+        save(&mut ops, pins);
+        dynasm!(ops; .arch x64
         ; sub rsp, 8
         ; lea rdi, [rbp - BASE]
         ; mov esi, eax
@@ -138,15 +141,15 @@ pub(crate) fn assemble(flags: JitFlags, site: SiteFn) -> (Vec<u8>, Thunks) {
         ; add rsp, 8
         ; test eax, eax
         ; jnz >other);
-    load(&mut ops);
-    dynasm!(ops; .arch x64
+        load(&mut ops, pins);
+        dynasm!(ops; .arch x64
         ; ret
         ; other:
         ; cmp eax, answer::LEAVE as i32
         ; je >out
         ; add rsp, 8);
-    load(&mut ops);
-    dynasm!(ops; .arch x64
+        load(&mut ops, true);
+        dynasm!(ops; .arch x64
         ; mov rax, [rbp + PC]
         ; mov ecx, eax
         ; and ecx, mask
@@ -154,17 +157,18 @@ pub(crate) fn assemble(flags: JitFlags, site: SiteFn) -> (Vec<u8>, Thunks) {
         ; jne >miss
         ; jmp QWORD [rbp + rcx * 8 + (JUMPS + 8)]
         ; miss:);
-    let rel = (thunks.miss as i64 - (ops.offset().0 as i64 + 5)) as i32;
-    dynasm!(ops; .arch x64
+        let rel = (thunks.miss as i64 - (ops.offset().0 as i64 + 5)) as i32;
+        dynasm!(ops; .arch x64
         ; .u8 0xe9
         ; .i32 rel
         ; out:
         ; add rsp, 8
         ; mov eax, reason::SITE as i32);
-    // jmp out: the registers are in the context already.
-    let at = ops.offset().0;
-    let rel = (out as i64 - (at as i64 + 5)) as i32;
-    dynasm!(ops; .arch x64; .u8 0xe9; .i32 rel; .align 16);
+        // jmp out: the registers are in the context already.
+        let at = ops.offset().0;
+        let rel = (out as i64 - (at as i64 + 5)) as i32;
+        dynasm!(ops; .arch x64; .u8 0xe9; .i32 rel; .align 16);
+    }
     let mut code = ops.finalize().expect("no relocation leaves the thunks");
     thunks.again = code.len() as CodeOffset;
     code.extend(again::assemble(thunks.again, thunks.site));

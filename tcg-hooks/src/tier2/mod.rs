@@ -1,0 +1,220 @@
+//! Tier 2: a region that is hot gets host registers for its values, not for guest registers.
+//!
+//! ```text
+//!   Region of guest registers ─▶ simplify rotations; ops that nothing asks for go
+//!                             ─▶ webs     a value, from the writes that make it to the last place that may want it
+//!                             ─▶ alloc    busiest first, each the first host register that is free where it is used
+//!                             ─▶ narrow   which need no sign extension
+//!                             ─▶ rewrite  the same ops on host registers (`HOST` + k) and on memory
+//!                                frames   what is where at the entry, at each exit, at each site
+//! ```
+//!
+//! Memory is the guest register's own place in `CpuState`: the *home* of each of its values, one after the other. A value is
+//!
+//! ```text
+//!   in a register as long as anything may ask for it      a site or an exit writes it home, out of line      REG
+//!   in a register where it is used, and written home      where it is made: later askers find it there       BOTH
+//!   at home only                                          the host's instructions have it as memory operand  HOME
+//! ```
+//!
+//! So a guest register that holds one temporary after the other costs a host register only from each write to its last use.
+//! At the region's borders the fixed map of `jit::x86_64::regs` holds: chains and the jump cache know nothing of this.
+//!
+//! A site may trap and show every register, so nearly every value is wanted until its register is written again: that is the
+//! *cold* part of its life; the *hot* part ends with its last use by an op.
+mod alloc;
+mod narrow;
+mod simplify;
+mod webs;
+
+use crate::ir::{Ir, Kind, Region, Target, Term};
+
+/// Operands from here on are host registers, by their place in [`PINNED`].
+pub(crate) const HOST: u8 = 64;
+/// Host registers that are given out.
+pub(crate) const HOSTS: usize = 10;
+/// The guest register that each host register has at the region's borders.
+pub(crate) const PINNED: [u8; HOSTS] = [2, 8, 9, 10, 11, 12, 13, 14, 15, 16];
+/// The host registers that a call to Rust leaves alone, a bit each.
+pub(crate) const SAVED: u16 = 1 << 0 | 1 << 1 | 1 << 2 | 1 << 9;
+
+/// The host register that has a guest register at the borders.
+pub(crate) fn pin_of(guest: u8) -> Option<u8> {
+    PINNED.iter().position(|&g| g == guest).map(|k| k as u8)
+}
+
+/// A guest register and the host register that has its value.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Place {
+    /// The guest register.
+    pub(crate) guest: u8,
+    /// Its host register, by its place in [`PINNED`].
+    pub(crate) host: u8,
+    /// Are its 32 low bits all that counts there? At home it is sign-extended.
+    pub(crate) narrow: bool,
+}
+
+/// Part of [`Frames::places`].
+#[derive(Debug, Clone, Copy, Default)]
+pub(crate) struct Places {
+    from: u32,
+    to: u32,
+}
+
+/// Where values are at the borders of a region, and at its sites.
+#[derive(Debug, Default)]
+pub(crate) struct Frames {
+    places: Vec<Place>,
+    /// At the entry: these are written home; these are loaded into registers.
+    home: Places,
+    load: Places,
+    /// At the head of each block, and at its end: in registers, and not at home.
+    heads: Vec<Places>,
+    terms: Vec<Places>,
+    /// The same at each site; and what is in registers behind it.
+    sites: Vec<(Places, Places)>,
+}
+
+impl Frames {
+    /// Is there anything? A region of guest registers has no frames.
+    pub(crate) fn is_empty(&self) -> bool {
+        self.heads.is_empty()
+    }
+
+    pub(crate) fn clear(&mut self) {
+        self.places.clear();
+        self.heads.clear();
+        self.terms.clear();
+        self.sites.clear();
+    }
+
+    /// A copy, in memory that is there.
+    pub(crate) fn copy_from(&mut self, other: &Frames) {
+        let Frames { places, home, load, heads, terms, sites } = other;
+        self.places.clone_from(places);
+        self.heads.clone_from(heads);
+        self.terms.clone_from(terms);
+        self.sites.clone_from(sites);
+        (self.home, self.load) = (*home, *load);
+    }
+
+    fn add(&mut self, places: impl Iterator<Item = Place>) -> Places {
+        let from = self.places.len() as u32;
+        self.places.extend(places);
+        Places { from, to: self.places.len() as u32 }
+    }
+
+    fn get(&self, places: Places) -> &[Place] {
+        &self.places[places.from as usize..places.to as usize]
+    }
+
+    /// Of the fixed map: to be written home at the entry.
+    pub(crate) fn home(&self) -> &[Place] {
+        self.get(self.home)
+    }
+
+    /// In registers from the entry on.
+    pub(crate) fn load(&self) -> &[Place] {
+        self.get(self.load)
+    }
+
+    /// In registers and not at home at the head of a block.
+    pub(crate) fn head(&self, block: u16) -> &[Place] {
+        self.get(self.heads[usize::from(block)])
+    }
+
+    /// The same at its end.
+    pub(crate) fn term(&self, block: u16) -> &[Place] {
+        self.get(self.terms[usize::from(block)])
+    }
+
+    /// The same at a site.
+    pub(crate) fn before(&self, site: u16) -> &[Place] {
+        self.get(self.sites[usize::from(site)].0)
+    }
+
+    /// What a site must put back into registers.
+    pub(crate) fn behind(&self, site: u16) -> &[Place] {
+        self.get(self.sites[usize::from(site)].1)
+    }
+}
+
+/// What an op does with guest registers.
+#[derive(Clone, Copy)]
+struct Roles {
+    writes: Option<u8>,
+    reads: [Option<u8>; 2],
+    /// May Rust execute it, and show every register?
+    site: bool,
+}
+
+/// An integer register other than `x0`.
+fn register(id: u8) -> Option<u8> {
+    (1..32).contains(&id).then_some(id)
+}
+
+fn roles(ir: &Ir) -> Roles {
+    let (writes, a, b, site) = match ir.kind {
+        Kind::Li | Kind::ReadState => (true, false, false, false),
+        Kind::Mov | Kind::Imm(_) | Kind::NarrowImm(_) | Kind::NarrowRotate | Kind::SwapState => {
+            (true, true, false, false)
+        }
+        Kind::Reg(_) | Kind::Narrow(_) => (true, true, true, false),
+        Kind::Bits(op) => (true, true, op.format() == crate::riscv::Format::R, false),
+        Kind::Load(_) | Kind::LoadReserved(_) => (true, true, false, true),
+        Kind::Store(_) => (false, true, true, true),
+        // The other operands are floating-point registers.
+        Kind::Float(_) => (true, true, false, true),
+        Kind::Amo(..) | Kind::StoreConditional(_) => (true, true, true, true),
+        Kind::ReadCounter | Kind::Rust => (true, false, false, true),
+        Kind::FloatOn | Kind::FenceI => (false, false, false, true),
+        Kind::Box | Kind::Fence => (false, false, false, false),
+    };
+    let get = |has: bool, id: u8| if has { register(id) } else { None };
+    Roles { writes: get(writes, ir.rd), reads: [get(a, ir.a), get(b, ir.b)], site }
+}
+
+fn reads_of(term: &Term) -> [Option<u8>; 2] {
+    match *term {
+        Term::Branch { a, b, .. } => [register(a), register(b)],
+        Term::Indirect { base, .. } => [register(base), None],
+        Term::Goto(_) | Term::System { .. } => [None, None],
+    }
+}
+
+/// May control leave the region behind this?
+fn leaves(term: &Term) -> bool {
+    let mut leaves = matches!(term, Term::Indirect { .. } | Term::System { .. });
+    term.each_target(|target| leaves |= matches!(target, Target::Exit(_)));
+    leaves
+}
+
+/// What an instruction in a loop counts for, by depth.
+const LOOP_WEIGHT: [u32; 4] = [1, 8, 64, 512];
+
+/// How deep in loops each block is; empty if there are none.
+pub(crate) fn weights(region: &Region) -> Vec<u32> {
+    let mut depth = vec![0usize; region.blocks.len()];
+    for (i, block) in region.blocks.iter().enumerate() {
+        block.term.each_target(|target| {
+            if let Target::Block(b) = target
+                && usize::from(b) <= i
+            {
+                for d in &mut depth[usize::from(b)..=i] {
+                    *d = (*d + 1).min(3);
+                }
+            }
+        });
+    }
+    depth.into_iter().map(|d| LOOP_WEIGHT[d]).collect()
+}
+
+/// Gives the region's values host registers, if that is worth it, or `always`.
+pub(crate) fn optimise(region: &mut Region, always: bool) {
+    simplify::simplify(region);
+    let webs = webs::Webs::of(region);
+    let homes = alloc::allocate(&webs);
+    if always || alloc::cost(region, &webs, &homes) < alloc::cost_before(&webs) {
+        alloc::rewrite(region, &webs, &homes);
+    }
+}

@@ -1,0 +1,128 @@
+//! Which values need no sign extension: the 32 bits that count are in their register, and any others above.
+//!
+//! ```text
+//!   addw t, a, b      lea, and no movsxd, if t's register is only read by ops that look at 32 bits
+//!   home              a value that goes home is extended on the way
+//! ```
+use super::alloc::Home;
+use super::webs::{NONE, Webs};
+use crate::float::Int;
+use crate::ir::{Alu, Ir, Kind, Region, Term};
+use crate::riscv::Op;
+use crate::riscv::fpu::Float;
+
+/// Is what it writes the extension of its 32 low bits, if that holds for what it reads?
+fn extends(ir: &Ir, operands: [bool; 2]) -> bool {
+    let [a, b] = operands;
+    match ir.kind {
+        Kind::Li => i32::try_from(ir.imm).is_ok(),
+        Kind::Mov => a,
+        Kind::Reg(op) => match op {
+            Alu::And | Alu::Or | Alu::Xor => a && b,
+            _ => is_word(op) || matches!(op, Alu::Slt | Alu::Sltu),
+        },
+        Kind::Imm(op) => match op {
+            Alu::And => a || ir.imm >= 0,
+            Alu::Or | Alu::Xor => a,
+            Alu::Srl => ir.imm & 63 > 32,
+            Alu::Sra => a || ir.imm & 63 >= 32,
+            _ => is_word(op) || matches!(op, Alu::Slt | Alu::Sltu),
+        },
+        Kind::Bits(op) => matches!(op, Op::Roriw | Op::Rorw | Op::Rolw | Op::SextB | Op::SextH | Op::ZextH),
+        Kind::Load(mem) => mem.bytes() < 4 || (mem.bytes() == 4 && mem.signed()),
+        Kind::Float(what) => matches!(what, Float::ToInt(Int::W | Int::Wu) | Float::Eq | Float::Lt | Float::Le),
+        _ => false,
+    }
+}
+
+/// An operation on 32 bits, whose result is extended.
+fn is_word(op: Alu) -> bool {
+    use Alu::{AddW, DivW, DivuW, MulW, RemW, RemuW, SllW, SraW, SrlW, SubW};
+    matches!(op, AddW | SubW | MulW | SllW | SrlW | SraW | DivW | DivuW | RemW | RemuW)
+}
+
+/// May operand `n` have anything above its 32 bits, if that is so of the result?
+fn takes(ir: &Ir, n: usize, result: bool) -> bool {
+    match ir.kind {
+        Kind::Mov => result,
+        Kind::Reg(op) => match op {
+            Alu::And | Alu::Or | Alu::Xor => result,
+            Alu::Sll | Alu::Srl | Alu::Sra => n == 1,
+            _ => is_word(op),
+        },
+        Kind::Imm(op) => match op {
+            Alu::And => result || ir.imm >= 0,
+            Alu::Or | Alu::Xor => result,
+            Alu::Sll => ir.imm & 63 >= 32,
+            _ => is_word(op),
+        },
+        Kind::Bits(op) => matches!(op, Op::Roriw | Op::Rorw | Op::Rolw | Op::SextB | Op::SextH | Op::ZextH),
+        Kind::Store(mem) => n == 1 && mem.bytes() <= 4,
+        _ => false,
+    }
+}
+
+/// What is known of the 32 low bits.
+pub(super) struct Widths {
+    /// By web: is it the extension of its low bits?
+    pub(super) extended: Vec<bool>,
+    /// By web: is it kept without that extension?
+    pub(super) narrow: Vec<bool>,
+    /// By block: does its branch compare 32 bits?
+    pub(super) words: Vec<bool>,
+}
+
+/// Which values are kept without their extension.
+pub(super) fn widths(region: &Region, webs: &Webs, homes: &[Home]) -> Widths {
+    let mut extended: Vec<bool> = webs.webs.iter().map(|web| web.writes != 0 && !web.entry).collect();
+    let of = |set: &[bool], web: u16, id: u8| if web == NONE { id == 0 } else { set[usize::from(web)] };
+    loop {
+        let mut changed = false;
+        for (ir, op) in region.ops.iter().zip(&webs.ops) {
+            let operands = [of(&extended, op.reads[0], ir.a), of(&extended, op.reads[1], ir.b)];
+            if op.writes != NONE && extended[usize::from(op.writes)] && !extends(ir, operands) {
+                extended[usize::from(op.writes)] = false;
+                changed = true;
+            }
+        }
+        if !changed {
+            break;
+        }
+    }
+    let words: Vec<bool> = region
+        .blocks
+        .iter()
+        .zip(&webs.terms)
+        .map(|(block, term)| match block.term {
+            Term::Branch { a, b, .. } => of(&extended, term[0], a) && of(&extended, term[1], b),
+            _ => false,
+        })
+        .collect();
+    let mut narrow: Vec<bool> =
+        extended.iter().zip(homes).map(|(&extended, home)| extended && *home != Home::Memory).collect();
+    loop {
+        let mut changed = false;
+        let mut full = |narrow: &mut [bool], web: u16| {
+            if web != NONE && narrow[usize::from(web)] {
+                narrow[usize::from(web)] = false;
+                changed = true;
+            }
+        };
+        for (ir, op) in region.ops.iter().zip(&webs.ops) {
+            let result = op.writes != NONE && narrow[usize::from(op.writes)];
+            for n in 0..2 {
+                if !takes(ir, n, result) {
+                    full(&mut narrow, op.reads[n]);
+                }
+            }
+        }
+        for (term, word) in webs.terms.iter().zip(&words) {
+            if !word {
+                term.iter().for_each(|&web| full(&mut narrow, web));
+            }
+        }
+        if !changed {
+            return Widths { extended, narrow, words };
+        }
+    }
+}

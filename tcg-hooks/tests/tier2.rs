@@ -1,0 +1,101 @@
+//! Tier 2: which code it gets, that it is exact where it leaves, and that it dies as any other.
+
+mod common;
+
+use common::*;
+use notdirty_tcg::riscv::Op;
+use notdirty_tcg::{EngineKind, JitFlags, RunLimits};
+
+const CODE: u64 = RAM + 0x1000;
+const TURNS: u32 = 400_000;
+/// Of no pinned register.
+const COUNT: u8 = 31;
+
+/// A rotation by two shifts, the second over its source or not, in the middle of what depends on its turn.
+fn mix(asm: &mut Asm) -> u64 {
+    asm.word(COUNT, TURNS).word(5, 0x1234_5678).word(6, 77).word(7, 0);
+    let again = asm.here();
+    asm.op(Op::Srliw, 28, 5, 0, 7).op(Op::Slliw, 29, 5, 0, 25).op(Op::Or, 28, 28, 29, 0);
+    asm.op(Op::Addw, 6, 6, 28, 0).op(Op::Srliw, 28, 6, 0, 9).op(Op::Slliw, 6, 6, 0, 23).op(Op::Or, 6, 6, 28, 0);
+    asm.op(Op::Mulw, 5, 5, 6, 0).op(Op::Add, 7, 7, 5, 0).op(Op::Xor, 30, 7, 6, 0);
+    asm.i(addi(COUNT, COUNT, -1));
+    asm.op(Op::Bne, 0, COUNT, 0, (again as i64 - asm.here() as i64) as i32).stop();
+    again
+}
+
+fn run_of(setup: &Setup) -> Vm {
+    let mut vm = Vm::with(setup);
+    let mut asm = Asm::at(CODE);
+    mix(&mut asm);
+    asm.put(&vm);
+    vm.run(CODE);
+    vm
+}
+
+#[test]
+fn a_loop_that_runs_for_long_is_made_again_once_and_ends_as_on_the_oracle() {
+    let oracle = run_of(&Setup { engine: EngineKind::Interp, ..Setup::default() });
+    let ours = run_of(&Setup::default());
+    assert_eq!((ours.vcpu.cpu().x, ours.vcpu.cpu().retired), (oracle.vcpu.cpu().x, oracle.vcpu.cpu().retired));
+    let tb = ours.vcpu.stats().tb;
+    assert!((1..=2).contains(&tb.tier2), "{} by tier 2", tb.tier2);
+    assert!(tb.translated <= 6, "{}", tb.translated);
+    let mut flags = JitFlags::default();
+    assert!(flags.set("tier2", false));
+    let without = run_of(&Setup { flags, ..Setup::default() });
+    assert_eq!(without.vcpu.cpu().x, oracle.vcpu.cpu().x);
+    assert_eq!(without.vcpu.stats().tb.tier2, 0);
+}
+
+#[test]
+fn what_ends_soon_is_not_made_again() {
+    let mut vm = Vm::with(&Setup::default());
+    let mut asm = Asm::at(CODE);
+    mix(&mut asm);
+    asm.put(&vm);
+    vm.vcpu.cpu_mut().pc = CODE;
+    vm.vcpu.run(&RunLimits { max_insns: Some(100_000), ..RunLimits::default() });
+    assert_eq!(vm.vcpu.stats().tb.tier2, 0);
+}
+
+/// At every instruction of the loop the registers are the oracle's, whatever is in which host register.
+#[test]
+fn every_exact_stop_in_it_shows_every_register() {
+    let setup = |engine| Setup { engine, ..Setup::default() };
+    let (mut ours, mut oracle) = (Vm::with(&setup(EngineKind::Jit)), Vm::with(&setup(EngineKind::Interp)));
+    for vm in [&mut ours, &mut oracle] {
+        let mut asm = Asm::at(CODE);
+        mix(&mut asm);
+        asm.put(vm);
+        vm.vcpu.cpu_mut().pc = CODE;
+    }
+    let mut at = 1_500_000;
+    for n in 0..60 {
+        for vm in [&mut ours, &mut oracle] {
+            vm.vcpu.run(&RunLimits { max_insns: Some(at), ..RunLimits::default() });
+        }
+        let (a, b) = (ours.vcpu.cpu(), oracle.vcpu.cpu());
+        assert_eq!((a.pc, a.x, a.retired), (b.pc, b.x, b.retired), "stop {n}");
+        at += 2_003;
+    }
+    assert_ne!(ours.vcpu.stats().tb.tier2, 0);
+}
+
+#[test]
+fn a_store_into_it_is_heard_and_what_is_there_then_runs() {
+    let mut vm = Vm::with(&Setup::default());
+    let mut asm = Asm::at(CODE);
+    let again = mix(&mut asm);
+    asm.put(&vm);
+    vm.vcpu.cpu_mut().pc = CODE;
+    vm.vcpu.run(&RunLimits { max_insns: Some(2_000_000), ..RunLimits::default() });
+    assert_ne!(vm.vcpu.stats().tb.tier2, 0);
+    let killed = vm.vcpu.stats().tbs_invalidated;
+    // The loop's head ends the run instead.
+    let mut end = Asm::at(again);
+    end.word(7, 0x5eed).stop();
+    end.put(&vm);
+    vm.vcpu.run(&RunLimits { max_insns: Some(3_000_000), ..RunLimits::default() });
+    assert_eq!(vm.vcpu.cpu().x[7], 0x5eed);
+    assert!(vm.vcpu.stats().tbs_invalidated > killed);
+}
