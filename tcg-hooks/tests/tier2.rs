@@ -99,3 +99,25 @@ fn a_store_into_it_is_heard_and_what_is_there_then_runs() {
     assert_eq!(vm.vcpu.cpu().x[7], 0x5eed);
     assert!(vm.vcpu.stats().tbs_invalidated > killed);
 }
+
+/// Each block is one load of a float, that switches the unit on, and boxes: as many places in values' lives as there can be.
+#[test]
+fn a_region_of_the_most_blocks_and_ops_is_translated() {
+    let run = |engine| {
+        let flags = JitFlags { samples: false, ..eager() };
+        let mut vm = Vm::with(&Setup { engine, flags, ..Setup::default() });
+        let mut asm = Asm::at(CODE);
+        asm.la(A0, RAM + 0x6_0000);
+        for n in 0..84 {
+            // To the second load behind it, which the first leads to.
+            asm.op(Op::Flw, n % 32, A0, 0, 0).op(Op::Flw, 31 - n % 32, A0, 0, 4);
+            asm.op(Op::Bne, 0, A0, if n % 3 == 0 { 0 } else { A0 }, 8);
+        }
+        asm.i(addi(0, 0, 0)).i(addi(0, 0, 0)).stop();
+        asm.put(&vm);
+        vm.vcpu.cpu_mut().csr.mstatus |= 0x6000;
+        vm.run(CODE);
+        (vm.vcpu.cpu().x, vm.vcpu.cpu().f, vm.vcpu.cpu().retired)
+    };
+    assert!(run(EngineKind::Jit) == run(EngineKind::Interp));
+}

@@ -209,9 +209,12 @@ pub(crate) fn weights(region: &Region) -> Vec<u32> {
     depth.into_iter().map(|d| LOOP_WEIGHT[d]).collect()
 }
 
-/// Gives the region's values host registers, if that is worth it, or `always`.
+/// Gives the region's values host registers, if that is worth it, or `always`, where it has not too many ops.
 pub(crate) fn optimise(region: &mut Region, always: bool) {
     simplify::simplify(region);
+    if !webs::fits(region) {
+        return;
+    }
     let webs = webs::Webs::of(region);
     let homes = alloc::allocate(&webs);
     if always || alloc::cost(region, &webs, &homes) < alloc::cost_before(&webs) {

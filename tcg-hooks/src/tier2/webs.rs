@@ -7,7 +7,8 @@
 use super::{leaves, reads_of, roles, weights};
 use crate::ir::Region;
 
-/// Words of a set of positions: 256 ops, a head and an end for each of 256 blocks, what a split adds.
+/// Words of a set of positions. A region of many short blocks, of instructions that become several ops, may have more
+/// positions than that: it stays as it is.
 const WORDS: usize = 13;
 /// All registers but `x0`.
 const ALL: u32 = !1;
@@ -186,6 +187,11 @@ pub(super) fn dead(region: &Region, is_pure: impl Fn(&crate::ir::Ir) -> bool) ->
         }
     }
     dead
+}
+
+/// Has it so few positions that a set holds them?
+pub(super) fn fits(region: &Region) -> bool {
+    region.ops.len() + 2 * region.blocks.len() < 64 * WORDS
 }
 
 impl Webs {
