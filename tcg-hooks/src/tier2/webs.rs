@@ -138,24 +138,36 @@ fn behind(region: &Region, block: usize, heads: &[Alive]) -> Alive {
     alive
 }
 
+/// What is alive at the head of a block, of what is behind it.
+fn through(region: &Region, block: usize, mut alive: Alive) -> Alive {
+    let block = &region.blocks[block];
+    alive.read(reads_of(&block.term));
+    for ir in region.ops[block.first as usize..block.end as usize].iter().rev() {
+        let roles = roles(ir);
+        alive.write(roles.writes);
+        alive.read(roles.reads);
+        if roles.site {
+            alive.cold = ALL;
+        }
+    }
+    if block.poll {
+        alive.cold = ALL;
+    }
+    alive
+}
+
+/// What is alive at each head. A block passes on each register or does not, whatever the others are, so it is gone through
+/// twice, and not each time that something is alive behind it.
 fn heads_alive(region: &Region) -> Vec<Alive> {
+    let all = Alive { hot: ALL, cold: ALL };
+    let ways: Vec<_> =
+        (0..region.blocks.len()).map(|b| (through(region, b, Alive::default()), through(region, b, all))).collect();
     let mut heads = vec![Alive::default(); region.blocks.len()];
     loop {
         let mut changed = false;
-        for (b, block) in region.blocks.iter().enumerate().rev() {
-            let mut alive = behind(region, b, &heads);
-            alive.read(reads_of(&block.term));
-            for ir in region.ops[block.first as usize..block.end as usize].iter().rev() {
-                let roles = roles(ir);
-                alive.write(roles.writes);
-                alive.read(roles.reads);
-                if roles.site {
-                    alive.cold = ALL;
-                }
-            }
-            if block.poll {
-                alive.cold = ALL;
-            }
+        for (b, (none, all)) in ways.iter().enumerate().rev() {
+            let out = behind(region, b, &heads);
+            let alive = Alive { hot: none.hot | out.hot & all.hot, cold: none.cold | out.cold & all.cold };
             changed |= heads[b] != alive;
             heads[b] = alive;
         }
