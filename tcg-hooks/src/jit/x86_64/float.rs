@@ -17,6 +17,7 @@ use super::{Cold as AnyCold, Emitter};
 use crate::float::{F32, F64, Format, Int};
 use crate::ir::{FIRST_FLOAT, FloatArgs, Ir};
 use crate::riscv::fpu::{Float, boxed};
+use crate::tier2::HOST;
 use dynasmrt::dynasm;
 
 /// The most reasons that an instruction has to go to Rust: `frm`, three boxes, the result.
@@ -386,7 +387,7 @@ impl Emitter {
 
     /// The host knows signed integers only; of an unsigned one with its top bit set Rust takes care.
     fn convert_from_int(&mut self, ir: &Ir, int: Int, args: &FloatArgs, reasons: &mut Reasons) {
-        debug_assert!(ir.a < FIRST_FLOAT);
+        debug_assert!(!(FIRST_FLOAT..HOST).contains(&ir.a), "an integer register");
         let x = self.source(ir.a, RAX);
         // It would wait for what xmm0 held before.
         dynasm!(self.ops; .arch x64; xorps xmm0, xmm0);
