@@ -225,7 +225,7 @@ mod tests {
     #[test]
     fn the_promise_of_one_writer_needs_one_vcpu_and_ends_when_each_has_answered() {
         let vcpus = VcpuRegistry::default();
-        assert!(!vcpus.promise_one_writer(), "nobody is there");
+        assert!(!vcpus.promise_one_writer(), "there is no vCPU");
         let one = vcpus.register();
         assert!(vcpus.promise_one_writer() && vcpus.one_writer());
         // It runs, and does not answer.
@@ -234,7 +234,7 @@ mod tests {
         assert!(!vcpus.one_writer(), "what is translated from here on relies on nothing");
         assert!(!vcpus.promise_one_writer(), "not while it may run what relies on it");
         let two = vcpus.register();
-        assert!(!vcpus.admit_vcpu(&two, Duration::ZERO), "and who comes second waits as the first did");
+        assert!(!vcpus.admit_vcpu(&two, Duration::ZERO), "and the second waits as the first did");
         // Parked, it drains before it runs.
         drop(running);
         assert!(vcpus.admit_vcpu(&two, Duration::ZERO) && one.kicked());

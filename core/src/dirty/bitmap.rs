@@ -189,8 +189,8 @@ impl DirtyBlock {
         None
     }
 
-    /// Clears bit `bit` and tells whether it was set. Part of a line: the summary stays. A RMW in any case: who
-    /// announces code relies on it.
+    /// Clears bit `bit` and tells whether it was set. Part of a line: the summary stays. A RMW in any case: the
+    /// announcement of code relies on it.
     pub(super) fn test_and_clear(&self, bit: usize) -> bool {
         let mask = 1 << (bit % 64);
         self.words[bit / 64].fetch_and(!mask, Ordering::SeqCst) & mask != 0
@@ -233,7 +233,7 @@ impl DirtyBlock {
         self.summary[words].iter().step_by(CACHE_LINE).for_each(prefetch);
     }
 
-    /// Which of `words` of the summary are not zero, as bits. Who looks at all of them first and goes from bit to bit then,
+    /// Which of `words` of the summary are not zero, as bits. A caller that looks at all of them first and goes from bit to bit then,
     /// here as in `take_first`, has one branch that no processor foretells instead of one a word.
     #[inline]
     fn busy(&self, words: Range<usize>) -> u64 {

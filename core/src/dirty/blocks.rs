@@ -23,7 +23,7 @@
 //! CODE means that stores to translated code are not heard. Writer of the table, and of which client has which column: the
 //! holder of `given`.
 //!
-//! A column is given out again at once. Who may still have been in it, and why that is harmless:
+//! A column is given out again at once. Which calls may still have been in it, and why that is harmless:
 //! - a taker or tester of the old client looks whether the column's id is still its own *after* it loaded the block.
 //!   The id changes before the old blocks go and hence before a new one comes, so a block of the new client shows it.
 //!   Installing a block looks under the lock.

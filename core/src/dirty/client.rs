@@ -7,7 +7,7 @@
 //! ```
 //!
 //! A number outlives what it names: a client that was dropped may leave its number with a caller, and its column may
-//! be another's by then. So a client carries an id that no other client of the process has, and who takes bits with an
+//! be another's by then. So a client carries an id that no other client of the process has, and a call that takes bits with an
 //! id that is not the column's takes nothing. A [`ClientMask`] has no ids: it is what setters and listeners pass
 //! around, and the worst that an old bit in it does is a mark too many.
 

@@ -20,7 +20,7 @@
 //!
 //! Keeps the shared half of CODE-1: `announce_code` ORs the mask before it clears CODE, `set_code_lines` sets CODE only with
 //! an empty union; both hold the page's lock, so neither can undo the other's half. A store tests the mask after its
-//! bytes are visible; if it hits, the shard says exactly whose lines these are: who announces a line after that has
+//! bytes are visible; if it hits, the shard says exactly which vCPUs' lines these are: a vCPU that announces one after that has
 //! yet to read the bytes, and sees them. Leaves never move and are freed only with the whole.
 
 use super::{ClientMask, DirtyClient, DirtyMemory};
@@ -136,7 +136,7 @@ unsafe trait Node: Sized {
     }
 
     /// # Safety
-    /// `node` came from `empty` and nobody uses it any more.
+    /// `node` came from `empty` and no thread uses it any more.
     unsafe fn free(node: *mut Self) {
         // SAFETY: the caller's promise; a box has the layout that `empty` asked for.
         drop(unsafe { Box::from_raw(node) });
@@ -161,7 +161,7 @@ fn install<T: Node>(slot: &AtomicPtr<T>) -> NonNull<T> {
         return node;
     }
     let fresh = T::empty();
-    // Release partners the Acquire loads here and in `page`: who sees the pointer sees the zeroes.
+    // Release partners the Acquire loads here and in `page`: a thread that sees the pointer sees the zeroes.
     match slot.compare_exchange(ptr::null_mut(), fresh.as_ptr(), Ordering::AcqRel, Ordering::Acquire) {
         Ok(_) => fresh,
         Err(winner) => {
@@ -249,8 +249,8 @@ impl CodePages {
         }
     }
 
-    /// The vCPUs that have announced any of these lines. The bytes must be visible already, as in `hit`: whoever takes
-    /// the page's lock after this to announce one reads its bytes after that, and sees them. So nobody else need be
+    /// The vCPUs that have announced any of these lines. The bytes must be visible already, as in `hit`: a vCPU that takes
+    /// the page's lock after this to announce one reads its bytes after that, and sees them. So no other need be
     /// told.
     pub fn owners(&self, page: PageIndex, lines: u64) -> Owned {
         let shard = self.shard(page);
@@ -302,7 +302,7 @@ impl DirtyMemory {
             return code;
         }
         let mut shard = self.code.shard(page);
-        // Before the mask: who sees a line there sees its halves. If it was there before, the RMW below stands between
+        // Before the mask: a vCPU that sees a line there sees its halves. If it was there before, the RMW below stands between
         // these stores and the reading of the bytes all the same.
         for (word, bits) in spans.flat_map(|(from, to)| halves_of(from, to)) {
             let old = code.halves[word].load(Ordering::Relaxed);
@@ -437,11 +437,11 @@ impl Drop for CodePages {
         for mid in self.top().into_iter().flatten() {
             let mid = mid.load(Ordering::Acquire);
             let Some(mid_node) = NonNull::new(mid) else { continue };
-            // SAFETY: `&mut self`: nobody else is in the tree.
+            // SAFETY: `&mut self`: no other thread is in the tree.
             for leaf in unsafe { mid_node.as_ref() } {
                 let leaf = leaf.load(Ordering::Acquire);
                 if !leaf.is_null() {
-                    // SAFETY: from `install`, and nobody else is in the tree.
+                    // SAFETY: from `install`, and no other thread is in the tree.
                     unsafe { Leaf::free(leaf) };
                 }
             }

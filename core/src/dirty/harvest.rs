@@ -1,4 +1,4 @@
-//! Pages taken from a client, and the way back for those that nobody could use.
+//! Pages taken from a client, and the way back for those that were not used.
 //!
 //! ```text
 //!   take the bits ─▶ rearm(): every vCPU drops its write permission, and answers ─▶ read the pages ─▶ commit()
@@ -8,7 +8,7 @@
 //! ```
 //!
 //! Keeps HARVEST-1: bits are taken before the re-arm is posted; pages are read after the last answer. And nothing
-//! that was taken is lost: what a `Harvest` holds when it is dropped before `commit` is pending for its user, who gets it with
+//! that was taken is lost: what a `Harvest` holds when it is dropped before `commit` is pending for its user, which gets it with
 //! the next one. It keeps the blocks of its pages alive, so the addresses are theirs until it drops.
 
 use super::log::Pending;
@@ -27,7 +27,7 @@ use std::time::{Duration, Instant};
 /// All of them are known to the RAM list ([`RamList::add_listener`]), which asks them; no caller passes one.
 pub trait DirtyListener: Send + Sync {
     /// Bits of these pages were taken: asks each holder of a fast entry to look again which of them are heard. What it
-    /// stored before it answers is then visible to who waited, what it stores after that is heard. The result is waited
+    /// stored before it answers is then visible to the thread that waited, what it stores after that is heard. The result is waited
     /// for; `None` if all have answered already.
     fn rearm(&self, pages: &[PageRange]) -> Option<Box<dyn Answers>>;
 
@@ -171,7 +171,7 @@ impl<'d> Harvest<'d> {
         Self { pages, pending, _alive: alive }
     }
 
-    /// The second step of HARVEST-1. A harvest of nothing asks nobody.
+    /// The second step of HARVEST-1. A harvest of nothing asks no listener.
     pub(super) fn rearmed(self, list: &RamList, timeout: Option<Duration>) -> Result<Self, NotServed> {
         if !self.pages.is_empty() {
             list.listeners().rearm(|| self.pages.cover(MAX_RANGES), timeout)?;

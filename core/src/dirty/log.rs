@@ -1,4 +1,4 @@
-//! Logging: who uses it, where, and when it costs something.
+//! Logging: which users it has, where, and when it costs something.
 //!
 //! ```text
 //!   start   first user: take the bits of the regions        every user: re-arm all of them ─▶ stores are heard
@@ -12,7 +12,7 @@
 //!
 //! A log is the only way to take a client's bits: whatever else took some would take them from a log's users. Users of one
 //! log share its bits, so what one takes is pending for the others: each user gets every page that was
-//! written since its own last sync, whoever else syncs. Logs of one client are on disjoint pages. A page that a
+//! written since its own last sync, whichever other user syncs. Logs of one client are on disjoint pages. A page that a
 //! failed harvest gives back is pending for its user, too, and handed out with the next one, re-armed once more.
 //!
 //! A start re-arms all pages of the log, whether their bits were set or not: a bit that is clear already, because a log
@@ -23,7 +23,7 @@
 //! Only bits inside the regions are ever cleared, so nothing else pays. What happens to a block under a running log:
 //! - plugged: all its bits are set; a log of all RAM reports it whole with the next sync. Others do not see it.
 //! - unplugged: it leaves the log, and what was dirty in it is no longer reported; a harvest with pages of it keeps it
-//!   alive. A new block at its addresses is not logged by who logged the old one. A log all of whose blocks have left says
+//!   alive. A new block at its addresses is not logged by the log of the old one. A log all of whose blocks have left says
 //!   so with each sync.
 //! - grown: its bits are set (the list sees to that), so the next sync reports what is new, and the rest once more. Shrunk:
 //!   what is cut off is not reported any more, and its bits are set; if it comes back, it is new.
@@ -157,7 +157,7 @@ impl LogBuilder {
     }
 
     /// Starts the log, or joins the log of this client that has the same pages. When this
-    /// returns, each later store there is heard; what was written before is the caller's, who has yet to read it.
+    /// returns, each later store there is heard; what was written before is the caller's to read.
     pub fn start(self) -> Result<DirtyLog, LogError> {
         let (timeout, list) = (self.timeout, self.list.clone());
         let new = self.join_or_make()?;
@@ -429,7 +429,7 @@ impl Log {
         if let Backend::Rings(source) = &self.backend {
             source.start(&self.list, guard)?;
         }
-        // What was dirty until now is the caller's, who has yet to read it.
+        // What was dirty until now is the caller's to read.
         let mut before = PageSet::new();
         for (range, _) in self.regions(guard) {
             dirty.take(range, client, guard, &mut before);

@@ -11,7 +11,7 @@
 //!
 //! Keeps MARK-1 for its callers: [`DirtyMemory::set`] comes after the store it tells of, and starts with a SeqCst
 //! fence, so that finding a bit set (and skipping the mark) cannot be older than the store. Takers use RMW and end
-//! with such a fence before they read the page. Who tests a bit in order to skip work after a store, without
+//! with such a fence before they read the page. A caller that tests a bit in order to skip work after a store, without
 //! calling `set`, calls [`fence_after_store`] between the two.
 //! GROW-1 is kept in `blocks.rs`, SUM-1 in `bitmap.rs`. Checked by tests/loom, loom_clients.rs (order) and dirty.rs (meaning).
 
@@ -392,19 +392,19 @@ impl DirtyMemory {
             return Listening::default();
         };
         let tracking = self.blocks.tracking();
-        let mut who = ClientMask::NONE;
+        let mut clients = ClientMask::NONE;
         if tracking.is_empty() {
-            return Listening(who);
+            return Listening(clients);
         }
         // Straight code for the fixed clients, and a loop that is rarely entered.
         for client in DirtyClient::FIXED {
-            who |= row.listening(client.column(), bit);
+            clients |= row.listening(client.column(), bit);
         }
         let others = tracking.without(ClientMask::FIXED);
         if !others.is_empty() {
-            others.columns().for_each(|column| who |= row.listening(column, bit));
+            others.columns().for_each(|column| clients |= row.listening(column, bit));
         }
-        Listening(who)
+        Listening(clients)
     }
 }
 

@@ -125,8 +125,8 @@ impl Door {
 
 impl RamList {
     /// From now on, and until the result drops, `call` hears of writes before they happen; with `log`, not of those
-    /// that are made [for](Self::write_for) that log. A writer that has begun when this returns may not have told it: who
-    /// wants each write subscribes first, starts the log, and waits for the end of the DMA that is under way.
+    /// that are made [for](Self::write_for) that log. A writer that has begun when this returns may not have told it: a
+    /// caller that wants each write subscribes first, starts the log, and waits for the end of the DMA that is under way.
     pub fn before_writes(self: &Arc<Self>, log: Option<&DirtyLog>, call: Arc<dyn BeforeWrite>) -> BeforeRegistration {
         let door = self.door();
         let mut subscribed = door.subscribed();

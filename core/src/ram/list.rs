@@ -202,7 +202,7 @@ impl RamList {
         Ok(())
     }
 
-    /// Makes the caller the one who changes this block, if it is in the list.
+    /// Makes the caller the one that changes this block, if it is in the list.
     pub(super) fn begin_change(&self, block: &Arc<RamBlock>) -> Result<Change<'_>, RamError> {
         let guard = pin();
         let mut writer = lock(&self.writer);

@@ -12,7 +12,7 @@
 //! heard of it stores into memory, not into a fault. To give its bytes back is a step of its own (`discard`).
 //!
 //! The memory is anonymous, a memfd of a sealed length, or a file of the embedder's, shared or private. That a file
-//! stays as long as it was is its owner's promise (`RamBlockSpec::file`); broken, an access is a SIGBUS, which nobody
+//! stays as long as it was is its owner's promise (`RamBlockSpec::file`); broken, an access is a SIGBUS, which nothing
 //! handles.
 //!
 //! The guards turn an access that leaves a block by a few bytes into a host fault instead of a stray write.

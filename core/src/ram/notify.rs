@@ -2,7 +2,7 @@
 //!
 //! ```text
 //!   add      published ─────────▶ added(block)              the block can be found already
-//!   resize   resized(old, new) ─▶ the length changes        who has to act before the geometry moves can
+//!   resize   resized(old, new) ─▶ the length changes        what has to act before the geometry moves can
 //!   remove   removed(block) ────▶ unlinked                  the block can still be found
 //! ```
 //!

@@ -13,7 +13,7 @@
 //! off are set because a bit of 0 says that a client listens, and none listens to what is no RAM.
 //!
 //! Keeps its part of RAM-1: a shrink unmaps nothing. A vCPU with an old view or TLB entry stores into memory that
-//! nobody reads, not into a host fault. So a caller with vCPUs first takes the tail out of the address space and waits
+//! nothing reads, not into a host fault. So a caller with vCPUs first takes the tail out of the address space and waits
 //! until no vCPU reaches it, shrinks, and then may call `release_tail`. A shrink below the end of a mapping is refused.
 
 use super::RamError;

@@ -138,7 +138,7 @@ impl RamBlockSpec {
     /// Backed by `file` from `offset` on, a multiple of the host's page size; it has to have the maximum length.
     /// Shared, or else private: the file gives the first bytes and sees no store.
     ///
-    /// The file must stay that long, and its pages to be had, until the last `Arc` of the block is gone; whoever else
+    /// The file must stay that long, and its pages to be had, until the last `Arc` of the block is gone; any other that
     /// can write it is trusted with this process. If it is made shorter, or is sparse and its file system is full, the
     /// next access to what is not there is a SIGBUS from the kernel: the guest's and the host's, and a private block's
     /// too, whose own stores past the end are gone with the file's bytes. Nothing here handles that signal, so the

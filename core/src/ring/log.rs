@@ -8,9 +8,9 @@
 //! ```
 //!
 //! Keeps ONE-1 (the consumers are behind one lock) and the takers' half of HARVEST-1, as `test_and_clear_range` does: bits
-//! are cleared by RMW, and a fence follows. A page's bit is 1 from its push until step 2, and nobody pushes a page whose
+//! are cleared by RMW, and a fence follows. A page's bit is 1 from its push until step 2, and no vCPU pushes a page whose
 //! bit is 1. Since step 1 is done with all rings before step 2 begins, a page comes out once, whichever vCPU pushed it.
-//! What comes out are bits that were taken, so that an entry whose bit somebody else took in between is nobody's twice.
+//! What comes out are bits that were taken, so that an entry whose bit another call took in between is reported once.
 //!
 //! A take costs what is dirty: no bitmap is scanned.
 

@@ -7,7 +7,7 @@
 //! ```
 //!
 //! Keeps RING-1's other half: a mark is pushed, or it is in the list of the log. The mask is read after the RMW that
-//! found the bit clear. That RMW reads from the one that cleared it, which comes after the start; so whoever finds a
+//! found the bit clear. That RMW reads from the one that cleared it, which comes after the start; so a vCPU that finds a
 //! bit clear that a log cleared also finds the log. Read before, the mask may be from before the start, and the page
 //! is marked, in no ring, and never heard of again. Checked by tests/loom_ring.rs.
 //!
