@@ -1,6 +1,9 @@
 //! The command from outside: every way out has its exit code, every bad input its one line.
 
+#[path = "../common/mod.rs"]
 mod common;
+mod ends;
+mod refusals;
 
 use std::io::{Read, Write};
 use std::path::PathBuf;
@@ -58,6 +61,19 @@ impl Drop for Temp {
     fn drop(&mut self) {
         let _ = std::fs::remove_file(&self.0);
     }
+}
+
+/// Runs the command, which has to refuse with one line that has all of `parts`.
+fn refused(args: &[&str], parts: &[&str]) {
+    let output = notdirty(args);
+    let text = stderr(&output);
+    assert_eq!(code(&output), 2, "{args:?}: {text}");
+    assert_eq!(text.lines().count(), 1, "{args:?}: {text}");
+    assert!(text.starts_with("notdirty: "), "{text}");
+    for part in parts {
+        assert!(text.contains(part), "{args:?}: no {part:?} in {text}");
+    }
+    assert_eq!(stdout(&output), "");
 }
 
 const ENGINES: [&str; 2] = ["jit", "interp"];
@@ -337,288 +353,4 @@ fn help_and_version_are_printed() {
         assert!(stdout(&output).contains("usage: notdirty") && stdout(&output).contains("124 timeout"));
     }
     assert!(stdout(&notdirty(&["--version"])).starts_with("notdirty "));
-}
-
-/// Runs the command, which has to refuse with one line that has all of `parts`.
-fn refused(args: &[&str], parts: &[&str]) {
-    let output = notdirty(args);
-    let text = stderr(&output);
-    assert_eq!(code(&output), 2, "{args:?}: {text}");
-    assert_eq!(text.lines().count(), 1, "{args:?}: {text}");
-    assert!(text.starts_with("notdirty: "), "{text}");
-    for part in parts {
-        assert!(text.contains(part), "{args:?}: no {part:?} in {text}");
-    }
-    assert_eq!(stdout(&output), "");
-}
-
-#[test]
-fn bad_files_are_refused_with_their_name_and_the_field() {
-    let good = || Elf::new(RAM_BASE, basic::exit_with(7).bytes);
-    let file = good().bytes();
-    let spoilt = |at: usize, bytes: &[u8]| {
-        let mut spoilt = file.clone();
-        put(&mut spoilt, at, bytes);
-        spoilt
-    };
-    let mut outside = good();
-    outside.segments[0].1 = 0x1000;
-    for (bytes, field) in [
-        (b"#!/bin/sh\n".to_vec(), "not an ELF file"),
-        (Vec::new(), "not an ELF file"),
-        (spoilt(4, &[1]), "EI_CLASS"),
-        (spoilt(5, &[2]), "EI_DATA"),
-        (spoilt(0x12, &[62, 0]), "e_machine"),
-        (spoilt(0x18, &0u64.to_le_bytes()), "e_entry"),
-        (outside.bytes(), "p_paddr"),
-        (file[..0x30].to_vec(), "truncated"),
-    ] {
-        let file = Temp::new(&bytes);
-        refused(&["run", file.name()], &[file.name(), field]);
-    }
-    refused(&["run", "/nonexistent/file.elf"], &["/nonexistent/file.elf", "cannot be read"]);
-    refused(&["run", "/"], &["cannot be read"]);
-    let big = Temp::new(&basic::exit_with(7).bytes);
-    refused(&["run", big.name(), "--load-addr", "0x1000"], &[big.name(), "load address"]);
-    refused(&["run", big.name(), "--load-addr", "0x80000000", "--entry", "0x4"], &[big.name(), "entry 0x4"]);
-    refused(&["run", big.name(), "--load-addr", "0x80000000", "--entry", "0x80000001"], &["entry 0x80000001"]);
-}
-
-#[test]
-fn bad_flags_are_refused_with_their_name() {
-    refused(&["run"], &["FILE"]);
-    refused(&["dance"], &["dance"]);
-    refused(&["run", "x", "--nonsense"], &["--nonsense"]);
-    refused(&["run", "x", "-m", "much"], &["-m", "much"]);
-    refused(&["run", "x", "--max-insns", "few"], &["--max-insns", "few"]);
-    refused(&["run", "x", "--timeout", "soon"], &["--timeout", "soon"]);
-    refused(&["run", "x", "--engine", "steam"], &["--engine", "steam"]);
-    refused(&["run", "x", "-d", "all"], &["-d", "all"]);
-    refused(&["-d", "exec", "-D", "/nonexistent/log"], &["-D", "/nonexistent/log"]);
-    refused(&["-m", "5000B"], &["RAM size"]);
-    refused(&["-m", "99999999999T"], &["-m"]);
-}
-
-#[test]
-fn ram_that_the_host_does_not_have_is_the_hosts_failure() {
-    let output = notdirty(&["-m", "60000T"]);
-    assert_eq!(code(&output), 126, "{}", stderr(&output));
-    assert_eq!(stderr(&output).lines().count(), 1);
-}
-
-#[test]
-fn output_that_nobody_takes_is_the_hosts_failure_and_no_signal() {
-    let guest = Temp::elf(basic::hello());
-    let mut child = Command::new(env!("CARGO_BIN_EXE_notdirty"))
-        .args(["run", guest.name()])
-        .stdin(Stdio::null())
-        .stdout(Stdio::piped())
-        .stderr(Stdio::null())
-        .spawn()
-        .expect("the command starts");
-    drop(child.stdout.take());
-    let code = child.wait().expect("it ends").code();
-    // The line may have gone out before the pipe was closed.
-    assert!(matches!(code, Some(126 | 0)), "{code:?}");
-}
-
-#[test]
-fn plugs_that_can_never_be_done_are_refused_before_the_run() {
-    let guest = Temp::elf(basic::hello());
-    let refused = |plugs: &[&str], part: &str| {
-        let mut args = vec!["run", guest.name(), "--maxmem", "256M"];
-        plugs.iter().for_each(|plug| args.extend(["--plug", plug]));
-        refused(&args, &["--plug", part]);
-    };
-    refused(&["129M@0x100000000:1s"], "may have 0x10000000");
-    refused(&["2M@0x100000800:1s"], "multiples");
-    refused(&["2049B@0x100000000:1s"], "multiples");
-    refused(&["2M@0x80000000:1s"], "something is at");
-    refused(&["2M@0x2000000:insns:100"], "something is at");
-    refused(&["2M@0xfffffffffffff000:1s"], "past the end");
-    refused(&["2M@0x100000000000000:1s"], "past the end");
-    refused(&["2M@0x100000000:1s", "2M@0x100100000:insns:5"], "overlaps --plug 2M@0x100000000:1s");
-    refused(&["100M@0x100000000:1s", "100M@0x200000000:1s"], "may be 0x10000000");
-}
-
-#[test]
-fn a_plug_that_fails_later_changes_the_exit_code() {
-    // A host never has so much, and knows only when it is asked.
-    let guest = Temp::elf(notdirty::programs::hotplug::finder(0x1_0000_0000, 1000));
-    let output = notdirty(&["run", guest.name(), "--plug", "32768T@0x100000000:insns:100"]);
-    assert_eq!(code(&output), 126, "{}", stderr(&output));
-    assert!(stderr(&output).contains("--plug 32768T@0x100000000:insns:100"), "{}", stderr(&output));
-}
-
-#[test]
-fn a_handler_in_ram_that_is_still_to_come_is_no_hang() {
-    let guest = Temp::elf(notdirty::programs::hotplug::handler_to_come(0x1_0000_0000));
-    for engine in ENGINES {
-        let start = Instant::now();
-        let run = ["run", guest.name(), "--engine", engine, "--plug", "2M@0x100000000:200ms"];
-        // The RAM is zeroes, so the handler is illegal once it is there: another loop, and now the last word.
-        let output = notdirty(&run);
-        assert_eq!(code(&output), 3, "{}", stderr(&output));
-        assert!(start.elapsed() >= Duration::from_millis(200), "it was waited for");
-        assert!(stderr(&output).contains("mcause 2"), "{}", stderr(&output));
-    }
-}
-
-#[test]
-fn a_screenshot_that_cannot_be_written_is_refused_and_an_old_one_stays_until_the_end() {
-    let guest = Temp::elf(basic::hello());
-    let run = |path: &str| ["run", guest.name(), "--framebuffer", "8x8", "--screenshot", path].map(str::to_owned);
-    for path in ["/nowhere/shot.ppm", "/"] {
-        let args = run(path);
-        refused(&args.iter().map(String::as_str).collect::<Vec<_>>(), &["--screenshot", path]);
-    }
-    let shot = Temp::new(&[b'x'; 10_000]);
-    let args = run(shot.name());
-    assert_eq!(code(&notdirty(&args.iter().map(String::as_str).collect::<Vec<_>>())), 0);
-    let written = std::fs::read(&shot.0).expect("a screenshot");
-    assert!(written.starts_with(b"P6") && written.len() < 1000, "{} bytes", written.len());
-}
-
-#[test]
-fn a_timeout_ends_the_run_whatever_is_not_read() {
-    let spam = Temp::elf(basic::spam());
-    for engine in ENGINES {
-        // Neither what the guest prints nor a trace is read: both pipes are full after a moment.
-        for trace in [&[][..], &["-d", "exec"]] {
-            let start = Instant::now();
-            let mut child = Command::new(env!("CARGO_BIN_EXE_notdirty"))
-                .args(["run", spam.name(), "--timeout", "0.5", "--engine", engine])
-                .args(trace)
-                .stdin(Stdio::null())
-                .stdout(Stdio::piped())
-                .stderr(Stdio::piped())
-                .spawn()
-                .expect("the command starts");
-            let status = child.wait().expect("it ends");
-            assert_eq!(status.code(), Some(124), "{engine} {trace:?}");
-            let most = if trace.is_empty() { 4 } else { 12 };
-            assert!(start.elapsed() < Duration::from_secs(most), "{engine} {trace:?}: {:?}", start.elapsed());
-        }
-    }
-}
-
-#[test]
-fn a_closed_pipe_ends_the_run() {
-    let spam = Temp::elf(basic::spam());
-    for engine in ENGINES {
-        let mut child = Command::new(env!("CARGO_BIN_EXE_notdirty"))
-            .args(["run", spam.name(), "--engine", engine, "--timeout", "100"])
-            .stdin(Stdio::null())
-            .stdout(Stdio::piped())
-            .stderr(Stdio::piped())
-            .spawn()
-            .expect("the command starts");
-        let mut first = [0; 20];
-        child.stdout.take().expect("a pipe").read_exact(&mut first).expect("the guest prints");
-        let output = child.wait_with_output().expect("it ends");
-        assert_eq!(code(&output), 126, "{}", stderr(&output));
-        assert_eq!(stderr(&output).lines().count(), 1, "{}", stderr(&output));
-        assert!(stderr(&output).contains("standard output"), "{}", stderr(&output));
-    }
-}
-
-#[test]
-fn a_jitdump_is_not_written_through_what_lies_there() {
-    // A link by the name that the dump will have, which another user could guess.
-    let dir = Temp(Temp::path());
-    std::fs::create_dir(&dir.0).expect("a directory");
-    let victim = Temp::new(b"precious");
-    let script = "ln -s \"$2\" \"$1/jit-$$.dump\" && exec \"$0\" run \"$3\" --jitdump \"$1\"";
-    let guest = Temp::elf(basic::hello());
-    let output = Command::new("sh")
-        .args(["-c", script, env!("CARGO_BIN_EXE_notdirty"), dir.name(), victim.name(), guest.name()])
-        .stdin(Stdio::null())
-        .output()
-        .expect("a shell");
-    let _ = std::fs::remove_dir_all(&dir.0);
-    assert_eq!(code(&output), 0, "{}", stderr(&output));
-    assert_eq!(std::fs::read(&victim.0).expect("a file"), b"precious");
-}
-
-#[test]
-fn a_crash_is_told_on_standard_error_by_its_first_trap() {
-    use notdirty::programs::crash::{Crash, crash};
-    let (image, symbols) = crash(Crash::Load, 0, true);
-    let mut elf = Elf::new(image.load_addr, image.bytes);
-    elf.symbols = symbols;
-    let guest = Temp::new(&elf.bytes());
-    for engine in ENGINES {
-        for harts in ["1", "2"] {
-            let output = notdirty(&["run", guest.name(), "--engine", engine, "--smp", harts, "--log", "error"]);
-            assert_eq!((code(&output), stdout(&output).as_str()), (3, ""));
-            let text = stderr(&output);
-            let first = format!("notdirty: {}: unhandled trap on hart 0: load access fault (mcause 5)", guest.name());
-            assert!(text.starts_with(&first), "{text}");
-            for part in
-                ["mtval 0x14", "<inner+0x14>", "a1 0000000000001234", "frame pointers", "<main+0x", "hart 0: pc 0x0"]
-            {
-                assert!(text.contains(part), "no {part:?} in {text}");
-            }
-        }
-    }
-}
-
-#[test]
-fn ctrl_c_ends_the_run_and_tells_where_each_hart_is() {
-    let spin = Temp::elf(basic::spin());
-    for engine in ENGINES {
-        let child = Command::new(env!("CARGO_BIN_EXE_notdirty"))
-            .args(["run", spin.name(), "--engine", engine, "--smp", "2", "--timeout", "100"])
-            .stdin(Stdio::null())
-            .stdout(Stdio::piped())
-            .stderr(Stdio::piped())
-            .spawn()
-            .expect("the command starts");
-        std::thread::sleep(Duration::from_millis(500));
-        let kill = Command::new("kill").args(["-INT", &child.id().to_string()]).status().expect("kill");
-        assert!(kill.success());
-        let output = child.wait_with_output().expect("it ends");
-        let text = stderr(&output);
-        assert_eq!(code(&output), 130, "{text}");
-        for part in ["stopped by Ctrl-C", "hart 0: pc 0x8000", "hart 1: pc 0x8000"] {
-            assert!(text.contains(part), "no {part:?} in {text}");
-        }
-    }
-}
-
-#[test]
-fn a_loop_that_nothing_ends_is_told_in_the_summary() {
-    let guest = Temp::new(&0x0000_006fu32.to_le_bytes());
-    for engine in ENGINES {
-        let run = ["run", guest.name(), "--load-addr", "0x80000000", "--engine", engine, "--timeout", "0.1", "--stats"];
-        let text = stderr(&notdirty(&run));
-        assert!(text.contains("hart 0 jumps to itself with interrupts off, pc 0x80000000"), "{text}");
-    }
-}
-
-#[test]
-fn warnings_are_seen_unless_they_are_turned_off_and_more_is_there_for_who_asks() {
-    let mut elf = Elf::new(RAM_BASE, basic::hello().bytes);
-    elf.arch = Some("rv64imac_v1p0");
-    let guest = Temp::new(&elf.bytes());
-    let run = |log: &[&str], environment: &str| {
-        let mut command = Command::new(env!("CARGO_BIN_EXE_notdirty"));
-        command.args(["run", guest.name()]).args(log).stdin(Stdio::null());
-        match environment {
-            "" => command.env_remove("RUST_LOG"),
-            level => command.env("RUST_LOG", level),
-        };
-        let output = command.output().expect("the command starts");
-        assert_eq!((code(&output), stdout(&output).as_str()), (0, "Hello from RV64IMAC.\n"));
-        stderr(&output)
-    };
-    let warned = run(&[], "");
-    assert_eq!(warned.lines().count(), 1, "{warned}");
-    assert!(warned.starts_with("notdirty: warning: ") && warned.contains("asks for V, "), "{warned}");
-    assert_eq!(run(&["--log", "error"], ""), "");
-    assert_eq!(run(&[], "off"), "");
-    let debug = run(&["--log", "debug", "--plug", "2M@0x100000000:insns:2"], "");
-    assert!(debug.contains("notdirty: debug: ") && debug.contains("plugged at 0x100000000"), "{debug}");
-    assert!(debug.contains("the memory map changes at 0x100000000"), "{debug}");
-    assert!(run(&["--log", "warn"], "off").contains("asks for V"), "the flag is nearer than the environment");
 }
