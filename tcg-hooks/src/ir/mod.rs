@@ -10,6 +10,7 @@
 //! Operands are guest registers. An op that writes `x0` does not exist, unless it can fault.
 //! Of a hot region tier 2 makes another of the same kind, whose operands are host registers where it gave it some
 //! (`tier2/mod.rs`). Deliberately absent: SSA; a value is a web of writes there, and nothing here.
+pub(crate) mod loops;
 pub mod print;
 
 use crate::riscv::fpu::Float;
@@ -132,11 +133,7 @@ pub enum Kind {
     Imm(Alu),
     /// `rd = a op b`, or `a op imm`, or `op a`, of bit manipulation and Zicond, as the instruction has it
     Bits(Op),
-    /// `rd = a op b` of which 32 bits count; what is above them is anything
-    Narrow(Alu),
-    /// The same of `a op imm`
-    NarrowImm(Alu),
-    /// The same of `a`, rotated to the right by `imm`
+    /// `rd = a`, of which 32 bits are rotated to the right by `imm`; what is above them is anything
     NarrowRotate,
     /// `rd = [a + imm]`; faults and slow paths go through `site`
     Load(MemOp),

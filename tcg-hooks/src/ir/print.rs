@@ -39,8 +39,6 @@ impl fmt::Display for Ir {
             Kind::Mov => write!(f, "{rd} = {a}"),
             Kind::Reg(op) => write!(f, "{rd} = {op:?} {a}, {b}"),
             Kind::Imm(op) => write!(f, "{rd} = {op:?} {a}, {}", Signed(self.imm)),
-            Kind::Narrow(op) => write!(f, "{rd}:32 = {op:?} {a}, {b}"),
-            Kind::NarrowImm(op) => write!(f, "{rd}:32 = {op:?} {a}, {}", Signed(self.imm)),
             Kind::NarrowRotate => write!(f, "{rd}:32 = Roriw {a}, {}", Signed(self.imm)),
             Kind::Bits(op) => match op.format() {
                 Format::R => write!(f, "{rd} = {op:?} {a}, {b}"),

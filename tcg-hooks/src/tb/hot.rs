@@ -1,7 +1,7 @@
 //! TBs that run for long, to be made anew by tier 2.
 //!
 //! ```text
-//!   a slice ends at a poll ──▶ a sample of its TB     slices are of about as many instructions: who runs long, ends many
+//!   a slice ends at a poll ──▶ a sample of its TB     slices are of about as many instructions: a TB that runs long ends many
 //!                                │ ENOUGH
 //!                                └─▶ the key is noted, the TB dies ──▶ translated anew, for as long as it stands
 //! ```
@@ -33,13 +33,15 @@ impl Tb {
 impl TbCache {
     /// A slice ended at exit `number`.
     pub(crate) fn sample(&mut self, number: u32, ctx: &mut Context) {
+        if !self.flags.optimises_hot() {
+            return;
+        }
         let id = number >> LOCAL_BITS;
         let Some(tb) = self.tbs.get_mut(id as usize).and_then(|tb| tb.as_mut()).filter(|tb| tb.samples != DONE) else {
             return;
         };
         tb.samples += 1;
-        if tb.samples < ENOUGH || !self.flags.optimises_hot() {
-            tb.samples = tb.samples.min(ENOUGH);
+        if tb.samples < ENOUGH {
             return;
         }
         let key = tb.key;

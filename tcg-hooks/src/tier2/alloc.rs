@@ -1,9 +1,8 @@
 //! Which value lives where, and the region in these terms.
-use super::narrow::{Widths, widths};
+use super::narrow::{Widths, narrowed, widths};
 use super::webs::{NONE, OpWebs, Positions, Webs};
 use super::{HOST, HOSTS, Place, SAVED, pin_of, roles};
 use crate::ir::{Alu, Ir, Kind, Region, Term};
-use crate::riscv::Op;
 
 /// Where a value is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -163,7 +162,7 @@ pub(super) fn rewrite(region: &mut Region, webs: &Webs, homes: &[Home]) {
         for j in block.first as usize..block.end as usize {
             let p = webs.positions[b] + 1 + j - block.first as usize;
             let ir = region.ops[j];
-            let OpWebs { writes, reads } = webs.ops[j];
+            let OpWebs { writes, reads, .. } = webs.ops[j];
             let roles = roles(&ir);
             let before = if roles.site { frames.add(kept(&now)) } else { Default::default() };
             if let Some(g) = roles.writes {
@@ -180,20 +179,18 @@ pub(super) fn rewrite(region: &mut Region, webs: &Webs, homes: &[Home]) {
                 frames.sites[usize::from(ir.site)] = (before, behind);
             }
             let (rd, a, b) = (name(writes, ir.rd), name(reads[0], ir.a), name(reads[1], ir.b));
-            let kind = match ir.kind {
-                // `sext.w` of what is extended.
+            let (kind, imm) = match ir.kind {
+                // `sext.w` of what is extended, or for the 32 bits alone.
                 Kind::Imm(Alu::AddW)
-                    if ir.imm == 0 && is_extended(reads[0]) && (is_narrow(writes) || !is_narrow(reads[0])) =>
+                    if ir.imm == 0 && (is_narrow(writes) || is_extended(reads[0]) && !is_narrow(reads[0])) =>
                 {
-                    Kind::Mov
+                    (Kind::Mov, 0)
                 }
-                Kind::Reg(op) if is_narrow(writes) => Kind::Narrow(op),
-                Kind::Imm(op) if is_narrow(writes) => Kind::NarrowImm(op),
-                Kind::Bits(Op::Roriw) if is_narrow(writes) => Kind::NarrowRotate,
-                kind => kind,
+                _ if is_narrow(writes) => narrowed(&ir),
+                kind => (kind, ir.imm),
             };
             if kind != Kind::Mov || rd != a {
-                ops.push(Ir { kind, rd, a, b, ..ir });
+                ops.push(Ir { kind, rd, a, b, imm, ..ir });
             }
             if let (Home::Both(k), Some(g)) = (home(writes), roles.writes) {
                 let kind = if is_narrow(writes) { Kind::Imm(Alu::AddW) } else { Kind::Mov };

@@ -156,10 +156,8 @@ fn register(id: u8) -> Option<u8> {
 fn roles(ir: &Ir) -> Roles {
     let (writes, a, b, site) = match ir.kind {
         Kind::Li | Kind::ReadState => (true, false, false, false),
-        Kind::Mov | Kind::Imm(_) | Kind::NarrowImm(_) | Kind::NarrowRotate | Kind::SwapState => {
-            (true, true, false, false)
-        }
-        Kind::Reg(_) | Kind::Narrow(_) => (true, true, true, false),
+        Kind::Mov | Kind::Imm(_) | Kind::NarrowRotate | Kind::SwapState => (true, true, false, false),
+        Kind::Reg(_) => (true, true, true, false),
         Kind::Bits(op) => (true, true, op.format() == crate::riscv::Format::R, false),
         Kind::Load(_) | Kind::LoadReserved(_) => (true, true, false, true),
         Kind::Store(_) => (false, true, true, true),
@@ -187,26 +185,6 @@ fn leaves(term: &Term) -> bool {
     let mut leaves = matches!(term, Term::Indirect { .. } | Term::System { .. });
     term.each_target(|target| leaves |= matches!(target, Target::Exit(_)));
     leaves
-}
-
-/// What an instruction in a loop counts for, by depth.
-const LOOP_WEIGHT: [u32; 4] = [1, 8, 64, 512];
-
-/// How deep in loops each block is; empty if there are none.
-pub(crate) fn weights(region: &Region) -> Vec<u32> {
-    let mut depth = vec![0usize; region.blocks.len()];
-    for (i, block) in region.blocks.iter().enumerate() {
-        block.term.each_target(|target| {
-            if let Target::Block(b) = target
-                && usize::from(b) <= i
-            {
-                for d in &mut depth[usize::from(b)..=i] {
-                    *d = (*d + 1).min(3);
-                }
-            }
-        });
-    }
-    depth.into_iter().map(|d| LOOP_WEIGHT[d]).collect()
 }
 
 /// Gives the region's values host registers, if that is worth it, or `always`, where it has not too many ops.

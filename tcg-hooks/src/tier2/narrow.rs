@@ -1,7 +1,7 @@
 //! Which values need no sign extension: the 32 bits that count are in their register, and any others above.
 //!
 //! ```text
-//!   addw t, a, b      lea, and no movsxd, if t's register is only read by ops that look at 32 bits
+//!   addw t, a, b      an addition of 64 bits, if t's register is only read by ops that look at 32 bits
 //!   home              a value that goes home is extended on the way
 //! ```
 use super::alloc::Home;
@@ -60,6 +60,20 @@ fn takes(ir: &Ir, n: usize, result: bool) -> bool {
         Kind::Store(mem) => n == 1 && mem.bytes() <= 4,
         _ => false,
     }
+}
+
+/// An op, and its immediate, whose result needs its 32 low bits only: the one on 64 bits extends nothing, and has these.
+pub(super) fn narrowed(ir: &Ir) -> (Kind, i64) {
+    let kind = match ir.kind {
+        Kind::Reg(Alu::AddW) => Kind::Reg(Alu::Add),
+        Kind::Reg(Alu::SubW) => Kind::Reg(Alu::Sub),
+        Kind::Reg(Alu::MulW) => Kind::Reg(Alu::Mul),
+        Kind::Imm(Alu::AddW) => Kind::Imm(Alu::Add),
+        Kind::Imm(Alu::SllW) => return (Kind::Imm(Alu::Sll), ir.imm & 31),
+        Kind::Bits(Op::Roriw) => Kind::NarrowRotate,
+        kind => kind,
+    };
+    (kind, ir.imm)
 }
 
 /// What is known of the 32 low bits.

@@ -4,8 +4,8 @@
 //!   position:  head of b0 │ its ops … │ its end │ head of b1 │ …          bit p: alive as position p begins
 //!   hot:       until its last use by an op        cold: until the last place that may show all registers
 //! ```
-use super::{leaves, reads_of, roles, weights};
-use crate::ir::Region;
+use super::{leaves, reads_of, roles};
+use crate::ir::{Ir, Region, Target};
 
 /// Words of a set of positions. A region of many short blocks, of instructions that become several ops, may have more
 /// positions than that: it stays as it is.
@@ -62,10 +62,11 @@ pub(super) struct Web {
     pub(super) like: u16,
 }
 
-/// An op's webs: what it writes, what it reads; then those of its position.
+/// An op's webs: what it writes, what was in that register, what it reads.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct OpWebs {
     pub(super) writes: u16,
+    before: u16,
     pub(super) reads: [u16; 2],
 }
 
@@ -80,7 +81,6 @@ pub(super) struct Webs {
     pub(super) ends: Vec<[u16; 32]>,
     /// The position of each block's head.
     pub(super) positions: Vec<usize>,
-    pub(super) weights: Vec<u32>,
 }
 
 /// Sets of guest registers that are alive at the borders of a block.
@@ -130,7 +130,7 @@ fn behind(region: &Region, block: usize, heads: &[Alive]) -> Alive {
     let term = &region.blocks[block].term;
     let mut alive = Alive { hot: 0, cold: if leaves(term) { ALL } else { 0 } };
     term.each_target(|target| {
-        if let crate::ir::Target::Block(b) = target {
+        if let Target::Block(b) = target {
             alive.hot |= heads[usize::from(b)].hot;
             alive.cold |= heads[usize::from(b)].cold;
         }
@@ -178,7 +178,7 @@ fn heads_alive(region: &Region) -> Vec<Alive> {
 }
 
 /// The ops of which only the value counts, and nothing ever asks for it.
-pub(super) fn dead(region: &Region, is_pure: impl Fn(&crate::ir::Ir) -> bool) -> Vec<bool> {
+pub(super) fn dead(region: &Region, is_pure: impl Fn(&Ir) -> bool) -> Vec<bool> {
     let heads = heads_alive(region);
     let mut dead = vec![false; region.ops.len()];
     for (b, block) in region.blocks.iter().enumerate() {
@@ -225,7 +225,7 @@ impl Webs {
         }
         for (b, block) in blocks.iter().enumerate() {
             block.term.each_target(|target| {
-                if let crate::ir::Target::Block(to) = target {
+                if let Target::Block(to) = target {
                     let alive = heads[usize::from(to)].any();
                     for g in (1..32).filter(|g| alive >> g & 1 != 0) {
                         union.join(ends[b][g], 32 * to + g as u16);
@@ -240,7 +240,6 @@ impl Webs {
             heads: Vec::new(),
             ends: Vec::new(),
             positions: Vec::new(),
-            weights: weights(region),
         };
         let mut numbers = vec![NONE; union.0.len()];
         let mut web_of = |webs: &mut Vec<Web>, element: u16, guest: u8| {
@@ -252,6 +251,7 @@ impl Webs {
             }
             *number
         };
+        let (weights, _) = region.weights();
         let mut at = 0;
         for (b, block) in blocks.iter().enumerate() {
             let mut now: [u16; 32] = std::array::from_fn(|g| match g {
@@ -260,15 +260,15 @@ impl Webs {
             });
             webs.heads.push(now);
             webs.positions.push(at);
-            let weight = webs.weights[b];
+            let weight = weights[b];
             for j in block.first as usize..block.end as usize {
                 let roles = roles(&region.ops[j]);
                 let reads = roles.reads.map(|r| r.map_or(NONE, |r| now[usize::from(r)]));
                 reads.into_iter().filter(|&w| w != NONE).for_each(|w| webs.webs[usize::from(w)].reads += weight);
-                let mut writes = NONE;
+                let (mut writes, mut before) = (NONE, NONE);
                 if let Some(g) = roles.writes {
                     writes = web_of(&mut webs.webs, (first_op + j) as u16, g);
-                    now[usize::from(g)] = writes;
+                    before = std::mem::replace(&mut now[usize::from(g)], writes);
                     webs.webs[usize::from(writes)].writes += weight;
                     // The first operand is often its last use.
                     if reads[0] != NONE && webs.webs[usize::from(writes)].like == NONE {
@@ -279,7 +279,7 @@ impl Webs {
                         }
                     }
                 }
-                webs.ops.push(OpWebs { writes, reads });
+                webs.ops.push(OpWebs { writes, before, reads });
             }
             let term = reads_of(&block.term).map(|r| r.map_or(NONE, |r| now[usize::from(r)]));
             term.into_iter().filter(|&w| w != NONE).for_each(|w| webs.webs[usize::from(w)].reads += weight);
@@ -308,11 +308,7 @@ impl Webs {
                 if let Some(g) = roles.writes {
                     // What it is written to is not another's, though no op reads it.
                     self.webs[usize::from(self.ops[j].writes)].hot.add(p + 1);
-                    let earlier = (block.first as usize..j).rev().find(|&i| {
-                        let web = self.ops[i].writes;
-                        web != NONE && self.webs[usize::from(web)].guest == g
-                    });
-                    now[usize::from(g)] = earlier.map_or(self.heads[b][usize::from(g)], |i| self.ops[i].writes);
+                    now[usize::from(g)] = self.ops[j].before;
                 }
                 alive.write(roles.writes);
                 alive.read(roles.reads);

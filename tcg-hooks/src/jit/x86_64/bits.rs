@@ -9,6 +9,21 @@ use crate::riscv::{Format, Op};
 use dynasmrt::dynasm;
 
 impl Emitter {
+    /// The 32 bits of `a`, rotated; above them is anything.
+    pub(super) fn narrow_rotate(&mut self, ir: &Ir) {
+        let d = self.target(ir.rd, RAX);
+        let n = (ir.imm & 31) as i8;
+        if self.bmi2 {
+            let x = self.source(ir.a, RAX);
+            dynasm!(self.ops; .arch x64; rorx Rd(d), Rd(x), n);
+        } else {
+            if self.map.host(ir.a) != Some(d) {
+                with!(self, mov, Rd, d, ir.a);
+            }
+            dynasm!(self.ops; .arch x64; ror Rd(d), n);
+        }
+    }
+
     pub(super) fn bits(&mut self, ir: &Ir, op: Op) {
         match op {
             Op::AddUw

@@ -5,9 +5,11 @@
 //!   exit:   its own ─▶ home, or the fixed map's registers, all at once ; what is at home ─▶ the rest of those
 //!   site:   its own ─▶ home ; Rust ; what a call does not keep, and the result ─▶ its own
 //! ```
+use super::asm::CAPACITY;
 use super::regs::{PINS, RegMap};
 use super::{Emitter, off};
-use crate::tier2::Place;
+use crate::tier2::{HOSTS, Place};
+use crate::translate::MAX_INSNS;
 use dynasmrt::dynasm;
 
 /// A border of the region.
@@ -134,6 +136,10 @@ impl Emitter {
         }
     }
 }
+
+// What this adds to the longest TB: each site, twice, as cold copies have it again, or each of a branch's two ways out, extends
+// a register, writes it home and reads it back, for all of them.
+const _: () = assert!(2 * MAX_INSNS * HOSTS * (3 + 4 + 4) <= CAPACITY / 2, "as much room as the rest has");
 
 #[cfg(test)]
 mod tests {

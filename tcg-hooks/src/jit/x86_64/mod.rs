@@ -27,7 +27,6 @@ mod flow;
 mod frames;
 pub(crate) mod helpers;
 pub(crate) mod mem;
-mod narrow;
 mod rare;
 mod regs;
 mod remap;
@@ -259,8 +258,6 @@ impl Emitter {
             Kind::Mov => self.copy(ir.rd, ir.a),
             Kind::Reg(op) => self.alu(op, ir.rd, ir.a, ir.b),
             Kind::Imm(op) => self.alu_imm(op, ir.rd, ir.a, ir.imm),
-            Kind::Narrow(op) => self.narrow(op, ir.rd, ir.a, ir.b),
-            Kind::NarrowImm(op) => self.narrow_imm(op, ir),
             Kind::NarrowRotate => self.narrow_rotate(ir),
             Kind::Bits(op) => self.bits(ir, op),
             Kind::Load(mem) => self.load(ir, mem),

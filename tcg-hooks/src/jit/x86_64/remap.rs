@@ -12,11 +12,9 @@ use super::asm::Label;
 use super::context::BASE;
 use super::regs::{PINS, RegMap};
 use super::{Emitter, off};
-use crate::ir::{Kind, Region, Target, Term};
+use crate::ir::{Kind, Region, Term};
 use dynasmrt::dynasm;
 
-/// What an instruction in a loop counts for, by depth.
-const LOOP_WEIGHT: [u32; 4] = [1, 8, 64, 512];
 /// A register must be worth this much more than the one it replaces: three uses in a loop.
 const GAIN: u32 = 24;
 
@@ -43,26 +41,12 @@ impl Remap {
 /// Which exchanges pay for this region.
 fn choose(region: &Region, swaps: &mut Vec<Swap>) {
     swaps.clear();
-    let mut depth = [0u8; 256];
-    let mut loops = false;
-    for (i, block) in region.blocks.iter().enumerate() {
-        block.term.each_target(|target| {
-            if let Target::Block(b) = target
-                && usize::from(b) <= i
-            {
-                loops = true;
-                for d in depth.iter_mut().take(i + 1).skip(b.into()) {
-                    *d = (*d + 1).min(3);
-                }
-            }
-        });
-    }
+    let (weights, loops) = region.weights();
     if !loops {
         return;
     }
     let mut uses = [0u32; 32];
-    for (block, depth) in region.blocks.iter().zip(depth) {
-        let weight = LOOP_WEIGHT[usize::from(depth)];
+    for (block, weight) in region.blocks.iter().zip(weights) {
         // Floating-point registers are never in these.
         let mut used = |register: u8| {
             if let Some(uses) = uses.get_mut(usize::from(register)) {
@@ -179,4 +163,3 @@ impl Emitter {
 }
 
 const _: () = assert!(BASE == 128, "off() is one byte");
-const _: () = assert!(crate::translate::MAX_INSNS <= 256, "`depth` has an entry for each block");
