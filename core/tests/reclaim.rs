@@ -25,6 +25,15 @@ fn resident() -> u64 {
     line.split_whitespace().nth(1).unwrap().parse().unwrap()
 }
 
+/// Waits for what was at `at` to be unmapped, and fails if it takes too long.
+fn until_unmapped(at: u64, mut meanwhile: impl FnMut()) {
+    let start = Instant::now();
+    while is_mapped(at) {
+        assert!(start.elapsed() < Duration::from_secs(10), "still mapped");
+        meanwhile();
+    }
+}
+
 #[test]
 fn the_memory_of_a_removed_block_is_unmapped_though_nobody_does_anything_more() {
     let list = RamList::new();
@@ -33,11 +42,7 @@ fn the_memory_of_a_removed_block_is_unmapped_though_nobody_does_anything_more() 
     let at = block.host() as u64;
     list.remove(&block).unwrap();
     drop(block);
-    let start = Instant::now();
-    while is_mapped(at) {
-        assert!(start.elapsed() < Duration::from_secs(10), "still mapped");
-        std::thread::sleep(Duration::from_millis(1));
-    }
+    until_unmapped(at, || std::thread::sleep(Duration::from_millis(1)));
 }
 
 #[test]
@@ -48,11 +53,7 @@ fn the_memory_of_a_removed_block_is_unmapped_though_marks_of_other_blocks_go_on_
     let at = block.host() as u64;
     list.remove(&block).unwrap();
     drop(block);
-    let start = Instant::now();
-    while is_mapped(at) {
-        assert!(start.elapsed() < Duration::from_secs(10), "still mapped");
-        (0..1000).for_each(|_| list.dirty().set(keep.pages(), ClientMask::ALL, &pin()));
-    }
+    until_unmapped(at, || (0..1000).for_each(|_| list.dirty().set(keep.pages(), ClientMask::ALL, &pin())));
 }
 
 #[test]
