@@ -64,9 +64,15 @@ pub use safepoint::{Started, VcpuPort};
 /// answers by [`LiveMmu::serve`].
 #[doc(hidden)]
 pub mod raw {
+    use crate::VcpuRegistry;
     pub use crate::safepoint::{Drained, OwnPort, Request, Ticket};
     use crate::safepoint::{VcpuPort, Waited};
     use std::time::{Duration, Instant};
+
+    /// A vCPU of which there is only its port.
+    pub fn register(vcpus: &VcpuRegistry) -> OwnPort {
+        vcpus.register()
+    }
 
     /// Queues a request and kicks.
     pub fn post(port: &VcpuPort, request: Request) -> Ticket {

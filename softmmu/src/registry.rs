@@ -9,13 +9,14 @@
 //! given no other thread a way to write; its own writes come while the vCPU is parked or by a device that the vCPU
 //! calls. A caller that is about to give such a way takes the promise back first and waits: each vCPU then drops all
 //! translations, or is parked and drops them before it runs. A second vCPU takes it back before it exists, of whatever
-//! address space over this RAM it is.
+//! address space over this RAM it is. No promise is made while one is being taken back: the answers that the one waits
+//! for say nothing of translations made under the next.
 
 use crate::memmap::FlatView;
 use crate::safepoint::{OwnPort, Request, Ticket, VcpuPort, Waited};
+use notdirty_core::sync::{AtomicU8, Mutex, MutexGuard, Ordering, lock};
 use notdirty_core::{Answers, DirtyListener, NotServed, PageRange, RamAddr, RamList, VcpuId};
-use std::sync::atomic::{AtomicU8, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant};
 
 /// Requests on their way to other vCPUs.
@@ -73,12 +74,12 @@ impl Answers for Pending {
 }
 
 /// All vCPUs of an address space.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct VcpuRegistry {
     ports: Mutex<Ports>,
     /// What the vCPUs store to: other address spaces over it have vCPUs, too.
     ram: Weak<RamList>,
-    /// The promise of WRITER-1: `SHARED`, `ALONE` or `LEAVING`. Made under the lock of `ports`, so that no second vCPU
+    /// The promise of WRITER-1: `SHARED`, `ALONE` or `LEAVING`. Changed under the lock of `ports`, so that no second vCPU
     /// comes meanwhile.
     writers: AtomicU8,
 }
@@ -93,11 +94,32 @@ const LEAVING: u8 = 2;
 #[derive(Debug, Default)]
 struct Ports {
     all: Vec<(VcpuId, Weak<VcpuPort>)>,
+    /// Callers of `admit` that wait. While there is one, `writers` is `LEAVING`.
+    admitting: usize,
+    /// One of them has its answers, so no vCPU relies on the promise any more.
+    answered: bool,
+}
+
+impl Ports {
+    /// Posts to the vCPUs that `whom` says.
+    fn post_if(&self, whom: impl Fn(VcpuId) -> bool, post: impl Fn(&VcpuPort) -> Ticket) -> Pending {
+        // The usual case, no other vCPU, costs no allocation.
+        let them = self.all.iter().filter(|p| whom(p.0)).filter_map(|p| p.1.upgrade());
+        Pending { acks: them.map(|port| (post(&port), port)).collect(), others: Vec::new() }
+    }
+}
+
+impl Default for VcpuRegistry {
+    /// Of no RAM.
+    fn default() -> Self {
+        VcpuRegistry { ports: Mutex::new(Ports::default()), ram: Weak::new(), writers: AtomicU8::new(SHARED) }
+    }
 }
 
 impl VcpuRegistry {
     fn ports(&self) -> MutexGuard<'_, Ports> {
-        self.ports.lock().unwrap_or_else(PoisonError::into_inner)
+        // Nothing in this file panics with the lock held; if an allocation did, no port is lost.
+        lock(&self.ports)
     }
 
     pub(crate) fn new(ram: &Arc<RamList>) -> VcpuRegistry {
@@ -116,14 +138,15 @@ impl VcpuRegistry {
 
     /// Promises that only the one vCPU there is, and host calls while it is parked or calls a device, will store to guest
     /// memory (WRITER-1), until [`admit_writers`](Self::admit_writers) or a second vCPU. A promise that is not kept loses
-    /// stores of the other writer, no more. `false`, and no promise, if there is not exactly one vCPU.
+    /// stores of the other writer, no more. `false`, and no promise, if there is not exactly one vCPU, or while a writer is
+    /// being admitted.
     pub fn promise_one_writer(&self) -> bool {
         let ports = self.ports();
         let alone = ports.all.iter().filter(|p| p.1.strong_count() > 0).count() == 1;
-        let stands = |was: Result<u8, u8>| was != Err(LEAVING);
-        if !alone || !stands(self.writers.compare_exchange(SHARED, ALONE, Ordering::SeqCst, Ordering::SeqCst)) {
+        if !alone || self.writers.load(Ordering::SeqCst) == LEAVING {
             return false;
         }
+        self.writers.store(ALONE, Ordering::SeqCst);
         drop(ports);
         // After the promise: a vCPU of another address space is either seen here, or takes it back.
         let others = self.ram.upgrade().is_some_and(|ram| ram.others_may_store(self));
@@ -153,13 +176,21 @@ impl VcpuRegistry {
     }
 
     fn admit(&self, whom: impl Fn(VcpuId) -> bool, timeout: Option<Duration>) -> bool {
+        let mut ports = self.ports();
         if self.writers.load(Ordering::SeqCst) == SHARED {
             return true;
         }
         // Several at once each post and wait; none goes on because another was first.
         self.writers.store(LEAVING, Ordering::SeqCst);
-        let served = self.post_if(whom, |port| port.post(Request::FlushAll)).wait(timeout);
-        if served {
+        ports.admitting += 1;
+        let pending = ports.post_if(whom, |port| port.post(Request::FlushAll));
+        drop(ports);
+        let served = pending.wait(timeout);
+        let mut ports = self.ports();
+        ports.admitting -= 1;
+        ports.answered |= served;
+        // The last one out, so that a promise made from here on is overtaken by none of them.
+        if ports.admitting == 0 && std::mem::take(&mut ports.answered) {
             self.writers.store(SHARED, Ordering::SeqCst);
         }
         served
@@ -172,10 +203,7 @@ impl VcpuRegistry {
 
     /// Posts to the vCPUs that `whom` says. A port that goes away meanwhile is dropped after the lock.
     fn post_if(&self, whom: impl Fn(VcpuId) -> bool, post: impl Fn(&VcpuPort) -> Ticket) -> Pending {
-        let ports = self.ports();
-        // The usual case, no other vCPU, costs no allocation.
-        let them = ports.all.iter().filter(|p| whom(p.0)).filter_map(|p| p.1.upgrade());
-        Pending { acks: them.map(|port| (post(&port), port)).collect(), others: Vec::new() }
+        self.ports().post_if(whom, post)
     }
 
     /// Posts to every vCPU.

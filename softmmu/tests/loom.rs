@@ -19,7 +19,7 @@ use notdirty_core::raw::RawDirty;
 use notdirty_core::sync::{AtomicBool, AtomicU64, Ordering};
 use notdirty_core::{DirtyClient, DirtyMemory, PageIndex, PageRange, RamAddr, fence_after_store, pin};
 use notdirty_softmmu::raw::{self, OwnPort, Request, Ticket};
-use notdirty_softmmu::{Started, VcpuId};
+use notdirty_softmmu::{Started, VcpuId, VcpuRegistry};
 use std::sync::{Arc, LazyLock};
 
 const MIGRATION: DirtyClient = DirtyClient::MIGRATION;
@@ -499,4 +499,27 @@ fn a_vcpu_that_drops_its_lines_leaves_the_others_protected() {
 #[should_panic(expected = "is not protected")]
 fn a_mask_that_is_taken_for_ones_own_unprotects_the_others() {
     union(true);
+}
+
+#[test]
+fn a_promise_of_one_writer_is_not_overtaken_by_one_that_was_being_taken_back() {
+    // Two writers are admitted, and the owner has joined one of them when it promises again. The other may still be on
+    // its way: then the promise is refused, or stands, or is taken back by a flush. What must not be is that it falls with
+    // no flush: the vCPU would run what it translated under it.
+    model(|| {
+        let vcpus = Arc::new(VcpuRegistry::default());
+        let port = raw::register(&vcpus);
+        assert!(vcpus.promise_one_writer());
+        let (one, other) = (vcpus.clone(), vcpus.clone());
+        let late = thread::spawn(move || assert!(one.admit_writers(None)));
+        // It is parked, so nothing has to answer.
+        thread::spawn(move || assert!(other.admit_writers(None))).join().unwrap();
+        port.acknowledge(port.drain());
+        let promised = vcpus.promise_one_writer();
+        late.join().unwrap();
+        let flushed = port.drain().requests.contains(&Request::FlushAll);
+        assert!(!promised || flushed || vcpus.one_writer());
+        // And the next one is refused by nothing that is over.
+        assert!(vcpus.promise_one_writer());
+    });
 }
