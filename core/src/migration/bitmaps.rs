@@ -398,3 +398,83 @@ fn within(block: &RamBlock, pages: &Range<u64>) -> PageRange {
     let page = |n: u64| PageIndex::new(used.start.get().saturating_add(n).min(used.end.get()));
     PageRange { start: page(pages.start), end: page(pages.end) }
 }
+
+#[cfg(all(test, not(loom)))]
+mod tests {
+    use super::*;
+    use crate::addr::PAGE_SIZE;
+    use crate::ram::{RamBlockSpec, RamList};
+    use proptest::prelude::*;
+    use std::collections::BTreeSet;
+
+    /// Pages of the block: it is no whole number of words.
+    const PAGES: u64 = 64 * 64 * 4 + 100;
+
+    /// Pages near the ends of words and chunks.
+    fn place() -> impl Strategy<Value = u64> {
+        let near = |step: u64| (0..=PAGES / step, 0..3u64).prop_map(move |(n, d)| (n * step + d).saturating_sub(1));
+        prop_oneof![near(1), near(64), near(4096)].prop_map(|page| page.min(PAGES))
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig { failure_persistence: None, cases: 200, ..ProptestConfig::default() })]
+
+        /// The set has pages beside the part, and beside the block.
+        #[test]
+        fn of_a_set_the_pages_of_a_part_are_absorbed_each_is_counted_once_and_its_chunk_is_to_be_cleared(
+            steps in prop::collection::vec((place(), prop_oneof![0..130u64, 0..9000u64], 1..200u64, place(), place()), 1..6),
+            shift in 6..=12u8,
+        ) {
+            let list = RamList::new();
+            let add = |name: &str, pages| list.add(RamBlockSpec::new(name, pages * PAGE_SIZE)).unwrap();
+            let (before, block, after) = (add("before", 700), add("block", PAGES), add("after", 64));
+            let maps = DirtyPages::new(&block, ChunkShift::new(shift).unwrap());
+            let base = block.offset().page().get();
+            let (mut sent, mut chunks) = (BTreeSet::new(), BTreeSet::new());
+            for (start, len, gap, a, b) in steps {
+                let mut words = vec![0u64; (PAGES as usize).div_ceil(64)];
+                (start..(start + len).min(PAGES)).step_by(gap as usize).for_each(|page| {
+                    words[page as usize / 64] |= 1 << (page % 64);
+                });
+                // As a take gives them: lines of unlike words, or of words that are alike.
+                let mut set = PageSet::new();
+                set.insert(before.pages());
+                for (n, line) in words.chunks(8).enumerate() {
+                    let first = PageIndex::new(base + n as u64 * 512);
+                    if line.iter().all(|bits| *bits == line[0]) {
+                        set.push_words(first, line.len() as u64, line[0]);
+                    } else {
+                        set.push_line(first, line);
+                    }
+                }
+                set.insert(after.pages());
+                let (from, to) = (a.min(b), a.max(b));
+                let page = |n| PageIndex::new(base + n);
+                let newly = maps.absorb_part(&set, PageRange { start: page(from), end: page(to) });
+                let mut wanted = 0;
+                for page in (from..to).filter(|page| words[*page as usize / 64] >> (page % 64) & 1 != 0) {
+                    wanted += u64::from(sent.insert(page));
+                    chunks.insert(page >> shift);
+                }
+                prop_assert_eq!(newly, wanted);
+                prop_assert_eq!(maps.count(), sent.len() as u64);
+                let pages = std::iter::successors(maps.next(0), |page| maps.next(page + 1));
+                prop_assert!(pages.eq(sent.iter().copied()));
+            }
+            for chunk in 0..=(PAGES - 1) >> shift {
+                let wanted = chunks.contains(&chunk).then_some(chunk << shift..((chunk + 1) << shift).min(PAGES));
+                prop_assert_eq!((maps.take_chunk(chunk << shift), maps.take_chunk(chunk << shift)), (wanted, None));
+            }
+        }
+    }
+
+    #[test]
+    fn pages_that_are_set_at_the_start_are_counted_once() {
+        let list = RamList::new();
+        let block = list.add(RamBlockSpec::new("block", 100 * PAGE_SIZE)).unwrap();
+        let maps = DirtyPages::new(&block, ChunkShift::MIN);
+        assert_eq!((maps.set(10..70), maps.set(60..200), maps.set(0..100), maps.set(5..5)), (60, 30, 10, 0));
+        assert_eq!((maps.count(), maps.next(0), maps.test(100)), (100, Some(0), false));
+        assert_eq!((maps.take(99), maps.take(99), maps.count()), (true, false, 99));
+    }
+}

@@ -79,8 +79,9 @@ impl Bits {
     /// Sets `bits` in word `word`; returns how many of them were 0.
     #[inline]
     pub(super) fn or_word(&mut self, word: u64, bits: u64) -> u64 {
-        // The last word may stand out.
-        let bits = if self.len - (word * 64).min(self.len) < 64 { bits & !(!0 << (self.len % 64)) } else { bits };
+        // The last word may stand out, and the ones past it are the memory's end and have no bits.
+        let left = self.len - (word * 64).min(self.len);
+        let bits = if left < 64 { bits & !(!0 << left) } else { bits };
         let Some(had) = usize::try_from(word).ok().and_then(|word| self.memory[self.start..].get_mut(word)) else {
             return 0;
         };
@@ -201,6 +202,45 @@ const _: () = assert!(align_of::<AtomicU64>() == align_of::<u64>());
 #[cfg(test)]
 mod tests {
     use super::*;
+    use proptest::prelude::*;
+    use std::collections::BTreeSet;
+
+    proptest! {
+        #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::default() })]
+
+        /// What stands out past the end, or lies there, is no bit.
+        #[test]
+        fn bits_are_a_set_up_to_their_end_by_the_bit_the_word_and_the_line(
+            len in 1..1500u64,
+            steps in prop::collection::vec((0..5u8, 0..1700u64, 0..1700u64, any::<u64>()), 1..30),
+        ) {
+            let (mut bits, mut model) = (Bits::new(len), BTreeSet::new());
+            for (what, a, b, word) in steps {
+                let words = [word, 0, !0, !word, 1, word << 7];
+                let in_words = |first: u64, words: &[u64]| -> Vec<u64> {
+                    (first * 64..).zip(words.iter().flat_map(|word| (0..64).map(move |n| word >> n & 1 != 0)))
+                        .filter_map(|(at, on)| on.then_some(at)).collect()
+                };
+                let (first, last) = (a.min(b), a.max(b));
+                let many = &words[..(b % 7) as usize];
+                let (newly, wanted) = match what {
+                    0 => (bits.set(first..last), (first..last).collect()),
+                    1 => (bits.or_word(a / 64, word), in_words(a / 64, &[word])),
+                    2 => (bits.or_words(a / 64, many), in_words(a / 64, many)),
+                    3 => (bits.fill_words(first / 64..last / 64), (first / 64 * 64..last / 64 * 64).collect()),
+                    _ => {
+                        prop_assert_eq!(bits.take(a), model.remove(&a));
+                        continue;
+                    }
+                };
+                let new = wanted.into_iter().filter(|at| *at < len && model.insert(*at)).count();
+                prop_assert_eq!(newly, new as u64, "{} {}..{}", what, first, last);
+                let all = std::iter::successors(bits.next_set(0), |at| bits.next_set(at + 1));
+                prop_assert!(all.eq(model.iter().copied()), "{} {}..{}", what, first, last);
+                prop_assert!((0..1700).all(|at| bits.test(at) == model.contains(&at)));
+            }
+        }
+    }
 
     #[test]
     fn two_mib_of_pages_are_one_line_of_the_host() {
