@@ -57,10 +57,11 @@ fn a_page() -> impl Strategy<Value = u64> {
     prop_oneof![0..NAMED, near(64), near(512), near(BLOCK)]
 }
 
-/// Two pages: any, or near each other.
+/// Two pages: any, or near each other; or one page, which takes ways of its own.
 fn a_range() -> impl Strategy<Value = (u64, u64)> {
     let end = prop_oneof![a_page().prop_map(Some), Just(Some(NAMED)), Just(None), Just(None)];
-    (a_page(), end, 0..1100u64).prop_map(|(a, b, near)| {
+    (a_page(), end, prop_oneof![2 => 0..1100u64, 1 => Just(1)]).prop_map(|(a, b, near)| {
+        let b = if near == 1 { None } else { b };
         let b = b.unwrap_or((a + near).min(NAMED));
         (a.min(b), a.max(b))
     })
@@ -217,11 +218,18 @@ impl World {
             }
             Op::Listening(p) => {
                 let who = dirty.listening(PageIndex::new(real(p)), &pin());
-                let cell = self.cells(pages(p, p + 1)).start;
+                let bits = self.bits[self.cells(pages(p, p + 1)).start];
+                let (mut clients, code) = (ClientMask::NONE, !bits[notdirty_core::raw::CODE.column()]);
                 for n in 0..CLIENTS {
                     let client = self.client(n);
-                    prop_assert_eq!(who.contains(client), !self.bits[cell][client.column()]);
+                    prop_assert_eq!(who.contains(client), !bits[client.column()]);
+                    if client != notdirty_core::raw::CODE && !bits[client.column()] {
+                        clients |= ClientMask::of(client);
+                    }
                 }
+                prop_assert_eq!((who.clients(), who.code()), (clients, code));
+                prop_assert_eq!(who.only_code(), code && clients.is_empty());
+                prop_assert_eq!(who.is_empty(), !code && clients.is_empty());
             }
             Op::Grow(pages) => dirty.grow(pages).unwrap(),
             Op::Add => match DirtyMemory::add_client(&self.dirty, "somebody") {
@@ -281,7 +289,7 @@ proptest! {
 proptest! {
     #[test]
     fn a_page_set_does_what_a_set_of_pages_does(
-        steps in prop::collection::vec((0..6u8, 0..40u64, 0..200u64, any::<u64>(), 0..4u64), 0..25),
+        steps in prop::collection::vec((0..7u8, 0..40u64, 0..200u64, any::<u64>(), 0..4u64), 0..25),
         cuts in prop::collection::vec((0..2000u64, 1..200u64, 0..300u64), 0..6),
     ) {
         let (mut set, mut model) = (PageSet::new(), std::collections::BTreeSet::new());
@@ -298,6 +306,7 @@ proptest! {
                     set.push_line(PageIndex::new(word * 64 + 3), &line[..4 + words as usize]);
                     (0..4 + words).for_each(|n| with((word + n) * 64, line[n as usize]));
                 }
+                6 => set.push_line(PageIndex::new(word * 64), &[0; 8][..words as usize]),
                 2 => {
                     set.push(PageIndex::new(word * 64 + 5), bits);
                     with(word * 64, bits);
@@ -320,6 +329,8 @@ proptest! {
         prop_assert!(set.ranges().flat_map(|r| r.iter()).map(|p| p.get()).eq(model.iter().copied()));
         prop_assert!(set.ranges().zip(set.ranges().skip(1)).all(|(a, b)| a.end < b.start), "as few as it takes");
         prop_assert_eq!(&PageSet::from_words(set.words().collect()), &set);
+        let words = set.runs().flat_map(|(first, words, bits)| (0..words).map(move |n| (first.get() + n * 64, bits)));
+        prop_assert!(words.eq(set.words().map(|(first, bits)| (first.get(), bits))), "a run is its words");
         for most in [0, 1, 3, 1000, usize::MAX] {
             let cover = set.cover(most);
             prop_assert!(cover.len() <= most.max(1));
@@ -352,6 +363,40 @@ fn a_page_at_the_end_of_all_numbers_is_a_page() {
     assert_eq!(set.within(&[PageRange { start: PageIndex::new(0), end: last }]).count(), 0);
     set.push_words(PageIndex::new(u64::MAX), u64::MAX, !0);
     assert_eq!(set.count(), 64);
+    let mut line = PageSet::new();
+    line.push_line(PageIndex::new(u64::MAX), &[6; 8]);
+    assert_eq!(line.words().collect::<Vec<_>>(), [(PageIndex::new(u64::MAX - 63), 6)], "words past the last are none");
+}
+
+#[test]
+fn a_mark_for_no_client_or_for_one_that_does_not_track_leaves_the_only_one_that_does_listening() {
+    let (dirty, guard) = (DirtyMemory::new(), pin());
+    dirty.grow(BLOCK).unwrap();
+    let range = |len: u64| PageRange { start: PageIndex::new(5), end: PageIndex::new(5 + len) };
+    dirty.take(range(100), DirtyClient::VGA, &guard, &mut PageSet::new());
+    for clients in [ClientMask::NONE, ClientMask::MIGRATION] {
+        for len in [1, 100] {
+            dirty.set(range(len), clients, &guard);
+            dirty.set_new(range(len), clients, &guard, |client, _, _| panic!("{client:?} is told"));
+            assert!(!dirty.any_set(range(100), DirtyClient::VGA, &guard), "{clients:?}, {len} pages");
+        }
+    }
+}
+
+/// A re-arm of a page asks vCPUs to look at its entries: of a wide gap that is a cost for each of its pages.
+#[test]
+fn a_cover_of_many_lone_pages_leaves_out_the_wide_gaps_between_them() {
+    const APART: u64 = 1 << 20;
+    for each in [8, 100, 1000] {
+        let lone = |from: u64| (0..each).map(move |n| (PageIndex::new(from + n * 192), 1));
+        let set = PageSet::from_words([0, APART, 8 * APART].into_iter().flat_map(lone).collect());
+        for most in [3, 4, 16] {
+            let cover = set.cover(most);
+            assert!(set.ranges().all(|page| cover.iter().any(|range| range.contains(page.start))));
+            let pages: u64 = cover.iter().map(PageRange::len).sum();
+            assert!(pages <= 3 * each * 192, "{pages} pages in {most} ranges for three times {each}");
+        }
+    }
 }
 
 #[test]
