@@ -119,23 +119,28 @@ impl Ram {
     }
 }
 
+/// A store and a harvest of one page while the table grows to `blocks`.
+fn store_beside_growth(ram: &Arc<Ram>, blocks: u64) {
+    let setter = thread::spawn({
+        let ram = ram.clone();
+        move || ram.write(0, 3)
+    });
+    let grower = thread::spawn({
+        let ram = ram.clone();
+        move || ram.dirty.grow(blocks * BLOCK).unwrap()
+    });
+    let seen = ram.harvest(3);
+    setter.join().unwrap();
+    grower.join().unwrap();
+    assert!(seen[0] == 1 || ram.is_dirty(3), "the store is neither read nor marked");
+}
+
 #[test]
 fn growth_never_hides_a_bit() {
     model(|| {
         let ram = Ram::new(BLOCK);
         ram.take(pages(0, BLOCK));
-        let setter = thread::spawn({
-            let ram = ram.clone();
-            move || ram.write(0, 3)
-        });
-        let grower = thread::spawn({
-            let ram = ram.clone();
-            move || ram.dirty.grow(3 * BLOCK).unwrap()
-        });
-        let seen = ram.harvest(3);
-        setter.join().unwrap();
-        grower.join().unwrap();
-        assert!(seen[0] == 1 || ram.is_dirty(3), "the store is neither read nor marked");
+        store_beside_growth(&ram, 3);
         assert!(ram.is_dirty(BLOCK), "new pages are dirty");
     });
 }
@@ -143,21 +148,7 @@ fn growth_never_hides_a_bit() {
 /// The block appears while the table grows and a setter may still hold the old table.
 #[test]
 fn growth_never_hides_a_block_that_is_being_installed() {
-    model(|| {
-        let ram = Ram::new(BLOCK);
-        let setter = thread::spawn({
-            let ram = ram.clone();
-            move || ram.write(0, 3)
-        });
-        let grower = thread::spawn({
-            let ram = ram.clone();
-            move || ram.dirty.grow(2 * BLOCK).unwrap()
-        });
-        let seen = ram.harvest(3);
-        setter.join().unwrap();
-        grower.join().unwrap();
-        assert!(seen[0] == 1 || ram.is_dirty(3), "the store is neither read nor marked");
-    });
+    model(|| store_beside_growth(&Ram::new(BLOCK), 2));
 }
 
 /// As for an announcement: the CODE bit is cleared, in a block that this installs, while the table grows.
