@@ -143,6 +143,16 @@ mod tests {
     }
 
     #[test]
+    fn an_address_is_a_page_and_a_place_in_it() {
+        for (addr, page, offset) in [(0, 0, 0), (4095, 0, 4095), (4096, 1, 0), (0x12_3456, 0x123, 0x456)] {
+            let addr = RamAddr::new(addr);
+            assert_eq!((addr.page(), addr.page_offset()), (PageIndex::new(page), offset));
+            assert_eq!(addr.page().base().checked_add(addr.page_offset()), Some(addr));
+        }
+        assert_eq!(RamAddr::new(u64::MAX).page_offset(), PAGE_SIZE - 1);
+    }
+
+    #[test]
     fn an_addition_that_would_wrap_is_refused() {
         assert_eq!(RamAddr::new(u64::MAX).checked_add(1), None);
         assert_eq!(RamAddr::new(1).checked_add(2), Some(RamAddr::new(3)));

@@ -149,3 +149,16 @@ mod model {
         compare_exchange(old: *mut T, new: *mut T, success: Ordering, failure: Ordering) -> Result<*mut T, *mut T>;
     }
 }
+
+#[cfg(all(test, not(loom)))]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn threads_that_live_at_once_have_tokens_of_their_own() {
+        let here = thread_token();
+        let there = std::thread::scope(|scope| scope.spawn(|| [thread_token(), thread_token()]).join().unwrap());
+        assert!(here != 0 && there[0] != 0 && here != there[0]);
+        assert_eq!((thread_token(), there[0]), (here, there[1]));
+    }
+}

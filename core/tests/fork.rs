@@ -3,7 +3,8 @@
 
 use notdirty_core::{DirtyClient, PAGE_SIZE, RamBlockSpec, RamList, barrier, drop_later, pin, synchronize};
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
-use std::sync::{Arc, Barrier};
+use std::sync::{Arc, Barrier, Mutex, mpsc};
+use std::time::Duration;
 
 struct Counted(Arc<AtomicU32>);
 
@@ -13,10 +14,8 @@ impl Drop for Counted {
     }
 }
 
-/// What a child does: 0 if all went well. It may hang; then its alarm ends it.
+/// What a child does: 0 if all went well.
 fn in_child(list: &Arc<RamList>, dropped: &Arc<AtomicU32>) -> i32 {
-    // SAFETY: ends this process if it hangs.
-    unsafe { libc::alarm(20) };
     let before = dropped.load(Ordering::SeqCst);
     drop_later(Counted(dropped.clone()));
     if synchronize().is_err() || barrier().is_err() {
@@ -32,6 +31,66 @@ fn in_child(list: &Arc<RamList>, dropped: &Arc<AtomicU32>) -> i32 {
     }
     drop(log);
     if list.remove(&block).is_err() || barrier().is_err() { 6 } else { 0 }
+}
+
+/// Forks; what the child did, by its exit status: 0 if `child` said 0.
+fn fork(child: impl FnOnce() -> i32) -> i32 {
+    // SAFETY: the child calls this crate and ends itself; it returns from nowhere.
+    let pid = unsafe { libc::fork() };
+    if pid == 0 {
+        // SAFETY: ends this process if it hangs.
+        unsafe { libc::alarm(20) };
+        let code = child();
+        // SAFETY: ends the process, and runs no more of the parent's code.
+        unsafe { libc::_exit(code) };
+    }
+    let mut status = 0;
+    // SAFETY: a child of ours, and a place for its status.
+    assert_eq!(unsafe { libc::waitpid(pid, &raw mut status, 0) }, pid);
+    status
+}
+
+#[test]
+fn a_child_of_a_fork_drops_what_its_parent_had_retired_and_not_dropped() {
+    let dropped = Arc::new(AtomicU32::new(0));
+    let (begun, forked) = (Barrier::new(2), Barrier::new(2));
+    std::thread::scope(|scope| {
+        // A guard, so that there is no end of a grace period before the fork.
+        scope.spawn(|| {
+            let _guard = pin();
+            begun.wait();
+            forked.wait();
+        });
+        begun.wait();
+        drop_later(Counted(dropped.clone()));
+        let status = fork(|| match barrier() {
+            Ok(()) => i32::from(dropped.load(Ordering::SeqCst) != 1),
+            Err(_) => 2,
+        });
+        forked.wait();
+        assert_eq!(status, 0, "14 is an alarm: the barrier of the child waits for a thread that it has not");
+    });
+    barrier().unwrap();
+    assert_eq!(dropped.load(Ordering::SeqCst), 1);
+}
+
+#[test]
+fn a_fork_waits_for_a_destructor_so_the_child_finds_no_lock_taken_by_it() {
+    static LOCK: Mutex<()> = Mutex::new(());
+    /// Has the lock for a while, a part of the time that a fork waits.
+    struct Locks(mpsc::Sender<()>);
+    impl Drop for Locks {
+        fn drop(&mut self) {
+            let _held = LOCK.lock().unwrap();
+            self.0.send(()).unwrap();
+            std::thread::sleep(Duration::from_millis(100));
+        }
+    }
+    let (sender, within) = mpsc::channel();
+    drop_later(Locks(sender));
+    within.recv().unwrap();
+    assert_eq!(fork(|| i32::from(LOCK.try_lock().is_err())), 0);
+    drop(LOCK.lock().unwrap());
 }
 
 #[test]
@@ -58,16 +117,7 @@ fn a_child_of_a_fork_frees_what_it_retires_whatever_other_threads_of_the_parent_
         begun.wait();
         let mut codes = Vec::new();
         for _ in 0..40 {
-            // SAFETY: the child calls this crate and ends itself; it returns from nowhere.
-            let child = unsafe { libc::fork() };
-            if child == 0 {
-                let code = in_child(&list, &dropped);
-                // SAFETY: ends the process, and runs no more of the parent's code.
-                unsafe { libc::_exit(code) };
-            }
-            let mut status = 0;
-            // SAFETY: a child of ours, and a place for its status.
-            assert_eq!(unsafe { libc::waitpid(child, &raw mut status, 0) }, child);
+            let status = fork(|| in_child(&list, &dropped));
             codes.push(status);
             if status != 0 {
                 break; // each may take as long as its alarm

@@ -7,6 +7,8 @@ use notdirty_core::{
     Answers, ClientMask, DirtyClient, DirtyListener, DirtyLog, Harvest, LogError, LogRegion, LogScope, NotServed,
     PAGE_SIZE, PageIndex, PageRange, RamBlock, RamBlockSpec, RamList, barrier, pin,
 };
+use proptest::prelude::*;
+use std::collections::BTreeSet;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
@@ -323,6 +325,75 @@ fn a_sync_of_some_pages_leaves_the_others_for_later() {
         w.write(&w.ram, 50);
         assert_eq!(pages(log.sync(None).unwrap(), &w.ram), [50, 700], "rings: {rings}");
     }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 100, failure_persistence: None, ..ProptestConfig::default() })]
+
+    /// Ranges in any order, which overlap, touch, are empty or lie apart.
+    #[test]
+    fn a_sync_within_ranges_gives_the_pages_that_are_in_one_of_them_once_and_keeps_the_others(
+        rounds in prop::collection::vec(
+            (prop::collection::vec(0..200u64, 0..20), prop::collection::vec((0..200u64, 0..40u64), 0..6)),
+            1..6,
+        ),
+        rings in any::<bool>(),
+    ) {
+        let w = World::new();
+        let log = if rings { w.list.log(VGA).rings(128) } else { w.list.log(VGA) };
+        let log = log.start().unwrap();
+        let mut dirty = BTreeSet::new();
+        for (written, asked) in rounds {
+            written.iter().for_each(|page| w.write(&w.ram, *page));
+            dirty.extend(written);
+            let ranges: Vec<_> = asked.iter().map(|(from, len)| range(&w.ram, *from, from + len)).collect();
+            let is_asked = |page: &u64| asked.iter().any(|(from, len)| (*from..from + len).contains(page));
+            let wanted: Vec<_> = dirty.iter().copied().filter(is_asked).collect();
+            prop_assert_eq!(pages(log.sync_within(&ranges, None).unwrap(), &w.ram), wanted);
+            dirty.retain(|page| !is_asked(page));
+        }
+        prop_assert!(pages(log.sync(None).unwrap(), &w.ram).into_iter().eq(dirty));
+    }
+}
+
+#[test]
+fn what_may_store_is_asked_of_every_listener_but_the_one_that_asks() {
+    /// May store, or says that it does not.
+    struct Space(Option<bool>);
+    impl DirtyListener for Space {
+        fn rearm(&self, _: &[PageRange]) -> Option<Box<dyn Answers>> {
+            Some(Box::new(Never))
+        }
+        fn may_store(&self) -> bool {
+            self.0.unwrap_or(false)
+        }
+        fn admit_writer(&self, _: Duration) -> bool {
+            self.0.is_some()
+        }
+    }
+    let list = RamList::new();
+    // It says nothing of itself, so it may store, and admits every writer.
+    let [ears, others] = [(); 2].map(|()| Arc::new(Ears::default()));
+    let add = |listener: Arc<dyn DirtyListener>| list.add_listener(Arc::downgrade(&listener));
+    let admits = |listener: &dyn DirtyListener| list.admit_writer(listener, Duration::ZERO);
+    let asked = |listener: &dyn DirtyListener| list.rearm_others(&[], listener).len();
+    add(ears.clone());
+    assert!(!list.others_may_store(&*ears) && admits(&*ears) && asked(&*ears) == 0);
+    add(others.clone());
+    assert!(list.others_may_store(&*ears) && list.others_may_store(&*others) && admits(&*ears));
+    drop(others);
+    assert!(!list.others_may_store(&*ears), "it is gone");
+    let quiet = Arc::new(Space(Some(false)));
+    add(quiet.clone());
+    assert!(!list.others_may_store(&*ears) && list.others_may_store(&*quiet) && admits(&*ears));
+    assert_eq!((asked(&*ears), asked(&*quiet)), (1, 0));
+    let jealous = Arc::new(Space(None));
+    add(jealous.clone());
+    assert!(!admits(&*ears) && !admits(&*quiet) && admits(&*jealous));
+    let loud = Arc::new(Space(Some(true)));
+    add(loud.clone());
+    assert!(list.others_may_store(&*ears) && list.others_may_store(&*quiet));
+    assert_eq!((asked(&*ears), asked(&*quiet), asked(&*loud)), (3, 2, 2));
 }
 
 #[test]

@@ -162,6 +162,7 @@ fn flags_say_what_was_asked_for() {
     let list = RamList::new();
     let rom = list.add(RamBlockSpec::new("rom", PAGE_SIZE).readonly(true)).unwrap();
     assert!(rom.is_readonly());
+    assert!(!list.add(RamBlockSpec::new("ram", PAGE_SIZE)).unwrap().is_readonly());
     rom.write_raw(0, &[1]).unwrap();
     assert!(!rom.flags().contains(RamFlags::HUGE_PAGES));
     let small = list.add(RamBlockSpec::new("no", 4 * MIB).huge_pages(false)).unwrap();

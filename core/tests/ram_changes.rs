@@ -3,8 +3,8 @@
 
 use notdirty_core::raw::RawDirty;
 use notdirty_core::{
-    ClientMask, DirtyClient, PAGE_SIZE, PageIndex, PageRange, PageSet, RamAddr, RamBlock, RamBlockSpec, RamError,
-    RamFlags, RamList, RamNotifier, pin,
+    BeforeWrite, CanWait, ClientMask, DirtyClient, PAGE_SIZE, PageIndex, PageRange, PageSet, RamAddr, RamBlock,
+    RamBlockSpec, RamError, RamFlags, RamList, RamNotifier, pin,
 };
 use std::sync::{Arc, Mutex};
 
@@ -330,4 +330,27 @@ fn a_block_shrinks_down_to_what_is_mapped_of_it_and_below_that_once_nothing_is()
     map.set_len(9 * P).unwrap_err();
     drop(map);
     list.resize(&block, 4 * P).unwrap();
+}
+
+/// A shrink asks subscribers last of all that can fail, when mappings beyond the new length are refused already.
+#[test]
+fn a_shrink_that_a_guard_of_the_caller_stops_lets_the_block_be_mapped_as_far_as_before() {
+    struct Quiet;
+    impl BeforeWrite for Quiet {
+        fn before(&self, _: RamAddr, _: u64, _: &CanWait) {}
+    }
+    let list = Arc::new(RamList::new());
+    let block = growable(&list, "ram");
+    let log = Arc::new(Mutex::new(Vec::new()));
+    let _told = list.notify(Arc::new(Told(log.clone())));
+    let _subscribed = list.before_writes(None, Arc::new(Quiet));
+    let guard = pin();
+    assert!(matches!(list.resize(&block, 2 * P), Err(RamError::Pinned(_))));
+    drop(guard);
+    assert_eq!((block.used_length(), log.lock().unwrap().len()), (4 * P, 0));
+    let map = block.mapping(0, 4 * P).unwrap();
+    assert!(matches!(list.resize(&block, 2 * P), Err(RamError::MappedBeyond { .. })));
+    drop(map);
+    list.resize(&block, 2 * P).unwrap();
+    block.mapping(0, 2 * P + 1).unwrap_err();
 }

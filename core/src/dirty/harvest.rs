@@ -15,6 +15,7 @@ use super::log::Pending;
 use super::{PageSet, VcpuId};
 use crate::addr::{PageIndex, PageRange, RamAddr};
 use crate::ram::{RamBlock, RamList};
+use crate::rcu::Guard;
 use crate::sync::{Mutex, lock};
 use core::fmt;
 use smallvec::SmallVec;
@@ -231,4 +232,71 @@ pub(super) fn sorted(ranges: &[PageRange]) -> Vec<PageRange> {
         one
     });
     all
+}
+
+/// The blocks that have some of `pages`, to keep them and their addresses. Pages of a block that left the list since it was
+/// looked at are taken out.
+pub(super) fn hold_blocks(list: &RamList, pages: &mut PageSet, guard: &Guard) -> Vec<Arc<RamBlock>> {
+    let (mut blocks, mut gone) = (Vec::new(), false);
+    let mut at = PageIndex::new(0);
+    while let Some(page) = pages.next(at) {
+        at = match list.find(page.base(), guard) {
+            Some(block) => {
+                blocks.push(block.clone());
+                PageRange::of_bytes(block.offset(), block.max_length()).end
+            }
+            None => {
+                gone = true;
+                PageIndex::new((page.get() / BLOCK_ALIGN + 1).saturating_mul(BLOCK_ALIGN))
+            }
+        };
+    }
+    if gone {
+        let held: Vec<_> = blocks.iter().map(|block: &Arc<RamBlock>| block.pages()).collect();
+        *pages = pages.within(&held);
+    }
+    blocks
+}
+
+/// Blocks start at multiples of so many pages.
+const BLOCK_ALIGN: u64 = 512;
+
+#[cfg(all(test, not(loom)))]
+mod tests {
+    use super::*;
+    use crate::addr::PAGE_SIZE;
+    use crate::ram::RamBlockSpec;
+    use crate::rcu::pin;
+
+    /// An unplug between the take and the look for the blocks.
+    #[test]
+    fn pages_of_a_block_that_left_beside_a_take_are_no_longer_reported_and_the_others_are_with_their_blocks() {
+        let list = RamList::new();
+        let [first, gone, last] =
+            ["first", "gone", "last"].map(|id| list.add(RamBlockSpec::new(id, 1500 * PAGE_SIZE)).unwrap());
+        let mut pages = PageSet::new();
+        [&first, &gone, &last].iter().for_each(|block| pages.insert(block.pages()));
+        list.remove(&gone).unwrap();
+        let held = hold_blocks(&list, &mut pages, &pin());
+        assert!(held.iter().map(|block| block.idstr()).eq(["first", "last"]));
+        assert!(pages.ranges().eq([first.pages(), last.pages()]), "{pages:?}");
+    }
+
+    #[test]
+    fn a_listener_that_is_gone_is_forgotten_when_the_next_one_comes() {
+        struct Nothing;
+        impl DirtyListener for Nothing {
+            fn rearm(&self, _: &[PageRange]) -> Option<Box<dyn Answers>> {
+                None
+            }
+        }
+        let listeners = Listeners::default();
+        let stays: Arc<dyn DirtyListener> = Arc::new(Nothing);
+        listeners.add(Arc::downgrade(&stays));
+        for _ in 0..5 {
+            let listener: Arc<dyn DirtyListener> = Arc::new(Nothing);
+            listeners.add(Arc::downgrade(&listener));
+            assert_eq!((listeners.all().len(), lock(&listeners.0).len()), (2, 2));
+        }
+    }
 }

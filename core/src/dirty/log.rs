@@ -31,7 +31,7 @@
 //! Locks: the registry before `users` before a `Pending`; none of them while waiting for vCPUs (SAFE-1). Nothing of an
 //! embedder's is dropped under one of them.
 
-use super::harvest::{Harvest, NotServed, sorted};
+use super::harvest::{Harvest, NotServed, hold_blocks, sorted};
 use super::scope::{LogClient, LogRegion, LogScope, Shared};
 use super::{ClientMask, DirtyClient, OwnedClient, PageSet};
 use crate::addr::{PageIndex, PageRange};
@@ -516,33 +516,6 @@ fn gaps(ranges: &[PageRange]) -> Vec<PageRange> {
     gaps.retain(|gap| !gap.is_empty());
     gaps
 }
-
-/// The blocks that have some of `pages`, to keep them and their addresses. Pages of a block that left the list since it was
-/// looked at are taken out.
-fn hold_blocks(list: &RamList, pages: &mut PageSet, guard: &Guard) -> Vec<Arc<RamBlock>> {
-    let (mut blocks, mut gone) = (Vec::new(), false);
-    let mut at = PageIndex::new(0);
-    while let Some(page) = pages.next(at) {
-        at = match list.find(page.base(), guard) {
-            Some(block) => {
-                blocks.push(block.clone());
-                PageRange::of_bytes(block.offset(), block.max_length()).end
-            }
-            None => {
-                gone = true;
-                PageIndex::new((page.get() / BLOCK_ALIGN + 1).saturating_mul(BLOCK_ALIGN))
-            }
-        };
-    }
-    if gone {
-        let held: Vec<_> = blocks.iter().map(|block: &Arc<RamBlock>| block.pages()).collect();
-        *pages = pages.within(&held);
-    }
-    blocks
-}
-
-/// Blocks start at multiples of so many pages.
-const BLOCK_ALIGN: u64 = 512;
 
 impl Backend {
     fn is(&self, other: &Self) -> bool {

@@ -378,3 +378,30 @@ pub(super) fn host_page() -> u64 {
 
 // A guest pointer is made from these numbers and back.
 const _: () = assert!(size_of::<*mut u8>() == 8);
+
+#[cfg(all(test, not(miri)))]
+mod tests {
+    use super::*;
+
+    fn is_mapped(at: u64) -> bool {
+        // SAFETY: asks of a page, and changes nothing; there is no file behind it.
+        unsafe { libc::msync(at as *mut _, host_page() as usize, libc::MS_ASYNC) == 0 }
+    }
+
+    #[test]
+    fn the_room_around_a_place_that_was_chosen_in_it_is_given_back() {
+        let page = host_page();
+        // What another test maps at this moment may come to lie there.
+        let given_back = (0..100).any(|_| {
+            let room = Reservation::map(0, 64 * page, libc::MAP_NORESERVE).unwrap();
+            let start = room.start;
+            let place = room.trim(start + 16 * page, 8 * page);
+            assert_eq!((place.start, place.len), (start + 16 * page, 8 * page));
+            assert!((16..24).all(|n| is_mapped(start + n * page)));
+            let around = (0..16).chain(24..64).all(|n| !is_mapped(start + n * page));
+            drop(place);
+            around && (16..24).all(|n| !is_mapped(start + n * page))
+        });
+        assert!(given_back);
+    }
+}

@@ -303,6 +303,35 @@ mod tests {
     }
 
     #[test]
+    #[cfg(not(miri))]
+    fn a_destructor_is_interrupted_by_no_handler_and_its_faults_are_its_own() {
+        const ASKED: [(libc::c_int, bool); 7] = [
+            (libc::SIGUSR1, true),
+            (libc::SIGALRM, true),
+            (libc::SIGINT, true),
+            (libc::SIGSEGV, false),
+            (libc::SIGBUS, false),
+            (libc::SIGILL, false),
+            (libc::SIGTRAP, false),
+        ];
+        struct Asks(Sender<[bool; ASKED.len()]>);
+        impl Drop for Asks {
+            fn drop(&mut self) {
+                // SAFETY: without a new set the call only fills in `old`, which is then asked.
+                let blocked = unsafe {
+                    let mut old = core::mem::zeroed();
+                    libc::pthread_sigmask(libc::SIG_SETMASK, core::ptr::null(), &raw mut old);
+                    ASKED.map(|(signal, _)| libc::sigismember(&raw const old, signal) == 1)
+                };
+                self.0.send(blocked).unwrap();
+            }
+        }
+        let (sender, answers) = channel();
+        drop_later(Asks(sender));
+        assert_eq!(answers.recv_timeout(LONG).unwrap(), ASKED.map(|(_, blocked)| blocked));
+    }
+
+    #[test]
     fn a_lock_that_a_destructor_takes_may_be_held_while_values_are_retired() {
         static LOCK: Mutex<u32> = Mutex::new(0);
         struct Locks;
