@@ -398,10 +398,10 @@ fn a_cover_of_many_lone_pages_leaves_out_the_wide_gaps_between_them() {
         }
     }
     // Gaps so long that they are closed last: those of one length at once, and not the one that is longer by far.
-    let at = [0, 1, 2, 14, 15, 16].map(|n| (PageIndex::new(n << 16), 1));
+    let at = [0, 1, 14, 15, 16].map(|n| (PageIndex::new(n << 16), 1));
     let cover = PageSet::from_words(at.to_vec()).cover(2);
     let ranges: Vec<_> = cover.iter().map(|range| (range.start.get() >> 16, range.len() >> 16)).collect();
-    assert_eq!(ranges, [(0, 2), (14, 2)]);
+    assert_eq!(ranges, [(0, 1), (14, 2)]);
 }
 
 #[test]
