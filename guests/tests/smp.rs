@@ -83,7 +83,7 @@ fn a_fence_that_is_reserved_orders_as_a_plain_one() {
 
 #[test]
 fn fences_that_were_left_out_for_others_or_for_an_amo_are_not_missed() {
-    for what in [Litmus::SbTwice, Litmus::SbRow, Litmus::SbFenceAmo, Litmus::SbAmo] {
+    for what in [Litmus::SbTwice, Litmus::SbRow, Litmus::SbFenceAmo, Litmus::SbAmo, Litmus::SbLoop] {
         litmus(what, 1000);
         passes(&format!("{what:?}, eager JIT"), builder(smp::litmus(what, 300), 2).jit_flags(eager()));
     }

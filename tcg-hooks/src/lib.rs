@@ -19,6 +19,7 @@
 //! Deliberately absent: files, devices, threads (the `notdirty` package has them), and locks around translated code
 //! (each vCPU owns its own).
 
+mod barrier;
 pub mod clock;
 pub mod cpu;
 pub mod engine;

@@ -287,7 +287,7 @@ fn rare(core: &mut Core, ctx: &mut Context, insn: &Insn, pc: u64) -> Flow {
     }
     if insn.op == Op::Fence {
         if insn.orders_stores_before_loads() {
-            notdirty_core::fence_after_store();
+            crate::barrier::full();
         }
         return Flow::Next(next);
     }

@@ -181,6 +181,8 @@ pub enum Litmus {
     SbFenceAmo,
     /// The same with such an AMO for the fence.
     SbAmo,
+    /// The same with the fence in a loop that stores nothing.
+    SbLoop,
     /// Load buffering: nobody sees what is stored because of it.
     Lb,
     /// Independent reads of independent writes: two readers agree on the order. Four harts.
@@ -234,6 +236,10 @@ fn litmus_part(ops: &mut Asm, what: Litmus, hart: usize) {
             rv!(ops ; addi t3, s4, result ; sd s1, [X(own)] ; amoor.d t2, s1, [t3] ; .u32 FENCE);
             rv!(ops ; ld t1, [X(other)] ; sd t1, [s4, result]);
         }
+        (Litmus::SbLoop, _) => {
+            rv!(ops ; li.12 t2, 2 ; sd s1, [X(own)] ; twice: ; .u32 FENCE ; ld t1, [X(other)] ; addi t2, t2, -1);
+            rv!(ops ; .u32 FENCE ; bnez t2, <twice ; sd t1, [s4, result]);
+        }
         (Litmus::Lb, 0) => rv!(ops ; ld t1, [s2] ; .u32 FENCE_RW_W ; sd s1, [s3] ; sd t1, [s4]),
         (Litmus::Lb, _) => rv!(ops ; ld t1, [s3] ; .u32 FENCE_RW_W ; sd s1, [s2] ; sd t1, [s4, 8]),
         (Litmus::Iriw, 0) => store_x(ops),
@@ -260,7 +266,8 @@ fn forbidden(ops: &mut Asm, what: Litmus) {
         | Litmus::SbTwice
         | Litmus::SbRow
         | Litmus::SbFenceAmo
-        | Litmus::SbAmo => rv!(ops ; or t1, t1, t2 ; beqz t1, ->bad),
+        | Litmus::SbAmo
+        | Litmus::SbLoop => rv!(ops ; or t1, t1, t2 ; beqz t1, ->bad),
         // Both saw the other.
         Litmus::Lb => rv!(ops ; and t1, t1, t2 ; bnez t1, ->bad),
         // One saw x and not yet y, the other y and not yet x.

@@ -53,7 +53,7 @@ pub(super) fn execute<H: Hooks>(
         // Everything of A names its address without an offset, faults as a store, LR apart, and extends signs.
         Format::Lr => {
             if insn.releases() {
-                std::sync::atomic::fence(std::sync::atomic::Ordering::SeqCst);
+                crate::barrier::full();
             }
             let raw = mmu.lr(hooks, idx, GuestVirt::new(base), size)?;
             set(cpu, insn.rd, sign_extend(raw, size));

@@ -10,7 +10,7 @@ pub(super) fn execute(cpu: &mut CpuState, env: &CsrEnv, insn: &Insn, next: u64) 
     match insn.op {
         // What other harts see is the host's order of plain loads and stores; a full fence whatever the bits are.
         Op::Fence => {
-            std::sync::atomic::fence(std::sync::atomic::Ordering::SeqCst);
+            crate::barrier::full();
             retire(cpu, next, Step::Next)
         }
         Op::FenceI => retire(cpu, next, Step::FenceI),

@@ -173,6 +173,12 @@ impl Kind {
         matches!(self, Load(_) | Store(_) | Amo(..) | LoadReserved(_) | StoreConditional(_))
     }
 
+    /// May the hart store to memory by it?
+    pub const fn may_store(self) -> bool {
+        use Kind::{Amo, FenceI, Rust, Store, StoreConditional};
+        matches!(self, Store(_) | StoreConditional(_) | Amo(..) | Rust | FenceI)
+    }
+
     /// May Rust execute it, and do more than an access? What was checked before it is not checked behind it.
     pub const fn may_leave(self) -> bool {
         use Kind::{Amo, FenceI, LoadReserved, ReadCounter, Rust, StoreConditional};

@@ -278,7 +278,7 @@ impl Lower {
         match ir.kind {
             // A locked instruction, before and behind which every store is seen; `execute_site` sees to that, too.
             Kind::Amo(..) if self.optimise => self.barrier = Barrier::Done,
-            Kind::Store(_) | Kind::StoreConditional(_) | Kind::Rust | Kind::FenceI | Kind::Amo(..) => {
+            kind if kind.may_store() => {
                 self.barrier(region);
                 self.barrier = Barrier::Stored;
             }

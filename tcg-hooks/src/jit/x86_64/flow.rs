@@ -1,11 +1,11 @@
 //! Control flow: between blocks, out through exits, and through the jump cache.
 use super::alu::with;
-use super::asm::{Flag, Hole};
+use super::asm::{Flag, Hole, Label};
 use super::context::{JUMP_ENTRIES, JUMPS};
 use super::frames::Border;
 use super::regs::RAX;
 use super::{Cold, Emitter, off};
-use crate::ir::{Cond, Target, Term};
+use crate::ir::{Block, Cond, Kind, Region, Target, Term};
 use dynasmrt::dynasm;
 
 impl Emitter {
@@ -37,12 +37,41 @@ impl Emitter {
         }
     }
 
+    /// A locked instruction is a full barrier, and cheaper than `mfence`.
+    pub(super) fn fence(&mut self) {
+        dynasm!(self.ops; .arch x64; lock or DWORD [rsp], BYTE 0);
+    }
+
+    /// At the head of a block that is a loop, stores nothing and fences: does so once, before it. From then on every store of this
+    /// hart is visible, so the fences inside are nothing.
+    pub(super) fn fence_before(&mut self, region: &Region, block: u16) {
+        self.behind_fence = None;
+        let Block { first, end, term, .. } = region.blocks[usize::from(block)];
+        let mut loops = false;
+        term.each_target(|target| loops |= target == Target::Block(block));
+        if !loops || self.alone || !self.flags.optimise {
+            return;
+        }
+        let ops = &region.ops[first as usize..end as usize];
+        if ops.iter().any(|ir| ir.kind == Kind::Fence) && !ops.iter().any(|ir| ir.kind.may_store()) {
+            self.fence();
+            let label = self.ops.new_label();
+            dynasm!(self.ops; .arch x64; =>label);
+            self.behind_fence = Some(label);
+        }
+    }
+
+    /// Where a jump from `block` to `to` leads.
+    fn label(&self, to: u16, block: u16) -> Label {
+        self.behind_fence.filter(|_| to == block).unwrap_or(self.blocks[usize::from(to)])
+    }
+
     fn go(&mut self, target: Target, block: u16) {
         match target {
             Target::Block(b) if b == block + 1 => {}
             Target::Block(b) => {
                 let from = self.ops.jump();
-                self.ops.aim(from, self.blocks[usize::from(b)]);
+                self.ops.aim(from, self.label(b, block));
             }
             Target::Exit(pc) => {
                 self.go_out(Border::End(block));
@@ -94,7 +123,7 @@ impl Emitter {
             Cond::Geu => Flag::NotBelow,
         });
         match taken {
-            Target::Block(b) => self.ops.aim(from, self.blocks[usize::from(b)]),
+            Target::Block(b) => self.ops.aim(from, self.label(b, block)),
             Target::Exit(pc) if self.moves_at_borders() => self.cold.push(Cold::Leave { from, pc, block }),
             Target::Exit(pc) => self.exit_from(from, pc),
         }

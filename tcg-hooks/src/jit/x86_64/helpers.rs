@@ -10,6 +10,7 @@
 //! Whatever happens here happens between instructions: the count of retired ones, `pc` and all registers are exact.
 use super::context::Context;
 use super::thunks::answer;
+use crate::barrier;
 use crate::cpu::CpuState;
 use crate::exec::Core;
 use crate::ir::{Does, MemOp, Site};
@@ -19,7 +20,7 @@ use crate::riscv::opcodes::PATTERNS;
 use crate::riscv::trap::{self, Trap};
 use crate::riscv::{Format, Insn, Op};
 use crate::tier0::bits;
-use notdirty_core::{PAGE_SIZE, fence_after_store};
+use notdirty_core::PAGE_SIZE;
 use notdirty_softmmu::{AccessKind, GuestVirt, MemFault, MemSize, MmuIdx, StoreEffect};
 
 /// Families of instructions that are executed alike.
@@ -131,9 +132,9 @@ pub(crate) unsafe extern "C" fn execute_site(ctx: *mut Context, number: u32) -> 
             if class == Class::Atomic {
                 // In line it is a locked instruction, that fences next to it were left out for: so it is, on a device or a
                 // trap.
-                fence_after_store();
+                barrier::full();
                 let outcome = execute(core, ctx, &site);
-                fence_after_store();
+                barrier::full();
                 outcome
             } else {
                 execute(core, ctx, &site)
@@ -248,7 +249,7 @@ fn other(core: &mut Core, ctx: &mut Context, site: &Site, next: u64) -> Outcome 
     match insn.op {
         Op::Illegal => Outcome::Trap(Trap::illegal(insn.illegal_bits())),
         Op::Fence => {
-            fence_after_store();
+            barrier::full();
             accessed(core, Ok(StoreEffect::NONE), next)
         }
         Op::CboZero => {
@@ -357,7 +358,7 @@ fn atomic(core: &mut Core, ctx: &mut Context, insn: &Insn) -> Result<StoreEffect
     let (old, effect) = match insn.op {
         Op::LrW | Op::LrD => {
             if insn.releases() {
-                fence_after_store();
+                barrier::full();
             }
             (mmu.lr(&mut hooks, MmuIdx::M, va, size)?, StoreEffect::NONE)
         }

@@ -123,6 +123,8 @@ pub(crate) struct Emitter {
     block_insns: u16,
     /// Does one thread store (WRITER-1)? Of the TB being emitted.
     pub(crate) alone: bool,
+    /// Of the block being emitted: where it jumps back to behind the fence that stands before it.
+    behind_fence: Option<Label>,
     /// The sites whose probes let misaligned accesses through. Of the TB being emitted.
     pub(crate) odd: SiteSet,
 }
@@ -159,6 +161,7 @@ impl Emitter {
             region_pc: 0,
             block_insns: 0,
             alone: false,
+            behind_fence: None,
             odd: if flags.aligned { SiteSet::NONE } else { SiteSet::ALL },
         }
     }
@@ -200,6 +203,7 @@ impl Emitter {
                 entry = self.here();
             }
             dynasm!(self.ops; .arch x64; =>label);
+            self.fence_before(region, i as u16);
             match i8::try_from(block.insns) {
                 _ if !self.flags.budget_register => {
                     dynasm!(self.ops; .arch x64; sub QWORD [rbp + context::BUDGET], DWORD i32::from(block.insns));
@@ -273,13 +277,12 @@ impl Emitter {
                 self.done(ir.rd, d);
             }
             Kind::SwapState => self.swap_state(ir),
-            // With one writer, no load can tell.
-            Kind::Fence if self.alone => {}
             Kind::Float(what) => self.float(ir, what),
             Kind::FloatOn => self.float_on(ir),
             Kind::Box => dynasm!(self.ops; .arch x64; mov DWORD [rbp + (float_off(ir.rd) + 4)], -1),
-            // A locked instruction is a full barrier, and cheaper than `mfence`.
-            Kind::Fence => dynasm!(self.ops; .arch x64; lock or DWORD [rsp], BYTE 0),
+            // With one writer, no load can tell; and one before the loop is enough.
+            Kind::Fence if self.alone || self.behind_fence.is_some() => {}
+            Kind::Fence => self.fence(),
             Kind::Rust => self.execute_site(ir.site),
         }
     }
@@ -444,10 +447,61 @@ mod tests {
         0
     }
 
+    const RAM: u64 = 0x8000_0000;
+
+    fn translated(code: &[u32]) -> Translator {
+        let ram = Arc::new(RamList::new());
+        let block = ram.add(RamBlockSpec::new("ram", 0x1000)).unwrap();
+        for (n, &word) in code.iter().enumerate() {
+            block.store_raw(4 * n as u64, 4, word.into()).unwrap();
+        }
+        let space = AddressSpace::new(ram);
+        space.map_ram(GuestPhys::new(RAM), &block, 0, 0x1000, 0).unwrap();
+        let mut translator = Translator::default();
+        let limits = Limits { insns: MAX_INSNS, regions: true, optimise: true };
+        translator.translate(&mut crate::testkit::Runs::new(&space, 0), &mut NoHooks, RAM, limits).unwrap();
+        translator
+    }
+
+    /// A loop of two fences around `middle`, behind a store; where its fences and the head of its loop are.
+    fn fences(middle: u32, alone: bool, tier2: bool) -> (Vec<usize>, usize) {
+        let fence = 0x0330_000f;
+        let ends = [encode(Op::Addi, 15, 15, 0, -1), encode(Op::Bne, 0, 15, 0, -16), encode(Op::Jalr, 0, 1, 0, 0)];
+        let code = [&[encode(Op::Sd, 0, 2, 10, 0), fence, middle, fence], &ends[..]].concat();
+        let mut translator = translated(&code);
+        if tier2 {
+            crate::tier2::optimise(&mut translator.region, true);
+        }
+        let (_, thunks) = thunks::assemble(JitFlags::default(), nobody);
+        let mut emitter = Emitter::new(JitFlags::default(), thunks, 0x1_0000);
+        emitter.alone = alone;
+        emitter.emit(&translator.region, 0);
+        let code = emitter.place(0);
+        let all = |bytes: &[u8]| (0..code.len()).filter(|&at| code[at..].starts_with(bytes)).collect::<Vec<_>>();
+        // sub r15, 5
+        let heads = all(&[0x49, 0x83, 0xef, 5]);
+        assert_eq!(heads.len(), 1);
+        (all(&[0xf0, 0x81, 0x0c, 0x24]), heads[0])
+    }
+
+    #[test]
+    fn a_loop_that_stores_nothing_fences_once_before_it() {
+        for tier2 in [false, true] {
+            for middle in [encode(Op::Add, 11, 11, 12, 0), encode(Op::Ld, 11, 2, 0, 0)] {
+                let (fences, head) = fences(middle, false, tier2);
+                assert!(fences.len() == 1 && fences[0] < head, "{fences:x?}, {head:x}");
+            }
+            for middle in [encode(Op::Sd, 0, 2, 11, 0), encode(Op::ScD, 11, 2, 11, 0)] {
+                let (fences, head) = fences(middle, false, tier2);
+                assert!(fences.len() == 2 && fences[0] > head, "{fences:x?}, {head:x}");
+            }
+            assert_eq!(fences(encode(Op::Add, 11, 11, 12, 0), true, tier2).0, []);
+        }
+    }
+
     /// Loops over what becomes the most code: accesses that share checks and overlap, calls, divisions, sites.
     #[test]
     fn the_longest_code_leaves_room_to_spare() {
-        const RAM: u64 = 0x8000_0000;
         let shapes: [fn(i32) -> u32; 6] = [
             // Rounded by frm, of singles whose boxes are not known.
             |n| encode([Op::FmaddS, Op::FcvtDL][n as usize % 2], n as u8 & 15, 16 + n as u8 % 16, 16, 0x7000),
@@ -462,18 +516,10 @@ mod tests {
             assert!(slow.set(name, false));
         }
         for shape in shapes {
-            let ram = Arc::new(RamList::new());
-            let block = ram.add(RamBlockSpec::new("ram", 0x1000)).unwrap();
             let last = MAX_INSNS as i32 - 1;
-            for n in 0..=last {
-                let word = if n == last { encode(Op::Beq, 0, 0, 0, -4 * last) } else { shape(n) };
-                block.store_raw(4 * n as u64, 4, word.into()).unwrap();
-            }
-            let space = AddressSpace::new(ram);
-            space.map_ram(GuestPhys::new(RAM), &block, 0, 0x1000, 0).unwrap();
-            let mut translator = Translator::default();
-            let limits = Limits { insns: MAX_INSNS, regions: true, optimise: true };
-            translator.translate(&mut crate::testkit::Runs::new(&space, 0), &mut NoHooks, RAM, limits).unwrap();
+            let mut code: Vec<u32> = (0..last).map(shape).collect();
+            code.push(encode(Op::Beq, 0, 0, 0, -4 * last));
+            let mut translator = translated(&code);
             assert_eq!(translator.region.insns as usize, MAX_INSNS);
             let mut lengths = Vec::new();
             for tier2 in [false, true] {
