@@ -3,7 +3,7 @@
 mod common;
 
 use common::*;
-use notdirty_softmmu::GuestPhys;
+use notdirty_softmmu::{GuestPhys, MemSize, MmioDevice};
 use notdirty_tcg::clock::Clock;
 use notdirty_tcg::riscv::Op;
 use notdirty_tcg::{RunLimits, VcpuExit};
@@ -14,6 +14,9 @@ use std::time::{Duration, Instant};
 const CELL: u64 = RAM + 0x5000;
 const OTHER: u64 = RAM + 0x5040;
 const END: u64 = RAM + 0x6000;
+/// A [`Gate`].
+const GATE: u64 = 0x20_0000;
+const A3: u8 = 13;
 const ROUNDS: u64 = 200_000;
 /// Enough that two vCPUs meet, whatever else the host does.
 const MANY: u64 = 10 * ROUNDS;
@@ -22,11 +25,64 @@ fn soon() -> RunLimits {
     RunLimits { max_insns: None, deadline: Some(Instant::now() + Duration::from_secs(60)) }
 }
 
-/// Adds one to [`CELL`] by AMO and to [`OTHER`] by LR and SC, counts in a0, until [`END`] is not zero or a0 is t2.
+/// A device that holds a vCPU up, once it is asked to: in the middle of what the vCPU translated alone.
+#[derive(Default)]
+struct Gate {
+    shut: AtomicBool,
+    reached: AtomicBool,
+    /// The other writer was let in.
+    admitted: AtomicBool,
+    /// And that while the vCPU was held up.
+    overtaken: AtomicBool,
+}
+
+impl MmioDevice for Gate {
+    fn read(&self, _: u64, _: MemSize) -> u64 {
+        if self.shut.swap(false, Ordering::AcqRel) {
+            self.reached.store(true, Ordering::Release);
+            let until = Instant::now() + Duration::from_millis(300);
+            while Instant::now() < until {
+                std::thread::yield_now();
+                if self.admitted.load(Ordering::Acquire) {
+                    self.overtaken.store(true, Ordering::Release);
+                    break;
+                }
+            }
+        }
+        0
+    }
+    fn write(&self, _: u64, _: MemSize, _: u64) {}
+}
+
+impl Gate {
+    /// On this machine.
+    fn of(vm: &Vm) -> Arc<Gate> {
+        let gate = Arc::new(Gate::default());
+        vm.space.map_mmio(GuestPhys::new(GATE), 0x1000, gate.clone(), 0).unwrap();
+        gate
+    }
+
+    /// Has `admit` let a writer in while the vCPU is held up, which must last until the vCPU goes on.
+    fn admits<T>(&self, admit: impl FnOnce() -> T) -> T {
+        self.shut.store(true, Ordering::Release);
+        let until = Instant::now() + Duration::from_secs(60);
+        while !self.reached.load(Ordering::Acquire) {
+            assert!(Instant::now() < until, "the vCPU does not come by");
+            std::thread::yield_now();
+        }
+        let admitted = admit();
+        self.admitted.store(true, Ordering::Release);
+        admitted
+    }
+}
+
+/// Adds one to [`CELL`] by AMO and to [`OTHER`] by LR and SC, reads what is at a3, and counts in a0, until [`END`] is not
+/// zero or a0 is t2.
 fn adder(base: u64) -> Asm {
     let mut asm = Asm::at(base);
     asm.la(T0, CELL).la(T1, END).i(li(A1, 1)).i(li(A0, 0));
     let again = asm.here();
+    asm.op(Op::Ld, T5, A3, 0, 0);
     asm.op(Op::AmoaddD, ZERO, T0, A1, 0).i(addi(A2, T0, 64));
     let lr = asm.here();
     asm.op(Op::LrD, T5, A2, 0, 0).i(addi(T5, T5, 1)).op(Op::ScD, T6, A2, T5, 0);
@@ -60,10 +116,11 @@ fn a_second_vcpu_that_comes_while_the_first_runs_loses_no_addition() {
     adder(RAM).put(&vm);
     adder(RAM + 0x1000).put(&vm);
     vm.vcpu.cpu_mut().x[usize::from(T2)] = u64::MAX;
-    let space = vm.space.clone();
+    vm.vcpu.cpu_mut().x[usize::from(A3)] = GATE;
+    let (space, gate) = (vm.space.clone(), Gate::of(&vm));
     let running = AtomicBool::new(false);
     let second = std::thread::scope(|scope| {
-        let running = &running;
+        let (running, gate) = (&running, &gate);
         let other = scope.spawn(move || {
             let _end = AtEnd(&space);
             while !running.load(Ordering::Acquire) {
@@ -72,10 +129,11 @@ fn a_second_vcpu_that_comes_while_the_first_runs_loses_no_addition() {
             // The first one is deep in what it translated alone.
             std::thread::sleep(Duration::from_millis(20));
             assert!(space.vcpus().one_writer());
-            let mut second = vcpu_on(&space, &Setup::default(), Arc::new(Clock::insns()));
+            let mut second = gate.admits(|| vcpu_on(&space, &Setup::default(), Arc::new(Clock::insns())));
             assert!(!space.vcpus().one_writer());
             second.cpu_mut().pc = RAM + 0x1000;
             second.cpu_mut().x[usize::from(T2)] = MANY;
+            second.cpu_mut().x[usize::from(A3)] = END;
             // Its store to STOP stops the first vCPU, which goes on below.
             let exit = second.run(&RunLimits { max_insns: Some(40 * MANY), ..soon() });
             assert_eq!(exit, VcpuExit::InsnLimit);
@@ -88,6 +146,7 @@ fn a_second_vcpu_that_comes_while_the_first_runs_loses_no_addition() {
         }
         other.join().unwrap()
     });
+    assert!(!gate.overtaken.load(Ordering::Acquire), "the second is there before the first has answered");
     // To its own end.
     let limits = RunLimits { max_insns: Some(vm.vcpu.cpu().retired + 1000), ..soon() };
     while vm.vcpu.run(&limits) != VcpuExit::InsnLimit {}
@@ -103,19 +162,21 @@ fn a_host_thread_that_was_admitted_loses_no_byte_beside_an_amo() {
     assert!(vm.space.vcpus().promise_one_writer());
     // Ors a bit into the low byte of a cell, and stores it back whole by LR and SC.
     let mut main = Asm::at(RAM);
-    main.la(T0, CELL).la(T1, END).i(li(A1, 1));
+    main.la(T0, CELL).la(T1, END).i(li(A1, 1)).op(Op::Lui, A3, 0, 0, GATE as i32);
     let again = main.here();
+    main.op(Op::Ld, T5, A3, 0, 0);
     main.op(Op::AmoorD, A2, T0, A1, 0).op(Op::LrD, T5, T0, 0, 0).op(Op::ScD, T6, T0, T5, 0);
     main.op(Op::Ld, T5, T1, 0, 0);
     let back = again.wrapping_sub(main.here()) as i32;
     main.op(Op::Beq, 0, T5, ZERO, back).stop();
     main.put(&vm);
-    let space = vm.space.clone();
+    let (space, gate) = (vm.space.clone(), Gate::of(&vm));
     std::thread::scope(|scope| {
+        let gate = &gate;
         let host = scope.spawn(move || {
             let _end = AtEnd(&space);
             std::thread::sleep(Duration::from_millis(20));
-            assert!(space.vcpus().admit_writers(Some(Duration::from_secs(20))));
+            assert!(gate.admits(|| space.vcpus().admit_writers(Some(Duration::from_secs(20)))));
             let at = GuestPhys::new(CELL + 5);
             for n in 0..ROUNDS {
                 let (wrote, mut read) = ([n as u8], [0]);
@@ -129,5 +190,6 @@ fn a_host_thread_that_was_admitted_loses_no_byte_beside_an_amo() {
         });
         vm.run(RAM);
         host.join().unwrap();
+        assert!(!gate.overtaken.load(Ordering::Acquire), "admitted before the vCPU has answered");
     });
 }
