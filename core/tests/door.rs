@@ -1,7 +1,7 @@
 //! The door for writers where something ends meanwhile: a client, a subscriber, a write halfway.
 #![cfg(not(loom))]
 
-use notdirty_core::{BeforeWrite, CanWait, DirtyClient, PAGE_SIZE, RamAddr, RamBlockSpec, RamList, barrier};
+use notdirty_core::{BeforeWrite, CanWait, DirtyClient, PAGE_SIZE, RamAddr, RamBlockSpec, RamList, barrier, pin};
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, mpsc};
 use std::time::Duration;
@@ -34,14 +34,42 @@ fn what_is_written_for_a_log_is_told_to_all_but_its_user() {
     assert_eq!(told(), [0, 0, 1, 1], "a page that the log does not have is another log's of the same client");
 }
 
+/// Counts its calls.
+struct Calls(AtomicU32);
+
+impl BeforeWrite for Calls {
+    fn before(&self, _: RamAddr, _: u64, _: &CanWait) {
+        self.0.fetch_add(1, Ordering::Relaxed);
+    }
+}
+
+#[test]
+fn of_some_subscribers_those_that_stay_are_called_and_with_the_last_one_gone_a_writer_may_hold_a_guard() {
+    let list = Arc::new(RamList::new());
+    let ram = list.add(RamBlockSpec::new("ram", 16 * PAGE_SIZE)).unwrap();
+    let calls = [(); 4].map(|()| Arc::new(Calls(AtomicU32::new(0))));
+    let mut subscribed: Vec<_> = calls.iter().map(|calls| Some(list.before_writes(None, calls.clone()))).collect();
+    let mut wanted = [0; 4];
+    for goes in [2, 0, 3, 1] {
+        list.write(&ram, 0, &[1; 8]).unwrap();
+        (0..4).filter(|n| subscribed[*n].is_some()).for_each(|n| wanted[n] += 1);
+        assert_eq!([0, 1, 2, 3].map(|n| calls[n].0.load(Ordering::Relaxed)), wanted);
+        assert!(pinned(|| list.before(ram.offset(), 8).is_err()), "a subscriber may have to wait");
+        subscribed[goes] = None;
+    }
+    assert!(pinned(|| list.before(ram.offset(), 8).is_ok()), "nothing subscribes");
+    list.write(&ram, 0, &[1; 8]).unwrap();
+    assert_eq!([0, 1, 2, 3].map(|n| calls[n].0.load(Ordering::Relaxed)), wanted);
+}
+
+/// The answer of a caller that has a guard pinned.
+fn pinned<T>(call: impl FnOnce() -> T) -> T {
+    let _guard = pin();
+    call()
+}
+
 #[test]
 fn what_is_written_for_a_log_is_not_asked_of_its_subscriber_and_of_any_other() {
-    struct Calls(AtomicU32);
-    impl BeforeWrite for Calls {
-        fn before(&self, _: RamAddr, _: u64, _: &CanWait) {
-            self.0.fetch_add(1, Ordering::Relaxed);
-        }
-    }
     let list = Arc::new(RamList::new());
     let ram = list.add(RamBlockSpec::new("ram", 16 * PAGE_SIZE)).unwrap();
     let logs = [DirtyClient::MIGRATION, DirtyClient::VGA].map(|client| list.log(client).start().unwrap());
