@@ -354,3 +354,20 @@ fn a_shrink_that_a_guard_of_the_caller_stops_lets_the_block_be_mapped_as_far_as_
     list.resize(&block, 2 * P).unwrap();
     block.mapping(0, 2 * P + 1).unwrap_err();
 }
+
+#[test]
+fn a_mapping_within_a_block_ends_its_length_behind_its_start() {
+    let list = RamList::new();
+    let block = list.add(RamBlockSpec::new("ram", 16 * P).resizable(true)).unwrap();
+    let mut map = block.mapping(2 * P, 3 * P).unwrap();
+    assert!(map.off() == 2 * P && Arc::ptr_eq(map.block(), &block));
+    let error = list.resize(&block, 4 * P).unwrap_err();
+    assert!(matches!(error, RamError::MappedBeyond { length: 0x4000, end: 0x5000, .. }), "{error}");
+    map.set_len(14 * P).unwrap();
+    for beyond in [14 * P + 1, u64::MAX - 2 * P, u64::MAX] {
+        map.set_len(beyond).unwrap_err();
+        block.mapping(2 * P, beyond).unwrap_err();
+    }
+    map.set_len(3 * P).unwrap();
+    list.resize(&block, 5 * P).unwrap();
+}

@@ -261,3 +261,27 @@ impl fmt::Debug for ClientMask {
         f.debug_set().entries(self.columns().map(|column| DirtyClient { column: column as u8, id: 0 })).finish()
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn masks_of_clients_are_sets_of_columns() {
+        let of = |mask: ClientMask| -> Vec<usize> { mask.columns().collect() };
+        let columns =
+            |has: &dyn Fn(u8) -> bool| -> Vec<usize> { (0..8u8).filter(|n| has(*n)).map(usize::from).collect() };
+        for (a, b) in (0..=255u8).flat_map(|a| (0..=255u8).map(move |b| (a, b))) {
+            let (x, y) = (ClientMask(a), ClientMask(b));
+            let (in_a, in_b) = (|n: u8| a >> n & 1 != 0, |n: u8| b >> n & 1 != 0);
+            let mut both = x;
+            both |= y;
+            assert_eq!((of(x | y), of(both)), (columns(&|n| in_a(n) || in_b(n)), columns(&|n| in_a(n) || in_b(n))));
+            assert_eq!(of(x & y), columns(&|n| in_a(n) && in_b(n)));
+            assert_eq!(of(x.without(y)), columns(&|n| in_a(n) && !in_b(n)));
+            assert_eq!(x.contains(y), (0..8).all(|n| in_a(n) || !in_b(n)));
+            let all = of(x);
+            assert_eq!((x.is_empty(), x.only()), (all.is_empty(), all.first().copied().filter(|_| all.len() == 1)));
+        }
+    }
+}
