@@ -144,3 +144,64 @@ fn a_fence_stands_only_between_a_store_and_what_comes_next() {
     }
     assert_eq!(barriers(&[store, FENCE, FENCE, amo, FENCE, load], false), "sFFaFl");
 }
+
+/// Is each change of one bit of the code at `at` noticed, and nothing where nothing changed? `overlap`: instructions do.
+fn notices_each_bit(at: u64, code: &[u32], overlap: bool) {
+    let ram = Arc::new(RamList::new());
+    let block = ram.add(RamBlockSpec::new("ram", 0x2000)).unwrap();
+    let space = AddressSpace::new(ram);
+    space.map_ram(GuestPhys::new(RAM), &block, 0, 0x2000, 0).unwrap();
+    for (n, &word) in code.iter().enumerate() {
+        block.store_raw(at + 4 * n as u64, 4, word.into()).unwrap();
+    }
+    let mut translator = Translator::default();
+    let limits = Limits { insns: MAX_INSNS, regions: true, optimise: true };
+    translator.translate(&mut Runs::new(&space, 0), &mut NoHooks, RAM + at, limits).unwrap();
+    let read: u32 = translator.runs.iter().map(|&(start, end)| end - start).sum();
+    let spans = translator.region.spans.clone();
+    let bytes: Vec<u64> = (spans.iter())
+        .flat_map(|s| (s.start..s.end).map(|byte| 0x1000 * u64::from(s.page) + u64::from(byte)))
+        .collect();
+    assert_eq!(read as usize > bytes.len(), overlap, "{read} bytes were read of {}", bytes.len());
+    assert!(translator.still, "nobody stores");
+    let mut unchanged = || {
+        translator.copy_spans();
+        translator.unchanged()
+    };
+    assert!(unchanged());
+    for byte in bytes {
+        let old = block.load(byte, 1).unwrap();
+        for bit in 0..8 {
+            block.store_raw(byte, 1, old ^ 1 << bit).unwrap();
+            assert!(!unchanged(), "bit {bit} of the byte at {byte:#x}");
+        }
+        block.store_raw(byte, 1, old).unwrap();
+        assert!(unchanged());
+    }
+    // Of two instructions that share bytes, the first was read before a store, and the second after it.
+    for n in 0..if overlap { translator.found.len() } else { 0 } {
+        translator.found[n].bits ^= 1 << 7;
+        translator.copy_spans();
+        assert!(!translator.unchanged(), "the instruction at {:#x}", translator.found[n].off);
+        translator.found[n].bits ^= 1 << 7;
+    }
+}
+
+#[test]
+fn bytes_that_changed_before_they_were_announced_are_noticed_one_and_all() {
+    let ret = encode(Op::Jalr, 0, 1, 0, 0);
+    let beq = |to| encode(Op::Beq, 0, 10, 11, to);
+    // lui a0, whose upper half is c.addi a1, 1.
+    let within = 0x0585_0537;
+    // Back, over what is no code.
+    let hole = [beq(16), ret, 0, 0, within, ret];
+    for at in [0x100, 0xff0, 0xff4, 0xff8, 0xff6, 0xffa] {
+        notices_each_bit(at, &[beq(8), within, ret], false);
+        notices_each_bit(at, &hole, false);
+        // Into the middle of lui, from before it and from behind.
+        notices_each_bit(at, &[beq(10), ret, within, ret], false);
+        notices_each_bit(at, &[beq(10), encode(Op::Addi, 12, 12, 0, 1), within, ret], true);
+        notices_each_bit(at, &[within, beq(-2), ret], true);
+        notices_each_bit(at, &[beq(16), within, beq(-2), ret, within, beq(-2), ret], true);
+    }
+}
