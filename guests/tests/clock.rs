@@ -48,13 +48,12 @@ fn under_the_instruction_clock_a_deadline_that_mtime_jumps_to_is_met_to_the_inst
     }
 }
 
-#[test]
-fn mip_shows_the_lines_of_this_instruction_however_short_the_runs() {
+/// Passes on both engines, in one run and in pieces of so many instructions, by either clock.
+fn passes_in_pieces(image: impl Fn(ClockKind, u64) -> GuestImage) {
     for clock in [ClockKind::Host, ClockKind::Insns] {
         for engine in ENGINES {
             for slice in [1, 7, 100, 300, u64::MAX] {
-                let image = clock::mip_behind_each_store(if slice < 100 { 20 } else { 300 });
-                let mut machine = builder(image).engine(engine).clock(clock).build().unwrap();
+                let mut machine = builder(image(clock, slice)).engine(engine).clock(clock).build().unwrap();
                 let end = soon();
                 let exit = loop {
                     let max = machine.cpu().retired.saturating_add(slice);
@@ -67,4 +66,14 @@ fn mip_shows_the_lines_of_this_instruction_however_short_the_runs() {
             }
         }
     }
+}
+
+#[test]
+fn mip_shows_the_lines_of_this_instruction_however_short_the_runs() {
+    passes_in_pieces(|_, slice| clock::mip_behind_each_store(if slice < 100 { 20 } else { 300 }));
+}
+
+#[test]
+fn what_ends_a_wfi_is_pending_and_a_trap_says_it_came_behind() {
+    passes_in_pieces(|clock, _| clock::corners_of_wfi(clock == ClockKind::Insns));
 }

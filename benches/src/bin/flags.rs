@@ -9,12 +9,26 @@ use std::process::{Command, ExitCode};
 
 use notdirty_benches::args::{Args, Rows};
 use notdirty_benches::pairing::{self, Measured};
-use notdirty_benches::rows::{self, pick};
+use notdirty_benches::rows::{self, Row, pick};
 use notdirty_benches::{stats, table};
 
-/// Rows that say something about a switch, and are over soon.
-const ROWS: [&str; 9] =
-    ["intmix", "fib", "icall-16", "switch", "sha256", "memcpy", "rand-store", "smc-same", "smc-emit"];
+/// Rows that say something about a switch, and are over soon. Those of one program are next to each other.
+const ROWS: [&str; 14] = [
+    "intmix",
+    "fib",
+    "icall-16",
+    "switch",
+    "sha256",
+    "nbody",
+    "memcpy",
+    "rand-store",
+    "smc-same",
+    "smc-emit",
+    "amoadd.d",
+    "lrsc.d",
+    "ld-odd",
+    "fence",
+];
 
 fn main() -> ExitCode {
     match run() {
@@ -27,7 +41,7 @@ fn main() -> ExitCode {
 }
 
 fn run() -> Result<(), String> {
-    let all = ROWS.iter().flat_map(|name| pick(name)).collect();
+    let all: Vec<Row> = ROWS.iter().flat_map(|name| pick(name)).collect();
     let names = rows::all().iter().map(|row| row.name).collect();
     let rows = Rows { all, names, pick, elsewhere: |_| false };
     let Args { rows, rounds, .. } = Args::parse(std::env::args().skip(1), rows, 3, &[])?;
@@ -39,9 +53,9 @@ fn run() -> Result<(), String> {
     println!("time without / time with everything on, median of {rounds} paired runs; {}\n", all.version);
     println!("| without | {} |", switches.join(" | "));
     println!("|---|{}", "---|".repeat(switches.len()));
-    for row in rows {
-        let elf = programs.join(row.program).with_extension("elf");
-        for measured in pairing::measure(&[row], &elf, &rivals, rounds, false) {
+    for rows in rows.chunk_by(Row::same_run) {
+        let elf = programs.join(rows[0].program).with_extension("elf");
+        for (row, measured) in rows.iter().zip(pairing::measure(rows, &elf, &rivals, rounds, false)) {
             let cells: Vec<String> = (1..rivals.len()).map(|rival| cell(&measured, rival)).collect();
             println!("| {} | {} |", row.name, cells.join(" | "));
         }

@@ -148,3 +148,97 @@ pub fn mip_behind_each_store(rounds: i32) -> GuestImage {
     asm::pass(&mut ops);
     asm::finish("mip-behind-each-store", ops)
 }
+
+/// What wakes a `wfi`, what is then pending, and where a trap that it lets in says it was; `exact`: the clock stands still
+/// between instructions, so nothing comes early.
+pub fn corners_of_wfi(exact: bool) -> GuestImage {
+    let mut ops = asm::program();
+    clint(&mut ops);
+    let mut code = 0;
+    let mut expect = |ops: &mut Asm, value: i32| {
+        code += 1;
+        asm::expect(ops, code, value);
+    };
+    // s6 counts traps; s7 and s8 are where and why the last was.
+    rv!(ops ; la t0, ->handler ; csrw mtvec, t0 ; li.12 s6, 0 ; li.12 s5, -1 ; csrr a0, mip);
+    expect(&mut ops, 0);
+    // Pending and enabled, but not globally: it goes on when the time has come, and no trap is taken.
+    rv!(ops
+        ; ld s4, [s3, -8]
+        ; addi s4, s4, 1000
+        ; sd s4, [s2]
+        ; li.32 t0, 0x80
+        ; csrw mie, t0
+        ; .u32 WFI
+        ; ld t1, [s3, -8]
+        ; sltu a0, t1, s4
+    );
+    expect(&mut ops, 0);
+    rv!(ops ; csrr a0, mip);
+    expect(&mut ops, 0x80);
+    // It is pending already: at once.
+    rv!(ops ; .u32 WFI ; mv a0, s6);
+    expect(&mut ops, 0);
+    // A deadline of this very tick; by halves, with no deadline on the way that has passed; the last there is.
+    rv!(ops ; sd s5, [s2] ; ld t0, [s3, -8] ; sd t0, [s2] ; csrr a0, mip);
+    expect(&mut ops, 0x80);
+    rv!(ops ; sd s5, [s2] ; ld t0, [s3, -8] ; srli t1, t0, 32 ; sw s5, [s2] ; sw t1, [s2, 4] ; csrr a0, mip);
+    expect(&mut ops, 0);
+    rv!(ops ; sw t0, [s2] ; csrr a0, mip);
+    expect(&mut ops, 0x80);
+    rv!(ops ; sw s5, [s2, 4] ; csrr a0, mip);
+    expect(&mut ops, 0);
+    // msip has one bit.
+    rv!(ops ; li.12 t0, -2 ; sw t0, [s1] ; lw a0, [s1]);
+    expect(&mut ops, 0);
+    // An interrupt of one's own is taken once, in front of the instruction behind the one that lets it in.
+    rv!(ops
+        ; li.32 t0, 0x88
+        ; csrw mie, t0
+        ; li.12 t0, 1
+        ; sw t0, [s1]
+        ; la s4, >behind
+        ; csrsi mstatus, 8
+        ; behind:
+        ; csrci mstatus, 8
+        ; mv a0, s6
+    );
+    expect(&mut ops, 1);
+    rv!(ops ; sub a0, s7, s4);
+    expect(&mut ops, 0);
+    rv!(ops ; slli a0, s8, 1);
+    expect(&mut ops, 2 * 3);
+    // A trap that ends a wfi comes behind it.
+    rv!(ops
+        ; ld t0, [s3, -8]
+        ; addi t0, t0, 1000
+        ; sd t0, [s2]
+        ; la s4, >behind
+        ; csrsi mstatus, 8
+        ; .u32 WFI
+        ; behind:
+        ; csrci mstatus, 8
+        ; mv a0, s6
+    );
+    if exact {
+        expect(&mut ops, 2);
+        rv!(ops ; sub a0, s7, s4);
+        expect(&mut ops, 0);
+        rv!(ops ; slli a0, s8, 1);
+        expect(&mut ops, 2 * 7);
+    }
+    rv!(ops ; csrr a0, mip);
+    expect(&mut ops, 0);
+    asm::pass(&mut ops);
+    rv!(ops
+        ; .align 4
+        ; ->handler:
+        ; addi s6, s6, 1
+        ; csrr s7, mepc
+        ; csrr s8, mcause
+        ; sw zero, [s1]
+        ; sd s5, [s2]
+        ; .u32 asm::MRET
+    );
+    asm::finish("corners-of-wfi", ops)
+}
