@@ -11,7 +11,7 @@ use crate::riscv::csr::Csrs;
 #[repr(C)]
 #[derive(Debug, Clone)]
 pub struct CpuState {
-    /// Integer registers; `x[0]` stays zero.
+    /// Integer registers; `x[0]` is zero: a run begins by making it so.
     pub x: [u64; 32],
     /// Address of the next instruction.
     pub pc: u64,

@@ -133,6 +133,45 @@ fn the_lines_of_one_vcpu_stay_when_another_drops_its_own_or_goes() {
 }
 
 #[test]
+fn a_counter_in_the_line_of_another_harts_loop_costs_neither_of_them_anything() {
+    let (mut vm, mut second) = two();
+    let (hot, cell, rounds) = (RAM + 0x3000, RAM + 0x3030, 1000);
+    let mut asm = Asm::at(hot);
+    asm.i(addi(A0, A0, 1)).i(addi(T1, T1, -1)).op(Op::Bne, 0, T1, ZERO, -8).stop();
+    assert!(asm.here() <= cell);
+    asm.put(&vm);
+    let mut main = Asm::at(RAM + 0x4000);
+    main.la(T0, cell).i(li(T1, rounds));
+    let again = main.here();
+    main.op(Op::Ld, T2, T0, 0, 0).i(addi(T2, T2, 1)).op(Op::Sd, 0, T0, T2, 0).i(addi(T1, T1, -1));
+    let back = again.wrapping_sub(main.here()) as i32;
+    main.op(Op::Bne, 0, T1, ZERO, back).stop();
+    main.put(&vm);
+    let mut turn = |second: &mut Vcpu| {
+        second.cpu_mut().pc = hot;
+        second.cpu_mut().x[usize::from(T1)] = rounds as u64;
+        let limits = RunLimits { max_insns: Some(second.cpu().retired + 5000), deadline: None };
+        assert_eq!(second.run(&limits), VcpuExit::InsnLimit);
+        vm.vcpu.port().take_stop();
+        let before = vm.vcpu.stats().tlb;
+        vm.run(main.base);
+        let tlb = vm.vcpu.stats().tlb;
+        let rust = tlb.code_page + tlb.code_hit - before.code_page - before.code_hit;
+        (second.cpu().x[usize::from(A0)], vm.x(T2), rust, second.serve())
+    };
+    // The first time, an entry that lets the stores through is made.
+    let (.., killed) = turn(&mut second);
+    assert_eq!(killed, 0);
+    for n in 2..5 {
+        assert_eq!(turn(&mut second), (n * rounds as u64, n * rounds as u64, 0, 0));
+    }
+    assert_eq!((vm.invalidated(), second.stats().tbs_invalidated), (0, 0));
+    // A store to the code itself is heard.
+    vm.put(hot, &[addi(A0, A0, 2)]);
+    assert_ne!(second.serve(), 0);
+}
+
+#[test]
 fn a_plug_kills_nothing_and_an_unplug_what_was_there() {
     let mut vm = Vm::new();
     vm.vcpu.set_checking(true);

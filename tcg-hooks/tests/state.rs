@@ -83,3 +83,28 @@ fn counters_go_on_over_a_reset_and_a_restored_state() {
         assert!(stats.interpreted <= stats.retired && stats.tier0 <= stats.retired, "all since one moment: {stats:?}");
     }
 }
+
+#[test]
+fn x0_reads_as_zero_whatever_the_host_put_there() {
+    for setup in setups() {
+        let mut vm = Vm::with(&setup);
+        let cell = RAM + 0x800;
+        let mut asm = Asm::at(RAM);
+        asm.la(T0, cell).i(li(A0, 3)).op(Op::Add, A1, A0, ZERO, 0).op(Op::Sub, A2, ZERO, A0, 0);
+        asm.op(Op::Sd, 0, T0, A0, 0).op(Op::AmoaddD, T1, T0, ZERO, 0).op(Op::Sd, 0, T0, ZERO, 8);
+        asm.op(Op::Csrrw, ZERO, ZERO, 0, 0x340).op(Op::Csrrs, T2, ZERO, 0, 0x340);
+        // Taken only if it is zero; the other way runs into nothing.
+        asm.op(Op::Beq, 0, ZERO, T2, 8).i(0).stop();
+        asm.put(&vm);
+        for round in 0..3 {
+            vm.vcpu.cpu_mut().x[0] = 77;
+            vm.block.store_raw(cell - RAM + 8, 8, u64::MAX).unwrap();
+            vm.run(RAM);
+            let cells = [0, 8].map(|at| vm.block.load(cell - RAM + at, 8).unwrap());
+            let seen = [vm.x(A0), vm.x(A1), vm.x(A2), vm.x(T1), vm.x(T2)];
+            let what = format!("{:?}, tier 0: {}, round {round}", setup.engine, setup.flags.tier0);
+            assert_eq!((seen, cells), ([3, 3, 3u64.wrapping_neg(), 3, 0], [3, 0]), "{what}");
+            assert_eq!(vm.x(ZERO), 0, "{what}");
+        }
+    }
+}

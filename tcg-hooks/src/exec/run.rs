@@ -247,6 +247,8 @@ impl Vcpu {
     /// Runs until a limit, a stop, or for ever. Between runs the vCPU is parked: nobody waits for it.
     pub fn run(&mut self, limits: &RunLimits) -> VcpuExit {
         let before = self.cpu().retired;
+        // What the host put there, by `cpu_mut`, is no register.
+        self.parts().0.cpu.x[0] = 0;
         let exit = self.run_loop(limits);
         self.retired += self.cpu().retired.wrapping_sub(before);
         exit
