@@ -6,7 +6,6 @@ use notdirty_tcg::riscv::Op;
 use notdirty_tcg::tb::TbStats;
 use notdirty_tcg::{JitFlags, VcpuStats};
 
-const S0: u8 = 8;
 /// Distances between functions: every power of two that RAM has room for.
 const SHIFTS: std::ops::Range<u32> = 5..27;
 const CODE: u64 = RAM + 0x1000;

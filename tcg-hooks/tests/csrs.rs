@@ -17,11 +17,6 @@ const CODE: u64 = RAM + 0x1000;
 const OPERANDS: u64 = RAM + 0x8000;
 const LOG: u64 = RAM + 0x9000;
 
-const S0: u8 = 8;
-const S1: u8 = 9;
-const S2: u8 = 18;
-const T3: u8 = 28;
-const T4: u8 = 29;
 /// What `rd` holds before.
 const BEFORE: i32 = 77;
 

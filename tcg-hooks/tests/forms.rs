@@ -31,13 +31,6 @@ const ROM: u64 = 0x9200_0000;
 const DEVICE: u64 = 0x20_0000;
 const HOLE: u64 = 0x40_0000;
 
-const S1: u8 = 9;
-const S2: u8 = 18;
-const S3: u8 = 19;
-const A3: u8 = 13;
-const T3: u8 = 28;
-const T4: u8 = 29;
-
 /// A word that remembers.
 #[derive(Default)]
 struct Word(AtomicU64);

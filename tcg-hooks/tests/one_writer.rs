@@ -16,7 +16,6 @@ const OTHER: u64 = RAM + 0x5040;
 const END: u64 = RAM + 0x6000;
 /// A [`Gate`].
 const GATE: u64 = 0x20_0000;
-const A3: u8 = 13;
 const ROUNDS: u64 = 200_000;
 /// Enough that two vCPUs meet, whatever else the host does.
 const MANY: u64 = 10 * ROUNDS;

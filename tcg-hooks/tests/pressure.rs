@@ -22,11 +22,6 @@ const ROUNDS: u64 = 30_000;
 /// A pause that nobody notices: CPU time, as what a busy host takes besides is not ours to bound.
 const PAUSE: Duration = Duration::from_millis(20);
 
-const S2: u8 = 18;
-const S3: u8 = 19;
-const S4: u8 = 20;
-const S5: u8 = 21;
-
 /// Bytes of the process in memory.
 fn resident() -> u64 {
     let statm = std::fs::read_to_string("/proc/self/statm").expect("Linux says");

@@ -13,9 +13,6 @@ use notdirty_tcg::{EngineKind, JitFlags};
 const PAIRS: u64 = RAM + 0x1_0000;
 /// Bytes of a pair of operands and of the results behind it.
 const ROW: i32 = 16 + 8 * WAYS.len() as i32;
-const A4: u8 = 14;
-const S2: u8 = 18;
-const T4: u8 = 29;
 
 /// `(rd, rs1, rs2)`: apart, some of them one, in host registers or in memory; what `rd` is first.
 const WAYS: [(u8, u8, u8); 8] =
