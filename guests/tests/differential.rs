@@ -80,7 +80,7 @@ fn oracle() -> Machine {
     machine(EngineKind::Interp, Setup { flags: JitFlags::default(), cache: LARGE_CACHE })
 }
 
-/// RAM is the program's and nobody else's, the hart is at its entry.
+/// RAM is the program's alone, the hart is at its entry.
 fn load(machine: &mut Machine, program: &Program) {
     let mut ram = program.bytes.clone();
     ram.resize(RAM as usize, 0);

@@ -1,5 +1,5 @@
 //! A guest draws, the host looks: only what was drawn is converted, the image is that of a full redraw, and no store
-//! but the framebuffer's knows that somebody looks.
+//! but the framebuffer's knows that a viewer looks.
 
 use notdirty::devices::{Framebuffer, Redraw};
 use notdirty::programs::draw::{self, Rect};
@@ -56,7 +56,10 @@ fn redraw_between_slices(engine: EngineKind, slice: u64) {
         let (image, now) = (screen.image(), screen.conversions());
         assert_eq!(image, screen.full(), "slice {n}: a dirty line was left out");
         let new: Vec<bool> = now.iter().zip(&converted).map(|(now, then)| now > then).collect();
-        assert!(new.iter().zip(&drawn).all(|(new, drawn)| !new || *drawn), "slice {n}: a line that nobody drew");
+        assert!(
+            new.iter().zip(&drawn).all(|(new, drawn)| !new || *drawn),
+            "slice {n}: a line that the guest did not draw"
+        );
         for (line, (old, new_line)) in
             before.chunks(3 * WIDTH as usize).zip(image.chunks(3 * WIDTH as usize)).enumerate()
         {

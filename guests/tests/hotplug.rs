@@ -239,12 +239,12 @@ struct Holds {
 
 impl Holds {
     fn wait(&self, done: impl Fn(&(bool, bool)) -> bool) {
-        let state = self.state.lock().expect("nobody panics here");
-        drop(self.changed.wait_while(state, |state| !done(state)).expect("nobody panics here"));
+        let state = self.state.lock().expect("no thread panics here");
+        drop(self.changed.wait_while(state, |state| !done(state)).expect("no thread panics here"));
     }
 
     fn set(&self, change: impl Fn(&mut (bool, bool))) {
-        change(&mut self.state.lock().expect("nobody panics here"));
+        change(&mut self.state.lock().expect("no thread panics here"));
         self.changed.notify_all();
     }
 }

@@ -90,7 +90,7 @@ fn a_device_may_ask_the_memory_when_it_goes() {
     });
 }
 
-/// Unplugs a block that somebody else is taking out.
+/// Unplugs a block that another caller is taking out.
 struct Unplugs(Memory, Mutex<Option<Plugged>>, Mutex<Vec<UnplugError>>);
 
 impl RamNotifier for Unplugs {

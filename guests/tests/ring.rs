@@ -92,7 +92,7 @@ fn program_of_two() -> Program {
     Program::ElfBytes("rings.elf".into(), Elf::new(RAM, bytes).bytes())
 }
 
-/// Two harts, two rings; somebody syncs all the time and keeps a copy, so that the harts seldom have to leave.
+/// Two harts, two rings; a thread syncs all the time and keeps a copy, so that the harts seldom have to leave.
 #[test]
 fn two_harts_lose_no_store_to_a_harvester_on_a_third_thread() {
     const SIZE: u64 = 16 << 20;

@@ -65,7 +65,7 @@ fn guests_catch_an_engine_that_runs_old_code() {
     // Where the engine may run old code, it is free to run the new: not each case has to be caught.
     let names =
         ["next_instruction", "later_in_own_block", "back_edge", "two_patches_ahead", "decoder_stub", "same_page"];
-    assert!(names.iter().any(caught), "nobody saw that there is no fence.i");
+    assert!(names.iter().any(caught), "no guest saw that there is no fence.i");
 }
 
 /// A directory that is gone when the test ends.

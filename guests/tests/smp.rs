@@ -115,7 +115,7 @@ fn a_token_goes_round_by_software_interrupts() {
 fn code_of_another_hart_is_new_after_its_flag_and_fence_i() {
     for harts in [2, 4] {
         on_every_engine("handshake", harts, || smp::handshake(harts, if harts == 2 { 3000 } else { 100 }, 0));
-        // Some slices later, so that everybody has answered for the code that is written over.
+        // Some slices later, so that every hart has answered for the code that is written over.
         let slow = builder(smp::handshake(harts, 30, 1_500_000), harts);
         passes("slow handshake", slow.jit_flags(eager()));
     }

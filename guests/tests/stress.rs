@@ -10,7 +10,7 @@
 //!   harvesters ◀─ DirtyLog::sync ┘      a copy is a hash of each page, read after it was taken
 //! ```
 //!
-//! What must hold of a page whenever nobody is in the middle of something: its bit is set, so it is yet to be reported, or
+//! What must hold of a page whenever no thread is in the middle of a change: its bit is set, so it is yet to be reported, or
 //! the copy is what memory holds. It is asked of each block that was unplugged with the harvesters standing still, and of
 //! everything at the end.
 //!
@@ -63,7 +63,7 @@ impl Harvester {
 
     /// Nobody syncs as long as this is held.
     fn stand_still(&self) -> MutexGuard<'_, HashMap<(u32, u64), Option<u64>>> {
-        self.copy.lock().expect("nobody panics with the copy")
+        self.copy.lock().expect("no thread panics with the copy")
     }
 
     fn sync(&self) {
@@ -233,7 +233,7 @@ fn no_store_is_lost_while_ram_comes_and_goes_and_code_is_patched() {
             let _stop = Stop(memory, stopped);
             let mut rng = Rng::new(seed + 9);
             while !stopped.load(Ordering::Acquire) {
-                let places = dma.lock().expect("nobody panics with it");
+                let places = dma.lock().expect("no thread panics with it");
                 let (base, len) = match rng.below(places.len() as u64 + 1) as usize {
                     0 => (BOOT, BOOT_LEN),
                     n => places[n - 1],
@@ -284,7 +284,7 @@ fn no_store_is_lost_while_ram_comes_and_goes_and_code_is_patched() {
                 let block = list.find(info.offset, &pin()).expect("it is in the list").clone();
                 highest = highest.max(info.offset.get());
                 send(memory, BOARD + slot * 8, base | pages);
-                dma.lock().expect("nobody panics with it").push((base, size));
+                dma.lock().expect("no thread panics with it").push((base, size));
                 dimms.push(Dimm { slot, base, size, plugged, block });
                 total += 1;
             } else if live != 0 {
@@ -293,7 +293,7 @@ fn no_store_is_lost_while_ram_comes_and_goes_and_code_is_patched() {
                 let ask = rng.below(2) == 0;
                 let copies = ask.then(|| harvesters.each_ref().map(|harvester| harvester.stand_still()));
                 memory.unplug(&dimm.plugged, Duration::from_secs(120)).expect("the harts let go");
-                let mut places = dma.lock().expect("nobody panics with it");
+                let mut places = dma.lock().expect("no thread panics with it");
                 places.retain(|place| *place != (dimm.base, dimm.size));
                 for (harvester, copy) in harvesters.iter().zip(copies.iter().flatten()) {
                     harvester.check(copy, &dimm.block, list.dirty(), true);
@@ -334,5 +334,5 @@ fn no_store_is_lost_while_ram_comes_and_goes_and_code_is_patched() {
     println!("{total} blocks, the highest at {:.1} GiB of ram_addr space", highest as f64 / f64::from(1 << 30));
     assert!(total >= blocks, "the guest ended early");
     assert!(highest > 64 << 30 || blocks < 1000, "no block beyond 64 GiB");
-    assert!(traps > 0 || blocks < 1000, "nobody ever met RAM that was gone");
+    assert!(traps > 0 || blocks < 1000, "no hart ever met RAM that was gone");
 }

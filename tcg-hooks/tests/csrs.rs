@@ -171,7 +171,7 @@ fn check(csr: u16, cases: &[Case], seen: &[Seen], fs: u64, isa: Isa) {
             assert_eq!(seen.rd, BEFORE as u64, "{what}: a0");
         }
         let counts = matches!(row.value, Value::Counter(..));
-        // Counters go on, traps write some, and the clock is nobody's row.
+        // Counters go on, traps write some, and the clock is in no row.
         let steady = !counts && csr != num::TIME && !(traps && matches!(csr, num::MEPC | num::MCAUSE | num::MTVAL));
         let old = last.filter(|_| steady);
         if let Some(old) = old.filter(|_| case.rd != ZERO && !traps) {

@@ -1,4 +1,4 @@
-//! A code cache that is far too small: who dies for room, and that all stays right (CODE-1, CODE-2).
+//! A code cache that is far too small: which TBs die for room, and that all stays right (CODE-1, CODE-2).
 
 mod common;
 

@@ -16,7 +16,7 @@ use std::time::{Duration, Instant};
 const POKE: u64 = 0x20_0000;
 const F: u64 = RAM + 0x2000;
 
-/// A store here is another hart's store to [`F`] that nobody is told of, as if it had been on its way.
+/// A store here is another hart's store to [`F`] that no vCPU is told of, as if it had been on its way.
 struct Poke(Arc<RamBlock>);
 
 impl MmioDevice for Poke {
@@ -87,7 +87,7 @@ fn a_tb_dies_when_the_last_answer_is_in_and_its_bytes_are_others() {
 fn a_vcpu_that_is_parked_has_answered() {
     let (vm, mut second) = two();
     let page = [PageRange::of_page(vm.page(F))];
-    assert!(vm.space.ram().rearm(&page, Some(Duration::ZERO)).is_ok(), "nobody runs");
+    assert!(vm.space.ram().rearm(&page, Some(Duration::ZERO)).is_ok(), "no vCPU runs");
     let running = second.running();
     assert!(vm.space.ram().rearm(&page, Some(Duration::ZERO)).is_err());
     drop(running);
@@ -306,7 +306,7 @@ fn a_hart_whose_handler_traps_serves_before_it_tries_again() {
             taken_in_its_sleep += u32::from(armed && copy == 0);
         });
         assert_eq!(block.load(data, 4).unwrap(), 7);
-        assert!(space.ram().dirty().test(page, DirtyClient::MIGRATION, &pin()), "a store that nobody heard");
+        assert!(space.ram().dirty().test(page, DirtyClient::MIGRATION, &pin()), "a store that was not marked");
     }
     assert!(taken_in_its_sleep > 0, "it was never asleep");
 }

@@ -121,7 +121,7 @@ fn child(seed: u64) {
     assert!(interpreted < retired / 3, "it is the JIT that is on trial");
 }
 
-/// Host memory that nobody may touch, full of a pattern.
+/// Host memory that no guest may touch, full of a pattern.
 struct Canary {
     start: *mut u64,
     words: usize,
@@ -133,7 +133,7 @@ impl Canary {
     /// At this very address, if nothing is there.
     fn at(address: u64, len: usize) -> Option<Canary> {
         let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_FIXED_NOREPLACE;
-        // SAFETY: MAP_FIXED_NOREPLACE takes nothing away from anybody. It stays mapped to the end of the process.
+        // SAFETY: MAP_FIXED_NOREPLACE replaces no mapping. It stays mapped to the end of the process.
         let at = unsafe { libc::mmap(address as *mut _, len, libc::PROT_READ | libc::PROT_WRITE, flags, -1, 0) };
         if at == libc::MAP_FAILED || at as u64 != address {
             return None;

@@ -1,4 +1,4 @@
-//! Life and death of TBs, seen from outside: what a store kills, what it leaves alone, and who forgets whom.
+//! Life and death of TBs, seen from outside: what a store kills, what it leaves alone, and which tables forget it.
 //!
 //! Each test runs in emitted code only (see `common`). What each weakening of a law breaks here: see README.md.
 
@@ -33,7 +33,7 @@ fn a_host_write_kills_exactly_the_tbs_over_its_bytes() {
     let before = vm.translated();
     vm.run(RAM);
     assert_eq!(vm.translated(), before, "all of it is there");
-    // Beside the code, on its line: nobody dies.
+    // Beside the code, on its line: no TB dies.
     vm.put(TWO + 8, &[0]);
     assert_eq!(vm.vcpu.serve(), 0);
     // Before it, and after it.
@@ -211,7 +211,7 @@ fn the_death_of_a_target_does_not_touch_who_took_the_number_of_a_dead_neighbour(
 #[test]
 fn a_return_into_what_the_callee_wrote_over_runs_what_is_there() {
     // f writes over the TB that called it, and then over the instruction that its caller goes on with. Whoever remembered
-    // where the caller's way back was would lead into a dead one, which nobody unlinks any more.
+    // where the caller's way back was would lead into a dead one, which no kill unlinks any more.
     for regions in [true, false] {
         let mut vm = Vm::with(&Setup { flags: JitFlags { regions, ..eager() }, ..Setup::default() });
         let (main, f) = (RAM, RAM + 0x2000);
@@ -453,7 +453,7 @@ fn a_check_that_several_accesses_share_asks_for_the_page_of_the_last() {
         vm.run(RAM);
         (vm.x(A0), vm.vcpu.cpu().csr.mtval)
     };
-    // The first page of each is known, and nobody listens.
+    // The first page of each is known, and no client tracks it.
     assert_eq!(run(data, end - 16, 0), (1, 0));
     assert_eq!(run(function - 12, end - 16, addi(A0, ZERO, 2)), (2, 0), "a store to code was heard");
     assert_eq!(run(data, end - 12, 0), (2, end), "a load from nowhere is a fault");

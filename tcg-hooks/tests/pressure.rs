@@ -19,7 +19,7 @@ const RING: u64 = RAM + 0x1_0000;
 const RING_BYTES: u64 = 8 << 20;
 /// Functions emitted between two looks.
 const ROUNDS: u64 = 30_000;
-/// A pause that nobody notices: CPU time, as what a busy host takes besides is not ours to bound.
+/// A pause that no user notices: CPU time, as what a busy host takes besides is not ours to bound.
 const PAUSE: Duration = Duration::from_millis(20);
 
 /// Bytes of the process in memory.

@@ -1,5 +1,5 @@
 //! Dirty rings under running code: a full ring is an exit exactly behind the instruction that filled it, for every engine,
-//! and whoever harvests, when and from which thread, misses no store.
+//! and a harvest, at any time and from any thread, misses no store.
 
 mod common;
 

@@ -22,7 +22,7 @@ enum Mode {
     Absent,
     /// There is a client, and its log has stopped.
     Stopped,
-    /// A log runs, and nobody syncs it.
+    /// A log runs, and is not synced.
     Quiet,
     /// Another thread syncs it every 10 ms.
     Harvested { ring: bool },

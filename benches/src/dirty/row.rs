@@ -96,7 +96,7 @@ pub enum Bar {
 /// Runs a contender once.
 pub type Run = Box<dyn FnMut() -> Result<Sample, String>>;
 
-/// One who does the row's work.
+/// A contender: what does the row's work.
 pub struct Contender {
     /// Its name in the table.
     pub name: &'static str,

@@ -1,6 +1,6 @@
 //! Setting bits: what each slow store and each DMA pays, for pages that are dirty already and for pages that were clean.
 //!
-//! Ours starts with the fence that MARK-1 asks for; the others are given none, so a caller who needs one has to add it.
+//! Ours starts with the fence that MARK-1 asks for; the others are given none, so a caller that needs one has to add it.
 
 use std::num::NonZeroUsize;
 use std::rc::Rc;

@@ -1,4 +1,4 @@
-//! Taking all dirty bits of 1 TiB: what a harvest costs before anybody is told to listen again.
+//! Taking all dirty bits of 1 TiB: what a harvest costs before the re-arm.
 //!
 //! Every contender hands each word that had bits to a sink and counts them; the check round compares what came.
 

@@ -1,6 +1,6 @@
 //! What the crates say through `log`: on standard error, warnings and worse unless `--log` or `RUST_LOG` asks for more.
 //!
-//! In the library it is left to the embedder, who installs a logger or does not.
+//! In the library it is left to the embedder, which installs a logger or does not.
 
 use std::io::Write;
 

@@ -153,7 +153,7 @@ pub(super) fn run(args: Args) -> ExitCode {
         code = Code::Host.into();
     }
     if let (Some((path, file)), Some(screen)) = (screenshot, machine.framebuffer()) {
-        // Nobody runs any more, so nobody keeps us waiting.
+        // No hart runs any more, so none keeps us waiting.
         let written = screen.redraw(None).map_err(io::Error::other).and_then(|_| {
             // A pipe or a terminal has no length.
             if file.metadata()?.is_file() {
@@ -204,7 +204,7 @@ fn screenshot(path: &Path) -> Result<File, String> {
 }
 
 /// How much later than `--timeout` says the process ends at the latest, what it does behind the run included: a
-/// vCPU may be held up by a trace that nobody reads, and so may a last message.
+/// vCPU may be held up by a trace that is not read, and so may a last message.
 const PATIENCE: Duration = Duration::from_secs(5);
 
 /// Ends the process, if it does not end by itself soon after the deadline.

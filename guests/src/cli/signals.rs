@@ -36,7 +36,7 @@ pub(super) fn watch(stop: WeakStop, console: &Arc<Console>) -> io::Result<Interr
             if seen.swap(signal as u8, Ordering::AcqRel) != 0 {
                 std::process::exit(128 + signal);
             }
-            // Output that nobody reads holds nothing up any more.
+            // Output that is not read holds nothing up any more.
             if let Some(console) = console.upgrade() {
                 console.give_up_at(Instant::now());
             }

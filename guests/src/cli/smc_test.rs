@@ -16,7 +16,7 @@ notdirty smc-test runs a catalogue of self-modifying guests, and guests whose co
 
 usage: notdirty smc-test [options] [CASE..]        all cases, unless some are named
 
-  --engine jit|interp|qemu   who runs them (default jit); qemu is qemu-system-riscv64 -M virt, as a process
+  --engine jit|interp|qemu   what runs them (default jit); qemu is qemu-system-riscv64 -M virt, as a process
   --icache coherent|fencei   judge by: the very next instruction sees a write (default), or
                              old or new until fence.i and new after it
   --runs N                   run each case N times and show the shortest time (default 3)

@@ -28,7 +28,7 @@ pub(super) fn sink(args: &Args) -> Result<Option<Box<dyn TraceSink>>, String> {
     Ok(Some(Box::new(Sinks { mask, lines, map, dump })))
 }
 
-/// A new file of a name that anybody can tell beforehand: what lies there is left of another process, or a trap (a link
+/// A new file of a predictable name: what lies there is left of another process, or a trap (a link
 /// to a file of the user's), so it is not written to.
 fn fresh(path: &Path) -> io::Result<File> {
     let _ = std::fs::remove_file(path);

@@ -32,7 +32,7 @@ const MTIMECMP_BASE: u64 = 0x4000;
 const MTIME: u64 = 0xbff8;
 
 struct Hart {
-    /// Weak: a hart that waits and whose port nobody else holds waits in vain, and the CLINT only does what it is told.
+    /// Weak: a hart that waits and whose port no other device holds waits in vain, and the CLINT only does what it is told.
     port: Weak<VcpuPort>,
     mtimecmp: AtomicU64,
 }

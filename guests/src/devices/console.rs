@@ -82,7 +82,7 @@ pub struct Console {
 }
 
 impl Console {
-    /// A console that prints to `sink`. Nothing comes in until somebody feeds it.
+    /// A console that prints to `sink`. Nothing comes in until it is fed.
     pub fn new(sink: Box<dyn Write + Send>) -> Arc<Console> {
         let state = State { sink: Some(sink), ..State::default() };
         Arc::new(Console {
@@ -113,7 +113,7 @@ impl Console {
         self.out.went.notify_all();
     }
 
-    /// Calls this once the sink has failed: nobody hears the guest any more. It is called at once if that was before.
+    /// Calls this once the sink has failed: the guest is not heard any more. It is called at once if that was before.
     pub fn on_failure(&self, tell: impl Fn() + Send + 'static) {
         let mut state = self.out.state();
         if state.failed {
@@ -437,7 +437,7 @@ mod tests {
             while told() < 2 && start.elapsed() < Duration::from_secs(20) {
                 thread::yield_now();
             }
-            assert_eq!(told(), 2, "once when it failed, and once for who asks later");
+            assert_eq!(told(), 2, "once when it failed, and once for a later call");
         }
     }
 

@@ -10,7 +10,7 @@ use notdirty_softmmu::VcpuPort;
 pub enum ExitBy {
     /// The test finisher: pass or fail.
     Finisher,
-    /// The test finisher's reset request. There is nobody to boot again, so the run ends well.
+    /// The test finisher's reset request. There is nothing to boot again, so the run ends well.
     Reset,
     /// HTIF: `tohost` with its lowest bit set.
     Tohost,
@@ -57,7 +57,7 @@ pub struct ExitLatch {
 #[derive(Default)]
 struct State {
     exit: Option<GuestExit>,
-    /// Weak, so that the latch does not look like somebody who may wake a waiting hart.
+    /// Weak, so that the latch does not look like a device that may wake a waiting hart.
     ports: Vec<Weak<VcpuPort>>,
 }
 

@@ -1,4 +1,4 @@
-//! A framebuffer: RAM that somebody looks at, and a page of registers that tells of it.
+//! A framebuffer: RAM that a viewer looks at, and a page of registers that tells of it.
 //!
 //! ```text
 //!   0x4fff_f000  registers    0x00 width   0x04 height   0x08 stride in bytes   0x0c frames: any store counts one
@@ -214,7 +214,7 @@ impl Attached<'_> {
 
 impl Drop for Attached<'_> {
     fn drop(&mut self) {
-        // Both were added by us, and nobody else knows of them.
+        // Both were added by us, and no other code knows of them.
         self.regions.iter().for_each(|region| drop(self.space.unmap(*region)));
         drop(self.space.ram().remove(self.block));
     }
@@ -240,7 +240,7 @@ impl MmioDevice for Registers {
 
     fn write(&self, offset: u64, _size: MemSize, _value: u64) {
         if offset == 0x0c {
-            // Release: who sees the count finds the pixels drawn before it, once their pages are re-armed.
+            // Release: a reader that sees the count finds the pixels drawn before it, once their pages are re-armed.
             self.frames.fetch_add(1, Ordering::Release);
         }
     }

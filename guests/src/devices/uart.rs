@@ -23,7 +23,7 @@ const LSR_DR: u8 = 1;
 const LSR_THRE_TEMT: u8 = 0x60;
 /// Looks at LSR with nothing sent in between that mean waiting for input. Senders look too, once for each byte.
 const IDLE_POLLS: u8 = 8;
-/// Carrier, data set ready, clear to send: somebody is at the other end.
+/// Carrier, data set ready, clear to send: the other end is connected.
 const MSR_CONNECTED: u8 = 0xb0;
 
 #[derive(Default)]

@@ -1,4 +1,4 @@
-//! The wiring: what is where on the bus. The same places as on the `virt` board that everybody's programs know.
+//! The wiring: what is where on the bus. The same places as on the `virt` board that most programs know.
 //!
 //! ```text
 //!   0x0010_0000  test finisher          0x1000_0000  UART

@@ -185,7 +185,7 @@ impl MachineBuilder {
         self
     }
 
-    /// The other end of the serial line; nobody listens unless said.
+    /// The other end of the serial line; unconnected by default.
     pub fn console(mut self, console: Arc<Console>) -> Self {
         self.console = Some(console);
         self

@@ -131,7 +131,7 @@ impl Plugged {
     }
 }
 
-/// RAM of a machine, as it was when somebody asked.
+/// RAM of a machine, as it was when it was asked for.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct RamInfo {
     /// The block's name.
@@ -271,7 +271,7 @@ impl Memory {
         {
             let mut dimms = self.dimms();
             self.may_grow(&dimms, size)?;
-            // No bytes, or too many: refused by whoever is asked for them.
+            // No bytes, or too many: refused by the call that asks for them.
             if let Some(last) = last {
                 self.is_free(&dimms, base, size, last)?;
                 dimms.coming.push((base, last));
@@ -307,7 +307,7 @@ impl Memory {
         match space.map_ram(GuestPhys::new(base), &block, 0, size, 0) {
             Ok(region) => Ok(Dimm { block, region, counted: size, busy: false }),
             Err(e) => {
-                // It was in the list a moment ago, and nobody else has it.
+                // It was in the list a moment ago, and no other caller has it.
                 let _ = space.ram().remove(&block);
                 Err(e.into())
             }
@@ -365,7 +365,7 @@ impl Memory {
             return Err(Stays { why: UnplugError::Timeout, unmapped: true });
         }
         match space.ram().remove(block) {
-            // If somebody took it out of the list himself, it is out.
+            // If another caller took it out of the list, it is out.
             Ok(()) | Err(RamError::NotInList { .. }) => Ok(()),
             // Somebody changes the block at this moment.
             Err(_) => Err(Stays { why: UnplugError::Busy, unmapped: true }),

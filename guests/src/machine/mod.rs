@@ -79,7 +79,7 @@ impl Stop {
 }
 
 impl Stop {
-    /// The same, for who does not keep a hart waiting by it: a hart in `wfi` that only a [`Stop`] can reach waits for that, and
+    /// The same, for a caller that does not keep a hart waiting by it: a hart in `wfi` that only a [`Stop`] can reach waits for that, and
     /// is hung otherwise.
     pub fn downgrade(&self) -> WeakStop {
         WeakStop { port: Arc::downgrade(&self.port), asked: self.asked.clone() }
@@ -259,7 +259,7 @@ impl Machine {
 
     /// Something is given out by which another thread may write while the machine runs (WRITER-1).
     fn admit_writers(&self) {
-        // All vCPUs are parked while nobody has the machine to run it: nothing is waited for.
+        // All vCPUs are parked while the machine is not being run: nothing is waited for.
         let _ = self.board.space.vcpus().admit_writers(None);
     }
 

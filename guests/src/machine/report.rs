@@ -94,7 +94,7 @@ impl Machine {
         low == 0xa001 || low == 0x006f && self.read(cpu.pc.wrapping_add(2), &mut word).is_ok() && word == [0; 2]
     }
 
-    /// The first trap of a hart that nobody handles, in full; `None` if there is none. It ends with a newline.
+    /// The first trap of a hart that no handler takes, in full; `None` if there is none. It ends with a newline.
     pub fn crash_report(&self, hart: usize) -> Option<String> {
         let crash = self.vcpu(hart)?.unhandled()?;
         let mut out = String::new();

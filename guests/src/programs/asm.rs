@@ -47,7 +47,7 @@ pub(super) fn start() -> Asm {
     Asm::new(0)
 }
 
-/// An assembler with the prologue: a stack, and a handler for traps that nobody meant.
+/// An assembler with the prologue: a stack, and a handler for unexpected traps.
 pub(super) fn program() -> Asm {
     let mut ops = start();
     rv!(ops ; li.43 sp, STACK ; la t0, ->trapped ; csrw mtvec, t0);

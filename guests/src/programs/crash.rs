@@ -14,7 +14,7 @@ pub enum Crash {
     Store,
     /// An instruction that is none.
     Illegal,
-    /// `ebreak` with nobody to hear it.
+    /// `ebreak` with no debugger.
     Ebreak,
     /// A call by a pointer that is none.
     WildJump,

@@ -21,7 +21,7 @@ pub const FUNCTION: u64 = DATA + 0x4_0000;
 pub const FLAG: i32 = 0x100;
 /// Offset in [`DATA`]: the last version that was begun.
 pub const INTENT: i32 = 0x140;
-/// The version of the function after which nobody goes on.
+/// The version of the function after which no hart goes on.
 pub const LAST: u64 = 0x7_0000;
 
 const BARRIER: i32 = 0x000;
@@ -142,7 +142,7 @@ pub fn lock(harts: usize, rounds: i32) -> GuestImage {
         ; sc.w t0, s1, [s2]
         ; bnez t0, <acquire
         ; .u32 FENCE_R_RW
-        // Two words that agree whenever nobody is inside.
+        // Two words that agree whenever no hart is inside.
         ; ld t0, [s9, COUNTER]
         ; ld t1, [s9, SECOND]
         ; mv a0, t0
@@ -165,7 +165,7 @@ pub fn lock(harts: usize, rounds: i32) -> GuestImage {
 /// A question about the memory model.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Litmus {
-    /// Message passing: who sees the flag sees the data.
+    /// Message passing: a hart that sees the flag sees the data.
     Mp,
     /// Store buffering: with full fences, one of two sees the other's store.
     Sb,
@@ -183,7 +183,7 @@ pub enum Litmus {
     SbAmo,
     /// The same with the fence in a loop that stores nothing.
     SbLoop,
-    /// Load buffering: nobody sees what is stored because of it.
+    /// Load buffering: no load sees a store that depends on it.
     Lb,
     /// Independent reads of independent writes: two readers agree on the order. Four harts.
     Iriw,
@@ -324,7 +324,7 @@ pub fn litmus(what: Litmus, rounds: i32) -> GuestImage {
     asm::finish("smp-litmus", ops)
 }
 
-/// A token goes round by software interrupts; who has none sleeps in `wfi`.
+/// A token goes round by software interrupts; a hart that has none sleeps in `wfi`.
 pub fn ipi(harts: usize, rounds: i32) -> GuestImage {
     let mut ops = program(harts);
     rv!(ops
@@ -384,7 +384,7 @@ fn function_address(ops: &mut Asm) {
 }
 
 /// Hart 0 writes a function anew, then a flag; the others see the flag, do `fence.i` and call it: it must be the new
-/// one. Each version waits for the others, and `pause` loops more: with a long one the code is hot, and everybody has
+/// one. Each version waits for the others, and `pause` loops more: with a long one the code is hot, and every hart has
 /// answered for it, when it is written over.
 pub fn handshake(harts: usize, rounds: i32, pause: i32) -> GuestImage {
     let mut ops = program(harts);

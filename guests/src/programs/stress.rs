@@ -52,7 +52,7 @@ impl Count {
 pub fn stress() -> GuestImage {
     let mut ops = asm::program();
     rv!(ops
-        // The other hart has the stack too, but nobody uses it.
+        // The other hart has the stack too, but does not use it.
         ; mv s11, a0
         ; la t0, ->trap
         ; csrw mtvec, t0

@@ -1,4 +1,4 @@
-//! `smc-test`: the self-modifying suite as a product, for our engines and for anybody else's.
+//! `smc-test`: the self-modifying suite as a product, for our engines and for others.
 //!
 //! ```text
 //!   programs/smc ─▶ guests ──┬─▶ mod.rs    run on the JIT or the oracle, in this process
@@ -52,7 +52,7 @@ pub struct Setup {
 const PATIENCE: Duration = Duration::from_secs(20);
 /// Enough for every case.
 const RAM: u64 = 8 << 20;
-/// How a guest ends that trapped where nobody meant it to.
+/// How a guest ends that trapped where it was not meant to.
 const TRAPPED: u64 = 99;
 
 /// What came of a case.
@@ -83,7 +83,7 @@ impl Outcome {
     }
 }
 
-/// A case, whoever can run it.
+/// A case: a guest, or a guest that the host changes.
 #[derive(Debug, Clone, Copy)]
 pub struct Case {
     /// Its name, unique.

@@ -27,7 +27,7 @@ struct Temp(PathBuf);
 
 impl Temp {
     fn new(image: &GuestImage) -> std::io::Result<Temp> {
-        // A name that nobody can tell beforehand, and a file that was not there: others may write to the directory.
+        // An unpredictable name, and a file that was not there: others may write to the directory.
         let random = RandomState::new().hash_one(std::process::id());
         let path = std::env::temp_dir().join(format!("notdirty-smc-{random:016x}.elf"));
         let mut file = OpenOptions::new().write(true).create_new(true).open(&path)?;

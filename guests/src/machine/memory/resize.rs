@@ -17,7 +17,7 @@ use super::{Memory, PlugError, Plugged, UnplugError};
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum ResizeError {
-    /// It is not there, or somebody else works on it, or (to shrink) it is mapped twice or a vCPU did not let go in time.
+    /// It is not there, or another caller works on it, or (to shrink) it is mapped twice or a vCPU did not let go in time.
     #[error(transparent)]
     InUse(#[from] UnplugError),
     /// There may not be so much of it there.
@@ -88,7 +88,7 @@ impl Memory {
         let (space, old) = (&self.0.space, block.used_length());
         space.ram().resize(block, size)?;
         if let Err(why) = space.resize_mapping(region, size) {
-            // It was as long before, and nobody has seen the rest.
+            // It was as long before, and no reader has seen the rest.
             let _ = space.ram().resize(block, old);
             return Err(why.into());
         }

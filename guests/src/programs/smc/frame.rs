@@ -1,7 +1,7 @@
 //! How every program of the suite begins and ends, and what the cache model asks of it.
 //!
 //! ```text
-//!   start   the clock is read (s11), a trap nobody meant goes to ->trapped
+//!   start   the clock is read (s11), an unexpected trap goes to ->trapped
 //!   end     a0 = 0, the number of the check that failed, or 99 ─▶ a line on the UART
 //!                                                              ─▶ tohost = code << 1 | 1     HTIF boards stop here
 //!                                                              ─▶ the test finisher          QEMU's virt stops here
