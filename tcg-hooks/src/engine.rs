@@ -43,6 +43,8 @@ pub struct JitFlags {
     /// Let a probe compare the alignment, which costs nothing, but where a site is misaligned often; off: an addition
     /// for each access of more than a byte.
     pub aligned: bool,
+    /// Test a store's line behind the TB only where it often lies beside code; off: at every store.
+    pub beside: bool,
     /// Let several accesses off one base register share one TLB check.
     pub elide: bool,
     /// Use all 16 Ki entries of the TLB; off: 256, as QEMU starts with.
@@ -84,6 +86,7 @@ impl Default for JitFlags {
             flat_addend: true,
             flat_ram: true,
             aligned: true,
+            beside: true,
             elide: true,
             big_tlb: true,
             plain_index: true,
@@ -104,7 +107,7 @@ impl Default for JitFlags {
 
 impl JitFlags {
     /// Names of the switches, in the order of [`JitFlags::set`]'s bits.
-    pub const NAMES: [&str; 21] = [
+    pub const NAMES: [&str; 22] = [
         "regions",
         "pinned",
         "remap",
@@ -113,6 +116,7 @@ impl JitFlags {
         "flat_addend",
         "flat_ram",
         "aligned",
+        "beside",
         "elide",
         "big_tlb",
         "plain_index",
@@ -144,6 +148,7 @@ impl JitFlags {
             "flat_addend" => &mut self.flat_addend,
             "flat_ram" => &mut self.flat_ram,
             "aligned" => &mut self.aligned,
+            "beside" => &mut self.beside,
             "elide" => &mut self.elide,
             "big_tlb" => &mut self.big_tlb,
             "plain_index" => &mut self.plain_index,

@@ -291,7 +291,7 @@ fn rare(core: &mut Core, ctx: &mut Context, insn: &Insn, pc: u64) -> Flow {
         }
         return Flow::Next(next);
     }
-    match execute(core, ctx, &Site { pc, insn: *insn, refund: 0, does: Does::Execute, odd: 0 }) {
+    match execute(core, ctx, &Site { pc, insn: *insn, refund: 0, does: Does::Execute, learned: 0 }) {
         Outcome::Next => Flow::Next(next),
         Outcome::Go(pc) => Flow::Jump(pc),
         Outcome::Leave(pc) => Flow::Look(pc),

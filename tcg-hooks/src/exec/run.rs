@@ -115,6 +115,7 @@ impl Vcpu {
             ctx.cpu = CpuState::new(cfg.hart_id, cfg.entry);
             ctx.settle_flags();
             ctx.forget_jumps();
+            ctx.sample_again(true);
         }
         Ok(Vcpu {
             ctx,

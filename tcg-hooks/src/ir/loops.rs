@@ -9,21 +9,20 @@ const WEIGHTS: [u32; 4] = [1, 8, 64, 512];
 pub(crate) type Weights = [u32; MAX_INSNS];
 
 impl Region {
-    /// The weights, and whether there is any loop. An edge back makes a loop of all blocks from its target on.
-    pub(crate) fn weights(&self) -> (Weights, bool) {
-        let (mut depth, mut loops) = ([0u8; MAX_INSNS], false);
+    /// The weights. An edge back makes a loop of all blocks from its target on.
+    pub(crate) fn weights(&self) -> Weights {
+        let mut depth = [0u8; MAX_INSNS];
         for (i, block) in self.blocks.iter().enumerate() {
             block.term.each_target(|target| {
                 if let Target::Block(b) = target
                     && usize::from(b) <= i
                 {
-                    loops = true;
                     for d in depth.iter_mut().take(i + 1).skip(b.into()) {
                         *d = (*d + 1).min(3);
                     }
                 }
             });
         }
-        (depth.map(|d| WEIGHTS[usize::from(d)]), loops)
+        depth.map(|d| WEIGHTS[usize::from(d)])
     }
 }

@@ -275,8 +275,12 @@ pub struct Block {
     pub term: Term,
 }
 
-/// Of a site: its probe lets misaligned accesses through.
-pub(crate) const LETS_ODD: u8 = u8::MAX;
+/// Of [`Site::learned`]: its probe lets misaligned accesses through.
+pub(crate) const LETS_ODD: u8 = 0x80;
+/// Its slow part tests the line.
+pub(crate) const TESTS_LINE: u8 = 0x40;
+/// How often its access was misaligned, in its TB.
+pub(crate) const COUNT: u8 = 0x3f;
 
 /// A place from which emitted code may call Rust.
 #[derive(Debug, Clone, Copy)]
@@ -289,8 +293,8 @@ pub struct Site {
     pub refund: u16,
     /// What is asked for.
     pub does: Does,
-    /// How often its access was misaligned, in its TB; [`LETS_ODD`] if its probe lets such through.
-    pub odd: u8,
+    /// What its TB saw of its accesses, and what its code was made for: [`COUNT`], [`LETS_ODD`], [`TESTS_LINE`].
+    pub(crate) learned: u8,
 }
 
 /// What Rust is asked for at a site.
@@ -334,6 +338,8 @@ pub struct Region {
     pub spans: SmallVec<[Span; 4]>,
     /// Guest instructions translated.
     pub insns: u32,
+    /// Does an edge go back?
+    pub loops: bool,
     /// Where values are, if tier 2 gave them host registers.
     pub(crate) frames: Frames,
 }
@@ -346,6 +352,7 @@ impl Region {
         self.sites.clear();
         self.spans.clear();
         self.insns = 0;
+        self.loops = false;
         self.frames.clear();
     }
 }

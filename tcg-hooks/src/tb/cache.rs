@@ -2,12 +2,13 @@
 use super::ghosts::Ghosts;
 use super::hot::HotKeys;
 use super::jumps::JumpTable;
-use super::odd::{OddSites, SiteSet};
 use super::pages::PageTbs;
 use super::provisional::Provisional;
+use super::sites::{Places, SiteSet};
 use super::{Exit, Tb, TbId, TbKey};
 use crate::engine::JitFlags;
 use crate::heat::Heat;
+use crate::ir::{LETS_ODD, TESTS_LINE};
 use crate::ir::{Region, Site, Span};
 use crate::jit::code_cache::{CodeCache, CodeOffset, place_bytes};
 use crate::jit::x86_64::context::{Context, JumpEntry};
@@ -54,6 +55,8 @@ pub struct TbStats {
     pub alone: u64,
     /// TBs that died because a site was misaligned again and again, to be made anew for that.
     pub odd: u64,
+    /// Translations given up because a store of theirs often lay beside code.
+    pub beside: u64,
     /// Links made between TBs.
     pub linked: u64,
     /// Entries of lists that were looked at, or cut, to drop TBs: links, and the TBs of a page.
@@ -77,6 +80,7 @@ impl AddAssign for TbStats {
             tier2,
             alone,
             odd,
+            beside,
             linked,
             steps,
             bytes,
@@ -92,6 +96,7 @@ impl AddAssign for TbStats {
         self.tier2 += tier2;
         self.alone += alone;
         self.odd += odd;
+        self.beside += beside;
         self.linked += linked;
         self.steps += steps;
         self.bytes += bytes;
@@ -106,7 +111,7 @@ pub(crate) struct TbCache {
     pub(super) vcpu: VcpuId,
     pub(super) code: CodeCache,
     pub(crate) thunks: Thunks,
-    pub(super) emitter: Emitter,
+    pub(super) emitter: Box<Emitter>,
     pub(super) tbs: Vec<Option<Box<Tb>>>,
     pub(super) free: Vec<TbId>,
     /// TBs that are dead, for their memory.
@@ -119,7 +124,9 @@ pub(crate) struct TbCache {
     pub(super) provisional: Vec<Provisional>,
     pub(super) chunk_tbs: Vec<Vec<TbId>>,
     pub(super) ghosts: Ghosts,
-    pub(super) odd: OddSites,
+    pub(super) odd: Places,
+    /// Sites whose stores often lie beside code.
+    pub(super) beside: Places,
     pub(super) hot: HotKeys,
     /// Bytes that are kept of the TBs that live, apart from their code.
     pub(super) kept: usize,
@@ -153,7 +160,7 @@ impl TbCache {
             vcpu,
             code,
             thunks,
-            emitter: Emitter::new(flags, thunks, flat_addend),
+            emitter: Box::new(Emitter::new(flags, thunks, flat_addend)),
             tbs: Vec::new(),
             free: Vec::new(),
             spare: Vec::new(),
@@ -163,7 +170,8 @@ impl TbCache {
             provisional: Vec::new(),
             chunk_tbs: vec![Vec::new(); chunks],
             ghosts: Ghosts::new(bytes),
-            odd: OddSites::default(),
+            odd: Places::default(),
+            beside: Places::default(),
             hot: HotKeys::default(),
             kept: 0,
             live: 0,
@@ -247,7 +255,9 @@ impl TbCache {
         self.emitter.alone = self.flags.one_writer && self.space.vcpus().one_writer();
         self.keep_limit(ctx);
         let odd = if self.flags.aligned { self.odd.of(region) } else { Some(SiteSet::ALL) };
+        let beside = if self.flags.beside { self.beside.of(region) } else { Some(SiteSet::ALL) };
         self.emitter.odd = odd.unwrap_or(SiteSet::NONE);
+        self.emitter.beside = beside.unwrap_or(SiteSet::NONE);
         let (len, entry) = self.emitter.emit(region, id);
         let at = match self.code.reserve(len) {
             Some(at) => at,
@@ -269,8 +279,11 @@ impl TbCache {
         let chunk = self.code.chunk_of(at);
         let mut tb = self.spare.pop().unwrap_or_else(|| Box::new(Tb::empty(key, pages)));
         tb.renew(region, exits);
-        if let Some(odd) = &odd {
-            tb.lets_through(odd);
+        if let Some(set) = &odd {
+            tb.knows(set, LETS_ODD);
+        }
+        if let Some(set) = &beside {
+            tb.knows(set, TESTS_LINE);
         }
         tb.sampled(hot);
         std::mem::swap(&mut tb.bytes, bytes);

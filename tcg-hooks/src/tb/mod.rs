@@ -7,7 +7,7 @@
 //!           ├─ exits and incoming links of each Tb                           chain.rs
 //!           ├─ invalidate(bytes): everything that overlaps dies              invalidate.rs
 //!           ├─ hot: TBs that tier 2 is to make                                hot.rs
-//!           ├─ odd: sites whose probes let misaligned accesses through         odd.rs
+//!           ├─ odd, beside: sites whose code is made for what they do         sites.rs
 //!           └─ provisional: bytes to be compared once every vCPU answered    provisional.rs
 //! ```
 //!
@@ -20,14 +20,14 @@ mod ghosts;
 mod hot;
 mod invalidate;
 mod jumps;
-mod odd;
 mod pages;
 mod provisional;
 mod show;
+mod sites;
 
 pub use cache::TbStats;
 pub(crate) use cache::{Found, TbCache};
-pub(crate) use odd::SiteSet;
+pub(crate) use sites::SiteSet;
 
 use crate::ir::{Region, Site, Span};
 use crate::jit::code_cache::CodeOffset;

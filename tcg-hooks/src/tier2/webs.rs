@@ -251,7 +251,7 @@ impl Webs {
             }
             *number
         };
-        let (weights, _) = region.weights();
+        let weights = region.weights();
         let mut at = 0;
         for (b, block) in blocks.iter().enumerate() {
             let mut now: [u16; 32] = std::array::from_fn(|g| match g {

@@ -41,7 +41,7 @@ pub(super) struct Lower {
 
 /// Instruction number `count` of a block as a site; the block's end turns the number into a refund.
 pub(super) fn push_site(region: &mut Region, pc: u64, insn: Insn, count: u16, does: Does) -> u16 {
-    region.sites.push(Site { pc, insn, refund: count, does, odd: 0 });
+    region.sites.push(Site { pc, insn, refund: count, does, learned: 0 });
     (region.sites.len() - 1) as u16
 }
 

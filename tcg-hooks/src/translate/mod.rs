@@ -313,6 +313,7 @@ impl Translator {
                     && usize::from(b) <= i
                 {
                     self.region.blocks[usize::from(b)].poll = true;
+                    self.region.loops = true;
                 }
             });
         }

@@ -4,7 +4,8 @@
 //! ```text
 //!   stub, behind the TB:  lea rdx, [base + imm] ; test eax, site ; call routine ; jmp back
 //!   routine:  comparator equal but for OTHER ──────────▶ the access at rdx + the entry's addend ; ret
-//!             store, equal but for CODEPAGE (and OTHER) ─▶ no code in these halfwords: the same
+//!             store, equal but for CODEPAGE (and OTHER) ─▶ no code in these halfwords: the same,
+//!                                              but for one of many (`tb/sites.rs`)
 //!             anything else ──────────────────────────▶ eax = site, read from the stub ; jmp site
 //! ```
 //!
@@ -15,7 +16,7 @@
 //! The halves are tested before the store, without a fence: whoever announces some re-arms this vCPU and compares the
 //! bytes once that was served (CODE-1), so a store that was past the test by then is seen there.
 use super::asm::{Assembler, Label};
-use super::context::{BASE, TABLE, float_off};
+use super::context::{BASE, BESIDE, TABLE, float_off};
 use super::off;
 use super::regs::{PINS, RAX};
 use crate::ir::{FIRST_FLOAT, MemOp};
@@ -25,7 +26,7 @@ use notdirty_softmmu::HALVES_OFFSET;
 use notdirty_softmmu::tlb::entry::{ADDEND, AUX, CODEPAGE, OTHER, READ, WRITE};
 
 /// Bytes from one routine to the next, at least as many as the longest has.
-const STRIDE: usize = 112;
+const STRIDE: usize = 120;
 /// Places of a value: each guest register in memory, each host register that one may live in, by its number; then the
 /// floating-point registers.
 const PLACES: usize = FLOATS + 32;
@@ -111,7 +112,7 @@ pub(super) fn assemble(first: CodeOffset, site: CodeOffset) -> Vec<u8> {
         ops.skip_to((RESOLVE + n) * STRIDE);
         match n {
             0 => resolve_load(&mut ops, out),
-            _ => resolve_store(&mut ops, 2 << n, out),
+            _ => resolve_store(&mut ops, 2 << n, false, out),
         }
         dynasm!(ops; .arch x64; ret);
         dynasm!(ops; .arch x64; =>out; test rsp, rsp; ret);
@@ -131,8 +132,8 @@ fn resolve_load(ops: &mut Assembler, out: Label) {
         ; cmp eax, eax);
 }
 
-/// The same for a store.
-fn resolve_store(ops: &mut Assembler, bytes: u32, out: Label) {
+/// The same for a store; if they are counted, every so many beside code go `out`.
+fn resolve_store(ops: &mut Assembler, bytes: u32, counted: bool, out: Label) {
     let go = ops.new_label();
     dynasm!(ops; .arch x64
         ; xor rax, [rbp + rcx + (TABLE + WRITE)]
@@ -152,6 +153,9 @@ fn resolve_store(ops: &mut Assembler, bytes: u32, out: Label) {
         ; shr eax, cl
         ; test al, ((1 << bytes.div_ceil(2)) - 1) as i8
         ; jnz =>out);
+    if counted {
+        dynasm!(ops; .arch x64; dec DWORD [rbp + BESIDE]; js =>out);
+    }
     if bytes > 1 {
         // From an odd address on it is a half more.
         dynasm!(ops; .arch x64
@@ -183,7 +187,7 @@ fn load(ops: &mut Assembler, mem: MemOp, guest: Option<u8>, d: u8, out: Label) {
 }
 
 fn store(ops: &mut Assembler, bytes: u32, guest: Option<u8>, value: u8, out: Label) {
-    resolve_store(ops, bytes, out);
+    resolve_store(ops, bytes, true, out);
     match guest {
         Some(0) => dynasm!(ops; .arch x64; mov eax, DWORD 0),
         Some(guest @ FIRST_FLOAT..) => dynasm!(ops; .arch x64; mov rax, [rbp + float_off(guest)]),

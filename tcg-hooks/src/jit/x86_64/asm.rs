@@ -61,18 +61,18 @@ struct Jump {
     short: bool,
 }
 
-/// Code in the making.
+/// Code in the making. The bytes are in it, and not behind a pointer, so the compiler knows that to write one changes
+/// neither the pointer nor the length: both stay in registers from one instruction to the next.
 pub(super) struct Assembler {
-    bytes: Box<[u8; SIZE + ONCE]>,
     len: usize,
     places: Vec<u32>,
     jumps: Vec<Jump>,
+    bytes: [u8; SIZE + ONCE],
 }
 
 impl Assembler {
     pub(super) fn new() -> Assembler {
-        let bytes = vec![0; SIZE + ONCE].into_boxed_slice().try_into();
-        Assembler { bytes: bytes.expect("of that length"), len: 0, places: Vec::new(), jumps: Vec::new() }
+        Assembler { len: 0, places: Vec::new(), jumps: Vec::new(), bytes: [0; SIZE + ONCE] }
     }
 
     /// Empties it, keeping its memory.

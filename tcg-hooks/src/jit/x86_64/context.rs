@@ -11,6 +11,10 @@ use crate::cpu::CpuState;
 use crate::riscv::csr::Csrs;
 use std::mem::offset_of;
 
+/// Of so many stores beside code Rust sees one, while it learns by it.
+const SAMPLE: i32 = 64;
+/// The same where it never does.
+const MOST_SELDOM: i32 = 1 << 20;
 /// Added to the start of the context to get `rbp`.
 pub(super) const BASE: i32 = 128;
 /// Entries of the jump cache.
@@ -63,6 +67,10 @@ pub(crate) struct Context {
     /// The host's control and status of floating point for the guest: to nearest even, and the flags raised so far.
     /// In the host's own register while emitted code runs; there, and nowhere else.
     pub(crate) mxcsr: u32,
+    /// Stores beside code until Rust is asked again: see `tb/sites.rs`.
+    beside: i32,
+    /// Of so many Rust sees one.
+    every: i32,
     /// Where the table behind the jump cache is, and the bits of an offset in it. It has an empty entry.
     far_jumps: *const JumpEntry,
     far_mask: u64,
@@ -80,6 +88,7 @@ pub(super) const SLICE: i32 = offset_of!(Context, slice) as i32 - BASE;
 pub(super) const CODE_WORK: i32 = offset_of!(Context, code_work) as i32 - BASE;
 pub(super) const KICK: i32 = offset_of!(Context, kick) as i32 - BASE;
 pub(super) const TABLE_OFFSET: i32 = offset_of!(Context, table_offset) as i32 - BASE;
+pub(super) const BESIDE: i32 = offset_of!(Context, beside) as i32 - BASE;
 pub(super) const MXCSR: i32 = offset_of!(Context, mxcsr) as i32 - BASE;
 pub(super) const FRM: i32 = CSR + offset_of!(Csrs, frm) as i32;
 pub(super) const MSTATUS: i32 = CSR + offset_of!(Csrs, mstatus) as i32;
@@ -117,6 +126,19 @@ impl Context {
     /// The jump cache's entry for a pc.
     pub(crate) fn jump_slot(&mut self, pc: u64) -> &mut JumpEntry {
         &mut self.jumps[(pc >> 1) as usize % JUMP_ENTRIES]
+    }
+
+    /// Is it time to look at a store beside code? Not again for some time.
+    pub(crate) fn take_sample(&mut self) -> bool {
+        let due = self.beside < 0;
+        self.beside = if due { self.every } else { self.beside };
+        due
+    }
+
+    /// Looks at one of few stores; of fewer still, if the last look taught nothing.
+    pub(crate) fn sample_again(&mut self, learned: bool) {
+        self.every = if learned { SAMPLE } else { (2 * self.every).min(MOST_SELDOM) };
+        self.beside = self.every;
     }
 
     /// Empties the jump cache, and leaves no table behind it.

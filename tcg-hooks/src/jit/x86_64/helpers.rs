@@ -113,6 +113,7 @@ pub(crate) unsafe extern "C" fn execute_site(ctx: *mut Context, number: u32) -> 
     ctx.cpu.pc = site.pc;
     // Looked at before: a load may load its own base.
     let mut odd = false;
+    let beside = ctx.take_sample() && is_store(&site);
     let outcome = match site.does {
         Does::Load | Does::Store => {
             core.counted_twice += 1;
@@ -143,7 +144,7 @@ pub(crate) unsafe extern "C" fn execute_site(ctx: *mut Context, number: u32) -> 
         Does::Begin => fpu::begin(&mut ctx.cpu, &site.insn).map_or_else(Outcome::Trap, |()| Outcome::Next),
     };
     match outcome {
-        Outcome::Next if odd && core.tbs.as_mut().is_some_and(|tbs| tbs.count_odd(ctx, number)) => {
+        Outcome::Next if (odd || beside) && learn(core, ctx, number, beside) => {
             ctx.budget += i64::from(site.refund) - 1;
             ctx.cpu.pc = site.pc.wrapping_add(site.insn.len.into());
             answer::GO
@@ -166,6 +167,22 @@ pub(crate) unsafe extern "C" fn execute_site(ctx: *mut Context, number: u32) -> 
             if core.trap_loop { answer::LEAVE } else { answer::GO }
         }
     }
+}
+
+/// What an access teaches of its site: that it was misaligned, or one of many stores beside code. Does its TB die of it?
+#[cold]
+fn learn(core: &mut Core, ctx: &mut Context, number: u32, beside: bool) -> bool {
+    let Some(tbs) = core.tbs.as_mut() else { return false };
+    if !beside {
+        return tbs.count_odd(ctx, number);
+    }
+    let learned = tbs.store_beside(ctx, number);
+    ctx.sample_again(learned);
+    learned
+}
+
+fn is_store(site: &Site) -> bool {
+    matches!(CLASSES[site.insn.op as usize], Class::Store | Class::FloatStore)
 }
 
 /// As [`execute`], of what most sites are for: a load of a device that was used before.

@@ -8,14 +8,14 @@
 //!   mov dst, [base + imm + K]           K = host - guest: the access does not wait for the entry
 //! ```
 //!
-//! A misaligned access does not match. Where that happens often, the TB is emitted again (`tb/odd.rs`) with a probe that
+//! A misaligned access does not match. Where that happens often, the TB is emitted again (`tb/sites.rs`) with a probe that
 //! lets it through: `add rax, size-1 ; and rax, !0xfff` is the page of the last byte. The entry is that of the first
 //! byte's page, and no entry of one page lies where the next one's would be looked for, so an access over two never
 //! matches. Cells of AMO, LR and SC must be aligned.
 //!
 //! An entry whose addend is not K carries OTHER and never matches, so the last line is right whenever it is reached.
 //! Behind the TB a shared routine compares again: RAM with another addend, and stores beside code, need no Rust either
-//! (`again.rs`). An aligned store whose line has no code does not come that far, though its page has some:
+//! (`again.rs`). A store that often lies beside code is emitted again, and tests its line before it comes that far:
 //!
 //! ```text
 //!   slow:  lea rdx, [base + imm]
@@ -67,8 +67,6 @@ pub(super) struct Slow {
 }
 
 const SHIFT: i8 = (notdirty_core::PAGE_BITS - ENTRY_BITS) as i8;
-/// The stack pointer.
-const SP: u8 = 2;
 /// Entries without `JitFlags::big_tlb`, as a logarithm.
 pub(crate) const SMALL_BITS: u32 = 8;
 const SMALL_INDEX: i32 = ((1 << SMALL_BITS) - 1) << ENTRY_BITS;
@@ -205,12 +203,11 @@ impl Emitter {
         self.slow.push(Slow { from, back: self.here(), beside: None, imm, site, base, register, access });
     }
 
-    /// May its slow part test the mask, and jump back to the store? The base must survive in its register, the addend
-    /// be K, and the bytes lie in one line, which an address has in common with its place in RAM. Not worth it off the stack
-    /// pointer, the commonest of bases: stacks seldom lie beside code.
-    fn tests_line(&self, guest: u8, base: u8, site: u16, bytes: u32) -> bool {
+    /// Does its slow part test the mask, and jump back to the store? Where that was learned to be worth its bytes, and can be: The base must survive in its register, the addend
+    /// be K, and the bytes lie in one line, which an address has in common with its place in RAM.
+    fn tests_line(&self, base: u8, site: u16, bytes: u32) -> bool {
         let flat = self.flat.is_some_and(|k| (k as u64).is_multiple_of(PAGE_SIZE));
-        flat && guest != SP && base != RDX && (bytes == 1 || !self.odd.has(site))
+        flat && self.beside.has(site) && base != RDX && (bytes == 1 || !self.odd.has(site))
     }
 
     /// Behind a failed probe: the shared routine for this access, which asks Rust if it must. See `again.rs`.
@@ -287,7 +284,7 @@ impl Emitter {
         let base = self.source(ir.a, RDX);
         let store = Store { base, imm, bytes: mem.bytes(), value: ir.b };
         let slow = self.probe((base, imm), ir.site, mem.bytes(), WRITE);
-        let beside = self.tests_line(ir.a, base, ir.site, mem.bytes()).then(|| self.here());
+        let beside = self.tests_line(base, ir.site, mem.bytes()).then(|| self.here());
         self.store_to_ram(store);
         self.slow(slow, ir.site, Access::Store(mem), (base, imm), ir.b);
         self.slow.last_mut().expect("pushed just now").beside = beside;

@@ -3,7 +3,7 @@
 //! ```text
 //!   block: sub r15, n ; (jl poll) │ ops … │ end            cold, behind all blocks:
 //!          load: lea, and, cmp ──ne──────────────────────▶  slow: lea rdx ; test eax, site ; call again ; jmp back
-//!          store: the same ─────────────────────────────▶  slow: beside code, a clean line? jmp store ; else as above
+//!          store: the same ─────────────────────────────▶  slow: as above, if it was learned beside code: a clean line? jmp store
 //!          exit: jmp rel32 ──unlinked────────────────────▶  stub: mov eax, exit ; jmp leave
 //!                └─linked─▶ the entry of another TB
 //! ```
@@ -127,6 +127,8 @@ pub(crate) struct Emitter {
     behind_fence: Option<Label>,
     /// The sites whose probes let misaligned accesses through. Of the TB being emitted.
     pub(crate) odd: SiteSet,
+    /// Sites of the region whose stores often lie beside code.
+    pub(crate) beside: SiteSet,
 }
 
 /// Displacement of a guest register in the context.
@@ -163,6 +165,7 @@ impl Emitter {
             alone: false,
             behind_fence: None,
             odd: if flags.aligned { SiteSet::NONE } else { SiteSet::ALL },
+            beside: if flags.beside { SiteSet::NONE } else { SiteSet::ALL },
         }
     }
 

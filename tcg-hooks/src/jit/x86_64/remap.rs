@@ -41,12 +41,11 @@ impl Remap {
 /// Which exchanges pay for this region.
 fn choose(region: &Region, swaps: &mut Vec<Swap>) {
     swaps.clear();
-    let (weights, loops) = region.weights();
-    if !loops {
+    if !region.loops {
         return;
     }
     let mut uses = [0u32; 32];
-    for (block, weight) in region.blocks.iter().zip(weights) {
+    for (block, weight) in region.blocks.iter().zip(region.weights()) {
         // Floating-point registers are never in these.
         let mut used = |register: u8| {
             if let Some(uses) = uses.get_mut(usize::from(register)) {

@@ -1,4 +1,5 @@
-//! Misaligned accesses: a site that has many of them is emitted again to let them through, and once.
+//! What is learned of a site: one that is often misaligned, or whose store often lies beside code, is emitted again for it,
+//! and once.
 
 mod common;
 
@@ -87,4 +88,68 @@ fn an_aligned_access_beside_misaligned_ones_is_emitted_as_before() {
     );
     assert_eq!(stats.tb.odd, 1);
     assert!(stats.tlb.misaligned < 100, "{} went the slow way", stats.tlb.misaligned);
+}
+
+/// On the page of the code, in another line.
+const BESIDE: u64 = RAM + 0x1800;
+
+#[test]
+fn a_store_that_lies_beside_code_again_and_again_is_emitted_to_test_its_line_once() {
+    for (op, load) in [(Op::Sb, Op::Lb), (Op::Sh, Op::Lhu), (Op::Sw, Op::Lw), (Op::Sd, Op::Ld)] {
+        let stats = looped(
+            |asm| {
+                asm.op(load, A1, A0, 0, 8).i(addi(A1, A1, 7)).op(op, 0, A0, A1, 8);
+            },
+            BESIDE,
+            100_000,
+        );
+        assert_eq!(stats.tb.beside, 1, "{op:?}");
+        assert!(stats.tier0 < 1000, "{op:?}: {} instructions of a hot loop in tier 0", stats.tier0);
+        assert!(stats.tbs_translated <= 5, "{op:?}: {}", stats.tbs_translated);
+        assert_eq!(stats.tbs_invalidated, 0, "{op:?}");
+    }
+}
+
+#[test]
+fn stores_beside_code_are_learned_one_by_one_and_their_neighbours_stay_as_they_were() {
+    let stats = looped(
+        |asm| {
+            let (apart, base) = (13, 14);
+            asm.la(apart, DATA);
+            for n in 0..10 {
+                // Each off a base of its own, so that none shares a check.
+                asm.i(addi(A2, A0, 16 * n)).op(Op::Sd, 0, A2, COUNT, 0);
+                asm.i(addi(base, apart, 16 * n)).op(Op::Sd, 0, base, COUNT, 0);
+            }
+        },
+        BESIDE,
+        10_000,
+    );
+    assert!((1..=10).contains(&stats.tb.beside), "{} times", stats.tb.beside);
+    assert!(stats.tbs_translated <= 15, "{}", stats.tbs_translated);
+}
+
+#[test]
+fn a_store_that_hits_code_is_heard_though_its_site_was_learned() {
+    const BASE: u8 = 13;
+    const WORD: u8 = 14;
+    const MASK: u8 = 15;
+    let stats = looped(
+        |asm| {
+            // What is stored is an instruction that adds another number each 1,024 turns.
+            asm.op(Op::Srli, A2, COUNT, 0, 10).op(Op::Andi, A2, A2, 0, 7).op(Op::Slli, A2, A2, 0, 20);
+            asm.word(WORD, addi(A1, A1, 1)).op(Op::Add, WORD, WORD, A2, 0);
+            // Mostly it is stored beside the code; once in 1,024 turns on the instruction below.
+            asm.op(Op::Andi, MASK, COUNT, 0, 0x3ff).op(Op::Sltiu, MASK, MASK, 0, 1).op(Op::Sub, MASK, 0, MASK, 0);
+            let patched = asm.here() + 6 * 4;
+            asm.la(BASE, patched).op(Op::Sub, BASE, BASE, A0, 0).op(Op::And, BASE, BASE, MASK, 0);
+            asm.op(Op::Add, BASE, BASE, A0, 0).op(Op::Sw, 0, BASE, WORD, 0);
+            assert_eq!(asm.here(), patched);
+            asm.i(addi(A1, A1, 1));
+        },
+        BESIDE,
+        20_000,
+    );
+    assert_eq!(stats.tb.beside, 1);
+    assert!((15..=25).contains(&stats.tbs_invalidated), "{} times", stats.tbs_invalidated);
 }

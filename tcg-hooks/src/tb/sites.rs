@@ -1,14 +1,20 @@
-//! Sites whose accesses are often misaligned: their probes let these through.
+//! What is learned of a site while it runs, and worth another translation: that its accesses are often misaligned, or that
+//! its stores often lie beside code.
 //!
 //! ```text
 //!   a probe compares the alignment ──misaligned──▶ Rust, which counts it at the site
 //!      ▲                                              │ OFTEN
 //!      └── emitted again, and lets them through ◀─────┴─▶ the sites of the TB that were misaligned are noted, it dies
+//!
+//!   a store in a page with code, not on code ──▶ the shared routine (`jit/x86_64/again.rs`), which counts down
+//!      ▲                                              │ every `BESIDE`th
+//!      └── emitted again, and tests its line ◀────────┴─▶ Rust: the site is noted, its TB dies
 //! ```
 //!
-//! A site is known by its pc. It is never taken back: letting them through costs one addition.
+//! A site is known by its pc. It is never taken back: letting misaligned accesses through costs one addition, the test of
+//! the line some bytes behind the TB.
 use super::{Tb, TbCache, TbId};
-use crate::ir::{LETS_ODD, Region};
+use crate::ir::{COUNT, LETS_ODD, Region, TESTS_LINE};
 use crate::jit::x86_64::LOCAL_BITS;
 use crate::jit::x86_64::context::Context;
 use hashbrown::HashMap;
@@ -40,16 +46,16 @@ impl SiteSet {
     }
 }
 
-/// The sites that are known, by page of their pc.
+/// The sites of which one thing is known, by page of their pc.
 #[derive(Debug, Default)]
-pub(crate) struct OddSites(HashMap<u64, Box<Halves>>);
+pub(crate) struct Places(HashMap<u64, Box<Halves>>);
 
 fn place(pc: u64) -> (usize, u64) {
     let half = pc % PAGE_SIZE / 2;
     (half as usize / 64, 1 << (half % 64))
 }
 
-impl OddSites {
+impl Places {
     fn note(&mut self, pc: u64) {
         let page = pc / PAGE_SIZE;
         if self.0.len() == MOST && !self.0.contains_key(&page) {
@@ -78,10 +84,11 @@ impl OddSites {
 }
 
 impl Tb {
-    /// The probes of these sites let misaligned accesses through: what misses there is not to be counted.
-    pub(super) fn lets_through(&mut self, set: &SiteSet) {
-        for (n, site) in self.sites.iter_mut().enumerate() {
-            site.odd = if set.has(n as u16) { LETS_ODD } else { 0 };
+    /// Its code was made for these sites, by what `bit` of [`crate::ir::Site::learned`] says: that is not to be learned again.
+    pub(super) fn knows(&mut self, set: &SiteSet, bit: u8) {
+        for (n, site) in self.sites.iter_mut().enumerate().filter(|&(n, _)| set.has(n as u16)) {
+            debug_assert!(n < 1 << LOCAL_BITS);
+            site.learned |= bit;
         }
     }
 }
@@ -92,22 +99,41 @@ impl TbCache {
         let id: TbId = number >> LOCAL_BITS;
         let Some(tb) = self.tbs.get_mut(id as usize).and_then(|tb| tb.as_deref_mut()) else { return false };
         let Some(site) = tb.sites.get_mut(number as usize % (1 << LOCAL_BITS)) else { return false };
-        if site.odd == LETS_ODD {
+        if site.learned & LETS_ODD != 0 {
             return false;
         }
-        site.odd += 1;
+        site.learned += 1;
         // A TB that was emitted before its site was noted, for another, need not wait.
-        if site.odd < OFTEN && !self.odd.has(site.pc) {
+        if site.learned & COUNT < OFTEN && !self.odd.has(site.pc) {
             return false;
         }
         // Those that were misaligned less often are likely to be next.
-        for site in tb.sites.iter().filter(|site| site.odd != 0) {
+        for site in tb.sites.iter().filter(|site| site.learned & COUNT != 0) {
             self.odd.note(site.pc);
         }
+        self.stats.odd += 1;
+        self.emit_again(id, ctx)
+    }
+
+    /// The store of site `number` is one of many that lay beside code. If its code does not test the line, its TB is dead.
+    pub(crate) fn store_beside(&mut self, ctx: &mut Context, number: u32) -> bool {
+        let id: TbId = number >> LOCAL_BITS;
+        let Some(tb) = self.tbs.get(id as usize).and_then(|tb| tb.as_deref()) else { return false };
+        let Some(site) = tb.sites.get(number as usize % (1 << LOCAL_BITS)) else { return false };
+        if site.learned & TESTS_LINE != 0 {
+            return false;
+        }
+        self.beside.note(site.pc);
+        self.stats.beside += 1;
+        self.emit_again(id, ctx)
+    }
+
+    /// A TB that runs, and is worth another translation.
+    fn emit_again(&mut self, id: TbId, ctx: &mut Context) -> bool {
+        let Some(tb) = self.tbs.get(id as usize).and_then(|tb| tb.as_deref()) else { return false };
         let pc = tb.key.pc;
         self.kill(id, ctx);
         self.heat.kindle(pc);
-        self.stats.odd += 1;
         true
     }
 }
@@ -118,7 +144,7 @@ mod tests {
 
     #[test]
     fn what_is_noted_is_known_and_what_was_forgotten_can_be_noted_again() {
-        let mut odd = OddSites::default();
+        let mut odd = Places::default();
         for page in 0..MOST as u64 {
             odd.note(page * PAGE_SIZE + 2 * (page % 2048));
         }
