@@ -32,8 +32,14 @@
 //! them by the bits or by rings (RING-1). Whatever writes RAM and is no vCPU goes through one door: [`RamList::before`],
 //! the bytes, [`RamList::after`]; [`RamList::write`] is all three.
 //!
+//! [`RamList`], [`LogBuilder`], [`Harvest`], [`BeforeWrite`] and [`migration::sync`] have examples. Names in capitals (MARK-1) are
+//! laws; ARCHITECTURE.md states each in one sentence. A program that embeds this keeps one of them itself, SAFE-1: a thread that
+//! waits (for a sync, a start, a re-arm) holds no RCU guard and no lock that a vCPU might wait for.
+//!
 //! Absent on purpose, until something uses it: checkpoints, the migration itself; and threads, but for the one that drops
 //! what RCU retires.
+
+#![warn(clippy::missing_errors_doc)]
 
 pub mod addr;
 pub mod dirty;

@@ -132,6 +132,9 @@ pub enum WaitError {
 
 /// Waits until every guard that is alive now has been dropped or repinned, on whatever thread. The caller holds no lock that the
 /// owner of a guard might wait for. A model does not wait: there nothing is reclaimed.
+///
+/// # Errors
+/// [`WaitError::Pinned`] if this thread holds a guard.
 pub fn synchronize() -> Result<(), WaitError> {
     if MODEL {
         return Ok(());

@@ -49,6 +49,9 @@ pub(crate) const fn wanted(biased: u64, size: MemSize) -> u64 {
 
 impl LiveMmu {
     /// Loads a value, zero-extended. Misaligned loads of RAM work.
+    ///
+    /// # Errors
+    /// [`MemFault`]: nothing is mapped there, or the device takes no such width.
     #[inline]
     pub fn load<H: Hooks>(&mut self, hooks: &mut H, _: MmuIdx, va: GuestVirt, size: MemSize) -> Result<u64, MemFault> {
         self.stats.accesses += 1;
@@ -63,6 +66,9 @@ impl LiveMmu {
     }
 
     /// Stores a value. Misaligned stores to RAM work. It never serves requests.
+    ///
+    /// # Errors
+    /// [`MemFault`] as for [`load`](Self::load); then nothing was written.
     #[inline]
     pub fn store<H: Hooks>(
         &mut self,
@@ -108,6 +114,9 @@ impl LiveMmu {
     }
 
     /// The page that `va` is fetched from. Devices and holes cannot be fetched from.
+    ///
+    /// # Errors
+    /// [`MemFault`]: no RAM is mapped there.
     #[inline]
     pub fn fetch<H: Hooks>(&mut self, _: &mut H, _: MmuIdx, va: GuestVirt) -> Result<FetchPage, MemFault> {
         let entry = self.fetch_entry(va)?;
@@ -116,6 +125,9 @@ impl LiveMmu {
     }
 
     /// The 32 bits at `va`, which must be even, in one host access; `None` if not all of them lie on its page.
+    ///
+    /// # Errors
+    /// [`MemFault`]: no RAM is mapped there, or the address is odd.
     #[inline]
     pub fn fetch_u32<H: Hooks>(&mut self, hooks: &mut H, idx: MmuIdx, va: GuestVirt) -> Result<Option<u32>, MemFault> {
         if va.get() & 1 != 0 {
@@ -130,6 +142,9 @@ impl LiveMmu {
     }
 
     /// The 16 bits at `va`, which must be even.
+    ///
+    /// # Errors
+    /// [`MemFault`]: no RAM is mapped there, or the address is odd.
     #[inline]
     pub fn fetch_u16<H: Hooks>(&mut self, hooks: &mut H, idx: MmuIdx, va: GuestVirt) -> Result<u16, MemFault> {
         if va.get() & 1 != 0 {

@@ -25,6 +25,9 @@ fn tag(host: *mut u8, size: MemSize) -> u64 {
 
 impl LiveMmu {
     /// Atomic read-modify-write; the old value, zero-extended. On a device it is a load and a store.
+    ///
+    /// # Errors
+    /// [`MemFault`]: not naturally aligned, or nothing there takes it.
     #[inline]
     pub fn amo<H: Hooks>(
         &mut self,
@@ -82,6 +85,9 @@ impl LiveMmu {
     }
 
     /// Load-reserved. Devices cannot be reserved.
+    ///
+    /// # Errors
+    /// [`MemFault`]: not naturally aligned, or no RAM.
     pub fn lr<H: Hooks>(&mut self, _: &mut H, _: MmuIdx, va: GuestVirt, size: MemSize) -> Result<u64, MemFault> {
         self.clear_reservation();
         self.stats.accesses += 1;
@@ -100,6 +106,9 @@ impl LiveMmu {
 
     /// Store-conditional: did it write? It does if the last LR was of the same cell and width and its value stands.
     /// To ROM it succeeds as plain stores do: the value is ignored.
+    ///
+    /// # Errors
+    /// [`MemFault`]: not naturally aligned, or no RAM.
     pub fn sc<H: Hooks>(
         &mut self,
         hooks: &mut H,

@@ -1,6 +1,7 @@
-//! The guest's errors, as values: they become traps, never panics and never `Err` of the host.
+//! The guest's errors, as values: an engine makes traps of them; a program without one prints them, or passes them on by `?`.
 
 use crate::addr::GuestVirt;
+use core::fmt;
 
 /// What the instruction wanted.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
@@ -25,7 +26,8 @@ pub enum FaultCause {
 }
 
 /// A guest access that did not happen. Nothing of it was written.
-#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, thiserror::Error)]
+#[error("{kind} at {addr}: {cause}")]
 pub struct MemFault {
     /// What was wanted.
     pub kind: AccessKind,
@@ -36,7 +38,6 @@ pub struct MemFault {
 }
 
 impl MemFault {
-    /// Nothing at `addr` serves this.
     /// Nothing is there, or not for this kind of access.
     pub const fn access(kind: AccessKind, addr: GuestVirt) -> Self {
         MemFault { kind, cause: FaultCause::Access, addr }
@@ -44,5 +45,25 @@ impl MemFault {
     /// The address is not a multiple of what this kind of access asks for.
     pub const fn misaligned(kind: AccessKind, addr: GuestVirt) -> Self {
         MemFault { kind, cause: FaultCause::Misaligned, addr }
+    }
+}
+
+impl fmt::Display for AccessKind {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            AccessKind::Fetch => "fetch",
+            AccessKind::Load => "load",
+            AccessKind::Store => "store",
+        })
+    }
+}
+
+impl fmt::Display for FaultCause {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            FaultCause::Misaligned => "not naturally aligned",
+            FaultCause::Access => "nothing there takes it",
+            FaultCause::Page => "the page tables refuse it",
+        })
     }
 }

@@ -17,6 +17,45 @@
 //!    other threads ── post(KillCode | Rearm | Remap), kick, irq ──▶ VcpuPort ──▶ LiveMmu::serve, at a safe point
 //! ```
 //!
+//! A program without a translator, its RAM, a device, a vCPU and a log; `examples/alone.rs` goes on with threads, rings, a second
+//! address space, memory that comes and goes, and a subscriber to old bytes:
+//!
+//! ```
+//! use notdirty_core::{DirtyClient, RamBlockSpec, RamList};
+//! use notdirty_softmmu::{AddressSpace, GuestPhys, GuestVirt, MemSize, MmioDevice, MmuIdx, NoHooks, SoftMmu};
+//! use std::sync::Arc;
+//!
+//! struct Serial;
+//! impl MmioDevice for Serial {
+//!     fn read(&self, _offset: u64, _size: MemSize) -> u64 {
+//!         0x60
+//!     }
+//!     fn write(&self, _offset: u64, _size: MemSize, value: u64) {
+//!         print!("{}", value as u8 as char);
+//!     }
+//! }
+//!
+//! let list = Arc::new(RamList::new());
+//! let ram = list.add(RamBlockSpec::new("ram", 1 << 20))?;
+//! let space = AddressSpace::new(list.clone());
+//! space.map_ram(GuestPhys::new(0x8000_0000), &ram, 0, ram.used_length(), 0)?;
+//! space.map_mmio(GuestPhys::new(0x1000_0000), 0x100, Arc::new(Serial), 0)?;
+//! let log = list.log(DirtyClient::MIGRATION).start()?;
+//!
+//! let mut mmu = SoftMmu::new(&space, 0)?;
+//! let mut vcpu = mmu.run(&mut NoHooks);
+//! let _ = vcpu.store(&mut NoHooks, MmuIdx::M, GuestVirt::new(0x8000_0008), MemSize::B8, 1)?;
+//! let _ = vcpu.store(&mut NoHooks, MmuIdx::M, GuestVirt::new(0x1000_0000), MemSize::B1, 'A'.into())?;
+//! assert!(vcpu.load(&mut NoHooks, MmuIdx::M, GuestVirt::new(0), MemSize::B8).is_err());
+//! let _ = vcpu.serve(&mut NoHooks); // between instructions, as often as other threads shall wait
+//! drop(vcpu); // parked: a sync on this thread need not wait for it
+//!
+//! space.write(GuestPhys::new(0x8000_2000), b"DMA")?;
+//! let pages = log.sync(None)?.commit();
+//! assert_eq!(pages.count(), 2);
+//! # Ok::<(), Box<dyn std::error::Error>>(())
+//! ```
+//!
 //! | file | concept |
 //! | --- | --- |
 //! | `mmu`, `live` | [`SoftMmu`], [`Running`], [`LiveMmu`]: what one vCPU owns, when it may use it, and what it does at its safe points |
@@ -32,6 +71,8 @@
 //!
 //! Absent on purpose, until something uses it: page walks (one translation regime, machine mode, so one table),
 //! watchpoints, a victim TLB, flushes by ASID, and waiting for missing pages.
+
+#![warn(clippy::missing_errors_doc)]
 
 mod access;
 pub mod addr;

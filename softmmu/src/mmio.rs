@@ -4,7 +4,7 @@ use crate::addr::MemSize;
 use std::cell::Cell;
 use std::ptr;
 
-/// The widths a device takes: bit n stands for `1 << n` bytes, [`EXACT`](Self::EXACT) that wider ones are not split.
+/// The widths a device takes: bit n stands for `1 << n` bytes, one bit more that wider ones are not split ([`exactly`](Self::exactly)).
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
 #[repr(transparent)]
 pub struct SizeMask(u8);

@@ -207,6 +207,9 @@ unsafe impl Send for SoftMmu {}
 
 impl SoftMmu {
     /// A vCPU's TLB on this address space, with `prefix` bytes (a multiple of 64) before the table for the owner. Parked.
+    ///
+    /// # Errors
+    /// The host has no memory, or `prefix` is no multiple of 64.
     pub fn new(space: &Arc<AddressSpace>, prefix: usize) -> io::Result<SoftMmu> {
         Ok(SoftMmu { mmu: LiveMmu::new(space, prefix)? })
     }
@@ -282,6 +285,9 @@ impl core::fmt::Debug for SoftMmu {
 }
 
 /// A vCPU that runs, on this thread; it parks when this is dropped.
+///
+/// A thread that starts a log, syncs one, or waits for an unmapping waits for each vCPU that runs: its loop calls
+/// [`serve`](LiveMmu::serve) again and again, between instructions, and this is dropped before the thread sleeps.
 #[must_use = "the vCPU parks when this is dropped"]
 #[derive(Debug)]
 pub struct Running<'m> {

@@ -265,3 +265,24 @@ fn vcpus_that_were_swapped_run_as_long_as_what_holds_them() {
     drop(second);
     assert!(started());
 }
+
+#[test]
+fn a_write_for_a_log_of_another_list_says_so_and_writes_nothing() {
+    let vm = Vm::new();
+    let log = Arc::new(RamList::new()).log(DirtyClient::MIGRATION).start().unwrap();
+    let refused = vm.space.write_for(&log, pa(RAM), b"bytes");
+    assert_eq!(refused, Err(AccessError::OtherLog { addr: pa(RAM) }));
+    let mut bytes = [1; 5];
+    vm.space.read(pa(RAM), &mut bytes).unwrap();
+    assert_eq!(bytes, [0; 5]);
+}
+
+#[test]
+fn what_a_vcpu_that_runs_here_refuses_says_what_to_do() {
+    let mut vm = Vm::new();
+    let log = vm.space.ram().log(DirtyClient::MIGRATION).timeout(Duration::from_secs(9)).start();
+    let why = log.expect_err("the vCPU runs on this thread").to_string();
+    assert_eq!(why, "a vCPU that has to answer runs on this thread: ask from another, or while it is parked");
+    let fault = vm.mmu.load(&mut NoHooks, MmuIdx::M, va(8), MemSize::B8).expect_err("a hole");
+    assert_eq!(fault.to_string(), "load at 0x8: nothing there takes it");
+}

@@ -104,7 +104,7 @@ impl fmt::Debug for OwnedClient {
 
 /// All columns are taken.
 #[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
-#[error("no room for dirty client `{name}`: at most {} at run time", CLIENTS - DirtyClient::FIXED.len())]
+#[error("no room for dirty client `{name}`: at most {} at run time, drop one first", CLIENTS - DirtyClient::FIXED.len())]
 pub struct NoRoom {
     /// The client that was to be added.
     pub name: Box<str>,
@@ -124,6 +124,9 @@ impl AsRef<DirtyMemory> for RamList {
 
 impl RamList {
     /// Adds a client to the list's dirty memory, see [`DirtyMemory::add_client`].
+    ///
+    /// # Errors
+    /// [`NoRoom`] if all numbers are given out: drop an [`OwnedClient`] first.
     pub fn add_client(self: &Arc<Self>, name: &str) -> Result<OwnedClient, NoRoom> {
         DirtyMemory::add_client(self, name)
     }

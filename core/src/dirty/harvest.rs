@@ -55,6 +55,9 @@ pub trait Answers: Send + fmt::Debug {
 
     /// Waits until all are there, or until then; `None` is as long as it takes. The caller holds no guard, and no lock
     /// that a vCPU might wait for (SAFE-1).
+    ///
+    /// # Errors
+    /// [`NotServed`]: time ran out, or the answer is this thread's own to give.
     fn wait(&self, until: Option<Instant>) -> Result<(), NotServed>;
 }
 
@@ -67,13 +70,14 @@ pub const MAX_RANGES: usize = 1024;
 #[non_exhaustive]
 pub enum NotServed {
     /// Not in time.
-    #[error("a vCPU has not re-armed its pages within {waited:?}")]
+    #[error("a vCPU came to no safe point within {waited:?}: ask again")]
     Late {
         /// How long was waited.
         waited: Duration,
     },
-    /// The vCPU runs on the thread that would wait: a device that it called asks for the vCPU's own answer.
-    #[error("a vCPU's own thread cannot wait for its answer: it is inside of a device")]
+    /// A vCPU runs on the thread that would wait, so its answer would never come: a device that it called asks, or what holds
+    /// it running.
+    #[error("a vCPU that has to answer runs on this thread: ask from another, or while it is parked")]
     OwnThread,
 }
 
@@ -130,6 +134,9 @@ impl RamList {
 
     /// Has every holder of a fast entry for these pages look again, and waits until all have (HARVEST-1). With `None` it
     /// waits for as long as it takes. With no guard held, and no lock that a vCPU might wait for (SAFE-1).
+    ///
+    /// # Errors
+    /// [`NotServed`]: time ran out, or a vCPU that has to answer runs on this thread.
     pub fn rearm(&self, pages: &[PageRange], timeout: Option<Duration>) -> Result<(), NotServed> {
         self.listeners().rearm(|| pages.to_vec(), timeout)
     }
@@ -157,6 +164,26 @@ impl RamList {
 
 /// Pages that were dirty, taken and armed: they may be read now. Dropped before [`commit`](Self::commit), they are
 /// dirty again.
+///
+/// ```
+/// # use notdirty_core::{DirtyClient, PAGE_SIZE, RamBlockSpec, RamList, pin};
+/// # let list = std::sync::Arc::new(RamList::new());
+/// # let ram = list.add(RamBlockSpec::new("ram", 1 << 20))?;
+/// # let log = list.log(DirtyClient::MIGRATION).start()?;
+/// # list.write(&ram, 0x1000, b"bytes")?;
+/// let mut copy = vec![];
+/// let harvest = log.sync(None)?;
+/// for page in harvest.ranges().flat_map(|range| range.iter()) {
+///     let block = list.find(page.base(), &pin()).cloned().expect("a harvest keeps its blocks");
+///     let mut bytes = vec![0; PAGE_SIZE as usize];
+///     block.read_bytes(page.base().get() - block.offset().get(), &mut bytes)?; // an error here: the page comes again
+///     copy.push((page, bytes));
+/// }
+/// harvest.commit();
+/// # assert_eq!(copy.len(), 1);
+/// # assert_eq!(&copy[0].1[..5], b"bytes");
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
 #[must_use = "a harvest that is not committed marks its pages dirty again"]
 pub struct Harvest<'d> {
     pages: PageSet,

@@ -58,19 +58,19 @@ pub(crate) enum Backend {
 #[non_exhaustive]
 pub enum LogError {
     /// The client was dropped.
-    #[error("{client:?} is gone")]
+    #[error("{client:?} was dropped: it has no log any more")]
     Gone {
         /// The client.
         client: DirtyClient,
     },
     /// Another log of this client has some of these pages, but not the same regions.
-    #[error("{client:?} is logged on some of these pages already, in other regions")]
+    #[error("{client:?} has a log on some of these pages, of other regions: log the same, or by a client of its own")]
     Overlap {
         /// The client.
         client: DirtyClient,
     },
     /// The log of these regions finds its pages in another way.
-    #[error("{client:?} is logged on these pages already, by {}", if *.rings { "rings" } else { "its bits" })]
+    #[error("{client:?} has a log on these pages by {}: join it by the same, or use a client of its own", if *.rings { "rings" } else { "its bits" })]
     OtherBackend {
         /// The client.
         client: DirtyClient,
@@ -84,10 +84,10 @@ pub enum LogError {
         idstr: String,
     },
     /// There are no regions, or they are empty.
-    #[error("no pages to log")]
+    #[error("no pages to log: there is no region, or all are empty")]
     NoPages,
     /// Every block of the log's regions has left the list.
-    #[error("the blocks that {client:?} logs have left the list")]
+    #[error("the blocks that {client:?} logs have left the list: stop this log")]
     Unplugged {
         /// The client.
         client: DirtyClient,
@@ -107,6 +107,26 @@ impl From<RingError> for LogError {
 }
 
 /// What a log is to be: made by [`RamList::log`].
+///
+/// ```
+/// # use notdirty_core::{DirtyClient, LogRegion, LogScope, RamBlockSpec, RamList};
+/// # use std::time::Duration;
+/// # let list = std::sync::Arc::new(RamList::new());
+/// # let vram = list.add(RamBlockSpec::new("vram", 1 << 20))?;
+/// // All RAM, by the client's bits.
+/// let all = list.log(DirtyClient::MIGRATION).start()?;
+/// // One block, by rings, for a client of one's own.
+/// let rings = list.log(list.add_client("debugger")?).blocks([&vram]).rings(4096).start()?;
+/// // A part of a block; vCPUs have a second to answer.
+/// let part = LogScope::Regions(vec![LogRegion::bytes(&vram, 0, 0x2000)]);
+/// let screen = list.log(DirtyClient::VGA).scope(part).timeout(Duration::from_secs(1)).start()?;
+///
+/// list.fill(&vram, 0, 0x4000, 1)?;
+/// for (log, pages) in [(&all, 4), (&rings, 4), (&screen, 2)] {
+///     assert_eq!(log.sync(Some(Duration::from_secs(1)))?.commit().count(), pages);
+/// }
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
 #[must_use = "nothing is logged before `start`"]
 #[derive(Debug)]
 pub struct LogBuilder {
@@ -136,7 +156,7 @@ impl RamList {
 }
 
 impl LogBuilder {
-    /// Only writes to these blocks, each as far as it is used.
+    /// Only writes to these blocks, each also where it grows to.
     pub fn blocks<'b>(self, blocks: impl IntoIterator<Item = &'b Arc<RamBlock>>) -> Self {
         self.scope(LogScope::blocks(blocks))
     }
@@ -146,18 +166,25 @@ impl LogBuilder {
         Self { scope, ..self }
     }
 
-    /// Pages are found by dirty rings of so many entries, one for each vCPU.
+    /// Pages are found by dirty rings of so many entries, a power of two from 128 to 65,536, one for each vCPU. The store
+    /// that fills a ring to its soft limit says so to its vCPU, which waits for a sync before it goes on (of an engine that runs on
+    /// nothing is lost, but the rings bound nothing).
     pub fn rings(self, entries: u32) -> Self {
         Self { rings: Some(entries), ..self }
     }
 
-    /// How long [`start`](Self::start) waits for vCPUs; without this, as long as it takes.
+    /// How long [`start`](Self::start) waits for vCPUs; without this, or with `None`, as long as it takes.
     pub fn timeout(self, timeout: impl Into<Option<Duration>>) -> Self {
         Self { timeout: timeout.into(), ..self }
     }
 
     /// Starts the log, or joins the log of this client that has the same pages. When this
     /// returns, each later store there is heard; what was written before is the caller's to read.
+    ///
+    /// # Errors
+    /// Nothing is logged then. The client was dropped, or has another log that shares pages with this one and differs in its
+    /// regions or in rings; a region's block has left the list, or there is no page; the rings' size is not possible; a vCPU
+    /// did not answer ([`NotServed`]).
     pub fn start(self) -> Result<DirtyLog, LogError> {
         let (timeout, list) = (self.timeout, self.list.clone());
         let new = self.join_or_make()?;
@@ -212,6 +239,9 @@ impl LogBuilder {
 }
 
 /// One user of a log. Dropping it is stopping it.
+///
+/// A log of all RAM has the blocks that are plugged later, each whole with the first sync after. A block that was unplugged is no
+/// longer reported. One that was resized is reported whole. A log keeps its RAM list alive, and no block.
 #[derive(Debug)]
 pub struct DirtyLog {
     log: Arc<Log>,
@@ -256,12 +286,20 @@ impl Pending {
 
 impl DirtyLog {
     /// What was written since this user's last sync, or its start. The pages may be read now; each later store to
-    /// them is heard. Costs what is dirty. If a vCPU does not answer in time, the pages come with the next sync.
+    /// them is heard. Costs what is dirty. Waits for each vCPU that runs to come to a safe point: at most `timeout`, with `None` as
+    /// long as it takes. The caller holds no RCU guard, and no lock that a vCPU might wait for (SAFE-1).
+    ///
+    /// # Errors
+    /// [`NotServed`] if a vCPU did not answer in time, or runs on this thread: the pages come with the next sync.
+    /// [`LogError::Gone`] if the client was dropped, [`LogError::Unplugged`] if every block of the log's regions left the list.
     pub fn sync(&self, timeout: Option<Duration>) -> Result<Harvest<'_>, LogError> {
         self.harvest(None, timeout)
     }
 
     /// As `sync`, of these pages only; the others come with a sync that asks for them.
+    ///
+    /// # Errors
+    /// As [`sync`](Self::sync).
     pub fn sync_within(&self, pages: &[PageRange], timeout: Option<Duration>) -> Result<Harvest<'_>, LogError> {
         self.harvest(Some(&sorted(pages)), timeout)
     }

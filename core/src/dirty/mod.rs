@@ -59,7 +59,7 @@ const MAX_PAGES: u64 = 1 << 40;
 
 /// Orders stores before loads, as a full barrier does: a store to guest RAM before a test of a dirty bit (or of a code
 /// mask) that may skip the mark (MARK-1), and what a guest's fence asks for.
-/// [`DirtyMemory::set`] and [`DirtyMemory::test_and_clear`] have their own.
+/// [`DirtyMemory::set`] and a log's sync have their own.
 #[inline]
 pub fn fence_after_store() {
     #[cfg(all(target_arch = "x86_64", not(any(loom, miri))))]
@@ -124,6 +124,9 @@ impl DirtyMemory {
 
     /// A client of this run: it listens nowhere until it takes bits. When it drops, the memory of its bits is freed,
     /// its pages are no longer listened to, and its number may be another's. `owner` is what holds this dirty memory.
+    ///
+    /// # Errors
+    /// [`NoRoom`] if all numbers are given out: drop an [`OwnedClient`] first.
     pub fn add_client<T>(owner: &Arc<T>, name: &str) -> Result<OwnedClient, NoRoom>
     where
         T: AsRef<DirtyMemory> + Send + Sync + 'static,
@@ -132,6 +135,9 @@ impl DirtyMemory {
     }
 
     /// Covers pages `0..pages`. Never shrinks. Readers and setters go on meanwhile (GROW-1).
+    ///
+    /// # Errors
+    /// [`TooManyPages`] above 2^40.
     pub fn grow(&self, pages: u64) -> Result<(), TooManyPages> {
         self.blocks.grow(pages)
     }

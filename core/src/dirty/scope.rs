@@ -38,7 +38,7 @@ pub enum LogScope {
 }
 
 impl LogScope {
-    /// These blocks, each as far as it is used.
+    /// These blocks, each up to its maximum length: what it grows by is logged, too.
     pub fn blocks<'b>(blocks: impl IntoIterator<Item = &'b Arc<RamBlock>>) -> Self {
         Self::Regions(blocks.into_iter().map(|block| LogRegion::bytes(block, 0, block.max_length())).collect())
     }

@@ -338,7 +338,7 @@ impl fmt::Debug for Received {
 #[non_exhaustive]
 pub enum SyncError {
     /// No migration of this block is under way: there is no bitmap to sync into.
-    #[error("RAM block {idstr} has no migration bitmap")]
+    #[error("RAM block {idstr} has no migration bitmap: call and keep `BlockMigration::need_dirty` first")]
     NoBitmap {
         /// The block.
         idstr: String,
@@ -368,6 +368,27 @@ pub enum SyncError {
 ///
 /// One re-arm for all of them, so a round over a whole machine asks its vCPUs once. Not with a guard held, nor on a vCPU's
 /// own thread while it runs (SAFE-1).
+///
+/// ```
+/// # use notdirty_core::migration::{BlockMigration, ChunkShift, sync};
+/// # use notdirty_core::{DirtyClient, RamBlockSpec, RamList};
+/// # let list = std::sync::Arc::new(RamList::new());
+/// # let ram = list.add(RamBlockSpec::new("ram", 1 << 20))?;
+/// let log = list.log(DirtyClient::MIGRATION).start()?;
+/// // The bitmap is there while it is held. At the start all pages are to be sent.
+/// let to_send = BlockMigration::need_dirty(&ram, ChunkShift::default());
+/// to_send.set(0..ram.pages().len());
+/// while let Some(page) = to_send.next(0) {
+///     to_send.take(page); // and send it
+/// }
+/// list.write(&ram, 0x3000, b"bytes")?;
+/// assert_eq!(sync(&log, &[(ram.clone(), 0..ram.pages().len())], None)?, 1);
+/// assert_eq!(to_send.next(0), Some(3));
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
+///
+/// # Errors
+/// [`SyncError`]; what was dirty is still dirty, and comes with the next sync.
 pub fn sync(log: &DirtyLog, what: &[(Arc<RamBlock>, Range<u64>)], timeout: Option<Duration>) -> Result<u64, SyncError> {
     let mut into = Vec::with_capacity(what.len());
     for (block, pages) in what {

@@ -102,6 +102,9 @@ impl RamBlock {
 
     /// Notes one more mapping of the block, of `len` bytes from `off` on. Refused if the block has left its list, as no log
     /// would hear of stores to it, and where it has no memory.
+    ///
+    /// # Errors
+    /// [`MappingError`] if the block has left its list, or has no memory there.
     pub fn mapping(self: &Arc<Self>, off: u64, len: u64) -> Result<RamMapping, MappingError> {
         RamMapping::new(self, off, len)
     }
@@ -179,6 +182,9 @@ impl RamBlock {
     }
 
     /// As [`RamList::discard`], and marks nothing, as [`write_raw`](Self::write_raw).
+    ///
+    /// # Errors
+    /// [`RamError::OutOfBounds`]; [`RamError::OddLength`] if it is not whole pages; [`RamError::Host`].
     pub fn discard_raw(&self, off: u64, len: u64) -> Result<(), RamError> {
         let memory = self.mapping.committed();
         let end = match off.checked_add(len) {
@@ -232,6 +238,9 @@ impl RamBlock {
     }
 
     /// Copies bytes out.
+    ///
+    /// # Errors
+    /// [`RamError::OutOfBounds`].
     pub fn read_bytes(&self, off: u64, to: &mut [u8]) -> Result<(), RamError> {
         let from = self.at(off, to.len() as u64)?;
         // SAFETY: `at` checked that the bytes are inside the used length, which is mapped as long as `self` lives.
@@ -241,6 +250,9 @@ impl RamBlock {
 
     /// Copies bytes in, and marks nothing: no log hears of it, and translations of them live on. For memory that no guest
     /// reaches yet, and for what stands between [`RamList::before`] and [`RamList::after`]; else [`RamList::write`].
+    ///
+    /// # Errors
+    /// [`RamError::OutOfBounds`].
     pub fn write_raw(&self, off: u64, from: &[u8]) -> Result<(), RamError> {
         let to = self.at(off, from.len() as u64)?;
         // SAFETY: as in `read_bytes`; the used length is writable.
@@ -249,6 +261,9 @@ impl RamBlock {
     }
 
     /// Sets `len` bytes to `value`, and marks nothing, as [`write_raw`](Self::write_raw); else [`RamList::fill`].
+    ///
+    /// # Errors
+    /// [`RamError::OutOfBounds`].
     pub fn fill_raw(&self, off: u64, len: u64, value: u8) -> Result<(), RamError> {
         let to = self.at(off, len)?;
         // SAFETY: as in `write_bytes`; a length inside a mapping fits usize.
@@ -257,6 +272,9 @@ impl RamBlock {
     }
 
     /// Loads 1, 2, 4 or 8 little-endian bytes, zero-extended; not torn if aligned.
+    ///
+    /// # Errors
+    /// [`RamError::Width`], [`RamError::OutOfBounds`].
     pub fn load(&self, off: u64, bytes: u32) -> Result<u64, RamError> {
         width(bytes)?;
         let at = self.at(off, bytes.into())?;
@@ -266,6 +284,9 @@ impl RamBlock {
 
     /// Stores the low 1, 2, 4 or 8 bytes of `value`, little-endian; not torn if aligned. Marks nothing, as
     /// [`write_raw`](Self::write_raw); else [`RamList::store`].
+    ///
+    /// # Errors
+    /// [`RamError::Width`], [`RamError::OutOfBounds`].
     pub fn store_raw(&self, off: u64, bytes: u32, value: u64) -> Result<(), RamError> {
         width(bytes)?;
         let at = self.at(off, bytes.into())?;

@@ -32,6 +32,32 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 
 /// Wants bytes that a write is about to replace: an undo log, a checkpoint that is taken page by page.
+///
+/// ```
+/// # use notdirty_core::{BeforeWrite, CanWait, RamAddr, RamBlock, RamBlockSpec, RamList};
+/// # use std::sync::{Arc, Mutex};
+/// struct Undo {
+///     ram: Arc<RamBlock>,
+///     old: Mutex<Vec<(u64, Vec<u8>)>>,
+/// }
+///
+/// impl BeforeWrite for Undo {
+///     fn before(&self, ram: RamAddr, len: u64, _: &CanWait) {
+///         let (off, mut bytes) = (ram.get() - self.ram.offset().get(), vec![0; len as usize]);
+///         self.ram.read_bytes(off, &mut bytes).expect("a write is inside of the block");
+///         self.old.lock().unwrap().push((off, bytes));
+///     }
+/// }
+///
+/// let list = Arc::new(RamList::new());
+/// let ram = list.add(RamBlockSpec::new("ram", 1 << 20))?;
+/// let undo = Arc::new(Undo { ram: ram.clone(), old: Mutex::default() });
+/// let subscribed = list.before_writes(None, undo.clone());
+/// list.write(&ram, 8, b"new")?;
+/// drop(subscribed);
+/// assert_eq!(*undo.old.lock().unwrap(), [(8, vec![0; 3])]);
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
 pub trait BeforeWrite: Send + Sync {
     /// Bytes `[ram, ram + len)`, all of one block, are about to be written. They are as they were; when this returns they
     /// change. Called on the writer's thread, perhaps on several at once. Of a vCPU's stores only those that are
@@ -51,7 +77,7 @@ impl CanWait {
 
 /// A writer held an RCU guard while something subscribes to what is about to be written. Nothing was written.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, thiserror::Error)]
-#[error("this thread holds an RCU guard, and a write may have to wait")]
+#[error("this thread holds an RCU guard, and a write may have to wait: drop the guard first")]
 pub struct Pinned;
 
 /// What subscribes to `before`.
@@ -141,6 +167,9 @@ impl RamList {
     }
 
     /// First half of a write of `[ram, ram + len)`, which lie in one block. Costs one load while nothing subscribes.
+    ///
+    /// # Errors
+    /// [`Pinned`] if something subscribes and this thread holds an RCU guard: drop the guard, and ask again.
     #[inline]
     pub fn before(&self, ram: RamAddr, len: u64) -> Result<(), Pinned> {
         // Acquire partners the Release of `before_writes`; what it may still miss is said there.
@@ -215,22 +244,34 @@ impl RamList {
 
     /// Writes bytes of a block of this list, as a device would: what wants the old bytes gets them, translations die, and
     /// every log hears of it.
+    ///
+    /// # Errors
+    /// [`RamError::NotInList`], [`RamError::OutOfBounds`], [`RamError::Pinned`] (see [`before`](Self::before)).
     pub fn write(&self, block: &RamBlock, off: u64, bytes: &[u8]) -> Result<(), RamError> {
         self.through(block, off, bytes.len() as u64, None, || block.write_raw(off, bytes))
     }
 
     /// As `write`, of bytes that `log`'s user puts back, or received: it is not told of its own work, neither before nor
     /// after. Other users of the same log are.
+    ///
+    /// # Errors
+    /// As [`write`](Self::write), and [`RamError::OtherLog`].
     pub fn write_for(&self, log: &DirtyLog, block: &RamBlock, off: u64, bytes: &[u8]) -> Result<(), RamError> {
         self.through(block, off, bytes.len() as u64, Some(log), || block.write_raw(off, bytes))
     }
 
     /// Sets `len` bytes of a block of this list, as `write` does.
+    ///
+    /// # Errors
+    /// As [`write`](Self::write).
     pub fn fill(&self, block: &RamBlock, off: u64, len: u64, value: u8) -> Result<(), RamError> {
         self.through(block, off, len, None, || block.fill_raw(off, len, value))
     }
 
     /// Stores the low 1, 2, 4 or 8 bytes of `value`, little-endian and not torn if aligned, as `write` does.
+    ///
+    /// # Errors
+    /// As [`write`](Self::write), and [`RamError::Width`].
     pub fn store(&self, block: &RamBlock, off: u64, bytes: u32, value: u64) -> Result<(), RamError> {
         self.through(block, off, bytes.into(), None, || block.store_raw(off, bytes, value))
     }
@@ -238,6 +279,9 @@ impl RamList {
     /// Gives the memory of `len` bytes at `off` back to the host. They read as they did when new: as zero, or as the
     /// private file has them. Both are multiples of [`page_size`](RamBlock::page_size), or end with the maximum length.
     /// To every other log this is a write.
+    ///
+    /// # Errors
+    /// As [`write`](Self::write); [`RamError::OddLength`] if it is not whole pages; [`RamError::Host`].
     pub fn discard(&self, block: &RamBlock, off: u64, len: u64) -> Result<(), RamError> {
         self.through(block, off, len, None, || block.discard_raw(off, len))
     }
@@ -258,6 +302,9 @@ impl RamList {
 
     /// As `write`, or with a log `write_for`, for an address space: a holder of an old view may write to a block that has
     /// left the list meanwhile, as its vCPUs may.
+    ///
+    /// # Errors
+    /// As [`write`](Self::write) but for the list, and [`RamError::OtherLog`].
     pub fn write_mapped(
         &self,
         block: &RamBlock,

@@ -49,13 +49,13 @@ pub enum RamError {
         length: u64,
     },
     /// The block was not made to be resized.
-    #[error("RAM block {idstr} cannot be resized")]
+    #[error("RAM block {idstr} cannot be resized: it was not made resizable")]
     NotResizable {
         /// The block.
         idstr: String,
     },
     /// The block is being added, resized or removed this moment; a notifier that asks is part of it.
-    #[error("RAM block {idstr} is being changed")]
+    #[error("RAM block {idstr} is being added, resized or removed by another call")]
     Busy {
         /// The block.
         idstr: String,
@@ -114,7 +114,7 @@ pub enum RamError {
         bytes: u32,
     },
     /// A guest reaches the block: unmap it first, and wait (RAM-1).
-    #[error("RAM block {idstr} is mapped {times} times")]
+    #[error("RAM block {idstr} is mapped {times} times: unmap it first")]
     Mapped {
         /// The block.
         idstr: String,
@@ -122,7 +122,7 @@ pub enum RamError {
         times: u64,
     },
     /// A guest reaches memory that a shrink would cut off: shorten the mapping first, and wait (RAM-1).
-    #[error("RAM block {idstr} is mapped up to {end:#x}: it cannot shrink to {length:#x}")]
+    #[error("RAM block {idstr} is mapped up to {end:#x}: shorten the mapping before it shrinks to {length:#x}")]
     MappedBeyond {
         /// The block.
         idstr: String,

@@ -139,6 +139,10 @@ impl RamList {
     }
 
     /// Makes a block and publishes it. Its bytes are zero, or its file's, and its pages are dirty for every client.
+    /// No guest reaches it before an address space maps it.
+    ///
+    /// # Errors
+    /// [`RamError`] names the block and what is wrong with its name, its lengths or its file, or what the host refused.
     pub fn add(&self, spec: RamBlockSpec) -> Result<Arc<RamBlock>, RamError> {
         let max_length = spec.check()?;
         let guard = pin();
@@ -179,6 +183,9 @@ impl RamList {
 
     /// Takes a block out of the list, if it is mapped nowhere. It is no longer found, and cannot be mapped again; it lives on
     /// as long as there is an `Arc` of it.
+    ///
+    /// # Errors
+    /// [`RamError::Mapped`] if an address space maps it: unmap it first, and wait. [`RamError::NotInList`], [`RamError::Busy`].
     pub fn remove(&self, block: &Arc<RamBlock>) -> Result<(), RamError> {
         let change = self.begin_change(block)?; // it stays in the list until here
         let leaving = block.leave()?;

@@ -148,6 +148,9 @@ impl RamMapping {
     }
 
     /// The mapping has another length. A longer one needs memory; after an error it is as it was.
+    ///
+    /// # Errors
+    /// [`MappingError::Beyond`] if the block has no memory there.
     pub fn set_len(&mut self, len: u64) -> Result<(), MappingError> {
         let mut state = lock(&self.block.mapped().0);
         let Some(end) = self.off.checked_add(len).filter(|end| *end <= state.limit) else {

@@ -28,7 +28,13 @@ use std::sync::Arc;
 impl RamList {
     /// Changes the used length of a block that was made resizable, to at most its maximum length. New memory reads as
     /// zero, or as the file has it; memory that an earlier shrink cut off has its old bytes, unless it was
-    /// [released](Self::release_tail). Memory that is mapped is not cut off. An error has changed nothing.
+    /// [released](Self::release_tail). The whole block counts as written. Memory that is mapped is not cut off. An error has
+    /// changed nothing.
+    ///
+    /// # Errors
+    /// [`RamError::NotResizable`]; [`RamError::OddLength`] and [`RamError::UsedOverMax`] for the length;
+    /// [`RamError::MappedBeyond`] if a mapping reaches further: shorten it first, and wait. [`RamError::NotInList`],
+    /// [`RamError::Busy`], [`RamError::Pinned`], [`RamError::Host`].
     pub fn resize(&self, block: &Arc<RamBlock>, length: u64) -> Result<(), RamError> {
         if !block.flags().contains(RamFlags::RESIZABLE) {
             return Err(RamError::NotResizable { idstr: block.idstr().to_owned() });
@@ -67,6 +73,9 @@ impl RamList {
 
     /// Gives the memory above the used length back to the host, where an earlier length had some. It comes after all
     /// views and TLBs dropped it: a vCPU that still reached it would find zeros, and lose what it stores.
+    ///
+    /// # Errors
+    /// [`RamError::NotInList`], [`RamError::Busy`], [`RamError::Host`].
     pub fn release_tail(&self, block: &Arc<RamBlock>) -> Result<(), RamError> {
         let _change = self.begin_change(block)?; // no block grows into it meanwhile
         block.discard_tail()

@@ -97,6 +97,9 @@ pub fn drop_later<T: Send + 'static>(value: T) {
 
 /// As [`synchronize`](super::synchronize), and waits until everything that was retired before this call was dropped, with what
 /// their destructors retired. The caller holds no lock that one of those destructors takes.
+///
+/// # Errors
+/// [`WaitError`](super::WaitError): this thread holds a guard, or drops retired values itself, or none can.
 pub fn barrier() -> Result<(), WaitError> {
     if is_reclaimer() {
         return Err(WaitError::Reclaimer);

@@ -142,6 +142,9 @@ pub struct RingConsumer {
 
 impl DirtyRing {
     /// A ring of `entries`, the last `reserved` of them above the soft limit.
+    ///
+    /// # Errors
+    /// [`RingError`] if `entries` is not possible, or nothing is left below the soft limit.
     #[allow(clippy::new_ret_no_self)]
     pub fn new(entries: u32, reserved: u32) -> Result<(RingProducer, RingConsumer), RingError> {
         Self::starting_at(entries, reserved, 0)

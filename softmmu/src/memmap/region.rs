@@ -60,7 +60,7 @@ pub enum MapError {
         block: String,
     },
     /// Guest pages and RAM pages would not coincide.
-    #[error("{base} and {target:#x} lie at different offsets of their pages")]
+    #[error("{base} and its target {target:#x} must have the same offset in a page")]
     Misaligned {
         /// Where in the guest.
         base: GuestPhys,
@@ -68,7 +68,7 @@ pub enum MapError {
         target: u64,
     },
     /// To take this mapping away would leave another of the same block.
-    #[error("RAM block {block} is mapped {times} times")]
+    #[error("RAM block {block} is mapped {times} times: unmap the others first")]
     MappedAgain {
         /// The block's idstr.
         block: String,

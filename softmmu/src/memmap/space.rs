@@ -35,8 +35,8 @@ pub enum AccessError {
         /// The width it refused.
         bytes: u64,
     },
-    /// The RAM block refuses, for example because its host mapping is read-only.
-    #[error("RAM block refuses access at {addr}")]
+    /// The RAM block has no memory there any more: it was shrunk since.
+    #[error("the RAM block at {addr} has no memory there any more")]
     Refused {
         /// Where.
         addr: GuestPhys,
@@ -48,8 +48,14 @@ pub enum AccessError {
         addr: GuestPhys,
     },
     /// This thread holds an RCU guard, and the write may have to wait: see [`RamList::before`]. Nothing was written.
-    #[error("a write to {addr} may have to wait, and this thread holds an RCU guard")]
+    #[error("a write to {addr} may have to wait, and this thread holds an RCU guard: drop it first")]
     Pinned {
+        /// Where.
+        addr: GuestPhys,
+    },
+    /// The write is made for a log of another RAM list. Nothing was written.
+    #[error("a write to {addr} is made for a log of another RAM list")]
+    OtherLog {
         /// Where.
         addr: GuestPhys,
     },
@@ -111,7 +117,12 @@ impl AddressSpace {
         self.tree.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Maps `len` bytes of a block. Guest pages and RAM pages must coincide.
+    /// Maps `len` bytes of a block from `block_off` on. `base` and `block_off` have the same offset in a page, as a rule 0. Where
+    /// regions overlap, the higher priority wins, among equals the later region.
+    ///
+    /// # Errors
+    /// [`MapError`]: the block is of another list, has left its own or has no memory there; `len` is 0 or too long; `base` and
+    /// `block_off` differ in their offset in a page.
     pub fn map_ram(
         &self,
         base: GuestPhys,
@@ -124,6 +135,9 @@ impl AddressSpace {
     }
 
     /// As `map_ram`, but guest stores are discarded. The host API still writes (a loader fills a ROM).
+    ///
+    /// # Errors
+    /// As [`map_ram`](Self::map_ram).
     pub fn map_rom(
         &self,
         base: GuestPhys,
@@ -152,7 +166,10 @@ impl AddressSpace {
         self.map(base, len, priority, Kind::Plain(What::Ram { block: block.clone(), off, readonly }), Some(mapping))
     }
 
-    /// Maps a device. It may be smaller than a page and lie anywhere.
+    /// Maps a device. It may be smaller than a page and lie anywhere. `priority` as in [`map_ram`](Self::map_ram).
+    ///
+    /// # Errors
+    /// [`MapError::Empty`], [`MapError::Wraps`].
     pub fn map_mmio(
         &self,
         base: GuestPhys,
@@ -163,7 +180,10 @@ impl AddressSpace {
         self.map(base, len, priority, Kind::Plain(What::Mmio { dev, off: 0 }), None)
     }
 
-    /// Shows at `base` what is visible at `target`.
+    /// Shows at `base` what is visible at `target`, holes included. Aliases of aliases are followed four deep.
+    ///
+    /// # Errors
+    /// [`MapError::Empty`], [`MapError::Wraps`], [`MapError::Misaligned`].
     pub fn map_alias(&self, base: GuestPhys, target: GuestPhys, len: u64, priority: i32) -> Result<RegionId, MapError> {
         same_page_offset(base, target.get())?;
         if len != 0 && target.checked_add(len - 1).is_none() {
@@ -190,6 +210,9 @@ impl AddressSpace {
 
     /// Takes a mapping away. vCPUs go on with the old view until their next safe point; it keeps RAM and devices
     /// alive so long (RAM-1). The result can be waited for: when it is served, no vCPU reaches that memory any more.
+    ///
+    /// # Errors
+    /// [`MapError::UnknownRegion`].
     #[must_use = "until it is served, a vCPU may touch that memory"]
     pub fn unmap_posted(&self, id: RegionId) -> Result<Pending, MapError> {
         self.unmap_if(id, |_| Ok(()))
@@ -210,13 +233,19 @@ impl AddressSpace {
     }
 
     /// As `unmap_posted`, for a caller that need not know when.
+    ///
+    /// # Errors
+    /// [`MapError::UnknownRegion`].
     pub fn unmap(&self, id: RegionId) -> Result<(), MapError> {
         let _ = self.unmap_posted(id)?;
         Ok(())
     }
 
-    /// Takes a mapping away and waits until no vCPU reaches it any more; `false` if time ran out before (it is gone
-    /// from the map nevertheless). Not on a vCPU's own thread while that runs, and with no guard held (SAFE-1).
+    /// Takes a mapping away and waits until no vCPU reaches it any more; `false` if time ran out before, and at once if a vCPU that
+    /// has to answer runs on this thread (it is gone from the map nevertheless). With no guard held (SAFE-1).
+    ///
+    /// # Errors
+    /// [`MapError::UnknownRegion`].
     pub fn unmap_and_wait(&self, id: RegionId, timeout: Option<Duration>) -> Result<bool, MapError> {
         Ok(self.unmap_posted(id)?.wait(timeout))
     }
@@ -224,6 +253,9 @@ impl AddressSpace {
     /// Gives a mapping another length, from the same place on. What was mapped before and still is stays mapped at every
     /// moment. To shrink a block, first this, and wait for the result (RAM-1), then the block; to grow one, first the
     /// block.
+    ///
+    /// # Errors
+    /// [`MapError::UnknownRegion`], [`MapError::Empty`], [`MapError::Wraps`], [`MapError::BeyondBlock`]. The mapping is then as it was.
     #[must_use = "until it is served, a vCPU may touch what was cut off"]
     pub fn resize_mapping(&self, id: RegionId, len: u64) -> Result<Pending, MapError> {
         let mut tree = self.tree();
@@ -236,6 +268,9 @@ impl AddressSpace {
 
     /// As `unmap_posted`, for a caller that is about to remove the block: refuses while another region maps it too. An alias that
     /// shows the place does not count, it shows a hole from then on.
+    ///
+    /// # Errors
+    /// [`MapError::UnknownRegion`], [`MapError::MappedAgain`].
     pub fn unmap_last(&self, id: RegionId) -> Result<Pending, MapError> {
         self.unmap_if(id, |tree| tree.is_only_mapping(id))
     }
@@ -266,6 +301,9 @@ impl AddressSpace {
     }
 
     /// Reads guest memory for the host. Devices are read in naturally aligned parts.
+    ///
+    /// # Errors
+    /// [`AccessError`] with the first address that fails; `into` may be filled in part.
     pub fn read(&self, addr: GuestPhys, into: &mut [u8]) -> Result<(), AccessError> {
         let view = self.snapshot();
         for part in parts(&view, addr, into.len() as u64)? {
@@ -295,12 +333,18 @@ impl AddressSpace {
 
     /// Writes guest memory for the host: RAM and ROM first, devices last. Of bytes that are not all mapped, none is
     /// written. vCPUs drop translations of overwritten code at their next safe point.
+    ///
+    /// # Errors
+    /// [`AccessError`] with the first address that fails.
     pub fn write(&self, addr: GuestPhys, from: &[u8]) -> Result<(), AccessError> {
         self.write_as(addr, from, None)
     }
 
     /// As `write`, of bytes that `log`'s user puts back, or received: it is not told of its own work, neither before nor
     /// after ([`RamList::write_for`]).
+    ///
+    /// # Errors
+    /// As [`write`](Self::write), and [`AccessError::OtherLog`].
     pub fn write_for(&self, log: &DirtyLog, addr: GuestPhys, from: &[u8]) -> Result<(), AccessError> {
         self.write_as(addr, from, Some(log))
     }
@@ -326,6 +370,7 @@ impl AddressSpace {
                 let bytes = &from[part.at..part.at + part.len];
                 self.ram.write_mapped(block, off + part.into, bytes, log).map_err(|why| match why {
                     RamError::Pinned(_) => AccessError::Pinned { addr: part.addr() },
+                    RamError::OtherLog => AccessError::OtherLog { addr: part.addr() },
                     _ => AccessError::Refused { addr: part.addr() },
                 })?;
             }

@@ -9,7 +9,7 @@ use std::sync::atomic::AtomicUsize;
 use std::sync::{Arc, PoisonError};
 use std::time::Instant;
 
-/// Counts requests of one port: served when [`VcpuPort::served`] has reached it.
+/// Counts requests of one port: served when `VcpuPort::served` has reached it.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
 pub struct Ticket(pub(super) u64);
 

@@ -5,7 +5,7 @@
 //! ```
 //!
 //! The oracle executes all of F and D here, in integers ([`execute`]). Tier 0, and what emitted code leaves to Rust, take the
-//! host's arithmetic where that is the same ([`execute_natively`]). FS becomes dirty when an instruction begins that may write a floating-point register or
+//! host's arithmetic where that is the same (`execute_natively`). FS becomes dirty when an instruction begins that may write a floating-point register or
 //! `fflags`, also if it then writes neither.
 use super::csr::mstatus;
 use super::decode::Insn;
