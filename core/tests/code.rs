@@ -209,8 +209,7 @@ proptest! {
         let list = RamList::new();
         let block = list.add(RamBlockSpec::new("ram", (ROW + 10) * PAGE_SIZE)).unwrap();
         let kills = Arc::new(Kills::default());
-        let listener: Arc<dyn DirtyListener> = kills.clone();
-        list.add_listener(Arc::downgrade(&listener));
+        list.add_listener(Arc::downgrade(&kills));
         let (vcpus, guard) = ([(); VCPUS].map(|()| VcpuId::fresh()), pin());
         // The vCPUs of a page are named in the order in which they came, so that is how the model has them.
         let mut pages: BTreeMap<u64, (Model, Vec<usize>)> = BTreeMap::new();

@@ -59,8 +59,7 @@ impl World {
     fn new() -> Self {
         let list = Arc::new(RamList::new());
         let ears = Arc::<Ears>::default();
-        let listener: Arc<dyn DirtyListener> = ears.clone();
-        list.add_listener(Arc::downgrade(&listener));
+        list.add_listener(Arc::downgrade(&ears));
         let ram = block(&list, "ram");
         Self { list, ears, ram }
     }
@@ -374,24 +373,23 @@ fn what_may_store_is_asked_of_every_listener_but_the_one_that_asks() {
     let list = RamList::new();
     // It says nothing of itself, so it may store, and admits every writer.
     let [ears, others] = [(); 2].map(|()| Arc::new(Ears::default()));
-    let add = |listener: Arc<dyn DirtyListener>| list.add_listener(Arc::downgrade(&listener));
     let admits = |listener: &dyn DirtyListener| list.admit_writer(listener, Duration::ZERO);
     let asked = |listener: &dyn DirtyListener| list.rearm_others(&[], listener).len();
-    add(ears.clone());
+    list.add_listener(Arc::downgrade(&ears));
     assert!(!list.others_may_store(&*ears) && admits(&*ears) && asked(&*ears) == 0);
-    add(others.clone());
+    list.add_listener(Arc::downgrade(&others));
     assert!(list.others_may_store(&*ears) && list.others_may_store(&*others) && admits(&*ears));
     drop(others);
     assert!(!list.others_may_store(&*ears), "it is gone");
     let quiet = Arc::new(Space(Some(false)));
-    add(quiet.clone());
+    list.add_listener(Arc::downgrade(&quiet));
     assert!(!list.others_may_store(&*ears) && list.others_may_store(&*quiet) && admits(&*ears));
     assert_eq!((asked(&*ears), asked(&*quiet)), (1, 0));
     let jealous = Arc::new(Space(None));
-    add(jealous.clone());
+    list.add_listener(Arc::downgrade(&jealous));
     assert!(!admits(&*ears) && !admits(&*quiet) && admits(&*jealous));
     let loud = Arc::new(Space(Some(true)));
-    add(loud.clone());
+    list.add_listener(Arc::downgrade(&loud));
     assert!(list.others_may_store(&*ears) && list.others_may_store(&*quiet));
     assert_eq!((asked(&*ears), asked(&*quiet), asked(&*loud)), (3, 2, 2));
 }

@@ -213,8 +213,7 @@ impl Answers for Never {
 /// A list with ears, kept by the result.
 fn with_ears() -> (Arc<RamList>, Arc<Ears>) {
     let (list, ears) = (Arc::new(RamList::new()), Arc::new(Ears::default()));
-    let listener: Arc<dyn DirtyListener> = ears.clone();
-    list.add_listener(Arc::downgrade(&listener));
+    list.add_listener(Arc::downgrade(&ears));
     (list, ears)
 }
 

@@ -19,7 +19,7 @@ use crate::safepoint::{Drained, OwnPort, Request, VcpuPort};
 use crate::tlb::Tlb;
 use crate::tlb::entry::{BIAS, FLAGS, OTHER, Reservation, TLB_BITS, TlbEntry};
 use crate::tlb::fill::ram_address;
-use notdirty_core::{PAGE_SIZE, PageIndex, PageRange, RamAddr, VcpuRings, pin};
+use notdirty_core::{PAGE_SIZE, PageIndex, PageRange, RamAddr, VcpuRings, drop_later, pin};
 use std::io;
 use std::marker::PhantomData;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
@@ -214,7 +214,8 @@ impl LiveMmu {
                     hooks.flushed();
                     self.clear_reservation();
                     // Nothing is left of the old view, so it may be any newer one.
-                    drained.view = Some(self.space.snapshot());
+                    // A vCPU's thread runs no destructor of a device.
+                    drained.view.replace(self.space.snapshot()).into_iter().for_each(drop_later);
                     report.flushed = true;
                 }
             }

@@ -288,7 +288,7 @@ impl DirtyMemory {
         self.announce_spans(page, (0..64).filter(|n| lines >> n & 1 != 0).map(|n| (64 * n, 64 * n + 64)), vcpu, guard)
     }
 
-    /// As `announce_code`, for bytes `[from, to)` of the page, each span not empty.
+    /// As `announce_code`, for bytes `[from, to)` of the page.
     pub fn announce_spans(
         &self,
         page: PageIndex,
@@ -297,7 +297,7 @@ impl DirtyMemory {
         guard: &Guard,
     ) -> &CodePage {
         let code = self.code.page_or_insert(page);
-        let lines = spans.clone().fold(0, |lines, (from, to)| lines | lines_of(from, to - from));
+        let lines = spans.clone().fold(0, |lines, (from, to)| lines | lines_of(from, to.saturating_sub(from)));
         if lines == 0 {
             return code;
         }

@@ -15,8 +15,9 @@ use super::log::Pending;
 use super::{PageSet, VcpuId};
 use crate::addr::{PageIndex, PageRange, RamAddr};
 use crate::ram::{RamBlock, RamList};
-use crate::rcu::Guard;
+use crate::rcu::{Guard, drop_later};
 use crate::sync::{Mutex, lock};
+use core::cell::LazyCell;
 use core::fmt;
 use smallvec::SmallVec;
 use std::sync::{Arc, Weak};
@@ -83,35 +84,69 @@ pub enum NotServed {
 
 /// All that may hold fast store entries to the RAM of one list.
 #[derive(Default)]
-pub(crate) struct Listeners(Mutex<Vec<Weak<dyn DirtyListener>>>);
+pub(crate) struct Listeners(Mutex<Vec<Arc<dyn Known>>>);
+
+/// A listener that another keeps alive. Not a `Weak` of any type: of a sized one it is known who has the last `Arc`.
+trait Known: Send + Sync {
+    fn is_gone(&self) -> bool;
+
+    /// Its address, which is no other's as long as this lives.
+    fn at(&self) -> *const ();
+
+    /// Calls it, if it is there.
+    fn call(&self, call: &mut dyn FnMut(&dyn DirtyListener));
+}
+
+impl<L: DirtyListener + 'static> Known for Weak<L> {
+    fn is_gone(&self) -> bool {
+        self.strong_count() == 0
+    }
+
+    fn at(&self) -> *const () {
+        self.as_ptr().cast()
+    }
+
+    fn call(&self, call: &mut dyn FnMut(&dyn DirtyListener)) {
+        let Some(listener) = self.upgrade() else { return };
+        call(&*listener);
+        // It went meanwhile: a guest's store is no place for its destructor.
+        Arc::into_inner(listener).into_iter().for_each(drop_later);
+    }
+}
 
 impl Listeners {
-    pub(crate) fn add(&self, listener: Weak<dyn DirtyListener>) {
+    pub(crate) fn add<L: DirtyListener + 'static>(&self, listener: Weak<L>) {
         let mut all = lock(&self.0);
-        all.retain(|other| other.strong_count() > 0);
-        all.push(listener);
+        all.retain(|other| !other.is_gone());
+        all.push(Arc::new(listener));
     }
 
     /// Those of this moment. A later one fills its entries after the bits that the caller took (the lock orders them), so
-    /// it need not be asked. They are called, and dropped, with no lock held.
-    fn all(&self) -> SmallVec<[Arc<dyn DirtyListener>; 2]> {
-        lock(&self.0).iter().filter_map(Weak::upgrade).collect()
+    /// it need not be asked. They are called with no lock held.
+    fn all(&self) -> SmallVec<[Arc<dyn Known>; 2]> {
+        lock(&self.0).iter().cloned().collect()
     }
 
-    fn others(&self, but: &dyn DirtyListener) -> impl Iterator<Item = Arc<dyn DirtyListener>> {
-        let but = core::ptr::from_ref(but).cast::<()>();
-        self.all().into_iter().filter(move |listener| !core::ptr::addr_eq(Arc::as_ptr(listener), but))
+    /// Calls each of them.
+    fn each(&self, mut call: impl FnMut(&dyn DirtyListener)) {
+        self.all().iter().for_each(|listener| listener.call(&mut call));
+    }
+
+    /// Calls each but that one.
+    fn each_other(&self, but: &dyn DirtyListener, mut call: impl FnMut(&dyn DirtyListener)) {
+        let but = core::ptr::from_ref(but).cast();
+        self.all().iter().filter(|listener| listener.at() != but).for_each(|listener| listener.call(&mut call));
     }
 
     /// The second step of HARVEST-1: each is asked, then each is waited for.
     fn rearm(&self, pages: impl FnOnce() -> Vec<PageRange>, timeout: Option<Duration>) -> Result<(), NotServed> {
-        let all = self.all();
-        if all.is_empty() {
-            return Ok(());
-        }
-        let pages = pages();
-        log::debug!("re-arm: {} ranges of pages", pages.len());
-        let answers: SmallVec<[_; 2]> = all.iter().filter_map(|listener| listener.rearm(&pages)).collect();
+        let pages = LazyCell::new(|| {
+            let pages = pages();
+            log::debug!("re-arm: {} ranges of pages", pages.len());
+            pages
+        });
+        let mut answers = SmallVec::<[_; 2]>::new();
+        self.each(|listener| answers.extend(listener.rearm(&pages)));
         let until = timeout.and_then(|timeout| Instant::now().checked_add(timeout));
         let waited = timeout.unwrap_or(Duration::MAX);
         answers.iter().try_for_each(|answers| answers.wait(until)).map_err(|why| match why {
@@ -121,14 +156,14 @@ impl Listeners {
     }
 
     pub(crate) fn kill_code(&self, owners: &[VcpuId], ram: RamAddr, len: u64) {
-        self.all().iter().for_each(|listener| listener.kill_code(owners, ram, len));
+        self.each(|listener| listener.kill_code(owners, ram, len));
     }
 }
 
 impl RamList {
     /// From now on `listener` is asked whenever bits of this list's pages were taken, until its last `Arc` is gone. It
     /// holds no fast entry yet.
-    pub fn add_listener(&self, listener: Weak<dyn DirtyListener>) {
+    pub fn add_listener<L: DirtyListener + 'static>(&self, listener: Weak<L>) {
         self.listeners().add(listener);
     }
 
@@ -143,17 +178,23 @@ impl RamList {
 
     /// As `rearm`, for a vCPU that does not wait, and has asked its own address space, `but`, by itself.
     pub fn rearm_others(&self, pages: &[PageRange], but: &dyn DirtyListener) -> Vec<Box<dyn Answers>> {
-        self.listeners().others(but).filter_map(|listener| listener.rearm(pages)).collect()
+        let mut answers = Vec::new();
+        self.listeners().each_other(but, |listener| answers.extend(listener.rearm(pages)));
+        answers
     }
 
     /// Beside `but`, may anything store to this RAM?
     pub fn others_may_store(&self, but: &dyn DirtyListener) -> bool {
-        self.listeners().others(but).any(|listener| listener.may_store())
+        let mut may = false;
+        self.listeners().each_other(but, |listener| may = may || listener.may_store());
+        may
     }
 
     /// `but` is about to store: nothing else relies on being the only one when this is `true`.
     pub fn admit_writer(&self, but: &dyn DirtyListener, timeout: Duration) -> bool {
-        self.listeners().others(but).all(|listener| listener.admit_writer(timeout))
+        let mut admitted = true;
+        self.listeners().each_other(but, |listener| admitted = admitted && listener.admit_writer(timeout));
+        admitted
     }
 
     /// Those of `owners`, whatever address space they run on, drop their translations of `[ram, ram + len)`.
@@ -318,10 +359,10 @@ mod tests {
             }
         }
         let listeners = Listeners::default();
-        let stays: Arc<dyn DirtyListener> = Arc::new(Nothing);
+        let stays = Arc::new(Nothing);
         listeners.add(Arc::downgrade(&stays));
         for _ in 0..5 {
-            let listener: Arc<dyn DirtyListener> = Arc::new(Nothing);
+            let listener = Arc::new(Nothing);
             listeners.add(Arc::downgrade(&listener));
             assert_eq!((listeners.all().len(), lock(&listeners.0).len()), (2, 2));
         }

@@ -355,14 +355,14 @@ impl PageSet {
         None
     }
 
-    /// How many pages.
+    /// How many pages; `u64::MAX` also stands for all that there can be, which are one more.
     pub fn count(&self) -> u64 {
         let ones = |words: &[u64]| words.iter().map(|bits| u64::from(bits.count_ones())).sum::<u64>();
         let count = |part| match self.words_of(part) {
-            Words::Alike(run) => (run.end - run.first) * u64::from(run.bits.count_ones()),
+            Words::Alike(run) => (run.end - run.first).saturating_mul(run.bits.count_ones().into()),
             Words::Each(_, words) => ones(words),
         };
-        self.parts.iter().map(count).sum()
+        self.parts.iter().map(count).fold(0, u64::saturating_add)
     }
 
     /// Whether there is none.

@@ -26,6 +26,7 @@ use super::{RamBlock, RamError, RamList};
 use crate::addr::{PAGE_SIZE, PageRange, RamAddr};
 use crate::dirty::{ClientMask, DirtyLog, Owned, fence_after_store, lines_of};
 use crate::rcu::{self, drop_later, pin};
+use core::cell::RefCell;
 use core::fmt;
 use core::marker::PhantomData;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -61,7 +62,8 @@ use std::sync::{Arc, Mutex, PoisonError, Weak};
 pub trait BeforeWrite: Send + Sync {
     /// Bytes `[ram, ram + len)`, all of one block, are about to be written. They are as they were; when this returns they
     /// change. Called on the writer's thread, perhaps on several at once. Of a vCPU's stores only those that are
-    /// heard come here: what subscribes logs the pages, and then takes whole pages.
+    /// heard come here: what subscribes logs the pages, and then takes whole pages. What it writes itself meanwhile, on the same
+    /// thread, is its own work, of which it is not asked.
     fn before(&self, ram: RamAddr, len: u64, can_wait: &CanWait);
 }
 
@@ -130,6 +132,35 @@ impl fmt::Debug for BeforeRegistration {
     }
 }
 
+thread_local! {
+    /// The subscribers that this thread is inside of.
+    static CALLED: RefCell<Vec<*const Kept>> = const { RefCell::new(Vec::new()) };
+}
+
+/// A call of a subscriber that is under way on this thread.
+struct Called;
+
+impl Called {
+    /// `None` if there is one of this subscriber: what is about to be written is its own work.
+    fn by_this_thread(call: &Arc<Kept>) -> Option<Self> {
+        let at = Arc::as_ptr(call);
+        let new = CALLED.try_with(|called| {
+            let called = &mut *called.borrow_mut();
+            let new = !called.contains(&at);
+            called.extend(new.then_some(at));
+            new
+        });
+        // While thread-locals are torn down there is no telling.
+        new.unwrap_or(true).then_some(Self)
+    }
+}
+
+impl Drop for Called {
+    fn drop(&mut self) {
+        let _ = CALLED.try_with(|called| called.borrow_mut().pop());
+    }
+}
+
 impl Door {
     fn subscribed(&self) -> std::sync::MutexGuard<'_, Subscribed> {
         self.all.lock().unwrap_or_else(PoisonError::into_inner)
@@ -137,10 +168,14 @@ impl Door {
 
     #[cold]
     fn tell(&self, ram: RamAddr, len: u64, except: Option<u64>) -> Result<(), Pinned> {
+        if len == 0 {
+            return Ok(());
+        }
         let can_wait = CanWait::here()?;
         let all = self.subscribed().all.clone();
         let told = all.iter().filter(|other| except.is_none() || other.user != except);
         for call in told.filter_map(|subscriber| subscriber.call.upgrade()) {
+            let Some(_called) = Called::by_this_thread(&call) else { continue };
             call.0.before(ram, len, &can_wait);
             // Its registration dropped meanwhile: a guest's store is no place for its destructor.
             Arc::into_inner(call).into_iter().for_each(|last| drop_later(last.0));

@@ -145,6 +145,8 @@ impl RamList {
     /// [`RamError`] names the block and what is wrong with its name, its lengths or its file, or what the host refused.
     pub fn add(&self, spec: RamBlockSpec) -> Result<Arc<RamBlock>, RamError> {
         let max_length = spec.check()?;
+        // The last to go if there will be no block: what it owns is the caller's, and may call the list when it drops.
+        let _callback = spec.resized.clone();
         let guard = pin();
         let mut writer = lock(&self.writer);
         if writer.names.contains_key(spec.idstr()) {

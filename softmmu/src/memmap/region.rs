@@ -9,11 +9,12 @@ use notdirty_core::{MappingError, RamBlock, RamMapping};
 use std::collections::hash_map::Entry;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 /// How deep aliases of aliases are followed; past it an alias shows nothing. Keeps cycles finite.
 const ALIAS_DEPTH: u32 = 4;
 
-/// Names a mapping, to unmap it.
+/// Names a mapping, to unmap it. No two of a process share one.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
 pub struct RegionId(u64);
 
@@ -117,7 +118,6 @@ pub(crate) struct RegionTree {
     aliases: BTreeSet<RegionId>,
     /// How often each block is mapped, by its address; a region holds its block, so no other can come to lie there.
     mapped: HashMap<usize, usize>,
-    next: u64,
 }
 
 /// Every region of class k is at most `2^(k+1)` bytes long.
@@ -144,14 +144,14 @@ impl RegionTree {
             in_class: [0; 64],
             aliases: BTreeSet::new(),
             mapped: HashMap::new(),
-            next: 0,
         }
     }
 
     /// Adds a region; the intervals that must be rendered anew.
     pub(crate) fn insert(&mut self, region: Region) -> (RegionId, Vec<(u64, u64)>) {
-        let id = RegionId(self.next);
-        self.next += 1;
+        /// The next one of any tree's. Nothing is ordered by it but the regions of one, which have a lock.
+        static NEXT: AtomicU64 = AtomicU64::new(0);
+        let id = RegionId(NEXT.fetch_add(1, Ordering::Relaxed));
         let class = class(&region);
         self.by_class.insert((class, region.base, id));
         self.in_class[class as usize] += 1;

@@ -11,9 +11,11 @@ use crate::mmio::{self, MmioDevice};
 use crate::registry::{Pending, VcpuRegistry};
 use crate::safepoint::Request;
 use notdirty_core::{
-    CodePages, DirtyListener, DirtyLog, Guard, PAGE_SIZE, PageRange, RamAddr, RamBlock, RamError, RamList, RamMapping,
-    RcuCell, drop_later, pin,
+    CodePages, DirtyLog, Guard, PAGE_SIZE, PageRange, RamAddr, RamBlock, RamError, RamList, RamMapping, RcuCell,
+    drop_later, pin,
 };
+use std::mem::ManuallyDrop;
+use std::ops::Deref;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -82,8 +84,7 @@ impl AddressSpace {
     /// An empty address space over this RAM.
     pub fn new(ram: Arc<RamList>) -> Arc<AddressSpace> {
         let vcpus = Arc::new(VcpuRegistry::new(&ram));
-        let listener: Arc<dyn DirtyListener> = vcpus.clone();
-        ram.add_listener(Arc::downgrade(&listener));
+        ram.add_listener(Arc::downgrade(&vcpus));
         Arc::new(AddressSpace { ram, vcpus, view: RcuCell::new(Arc::default()), tree: Mutex::new(RegionTree::new()) })
     }
 
@@ -226,10 +227,14 @@ impl AddressSpace {
         let mut tree = self.tree();
         may(&tree)?;
         let (gone, changed) = tree.remove(id)?;
+        let posted = self.publish(&tree, changed);
+        drop(tree);
+        // Before what is dropped later, which has the block, too: the block's last owner is not here.
+        drop(gone.mapping);
         // A device that no view shows has its last owner in the region; it may call us from its Drop, and this may be the
         // thread of a vCPU that is inside of a store.
         drop_later(gone.kind);
-        Ok(self.publish(&tree, changed))
+        Ok(posted)
     }
 
     /// As `unmap_posted`, for a caller that need not know when.
@@ -305,7 +310,7 @@ impl AddressSpace {
     /// # Errors
     /// [`AccessError`] with the first address that fails; `into` may be filled in part.
     pub fn read(&self, addr: GuestPhys, into: &mut [u8]) -> Result<(), AccessError> {
-        let view = self.snapshot();
+        let view = HostView::newest(self);
         for part in parts(&view, addr, into.len() as u64)? {
             let bytes = &mut into[part.at..part.at + part.len];
             match &part.range.what {
@@ -350,7 +355,7 @@ impl AddressSpace {
     }
 
     fn write_as(&self, addr: GuestPhys, from: &[u8], log: Option<&DirtyLog>) -> Result<(), AccessError> {
-        let view = self.snapshot();
+        let view = HostView::newest(self);
         let parts = parts(&view, addr, from.len() as u64)?;
         for part in &parts {
             if let What::Mmio { dev, off } = &part.range.what {
@@ -393,6 +398,32 @@ impl AddressSpace {
 
 fn same_page_offset(base: GuestPhys, target: u64) -> Result<(), MapError> {
     if base.page_offset() == target % PAGE_SIZE { Ok(()) } else { Err(MapError::Misaligned { base, target }) }
+}
+
+/// The view that one host access goes by. The access may be a device's, inside of a guest's: should the view be the last to have
+/// another device, that is dropped elsewhere.
+struct HostView(ManuallyDrop<Arc<FlatView>>);
+
+impl HostView {
+    fn newest(space: &AddressSpace) -> HostView {
+        HostView(ManuallyDrop::new(space.snapshot()))
+    }
+}
+
+impl Deref for HostView {
+    type Target = FlatView;
+
+    fn deref(&self) -> &FlatView {
+        &self.0
+    }
+}
+
+impl Drop for HostView {
+    fn drop(&mut self) {
+        // SAFETY: it is taken out here only, and `self` is not used after this.
+        let view = unsafe { ManuallyDrop::take(&mut self.0) };
+        Arc::into_inner(view).into_iter().for_each(drop_later);
+    }
 }
 
 /// The share that one range has in a host access.
