@@ -1,7 +1,7 @@
 //! Addresses of guest RAM, one type for each kind.
 //!
 //! ```text
-//!   RamAddr    byte offset in the one linear space of all RAM blocks (the field's ram_addr_t)
+//!   RamAddr    byte offset in the one linear space of all RAM blocks (QEMU's ram_addr_t)
 //!     │ page()             ▲ base()
 //!     ▼                    │
 //!   PageIndex  number of a 4 KiB guest page in that space; what dirty bits are counted by

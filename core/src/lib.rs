@@ -28,7 +28,7 @@
 //! marked in [`DirtyMemory`] (MARK-1: in this order). Nothing here knows a vCPU, a TLB or an instruction.
 //!
 //! The RAM list is the owner of it all: it knows all that may hold a fast entry for a store ([`DirtyListener`]), so a call that
-//! takes bits need not say whom to ask. Bits are taken by the users of a [`DirtyLog`], as a [`Harvest`] (HARVEST-1), which finds
+//! takes bits need not say which to ask. Bits are taken by the users of a [`DirtyLog`], as a [`Harvest`] (HARVEST-1), which finds
 //! them by the bits or by rings (RING-1). Whatever writes RAM and is no vCPU goes through one door: [`RamList::before`],
 //! the bytes, [`RamList::after`]; [`RamList::write`] is all three.
 //!

@@ -8,7 +8,7 @@
 //!      └── port: OwnPort ◀── post, kick: other threads, by an Arc<VcpuPort>
 //! ```
 //!
-//! Keeps TLB-1 and SAFE-1: requests are served in `serve` and nowhere else, so a pointer whose check was elided stays
+//! Keeps TLB-1 and SAFE-1: requests are served in `serve` and nowhere else, so a pointer that is used without a check stays
 //! good across any number of loads and stores.
 
 use crate::addr::{GuestPhys, GuestVirt};

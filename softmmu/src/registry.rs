@@ -101,10 +101,10 @@ struct Ports {
 }
 
 impl Ports {
-    /// Posts to the vCPUs that `whom` says.
-    fn post_if(&self, whom: impl Fn(VcpuId) -> bool, post: impl Fn(&VcpuPort) -> Ticket) -> Pending {
+    /// Posts to the vCPUs that `which` names.
+    fn post_if(&self, which: impl Fn(VcpuId) -> bool, post: impl Fn(&VcpuPort) -> Ticket) -> Pending {
         // The usual case, no other vCPU, costs no allocation.
-        let them = self.all.iter().filter(|p| whom(p.0)).filter_map(|p| p.1.upgrade());
+        let them = self.all.iter().filter(|p| which(p.0)).filter_map(|p| p.1.upgrade());
         Pending { acks: them.map(|port| (post(&port), port)).collect(), others: Vec::new() }
     }
 }
@@ -175,7 +175,7 @@ impl VcpuRegistry {
         self.admit(|id| id != new.id(), Some(timeout))
     }
 
-    fn admit(&self, whom: impl Fn(VcpuId) -> bool, timeout: Option<Duration>) -> bool {
+    fn admit(&self, which: impl Fn(VcpuId) -> bool, timeout: Option<Duration>) -> bool {
         let mut ports = self.ports();
         if self.writers.load(Ordering::SeqCst) == SHARED {
             return true;
@@ -183,7 +183,7 @@ impl VcpuRegistry {
         // Several at once each post and wait; none goes on because another was first.
         self.writers.store(LEAVING, Ordering::SeqCst);
         ports.admitting += 1;
-        let pending = ports.post_if(whom, |port| port.post(Request::FlushAll));
+        let pending = ports.post_if(which, |port| port.post(Request::FlushAll));
         drop(ports);
         let served = pending.wait(timeout);
         let mut ports = self.ports();
@@ -201,9 +201,9 @@ impl VcpuRegistry {
         self.ports().all.iter().filter_map(|p| p.1.upgrade()).collect()
     }
 
-    /// Posts to the vCPUs that `whom` says. A port that goes away meanwhile is dropped after the lock.
-    fn post_if(&self, whom: impl Fn(VcpuId) -> bool, post: impl Fn(&VcpuPort) -> Ticket) -> Pending {
-        self.ports().post_if(whom, post)
+    /// Posts to the vCPUs that `which` names. A port that goes away meanwhile is dropped after the lock.
+    fn post_if(&self, which: impl Fn(VcpuId) -> bool, post: impl Fn(&VcpuPort) -> Ticket) -> Pending {
+        self.ports().post_if(which, post)
     }
 
     /// Posts to every vCPU.

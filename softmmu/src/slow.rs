@@ -13,7 +13,7 @@
 //! ```
 //!
 //! Nothing here serves, and nothing waits but what subscribes to `before` (SAFE-1). No entry is used after a device or the invalidator was called: a `Place`
-//! is a copy, whose pointers live as long as `self.view`.
+//! is a copy: its pointers live as long as `self.view`.
 
 use crate::access::{StoreEffect, wanted};
 use crate::addr::{GuestPhys, GuestVirt, MemSize};

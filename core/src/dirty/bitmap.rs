@@ -165,7 +165,7 @@ impl DirtyBlock {
         self.words[bit / 64].load(Ordering::Acquire) >> (bit % 64) & 1 != 0
     }
 
-    /// The first bit in `bits` that is set. A mark whose setter has not returned may be passed over.
+    /// The first bit in `bits` that is set. A mark that another thread is still making may be passed over.
     pub(super) fn next_set(&self, bits: Range<usize>) -> Option<usize> {
         let mut at = bits.start;
         while at < bits.end {

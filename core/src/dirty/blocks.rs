@@ -15,7 +15,7 @@
 //! grace period; an absent block reads all ones; installing one is a CAS of an all-ones block. Growth shares rows and
 //! copies no bit.
 //!
-//! The field has one table per client. Here one table serves all: they grow together anyway, and the clients of a
+//! QEMU has one table per client. Here one table serves all: they grow together anyway, and the clients of a
 //! page are neighbours in one line, so `listening` follows one path instead of three.
 //!
 //! What is shared is the row, not only the block: if a grown table copied the *block pointers*, a block installed in

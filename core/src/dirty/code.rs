@@ -11,7 +11,7 @@
 //!   half n clear    = bytes 2n and 2n+1 hold none. Set, they do, or did while their line was never without code.
 //! ```
 //!
-//! So data beside code, in the very line, is stored to without a word to anybody. A half that outlived its code costs
+//! So data beside code, in the very line, is stored to without a call. A half that outlived its code costs
 //! time, not correctness: a store that hits it finds no TB, and the one vCPU that has the line counts its halves again
 //! (`set_halves`).
 //!

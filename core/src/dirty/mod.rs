@@ -7,7 +7,7 @@
 //!   all clients 1 ─▶ listening() is empty ─▶ a TLB entry may be fast: tracking that is off costs nothing
 //! ```
 //!
-//! New RAM is all ones. CODE is inverted, as in the field: translating clears it, the end of the last TB sets it.
+//! New RAM is all ones. CODE is inverted, as in QEMU: translating clears it, the end of the last TB sets it.
 //!
 //! Keeps MARK-1 for its callers: [`DirtyMemory::set`] comes after the store it tells of, and starts with a SeqCst
 //! fence, so that finding a bit set (and skipping the mark) cannot be older than the store. Takers use RMW and end
@@ -363,7 +363,7 @@ impl DirtyMemory {
         }
     }
 
-    /// The first page in `range` with its bit set. A mark whose setter is still under way may be passed over.
+    /// The first page in `range` with its bit set. A mark that another thread is still making may be passed over.
     pub fn next_set(&self, range: PageRange, client: DirtyClient, guard: &Guard) -> Option<PageIndex> {
         if range.is_empty() {
             return None;

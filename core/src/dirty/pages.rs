@@ -18,7 +18,7 @@ use core::ops::Range;
 pub struct PageSet {
     /// By rising `first`; no two touch the same word.
     parts: Vec<Part>,
-    /// The words of the parts whose words differ, in the order of those.
+    /// The words of the parts that are kept word by word, in the order of those.
     words: Vec<u64>,
 }
 
@@ -314,7 +314,7 @@ impl PageSet {
         }
     }
 
-    /// The parts that have a word in common with `range`; of those whose words differ only such words. Finding them costs a search.
+    /// The parts that have a word in common with `range`; of those kept word by word only such words. Finding them costs a search.
     pub(crate) fn meeting(&self, range: PageRange) -> impl ExactSizeIterator<Item = Words<'_>> + Clone {
         let (first, last) = (range.start.get() / 64, range.end.get().saturating_sub(1) / 64);
         let from = if range.is_empty() { &[][..] } else { &self.parts[self.part_from(first)..] };

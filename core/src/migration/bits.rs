@@ -44,7 +44,7 @@ impl Bits {
         #[cfg(target_arch = "x86_64")]
         if let Some(word) = usize::try_from(word).ok().and_then(|word| self.words().get(word)) {
             use core::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
-            // SAFETY: the word is there; a prefetch reads nothing that anybody could see.
+            // SAFETY: the word is there; a prefetch has no effect that a thread could see.
             unsafe { _mm_prefetch::<_MM_HINT_T0>(core::ptr::from_ref(word).cast()) };
         }
         #[cfg(not(target_arch = "x86_64"))]

@@ -28,7 +28,7 @@ pub(super) struct Home {
 /// A block of guest RAM or ROM. Made by [`RamList::add`](super::RamList::add); its memory lives until the last `Arc`
 /// is gone.
 ///
-/// Of what the field's structure carries one thing is absent on purpose: `colo_cache`, a second copy of all RAM for a
+/// Of what QEMU's structure carries one thing is absent on purpose: `colo_cache`, a second copy of all RAM for a
 /// machine that is run twice in lock step. Nothing here runs a machine twice, and a copy of RAM belongs to its keeper.
 /// What a migration needs for each block exists only while one does: [`migration`](Self::migration).
 pub struct RamBlock {

@@ -99,7 +99,7 @@ struct Subscribed {
 #[derive(Clone)]
 struct Subscriber {
     id: u64,
-    /// The log's user whose own writes it is not told of.
+    /// The log's user that makes writes of which this subscriber is not told.
     user: Option<u64>,
     /// Not kept: it may have a log, and with it the list.
     call: Weak<Kept>,

@@ -6,7 +6,7 @@ use std::io;
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum RamError {
-    /// The name has to fit the field's wire format: a length byte, then the name.
+    /// The name has to fit QEMU's wire format: a length byte, then the name.
     #[error("RAM block name of {len} bytes: must be 1 to 255")]
     IdLength {
         /// Its length in bytes.

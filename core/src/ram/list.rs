@@ -161,7 +161,7 @@ impl RamList {
         let home = Home { list: self.id, slot };
         let leased = PageRange::of_bytes(lease.start(), lease.length());
         let block = Arc::new(RamBlock::map(spec, max_length, lease, home)?);
-        // Before the block can be found. The range may have been another's, whose bits mean nothing now.
+        // Before the block can be found. The range may have been another's: its bits mean nothing now.
         let too_many = |_| RamError::Overflow { idstr: block.idstr().to_owned(), length: max_length };
         self.dirty.grow(leased.end.get()).map_err(too_many)?;
         // Logs with rings need not hear of each page: they look for blocks that they do not know.

@@ -131,7 +131,7 @@ impl Mapping {
         Ok(new)
     }
 
-    /// Makes the bytes up to `to` memory, of which those up to `from` are used. On failure nothing that anybody sees has
+    /// Makes the bytes up to `to` memory, of which those up to `from` are used. On failure nothing that a caller sees has
     /// changed. One caller at a time.
     pub(super) fn grow(&self, from: u64, to: u64) -> Result<(), Failure> {
         self.backing.check_length(to)?;

@@ -17,7 +17,7 @@
 //! | `list.rs` | all blocks, under RCU; `chunks.rs` its sorted structure, `offsets.rs` the owner of each offset |
 //! | `door.rs` | what every writer goes through: subscribers to the old bytes, listeners to the new ones |
 //! | `mapped.rs` | where guests reach a block: what a removal and a shrink may not take |
-//! | `resize.rs` | a new length, in the field's order; memory given back |
+//! | `resize.rs` | a new length, in QEMU's order; memory given back |
 //! | `notify.rs` | listeners to blocks that come, go and change |
 
 mod access;

@@ -6,7 +6,7 @@
 //!   remove   removed(block) ────▶ unlinked                  the block can still be found
 //! ```
 //!
-//! The order is the field's. Each is called on the thread that makes the change, with no lock held: a notifier may call
+//! The order is QEMU's. Each is called on the thread that makes the change, with no lock held: a notifier may call
 //! the list, and add, remove or resize other blocks. The block it is told of is busy until all were told, for it
 //! and for every other thread, so no two changes of one block overlap and each notifier hears of them in order.
 

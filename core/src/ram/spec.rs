@@ -141,7 +141,7 @@ impl RamBlockSpec {
     /// The file must stay that long, and its pages to be had, until the last `Arc` of the block is gone; any other that
     /// can write it is trusted with this process. If it is made shorter, or is sparse and its file system is full, the
     /// next access to what is not there is a SIGBUS from the kernel: the guest's and the host's, and a private block's
-    /// too, whose own stores past the end are gone with the file's bytes. Nothing here handles that signal, so the
+    /// too: its own stores past the end are gone with the file's bytes. Nothing here handles that signal, so the
     /// process ends, as QEMU's does, which raises it again unless the hardware reports bad memory.
     /// [`prealloc`](Self::prealloc) asks for the pages of a sparse file at once, and fails as an error; against a
     /// shorter file nothing helps but a memfd that is sealed, as that of a [`shared`](Self::shared) block without a file.

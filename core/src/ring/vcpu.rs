@@ -33,7 +33,7 @@ pub struct VcpuRings {
 }
 
 impl VcpuRings {
-    /// A vCPU that has not yet dirtied a page for anybody with rings.
+    /// A vCPU that has dirtied no page yet for a client with rings.
     pub fn new() -> Self {
         Self::default()
     }

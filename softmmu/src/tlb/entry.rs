@@ -69,7 +69,7 @@ pub const NOTDIRTY: u64 = 1 << 10;
 pub const MMIO: u64 = 1 << 9;
 /// Write comparator: ROM, the store is ignored.
 pub const DISCARD: u64 = 1 << 8;
-/// RAM whose addend is not the vCPU's flat addend.
+/// RAM with another addend than the vCPU's flat one.
 pub const OTHER: u64 = 1 << 7;
 /// Write comparator, in place of NOTDIRTY: only translated code listens; `aux` points to the line mask.
 pub const CODEPAGE: u64 = 1 << 6;

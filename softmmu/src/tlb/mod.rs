@@ -13,7 +13,7 @@
 //!
 //! Keeps TLB-1: every method is behind the owner's `&mut`, and the mapping is never shared between threads. `fill`
 //! and `refresh` read which clients listen on the owner's thread, and others clear bits first and post second; so a fill that
-//! missed the change has the request still before it (races A and B of the field's TLBs cannot happen).
+//! missed the change has the request still before it (races A and B of QEMU's TLBs cannot happen).
 
 pub(crate) mod arm;
 pub mod entry;
