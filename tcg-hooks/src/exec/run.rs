@@ -59,6 +59,23 @@ pub struct VcpuConfig {
     pub trace: Option<Box<dyn TraceSink>>,
 }
 
+impl VcpuConfig {
+    /// Hart 0 from `entry` on, translated, all switches as they are by default, with the host's time for a clock of its own. Another
+    /// field is set beside it: `VcpuConfig { hart_id: 1, clock, ..VcpuConfig::new(entry) }`.
+    pub fn new(entry: u64) -> Self {
+        Self {
+            engine: EngineKind::default(),
+            hart_id: 0,
+            entry,
+            clock: Arc::new(Clock::host()),
+            icache: ICache::default(),
+            jit_flags: JitFlags::default(),
+            tb_cache_bytes: 0,
+            trace: None,
+        }
+    }
+}
+
 /// One hart. It may be moved to another thread; only one thread uses it at a time.
 pub struct Vcpu {
     /// Where the context is: in the prefix of `core.mmu`.
@@ -83,6 +100,9 @@ unsafe impl Send for Vcpu {}
 
 impl Vcpu {
     /// A hart on this address space, in reset at `cfg.entry`.
+    ///
+    /// # Errors
+    /// The host has no memory for its TLB or its translations.
     pub fn new(space: &Arc<AddressSpace>, cfg: VcpuConfig) -> io::Result<Vcpu> {
         let mut mmu = SoftMmu::new(space, PREFIX)?;
         let mut flat = flat_addend(space, cfg.entry);
