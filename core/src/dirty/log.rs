@@ -167,7 +167,7 @@ impl LogBuilder {
     }
 
     /// Pages are found by dirty rings of so many entries, a power of two from 128 to 65,536, one for each vCPU. The store
-    /// that fills a ring to its soft limit says so to its vCPU, which waits for a sync before it goes on (of an engine that runs on
+    /// that fills a ring to its soft limit, 64 below its size, says so to its vCPU, which waits for a sync before it goes on (of an engine that runs on
     /// nothing is lost, but the rings bound nothing).
     pub fn rings(self, entries: u32) -> Self {
         Self { rings: Some(entries), ..self }

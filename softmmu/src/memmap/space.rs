@@ -71,7 +71,36 @@ pub enum AccessError {
     },
 }
 
-/// The guest's physical address space, shared by all its vCPUs and devices.
+/// The guest's physical address space, shared by all its vCPUs and devices. It owns its devices: one that calls it back has a
+/// `Weak` of it.
+///
+/// RAM comes, changes its length and goes while vCPUs run, on any thread but theirs, in this order:
+///
+/// ```
+/// # use notdirty_core::{RamBlockSpec, RamList};
+/// # use notdirty_softmmu::{AddressSpace, GuestPhys};
+/// # use std::time::Duration;
+/// # let list = std::sync::Arc::new(RamList::new());
+/// # let space = AddressSpace::new(list.clone());
+/// let limit = Some(Duration::from_secs(1));
+/// // Plug.
+/// let dimm = list.add(RamBlockSpec::new("dimm0", 1 << 20).max_length(4 << 20).resizable(true))?;
+/// let at = space.map_ram(GuestPhys::new(0x9000_0000), &dimm, 0, dimm.used_length(), 0)?;
+/// // Grow: the block, then its mapping.
+/// list.resize(&dimm, 2 << 20)?;
+/// let _ = space.resize_mapping(at, 2 << 20)?; // nothing was cut off: no need to wait
+/// // Shrink: the mapping, a wait, the block, and its memory.
+/// if space.resize_mapping(at, 1 << 20)?.wait(limit) {
+///     list.resize(&dimm, 1 << 20)?;
+///     list.release_tail(&dimm)?;
+/// }
+/// // Unplug: the mapping, a wait, the block.
+/// if space.unmap_and_wait(at, limit)? {
+///     list.remove(&dimm)?;
+/// }
+/// # assert_eq!(list.blocks(&notdirty_core::pin()).count(), 0);
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
 pub struct AddressSpace {
     ram: Arc<RamList>,
     /// Of its own, as the RAM list knows it, and must not keep devices.
