@@ -70,7 +70,8 @@ pub enum LogError {
         client: DirtyClient,
     },
     /// The log of these regions finds its pages in another way.
-    #[error("{client:?} has a log on these pages by {}: join it by the same, or use a client of its own", if *.rings { "rings" } else { "its bits" })]
+    #[error("{client:?} has a log on these pages by {}: join by the same, or use a client of its own",
+        if *.rings { "rings" } else { "its bits" })]
     OtherBackend {
         /// The client.
         client: DirtyClient,
@@ -167,8 +168,8 @@ impl LogBuilder {
     }
 
     /// Pages are found by dirty rings of so many entries, a power of two from 128 to 65,536, one for each vCPU. The store
-    /// that fills a ring to its soft limit, 64 below its size, says so to its vCPU, which waits for a sync before it goes on (of an engine that runs on
-    /// nothing is lost, but the rings bound nothing).
+    /// that fills a ring to its soft limit, 64 below its size, says so to its vCPU, which waits for a sync before it goes on.
+    /// If it runs on, no page is lost, but the rings bound nothing.
     pub fn rings(self, entries: u32) -> Self {
         Self { rings: Some(entries), ..self }
     }
