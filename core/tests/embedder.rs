@@ -1,13 +1,14 @@
 //! What is an embedder's: it calls back from where it is called, and goes while it is called.
 #![cfg(not(loom))]
 
+use notdirty_core::migration::{BlockMigration, ChunkShift, sync};
 use notdirty_core::{
-    Answers, BeforeWrite, CanWait, DirtyListener, PAGE_SIZE, PageIndex, PageRange, PageSet, RamAddr, RamBlock,
-    RamBlockSpec, RamList, VcpuId, barrier, pin,
+    Answers, BeforeWrite, CanWait, DirtyClient, DirtyListener, NotServed, PAGE_SIZE, PageIndex, PageRange, PageSet,
+    RamAddr, RamBlock, RamBlockSpec, RamList, VcpuId, barrier, pin, synchronize,
 };
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, mpsc};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 const LONG: Duration = Duration::from_secs(20);
 
@@ -104,4 +105,40 @@ fn a_subscriber_that_writes_is_not_asked_about_its_own_write() {
     list.write(&ram, 0, &[]).unwrap();
     list.write(&ram, 0, &[1; 8]).unwrap();
     assert_eq!(writes.2.load(Ordering::Relaxed), 1);
+}
+
+/// Whoever waits for these may wait for a grace period, too: a vCPU that has to answer may be in a subscriber that does.
+#[derive(Debug)]
+struct MayWait;
+
+impl Answers for MayWait {
+    fn is_served(&mut self) -> bool {
+        false
+    }
+    fn wait(&self, _: Option<Instant>) -> Result<(), NotServed> {
+        synchronize().expect("no guard is held");
+        Ok(())
+    }
+}
+
+impl DirtyListener for MayWait {
+    fn rearm(&self, _: &[PageRange]) -> Option<Box<dyn Answers>> {
+        Some(Box::new(MayWait))
+    }
+}
+
+#[test]
+fn a_log_waits_for_answers_with_no_guard_held() {
+    let list = Arc::new(RamList::new());
+    let ram = list.add(RamBlockSpec::new("ram", 8 * PAGE_SIZE)).unwrap();
+    let listener = Arc::new(MayWait);
+    list.add_listener(Arc::downgrade(&listener));
+    let start = || list.log(DirtyClient::MIGRATION).start().unwrap();
+    let (first, joins) = (start(), start());
+    list.write(&ram, 0, &[1; 2 * PAGE_SIZE as usize]).unwrap();
+    assert_eq!(first.sync_within(&[PageRange::of_page(ram.offset().page())], None).unwrap().commit().count(), 1);
+    assert_eq!(first.sync(None).unwrap().commit().count(), 1);
+    let _sent = BlockMigration::need_dirty(&ram, ChunkShift::default());
+    assert_eq!(sync(&joins, &[(ram.clone(), 0..8)], None).unwrap(), 2);
+    list.rearm(&[ram.pages()], None).unwrap();
 }

@@ -190,7 +190,9 @@ impl LogBuilder {
         let (timeout, list) = (self.timeout, self.list.clone());
         let new = self.join_or_make()?;
         ::log::debug!("{:?}: a dirty log starts, or has one user more", new.client());
-        list.rearm(&new.log.ranges(&pin()).0, timeout)?; // `new` drops, and with it perhaps the log
+        // A statement of its own: the guard goes before the wait (SAFE-1).
+        let (pages, _) = new.log.ranges(&pin());
+        list.rearm(&pages, timeout)?; // `new` drops, and with it perhaps the log
         Ok(new)
     }
 
