@@ -310,6 +310,9 @@ impl DirtyLog {
     fn harvest(&self, only: Option<&[PageRange]>, timeout: Option<Duration>) -> Result<Harvest<'_>, LogError> {
         let guard = pin();
         let log = &*self.log;
+        // One user at a time, and what is logged is looked at then: rings remember how far blocks were at the take before, and a
+        // take by what was logged before that would tell them of pages that have been cut off since.
+        let users = lock(&log.users);
         let (ranges, any) = log.ranges(&guard);
         if !any {
             return Err(LogError::Unplugged { client: log.client });
@@ -318,7 +321,6 @@ impl DirtyLog {
             Some(only) => intersection(&ranges, only).into(),
             None => ranges.clone(),
         };
-        let users = lock(&log.users);
         let mut pages = core::mem::take(&mut *lock(&self.spare));
         log.take(&asked, &ranges, &guard, &mut pages);
         for other in users.iter().filter(|other| !Arc::ptr_eq(other, &self.user)) {
@@ -584,3 +586,6 @@ impl fmt::Debug for Log {
         out.field("client", client).field("owned", owned).field("scope", scope).field("backend", backend).finish()
     }
 }
+
+#[cfg(all(test, not(loom)))]
+mod tests;
