@@ -2,13 +2,30 @@
 #![cfg(not(loom))]
 
 use notdirty_core::raw::RawDirty;
-use notdirty_core::{ClientMask, DirtyClient, DirtyLog, LogError, RamBlockSpec, RamList, RcuCell, barrier, pin};
-use std::sync::{Arc, mpsc};
+use notdirty_core::{
+    ClientMask, DirtyClient, DirtyLog, LogError, RamBlock, RamBlockSpec, RamList, RcuCell, barrier, pin,
+};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, mpsc};
 use std::time::{Duration, Instant};
 
 const MIB: u64 = 1 << 20;
 
-/// Whether anything is mapped at this address. The kernel gives the addresses to nobody else: nothing here maps as much.
+/// The tests look at all that the process has mapped, and at how much memory it has: they take turns.
+fn turn() -> MutexGuard<'static, ()> {
+    static TURN: Mutex<()> = Mutex::new(());
+    TURN.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// The size of a block that is looked for by its address.
+const BIG: u64 = 1 << 30;
+
+/// The address of the block's middle. In its turn no other test maps as much, and what is smaller, as a thread's stack, is put at
+/// an end of the hole that the block leaves: what is mapped here is the block.
+fn middle(block: &RamBlock) -> u64 {
+    block.host() as u64 + BIG / 2
+}
+
+/// Whether anything is mapped at this address.
 fn is_mapped(at: u64) -> bool {
     let maps = std::fs::read_to_string("/proc/self/maps").unwrap();
     maps.lines().any(|line| {
@@ -36,21 +53,25 @@ fn until_unmapped(at: u64, mut meanwhile: impl FnMut()) {
 
 #[test]
 fn the_memory_of_a_removed_block_is_unmapped_though_nobody_does_anything_more() {
+    let _turn = turn();
     let list = RamList::new();
-    let block = list.add(RamBlockSpec::new("big", 1 << 30)).unwrap();
+    let block = list.add(RamBlockSpec::new("big", BIG)).unwrap();
     block.fill_raw(0, 8 * MIB, 1).unwrap();
-    let at = block.host() as u64;
+    let at = middle(&block);
     list.remove(&block).unwrap();
     drop(block);
     until_unmapped(at, || std::thread::sleep(Duration::from_millis(1)));
 }
 
+/// Weaker than `..._after_a_barrier`: it allows time, ten seconds of marks, because without a barrier the unmapping is another
+/// thread's work, and that thread may have to wait for a processor. With a barrier nothing more may be needed.
 #[test]
 fn the_memory_of_a_removed_block_is_unmapped_though_marks_of_other_blocks_go_on_without_a_barrier() {
+    let _turn = turn();
     let list = RamList::new();
     let keep = list.add(RamBlockSpec::new("keep", 2 * MIB)).unwrap();
-    let block = list.add(RamBlockSpec::new("big", 1 << 30)).unwrap();
-    let at = block.host() as u64;
+    let block = list.add(RamBlockSpec::new("big", BIG)).unwrap();
+    let at = middle(&block);
     list.remove(&block).unwrap();
     drop(block);
     until_unmapped(at, || (0..1000).for_each(|_| list.dirty().set(keep.pages(), ClientMask::ALL, &pin())));
@@ -58,10 +79,11 @@ fn the_memory_of_a_removed_block_is_unmapped_though_marks_of_other_blocks_go_on_
 
 #[test]
 fn the_memory_of_a_removed_block_is_unmapped_after_a_barrier() {
+    let _turn = turn();
     let list = RamList::new();
     for n in 0..20 {
-        let block = list.add(RamBlockSpec::new("big", 1 << 30)).unwrap();
-        let at = block.host() as u64;
+        let block = list.add(RamBlockSpec::new("big", BIG)).unwrap();
+        let at = middle(&block);
         list.remove(&block).unwrap();
         drop(block);
         barrier().unwrap();
@@ -71,6 +93,7 @@ fn the_memory_of_a_removed_block_is_unmapped_after_a_barrier() {
 
 #[test]
 fn plugs_and_unplugs_in_a_loop_keep_the_memory_of_the_process_flat() {
+    let _turn = turn();
     let list = RamList::new();
     let round = || {
         let block = list.add(RamBlockSpec::new("dimm", 64 * MIB)).unwrap();
@@ -85,7 +108,7 @@ fn plugs_and_unplugs_in_a_loop_keep_the_memory_of_the_process_flat() {
         resident()
     });
     let more = most.max().unwrap().saturating_sub(before) / 1024;
-    // A few blocks may wait for their turn, beside what other tests hold; sixty would be 960 MiB.
+    // A few blocks may wait for the thread that unmaps them; sixty would be 960 MiB.
     assert!(more < 200, "{more} MiB more");
 }
 
@@ -94,6 +117,7 @@ struct Device(#[allow(dead_code)] Option<DirtyLog>);
 
 #[test]
 fn a_log_that_goes_with_a_retired_value_waits_for_no_log_that_is_being_started() {
+    let _turn = turn();
     let (round, rounds) = mpsc::channel();
     let logs = std::thread::spawn(move || {
         let (list, other) = (Arc::new(RamList::new()), Arc::new(RamList::new()));
