@@ -47,6 +47,8 @@ pub struct JitFlags {
     pub beside: bool,
     /// Let several accesses off one base register share one TLB check.
     pub elide: bool,
+    /// Check in front of a loop of one block what its accesses share; in tier 2.
+    pub hoist: bool,
     /// Use all 16 Ki entries of the TLB; off: 256, as QEMU starts with.
     pub big_tlb: bool,
     /// Index the TLB by bits of the address as they are; off: by a hash that mixes the upper ones in.
@@ -88,6 +90,7 @@ impl Default for JitFlags {
             aligned: true,
             beside: true,
             elide: true,
+            hoist: true,
             big_tlb: true,
             plain_index: true,
             base_register: true,
@@ -107,7 +110,7 @@ impl Default for JitFlags {
 
 impl JitFlags {
     /// Names of the switches, in the order of [`JitFlags::set`]'s bits.
-    pub const NAMES: [&str; 22] = [
+    pub const NAMES: [&str; 23] = [
         "regions",
         "pinned",
         "remap",
@@ -118,6 +121,7 @@ impl JitFlags {
         "aligned",
         "beside",
         "elide",
+        "hoist",
         "big_tlb",
         "plain_index",
         "base_register",
@@ -150,6 +154,7 @@ impl JitFlags {
             "aligned" => &mut self.aligned,
             "beside" => &mut self.beside,
             "elide" => &mut self.elide,
+            "hoist" => &mut self.hoist,
             "big_tlb" => &mut self.big_tlb,
             "plain_index" => &mut self.plain_index,
             "base_register" => &mut self.base_register,

@@ -163,7 +163,10 @@ fn a_counter_in_the_line_of_another_harts_loop_costs_neither_of_them_anything() 
     let (.., killed) = turn(&mut second);
     assert_eq!(killed, 0);
     for n in 2..5 {
-        assert_eq!(turn(&mut second), (n * rounds as u64, n * rounds as u64, 0, 0));
+        let (hot, counted, rust, killed) = turn(&mut second);
+        assert_eq!((hot, counted, killed), (n * rounds as u64, n * rounds as u64, 0));
+        // Rust looks at one now and then, and learns nothing.
+        assert!(rust <= 4, "{rust} of {rounds} stores");
     }
     assert_eq!((vm.invalidated(), second.stats().tbs_invalidated), (0, 0));
     // A store to the code itself is heard.

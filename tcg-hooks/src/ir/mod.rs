@@ -139,6 +139,13 @@ pub enum Kind {
     Load(MemOp),
     /// `[a + imm] = b`
     Store(MemOp),
+    /// The bytes that [`Region::checks`] has at `imm` lie on pages whose accesses need no check, off `a`; or control goes on
+    /// at its cold block
+    Check,
+    /// `rd = [a + (b << n) + imm]`, checked before
+    LoadFast(MemOp, u8),
+    /// `[a + imm] = b`, checked before
+    StoreFast(MemOp),
     /// `rd = ` the word of CPU state at `imm`
     ReadState,
     /// `rd = ` the word of CPU state at `imm`, which becomes `a`; its low bit cleared if `b` is 1
@@ -169,14 +176,17 @@ pub enum Kind {
 impl Kind {
     /// Is it a load or a store, or both?
     pub const fn accesses(self) -> bool {
-        use Kind::{Amo, Load, LoadReserved, Store, StoreConditional};
-        matches!(self, Load(_) | Store(_) | Amo(..) | LoadReserved(_) | StoreConditional(_))
+        use Kind::{Amo, Load, LoadFast, LoadReserved, Store, StoreConditional, StoreFast};
+        matches!(
+            self,
+            Load(_) | Store(_) | LoadFast(..) | StoreFast(_) | Amo(..) | LoadReserved(_) | StoreConditional(_)
+        )
     }
 
     /// May the hart store to memory by it?
     pub const fn may_store(self) -> bool {
-        use Kind::{Amo, FenceI, Rust, Store, StoreConditional};
-        matches!(self, Store(_) | StoreConditional(_) | Amo(..) | Rust | FenceI)
+        use Kind::{Amo, FenceI, Rust, Store, StoreConditional, StoreFast};
+        matches!(self, Store(_) | StoreFast(_) | StoreConditional(_) | Amo(..) | Rust | FenceI)
     }
 
     /// May Rust execute it, and do more than an access? What was checked before it is not checked behind it.
@@ -224,6 +234,39 @@ pub enum Cond {
     Geu,
 }
 
+impl Cond {
+    /// What holds where it does not.
+    pub(crate) fn negate(self) -> Cond {
+        match self {
+            Cond::Eq => Cond::Ne,
+            Cond::Ne => Cond::Eq,
+            Cond::Lt => Cond::Ge,
+            Cond::Ge => Cond::Lt,
+            Cond::Ltu => Cond::Geu,
+            Cond::Geu => Cond::Ltu,
+        }
+    }
+}
+
+/// What is checked in front of a loop, for all accesses off one base in one direction.
+#[derive(Debug, Clone, Copy)]
+pub struct Check {
+    /// The guest register.
+    pub base: u8,
+    /// Stores, or loads?
+    pub store: bool,
+    /// Offset of the first byte, off the base as it is in front of the loop.
+    pub first: i32,
+    /// Offset of the last byte.
+    pub last: i32,
+    /// How far the loop moves the base each turn.
+    pub step: i32,
+    /// Of its only access, if that is aligned: how many bytes it has.
+    pub lone: Option<u8>,
+    /// The block in which each access has a check.
+    pub cold: u16,
+}
+
 /// How a block ends.
 #[allow(missing_docs, reason = "the variants say what their fields are")]
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -232,6 +275,11 @@ pub enum Term {
     Goto(Target),
     /// Two ways; `word`: by the 32 low bits of operands that are extensions of theirs.
     Branch { cond: Cond, a: u8, b: u8, word: bool, taken: Target, fall: Target },
+    /// Out if the condition holds; else `fast` until register `clock` is where its page ends, then `head`, which checks anew.
+    /// Without a clock (0) the checks failed, and are done anew some 128 instructions later.
+    Again { cond: Cond, a: u8, b: u8, word: bool, out: Target, fast: u16, head: u16, clock: u8 },
+    /// All checks held: `fast`. They may lead to `cold`. The clock is a register that the loop moves, with its step.
+    Fork { fast: u16, cold: u16, clock: Option<(u8, i32)> },
     /// `jalr`: to `(base + imm) & !1`; `link` is the register and value to write.
     Indirect { base: u8, imm: i32, link: Option<(u8, u64)> },
     /// Rust executes the instruction of this site, and control goes on elsewhere.
@@ -247,6 +295,15 @@ impl Term {
             Term::Branch { taken, fall, .. } => {
                 see(taken);
                 see(fall);
+            }
+            Term::Again { out, fast, head, .. } => {
+                see(out);
+                see(Target::Block(fast));
+                see(Target::Block(head));
+            }
+            Term::Fork { fast, cold, .. } => {
+                see(Target::Block(fast));
+                see(Target::Block(cold));
             }
             _ => {}
         }
@@ -340,6 +397,10 @@ pub struct Region {
     pub insns: u32,
     /// Does an edge go back?
     pub loops: bool,
+    /// What is checked in front of loops.
+    pub checks: Vec<Check>,
+    /// In tier 2: how often an instruction of each block runs, as an estimate.
+    pub(crate) weights: Vec<u32>,
     /// Where values are, if tier 2 gave them host registers.
     pub(crate) frames: Frames,
 }
@@ -353,6 +414,8 @@ impl Region {
         self.spans.clear();
         self.insns = 0;
         self.loops = false;
+        self.checks.clear();
+        self.weights.clear();
         self.frames.clear();
     }
 }

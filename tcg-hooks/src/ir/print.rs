@@ -52,6 +52,16 @@ impl fmt::Display for Ir {
             Kind::Store(m) => {
                 write!(f, "store.{} [{a} + {}] = {b}  #{}", 8 * m.bytes(), Signed(self.imm), self.site)
             }
+            Kind::Check => write!(f, "check {a}, {}", Signed(self.imm)),
+            Kind::LoadFast(m, n) => {
+                let sign = if m.signed() { "s" } else { "u" };
+                write!(f, "{rd} = load.{sign}{} [{a} + ", 8 * m.bytes())?;
+                if self.b != 0 {
+                    write!(f, "({b} << {n}) + ")?;
+                }
+                write!(f, "{}]", Signed(self.imm))
+            }
+            Kind::StoreFast(m) => write!(f, "store.{} [{a} + {}] = {b}", 8 * m.bytes(), Signed(self.imm)),
             Kind::ReadState => write!(f, "{rd} = state[{:#x}]", self.imm),
             Kind::SwapState => write!(f, "{rd}, state[{:#x}] = state[{:#x}], {a}", self.imm, self.imm),
             Kind::Amo(op, m) => write!(f, "{rd} = amo.{op:?}.{} [{a}], {b}  #{}", 8 * m.bytes(), self.site),
@@ -102,6 +112,12 @@ impl fmt::Display for Term {
                 let word = if word { ":32" } else { "" };
                 write!(f, "if {cond:?}{word} {}, {} goto {taken} else {fall}", register(a), register(b))
             }
+            Term::Again { cond, a, b, word, out, fast, head, .. } => {
+                let word = if word { ":32" } else { "" };
+                let (a, b) = (register(a), register(b));
+                write!(f, "if {cond:?}{word} {a}, {b} goto {out} else b{fast} while checked, else b{head}")
+            }
+            Term::Fork { fast, cold, .. } => write!(f, "if checked goto b{fast} else b{cold}"),
             Term::Indirect { base, imm, link } => {
                 write!(f, "jump [{} + {}]", register(base), Signed(imm.into()))?;
                 if let Some((rd, ret)) = link {

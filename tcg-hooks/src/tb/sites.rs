@@ -17,6 +17,7 @@ use super::{Tb, TbCache, TbId};
 use crate::ir::{COUNT, LETS_ODD, Region, TESTS_LINE};
 use crate::jit::x86_64::LOCAL_BITS;
 use crate::jit::x86_64::context::Context;
+use crate::tier2::Learned;
 use hashbrown::HashMap;
 use notdirty_core::PAGE_SIZE;
 
@@ -126,6 +127,16 @@ impl TbCache {
         self.beside.note(site.pc);
         self.stats.beside += 1;
         self.emit_again(id, ctx)
+    }
+
+    /// What is known of the instruction at a pc.
+    pub(crate) fn learned(&self, pc: u64) -> Learned {
+        Learned { odd: !self.flags.aligned || self.odd.has(pc), beside: self.beside.has(pc) }
+    }
+
+    /// Does the emitter check accesses ahead of a loop?
+    pub(crate) fn checks_ahead(&self) -> bool {
+        self.emitter.checks_ahead()
     }
 
     /// A TB that runs, and is worth another translation.

@@ -204,10 +204,18 @@ pub(super) fn rewrite(region: &mut Region, webs: &Webs, homes: &[Home]) {
         let ([x, y], number) = (webs.terms[b], b);
         let block = &mut region.blocks[b];
         match &mut block.term {
-            Term::Branch { a, b, word, .. } => (*a, *b, *word) = (name(x, *a), name(y, *b), words[number]),
+            Term::Again { clock, .. } | Term::Fork { clock: Some((clock, _)), .. } => {
+                *clock = name(now[usize::from(*clock)], *clock);
+            }
+            _ => {}
+        }
+        match &mut block.term {
+            Term::Branch { a, b, word, .. } | Term::Again { a, b, word, .. } => {
+                (*a, *b, *word) = (name(x, *a), name(y, *b), words[number]);
+            }
             Term::Indirect { base, .. } => *base = name(x, *base),
             Term::System { site } => frames.sites[usize::from(*site)] = (term, Default::default()),
-            Term::Goto(_) => {}
+            Term::Goto(_) | Term::Fork { .. } => {}
         }
         (block.first, block.end) = (first, ops.len() as u32);
     }

@@ -24,7 +24,9 @@
 //! *cold* part of its life; the *hot* part ends with its last use by an op.
 mod alloc;
 mod narrow;
+pub(crate) mod reach;
 mod simplify;
+mod split;
 mod webs;
 
 use crate::ir::{Ir, Kind, Region, Target, Term};
@@ -166,6 +168,9 @@ fn roles(ir: &Ir) -> Roles {
         Kind::Amo(..) | Kind::StoreConditional(_) => (true, true, true, true),
         Kind::ReadCounter | Kind::Rust => (true, false, false, true),
         Kind::FloatOn | Kind::FenceI => (false, false, false, true),
+        Kind::Check => (false, true, false, false),
+        Kind::LoadFast(..) => (true, true, true, false),
+        Kind::StoreFast(_) => (false, true, true, false),
         Kind::Box | Kind::Fence => (false, false, false, false),
     };
     let get = |has: bool, id: u8| if has { register(id) } else { None };
@@ -174,9 +179,9 @@ fn roles(ir: &Ir) -> Roles {
 
 fn reads_of(term: &Term) -> [Option<u8>; 2] {
     match *term {
-        Term::Branch { a, b, .. } => [register(a), register(b)],
+        Term::Branch { a, b, .. } | Term::Again { a, b, .. } => [register(a), register(b)],
         Term::Indirect { base, .. } => [register(base), None],
-        Term::Goto(_) | Term::System { .. } => [None, None],
+        Term::Goto(_) | Term::Fork { .. } | Term::System { .. } => [None, None],
     }
 }
 
@@ -187,12 +192,23 @@ fn leaves(term: &Term) -> bool {
     leaves
 }
 
-/// Gives the region's values host registers, if that is worth it, or `always`, where it has not too many ops.
-pub(crate) fn optimise(region: &mut Region, always: bool) {
+/// What was learned of the instruction at a pc: that its accesses are often misaligned, or beside code.
+#[derive(Debug, Clone, Copy, Default)]
+pub(crate) struct Learned {
+    pub(crate) odd: bool,
+    pub(crate) beside: bool,
+}
+
+/// Gives the region's values host registers, if that is worth it, or `always`, where it has not too many ops. If loops may
+/// be split, `learned` tells of their accesses.
+pub(crate) fn optimise(region: &mut Region, always: bool, learned: Option<&dyn Fn(u64) -> Learned>) {
     simplify::simplify(region);
     if !webs::fits(region) {
         return;
     }
+    region.weights.clear();
+    region.weights.extend_from_slice(&region.weights_of_cycles()[..region.blocks.len()]);
+    let always = learned.is_some_and(|learned| split::split(region, learned)) || always;
     let webs = webs::Webs::of(region);
     let homes = alloc::allocate(&webs);
     if always || alloc::cost(region, &webs, &homes) < alloc::cost_before(&webs) {

@@ -29,7 +29,7 @@ fn extends(ir: &Ir, operands: [bool; 2]) -> bool {
             _ => is_word(op) || matches!(op, Alu::Slt | Alu::Sltu),
         },
         Kind::Bits(op) => matches!(op, Op::Roriw | Op::Rorw | Op::Rolw | Op::SextB | Op::SextH | Op::ZextH),
-        Kind::Load(mem) => mem.bytes() < 4 || (mem.bytes() == 4 && mem.signed()),
+        Kind::Load(mem) | Kind::LoadFast(mem, _) => mem.bytes() < 4 || (mem.bytes() == 4 && mem.signed()),
         Kind::Float(what) => matches!(what, Float::ToInt(Int::W | Int::Wu) | Float::Eq | Float::Lt | Float::Le),
         _ => false,
     }
@@ -57,7 +57,7 @@ fn takes(ir: &Ir, n: usize, result: bool) -> bool {
             _ => is_word(op),
         },
         Kind::Bits(op) => matches!(op, Op::Roriw | Op::Rorw | Op::Rolw | Op::SextB | Op::SextH | Op::ZextH),
-        Kind::Store(mem) => n == 1 && mem.bytes() <= 4,
+        Kind::Store(mem) | Kind::StoreFast(mem) => n == 1 && mem.bytes() <= 4,
         _ => false,
     }
 }
@@ -108,7 +108,9 @@ pub(super) fn widths(region: &Region, webs: &Webs, homes: &[Home]) -> Widths {
         .iter()
         .zip(&webs.terms)
         .map(|(block, term)| match block.term {
-            Term::Branch { a, b, .. } => of(&extended, term[0], a) && of(&extended, term[1], b),
+            Term::Branch { a, b, .. } | Term::Again { a, b, .. } => {
+                of(&extended, term[0], a) && of(&extended, term[1], b)
+            }
             _ => false,
         })
         .collect();

@@ -52,7 +52,10 @@ fn rotation(ops: &mut [Ir], j: usize) {
 
 /// Does it nothing but write its register?
 fn is_pure(ir: &Ir) -> bool {
-    matches!(ir.kind, Kind::Li | Kind::Mov | Kind::Reg(_) | Kind::Imm(_) | Kind::Bits(_) | Kind::ReadState)
+    matches!(
+        ir.kind,
+        Kind::Li | Kind::Mov | Kind::Reg(_) | Kind::Imm(_) | Kind::Bits(_) | Kind::ReadState | Kind::LoadFast(..)
+    )
 }
 
 /// The region with fewer ops.
@@ -61,20 +64,23 @@ pub(super) fn simplify(region: &mut Region) {
         let ops = &mut region.ops[block.first as usize..block.end as usize];
         (0..ops.len()).for_each(|j| rotation(ops, j));
     }
+    sweep(region);
+}
+
+/// Drops what nothing asks for; the ops are in the order of the blocks then.
+pub(super) fn sweep(region: &mut Region) {
     let dead = webs::dead(region, is_pure);
-    let mut kept = 0;
+    let ops = std::mem::take(&mut region.ops);
+    region.ops.reserve(ops.len());
     for block in &mut region.blocks {
         let (first, end) = (block.first as usize, block.end as usize);
-        block.first = kept as u32;
-        for (j, &dead) in dead.iter().enumerate().take(end).skip(first) {
-            let ir = region.ops[j];
+        block.first = region.ops.len() as u32;
+        for (ir, dead) in ops[first..end].iter().zip(&dead[first..end]) {
             let to_itself = ir.kind == Kind::Mov && ir.rd == ir.a;
             if !dead && !to_itself {
-                region.ops[kept] = ir;
-                kept += 1;
+                region.ops.push(*ir);
             }
         }
-        block.end = kept as u32;
+        block.end = region.ops.len() as u32;
     }
-    region.ops.truncate(kept);
 }

@@ -9,7 +9,7 @@ use crate::ir::{Ir, Region, Target};
 
 /// Words of a set of positions. A region of many short blocks, of instructions that become several ops, may have more
 /// positions than that: it stays as it is.
-const WORDS: usize = 13;
+const WORDS: usize = 16;
 /// All registers but `x0`.
 const ALL: u32 = !1;
 /// No op, or no web.
@@ -203,7 +203,12 @@ pub(super) fn dead(region: &Region, is_pure: impl Fn(&Ir) -> bool) -> Vec<bool> 
 
 /// Has it so few positions that a set holds them?
 pub(super) fn fits(region: &Region) -> bool {
-    region.ops.len() + 2 * region.blocks.len() < 64 * WORDS
+    fits_with(region, 0, 0)
+}
+
+/// And with so many more?
+pub(super) fn fits_with(region: &Region, ops: usize, blocks: usize) -> bool {
+    region.ops.len() + ops + 2 * (region.blocks.len() + blocks) < 64 * WORDS
 }
 
 impl Webs {
@@ -251,7 +256,6 @@ impl Webs {
             }
             *number
         };
-        let weights = region.weights();
         let mut at = 0;
         for (b, block) in blocks.iter().enumerate() {
             let mut now: [u16; 32] = std::array::from_fn(|g| match g {
@@ -260,7 +264,7 @@ impl Webs {
             });
             webs.heads.push(now);
             webs.positions.push(at);
-            let weight = weights[b];
+            let weight = region.weights[b];
             for j in block.first as usize..block.end as usize {
                 let roles = roles(&region.ops[j]);
                 let reads = roles.reads.map(|r| r.map_or(NONE, |r| now[usize::from(r)]));

@@ -330,7 +330,7 @@ fn takes_imm(op: Alu) -> bool {
     matches!(op, Alu::Add | Alu::And | Alu::Or | Alu::Xor | Alu::AddW | Alu::Slt | Alu::Sltu)
 }
 
-fn fold_alu(op: Alu, a: u64, b: u64) -> Option<u64> {
+pub(crate) fn fold_alu(op: Alu, a: u64, b: u64) -> Option<u64> {
     let word = |v: u32| v as i32 as i64 as u64;
     Some(match op {
         Alu::Add => a.wrapping_add(b),

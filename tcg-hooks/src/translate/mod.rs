@@ -25,6 +25,8 @@ use notdirty_core::{PAGE_SIZE, PageIndex, RamAddr};
 use notdirty_softmmu::{Hooks, LiveMmu, MemFault, Pending};
 use plan::Plan;
 
+#[cfg(test)]
+pub(crate) use lower::fold_alu;
 pub(crate) use source::Source;
 
 /// Halfwords in the two pages that a region may span.

@@ -11,7 +11,7 @@ use super::{Vcpu, fetch};
 use crate::jit::x86_64::thunks::{EnterFn, reason};
 use crate::tb::{Found, TbKey};
 use crate::tier0::{self, Why};
-use crate::tier2;
+use crate::tier2::{self, Learned};
 use crate::trace::TraceMask;
 use crate::translate::{Limits, MAX_INSNS};
 use notdirty_core::{PAGE_SIZE, RamAddr};
@@ -174,11 +174,15 @@ impl Vcpu {
         let found = match made {
             Ok(pages) => {
                 let doubts = self.translator.doubts();
-                let mut bytes = Vec::new();
+                let (mut bytes, mut hot) = (Vec::new(), false);
                 self.translator.swap_bytes(&mut bytes);
-                let hot = self.core.tbs.as_mut().is_some_and(|tbs| tbs.take_hot(&key));
-                if hot {
-                    tier2::optimise(&mut self.translator.region, !self.flags.samples);
+                if let Some(tbs) = &mut self.core.tbs {
+                    hot = tbs.take_hot(&key);
+                    if hot {
+                        let learned = |pc| tbs.learned(pc);
+                        let learned = tbs.checks_ahead().then_some(&learned as &dyn Fn(u64) -> Learned);
+                        tier2::optimise(&mut self.translator.region, !self.flags.samples, learned);
+                    }
                 }
                 let region = &self.translator.region;
                 let found = self.core.tbs.as_mut().map(|tbs| {

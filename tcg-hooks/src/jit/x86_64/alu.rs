@@ -27,8 +27,10 @@ macro_rules! short {
 
 impl Emitter {
     pub(super) fn copy(&mut self, rd: u8, a: u8) {
-        let d = self.target(rd, RAX);
-        with!(self, mov, Rq, d, a);
+        let d = self.map.host(rd).or(self.map.host(a)).unwrap_or(RAX);
+        if self.map.host(a) != Some(d) {
+            with!(self, mov, Rq, d, a);
+        }
         self.done(rd, d);
     }
 

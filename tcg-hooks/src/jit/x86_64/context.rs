@@ -71,6 +71,8 @@ pub(crate) struct Context {
     beside: i32,
     /// Of so many Rust sees one.
     every: i32,
+    /// Where the clock of a loop is when its checks hold no more: see `tier2/split.rs`.
+    limit: u64,
     /// Where the table behind the jump cache is, and the bits of an offset in it. It has an empty entry.
     far_jumps: *const JumpEntry,
     far_mask: u64,
@@ -88,6 +90,7 @@ pub(super) const SLICE: i32 = offset_of!(Context, slice) as i32 - BASE;
 pub(super) const CODE_WORK: i32 = offset_of!(Context, code_work) as i32 - BASE;
 pub(super) const KICK: i32 = offset_of!(Context, kick) as i32 - BASE;
 pub(super) const TABLE_OFFSET: i32 = offset_of!(Context, table_offset) as i32 - BASE;
+pub(super) const LIMIT: i32 = offset_of!(Context, limit) as i32 - BASE;
 pub(super) const BESIDE: i32 = offset_of!(Context, beside) as i32 - BASE;
 pub(super) const MXCSR: i32 = offset_of!(Context, mxcsr) as i32 - BASE;
 pub(super) const FRM: i32 = CSR + offset_of!(Csrs, frm) as i32;

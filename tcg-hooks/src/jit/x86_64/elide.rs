@@ -13,12 +13,18 @@ use super::asm::Hole;
 use super::regs::{RAX, RDX};
 use super::{Cold, Emitter};
 use crate::ir::{Ir, Kind, MemOp};
+use crate::tier2::reach::{self, Reach};
+use notdirty_core::PAGE_SIZE;
 use notdirty_softmmu::tlb::entry::{READ, WRITE};
 
 /// Fewer accesses than this are cheaper with a check each.
 const WORTH: usize = 3;
+/// The same where the check is for two pages.
+const WORTH_TWO_PAGES: usize = 4;
 /// How far ahead of its first access a group looks, in ops.
 const REACH: usize = 40;
+/// The same in tier 2.
+const FAR: usize = 160;
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Mark {
@@ -38,6 +44,8 @@ struct Group {
     first: i32,
     /// Offset of the last byte.
     last: i32,
+    /// Are the first and the last byte looked for each on a page of its own, and not both on one?
+    two_pages: bool,
     /// One past the last member.
     end: usize,
 }
@@ -58,6 +66,8 @@ pub(super) struct Elide {
     /// Of the block.
     marks: Vec<Mark>,
     groups: Vec<Group>,
+    /// In tier 2.
+    reaches: Vec<Option<Reach>>,
     clusters: Vec<Cluster>,
     /// Where cold copies may be entered: before this op, from this check.
     entries: Vec<(u32, Hole)>,
@@ -82,6 +92,9 @@ fn access(ir: &Ir) -> Option<(i32, MemOp)> {
 struct Counts([u8; 64]);
 
 impl Counts {
+    /// All are worth a look.
+    const ALL: Counts = Counts([u8::MAX; 64]);
+
     fn slot(ir: &Ir, comparator: i32) -> usize {
         usize::from(ir.a & 31) + if comparator == READ { 0 } else { 32 }
     }
@@ -104,53 +117,82 @@ impl Counts {
     }
 }
 
-/// The group that the access at `at` leads, if it is worth it; its members are marked.
-fn group(ops: &[Ir], marks: &mut [Mark], at: usize) -> Option<Group> {
+/// What an access touches, off a base that has its value still.
+fn plain(ir: &Ir, value: u16) -> Option<Reach> {
+    let (_, mem) = access(ir)?;
+    let first = ir.imm as i32;
+    Some(Reach { base: ir.a, value, first, last: first + mem.bytes() as i32 - 1, exact: true })
+}
+
+/// The group that the access at `at` leads, if it is worth it; its members are marked. `reach` tells what each touches.
+fn group(
+    ops: &[Ir],
+    marks: &mut [Mark],
+    at: usize,
+    far: usize,
+    reach: impl Fn(usize) -> Option<Reach>,
+) -> Option<Group> {
     let (comparator, _) = access(&ops[at])?;
-    let base = ops[at].a;
+    let lead = reach(at).filter(|lead| lead.base != 0)?;
+    let (mut first, mut last, mut exact) = (lead.first, lead.last, lead.exact);
     let mut members: smallvec::SmallVec<[usize; 16]> = smallvec::SmallVec::new();
-    for (i, ir) in ops.iter().enumerate().skip(at).take(REACH) {
+    for (i, ir) in ops.iter().enumerate().skip(at).take(far) {
         if ir.kind.may_leave() {
             break;
         }
-        if ir.a == base && marks[i] == Mark::Plain && access(ir).is_some_and(|(c, _)| c == comparator) {
-            members.push(i);
+        if marks[i] == Mark::Plain
+            && access(ir).is_some_and(|(c, _)| c == comparator)
+            && let Some(found) = reach(i).filter(|found| (found.base, found.value) == (lead.base, lead.value))
+        {
+            let (from, to) = (first.min(found.first), last.max(found.last));
+            if to - from < PAGE_SIZE as i32 {
+                (first, last, exact) = (from, to, exact && found.exact);
+                members.push(i);
+            }
         }
-        if ir.rd == base {
+        if ir.rd == lead.base {
             break;
         }
     }
-    let size = |i: usize| access(&ops[i]).map_or(1, |(_, mem)| mem.bytes() as i32);
-    let imm = |i: usize| ops[i].imm as i32;
-    if members.len() < WORTH || members[0] != at || base == 0 {
+    let worth = if exact { WORTH } else { WORTH_TWO_PAGES };
+    if members.len() < worth || members[0] != at {
         return None;
     }
-    let first = members.iter().map(|&i| imm(i)).min()?;
-    let last = members.iter().map(|&i| imm(i) + size(i) - 1).max()?;
     for &i in &members[1..] {
         marks[i] = Mark::Member;
     }
-    Some(Group { base, comparator, first, last, end: members[members.len() - 1] + 1 })
+    let end = members[members.len() - 1] + 1;
+    Some(Group { base: lead.base, comparator, first, last, two_pages: !exact, end })
 }
 
 impl Emitter {
     /// The ops of one block, `first..end` of the region's.
     pub(super) fn ops(&mut self, ops: &[Ir], first: u32, end: u32) {
         let block = &ops[first as usize..end as usize];
-        let counts = if self.flags.elide && self.flat.is_some() { Counts::of(block) } else { None };
-        let Some(counts) = counts else {
-            block.iter().for_each(|ir| self.op(ir));
-            return;
+        if !self.flags.elide || self.flat.is_none() {
+            return block.iter().for_each(|ir| self.op(ir));
+        }
+        let named = self.is_named();
+        let Elide { marks, groups, reaches, .. } = &mut self.elide;
+        if named {
+            reach::reaches(block, reaches);
+        }
+        let Some(counts) = (if named { Some(Counts::ALL) } else { Counts::of(block) }) else {
+            return block.iter().for_each(|ir| self.op(ir));
         };
-        let Elide { marks, groups, .. } = &mut self.elide;
         marks.clear();
         marks.resize(block.len(), Mark::Plain);
         groups.clear();
         for at in 0..block.len() {
-            if marks[at] == Mark::Plain
-                && counts.worth(&block[at])
-                && let Some(group) = group(block, marks, at)
-            {
+            if marks[at] != Mark::Plain || !counts.worth(&block[at]) {
+                continue;
+            }
+            let found = if named {
+                group(block, marks, at, FAR, |n| reaches[n])
+            } else {
+                group(block, marks, at, REACH, |n| plain(&block[n], 0))
+            };
+            if let Some(group) = found {
                 marks[at] = Mark::Lead(groups.len());
                 groups.push(group);
             }
@@ -208,7 +250,11 @@ impl Emitter {
     fn check(&mut self, group: &Group, op: u32) {
         let base = self.source(group.base, RDX);
         let first = self.probe_first(base, group.first, group.comparator);
-        let last = self.probe_last(base, group.last, group.comparator);
+        let last = if group.two_pages {
+            self.probe_first(base, group.last, group.comparator)
+        } else {
+            self.probe_last(base, group.last, group.comparator)
+        };
         self.elide.entries.extend([(op, first), (op, last)]);
     }
 

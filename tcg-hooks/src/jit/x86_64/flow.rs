@@ -1,7 +1,7 @@
 //! Control flow: between blocks, out through exits, and through the jump cache.
 use super::alu::with;
 use super::asm::{Flag, Hole, Label};
-use super::context::{JUMP_ENTRIES, JUMPS};
+use super::context::{BUDGET, JUMP_ENTRIES, JUMPS, LIMIT};
 use super::frames::Border;
 use super::regs::RAX;
 use super::{Cold, Emitter, off};
@@ -16,6 +16,25 @@ impl Emitter {
             Term::Branch { cond, a, b, word, taken, fall } => {
                 self.compare_integers(a, b, word);
                 self.branch(cond, taken, fall, block);
+            }
+            Term::Again { cond, a, b, word, out, fast, head, clock } => {
+                self.compare_integers(a, b, word);
+                self.branch_out(cond, out, block);
+                let round = if clock == 0 {
+                    self.often(self.block_insns - 1)
+                } else {
+                    let clock = self.source(clock, RAX);
+                    dynasm!(self.ops; .arch x64; cmp Rq(clock), [rbp + LIMIT]);
+                    self.ops.jump_if(Flag::NotEqual)
+                };
+                self.ops.aim(round, self.label(fast, block));
+                self.go(Target::Block(head), block);
+            }
+            Term::Fork { fast, clock, .. } => {
+                if let Some((clock, step)) = clock {
+                    self.set_limit(clock, step);
+                }
+                self.go(Target::Block(fast), block);
             }
             Term::Indirect { base, imm, link } => {
                 let x = self.source(base, RAX);
@@ -66,6 +85,17 @@ impl Emitter {
         self.behind_fence.filter(|_| to == block).unwrap_or(self.blocks[usize::from(to)])
     }
 
+    /// A jump that is taken but once in some 128 instructions, of a block of so many that is a loop.
+    fn often(&mut self, insns: u16) -> Hole {
+        if self.flags.budget_register {
+            dynasm!(self.ops; .arch x64; mov eax, r15d);
+        } else {
+            dynasm!(self.ops; .arch x64; mov eax, [rbp + BUDGET]);
+        }
+        dynasm!(self.ops; .arch x64; and eax, 127; cmp eax, i32::from(insns));
+        self.ops.jump_if(Flag::NotBelow)
+    }
+
     fn go(&mut self, target: Target, block: u16) {
         match target {
             Target::Block(b) if b == block + 1 => {}
@@ -113,7 +143,13 @@ impl Emitter {
 
     fn branch(&mut self, cond: Cond, taken: Target, fall: Target, block: u16) {
         let (cond, taken, fall) =
-            if taken == Target::Block(block + 1) { (negate(cond), fall, taken) } else { (cond, taken, fall) };
+            if taken == Target::Block(block + 1) { (cond.negate(), fall, taken) } else { (cond, taken, fall) };
+        self.branch_out(cond, taken, block);
+        self.go(fall, block);
+    }
+
+    /// A jump to a target, if the condition holds.
+    fn branch_out(&mut self, cond: Cond, target: Target, block: u16) {
         let from = self.ops.jump_if(match cond {
             Cond::Eq => Flag::Equal,
             Cond::Ne => Flag::NotEqual,
@@ -122,12 +158,11 @@ impl Emitter {
             Cond::Ltu => Flag::Below,
             Cond::Geu => Flag::NotBelow,
         });
-        match taken {
+        match target {
             Target::Block(b) => self.ops.aim(from, self.label(b, block)),
             Target::Exit(pc) if self.moves_at_borders() => self.cold.push(Cold::Leave { from, pc, block }),
             Target::Exit(pc) => self.exit_from(from, pc),
         }
-        self.go(fall, block);
     }
 
     /// Writes the return address without touching rax.
@@ -156,16 +191,5 @@ impl Emitter {
             dynasm!(self.ops; .arch x64; .u8 0xe9);
             self.external(self.thunks.miss);
         }
-    }
-}
-
-fn negate(cond: Cond) -> Cond {
-    match cond {
-        Cond::Eq => Cond::Ne,
-        Cond::Ne => Cond::Eq,
-        Cond::Lt => Cond::Ge,
-        Cond::Ge => Cond::Lt,
-        Cond::Ltu => Cond::Geu,
-        Cond::Geu => Cond::Ltu,
     }
 }

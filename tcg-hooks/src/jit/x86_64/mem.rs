@@ -173,6 +173,13 @@ impl Emitter {
         self.ops.hole()
     }
 
+    /// The same for an aligned access of so many bytes.
+    pub(super) fn probe_sized(&mut self, base: u8, imm: i32, bytes: u32, comparator: i32) -> Hole {
+        dynasm!(self.ops; .arch x64; lea rax, [Rq(base) + (imm + BIAS as i32)]);
+        self.ops.template(&self.probes.aligned[slot(comparator, bytes)]);
+        self.ops.hole()
+    }
+
     /// The same for the first byte of several accesses.
     pub(super) fn probe_first(&mut self, base: u8, imm: i32, comparator: i32) -> Hole {
         dynasm!(self.ops; .arch x64; lea rax, [Rq(base) + (imm + BIAS as i32)]);

@@ -15,6 +15,7 @@
 #![allow(clippy::useless_conversion, reason = "what dynasm! expands to")]
 
 mod again;
+mod ahead;
 mod alu;
 mod asm;
 mod atomic;
@@ -33,7 +34,7 @@ mod remap;
 pub(crate) mod thunks;
 
 use crate::engine::JitFlags;
-use crate::ir::{FIRST_FLOAT, Ir, Kind, Region};
+use crate::ir::{Check, FIRST_FLOAT, Ir, Kind, Region};
 use crate::jit::code_cache::CodeOffset;
 use crate::tb::SiteSet;
 use crate::tier2::Frames;
@@ -100,6 +101,9 @@ pub(crate) struct Emitter {
     remap: remap::Remap,
     /// Of a region that names host registers; else empty.
     frames: Frames,
+    /// What is checked in front of loops, of the region being emitted; and whether trips are counted already, of the block.
+    checks: Vec<Check>,
+    counts_trips: bool,
     bmi2: bool,
     popcnt: bool,
     fma: bool,
@@ -146,6 +150,8 @@ impl Emitter {
             map: RegMap::new(flags.pinned),
             remap: remap::Remap::default(),
             frames: Frames::default(),
+            checks: Vec::new(),
+            counts_trips: false,
             bmi2,
             fma: flags.fma && std::arch::is_x86_feature_detected!("fma"),
             popcnt: flags.popcnt && std::arch::is_x86_feature_detected!("popcnt"),
@@ -187,6 +193,7 @@ impl Emitter {
             self.blocks.push(label);
         }
         self.frames.copy_from(&region.frames);
+        self.checks.clone_from(&region.checks);
         let mut entry = 0;
         if self.is_named() {
             self.remap.forget();
@@ -207,7 +214,10 @@ impl Emitter {
             }
             dynasm!(self.ops; .arch x64; =>label);
             self.fence_before(region, i as u16);
+            self.counts_trips = false;
             match i8::try_from(block.insns) {
+                // What is in front of a loop is no instruction.
+                Ok(0) => {}
                 _ if !self.flags.budget_register => {
                     dynasm!(self.ops; .arch x64; sub QWORD [rbp + context::BUDGET], DWORD i32::from(block.insns));
                 }
@@ -255,6 +265,11 @@ impl Emitter {
         code
     }
 
+    /// May accesses be checked ahead of a loop? Then all RAM at K needs no other addend.
+    pub(crate) fn checks_ahead(&self) -> bool {
+        self.flags.hoist && self.flat.is_some()
+    }
+
     fn here(&self) -> u32 {
         self.ops.here()
     }
@@ -269,6 +284,12 @@ impl Emitter {
             Kind::Bits(op) => self.bits(ir, op),
             Kind::Load(mem) => self.load(ir, mem),
             Kind::Store(mem) => self.store(ir, mem),
+            Kind::Check => self.check_ahead(ir),
+            Kind::LoadFast(mem, shift) => self.load_fast(ir, mem, shift),
+            Kind::StoreFast(mem) => {
+                let base = self.source(ir.a, RDX);
+                self.store_from(base, ir, mem);
+            }
             Kind::Amo(op, mem) => self.amo(ir, op, mem),
             Kind::LoadReserved(mem) => self.load_reserved(ir, mem),
             Kind::StoreConditional(mem) => self.store_conditional(ir, mem),
@@ -473,7 +494,7 @@ mod tests {
         let code = [&[encode(Op::Sd, 0, 2, 10, 0), fence, middle, fence], &ends[..]].concat();
         let mut translator = translated(&code);
         if tier2 {
-            crate::tier2::optimise(&mut translator.region, true);
+            crate::tier2::optimise(&mut translator.region, true, None);
         }
         let (_, thunks) = thunks::assemble(JitFlags::default(), nobody);
         let mut emitter = Emitter::new(JitFlags::default(), thunks, 0x1_0000);
@@ -527,7 +548,7 @@ mod tests {
             let mut lengths = Vec::new();
             for tier2 in [false, true] {
                 if tier2 {
-                    crate::tier2::optimise(&mut translator.region, true);
+                    crate::tier2::optimise(&mut translator.region, true, Some(&|_| Default::default()));
                 }
                 for flags in [JitFlags::default(), slow] {
                     let (_, thunks) = thunks::assemble(flags, nobody);
@@ -536,7 +557,7 @@ mod tests {
             }
             // Tier 2 adds to each site ten registers' ways home and back.
             for (n, len) in lengths.iter().enumerate() {
-                let room = if n < 2 { asm::CAPACITY / 2 } else { asm::CAPACITY * 5 / 8 };
+                let room = if n < 2 { asm::CAPACITY / 2 } else { asm::CAPACITY * 11 / 16 };
                 assert!((4 * MAX_INSNS..room).contains(len), "{lengths:?}");
             }
         }

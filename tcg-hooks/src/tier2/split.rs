@@ -1,0 +1,346 @@
+//! A loop of one block in two: one whose accesses were checked in front of it, and one with a check for each.
+//!
+//! ```text
+//!   b1:  check a1 … ; check s2 … ──no──▶ b8    each base that the loop leaves alone or moves by one step, for all its accesses
+//!        fork b7, b8
+//!   b7:  the block, accesses without checks, so without sites: nothing in it can look at registers
+//!        out if … ; while the moving bases stay on their pages b7, else b1    (one of them is compared: the clock)
+//!   b8:  the block as it was, and sooner or later back to b1
+//! ```
+//!
+//! A loop of two blocks is made one before, if it is entered in its middle.
+//!
+//! A check holds as that of a group does (`jit/x86_64/elide.rs`): nothing between two polls serves requests, and what comes back
+//! from a poll comes to b1. Where no site is, a chain of ops that makes an address, and nothing else, becomes part of the
+//! access: `slli`, `add`, `lw` of one register are one host load.
+use super::reach::{Reach, reaches};
+use super::{Learned, register, roles, simplify, webs};
+use crate::ir::{Alu, Block, Check, Ir, Kind, Region, Site, Target, Term};
+use crate::riscv::Op;
+use notdirty_core::PAGE_SIZE;
+
+/// The longest step of a base: a page has a few of them.
+const STEP: i64 = PAGE_SIZE as i64 / 4;
+/// Bases that are checked in front of a loop, at most.
+const BASES: usize = 6;
+/// Instructions of all loops that are split, at most: a TB has room for so many more.
+const COPIED: u32 = 144;
+/// Sites of a region, at most: their numbers have ten bits.
+const SITES: usize = 1000;
+
+/// Splits the loops that gain by it; whether there are any.
+pub(super) fn split(region: &mut Region, learned: &dyn Fn(u64) -> Learned) -> bool {
+    for number in 0..region.blocks.len() {
+        join(region, number);
+    }
+    let blocks = region.blocks.len() as u16;
+    let split: Vec<u16> = (0..blocks).filter(|&number| split_one(region, number, learned)).collect();
+    if split.is_empty() {
+        return false;
+    }
+    // A fast copy is emitted behind its head, cold ones behind all.
+    let mut order: Vec<u16> = Vec::with_capacity(region.blocks.len());
+    let mut fast = (blocks..).step_by(2);
+    for number in 0..blocks {
+        order.push(number);
+        if split.contains(&number) {
+            order.extend(fast.next());
+        }
+    }
+    order.extend((blocks + 1..region.blocks.len() as u16).step_by(2));
+    reorder(region, &order);
+    simplify::sweep(region);
+    true
+}
+
+/// A loop of two blocks, entered at the second: the first goes on with a copy of it, and is a loop by itself.
+fn join(region: &mut Region, number: usize) {
+    let block = region.blocks[number];
+    let Term::Goto(Target::Block(to)) = block.term else { return };
+    let next = region.blocks[usize::from(to)];
+    let mut round = false;
+    next.term.each_target(|target| round |= target == Target::Block(number as u16));
+    let ops = [region.ops_of(&block), region.ops_of(&next)].concat();
+    let sites = ops.iter().filter(|ir| roles(ir).site).count();
+    let fits = webs::fits_with(region, ops.len(), 0)
+        && region.sites.len() + sites < SITES
+        && block.insns + next.insns <= COPIED as u16;
+    if !round || !matches!(next.term, Term::Branch { .. }) || !fits || ops.iter().any(|ir| ir.kind.may_leave()) {
+        return;
+    }
+    let here = (block.end - block.first) as usize;
+    let first = region.ops.len() as u32;
+    for (n, mut ir) in ops.into_iter().enumerate() {
+        if roles(&ir).site {
+            let mut site = region.sites[usize::from(ir.site)];
+            // What the second copy has is charged at the head, too.
+            site.refund += if n < here { next.insns } else { 0 };
+            region.sites.push(site);
+            ir.site = region.sites.len() as u16 - 1;
+        }
+        region.ops.push(ir);
+    }
+    let end = region.ops.len() as u32;
+    let insns = block.insns + next.insns;
+    region.blocks[number] = Block { insns, first, end, poll: true, term: next.term, ..block };
+    simplify::sweep(region);
+}
+
+/// Numbers the blocks anew, in this order.
+fn reorder(region: &mut Region, order: &[u16]) {
+    let mut number = vec![0u16; order.len()];
+    for (new, &old) in (0..).zip(order) {
+        number[usize::from(old)] = new;
+    }
+    let now = |old: u16| number[usize::from(old)];
+    let to = |target: Target| match target {
+        Target::Block(b) => Target::Block(now(b)),
+        exit => exit,
+    };
+    region.blocks = order.iter().map(|&old| region.blocks[usize::from(old)]).collect();
+    region.weights = order.iter().map(|&old| region.weights[usize::from(old)]).collect();
+    region.entry = now(region.entry);
+    region.checks.iter_mut().for_each(|check| check.cold = now(check.cold));
+    for block in &mut region.blocks {
+        match &mut block.term {
+            Term::Goto(target) => *target = to(*target),
+            Term::Branch { taken, fall, .. } => (*taken, *fall) = (to(*taken), to(*fall)),
+            Term::Again { out, fast, head, .. } => (*out, *fast, *head) = (to(*out), now(*fast), now(*head)),
+            Term::Fork { fast, cold, .. } => (*fast, *cold) = (now(*fast), now(*cold)),
+            Term::Indirect { .. } | Term::System { .. } => {}
+        }
+    }
+}
+
+fn split_one(region: &mut Region, number: u16, learned: &dyn Fn(u64) -> Learned) -> bool {
+    let at = usize::from(number);
+    if !region.is_simple_loop(number) {
+        return false;
+    }
+    let block = region.blocks[at];
+    let ops = region.ops_of(&block).to_vec();
+    let mut checks = Vec::new();
+    let (fast_ops, sites) = unchecked(region, &ops, &mut checks, learned);
+    // Both copies must have their place among the positions.
+    let copied: u32 = region.blocks.iter().map(|block| u32::from(block.insns)).sum::<u32>() + u32::from(block.insns);
+    let fits = webs::fits_with(region, ops.len() + checks.len(), 2)
+        && region.sites.len() + sites.len() < SITES
+        && copied <= region.insns + COPIED;
+    if checks.is_empty() || !fits {
+        return false;
+    }
+    region.sites.extend(sites);
+    let (fast, cold) = (region.blocks.len() as u16, region.blocks.len() as u16 + 1);
+    let clock = checks.iter().find(|check| check.step != 0).map(|check| (check.base, check.step));
+    let Term::Branch { cond, a, b, word, taken, fall } = block.term else { return false };
+    let here = Target::Block(number);
+    let term = if let Some((clock, _)) = clock {
+        let (cond, out) = if fall == here { (cond, taken) } else { (cond.negate(), fall) };
+        Term::Again { cond, a, b, word, out, fast, head: number, clock }
+    } else {
+        let to = |target: Target| if target == here { Target::Block(fast) } else { target };
+        Term::Branch { cond, a, b, word, taken: to(taken), fall: to(fall) }
+    };
+    let weight = region.weights[at];
+    let fast_block = push_block(region, Block { term, poll: true, ..block }, &fast_ops, weight);
+    debug_assert_eq!(fast_block, fast);
+    // A check that fails is not done again at once: the clock of the cold copy is the budget.
+    let (cond, out) = if fall == here { (cond, taken) } else { (cond.negate(), fall) };
+    let term = Term::Again { cond, a, b, word, out, fast: cold, head: number, clock: 0 };
+    push_block(region, Block { poll: true, term, ..block }, &ops, weight.div_ceil(2));
+    let first = region.checks.len() as i64;
+    let heads: Vec<Ir> = (first..)
+        .zip(&checks)
+        .map(|(imm, check)| Ir { kind: Kind::Check, rd: 0, a: check.base, b: 0, site: 0, imm })
+        .collect();
+    region.checks.extend(checks.into_iter().map(|check| Check { cold, ..check }));
+    let from = region.ops.len() as u32;
+    region.ops.extend(heads);
+    let end = region.ops.len() as u32;
+    let head = &mut region.blocks[at];
+    *head = Block { insns: 0, first: from, end, poll: false, term: Term::Fork { fast, cold, clock }, ..*head };
+    region.weights[at] = weight.div_ceil(8);
+    true
+}
+
+fn push_block(region: &mut Region, block: Block, ops: &[Ir], weight: u32) -> u16 {
+    let first = region.ops.len() as u32;
+    region.ops.extend_from_slice(ops);
+    region.blocks.push(Block { first, end: region.ops.len() as u32, ..block });
+    region.weights.push(weight);
+    region.blocks.len() as u16 - 1
+}
+
+/// The ops without the checks that are done in front, which are added to `checks`.
+/// Sites that are left get numbers of their own, as what is where differs from the other copy; they are returned, too.
+fn unchecked(
+    region: &Region,
+    ops: &[Ir],
+    checks: &mut Vec<Check>,
+    learned: &dyn Fn(u64) -> Learned,
+) -> (Vec<Ir>, Vec<Site>) {
+    let mut reach = Vec::new();
+    reaches(ops, &mut reach);
+    let mut fast = ops.to_vec();
+    for (ir, reach) in fast.iter_mut().zip(&reach) {
+        let (store, mem) = match ir.kind {
+            Kind::Load(mem) => (false, mem),
+            Kind::Store(mem) => (true, mem),
+            _ => continue,
+        };
+        let Some(reach) = reach.filter(|reach| reach.base != 0) else { continue };
+        let Learned { odd, beside } = learned(region.sites[usize::from(ir.site)].pc);
+        // A page with code would fail the check for all.
+        if store && beside {
+            continue;
+        }
+        if add(checks, &reach, store, odd, ops) {
+            ir.kind = if store { Kind::StoreFast(mem) } else { Kind::LoadFast(mem, 0) };
+            if !store {
+                ir.b = 0;
+            }
+            ir.site = 0;
+        }
+    }
+    (0..fast.len()).for_each(|j| fold(&mut fast, j));
+    fast.retain(|ir| !(ir.kind == Kind::Mov && ir.rd == ir.a));
+    let mut sites = Vec::new();
+    for ir in fast.iter_mut().filter(|ir| roles(ir).site) {
+        sites.push(region.sites[usize::from(ir.site)]);
+        ir.site = (region.sites.len() + sites.len() - 1) as u16;
+    }
+    (fast, sites)
+}
+
+/// Adds the bytes of an access to what is checked; whether they can be.
+fn add(checks: &mut Vec<Check>, reach: &Reach, store: bool, odd: bool, ops: &[Ir]) -> bool {
+    let Some(step) = step(ops, reach.base) else { return false };
+    // Off a base that was moved already: as from the head.
+    let moved = step * i32::from(reach.value);
+    let (first, last) = (reach.first + moved, reach.last + moved);
+    let lone = (reach.exact && !odd).then_some((last - first + 1) as u8);
+    let known = checks.iter().position(|check| (check.base, check.store) == (reach.base, store));
+    let new = Check { base: reach.base, store, first, last, step, lone, cold: 0 };
+    let Some(known) = known else {
+        let room = last - first < PAGE_SIZE as i32 && checks.len() < BASES;
+        checks.extend(room.then_some(new));
+        return room;
+    };
+    let check = &mut checks[known];
+    let (from, to) = (check.first.min(first), check.last.max(last));
+    if to - from >= PAGE_SIZE as i32 {
+        return false;
+    }
+    if (check.first, check.last, check.lone) != (first, last, lone) {
+        check.lone = None;
+    }
+    (check.first, check.last) = (from, to);
+    true
+}
+
+/// How far a block moves a register each time: not at all, or by one addition of a constant.
+fn step(block: &[Ir], register: u8) -> Option<i32> {
+    let mut found = 0;
+    for ir in block.iter().filter(|ir| roles(ir).writes == Some(register)) {
+        match ir.kind {
+            Kind::Imm(Alu::Add) if ir.a == register && found == 0 && (1..=STEP).contains(&ir.imm.abs()) => {
+                found = ir.imm as i32;
+            }
+            _ => return None,
+        }
+    }
+    Some(found)
+}
+
+/// Takes the ops that make the address of load `j`, and nothing else, into it.
+fn fold(ops: &mut [Ir], j: usize) {
+    let Kind::LoadFast(mem, 0) = ops[j].kind else { return };
+    // `base + imm`, where the base was added up.
+    let Some(k) = maker_for(ops, j, ops[j].a, j) else { return };
+    let (base, index, mut shift) = match ops[k] {
+        Ir { kind: Kind::Reg(Alu::Add), a, b, .. } => {
+            // The one that was shifted is the index.
+            let is_shifted = |r: u8| {
+                register(r)
+                    .and_then(|r| last_write(ops, k, r))
+                    .is_some_and(|m| matches!(ops[m].kind, Kind::Imm(Alu::Sll)))
+            };
+            if is_shifted(a) { (b, a, 0) } else { (a, b, 0) }
+        }
+        Ir { kind: Kind::Bits(op @ (Op::Sh1add | Op::Sh2add | Op::Sh3add)), a, b, .. } => (
+            b,
+            a,
+            match op {
+                Op::Sh1add => 1,
+                Op::Sh2add => 2,
+                _ => 3,
+            },
+        ),
+        _ => return,
+    };
+    if register(base).is_none() || register(index).is_none() || !stays(ops, k, j, base) || !stays(ops, k, j, index) {
+        return;
+    }
+    drop_op(&mut ops[k]);
+    let mut load = Ir { a: base, b: index, ..ops[j] };
+    // The index was shifted, and a constant was added to it before.
+    while let Some(m) = maker_for(ops, j, load.b, k).filter(|_| load.b != load.a) {
+        let Ir { a: from, imm, .. } = ops[m];
+        if register(from).is_none() || !stays(ops, m, j, from) {
+            break;
+        }
+        match ops[m].kind {
+            Kind::Imm(Alu::Sll) if shift == 0 && (1..=3).contains(&imm) => shift = imm as u8,
+            Kind::Imm(Alu::Add) if i32::try_from(load.imm + (imm << shift)).is_ok_and(|d| d.abs() < 1 << 20) => {
+                load.imm += imm << shift;
+            }
+            _ => break,
+        }
+        load.b = from;
+        drop_op(&mut ops[m]);
+    }
+    load.kind = Kind::LoadFast(mem, shift);
+    ops[j] = load;
+}
+
+/// The op is not there any more.
+fn drop_op(ir: &mut Ir) {
+    *ir = Ir { kind: Kind::Mov, a: ir.rd, b: 0, imm: 0, ..*ir };
+}
+
+fn is_dropped(ir: &Ir) -> bool {
+    ir.kind == Kind::Mov && ir.rd == ir.a
+}
+
+/// The op before `end` that wrote this register last.
+fn last_write(ops: &[Ir], end: usize, register: u8) -> Option<usize> {
+    (0..end).rev().find(|&i| roles(&ops[i]).writes == Some(register) && !is_dropped(&ops[i]))
+}
+
+/// Does nothing write the register between two ops?
+fn stays(ops: &[Ir], from: usize, to: usize, register: u8) -> bool {
+    ops[from + 1..to].iter().all(|ir| roles(ir).writes != Some(register) || is_dropped(ir))
+}
+
+/// The op before `end` that wrote `from` for load `j` alone: nothing else reads it, no site may show it, and it is gone
+/// behind the load.
+fn maker_for(ops: &[Ir], j: usize, from: u8, end: usize) -> Option<usize> {
+    let from = register(from)?;
+    let k = last_write(ops, end, from)?;
+    let reads = |ir: &Ir| roles(ir).reads.contains(&Some(from)) && !is_dropped(ir);
+    if ops[k + 1..j].iter().any(|ir| reads(ir) || roles(ir).site) {
+        return None;
+    }
+    if roles(&ops[j]).writes == Some(from) {
+        return Some(k);
+    }
+    for ir in &ops[j + 1..] {
+        if reads(ir) || roles(ir).site {
+            return None;
+        }
+        if roles(ir).writes == Some(from) && !is_dropped(ir) {
+            return Some(k);
+        }
+    }
+    None
+}

@@ -1,0 +1,190 @@
+//! Loops whose checks are in front of them: random ones over every kind of memory are what the oracle says, wherever they are
+//! stopped.
+
+mod common;
+
+use common::*;
+use notdirty_core::{DirtyClient, DirtyLog};
+use notdirty_softmmu::GuestPhys;
+use notdirty_tcg::riscv::Op;
+use notdirty_tcg::testkit::Rng;
+use notdirty_tcg::{EngineKind, JitFlags, RunLimits, VcpuExit, VcpuStats};
+
+const CODE: u64 = RAM + 0x8000;
+const SIZE: u64 = 0x2_0000;
+/// A trap goes on behind its instruction, and is counted in s11.
+const HANDLER: u64 = RAM + 0x100;
+const TRAPS: u8 = 27;
+/// Bases: two that move, and one that stays.
+const P: u8 = 10;
+const Q: u8 = 11;
+const T: u8 = 12;
+/// Values, of pinned registers and others; turns.
+const V: [u8; 8] = [5, 6, 8, 9, 14, 18, 22, 29];
+const COUNT: u8 = 31;
+
+struct Machine {
+    vm: Vm,
+    log: Option<DirtyLog>,
+}
+
+/// One round of a loop.
+fn body(rng: &mut Rng, asm: &mut Asm, steps: [i32; 2]) {
+    let value = |rng: &mut Rng| rng.pick(&V);
+    let mut moved = [false; 2];
+    for n in 0..rng.within(2, 24) {
+        let (d, a, b) = (value(rng), value(rng), value(rng));
+        let imm = 8 * rng.within(-20, 20) as i32 + if rng.chance(10) { rng.within(0, 7) as i32 } else { 0 };
+        let base = rng.pick(&[P, Q, T]);
+        match rng.below(10) {
+            0..2 => _ = asm.op(rng.pick(&[Op::Lb, Op::Lbu, Op::Lhu, Op::Lw, Op::Lwu, Op::Ld]), d, base, 0, imm),
+            2..4 => _ = asm.op(rng.pick(&[Op::Sb, Op::Sh, Op::Sw, Op::Sd]), 0, base, a, imm),
+            4..6 => {
+                // A look-up, its address made in one register or in several.
+                let (index, address) = if rng.chance(70) { (d, d) } else { (a, b) };
+                let bits = rng.pick(&[0xff, 0x3f, 7, 0x7ff]);
+                match rng.below(3) {
+                    0 => asm.op(Op::Andi, index, a, 0, bits),
+                    1 => asm.op(Op::Srliw, index, a, 0, 24),
+                    _ => asm.op(Op::Lbu, index, P, 0, 3),
+                };
+                if rng.chance(30) {
+                    asm.i(addi(index, index, 64));
+                }
+                let shift = rng.below(4) as i32;
+                if shift != 0 && rng.chance(60) {
+                    asm.op(Op::Slli, index, index, 0, shift);
+                    if rng.chance(15) {
+                        // Once in 16 turns a trap, in the middle of what is under way.
+                        asm.op(Op::Andi, 7, COUNT, 0, 15).op(Op::Sltiu, 7, 7, 0, 1).op(Op::Slli, 7, 7, 0, 45);
+                        asm.op(Op::Add, 7, 7, T, 0).op(Op::Lw, 7, 7, 0, 0);
+                    }
+                    asm.op(Op::Add, address, index, T, 0);
+                } else {
+                    asm.op(rng.pick(&[Op::Sh1add, Op::Sh2add, Op::Sh3add]), address, index, T, 0);
+                }
+                let to = if rng.chance(60) { address } else { d };
+                asm.op(rng.pick(&[Op::Lbu, Op::Lh, Op::Lw, Op::Ld]), to, address, 0, 0);
+            }
+            // Mostly nowhere, in each turn: nothing is checked in front then.
+            6 if rng.chance(3) => _ = asm.op(Op::Lw, d, a, 0, imm),
+            6 => _ = asm.op(rng.pick(&[Op::Addw, Op::Subw, Op::Sllw, Op::Xor, Op::Mul]), d, a, b, 0),
+            7 => _ = asm.op(rng.pick(&[Op::Addi, Op::Andi, Op::Xori, Op::Addiw]), d, a, 0, imm),
+            8 => _ = asm.op(Op::Srliw, d, a, 0, 7).op(Op::Slliw, b, a, 0, 25).op(Op::Or, d, d, b, 0),
+            _ => {
+                let n = (n & 1) as usize;
+                if !std::mem::replace(&mut moved[n], true) {
+                    asm.i(addi([P, Q][n], [P, Q][n], steps[n]));
+                }
+            }
+        }
+    }
+    for n in 0..2 {
+        if !moved[n] && rng.chance(80) {
+            asm.i(addi([P, Q][n], [P, Q][n], steps[n]));
+        }
+    }
+}
+
+/// A few such loops, one behind the other, in a loop over all.
+fn program(rng: &mut Rng) -> Asm {
+    let mut asm = Asm::at(CODE);
+    let far = asm.here();
+    for _ in 0..rng.within(1, 3) {
+        // In the middle of RAM, near its end, where the code is, in front of a device.
+        let place = |rng: &mut Rng| {
+            let at = rng.pick(&[RAM + 0x4000, RAM + 0x1_0000, RAM + SIZE - 0x1000, CODE, STOP - 0x800]);
+            at + 8 * rng.below(0x200) + if rng.chance(20) { rng.below(8) } else { 0 }
+        };
+        for base in [P, Q, T] {
+            let at = place(rng);
+            asm.la(base, at);
+        }
+        asm.word(COUNT, rng.within(1, 900) as u32);
+        let step = |rng: &mut Rng| rng.pick(&[1, 2, 3, 4, 8, 8, 12, 24, 64, -1, -4, -8, -40, 500]);
+        let steps = [step(rng), step(rng)];
+        let again = asm.here();
+        body(rng, &mut asm, steps);
+        asm.i(addi(COUNT, COUNT, -1));
+        asm.op(Op::Bne, 0, COUNT, 0, (again as i64 - asm.here() as i64) as i32);
+    }
+    let back = jal(ZERO, asm.here(), far);
+    asm.i(back);
+    asm
+}
+
+fn machine(engine: EngineKind, flags: JitFlags, asm: &Asm, seed: u64) -> Machine {
+    let vm = Vm::with(&Setup { engine, flags, ram: SIZE, ..Setup::default() });
+    let mut rng = Rng::new(seed);
+    let data: Vec<u8> = (0..SIZE).map(|_| rng.bits() as u8).collect();
+    vm.space.write(GuestPhys::new(RAM), &data).unwrap();
+    let mut handler = Asm::at(HANDLER);
+    // Where it stops a fault is skipped; one of the code, which stores may have ruined, ends it all.
+    handler.i(addi(TRAPS, TRAPS, 1));
+    handler.op(Op::Csrrs, 30, 0, 0, 0x341).i(addi(30, 30, 4)).op(Op::Csrrw, 0, 30, 0, 0x341).op(Op::Mret, 0, 0, 0, 0);
+    handler.put(&vm);
+    asm.put(&vm);
+    let log = seed.is_multiple_of(2).then(|| vm.list.log(DirtyClient::MIGRATION).start().unwrap());
+    let mut machine = Machine { vm, log };
+    let cpu = machine.vm.vcpu.cpu_mut();
+    cpu.pc = CODE;
+    cpu.csr.mtvec = HANDLER;
+    for n in V {
+        cpu.x[usize::from(n)] = rng.value();
+    }
+    machine
+}
+
+impl Machine {
+    fn run_to(&mut self, insns: u64) {
+        let limits = RunLimits { max_insns: Some(insns), ..RunLimits::default() };
+        // A store to the device stops it; what is for ever the same ends it.
+        while self.vm.vcpu.run(&limits) == VcpuExit::Stopped {}
+    }
+
+    fn memory(&self) -> Vec<u8> {
+        let mut memory = vec![0; SIZE as usize];
+        self.vm.space.read(GuestPhys::new(RAM), &mut memory).unwrap();
+        memory
+    }
+
+    /// The pages that were written since the last look.
+    fn dirty(&self) -> Vec<(u64, u64)> {
+        let Some(log) = &self.log else { return Vec::new() };
+        let set = log.sync(None).unwrap().commit();
+        set.words().map(|(first, bits)| (first.get(), bits)).collect()
+    }
+}
+
+fn stats_of(rng: &mut Rng, seed: u64) -> VcpuStats {
+    let asm = program(rng);
+    let mut flags = JitFlags { samples: false, ..eager() };
+    if rng.chance(30) {
+        let name = rng.pick(&["optimise", "elide", "big_tlb", "plain_index", "bmi2", "aligned", "beside", "flat_ram"]);
+        assert!(flags.set(name, false));
+    }
+    let mut ours = machine(EngineKind::Jit, flags, &asm, seed);
+    let mut oracle = machine(EngineKind::Interp, flags, &asm, seed);
+    let mut at = 0;
+    for stop in 0..6 {
+        at += rng.within(1, 4000) as u64;
+        ours.run_to(at);
+        oracle.run_to(at);
+        let (a, b) = (ours.vm.vcpu.cpu(), oracle.vm.vcpu.cpu());
+        assert_eq!((a.pc, a.x, a.retired), (b.pc, b.x, b.retired), "seed {seed}, stop {stop} at {at}, {flags:?}");
+        assert!(ours.memory() == oracle.memory(), "seed {seed}, stop {stop}: memory");
+        assert_eq!(ours.dirty(), oracle.dirty(), "seed {seed}, stop {stop}: dirty pages");
+    }
+    ours.vm.vcpu.stats()
+}
+
+#[test]
+fn random_loops_over_every_kind_of_memory_are_what_the_oracle_says() {
+    let programs = std::env::var("NOTDIRTY_LOOPS").ok().map_or(300, |n| n.parse().expect("a number"));
+    let first = std::env::var("NOTDIRTY_SEED").ok().map_or(0, |n| n.parse().expect("a number"));
+    let mut made = 0;
+    for seed in first..first + programs {
+        made += stats_of(&mut Rng::new(seed), seed).tb.tier2;
+    }
+    assert!(made > programs / 2, "{made} TBs by tier 2");
+}
