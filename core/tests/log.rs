@@ -326,6 +326,33 @@ fn a_sync_of_some_pages_leaves_the_others_for_later() {
     }
 }
 
+#[test]
+fn a_sync_of_pages_of_which_the_log_has_none_is_an_error_and_of_some_gives_those() {
+    for rings in [false, true] {
+        let w = World::new();
+        let other = block(&w.list, "other");
+        let part = LogScope::Regions(vec![LogRegion::bytes(&w.ram, 0, 100 * PAGE_SIZE)]);
+        let log = w.list.log(VGA).scope(part);
+        let log = if rings { log.rings(128) } else { log }.start().unwrap();
+        [3, 99, 100].into_iter().for_each(|p| w.write(&w.ram, p));
+        w.write(&other, 3);
+        let free = PageIndex::new(1 << 40);
+        let nowhere = PageRange { start: free, end: PageIndex::new(free.get() + 1) };
+        for not in [vec![range(&w.ram, 100, 200)], vec![nowhere, range(&other, 0, 10)]] {
+            let first = *not.iter().min_by_key(|range| range.start).unwrap();
+            let got = log.sync_within(&not, None).map(Harvest::commit);
+            assert_eq!(got.unwrap_err(), LogError::NotLogged { client: VGA, pages: first }, "rings: {rings}");
+        }
+        // Nothing is asked for, so nothing is missing.
+        for nothing in [vec![], vec![range(&other, 5, 5)]] {
+            assert_eq!(log.sync_within(&nothing, None).unwrap().count(), 0, "rings: {rings}");
+        }
+        let some = [range(&w.ram, 90, 200), range(&other, 0, 10)];
+        assert_eq!(pages(log.sync_within(&some, None).unwrap(), &w.ram), [99], "rings: {rings}");
+        assert_eq!(pages(log.sync(None).unwrap(), &w.ram), [3], "rings: {rings}");
+    }
+}
+
 proptest! {
     #![proptest_config(ProptestConfig { cases: 100, failure_persistence: None, ..ProptestConfig::default() })]
 

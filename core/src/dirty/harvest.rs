@@ -302,6 +302,32 @@ pub(super) fn sorted(ranges: &[PageRange]) -> Vec<PageRange> {
     all
 }
 
+/// What `asked` and `ranges` have in common; both rise and are disjoint.
+pub(super) fn intersection(ranges: &[PageRange], asked: &[PageRange]) -> Vec<PageRange> {
+    let mut both = Vec::with_capacity(asked.len());
+    let mut from = 0;
+    for ask in asked {
+        from += ranges[from..].partition_point(|range| range.end <= ask.start);
+        for range in ranges[from..].iter().take_while(|range| range.start < ask.end) {
+            both.push(PageRange { start: range.start.max(ask.start), end: range.end.min(ask.end) });
+        }
+    }
+    both
+}
+
+/// What is in none of these ranges, which rise and are disjoint.
+pub(super) fn gaps(ranges: &[PageRange]) -> Vec<PageRange> {
+    let mut gaps = Vec::with_capacity(ranges.len() + 1);
+    let mut start = PageIndex::new(0);
+    for range in ranges {
+        gaps.push(PageRange { start, end: range.start });
+        start = range.end;
+    }
+    gaps.push(PageRange { start, end: PageIndex::new(u64::MAX) });
+    gaps.retain(|gap| !gap.is_empty());
+    gaps
+}
+
 /// The blocks that have some of `pages`, to keep them and their addresses. Pages of a block that left the list since it was
 /// looked at are taken out.
 pub(super) fn hold_blocks(list: &RamList, pages: &mut PageSet, guard: &Guard) -> Vec<Arc<RamBlock>> {

@@ -31,10 +31,10 @@
 //! Locks: the registry before `users` before a `Pending`; none of them while waiting for vCPUs (SAFE-1). Nothing of an
 //! embedder's is dropped under one of them.
 
-use super::harvest::{Harvest, NotServed, hold_blocks, sorted};
+use super::harvest::{Harvest, NotServed, gaps, hold_blocks, intersection, sorted};
 use super::scope::{LogClient, LogRegion, LogScope, Shared};
 use super::{ClientMask, DirtyClient, OwnedClient, PageSet};
-use crate::addr::{PageIndex, PageRange};
+use crate::addr::PageRange;
 use crate::ram::{RamBlock, RamList};
 use crate::rcu::{Guard, pin};
 use crate::ring::{RingError, RingLog, RingSource, RingStartError};
@@ -92,6 +92,14 @@ pub enum LogError {
     Unplugged {
         /// The client.
         client: DirtyClient,
+    },
+    /// None of the pages that were asked for is logged, so nothing is known of them.
+    #[error("{client:?} logs no page of {pages:?}, nor of what else was asked for")]
+    NotLogged {
+        /// The client.
+        client: DirtyClient,
+        /// The first of the ranges.
+        pages: PageRange,
     },
     /// No such rings.
     #[error(transparent)]
@@ -299,10 +307,12 @@ impl DirtyLog {
         self.harvest(None, timeout)
     }
 
-    /// As `sync`, of these pages only; the others come with a sync that asks for them.
+    /// As `sync`, of these pages only; the others come with a sync that asks for them. Of ranges that are logged in part, the part
+    /// that is logged: [`migration::sync`](crate::migration::sync) refuses those, too.
     ///
     /// # Errors
-    /// As [`sync`](Self::sync).
+    /// As [`sync`](Self::sync), and [`LogError::NotLogged`] if pages are asked for and none of them is logged: they are of no block, of
+    /// a block or a part of one that the log does not have, or beyond a block's used length.
     pub fn sync_within(&self, pages: &[PageRange], timeout: Option<Duration>) -> Result<Harvest<'_>, LogError> {
         self.harvest(Some(&sorted(pages)), timeout)
     }
@@ -317,10 +327,15 @@ impl DirtyLog {
         if !any {
             return Err(LogError::Unplugged { client: log.client });
         }
-        let asked = match only {
+        let asked: Arc<[_]> = match only {
             Some(only) => intersection(&ranges, only).into(),
             None => ranges.clone(),
         };
+        if let Some(&[first, ..]) = only
+            && asked.is_empty()
+        {
+            return Err(LogError::NotLogged { client: log.client, pages: first });
+        }
         let mut pages = core::mem::take(&mut *lock(&self.spare));
         log.take(&asked, &ranges, &guard, &mut pages);
         for other in users.iter().filter(|other| !Arc::ptr_eq(other, &self.user)) {
@@ -532,32 +547,6 @@ impl Log {
             }
         }
     }
-}
-
-/// What `asked` and `ranges` have in common; both rise and are disjoint.
-fn intersection(ranges: &[PageRange], asked: &[PageRange]) -> Vec<PageRange> {
-    let mut both = Vec::with_capacity(asked.len());
-    let mut from = 0;
-    for ask in asked {
-        from += ranges[from..].partition_point(|range| range.end <= ask.start);
-        for range in ranges[from..].iter().take_while(|range| range.start < ask.end) {
-            both.push(PageRange { start: range.start.max(ask.start), end: range.end.min(ask.end) });
-        }
-    }
-    both
-}
-
-/// What is in none of these ranges, which rise and are disjoint.
-fn gaps(ranges: &[PageRange]) -> Vec<PageRange> {
-    let mut gaps = Vec::with_capacity(ranges.len() + 1);
-    let mut start = PageIndex::new(0);
-    for range in ranges {
-        gaps.push(PageRange { start, end: range.start });
-        start = range.end;
-    }
-    gaps.push(PageRange { start, end: PageIndex::new(u64::MAX) });
-    gaps.retain(|gap| !gap.is_empty());
-    gaps
 }
 
 impl Backend {

@@ -2,6 +2,7 @@
 
 use super::*;
 use crate::addr::PAGE_SIZE;
+use crate::addr::PageIndex;
 use crate::ram::RamBlockSpec;
 
 #[test]
