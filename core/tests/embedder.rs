@@ -3,10 +3,10 @@
 
 use notdirty_core::migration::{BlockMigration, ChunkShift, sync};
 use notdirty_core::{
-    Answers, BeforeWrite, CanWait, DirtyClient, DirtyListener, NotServed, PAGE_SIZE, PageIndex, PageRange, PageSet,
-    RamAddr, RamBlock, RamBlockSpec, RamList, VcpuId, barrier, pin, synchronize,
+    Answers, BeforeWrite, CanWait, DirtyClient, DirtyListener, LogError, NotServed, PAGE_SIZE, PageIndex, PageRange,
+    PageSet, RamAddr, RamBlock, RamBlockSpec, RamList, VcpuId, barrier, pin, synchronize,
 };
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, mpsc};
 use std::time::{Duration, Instant};
 
@@ -105,6 +105,60 @@ fn a_subscriber_that_writes_is_not_asked_about_its_own_write() {
     list.write(&ram, 0, &[]).unwrap();
     list.write(&ram, 0, &[1; 8]).unwrap();
     assert_eq!(writes.2.load(Ordering::Relaxed), 1);
+}
+
+/// The answer of a vCPU that is in a subscriber which waits for a grace period.
+#[derive(Debug)]
+struct AfterGrace(Arc<AtomicBool>);
+
+impl Answers for AfterGrace {
+    fn is_served(&mut self) -> bool {
+        self.0.load(Ordering::Acquire)
+    }
+    fn wait(&self, _: Option<Instant>) -> Result<(), NotServed> {
+        while !self.0.load(Ordering::Acquire) {
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        Ok(())
+    }
+}
+
+impl DirtyListener for AfterGrace {
+    fn rearm(&self, _: &[PageRange]) -> Option<Box<dyn Answers>> {
+        Some(Box::new(AfterGrace(self.0.clone())))
+    }
+}
+
+#[test]
+fn a_thread_with_a_guard_is_told_so_and_does_not_wait_for_a_vcpu_that_waits_for_its_guard() {
+    let list = Arc::new(RamList::new());
+    let ram = list.add(RamBlockSpec::new("ram", 4 * PAGE_SIZE)).unwrap();
+    let log = list.log(DirtyClient::MIGRATION).start().unwrap();
+    let vcpu = Arc::new(AfterGrace(Arc::default()));
+    list.add_listener(Arc::downgrade(&vcpu));
+    list.fill(&ram, 0, 1, 1).unwrap();
+    let page = PageRange::of_page(ram.offset().page());
+    let (done, is_done) = mpsc::channel();
+    std::thread::spawn(move || {
+        let guard = pin();
+        let answered = vcpu.0.clone();
+        let running = std::thread::spawn(move || {
+            synchronize().unwrap();
+            answered.store(true, Ordering::Release);
+        });
+        assert_eq!(log.sync(None).err(), Some(LogError::NotServed(NotServed::Pinned)));
+        assert_eq!(list.log(DirtyClient::VGA).start().err(), Some(LogError::NotServed(NotServed::Pinned)));
+        assert_eq!(list.rearm(&[page], None), Err(NotServed::Pinned));
+        drop(guard);
+        // Nothing is lost of it.
+        assert_eq!(log.sync(None).unwrap().commit().ranges().collect::<Vec<_>>(), [page]);
+        running.join().unwrap();
+        // With all answers there, nothing is waited for.
+        let _guard = pin();
+        assert_eq!(list.rearm(&[page], None), Ok(()));
+        done.send(()).unwrap();
+    });
+    assert_eq!(is_done.recv_timeout(LONG), Ok(()), "each waits for the other");
 }
 
 /// Whoever waits for these may wait for a grace period, too: a vCPU that has to answer may be in a subscriber that does.

@@ -15,7 +15,7 @@ use super::log::Pending;
 use super::{PageSet, VcpuId};
 use crate::addr::{PageIndex, PageRange, RamAddr};
 use crate::ram::{RamBlock, RamList};
-use crate::rcu::{Guard, drop_later};
+use crate::rcu::{self, Guard, drop_later};
 use crate::sync::{Mutex, lock};
 use core::cell::LazyCell;
 use core::fmt;
@@ -80,6 +80,10 @@ pub enum NotServed {
     /// it running.
     #[error("a vCPU that has to answer runs on this thread: ask from another, or while it is parked")]
     OwnThread,
+    /// This thread holds an RCU guard. A vCPU that has to answer may be in a subscriber that waits for the end of all guards
+    /// ([`synchronize`](crate::synchronize)), and each would wait for the other.
+    #[error("this thread holds an RCU guard, and a vCPU that has to answer may wait for its end: drop the guard first")]
+    Pinned,
 }
 
 /// All that may hold fast store entries to the RAM of one list.
@@ -147,6 +151,11 @@ impl Listeners {
         });
         let mut answers = SmallVec::<[_; 2]>::new();
         self.each(|listener| answers.extend(listener.rearm(&pages)));
+        if rcu::is_pinned() {
+            // SAFE-1: with a guard held nothing is waited for.
+            let served = answers.iter_mut().all(|answers| answers.is_served());
+            return if served { Ok(()) } else { Err(NotServed::Pinned) };
+        }
         let until = timeout.and_then(|timeout| Instant::now().checked_add(timeout));
         let waited = timeout.unwrap_or(Duration::MAX);
         answers.iter().try_for_each(|answers| answers.wait(until)).map_err(|why| match why {
@@ -171,7 +180,8 @@ impl RamList {
     /// waits for as long as it takes. With no guard held, and no lock that a vCPU might wait for (SAFE-1).
     ///
     /// # Errors
-    /// [`NotServed`]: time ran out, or a vCPU that has to answer runs on this thread.
+    /// [`NotServed`]: time ran out, a vCPU that has to answer runs on this thread, or there is one to wait for and this thread
+    /// holds a guard.
     pub fn rearm(&self, pages: &[PageRange], timeout: Option<Duration>) -> Result<(), NotServed> {
         self.listeners().rearm(|| pages.to_vec(), timeout)
     }

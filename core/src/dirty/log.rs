@@ -193,7 +193,7 @@ impl LogBuilder {
     /// # Errors
     /// Nothing is logged then. The client was dropped, or has another log that shares pages with this one and differs in its
     /// regions or in rings; a region's block has left the list, or there is no page; the rings' size is not possible; a vCPU
-    /// did not answer ([`NotServed`]).
+    /// did not answer, or has to be waited for while this thread holds a guard ([`NotServed`]).
     pub fn start(self) -> Result<DirtyLog, LogError> {
         let (timeout, list) = (self.timeout, self.list.clone());
         let new = self.join_or_make()?;
@@ -301,7 +301,8 @@ impl DirtyLog {
     /// long as it takes. The caller holds no RCU guard, and no lock that a vCPU might wait for (SAFE-1).
     ///
     /// # Errors
-    /// [`NotServed`] if a vCPU did not answer in time, or runs on this thread: the pages come with the next sync.
+    /// [`NotServed`] if a vCPU did not answer in time, or runs on this thread, or one has to be waited for and this thread holds a
+    /// guard: the pages come with the next sync.
     /// [`LogError::Gone`] if the client was dropped, [`LogError::Unplugged`] if every block of the log's regions left the list.
     pub fn sync(&self, timeout: Option<Duration>) -> Result<Harvest<'_>, LogError> {
         self.harvest(None, timeout)
