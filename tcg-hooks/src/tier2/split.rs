@@ -24,7 +24,7 @@ const STEP: i64 = PAGE_SIZE as i64 / 4;
 /// Bases that are checked in front of a loop, at most.
 const BASES: usize = 6;
 /// Instructions of all loops that are split, at most: a TB has room for so many more.
-const COPIED: u32 = 144;
+const COPIED: u32 = 176;
 /// Sites of a region, at most: their numbers have ten bits.
 const SITES: usize = 1000;
 
@@ -34,18 +34,18 @@ pub(super) fn split(region: &mut Region, learned: &dyn Fn(u64) -> Learned) -> bo
         join(region, number);
     }
     let blocks = region.blocks.len() as u16;
-    let split: Vec<u16> = (0..blocks).filter(|&number| split_one(region, number, learned)).collect();
-    if split.is_empty() {
+    // The busiest first: there is room for so many.
+    let mut numbers: Vec<u16> = (0..blocks).collect();
+    numbers.sort_by_key(|&number| std::cmp::Reverse(region.weights[usize::from(number)]));
+    numbers.retain(|&number| split_one(region, number, learned));
+    if numbers.is_empty() {
         return false;
     }
     // A fast copy is emitted behind its head, cold ones behind all.
     let mut order: Vec<u16> = Vec::with_capacity(region.blocks.len());
-    let mut fast = (blocks..).step_by(2);
     for number in 0..blocks {
         order.push(number);
-        if split.contains(&number) {
-            order.extend(fast.next());
-        }
+        order.extend(numbers.iter().position(|&n| n == number).map(|k| blocks + 2 * k as u16));
     }
     order.extend((blocks + 1..region.blocks.len() as u16).step_by(2));
     reorder(region, &order);
@@ -147,7 +147,7 @@ fn split_one(region: &mut Region, number: u16, learned: &dyn Fn(u64) -> Learned)
     // A check that fails is not done again at once: the clock of the cold copy is the budget.
     let (cond, out) = if fall == here { (cond, taken) } else { (cond.negate(), fall) };
     let term = Term::Again { cond, a, b, word, out, fast: cold, head: number, clock: 0 };
-    push_block(region, Block { poll: true, term, ..block }, &ops, weight.div_ceil(2));
+    push_block(region, Block { poll: true, term, ..block }, &ops, weight.div_ceil(16));
     let first = region.checks.len() as i64;
     let heads: Vec<Ir> = (first..)
         .zip(&checks)
