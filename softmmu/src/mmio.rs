@@ -95,6 +95,7 @@ pub(crate) fn calling<R>(dev: &dyn MmioDevice, f: impl FnOnce() -> R) -> R {
 }
 
 /// Is this thread inside of a call of the device?
+#[inline]
 pub(crate) fn is_inside(dev: &dyn MmioDevice) -> bool {
     let mut call = CALLS.get();
     // SAFETY: null, or a call that is under way: it lies in a frame of this thread further out, which `Leave` outlives.
@@ -107,9 +108,13 @@ pub(crate) fn is_inside(dev: &dyn MmioDevice) -> bool {
     false
 }
 
-/// Reads `size` bytes, split if need be. `None`: the device takes nothing that narrow, and was not called.
+/// Reads `size` bytes, split if need be. `None`: the device takes nothing that narrow, or this thread is inside of it; it was
+/// not called.
 #[inline]
 pub(crate) fn read(dev: &dyn MmioDevice, sizes: SizeMask, offset: u64, size: MemSize) -> Option<u64> {
+    if is_inside(dev) {
+        return None;
+    }
     if sizes.contains(size) {
         return Some(calling(dev, || dev.read(offset, size)) & size.mask());
     }
@@ -124,6 +129,9 @@ pub(crate) fn read(dev: &dyn MmioDevice, sizes: SizeMask, offset: u64, size: Mem
 /// Writes `size` bytes, split if need be. `None` as in [`read`].
 #[inline]
 pub(crate) fn write(dev: &dyn MmioDevice, sizes: SizeMask, offset: u64, size: MemSize, value: u64) -> Option<()> {
+    if is_inside(dev) {
+        return None;
+    }
     if sizes.contains(size) {
         calling(dev, || dev.write(offset, size, value & size.mask()));
         return Some(());

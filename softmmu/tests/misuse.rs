@@ -211,6 +211,35 @@ fn a_device_that_calls_itself_is_refused_and_the_stack_holds() {
 }
 
 #[test]
+fn a_device_that_stores_to_itself_with_a_vcpu_of_its_own_faults_there_and_the_stack_holds() {
+    struct Runs(Mutex<Vec<bool>>, Weak<AddressSpace>);
+    impl MmioDevice for Runs {
+        fn read(&self, _: u64, _: MemSize) -> u64 {
+            let mut own = SoftMmu::new(&self.1.upgrade().unwrap(), 0).unwrap();
+            let faults = own.run(&mut NoHooks).load(&mut NoHooks, MmuIdx::M, va(0x5000_0000), MemSize::B4).is_err();
+            self.0.lock().unwrap().push(faults);
+            7
+        }
+        fn write(&self, _: u64, _: MemSize, _: u64) {
+            let mut own = SoftMmu::new(&self.1.upgrade().unwrap(), 0).unwrap();
+            let faults = own.run(&mut NoHooks).store(&mut NoHooks, MmuIdx::M, va(0x5000_0000), MemSize::B4, 1).is_err();
+            self.0.lock().unwrap().push(faults);
+        }
+    }
+    let mut vm = Vm::new();
+    let dev = Arc::new(Runs(Mutex::default(), Arc::downgrade(&vm.space)));
+    vm.space.map_mmio(pa(0x5000_0000), 4096, dev.clone(), 0).unwrap();
+    let _ = vm.mmu.serve(&mut vm.tbs);
+    // Twice: the second time the device is known to the TLB.
+    for _ in 0..2 {
+        vm.put(0x5000_0008, MemSize::B4, 1);
+    }
+    let mut into = [0; 4];
+    vm.space.read(pa(0x5000_0000), &mut into).unwrap();
+    assert_eq!((into[0], &**dev.0.lock().unwrap()), (7, &[true; 3][..]));
+}
+
+#[test]
 fn a_block_that_is_mapped_does_not_leave_its_list_and_one_that_has_left_is_not_mapped() {
     let vm = Vm::new();
     let dimm = vm.ram.add(RamBlockSpec::new("dimm", 0x2000)).unwrap();
