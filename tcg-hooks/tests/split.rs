@@ -64,6 +64,7 @@ fn body(rng: &mut Rng, asm: &mut Asm, steps: [i32; 2]) {
                     asm.op(rng.pick(&[Op::Sh1add, Op::Sh2add, Op::Sh3add]), address, index, T, 0);
                 }
                 let to = if rng.chance(60) { address } else { d };
+                let to = if rng.chance(5) { ZERO } else { to };
                 asm.op(rng.pick(&[Op::Lbu, Op::Lh, Op::Lw, Op::Ld]), to, address, 0, 0);
             }
             // Mostly nowhere, in each turn: nothing is checked in front then.
@@ -176,6 +177,31 @@ fn stats_of(rng: &mut Rng, seed: u64) -> VcpuStats {
         assert_eq!(ours.dirty(), oracle.dirty(), "seed {seed}, stop {stop}: dirty pages");
     }
     ours.vm.vcpu.stats()
+}
+
+/// The address is made by three instructions, its register is written again, and nothing keeps what is loaded.
+#[test]
+fn a_look_up_into_x0_leaves_x0_zero() {
+    for rd in [ZERO, V[0]] {
+        let run = |engine, flags| {
+            let mut asm = Asm::at(CODE);
+            asm.la(T, RAM + 0x4000).word(COUNT, 500).i(addi(V[1], ZERO, 0));
+            let again = asm.here();
+            asm.op(Op::Andi, V[2], COUNT, 0, 0xff).op(Op::Slli, V[2], V[2], 0, 3).op(Op::Add, V[2], V[2], T, 0);
+            asm.op(Op::Ld, rd, V[2], 0, 0).i(addi(V[2], ZERO, 1)).op(Op::Add, V[1], V[1], ZERO, 0);
+            asm.i(addi(COUNT, COUNT, -1));
+            asm.op(Op::Bne, 0, COUNT, 0, (again as i64 - asm.here() as i64) as i32).op(Op::Add, V[3], ZERO, ZERO, 0);
+            asm.stop();
+            let mut machine = machine(engine, flags, &asm, 1);
+            machine.vm.run(CODE);
+            (machine.vm.vcpu.cpu().x, machine.vm.vcpu.stats().tb.tier2)
+        };
+        let flags = JitFlags { samples: false, ..eager() };
+        let (ours, oracle) = (run(EngineKind::Jit, flags), run(EngineKind::Interp, flags));
+        assert_eq!(ours.0, oracle.0);
+        assert_eq!((ours.0[0], ours.0[usize::from(V[3])]), (0, 0));
+        assert!(ours.1 > 0);
+    }
 }
 
 #[test]

@@ -71,27 +71,7 @@ impl Emitter {
         }
         let index = self.source(ir.b, RCX);
         let disp = self.flat.unwrap_or_default() + ir.imm as i32;
-        let d = self.target(ir.rd, RAX);
-        macro_rules! go {
-            ($op:ident $reg:ident $size:ident) => {
-                match shift {
-                    0 => dynasm!(self.ops; .arch x64; $op $reg(d), $size [Rq(base) + Rq(index) + disp]),
-                    1 => dynasm!(self.ops; .arch x64; $op $reg(d), $size [Rq(base) + 2 * Rq(index) + disp]),
-                    2 => dynasm!(self.ops; .arch x64; $op $reg(d), $size [Rq(base) + 4 * Rq(index) + disp]),
-                    _ => dynasm!(self.ops; .arch x64; $op $reg(d), $size [Rq(base) + 8 * Rq(index) + disp]),
-                }
-            };
-        }
-        match (mem.bytes(), mem.signed()) {
-            (1, true) => go!(movsx Rq BYTE),
-            (1, false) => go!(movzx Rd BYTE),
-            (2, true) => go!(movsx Rq WORD),
-            (2, false) => go!(movzx Rd WORD),
-            (4, true) => go!(movsxd Rq DWORD),
-            (4, false) => go!(mov Rd DWORD),
-            _ => go!(mov Rq QWORD),
-        }
-        self.done(ir.rd, d);
+        self.load_into(ir.rd, mem, base, Some((index, shift)), disp);
     }
 }
 

@@ -257,13 +257,21 @@ impl Emitter {
     pub(super) fn load_from_ram(&mut self, base: u8, ir: &Ir, mem: MemOp) {
         let imm = ir.imm as i32;
         let (indexed, disp) = self.host_address(imm);
-        let d = if ir.rd == 0 { RAX } else { self.target(ir.rd, RAX) };
+        self.load_into(ir.rd, mem, base, indexed.then_some((RCX, 0)), disp);
+    }
+
+    /// Loads from host memory: `base + disp`, and maybe an index, shifted.
+    pub(super) fn load_into(&mut self, rd: u8, mem: MemOp, base: u8, index: Option<(u8, u8)>, disp: i32) {
+        // What is loaded into x0 is loaded, and forgotten.
+        let d = if rd == 0 { RAX } else { self.target(rd, RAX) };
         macro_rules! go {
             ($op:ident $reg:ident $size:ident) => {
-                if indexed {
-                    dynasm!(self.ops; .arch x64; $op $reg(d), $size [Rq(base) + rcx + disp])
-                } else {
-                    dynasm!(self.ops; .arch x64; $op $reg(d), $size [Rq(base) + disp])
+                match index {
+                    None => dynasm!(self.ops; .arch x64; $op $reg(d), $size [Rq(base) + disp]),
+                    Some((x, 0)) => dynasm!(self.ops; .arch x64; $op $reg(d), $size [Rq(base) + Rq(x) + disp]),
+                    Some((x, 1)) => dynasm!(self.ops; .arch x64; $op $reg(d), $size [Rq(base) + 2 * Rq(x) + disp]),
+                    Some((x, 2)) => dynasm!(self.ops; .arch x64; $op $reg(d), $size [Rq(base) + 4 * Rq(x) + disp]),
+                    Some((x, _)) => dynasm!(self.ops; .arch x64; $op $reg(d), $size [Rq(base) + 8 * Rq(x) + disp]),
                 }
             };
         }
@@ -276,8 +284,8 @@ impl Emitter {
             (4, false) => go!(mov Rd DWORD),
             _ => go!(mov Rq QWORD),
         }
-        if ir.rd != 0 {
-            self.done(ir.rd, d);
+        if rd != 0 {
+            self.done(rd, d);
         }
     }
 
