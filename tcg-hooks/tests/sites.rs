@@ -1,4 +1,4 @@
-//! What is learned of a site: one that is often misaligned, or whose store often lies beside code, is emitted again for it,
+//! What is learned of a site: one that is often misaligned, or often stores beside code, is emitted again for it,
 //! and once.
 
 mod common;

@@ -1,4 +1,4 @@
-//! Loops whose checks are in front of them: random ones over every kind of memory are what the oracle says, wherever they are
+//! Loops with their checks in front of them: random ones over every kind of memory are what the oracle says, wherever they are
 //! stopped.
 
 mod common;

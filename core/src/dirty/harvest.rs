@@ -90,7 +90,7 @@ pub enum NotServed {
 #[derive(Default)]
 pub(crate) struct Listeners(Mutex<Vec<Arc<dyn Known>>>);
 
-/// A listener that another keeps alive. Not a `Weak` of any type: of a sized one it is known who has the last `Arc`.
+/// A listener that another keeps alive. Not a `Weak` of any type: of a sized one it is known where the last `Arc` is.
 trait Known: Send + Sync {
     fn is_gone(&self) -> bool;
 

@@ -9,7 +9,7 @@ const WEIGHTS: [u32; 4] = [1, 8, 64, 512];
 pub(crate) type Weights = [u32; MAX_INSNS];
 
 impl Region {
-    /// Is this block a loop of its own, all of whose accesses may be checked in front of it? Nothing in it serves requests.
+    /// Is this block a loop of its own, and may all its accesses be checked in front of it? Nothing in it serves requests.
     pub(crate) fn is_simple_loop(&self, number: u16) -> bool {
         let (block, here) = (&self.blocks[usize::from(number)], Target::Block(number));
         let round = matches!(block.term, Term::Branch { taken, fall, .. } if (taken == here) != (fall == here));

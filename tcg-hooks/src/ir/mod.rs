@@ -139,7 +139,7 @@ pub enum Kind {
     Load(MemOp),
     /// `[a + imm] = b`
     Store(MemOp),
-    /// The bytes that [`Region::checks`] has at `imm` lie on pages whose accesses need no check, off `a`; or control goes on
+    /// The bytes that [`Region::checks`] has at `imm` lie on pages where accesses need no check, off `a`; or control goes on
     /// at its cold block
     Check,
     /// `rd = [a + (b << n) + imm]`, checked before

@@ -125,7 +125,7 @@ pub(crate) struct TbCache {
     pub(super) chunk_tbs: Vec<Vec<TbId>>,
     pub(super) ghosts: Ghosts,
     pub(super) odd: Places,
-    /// Sites whose stores often lie beside code.
+    /// Sites with stores that often lie beside code.
     pub(super) beside: Places,
     pub(super) hot: HotKeys,
     /// Bytes that are kept of the TBs that live, apart from their code.

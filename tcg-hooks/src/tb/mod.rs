@@ -7,7 +7,7 @@
 //!           ├─ exits and incoming links of each Tb                           chain.rs
 //!           ├─ invalidate(bytes): everything that overlaps dies              invalidate.rs
 //!           ├─ hot: TBs that tier 2 is to make                                hot.rs
-//!           ├─ odd, beside: sites whose code is made for what they do         sites.rs
+//!           ├─ odd, beside: sites with code made for what they do             sites.rs
 //!           └─ provisional: bytes to be compared once every vCPU answered    provisional.rs
 //! ```
 //!

@@ -1,4 +1,4 @@
-//! A loop of one block in two: one whose accesses were checked in front of it, and one with a check for each.
+//! A loop of one block in two: one with its accesses checked in front of it, and one with a check for each.
 //!
 //! ```text
 //!   b1:  check a1 … ; check s2 … ──no──▶ b8    each base that the loop leaves alone or moves by one step, for all its accesses

@@ -131,7 +131,7 @@ pub(crate) struct Emitter {
     behind_fence: Option<Label>,
     /// The sites whose probes let misaligned accesses through. Of the TB being emitted.
     pub(crate) odd: SiteSet,
-    /// Sites of the region whose stores often lie beside code.
+    /// Sites of the region with stores that often lie beside code.
     pub(crate) beside: SiteSet,
 }
 
