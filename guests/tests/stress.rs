@@ -129,6 +129,14 @@ fn send(memory: &Memory, addr: u64, value: u64) {
     memory.write(addr, &value.to_le_bytes()).expect("boot RAM");
 }
 
+/// Says that something is over, also if its thread panics.
+struct Over<'a>(&'a AtomicBool);
+impl Drop for Over<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::Release);
+    }
+}
+
 /// The guest is told to end also if a thread panics, or the run would not end.
 struct Stop<'a>(&'a Memory, &'a AtomicBool);
 impl Drop for Stop<'_> {
@@ -205,15 +213,16 @@ fn no_store_is_lost_while_ram_comes_and_goes_and_code_is_patched() {
         Harvester::new("bitmap", &list, start(list.log(DirtyClient::MIGRATION))),
         Harvester::new("rings", &list, start(list.log(own).rings(1024))),
     ];
-    let (stopped, dma) = (AtomicBool::new(false), Mutex::new(Vec::<(u64, u64)>::new()));
-    let (memory, harvesters, stopped, dma, list) = (&memory, &harvesters, &stopped, &dma, &list);
+    let (stopped, ended, dma) = (AtomicBool::new(false), AtomicBool::new(false), Mutex::new(Vec::<(u64, u64)>::new()));
+    let (memory, harvesters, stopped, ended, dma, list) = (&memory, &harvesters, &stopped, &ended, &dma, &list);
     let (mut total, mut highest, mut traps) = (0, 0, 0);
     std::thread::scope(|scope| {
         let runner = scope.spawn(|| {
+            let _over = Over(ended);
             loop {
                 match machine.run_to_end() {
                     // Until its harvester has come by.
-                    MachineExit::RingFull => std::thread::yield_now(),
+                    MachineExit::RingFull if !ended.load(Ordering::Acquire) => std::thread::yield_now(),
                     exit => break exit,
                 }
             }
@@ -221,9 +230,10 @@ fn no_store_is_lost_while_ram_comes_and_goes_and_code_is_patched() {
         let stop = Stop(memory, stopped);
         for (n, harvester) in harvesters.iter().enumerate() {
             scope.spawn(move || {
-                let _stop = Stop(memory, stopped);
+                let _both = (Stop(memory, stopped), Over(ended));
                 let mut rng = Rng::new(seed + 1 + n as u64);
-                while !stopped.load(Ordering::Acquire) {
+                // As long as a hart runs: one whose ring is full does not come to see that it shall stop.
+                while !ended.load(Ordering::Acquire) {
                     harvester.sync();
                     std::thread::sleep(Duration::from_micros(rng.below(4000)));
                 }
@@ -318,7 +328,7 @@ fn no_store_is_lost_while_ram_comes_and_goes_and_code_is_patched() {
                 count(Count::Calls),
                 count(Count::Traps)
             );
-            assert!(count(Count::Calls) > 0, "hart {hart} did nothing");
+            assert!(count(Count::Calls) > 0 || blocks < 1000, "hart {hart} did nothing");
             traps += count(Count::Traps);
         }
         assert_eq!(runner.join().expect("it does not panic"), PASS);
