@@ -85,6 +85,7 @@ pub mod mmio;
 mod mmu;
 mod notdirty;
 mod registry;
+mod rights;
 mod safepoint;
 mod slow;
 pub mod tlb;
@@ -99,6 +100,7 @@ pub use mmio::{MmioDevice, SizeMask};
 pub use mmu::{CodeInvalidator, Hooks, NoHooks, Running, ServeReport, SlowStats, SoftMmu};
 pub use notdirty_core::{CodePage, CodePages, HALVES_OFFSET, MASK_OFFSET, VcpuId, lines_of};
 pub use registry::{Pending, VcpuRegistry};
+pub use rights::Rights;
 pub use safepoint::{Started, VcpuPort};
 
 /// For the tests of this workspace only: requests and answers by hand. A program's requests are made in this crate, and its

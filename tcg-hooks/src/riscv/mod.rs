@@ -3,9 +3,11 @@
 //! ```text
 //!   opcodes ──▶ decode, compressed ──▶ Insn ──▶ translator | interp (the oracle) | disasm
 //!   csr: the registers and who may touch them         trap: into a handler and back       fpu: F and D
+//!   walk: from a virtual page to a physical one       pmp: what may be done there
 //! ```
 //!
-//! Deliberately absent so far: S and U mode, paging, PMP that protects (its registers are storage).
+//! Deliberately absent so far: S and U mode, paging, PMP that protects (its registers are storage). `walk` and `pmp` are
+//! there for them, and nothing calls them yet.
 pub mod compressed;
 pub mod csr;
 pub mod decode;
@@ -15,7 +17,9 @@ pub mod isa;
 #[cfg(test)]
 mod llvm_tests;
 pub mod opcodes;
+pub mod pmp;
 pub mod trap;
+pub mod walk;
 
 pub use decode::{Insn, decode, decode_any};
 pub use isa::{Extension, Isa};
