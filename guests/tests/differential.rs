@@ -105,6 +105,9 @@ fn hart_difference(ours: &CpuState, theirs: &CpuState) -> Option<String> {
     if ours.pc != theirs.pc {
         return Some(format!("pc {:#x} instead of {:#x}", ours.pc, theirs.pc));
     }
+    if ours.privilege != theirs.privilege {
+        return Some(format!("{} instead of {}", ours.privilege, theirs.privilege));
+    }
     if let Some(n) = (0..32).find(|&n| ours.x[n] != theirs.x[n]) {
         return Some(format!("x{n} {:#x} instead of {:#x}", ours.x[n], theirs.x[n]));
     }

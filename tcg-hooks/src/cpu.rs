@@ -4,8 +4,9 @@
 //!   CpuState  x0..x31 | pc | retired ...        at the start of the TLB mapping's prefix,
 //!   [prefix: jit Context][TlbEntry; N]           so that one host register reaches both
 //! ```
-use crate::riscv::Isa;
-use crate::riscv::csr::Csrs;
+use crate::riscv::csr::{Csrs, mstatus};
+use crate::riscv::{Isa, Privilege};
+use notdirty_softmmu::MmuIdx;
 
 /// Architectural state of one hart. `repr(C)`: emitted code reaches it by offsets.
 #[repr(C)]
@@ -19,8 +20,8 @@ pub struct CpuState {
     pub retired: u64,
     /// Floating-point registers; a single-precision number has ones above it.
     pub f: [u64; 32],
-    /// Current privilege: 3 is M, 1 is S, 0 is U.
-    pub privilege: u8,
+    /// The mode that it runs in.
+    pub privilege: Privilege,
     /// This hart's number.
     pub hart_id: u64,
     /// The extensions that it has.
@@ -37,10 +38,27 @@ impl CpuState {
             pc: entry,
             retired: 0,
             f: [0; 32],
-            privilege: 3,
+            privilege: Privilege::M,
             hart_id,
             isa: Isa::ALL,
             csr: Csrs::default(),
+        }
+    }
+
+    /// How instructions are fetched.
+    #[inline]
+    pub fn fetch_idx(&self) -> MmuIdx {
+        self.privilege.into()
+    }
+
+    /// How loads and stores find memory: as in the mode of `mstatus.MPP` while `MPRV` is set.
+    #[inline]
+    pub fn data_idx(&self) -> MmuIdx {
+        let status = self.csr.mstatus;
+        if status & mstatus::MPRV == 0 {
+            self.privilege.into()
+        } else {
+            Privilege::from_bits(status >> mstatus::MPP_SHIFT).into()
         }
     }
 }

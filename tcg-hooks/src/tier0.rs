@@ -21,7 +21,7 @@ use crate::riscv::trap::Trap;
 use crate::riscv::{Insn, Isa, Op, decode_any};
 use crate::translate::MAX_INSNS;
 use notdirty_core::PAGE_SIZE;
-use notdirty_softmmu::{FetchPage, GuestVirt, MemFault, MemSize, MmuIdx, StoreEffect};
+use notdirty_softmmu::{FetchPage, GuestVirt, MemFault, MemSize, StoreEffect};
 
 /// Instructions before the exec loop looks, some 40 us: a slice may be longer, as what ran before was faster.
 const STRETCH: i64 = 4096;
@@ -100,8 +100,8 @@ pub(crate) fn run(core: &mut Core, ctx: &mut Context) -> Why {
                 match fetch(core, ctx, &mut code) {
                     Ok(insn) => insn,
                     Err(fault) => {
-                        core.take_trap(&mut ctx.cpu, &fault.into());
-                        (pc, jumped) = (ctx.cpu.pc, true);
+                        core.take_trap(ctx, &fault.into());
+                        (pc, jumped, code) = (ctx.cpu.pc, true, Code::nowhere(ctx.cpu.isa));
                         if core.trap_loop {
                             break Why::Look;
                         }
@@ -118,8 +118,9 @@ pub(crate) fn run(core: &mut Core, ctx: &mut Context) -> Why {
                 done += 1;
                 break Why::Look;
             }
+            Flow::Far(next) => (pc, jumped, code) = (next, true, Code::nowhere(ctx.cpu.isa)),
             Flow::Trapped => {
-                (pc, jumped) = (ctx.cpu.pc, true);
+                (pc, jumped, code) = (ctx.cpu.pc, true, Code::nowhere(ctx.cpu.isa));
                 if core.trap_loop {
                     break Why::Look;
                 }
@@ -144,18 +145,18 @@ fn show(ctx: &mut Context, pc: u64, start: u64, done: u64) {
 
 /// The instruction at `cpu.pc` by the long way, and the page it starts on for those behind it.
 fn fetch(core: &mut Core, ctx: &mut Context, code: &mut Code) -> Result<Insn, MemFault> {
-    let pc = ctx.cpu.pc;
+    let (pc, idx) = (ctx.cpu.pc, ctx.cpu.fetch_idx());
     let (mmu, mut hooks) = core.split(ctx);
-    let page = mmu.fetch(&mut hooks, MmuIdx::M, GuestVirt::new(pc))?;
+    let page = mmu.fetch(&mut hooks, idx, GuestVirt::new(pc))?;
     *code = Code::page(code.isa, pc, page);
     if let Some(insn) = code.insn(pc) {
         return Ok(insn);
     }
-    let low = mmu.fetch_u16(&mut hooks, MmuIdx::M, GuestVirt::new(pc))?;
+    let low = mmu.fetch_u16(&mut hooks, idx, GuestVirt::new(pc))?;
     if low & 3 != 3 {
         return Ok(code.isa.filter(decode_any(low, low.into()), low.into()));
     }
-    let high = mmu.fetch_u16(&mut hooks, MmuIdx::M, GuestVirt::new(pc.wrapping_add(2)))?;
+    let high = mmu.fetch_u16(&mut hooks, idx, GuestVirt::new(pc.wrapping_add(2)))?;
     let bits = u32::from(high) << 16 | u32::from(low);
     Ok(code.isa.filter(decode_any(low, bits), bits))
 }
@@ -164,6 +165,8 @@ fn fetch(core: &mut Core, ctx: &mut Context, code: &mut Code) -> Result<Insn, Me
 enum Flow {
     Next(u64),
     Jump(u64),
+    /// As `Jump`; code that was fetched before may be another's, as after a change of mode.
+    Far(u64),
     /// The exec loop must look first.
     Look(u64),
     /// It did not retire; the trap was taken.
@@ -228,8 +231,9 @@ fn step(core: &mut Core, ctx: &mut Context, insn: &Insn, pc: u64, retired: u64) 
         }
         Op::Lb | Op::Lh | Op::Lw | Op::Ld | Op::Lbu | Op::Lhu | Op::Lwu => {
             show(ctx, pc, retired, 0);
+            let idx = ctx.cpu.data_idx();
             let (mmu, mut hooks) = core.split(ctx);
-            match mmu.load(&mut hooks, MmuIdx::M, GuestVirt::new(a.wrapping_add(imm)), size(insn.op)) {
+            match mmu.load(&mut hooks, idx, GuestVirt::new(a.wrapping_add(imm)), size(insn.op)) {
                 Ok(raw) => match insn.op {
                     Op::Lb => raw as i8 as i64 as u64,
                     Op::Lh => raw as i16 as i64 as u64,
@@ -241,8 +245,9 @@ fn step(core: &mut Core, ctx: &mut Context, insn: &Insn, pc: u64, retired: u64) 
         }
         Op::Sb | Op::Sh | Op::Sw | Op::Sd => {
             show(ctx, pc, retired, 0);
+            let idx = ctx.cpu.data_idx();
             let (mmu, mut hooks) = core.split(ctx);
-            return match mmu.store(&mut hooks, MmuIdx::M, GuestVirt::new(a.wrapping_add(imm)), size(insn.op), b) {
+            return match mmu.store(&mut hooks, idx, GuestVirt::new(a.wrapping_add(imm)), size(insn.op), b) {
                 Err(fault) => trap(core, ctx, &fault.into()),
                 Ok(StoreEffect::NONE) => Flow::Next(next),
                 Ok(_) if core.mmu.port().kicked() => Flow::Look(next),
@@ -269,7 +274,7 @@ fn branch(taken: Option<u64>, next: u64) -> Flow {
 }
 
 fn trap(core: &mut Core, ctx: &mut Context, trap: &Trap) -> Flow {
-    core.take_trap(&mut ctx.cpu, trap);
+    core.take_trap(ctx, trap);
     Flow::Trapped
 }
 
@@ -286,14 +291,14 @@ fn rare(core: &mut Core, ctx: &mut Context, insn: &Insn, pc: u64) -> Flow {
         return Flow::Next(next);
     }
     if insn.op == Op::Fence {
-        if insn.orders_stores_before_loads() {
+        if insn.orders_stores_before_loads(ctx.cpu.privilege) {
             crate::barrier::full();
         }
         return Flow::Next(next);
     }
     match execute(core, ctx, &Site { pc, insn: *insn, refund: 0, does: Does::Execute, learned: 0 }) {
         Outcome::Next => Flow::Next(next),
-        Outcome::Go(pc) => Flow::Jump(pc),
+        Outcome::Go(pc) => Flow::Far(pc),
         Outcome::Leave(pc) => Flow::Look(pc),
         Outcome::Trap(cause) => trap(core, ctx, &cause),
     }

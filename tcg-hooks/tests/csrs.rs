@@ -1,14 +1,14 @@
 //! Every one of the 4,096 numbers, in every form of Zicsr, is what the table of registers says, on every engine.
 //!
-//! For each number a program does each form with `rd` and `rs1` zero and not, and writes down what it read, what it reads
-//! afterwards, and what trapped. The table's claims are worked out here a second time.
+//! For each number a program does each form with `rd` and `rs1` zero and not, in each mode, and writes down what it read,
+//! what it reads afterwards, and what trapped. The table's claims are worked out here a second time.
 
 mod common;
 
 use common::*;
 use notdirty_softmmu::GuestPhys;
-use notdirty_tcg::riscv::csr::{self, CsrEffect, Rule, TABLE, Value, mstatus, num};
-use notdirty_tcg::riscv::{Isa, Op};
+use notdirty_tcg::riscv::csr::{self, CsrEffect, Gate, Rule, TABLE, Value, envcfg, irq, mstatus, num};
+use notdirty_tcg::riscv::{Isa, Op, Privilege};
 use notdirty_tcg::testkit::encode;
 use notdirty_tcg::{EngineKind, JitFlags};
 
@@ -19,6 +19,29 @@ const LOG: u64 = RAM + 0x9000;
 
 /// What `rd` holds before.
 const BEFORE: i32 = 77;
+
+/// How the hart is when a number's program begins.
+#[derive(Debug, Clone, Copy)]
+struct Way {
+    mode: Privilege,
+    /// Have the modes above enabled all that can be, and delegated?
+    enabled: bool,
+    fs: u64,
+    isa: Isa,
+}
+
+impl Way {
+    /// Does this mode reach the register?
+    fn reaches(&self, csr: u16, row: &csr::Row) -> bool {
+        let open = match row.gate {
+            Gate::None => true,
+            Gate::Float => self.fs != 0,
+            Gate::Counter | Gate::Timer | Gate::Translation => self.enabled || self.mode == Privilege::M,
+        };
+        // 0 is U, 1 is S, 3 is M.
+        row.present() && open && u64::from(csr >> 8 & 3) <= self.mode.bits()
+    }
+}
 
 /// One instruction of a number's program.
 #[derive(Debug, Clone, Copy)]
@@ -80,7 +103,7 @@ struct Seen {
     told: u64,
 }
 
-fn program(csr: u16, cases: &[Case]) -> Asm {
+fn program(csr: u16, cases: &[Case], mode: Privilege) -> Asm {
     let mut asm = Asm::at(CODE);
     let csrrw = |rs1: u8, csr: u16| encode(Op::Csrrw, ZERO, rs1, 0, csr.into());
     asm.la(S0, OPERANDS).la(S1, LOG).la(S2, HANDLER);
@@ -89,7 +112,9 @@ fn program(csr: u16, cases: &[Case]) -> Asm {
         asm.i(case.bits(csr));
         asm.op(Op::Csrrs, A2, ZERO, 0, csr.into());
         // The handler's own may have been written.
-        asm.i(csrrw(S2, num::MTVEC));
+        if mode == Privilege::M {
+            asm.i(csrrw(S2, num::MTVEC));
+        }
         for (at, register) in [A0, A2, T4, T3].into_iter().enumerate() {
             asm.op(Op::Sd, 0, S1, register, 8 * at as i32);
         }
@@ -113,14 +138,21 @@ fn machine(engine: EngineKind, flags: JitFlags) -> Vm {
     vm
 }
 
-fn run(vm: &mut Vm, csr: u16, cases: &[Case], fs: u64, isa: Isa) -> Vec<Seen> {
+fn run(vm: &mut Vm, csr: u16, cases: &[Case], way: Way) -> Vec<Seen> {
     let operands: Vec<u8> = cases.iter().flat_map(|case| case.operand.to_le_bytes()).collect();
     vm.space.write(GuestPhys::new(OPERANDS), &operands).unwrap();
     vm.space.write(GuestPhys::new(LOG), &vec![0xee; 32 * cases.len()]).unwrap();
-    program(csr, cases).put(vm);
+    program(csr, cases, way.mode).put(vm);
     let cpu = vm.vcpu.cpu_mut();
-    (cpu.csr, cpu.isa) = (Default::default(), isa);
-    (cpu.csr.mtvec, cpu.csr.mstatus) = (HANDLER, mstatus::MPP | fs);
+    (cpu.csr, cpu.isa, cpu.privilege) = (Default::default(), way.isa, way.mode);
+    cpu.csr.mtvec = HANDLER;
+    cpu.csr.mstatus |= way.fs;
+    if way.enabled {
+        (cpu.csr.mcounteren, cpu.csr.scounteren, cpu.csr.menvcfg) = (0xffff_ffff, 0xffff_ffff, envcfg::STCE);
+        cpu.csr.mideleg = irq::SUPERVISOR;
+    } else {
+        cpu.csr.mstatus |= mstatus::TVM;
+    }
     vm.run(CODE);
     let mut log = vec![0; 32 * cases.len()];
     vm.space.read(GuestPhys::new(LOG), &mut log).unwrap();
@@ -128,33 +160,48 @@ fn run(vm: &mut Vm, csr: u16, cases: &[Case], fs: u64, isa: Isa) -> Vec<Seen> {
     words.chunks_exact(4).map(|w| Seen { rd: w[0], after: w[1], traps: w[2], told: w[3] }).collect()
 }
 
-/// What a register reads once `new` was written to it, by its row; `None` where that is not the row's to say.
-fn legal(row: &csr::Row, new: u64, isa: Isa) -> Option<u64> {
+/// What a register reads once `new` was written to it where there was `old`, by its row; `None` where that is not the row's
+/// to say.
+fn legal(row: &csr::Row, new: u64, old: u64, way: Way) -> Option<u64> {
     let plain = new & row.mask | row.ones;
+    let delegated = if way.enabled { irq::SUPERVISOR } else { 0 };
     Some(match (row.value, row.rule) {
-        (Value::Time | Value::Pins | Value::Isa | Value::HartId | Value::Absent(_), _) => return None,
+        (Value::Time | Value::Isa | Value::HartId | Value::Absent(_), _) => return None,
+        // With a timer STIP is not software's.
+        (Value::Pending(_), _) => plain & if way.enabled { !irq::STI } else { !0 },
+        (Value::Delegated | Value::DelegatedPending, _) => plain & delegated,
         (_, Rule::Status) => {
-            let fs = if isa.misa() >> 5 & 1 != 0 { plain & mstatus::FS } else { 0 };
-            plain & !(mstatus::FS | mstatus::SD) | fs | if fs == mstatus::FS { mstatus::SD } else { 0 }
+            let fs = if way.isa.misa() >> 5 & 1 != 0 { plain & mstatus::FS } else { 0 };
+            let sd = if fs == mstatus::FS { mstatus::SD } else { 0 };
+            // Of modes before, 2 is reserved.
+            let reserved = if plain >> 11 & 3 == 2 { 2 << 11 } else { 0 };
+            let fixed = if matches!(row.value, Value::Part(..)) { mstatus::UXL } else { 0 };
+            plain & !(mstatus::FS | mstatus::SD | reserved) | fs | sd | fixed
         }
         (_, Rule::Pmp) => {
-            let entry = |byte: u8| if byte & 3 == 2 { byte & !2 } else { byte };
-            u64::from_le_bytes(plain.to_le_bytes().map(entry))
+            // What is locked stands; W needs R.
+            let entry = |n: usize| match (plain.to_le_bytes()[n], old.to_le_bytes()[n]) {
+                (_, old) if old & 0x80 != 0 => old,
+                (byte, _) if byte & 3 == 2 => byte & !2,
+                (byte, _) => byte,
+            };
+            u64::from_le_bytes([0, 1, 2, 3, 4, 5, 6, 7].map(entry))
         }
-        (_, Rule::Plain | Rule::Inhibit) => plain,
+        (_, Rule::Satp) if new >> 60 != 0 => old,
+        (_, Rule::Envcfg) if plain >> 4 & 3 == 2 => plain & !(3 << 4),
+        (_, _) => plain,
     })
 }
 
 /// Compares what one number's cases saw with what the table claims.
-fn check(csr: u16, cases: &[Case], seen: &[Seen], fs: u64, isa: Isa) {
-    let row = csr::find(csr).filter(|row| row.present());
-    let there = row.filter(|row| fs != 0 || !matches!(row.value, Value::Float(_)));
+fn check(csr: u16, cases: &[Case], seen: &[Seen], way: Way) {
+    let there = csr::find(csr).filter(|row| way.reaches(csr, row));
     let read = encode(Op::Csrrs, A2, ZERO, 0, csr.into());
     let mut before: Option<u64> = None;
     for (case, seen) in cases.iter().zip(seen) {
         // The program puts the handler's own back.
         let last = if csr == num::MTVEC { Some(HANDLER) } else { before };
-        let what = format!("{} ({csr:#x}), {:?} rd x{} rs1 {}", csr::Name(csr), case.op, case.rd, case.rs1);
+        let what = format!("{} ({csr:#x}), {:?} rd x{} rs1 {}, {way:?}", csr::Name(csr), case.op, case.rd, case.rs1);
         let illegal = |words: &[u32]| {
             let told = words.iter().fold(0, |sum: u64, &bits| sum + 2 + u64::from(bits));
             (words.len() as u64, told)
@@ -183,7 +230,7 @@ fn check(csr: u16, cases: &[Case], seen: &[Seen], fs: u64, isa: Isa) {
             (Some(new), None) if matches!(case.op, Op::Csrrw | Op::Csrrwi) => Some(new),
             _ => None,
         };
-        if let Some(expected) = new.filter(|_| !traps).and_then(|new| legal(row, new, isa)) {
+        if let Some(expected) = new.filter(|_| !traps).and_then(|new| legal(row, new, old.unwrap_or(0), way)) {
             assert_eq!(seen.after, expected, "{what}: what a read after it is");
         } else if let Some(old) = old.filter(|_| traps || case.writes(0).is_none()) {
             assert_eq!(seen.after, old, "{what}: it is no write");
@@ -200,24 +247,34 @@ fn every_number_in_every_form_is_what_the_table_says_on_every_engine() {
     let no_float = Isa::parse("rv64imac").unwrap();
     for csr in 0..0x1000u16 {
         let cases = cases(csr);
-        let mut ways = vec![(mstatus::FS_INITIAL, Isa::ALL)];
-        if csr < 4 || csr == num::MSTATUS {
-            ways.extend([(0, Isa::ALL), (0, no_float)]);
+        let plain = Way { mode: Privilege::M, enabled: true, fs: mstatus::FS_INITIAL, isa: Isa::ALL };
+        let mut ways = vec![plain];
+        // A hart of another mode is only asked about registers that there are.
+        if csr::find(csr).is_some_and(csr::Row::present) {
+            ways.push(Way { enabled: false, ..plain });
+            for mode in [Privilege::S, Privilege::U] {
+                ways.extend([Way { mode, ..plain }, Way { mode, enabled: false, ..plain }]);
+            }
         }
-        for (fs, isa) in ways {
-            let seen = run(&mut oracle, csr, &cases, fs, isa);
-            check(csr, &cases, &seen, fs, isa);
+        if csr < 4 || matches!(csr, num::MSTATUS | num::SSTATUS) {
+            let mode = if csr < 4 { Privilege::U } else { plain.mode };
+            ways.extend([Way { fs: 0, ..plain }, Way { fs: 0, isa: no_float, ..plain }, Way { fs: 0, mode, ..plain }]);
+        }
+        for way in ways {
+            let seen = run(&mut oracle, csr, &cases, way);
+            check(csr, &cases, &seen, way);
             for (name, vm) in &mut others {
-                let mut ours = run(vm, csr, &cases, fs, isa);
+                let mut ours = run(vm, csr, &cases, way);
                 if csr == num::TIME {
                     // What the instruction clock says depends on where slices end.
                     ours.iter_mut().zip(&seen).for_each(|(ours, seen)| (ours.rd, ours.after) = (seen.rd, seen.after));
                 }
                 for ((case, ours), seen) in cases.iter().zip(&ours).zip(&seen) {
-                    assert_eq!(ours, seen, "{} ({csr:#x}), {case:?}, {name}", csr::Name(csr));
+                    assert_eq!(ours, seen, "{} ({csr:#x}), {case:?}, {way:?}, {name}", csr::Name(csr));
                 }
                 let (ours, theirs) = (vm.vcpu.cpu(), oracle.vcpu.cpu());
-                assert_eq!(csr::difference(&ours.csr, &theirs.csr), None, "{} {name}", csr::Name(csr));
+                assert_eq!(csr::difference(&ours.csr, &theirs.csr), None, "{} {way:?} {name}", csr::Name(csr));
+                assert_eq!(ours.privilege, theirs.privilege, "{}", csr::Name(csr));
             }
         }
     }
@@ -235,11 +292,10 @@ fn the_rows_are_in_order_and_claim_nothing_that_their_numbers_forbid() {
         let writes = row.mask != 0 || row.rule != Rule::Plain || row.effect != CsrEffect::None;
         assert!(!writes || row.present() && !csr::read_only(row.first), "{}", csr::Name(row.first));
         assert_eq!(row.mask & row.ones, 0, "{}", csr::Name(row.first));
-        // The modes that are not here bring their registers.
-        let mode = csr::lowest_mode(row.first);
-        assert!(mode != 1 || !row.present(), "{}", csr::Name(row.first));
+        // A hypervisor's.
+        assert!(row.first >> 8 & 3 != 2 || !row.present(), "{}", csr::Name(row.first));
     }
-    for name in ["sstatus", "satp", "medeleg", "mcounteren", "mseccfg"] {
+    for name in ["vstart", "seed", "pmpcfg4", "pmpaddr16", "mseccfg", "dcsr"] {
         let csr = (0..0x1000).find(|&csr| csr::Name(csr).to_string() == name).unwrap();
         assert!(matches!(csr::find(csr).unwrap().value, Value::Absent(_)), "{name}");
     }

@@ -67,7 +67,7 @@ pub(super) struct Args {
 }
 
 const USAGE: &str = "\
-notdirty runs bare-metal RISC-V guests (RV64GC with B, Zbc, Zicond, Zicbom and Zicboz, M-mode).
+notdirty runs bare-metal RISC-V guests (RV64GC with B, Zbc, Zicond, Zicbom and Zicboz; M, S and U).
 
 usage: notdirty                       the embedded demo, with a summary
        notdirty run FILE [options]    an ELF64 file, or a raw image with --load-addr

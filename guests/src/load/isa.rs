@@ -40,6 +40,9 @@ const PRESENT: &[&str] = &[
     "zalrsc",
     "zca",
     "zcd",
+    // Of the modes.
+    "sstc",
+    "svinval",
     // Hints: they run as the base instructions that encode them.
     "zihintpause",
     "zihintntl",

@@ -33,7 +33,7 @@ pub struct CrashedHart {
     /// What its handler, or the attempt to enter it, came to.
     pub handler: TrapAt,
     /// Where the handler should be.
-    pub mtvec: u64,
+    pub vector: u64,
 }
 
 /// How the callers were found.
@@ -51,8 +51,8 @@ impl Machine {
     /// The first hart that is stuck in a trap, if one is.
     pub fn crashed(&self) -> Option<CrashedHart> {
         self.vcpus.iter().enumerate().find_map(|(hart, vcpu)| {
-            let UnhandledTrap { first, handler, mtvec, .. } = vcpu.unhandled()?;
-            Some(CrashedHart { hart, first, handler, mtvec })
+            let UnhandledTrap { first, handler, vector, .. } = vcpu.unhandled()?;
+            Some(CrashedHart { hart, first, handler, vector })
         })
     }
 
@@ -100,7 +100,7 @@ impl Machine {
         let mut out = String::new();
         // Writing to a String cannot fail.
         let _ = writeln!(out, "unhandled trap on hart {hart}: {}", self.trap_text(&crash.first));
-        let base = crash.mtvec & !3;
+        let base = crash.vector & !3;
         let handler = self.trap_text(&crash.handler);
         let name = self.symbol(base).map(|name| format!(" <{name}>")).unwrap_or_default();
         let what = if self.is_ram(base) { "traps itself" } else { "is not RAM" };

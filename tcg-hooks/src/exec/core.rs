@@ -5,8 +5,8 @@ use crate::clock::Clock;
 use crate::cpu::CpuState;
 use crate::jit::x86_64::context::Context;
 use crate::riscv::Insn;
-use crate::riscv::csr::{CsrEnv, irq, mstatus, num};
-use crate::riscv::trap::{self, Trap, cause};
+use crate::riscv::csr::{CsrEnv, irq, num};
+use crate::riscv::trap::{self, Trap};
 use crate::tb::TbCache;
 use crate::trace::{TraceMask, TraceSink};
 use notdirty_core::RamAddr;
@@ -103,8 +103,14 @@ impl Core {
         self.tbs.as_mut().is_none_or(|tbs| tbs.jump(ctx, pc).is_some() || tbs.heat.count_run(pc))
     }
 
-    /// Pending interrupts: what devices drive, the timer among them once its deadline has passed.
-    pub(crate) fn mip(&self) -> u64 {
+    /// The lines of the interrupts: what devices drive, and timers whose deadline has passed.
+    pub(crate) fn mip(&self, cpu: &CpuState) -> u64 {
+        let at = cpu.csr.supervisor_deadline();
+        self.lines() | if at != u64::MAX && self.clock.mtime() >= at { irq::STI } else { 0 }
+    }
+
+    /// What devices drive, the timer of M-mode among them once its deadline has passed.
+    fn lines(&self) -> u64 {
         let port = self.mmu.port();
         let lines = port.irq.load(Ordering::Acquire);
         let deadline = port.timer_deadline.load(Ordering::Acquire);
@@ -120,11 +126,21 @@ impl Core {
         lines
     }
 
+    /// The deadlines of both timers, with their interrupts; `u64::MAX` is none.
+    pub(crate) fn deadlines(&self, cpu: &CpuState) -> [(u64, u64); 2] {
+        let machine = self.mmu.port().timer_deadline.load(Ordering::Acquire);
+        [(irq::MTI, machine), (irq::STI, cpu.csr.supervisor_deadline())]
+    }
+
     /// Must the exec loop look before the next instruction? A timer that is yet to come ends the slice by itself,
     /// except that with the instruction clock the slice may not have been cut for it.
     pub(crate) fn may_interrupt(&self, cpu: &CpuState) -> bool {
         let lines = self.mmu.port().irq.load(Ordering::Acquire) | if self.clock.is_insns() { irq::MTI } else { 0 };
-        cpu.csr.mstatus & mstatus::MIE != 0 && lines & cpu.csr.mie != 0
+        if trap::pending_interrupt(cpu, lines).is_some() {
+            return true;
+        }
+        let at = cpu.csr.supervisor_deadline();
+        at != u64::MAX && trap::is_open(cpu, irq::STI) && (self.clock.is_insns() || self.clock.mtime() >= at)
     }
 
     /// What a CSR instruction may see of the world.
@@ -134,19 +150,20 @@ impl Core {
 
     /// The lines at this instruction, if it is one that shows them: the clock need not be asked for the others.
     pub(crate) fn csr_mip(&self, cpu: &CpuState, insn: &Insn) -> u64 {
-        if insn.op.is_csr() && insn.csr() == num::MIP {
+        if insn.op.is_csr() && matches!(insn.csr(), num::MIP | num::SIP) {
             self.clock.publish(cpu.retired);
-            self.mip()
+            self.mip(cpu)
         } else {
             0
         }
     }
 
     /// Enters the handler for a trap at `cpu.pc`.
-    pub(crate) fn take_trap(&mut self, cpu: &mut CpuState, trap: &Trap) {
+    pub(crate) fn take_trap(&mut self, ctx: &mut Context, trap: &Trap) {
         self.traps += 1;
+        let cpu = &mut ctx.cpu;
         let epc = cpu.pc;
-        if trap.cause & cause::INTERRUPT == 0 {
+        if !trap.is_interrupt() {
             self.trap_loop |= self.unhandled.exception(cpu, trap);
         }
         trap::take_trap(cpu, trap, epc);
@@ -158,6 +175,15 @@ impl Core {
         if memory && self.mask.has(TraceMask::MMU) {
             let text = format!("fault {} at {:#x} by pc {epc:#x}", trap.cause, trap.tval);
             self.say(TraceMask::MMU, &text);
+        }
+        self.follow_mode(ctx);
+    }
+
+    /// The hart may be in another mode than emitted code went by.
+    #[inline]
+    pub(crate) fn follow_mode(&self, ctx: &mut Context) {
+        if let Some(tbs) = &self.tbs {
+            tbs.follow_mode(ctx);
         }
     }
 

@@ -15,15 +15,15 @@ use crate::interp::{self, Step};
 use crate::jit::x86_64::context::{Context, PREFIX};
 use crate::jit::x86_64::helpers::execute_site;
 use crate::jit::x86_64::mem::SMALL_BITS;
-use crate::riscv::Op;
-use crate::riscv::csr::{CsrEnv, irq, mstatus};
+use crate::riscv::csr::CsrEnv;
 use crate::riscv::trap::{self, Trap, cause};
+use crate::riscv::{Op, Privilege};
 use crate::tb::TbCache;
 use crate::trace::{TraceMask, TraceSink};
 use crate::translate::{MAX_INSNS, Translator};
 use notdirty_core::{PAGE_SIZE, RamAddr, pin};
 use notdirty_softmmu::tlb::entry::TLB_BITS;
-use notdirty_softmmu::{AddressSpace, GuestPhys, GuestVirt, LiveMmu, MemFault, MmuIdx, Resolved, SoftMmu, VcpuPort};
+use notdirty_softmmu::{AddressSpace, GuestPhys, GuestVirt, LiveMmu, MemFault, Resolved, SoftMmu, VcpuPort};
 use std::io;
 use std::ptr::NonNull;
 use std::sync::Arc;
@@ -315,7 +315,7 @@ impl Vcpu {
                     }
                 }
             }
-            let mip = self.core.mip();
+            let mip = self.core.mip(self.cpu());
             if self.core.waiting {
                 if !trap::wakes_from_wfi(self.cpu(), mip) {
                     running = None;
@@ -331,7 +331,7 @@ impl Vcpu {
             }
             let (ctx, core) = self.parts();
             if let Some(cause) = trap::pending_interrupt(&ctx.cpu, mip) {
-                core.take_trap(&mut ctx.cpu, &Trap::interrupt(cause));
+                core.take_trap(ctx, &Trap::interrupt(cause));
             }
             let (n, exact) = self.slice(limits);
             match self.engine {
@@ -352,39 +352,53 @@ impl Vcpu {
     /// How many instructions to run, and whether it must not be one more.
     fn slice(&self, limits: &RunLimits) -> (u64, bool) {
         let left = limits.max_insns.map_or(u64::MAX, |max| max - self.cpu().retired);
-        let deadline = self.port().timer_deadline.load(Ordering::Acquire);
-        let csr = &self.cpu().csr;
-        let timer = match self.core.clock.insns_until(deadline) {
+        let longest = self.pace.insns();
+        // The first of the timers, and whether it is met to the instruction.
+        let (mut until, mut exactly) = (left, true);
+        for (interrupt, deadline) in self.core.deadlines(self.cpu()) {
+            let (n, exact) = self.insns_until(interrupt, deadline, longest);
+            if n < until {
+                (until, exactly) = (n, exact);
+            }
+        }
+        if !exactly {
+            return (until, left < until + MAX_INSNS as u64);
+        }
+        (until.min(longest), until < longest + MAX_INSNS as u64)
+    }
+
+    /// How many instructions may run before this interrupt's deadline is looked at, and whether that is exact.
+    fn insns_until(&self, interrupt: u64, deadline: u64, longest: u64) -> (u64, bool) {
+        let cpu = self.cpu();
+        match self.core.clock.insns_until(deadline) {
             // An interrupt that cannot be taken needs no stop; whatever enables it leaves by itself.
-            Some(n) if csr.mie & irq::MTI != 0 && csr.mstatus & mstatus::MIE != 0 && n > 0 => n,
-            Some(_) => u64::MAX,
+            Some(n) if n > 0 && trap::is_open(cpu, interrupt) => (n, true),
+            Some(_) => (u64::MAX, true),
             // Due already: whatever lets it be taken leaves by itself too.
-            None if self.port().irq.load(Ordering::Acquire) & irq::MTI != 0 => u64::MAX,
+            None if self.port().irq.load(Ordering::Acquire) & interrupt != 0 => (u64::MAX, true),
             None => match self.core.clock.host_wait(deadline) {
                 // About an instruction a nanosecond: late by little, and looked at again.
-                Some(wait) if csr.mie & irq::MTI != 0 && !wait.is_zero() => {
-                    let n = (wait.as_nanos() as u64).clamp(64, self.pace.insns());
-                    return (n.min(left), left < n + MAX_INSNS as u64);
+                Some(wait) if cpu.csr.mie & interrupt != 0 && !wait.is_zero() => {
+                    ((wait.as_nanos() as u64).clamp(64, longest), false)
                 }
-                _ => u64::MAX,
+                _ => (u64::MAX, true),
             },
-        };
-        let until = left.min(timer);
-        let longest = self.pace.insns();
-        (until.min(longest), until < longest + MAX_INSNS as u64)
+        }
     }
 
     /// In `wfi`: sleeps, or moves the clock. `None` to look again.
     fn wait(&mut self, limits: &RunLimits) -> Option<VcpuExit> {
         let port = self.port().clone();
-        let deadline = port.timer_deadline.load(Ordering::Acquire);
-        let timer = self.cpu().csr.mie & irq::MTI != 0 && deadline != u64::MAX;
+        let mie = self.cpu().csr.mie;
+        let enabled = self.core.deadlines(self.cpu()).into_iter().filter(|(interrupt, _)| mie & interrupt != 0);
+        let deadline = enabled.map(|(_, deadline)| deadline).min().unwrap_or(u64::MAX);
+        let timer = deadline != u64::MAX;
         if timer && self.core.clock.skip_to(deadline) {
             return None;
         }
         let until = limits.deadline.map(|d| d.saturating_duration_since(Instant::now()));
         let timer = if timer { self.core.clock.host_wait(deadline) } else { None };
-        let deaf = self.cpu().csr.mie & !irq::MTI & irq::ALL == 0;
+        let deaf = mie & trap::BY_DEVICES == 0;
         // Nobody else holds the port: no device can raise a line. Others may hold it for a moment, to post; so this is
         // asked again now and then.
         let watched = until.is_some() || Arc::strong_count(&port) > OWN_PORTS;
@@ -414,10 +428,10 @@ impl Vcpu {
     fn trapped(&mut self, limits: &RunLimits) -> Option<VcpuExit> {
         if self.harts.is_some() && self.core.unhandled.take_news() {
             // The others go on, perhaps for long.
-            if let Some(UnhandledTrap { first: TrapAt { trap, pc }, mtvec, .. }) = self.unhandled() {
+            if let Some(UnhandledTrap { first: TrapAt { trap, pc }, vector, .. }) = self.unhandled() {
                 let (hart, name) = (self.cpu().hart_id, trap.name());
                 log::warn!(
-                    "hart {hart}: {name}, mtval {:#x}, at pc {pc:#x} is not handled (mtvec {mtvec:#x})",
+                    "hart {hart}: {name}, mtval {:#x}, at pc {pc:#x} is not handled (handler {vector:#x})",
                     trap.tval
                 );
             }
@@ -441,15 +455,14 @@ impl Vcpu {
             let (ctx, core) = self.parts();
             // The registers leave the context for one step: hooks need the rest of it.
             let mut cpu = ctx.cpu.clone();
-            let enabled = (cpu.csr.mie, cpu.csr.mstatus & mstatus::MIE);
+            let before = trap::interrupt_state(&cpu);
             let (mmu, mut hooks) = core.split(ctx);
+            let mut returns = false;
             let step = match interp::fetch(&cpu, mmu, &mut hooks) {
                 Ok(insn) => {
                     // The lines and the clock as they are at this instruction, as emitted code sees them.
                     let (mip, clock) = (core.csr_mip(&cpu, &insn), core.clock.clone());
-                    if insn.op == Op::Mret {
-                        core.unhandled.returned();
-                    }
+                    returns = matches!(insn.op, Op::Mret | Op::Sret);
                     let (mmu, mut hooks) = core.split(ctx);
                     interp::execute(&mut cpu, mmu, &mut hooks, &CsrEnv { mip, clock: &clock }, &insn)
                 }
@@ -459,6 +472,7 @@ impl Vcpu {
             self.interpreted += 1;
             let (ctx, core) = self.parts();
             match step {
+                Step::Next if returns => core.unhandled.returned(),
                 Step::Next => {}
                 Step::FenceI => {
                     core.fence_i(ctx);
@@ -474,12 +488,12 @@ impl Vcpu {
                             ctx.cpu.pc = next;
                             ctx.cpu.retired += 1;
                         }
-                        None => core.take_trap(&mut ctx.cpu, &trap),
+                        None => core.take_trap(ctx, &trap),
                     }
                 }
             }
             // What the instruction enabled may be due before this slice ends.
-            if (ctx.cpu.csr.mie, ctx.cpu.csr.mstatus & mstatus::MIE) != enabled {
+            if trap::interrupt_state(&ctx.cpu) != before {
                 return;
             }
             if core.trap_loop || core.mmu.port().kicked() {
@@ -489,8 +503,13 @@ impl Vcpu {
     }
 }
 
-fn fetch(mmu: &mut LiveMmu, hooks: &mut super::core::StoreHooks<'_>, pc: u64) -> Result<RamAddr, MemFault> {
-    mmu.fetch(hooks, MmuIdx::M, GuestVirt::new(pc)).map(|p| p.ram)
+fn fetch(
+    mmu: &mut LiveMmu,
+    hooks: &mut super::core::StoreHooks<'_>,
+    mode: Privilege,
+    pc: u64,
+) -> Result<RamAddr, MemFault> {
+    mmu.fetch(hooks, mode.into(), GuestVirt::new(pc)).map(|p| p.ram)
 }
 
 /// host - guest for the RAM that `pc` lies in, or where RAM usually is.

@@ -1,19 +1,19 @@
 //! Traps that nobody handles: the first of them is remembered, as all that follow only say that there was no handler.
 //!
 //! ```text
-//!   exception ─▶ first ─▶ handler ─┬─ mret, or a long time without a trap ─▶ handled: forgotten
+//!   exception ─▶ first ─▶ handler ─┬─ mret, sret, or a long time without a trap ─▶ handled: forgotten
 //!                                  └─ exception in the handler ─▶ registers are kept ─▶ the same again ─▶ stuck
 //! ```
 //!
 //! Stuck is a hart whose handler cannot be fetched or traps at its first instruction: nothing will retire again. So is one whose
 //! handler, straight from its start, faults at the same place some times in a row, and any whose handler does so
-//! for what is an eternity; a handler that leaves by a jump and not by `mret`, for a program that means to fault in a
+//! for what is an eternity; a handler that leaves by a jump and not by `mret` or `sret`, for a program that means to fault in a
 //! loop, is neither. `ecall` and `ebreak` in a handler are meant, so they count only at its first instruction.
 
 use crate::cpu::CpuState;
-use crate::riscv::trap::{Trap, cause};
+use crate::riscv::trap::{self, Trap, cause};
 
-/// Instructions without a trap after which a handler is thought to have done its work, though no `mret` said so.
+/// Instructions without a trap after which a handler is thought to have done its work, though no return said so.
 const CHAIN: u64 = 1 << 16;
 /// Faults in a row, near the handler's start.
 const NEAR: u32 = 8;
@@ -36,15 +36,15 @@ pub struct UnhandledTrap {
     pub first: TrapAt,
     /// What its handler, or the attempt to enter it, came to.
     pub handler: TrapAt,
-    /// Where the handler should be.
-    pub mtvec: u64,
+    /// Where the handler should be: `mtvec`, or `stvec` of a trap that is delegated.
+    pub vector: u64,
     /// The integer registers when the handler trapped: those of the first trap, if it retired no instruction.
     pub x: [u64; 32],
     /// How many it retired.
     pub retired: u64,
 }
 
-/// A hart's exceptions since the last `mret`.
+/// A hart's exceptions since the last return from a trap.
 #[derive(Debug, Default)]
 pub(crate) struct Traps {
     open: bool,
@@ -54,7 +54,7 @@ pub(crate) struct Traps {
     /// Somebody was told of it.
     told: bool,
     repeats: u32,
-    mtvec: u64,
+    vector: u64,
     /// When the last one was taken.
     retired: u64,
     /// Instructions between the last two.
@@ -72,11 +72,12 @@ impl Traps {
     pub(crate) fn exception(&mut self, cpu: &CpuState, trap: &Trap) -> bool {
         let gap = cpu.retired.wrapping_sub(self.retired);
         self.retired = cpu.retired;
-        if self.open && gap <= CHAIN && self.mtvec == cpu.csr.mtvec {
+        let vector = trap::vector(cpu, trap);
+        if self.open && gap <= CHAIN && self.vector == vector {
             return self.again(cpu, trap, gap);
         }
         self.first = TrapAt { trap: *trap, pc: cpu.pc };
-        self.mtvec = cpu.csr.mtvec;
+        self.vector = vector;
         (self.open, self.nested, self.stuck, self.told, self.repeats) = (true, false, false, false, 0);
         false
     }
@@ -92,7 +93,7 @@ impl Traps {
         let same = before.pc == this.pc && before.trap.cause == this.trap.cause;
         self.repeats = if same && (self.repeats == 0 || gap == self.gap) { self.repeats + 1 } else { 0 };
         (self.last, self.gap) = (this, gap);
-        let base = self.mtvec & !3;
+        let base = self.vector & !3;
         let near = this.pc >= base && (this.pc - base) / 4 <= gap;
         let fault = !matches!(trap.cause, cause::BREAKPOINT | cause::ECALL_U..=11);
         self.stuck = if this.pc == base && gap == 0 {
@@ -103,7 +104,7 @@ impl Traps {
         self.stuck
     }
 
-    /// `mret`: what trapped was handled.
+    /// `mret` or `sret`: what trapped was handled.
     #[inline]
     pub(crate) fn returned(&mut self) {
         self.open = false;
@@ -124,10 +125,10 @@ impl Traps {
         let alike = self.last.pc == self.inner.pc && self.last.trap.cause == self.inner.trap.cause;
         // Of a stack pointer that sinks, where it was; else what it has come to by now.
         let (handler, retired) = if alike { (self.inner, self.inner_gap) } else { (self.last, self.gap) };
-        (self.open && self.stuck && cpu.pc == self.mtvec & !3).then_some(UnhandledTrap {
+        (self.open && self.stuck && cpu.pc == self.vector & !3).then_some(UnhandledTrap {
             first: self.first,
             handler,
-            mtvec: self.mtvec,
+            vector: self.vector,
             x: self.x,
             retired,
         })
@@ -137,6 +138,7 @@ impl Traps {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::riscv::Privilege;
 
     const LOAD: Trap = Trap { cause: cause::LOAD_ACCESS, tval: 0x10 };
     const STORE: Trap = Trap { cause: cause::STORE_ACCESS, tval: 0x8 };
@@ -199,7 +201,7 @@ mod tests {
         }
         // A program that calls itself from its handler.
         for _ in 0..1000 {
-            assert!(!trap(&mut traps, &mut cpu, 1, 0x8000_0104, Trap::ecall(3)));
+            assert!(!trap(&mut traps, &mut cpu, 1, 0x8000_0104, Trap::ecall(Privilege::M)));
         }
     }
 }

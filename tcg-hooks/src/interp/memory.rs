@@ -1,5 +1,5 @@
 //! Loads, stores, LR/SC, AMOs and cache lines. All of them go through the softmmu; here are only the widths and the signs.
-use super::{get, mmu_idx, set};
+use super::{get, set};
 use crate::cpu::CpuState;
 use crate::riscv::decode::Insn;
 use crate::riscv::fpu;
@@ -16,7 +16,7 @@ pub(super) fn execute<H: Hooks>(
     hooks: &mut H,
     insn: &Insn,
 ) -> Result<(), MemFault> {
-    let idx = mmu_idx(cpu);
+    let idx = cpu.data_idx();
     let (base, operand) = (get(cpu, insn.rs1), get(cpu, insn.rs2));
     let size = size(insn.op);
     match insn.op.format() {

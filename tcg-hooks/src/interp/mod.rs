@@ -20,7 +20,7 @@ use crate::riscv::decode::{Insn, decode_any, is_compressed};
 use crate::riscv::fpu;
 use crate::riscv::opcodes::{Format, Op};
 use crate::riscv::trap::Trap;
-use notdirty_softmmu::{GuestVirt, Hooks, LiveMmu, MemFault, MmuIdx};
+use notdirty_softmmu::{GuestVirt, Hooks, LiveMmu, MemFault};
 
 /// How one instruction ended. Except after `Trap`, it has retired and `pc` is behind it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -44,15 +44,10 @@ pub fn step<H: Hooks>(cpu: &mut CpuState, mmu: &mut LiveMmu, hooks: &mut H, env:
     }
 }
 
-/// The translation mode of an access by this hart. Paging arrives with S; until then all are M's.
-fn mmu_idx(_cpu: &CpuState) -> MmuIdx {
-    MmuIdx::M
-}
-
 /// Fetches and decodes at `cpu.pc`, a halfword at a time: the second one is only looked at if the first asks for it,
 /// and when it faults, the fault names its address.
 pub fn fetch<H: Hooks>(cpu: &CpuState, mmu: &mut LiveMmu, hooks: &mut H) -> Result<Insn, MemFault> {
-    let idx = mmu_idx(cpu);
+    let idx = cpu.fetch_idx();
     // What another hart stores whole is read whole, where that can be.
     if let Some(bits) = mmu.fetch_u32(hooks, idx, GuestVirt::new(cpu.pc))? {
         return Ok(decoded(cpu, if is_compressed(bits as u16) { bits & 0xffff } else { bits }));
@@ -73,13 +68,14 @@ fn decoded(cpu: &CpuState, bits: u32) -> Insn {
 pub fn execute<H: Hooks>(cpu: &mut CpuState, mmu: &mut LiveMmu, hooks: &mut H, env: &CsrEnv, insn: &Insn) -> Step {
     let next = cpu.pc.wrapping_add(u64::from(insn.len));
     let outcome = match insn.op.format() {
+        Format::Line if !cpu.may_execute(insn.op) => Err(Trap::not_allowed(insn)),
         Format::Load | Format::Store | Format::Amo | Format::Lr | Format::Line => {
             memory::execute(cpu, mmu, hooks, insn).map(|()| Step::Next).map_err(Trap::from)
         }
         Format::FLoad | Format::FStore => fpu::begin(cpu, insn)
             .and_then(|()| memory::execute(cpu, mmu, hooks, insn).map_err(Trap::from))
             .map(|()| Step::Next),
-        Format::Fence | Format::None | Format::Csr | Format::CsrImm => {
+        Format::Fence | Format::None | Format::Addresses | Format::Csr | Format::CsrImm => {
             return system::execute(cpu, env, insn, next);
         }
         Format::B | Format::J | Format::Jalr => return flow(cpu, insn, next),

@@ -14,11 +14,21 @@ pub(super) fn execute(cpu: &mut CpuState, env: &CsrEnv, insn: &Insn, next: u64) 
             retire(cpu, next, Step::Next)
         }
         Op::FenceI => retire(cpu, next, Step::FenceI),
+        op if !cpu.may_execute(op) => Step::Trap(Trap::not_allowed(insn)),
         Op::Wfi => retire(cpu, next, Step::Wfi),
-        Op::Mret => {
-            trap::mret(cpu);
+        Op::Mret | Op::Sret => {
+            if insn.op == Op::Mret {
+                trap::mret(cpu)
+            } else {
+                trap::sret(cpu)
+            }
             let pc = cpu.pc;
             retire(cpu, pc, Step::Next)
+        }
+        // No translation of an address is kept. What was stored to page tables is seen by all that follows.
+        Op::SfenceVma | Op::SinvalVma | Op::SfenceWInval | Op::SfenceInvalIr => {
+            crate::barrier::full();
+            retire(cpu, next, Step::Next)
         }
         // These two do not retire: they are the exception.
         Op::Ecall => Step::Trap(Trap::ecall(cpu.privilege)),
@@ -26,7 +36,7 @@ pub(super) fn execute(cpu: &mut CpuState, env: &CsrEnv, insn: &Insn, next: u64) 
         op if op.is_csr() => match csr::execute(cpu, insn, env) {
             // The caller looks for interrupts between any two steps, whatever the effect was.
             Ok(_) => retire(cpu, next, Step::Next),
-            Err(csr::Illegal) => Step::Trap(Trap::illegal_csr(insn)),
+            Err(csr::Illegal) => Step::Trap(Trap::not_allowed(insn)),
         },
         _ => Step::Trap(Trap::illegal(insn.illegal_bits())),
     }

@@ -181,7 +181,7 @@ fn exceptions_show_what_the_manual_says_in_mtval() {
     assert_eq!(trapped(&mut hart(&[0xffff_ffff], &[])), (cause::ILLEGAL, 0xffff_ffff));
     assert_eq!(trapped(&mut hart(&[0xdead_0000], &[])), (cause::ILLEGAL, 0), "two bytes of zeros");
     assert_eq!(trapped(&mut hart(&[0xdead_8002], &[])), (cause::ILLEGAL, 0x8002), "c.jr zero");
-    let absent = encode(Op::Csrrw, A1, A2, 0, 0x180);
+    let absent = encode(Op::Csrrw, A1, A2, 0, 0x280);
     assert_eq!(trapped(&mut hart(&[absent], &[])), (cause::ILLEGAL, u64::from(absent)));
     let read_only = encode(Op::Csrrsi, 0, 31, 0, i32::from(num::CYCLE));
     assert_eq!(trapped(&mut hart(&[read_only], &[])), (cause::ILLEGAL, u64::from(read_only)));

@@ -1,57 +1,33 @@
-//! The control and status registers of an M-mode hart.
+//! The control and status registers of a hart with the modes M, S and U.
 //!
 //! ```text
-//!   csrrw rd, csr, rs1 ─▶ execute ─▶ the register's row in the table ─▶ Illegal, if it is absent, of a higher mode, off
+//!   csrrw rd, csr, rs1 ─▶ execute ─▶ the register's row in the table ─▶ Illegal, if it is absent, of a higher mode, off, not enabled
 //!                                ├─▶ read                              ─▶ Illegal, if it is read-only and written
 //!                                └─▶ write: WARL mask, rule ─▶ CsrEffect: must the hart look for interrupts?
 //! ```
 //!
-//! [`table`](TABLE) has what is known of each register; here is how a value is read and written.
+//! [`table`](TABLE) has what is known of each register, `fields` its bits; here is how a value is read, `write` has how it is
+//! written.
 //!
-//! What is there: the machine information, trap and counter registers; sixteen PMP entries; triggers that read zero.
-//! A PMP entry binds M-mode only when it is locked, and the lock bit is a WARL zero here, so the entries are storage
-//! until S and U arrive. What S and U bring is in the table, and absent.
+//! What is there: the registers of the modes M, S and U, with delegation, Sstc, and sixteen PMP entries; triggers that read
+//! zero. What is not there has a row that says so.
 //!
 //! The counters are offsets from [`CpuState::retired`]: nothing is counted twice, and an inhibited counter keeps its
 //! value instead. A cycle is an instruction. What a counter reads is the count before the instruction that reads it;
 //! what is written is what the next instruction reads.
+mod fields;
 mod table;
+mod write;
 
 use super::decode::Insn;
-use super::isa::Extension;
 use super::opcodes::Op;
+use super::privilege::Privilege;
 use crate::clock::Clock;
 use crate::cpu::CpuState;
+use write::write;
 
-pub use table::{Name, Row, Rule, TABLE, Value, Word, find, lowest_mode, num, read_only};
-
-/// Fields of `mstatus`.
-pub mod mstatus {
-    /// Interrupts are enabled in M-mode.
-    pub const MIE: u64 = 1 << 3;
-    /// What MIE was before the trap.
-    pub const MPIE: u64 = 1 << 7;
-    /// The mode before the trap; M is the only one there is.
-    pub const MPP: u64 = 3 << 11;
-    /// The state of the floating-point unit: off, initial, clean, dirty.
-    pub const FS: u64 = 3 << 13;
-    /// FS: on, and as after reset.
-    pub const FS_INITIAL: u64 = 1 << 13;
-    /// Some state is dirty: FS is.
-    pub const SD: u64 = 1 << 63;
-}
-
-/// Bits of `mie` and `mip`.
-pub mod irq {
-    /// Machine software interrupt.
-    pub const MSI: u64 = 1 << 3;
-    /// Machine timer interrupt.
-    pub const MTI: u64 = 1 << 7;
-    /// Machine external interrupt.
-    pub const MEI: u64 = 1 << 11;
-    /// All that an M-mode hart has.
-    pub const ALL: u64 = MSI | MTI | MEI;
-}
+pub use fields::{envcfg, irq, mstatus, pmpcfg, satp};
+pub use table::{Gate, Name, Row, Rule, TABLE, Value, Word, find, lowest_mode, num, read_only};
 
 /// A counter that costs nothing while nobody reads it: an offset from the retired instructions, or, while it is
 /// inhibited, its value.
@@ -77,6 +53,34 @@ pub struct Csrs {
     pub mcause: u64,
     /// The address or the instruction that it is about.
     pub mtval: u64,
+    /// Exceptions that S-mode handles unless they are of M-mode, one bit each.
+    pub medeleg: u64,
+    /// Interrupts that S-mode handles, one bit each; see [`irq`].
+    pub mideleg: u64,
+    /// Interrupts that software made pending; devices drive others. See [`Csrs::pending`].
+    pub mip: u64,
+    /// The counters that lower modes read, one bit each.
+    pub mcounteren: u64,
+    /// What lower modes may do; see [`envcfg`].
+    pub menvcfg: u64,
+    /// As `mtvec`, of S-mode, and so are the next four.
+    pub stvec: u64,
+    /// The handler's own word.
+    pub sscratch: u64,
+    /// Where the trap came from.
+    pub sepc: u64,
+    /// Why it came.
+    pub scause: u64,
+    /// The address or the instruction that it is about.
+    pub stval: u64,
+    /// The counters that U-mode reads, of those that S-mode does.
+    pub scounteren: u64,
+    /// What U-mode may do, of what `menvcfg` allows.
+    pub senvcfg: u64,
+    /// When the timer of S-mode is due, if there is one: see [`Csrs::supervisor_deadline`].
+    pub stimecmp: u64,
+    /// Where addresses of S-mode and U-mode are translated.
+    pub satp: u64,
     pub(crate) mcountinhibit: u64,
     pub(crate) cycle: Counter,
     pub(crate) instret: Counter,
@@ -93,13 +97,27 @@ impl Default for Csrs {
     /// The state after reset.
     fn default() -> Self {
         Csrs {
-            mstatus: mstatus::MPP,
+            mstatus: mstatus::RESET,
             mie: 0,
             mtvec: 0,
             mscratch: 0,
             mepc: 0,
             mcause: 0,
             mtval: 0,
+            medeleg: 0,
+            mideleg: 0,
+            mip: 0,
+            mcounteren: 0,
+            menvcfg: 0,
+            stvec: 0,
+            sscratch: 0,
+            sepc: 0,
+            scause: 0,
+            stval: 0,
+            scounteren: 0,
+            senvcfg: 0,
+            stimecmp: u64::MAX,
+            satp: 0,
             mcountinhibit: 0,
             cycle: Counter(0),
             instret: Counter(0),
@@ -115,7 +133,7 @@ impl Default for Csrs {
 /// What a CSR access sees of the world outside the hart.
 #[derive(Debug, Clone, Copy)]
 pub struct CsrEnv<'a> {
-    /// Interrupt bits as devices drive them now.
+    /// Interrupt bits as devices and timers drive them now.
     pub mip: u64,
     /// For `time`.
     pub clock: &'a Clock,
@@ -133,6 +151,8 @@ pub enum CsrEffect {
     None,
     /// An interrupt that is already pending may have become takable: look before the next instruction.
     Interrupts,
+    /// A timer has another deadline: whoever runs the hart until the old one must look.
+    Deadline,
 }
 
 impl Counter {
@@ -163,17 +183,44 @@ impl Csrs {
     fn fcsr(&self) -> u64 {
         u64::from(self.frm) << 5 | u64::from(self.fflags)
     }
+
+    /// `mip`, while devices and timers drive these lines.
+    #[inline]
+    pub fn pending(&self, lines: u64) -> u64 {
+        (lines | self.mip) & irq::ALL
+    }
+
+    /// When the timer of S-mode is due by itself (Sstc); `u64::MAX` if that is never.
+    #[inline]
+    pub fn supervisor_deadline(&self) -> u64 {
+        if self.menvcfg & envcfg::STCE != 0 { self.stimecmp } else { u64::MAX }
+    }
+}
+
+impl Gate {
+    /// Does a mode that may know the register reach it?
+    fn is_open(self, cpu: &CpuState, csr: u16) -> bool {
+        let (c, mode) = (&cpu.csr, cpu.privilege);
+        let counted = |number: u16| {
+            let enabled = if mode == Privilege::U { c.mcounteren & c.scounteren } else { c.mcounteren };
+            enabled >> (number & 31) & 1 != 0
+        };
+        match self {
+            Gate::None => true,
+            Gate::Float => c.mstatus & mstatus::FS != 0,
+            _ if mode == Privilege::M => true,
+            Gate::Counter => counted(csr),
+            Gate::Timer => c.menvcfg & envcfg::STCE != 0 && counted(num::TIME),
+            Gate::Translation => c.mstatus & mstatus::TVM == 0,
+        }
+    }
 }
 
 /// The register's row, if the hart has it and its mode reaches it.
 fn reach(cpu: &CpuState, csr: u16) -> Result<&'static Row, Illegal> {
-    let row = find(csr).ok_or(Illegal)?;
-    let off = match row.value {
-        Value::Absent(_) => true,
-        Value::Float(_) => cpu.csr.mstatus & mstatus::FS == 0,
-        _ => false,
-    };
-    if off || table::lowest_mode(csr) > cpu.privilege { Err(Illegal) } else { Ok(row) }
+    let row = find(csr).filter(|row| row.present()).ok_or(Illegal)?;
+    let open = table::lowest_mode(csr) <= cpu.privilege && row.gate.is_open(cpu, csr);
+    if open { Ok(row) } else { Err(Illegal) }
 }
 
 /// Reads a CSR as an instruction does that has not retired yet.
@@ -188,7 +235,10 @@ fn read(cpu: &CpuState, row: &Row, csr: u16, env: &CsrEnv) -> u64 {
         Value::Word(word) => c.word(word, csr - row.first),
         Value::Float(shift) => c.fcsr() >> shift & row.mask,
         Value::Counter(word, bit) => Counter(c.word(word, 0)).get(c.inhibited(bit), cpu.retired),
-        Value::Pins => env.mip & irq::ALL,
+        Value::Part(word, mask) => c.word(word, 0) & mask,
+        Value::Delegated => c.mie & c.mideleg,
+        Value::Pending(_) => c.pending(env.mip),
+        Value::DelegatedPending => c.pending(env.mip) & c.mideleg,
         Value::Time => {
             env.clock.publish(cpu.retired);
             env.clock.mtime()
@@ -207,48 +257,11 @@ pub fn csr_write(cpu: &mut CpuState, csr: u16, value: u64) -> Result<CsrEffect, 
     Ok(write(cpu, row, csr, value))
 }
 
-fn write(cpu: &mut CpuState, row: &Row, csr: u16, value: u64) -> CsrEffect {
-    let mut new = value & row.mask | row.ones;
-    let (retired, c) = (cpu.retired, &mut cpu.csr);
-    match row.rule {
-        Rule::Plain => {}
-        Rule::Status => {
-            let fs = if cpu.isa.has(Extension::F) { new & mstatus::FS } else { 0 };
-            let sd = if fs == mstatus::FS { mstatus::SD } else { 0 };
-            new = new & !(mstatus::FS | mstatus::SD) | fs | sd;
-        }
-        Rule::Inhibit => {
-            let (cycle, instret) = (c.inhibited(0), c.inhibited(2));
-            c.cycle.switch(cycle, new & 1 != 0, retired);
-            c.instret.switch(instret, new & 4 != 0, retired);
-        }
-        Rule::Pmp => {
-            let readable = new & 0x0101_0101_0101_0101;
-            new &= !0x0202_0202_0202_0202 | readable << 1;
-        }
-    }
-    match row.value {
-        Value::Word(word) => *c.word_mut(word, csr - row.first) = new,
-        Value::Float(shift) => {
-            let fcsr = c.fcsr() & !(row.mask << shift) | new << shift;
-            (c.fflags, c.frm) = (fcsr as u8 & 31, (fcsr >> 5) as u8 & 7);
-            c.mstatus |= mstatus::FS | mstatus::SD;
-        }
-        Value::Counter(word, bit) => {
-            let mut counter = Counter(0);
-            counter.set(c.inhibited(bit), retired, new);
-            *c.word_mut(word, 0) = counter.0;
-        }
-        Value::Absent(_) | Value::Fixed | Value::Pins | Value::Time | Value::Isa | Value::HartId => {}
-    }
-    row.effect
-}
-
 /// The registers that have a word of the state, by number, with their words: what two harts are compared by.
 pub fn words(csrs: &Csrs) -> impl Iterator<Item = (Name, u64)> {
     let words = TABLE.iter().flat_map(move |row| {
         (row.first..=row.last).filter_map(move |csr| match row.value {
-            Value::Word(word) | Value::Counter(word, _) if !read_only(csr) => {
+            Value::Word(word) | Value::Counter(word, _) | Value::Pending(word) if !read_only(csr) => {
                 Some((Name(csr), csrs.word(word, csr - row.first)))
             }
             _ => None,
@@ -275,12 +288,14 @@ pub fn execute(cpu: &mut CpuState, insn: &Insn, env: &CsrEnv) -> Result<CsrEffec
     };
     let row = reach(cpu, csr)?;
     let old = read(cpu, row, csr, env);
+    // What a device drives is read, but does not stay behind as what software made pending.
+    let own = if row.rule == Rule::Pending { old & !(env.mip & irq::SEI & !cpu.csr.mip) } else { old };
     let new = match insn.op {
         Op::Csrrw | Op::Csrrwi => Some(operand),
         // Setting or clearing by x0 (or by an immediate of 0) is a read; by a register that holds 0 it is a write.
         _ if insn.rs1 == 0 => None,
-        Op::Csrrs | Op::Csrrsi => Some(old | operand),
-        _ => Some(old & !operand),
+        Op::Csrrs | Op::Csrrsi => Some(own | operand),
+        _ => Some(own & !operand),
     };
     let effect = match new {
         Some(_) if table::read_only(csr) => return Err(Illegal),

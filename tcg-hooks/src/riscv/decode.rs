@@ -9,6 +9,7 @@
 //! by format would be mispredicted more often than not.
 use super::compressed::{expand, packed_short};
 use super::opcodes::{Format, Op, PATTERNS, Pattern};
+use super::privilege::Privilege;
 
 /// A decoded instruction. Register fields that its format lacks are 0.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -45,9 +46,13 @@ impl Insn {
     /// Of a `fence`: must stores before it be visible before loads after it are done? The rest of what a fence may ask
     /// for, a host with total store order gives anyway. `fence.tso` (fm 8, rw, rw) does not ask for this; every other
     /// fence with an fm is reserved, and means what it would with fm 0.
-    pub const fn orders_stores_before_loads(&self) -> bool {
+    /// Where FIOM may be set, below M-mode, accesses to devices are fenced as those to memory are.
+    pub const fn orders_stores_before_loads(&self, mode: Privilege) -> bool {
         // fm, then i, o, r, w of the predecessors, then of the successors.
-        let (w, r) = (self.imm >> 4 & 1, self.imm >> 1 & 1);
+        let (mut w, mut r) = (self.imm >> 4 & 1, self.imm >> 1 & 1);
+        if !matches!(mode, Privilege::M) {
+            (w, r) = (w | self.imm >> 6 & 1, r | self.imm >> 3 & 1);
+        }
         w != 0 && r != 0 && self.imm & 0xfff != 0x833
     }
 
@@ -302,7 +307,9 @@ const fn row(p: &Pattern) -> Row {
         Format::Shift => (20, 0x3f, 0),
         Format::ShiftW => (20, 0x1f, 0),
         Format::Fence | Format::Csr | Format::CsrImm => (20, 0xfff, 0),
-        Format::R | Format::Unary | Format::Line | Format::None | Format::B | Format::J => (0, 0, 0),
+        Format::R | Format::Unary | Format::Line | Format::Addresses | Format::None | Format::B | Format::J => {
+            (0, 0, 0)
+        }
         Format::Store | Format::FStore => (20, !0x1f, 0x1f),
         Format::U => (0, !0xfff, 0),
         Format::Amo | Format::Lr => (25, 3, 0),
@@ -359,12 +366,18 @@ mod tests {
 
     #[test]
     fn a_fence_that_has_stores_before_and_loads_behind_is_a_full_one() {
-        let full = |bits: u32| decode(bits).orders_stores_before_loads();
+        let full = |bits: u32| decode(bits).orders_stores_before_loads(Privilege::M);
         // rw,rw; iorw,iorw; w,r; the same with a reserved fm, and fm 8 with anything but rw,rw.
         assert!([0x0330_000f, 0x0ff0_000f, 0x0120_000f].into_iter().all(full));
         assert!([0x1330_000f, 0x7330_000f, 0xfff0_000f, 0x8120_000f, 0x8ff0_000f, 0x8720_000f].into_iter().all(full));
         // w,w; r,rw; rw,w; fence.tso.
-        assert!(![0x0110_000f, 0x0230_000f, 0x0310_000f, 0x8330_000f].into_iter().any(full));
+        let others = [0x0110_000f, 0x0230_000f, 0x0310_000f, 0x8330_000f];
+        assert!(!others.into_iter().any(full));
+        // o,i; o,r; w,i; and i,o; o,w.
+        let devices = [0x0480_000f, 0x0420_000f, 0x0180_000f];
+        let below = |bits: u32| decode(bits).orders_stores_before_loads(Privilege::U);
+        assert!(devices.into_iter().all(below) && !devices.into_iter().any(full));
+        assert!(!others.into_iter().chain([0x0840_000f, 0x0410_000f]).any(below));
     }
 
     #[test]
@@ -435,10 +448,10 @@ mod tests {
 
     #[test]
     fn reserved_words_are_illegal_and_keep_their_bits() {
-        // Longer encodings, an RV64 shift with shamt[5] of a W form, lr with rs2, sret, sfence.vma, a quad load, an addition
+        // Longer encodings, an RV64 shift with shamt[5] of a W form, lr with rs2, uret, hfence.gvma, a quad load, an addition
         // of quads, one of doubles in rounding mode 5, a fused one in 6.
         let floats = [0x0005_4507, 0x0605_7553, 0x0205_5553, 0x0205_6543];
-        let others = [0u32, !0, 0x0000_001f, 0x0205_151b, 0x1015_252f, 0x1020_0073, 0x1200_0073];
+        let others = [0u32, !0, 0x0000_001f, 0x0205_151b, 0x1015_252f, 0x0020_0073, 0x6200_0073];
         for bits in others.into_iter().chain(floats) {
             let i = decode(bits);
             assert_eq!((i.op, i.len, i.illegal_bits()), (Op::Illegal, 4, u64::from(bits)));

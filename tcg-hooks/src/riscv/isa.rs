@@ -68,11 +68,13 @@ impl Isa {
         Isa(self.0 | 1 << extension as u8 | base)
     }
 
-    /// The value of `misa`: 64 bits, and the letters. B is there if all three of its parts are.
+    /// The value of `misa`: 64 bits, and the letters. B is there if all three of its parts are; the modes S and U always are.
     pub const fn misa(self) -> u64 {
         let b = self.has(Extension::Zba) && self.has(Extension::Zbb) && self.has(Extension::Zbs);
         2 << 62
             | 1 << 8
+            | 1 << 18
+            | 1 << 20
             | self.has(Extension::A) as u64
             | (b as u64) << 1
             | (self.has(Extension::C) as u64) << 2
@@ -174,7 +176,7 @@ mod tests {
     fn a_string_names_a_set_and_a_set_its_string() {
         let isa = Isa::parse("rv64imac").unwrap();
         assert_eq!(isa.to_string(), "rv64imac_zicsr");
-        assert_eq!(isa.misa(), 2 << 62 | 1 | 1 << 2 | 1 << 8 | 1 << 12);
+        assert_eq!(isa.misa(), 2 << 62 | 1 | 1 << 2 | 1 << 8 | 1 << 12 | 1 << 18 | 1 << 20);
         assert_eq!(Isa::parse("rv64gc_zba_Zbb_zbs").unwrap().misa() & 0x3f, 0x2f);
         assert_eq!(Isa::parse("rv64gczicond").unwrap(), Isa::parse("RV64imafdc_zicsr_zifencei_zicond").unwrap());
         assert!(Isa::parse("rv64id").unwrap().has(Extension::F));

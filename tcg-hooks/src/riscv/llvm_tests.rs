@@ -9,7 +9,7 @@ use std::io::Write;
 use std::process::{Command, Stdio};
 
 /// What LLVM is told of our extensions, without and with the short forms.
-const LONG: &str = "-mattr=+m,+a,+f,+d,+zba,+zbb,+zbc,+zbs,+zicbom,+zicbop,+zicboz,+experimental-zicond";
+const LONG: &str = "-mattr=+m,+a,+f,+d,+zba,+zbb,+zbc,+zbs,+zicbom,+zicbop,+zicboz,+experimental-zicond,+svinval";
 const SHORT: &str = "-mattr=+m,+a,+f,+d,+c";
 
 /// Runs `llvm-mc` over `input`; pairs of (encoding, text) come back. `None` if there is no such tool.
@@ -100,7 +100,14 @@ fn llvm_assembles_our_text_to_the_same_bits() {
     let mut s = 0x1234_5678_9abc_def1u64;
     let mut words = Vec::new();
     // An older one lacks these.
-    let probes = [("cbo.", "zero (a0)\n"), ("prefetch.", "r 0(a0)\n"), ("czero.", "eqz a0,a0,a0\n")];
+    let probes = [
+        ("cbo.", "zero (a0)\n"),
+        ("prefetch.", "r 0(a0)\n"),
+        ("czero.", "eqz a0,a0,a0\n"),
+        ("sinval.", "vma a0,a0\n"),
+        ("sfence.w.", "inval\n"),
+        ("sfence.inval.", "ir\n"),
+    ];
     let lacks = |name: &str, rest: &str| llvm_mc(&[LONG], format!("{name}{rest}")).is_some_and(|out| out.is_empty());
     let absent: Vec<&str> = probes.iter().filter(|(name, rest)| lacks(name, rest)).map(|probe| probe.0).collect();
     for p in PATTERNS {

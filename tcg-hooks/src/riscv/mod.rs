@@ -1,13 +1,14 @@
-//! The guest's instruction set: RV64GC with B, Zbc, Zicond and cache-block operations, M-mode.
+//! The guest's instruction set: RV64GC with B, Zbc, Zicond and cache-block operations, in the modes M, S and U.
 //!
 //! ```text
 //!   opcodes ──▶ decode, compressed ──▶ Insn ──▶ translator | interp (the oracle) | disasm
-//!   csr: the registers and who may touch them         trap: into a handler and back       fpu: F and D
+//!   csr: the registers, and which mode reaches them   trap: into a handler and back       fpu: F and D
+//!   privilege: the modes, and what each may execute
 //!   walk: from a virtual page to a physical one       pmp: what may be done there
 //! ```
 //!
-//! Deliberately absent so far: S and U mode, paging, PMP that protects (its registers are storage). `walk` and `pmp` are
-//! there for them, and nothing calls them yet.
+//! Deliberately absent so far: paging, PMP that protects (its registers are storage). `walk` and `pmp` are there for them, and
+//! nothing calls them yet.
 pub mod compressed;
 pub mod csr;
 pub mod decode;
@@ -18,9 +19,11 @@ pub mod isa;
 mod llvm_tests;
 pub mod opcodes;
 pub mod pmp;
+pub mod privilege;
 pub mod trap;
 pub mod walk;
 
 pub use decode::{Insn, decode, decode_any};
 pub use isa::{Extension, Isa};
 pub use opcodes::{Format, Op};
+pub use privilege::Privilege;

@@ -53,6 +53,8 @@ pub enum Format {
     Unary,
     /// `(rs1)`: on the cache line there.
     Line,
+    /// `rs1, rs2`: an address and an address space.
+    Addresses,
     /// `fd, imm(rs1)`.
     FLoad,
     /// `fs2, imm(rs1)`.
@@ -258,7 +260,12 @@ instructions! {
     Ecall     "ecall"      "0000000 00000 00000 000 00000 1110011" None;
     Ebreak    "ebreak"     "0000000 00001 00000 000 00000 1110011" None;
     Mret      "mret"       "0011000 00010 00000 000 00000 1110011" None;
+    Sret      "sret"       "0001000 00010 00000 000 00000 1110011" None;
     Wfi       "wfi"        "0001000 00101 00000 000 00000 1110011" None;
+    SfenceVma "sfence.vma" "0001001 ----- ----- 000 00000 1110011" Addresses;
+    SinvalVma "sinval.vma" "0001011 ----- ----- 000 00000 1110011" Addresses;
+    SfenceWInval  "sfence.w.inval"  "0001100 00000 00000 000 00000 1110011" None;
+    SfenceInvalIr "sfence.inval.ir" "0001100 00001 00000 000 00000 1110011" None;
     Csrrw     "csrrw"      "------- ----- ----- 001 ----- 1110011" Csr;
     Csrrs     "csrrs"      "------- ----- ----- 010 ----- 1110011" Csr;
     Csrrc     "csrrc"      "------- ----- ----- 011 ----- 1110011" Csr;
@@ -444,12 +451,16 @@ impl Op {
         matches!(self.format(), Format::Csr | Format::CsrImm)
     }
 
+    /// Calls, returns from traps, `wfi`, and the fences of address translation.
+    pub const fn is_system(self) -> bool {
+        use Op::{Ebreak, Ecall, Mret, SfenceInvalIr, SfenceVma, SfenceWInval, SinvalVma, Sret, Wfi};
+        matches!(self, Ecall | Ebreak | Mret | Sret | Wfi | SfenceVma | SinvalVma | SfenceWInval | SfenceInvalIr)
+    }
+
     /// The next instruction is not simply the one behind: jumps, branches, `fence.i`, `wfi`, traps and returns.
     /// CSR instructions are left to the translator (see [`Op::is_csr`]).
     pub const fn ends_block(self) -> bool {
-        self.is_branch()
-            || self.is_jump()
-            || matches!(self, Op::FenceI | Op::Ecall | Op::Ebreak | Op::Mret | Op::Wfi | Op::Illegal)
+        self.is_branch() || self.is_jump() || self.is_system() || matches!(self, Op::FenceI | Op::Illegal)
     }
 
     /// Bytes of memory that it touches; 0 for those that touch none.
@@ -488,6 +499,7 @@ impl Op {
                 | Format::Store
                 | Format::R
                 | Format::Amo
+                | Format::Addresses
                 | Format::FStore
                 | Format::F4
                 | Format::F3
@@ -500,7 +512,13 @@ impl Op {
     pub const fn writes_rd(self) -> bool {
         !matches!(
             self.format(),
-            Format::B | Format::Store | Format::FStore | Format::Fence | Format::None | Format::Line
+            Format::B
+                | Format::Store
+                | Format::FStore
+                | Format::Fence
+                | Format::None
+                | Format::Line
+                | Format::Addresses
         )
     }
 

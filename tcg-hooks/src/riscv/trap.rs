@@ -1,13 +1,15 @@
 //! Into a trap handler, out of it, and which interrupt comes first.
 //!
 //! ```text
-//!   Trap { cause, tval } ─ take_trap ─▶ mepc, mcause, mtval;  MPIE ← MIE ← 0;  pc ← mtvec (+ 4 × cause, if vectored)
-//!   mret                              ◀─ MIE ← MPIE ← 1;  pc ← mepc
+//!   Trap { cause, tval } ─ take_trap ─▶ mepc, mcause, mtval;  MPP ← mode ← M;  MPIE ← MIE ← 0;  pc ← mtvec (+ 4 × cause,
+//!                                       if vectored); delegated, and not from M-mode: the same with s for m
+//!   mret                              ◀─ MIE ← MPIE ← 1;  mode ← MPP ← U;  pc ← mepc;  MPRV ← 0, unless the mode is M
 //! ```
-//!
-//! M-mode is the only mode so far, so nothing is delegated and MPP stays M.
-use super::csr::mstatus;
+use super::csr::{Csrs, irq, mstatus};
 use super::decode::Insn;
+use super::opcodes::PATTERNS;
+use super::privilege::Privilege;
+use super::{Format, Op};
 use crate::cpu::CpuState;
 use notdirty_softmmu::{AccessKind, FaultCause, MemFault};
 
@@ -39,6 +41,12 @@ pub mod cause {
     pub const LOAD_PAGE: u64 = 13;
     /// Store or AMO page fault.
     pub const STORE_PAGE: u64 = 15;
+    /// Supervisor software interrupt.
+    pub const SSI: u64 = INTERRUPT | 1;
+    /// Supervisor timer interrupt.
+    pub const STI: u64 = INTERRUPT | 5;
+    /// Supervisor external interrupt.
+    pub const SEI: u64 = INTERRUPT | 9;
     /// Machine software interrupt.
     pub const MSI: u64 = INTERRUPT | 3;
     /// Machine timer interrupt.
@@ -62,20 +70,17 @@ impl Trap {
         Trap { cause: cause::ILLEGAL, tval: bits }
     }
 
-    /// An illegal-instruction exception for an instruction that decoded, but may not run (a CSR that is not there).
-    /// Its bits are put together again: decoding keeps all of them for the Zicsr forms, which alone need this.
-    pub const fn illegal_csr(insn: &Insn) -> Trap {
-        let funct3 = match insn.op {
-            super::Op::Csrrw => 1,
-            super::Op::Csrrs => 2,
-            super::Op::Csrrc => 3,
-            super::Op::Csrrwi => 5,
-            super::Op::Csrrsi => 6,
-            super::Op::Csrrci => 7,
-            _ => return Trap::illegal(insn.illegal_bits()),
-        };
-        let (csr, rs1, rd) = (insn.csr() as u64, insn.rs1 as u64, insn.rd as u64);
-        Trap::illegal(csr << 20 | rs1 << 15 | funct3 << 12 | rd << 7 | 0x73)
+    /// An illegal-instruction exception for an instruction that decoded, but may not run: of Zicsr, by a register that is
+    /// not there or not reached, or of those that a mode may not execute ([`CpuState::may_execute`]). Its bits are put
+    /// together again; decoding keeps all that such an instruction has.
+    pub const fn not_allowed(insn: &Insn) -> Trap {
+        if matches!(insn.op, Op::Illegal) {
+            return Trap::illegal(insn.illegal_bits());
+        }
+        let pattern = &PATTERNS[insn.op as usize];
+        let csr = if matches!(pattern.format, Format::Csr | Format::CsrImm) { insn.csr() as u64 } else { 0 };
+        let (rd, rs1, rs2) = ((insn.rd & 31) as u64, (insn.rs1 & 31) as u64, (insn.rs2 & 31) as u64);
+        Trap::illegal(pattern.value as u64 | csr << 20 | rs2 << 20 | rs1 << 15 | rd << 7)
     }
 
     /// `ebreak` at `pc`.
@@ -83,9 +88,14 @@ impl Trap {
         Trap { cause: cause::BREAKPOINT, tval: pc }
     }
 
-    /// `ecall` from this privilege.
-    pub const fn ecall(privilege: u8) -> Trap {
-        Trap { cause: cause::ECALL_U + privilege as u64, tval: 0 }
+    /// `ecall` from this mode.
+    pub const fn ecall(mode: Privilege) -> Trap {
+        Trap { cause: cause::ECALL_U + mode.bits(), tval: 0 }
+    }
+
+    /// Is it an interrupt, and no exception?
+    pub const fn is_interrupt(&self) -> bool {
+        self.cause & cause::INTERRUPT != 0
     }
 
     /// The manual's name of the cause.
@@ -105,6 +115,9 @@ impl Trap {
             cause::FETCH_PAGE => "instruction page fault",
             cause::LOAD_PAGE => "load page fault",
             cause::STORE_PAGE => "store/AMO page fault",
+            cause::SSI => "supervisor software interrupt",
+            cause::STI => "supervisor timer interrupt",
+            cause::SEI => "supervisor external interrupt",
             cause::MSI => "machine software interrupt",
             cause::MTI => "machine timer interrupt",
             cause::MEI => "machine external interrupt",
@@ -136,44 +149,112 @@ impl From<MemFault> for Trap {
     }
 }
 
+/// The mode that handles a trap: M, unless it is delegated and did not come from there.
+#[inline]
+fn handling_mode(cpu: &CpuState, trap: &Trap) -> Privilege {
+    let delegated = if trap.is_interrupt() { cpu.csr.mideleg } else { cpu.csr.medeleg };
+    // Causes are below 64; what a host makes up is not.
+    let bit = 1u64.checked_shl((trap.cause & !cause::INTERRUPT).min(64) as u32).unwrap_or(0);
+    if cpu.privilege < Privilege::M && delegated & bit != 0 { Privilege::S } else { Privilege::M }
+}
+
+/// The register that says where the handler of a trap is: `mtvec` or `stvec`.
+#[inline]
+pub fn vector(cpu: &CpuState, trap: &Trap) -> u64 {
+    if handling_mode(cpu, trap) == Privilege::S { cpu.csr.stvec } else { cpu.csr.mtvec }
+}
+
 /// Enters the handler. `epc` is the instruction that trapped, or the one an interrupt kept from running.
 pub fn take_trap(cpu: &mut CpuState, trap: &Trap, epc: u64) {
-    let csr = &mut cpu.csr;
-    csr.mepc = epc & !1;
-    csr.mcause = trap.cause;
-    csr.mtval = trap.tval;
-    let mpie = if csr.mstatus & mstatus::MIE != 0 { mstatus::MPIE } else { 0 };
-    csr.mstatus = csr.mstatus & !(mstatus::MIE | mstatus::MPIE) | mpie | mstatus::MPP;
-    let base = csr.mtvec & !3;
-    let vectored = csr.mtvec & 1 != 0 && trap.cause & cause::INTERRUPT != 0;
+    let (from, to, csr) = (cpu.privilege, handling_mode(cpu, trap), &mut cpu.csr);
+    let Csrs { mstatus, .. } = csr;
+    let vector = if to == Privilege::S {
+        let spie = (*mstatus & mstatus::SIE) << 4;
+        let spp = from.bits() << mstatus::SPP_SHIFT;
+        *mstatus = *mstatus & !(mstatus::SIE | mstatus::SPIE | mstatus::SPP) | spie | spp;
+        (csr.sepc, csr.scause, csr.stval) = (epc & !1, trap.cause, trap.tval);
+        csr.stvec
+    } else {
+        let mpie = (*mstatus & mstatus::MIE) << 4;
+        let mpp = from.bits() << mstatus::MPP_SHIFT;
+        *mstatus = *mstatus & !(mstatus::MIE | mstatus::MPIE | mstatus::MPP) | mpie | mpp;
+        (csr.mepc, csr.mcause, csr.mtval) = (epc & !1, trap.cause, trap.tval);
+        csr.mtvec
+    };
+    let base = vector & !3;
+    let vectored = vector & 1 != 0 && trap.is_interrupt();
     cpu.pc = if vectored { base.wrapping_add((trap.cause & !cause::INTERRUPT) << 2) } else { base };
-    cpu.privilege = 3;
+    cpu.privilege = to;
 }
 
-/// Returns from the handler: the effect of `mret` on `pc`, `mstatus` and the privilege.
+/// Returns from M-mode's handler: the effect of `mret` on `pc`, `mstatus` and the mode.
 pub fn mret(cpu: &mut CpuState) {
     let csr = &mut cpu.csr;
-    let mie = if csr.mstatus & mstatus::MPIE != 0 { mstatus::MIE } else { 0 };
-    csr.mstatus = csr.mstatus & !mstatus::MIE | mie | mstatus::MPIE;
-    cpu.privilege = 3;
-    cpu.pc = csr.mepc;
+    let status = csr.mstatus;
+    let to = Privilege::from_bits(status >> mstatus::MPP_SHIFT);
+    let mie = (status & mstatus::MPIE) >> 4;
+    csr.mstatus = status & !(mstatus::MIE | mstatus::MPP) | mie | mstatus::MPIE;
+    (cpu.pc, cpu.privilege) = (csr.mepc, to);
+    leave_mprv(cpu);
 }
 
-/// The interrupt to take now, as a value for `mcause`, given the bits that devices drive.
+/// Returns from S-mode's handler, as `sret` does.
+pub fn sret(cpu: &mut CpuState) {
+    let csr = &mut cpu.csr;
+    let status = csr.mstatus;
+    let sie = (status & mstatus::SPIE) >> 4;
+    csr.mstatus = status & !(mstatus::SIE | mstatus::SPP) | sie | mstatus::SPIE;
+    (cpu.pc, cpu.privilege) = (csr.sepc, Privilege::from_bits(status >> mstatus::SPP_SHIFT & 1));
+    leave_mprv(cpu);
+}
+
+/// MPRV is M-mode's: a return to another mode clears it.
+fn leave_mprv(cpu: &mut CpuState) {
+    if cpu.privilege != Privilege::M {
+        cpu.csr.mstatus &= !mstatus::MPRV;
+    }
+}
+
+/// The interrupt to take now, as a value for `mcause`, given the bits that devices and timers drive. A mode is interrupted
+/// by what modes above it handle always, and by what it handles itself if it has enabled that.
 #[inline]
-pub fn pending_interrupt(cpu: &CpuState, mip: u64) -> Option<u64> {
-    let ready = mip & cpu.csr.mie;
-    if ready == 0 || (cpu.privilege == 3 && cpu.csr.mstatus & mstatus::MIE == 0) {
+pub fn pending_interrupt(cpu: &CpuState, lines: u64) -> Option<u64> {
+    let csr = &cpu.csr;
+    let ready = csr.pending(lines) & csr.mie;
+    if ready == 0 {
         return None;
     }
-    [cause::MEI, cause::MSI, cause::MTI].into_iter().find(|c| ready >> (c & 63) & 1 != 0)
+    let open =
+        |mode: Privilege, enable: u64| cpu.privilege < mode || cpu.privilege == mode && csr.mstatus & enable != 0;
+    let m = if open(Privilege::M, mstatus::MIE) { ready & !csr.mideleg } else { 0 };
+    let s = if open(Privilege::S, mstatus::SIE) { ready & csr.mideleg } else { 0 };
+    let ready = if m != 0 { m } else { s };
+    let by_rank = [cause::MEI, cause::MSI, cause::MTI, cause::SEI, cause::SSI, cause::STI];
+    by_rank.into_iter().find(|cause| ready >> (cause & 63) & 1 != 0)
 }
 
-/// Whether a hart in `wfi` goes on: an enabled interrupt is pending, whatever MIE says.
+/// Could this interrupt be taken if it were pending?
 #[inline]
-pub fn wakes_from_wfi(cpu: &CpuState, mip: u64) -> bool {
-    mip & cpu.csr.mie != 0
+pub fn is_open(cpu: &CpuState, interrupt: u64) -> bool {
+    cpu.csr.mie & interrupt != 0 && pending_interrupt(cpu, interrupt).is_some()
 }
+
+/// All that [`pending_interrupt`] looks at but the lines, and the deadline of S-mode's timer: while it stays as it is,
+/// nothing becomes takable by what the hart does.
+pub fn interrupt_state(cpu: &CpuState) -> impl PartialEq + use<> {
+    let csr = &cpu.csr;
+    let enables = csr.mstatus & (mstatus::MIE | mstatus::SIE);
+    (cpu.privilege, enables, csr.mie, csr.mip, csr.mideleg, csr.supervisor_deadline())
+}
+
+/// Whether a hart in `wfi` goes on: an enabled interrupt is pending, whatever MIE, SIE and `mideleg` say.
+#[inline]
+pub fn wakes_from_wfi(cpu: &CpuState, lines: u64) -> bool {
+    cpu.csr.pending(lines) & cpu.csr.mie != 0
+}
+
+/// The interrupts that a device may raise while the hart sleeps.
+pub const BY_DEVICES: u64 = irq::MSI | irq::MEI | irq::SEI;
 
 #[cfg(test)]
 mod tests {
@@ -189,20 +270,21 @@ mod tests {
     #[test]
     fn a_trap_and_its_return_restore_the_interrupt_enable() {
         let mut c = cpu();
+        let reset = c.csr.mstatus;
         c.csr.mstatus |= mstatus::MIE;
         take_trap(&mut c, &Trap::illegal(0xabcd), 0x8000_0010);
         assert_eq!((c.pc, c.csr.mepc, c.csr.mcause, c.csr.mtval), (0x8000_1000, 0x8000_0010, 2, 0xabcd));
-        assert_eq!(c.csr.mstatus, mstatus::MPP | mstatus::MPIE);
+        assert_eq!(c.csr.mstatus, reset | mstatus::MPIE);
         mret(&mut c);
         assert_eq!(c.pc, 0x8000_0010);
-        assert_eq!(c.csr.mstatus, mstatus::MPP | mstatus::MPIE | mstatus::MIE);
+        assert_eq!((c.privilege, c.csr.mstatus), (Privilege::M, reset & !mstatus::MPP | mstatus::MPIE | mstatus::MIE));
     }
 
     #[test]
     fn only_interrupts_are_vectored() {
         let mut c = cpu();
         c.csr.mtvec |= 1;
-        take_trap(&mut c, &Trap::ecall(3), 0x8000_0010);
+        take_trap(&mut c, &Trap::ecall(Privilege::M), 0x8000_0010);
         assert_eq!((c.pc, c.csr.mcause, c.csr.mtval), (0x8000_1000, 11, 0));
         take_trap(&mut c, &Trap::interrupt(cause::MTI), 0x8000_0010);
         assert_eq!((c.pc, c.csr.mcause), (0x8000_1000 + 4 * 7, cause::MTI));
@@ -234,9 +316,92 @@ mod tests {
     }
 
     #[test]
-    fn an_absent_csr_shows_the_whole_instruction_in_mtval() {
-        for bits in [0x3020_9573u32, 0x1800_2073, 0x302f_e7f3] {
-            assert_eq!(Trap::illegal_csr(&crate::riscv::decode(bits)).tval, u64::from(bits));
+    fn what_is_not_allowed_shows_the_whole_instruction_in_mtval() {
+        let system = [0x1020_0073, 0x3020_0073, 0x1050_0073, 0x12b5_0073, 0x17f0_8073, 0x1800_0073, 0x1810_0073];
+        for bits in [0x3020_9573u32, 0x1800_2073, 0x302f_e7f3, 0x0045_200f, 0x0005_a00f].into_iter().chain(system) {
+            let insn = crate::riscv::decode(bits);
+            assert_ne!(insn.op, Op::Illegal, "{bits:#x}");
+            assert_eq!(Trap::not_allowed(&insn).tval, u64::from(bits), "{:?}", insn.op);
         }
+        assert_eq!(Trap::not_allowed(&crate::riscv::decode(0xffff_ffff)).tval, 0xffff_ffff);
+    }
+
+    #[test]
+    fn a_trap_goes_to_the_mode_that_it_is_delegated_to_unless_m_mode_raises_it() {
+        for from in Privilege::ALL {
+            let mut c = cpu();
+            (c.privilege, c.csr.stvec, c.csr.medeleg) = (from, 0x8000_2001, 1 << 2);
+            c.csr.mstatus |= mstatus::SIE | mstatus::MIE;
+            let before = c.csr.mstatus;
+            assert_eq!(
+                vector(&c, &Trap::illegal(7)) & !3,
+                if from == Privilege::M { 0x8000_1000 } else { 0x8000_2000 }
+            );
+            take_trap(&mut c, &Trap::illegal(7), 0x8000_0010);
+            if from == Privilege::M {
+                assert_eq!((c.privilege, c.pc, c.csr.mcause, c.csr.scause), (Privilege::M, 0x8000_1000, 2, 0));
+                continue;
+            }
+            assert_eq!((c.privilege, c.pc), (Privilege::S, 0x8000_2000));
+            assert_eq!((c.csr.sepc, c.csr.scause, c.csr.stval, c.csr.mepc), (0x8000_0010, 2, 7, 0));
+            let spp = if from == Privilege::S { mstatus::SPP } else { 0 };
+            assert_eq!(c.csr.mstatus, before & !mstatus::SIE | mstatus::SPIE | spp, "MIE and MPP are as they were");
+            // A call is not delegated, and comes back to S-mode.
+            take_trap(&mut c, &Trap::ecall(Privilege::S), 0x8000_2004);
+            assert_eq!((c.privilege, c.pc, c.csr.mcause), (Privilege::M, 0x8000_1000, 9));
+            c.csr.mstatus |= mstatus::MPRV;
+            mret(&mut c);
+            assert_eq!((c.privilege, c.pc, c.csr.mstatus & mstatus::MPRV), (Privilege::S, 0x8000_2004, 0));
+            sret(&mut c);
+            assert_eq!((c.privilege, c.pc), (from, 0x8000_0010));
+            assert_eq!(c.csr.mstatus & (mstatus::SIE | mstatus::SPIE | mstatus::SPP), mstatus::SIE | mstatus::SPIE);
+        }
+    }
+
+    #[test]
+    fn mprv_stays_in_m_mode_and_a_reserved_mode_is_u() {
+        let mut c = cpu();
+        c.csr.mstatus |= mstatus::MPRV;
+        mret(&mut c);
+        assert_eq!((c.privilege, c.csr.mstatus & mstatus::MPRV), (Privilege::M, mstatus::MPRV));
+        c.csr.mstatus = c.csr.mstatus & !mstatus::MPP | 2 << mstatus::MPP_SHIFT;
+        mret(&mut c);
+        assert_eq!((c.privilege, c.csr.mstatus & mstatus::MPRV), (Privilege::U, 0));
+    }
+
+    #[test]
+    fn a_mode_is_interrupted_by_the_modes_above_it_always_and_by_itself_if_it_has_enabled_that() {
+        let mut c = cpu();
+        (c.csr.mie, c.csr.mideleg) = (irq::ALL, irq::SUPERVISOR);
+        // Mode, status, lines, what comes.
+        let (mie, sie) = (mstatus::MIE, mstatus::SIE);
+        for (mode, status, lines, comes) in [
+            (Privilege::M, 0, irq::ALL, None),
+            (Privilege::M, sie, irq::ALL, None),
+            (Privilege::M, mie | sie, irq::SUPERVISOR, None),
+            (Privilege::M, mie, irq::ALL, Some(cause::MEI)),
+            (Privilege::S, 0, irq::SUPERVISOR, None),
+            (Privilege::S, mie, irq::SUPERVISOR, None),
+            (Privilege::S, 0, irq::ALL, Some(cause::MEI)),
+            (Privilege::S, sie, irq::SUPERVISOR, Some(cause::SEI)),
+            (Privilege::S, sie, irq::SSI | irq::STI, Some(cause::SSI)),
+            (Privilege::S, sie, irq::STI | irq::MTI, Some(cause::MTI)),
+            (Privilege::U, 0, irq::STI, Some(cause::STI)),
+            (Privilege::U, 0, irq::STI | irq::MSI, Some(cause::MSI)),
+        ] {
+            c.privilege = mode;
+            c.csr.mstatus = status;
+            assert_eq!(pending_interrupt(&c, lines), comes, "{mode} {status:#x} {lines:#x}");
+        }
+        // What is not delegated is M-mode's, behind its own, and what is disabled is nobody's.
+        (c.csr.mideleg, c.privilege, c.csr.mstatus) = (irq::SSI, Privilege::S, sie);
+        assert_eq!(pending_interrupt(&c, irq::SEI | irq::SSI), Some(cause::SEI));
+        assert_eq!(pending_interrupt(&c, irq::SEI | irq::MTI), Some(cause::MTI));
+        c.csr.mie = irq::SSI;
+        assert_eq!(pending_interrupt(&c, irq::SEI | irq::SSI), Some(cause::SSI));
+        assert!(is_open(&c, irq::SSI) && !is_open(&c, irq::SEI));
+        assert!(wakes_from_wfi(&c, irq::SSI) && !wakes_from_wfi(&c, irq::SEI));
+        c.csr.mip = irq::SSI;
+        assert_eq!(pending_interrupt(&c, 0), Some(cause::SSI), "software made it pending");
     }
 }

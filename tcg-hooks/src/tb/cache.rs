@@ -11,7 +11,7 @@ use crate::heat::Heat;
 use crate::ir::{LETS_ODD, TESTS_LINE};
 use crate::ir::{Region, Site, Span};
 use crate::jit::code_cache::{CodeCache, CodeOffset, place_bytes};
-use crate::jit::x86_64::context::{Context, JumpEntry};
+use crate::jit::x86_64::context::{Context, JUMP_SETS, JumpEntry};
 use crate::jit::x86_64::thunks::{SiteFn, Thunks, assemble};
 use crate::jit::x86_64::{Emitter, LOCAL_BITS};
 use hashbrown::HashMap;
@@ -118,8 +118,8 @@ pub(crate) struct TbCache {
     #[expect(clippy::vec_box, reason = "the boxes are what is kept")]
     pub(super) spare: Vec<Box<Tb>>,
     pub(super) by_key: HashMap<TbKey, TbId>,
-    /// Where indirect jumps to TBs go that the jump cache does not know.
-    pub(super) jumps: JumpTable,
+    /// Where indirect jumps to TBs go that the jump cache does not know, by mode.
+    pub(super) jumps: [JumpTable; JUMP_SETS],
     pub(super) pages: PageTbs,
     pub(super) provisional: Vec<Provisional>,
     pub(super) chunk_tbs: Vec<Vec<TbId>>,
@@ -165,7 +165,7 @@ impl TbCache {
             free: Vec::new(),
             spare: Vec::new(),
             by_key: HashMap::new(),
-            jumps: JumpTable::default(),
+            jumps: Default::default(),
             pages: PageTbs::default(),
             provisional: Vec::new(),
             chunk_tbs: vec![Vec::new(); chunks],
@@ -258,6 +258,7 @@ impl TbCache {
         let beside = if self.flags.beside { self.beside.of(region) } else { Some(SiteSet::ALL) };
         self.emitter.odd = odd.unwrap_or(SiteSet::NONE);
         self.emitter.beside = beside.unwrap_or(SiteSet::NONE);
+        self.emitter.mode = key.mode();
         let (len, entry) = self.emitter.emit(region, id);
         let at = match self.code.reserve(len) {
             Some(at) => at,
@@ -311,15 +312,29 @@ impl TbCache {
         found
     }
 
-    /// Notes a TB in the jump cache; one that is not new, and so was forgotten there, in the table behind it, too.
-    pub(crate) fn remember(&mut self, ctx: &mut Context, pc: u64, found: Found, new: bool) {
+    /// Notes a TB in the jump cache of its mode; one that is not new, and so was forgotten there, in the table behind it,
+    /// too.
+    pub(crate) fn remember(&mut self, ctx: &mut Context, key: &TbKey, found: Found, new: bool) {
         if self.flags.jump_cache {
+            let (set, pc) = (key.jump_set(), key.pc);
             let entry = JumpEntry { pc, host: self.code.address(found.entry) as u64 };
-            let known = std::mem::replace(ctx.jump_slot(pc), entry) == entry;
+            let known = std::mem::replace(ctx.jump_slot(set, pc), entry) == entry;
             if !new && !known {
-                self.jumps.insert(pc, entry.host);
-                self.jumps.publish(ctx);
+                self.jumps[set].insert(pc, entry.host);
+                if set == ctx.jump_set() {
+                    self.jumps[set].publish(ctx);
+                }
             }
+        }
+    }
+
+    /// The hart's mode may have changed: emitted code goes by the jumps of the one that it is in.
+    #[inline]
+    pub(crate) fn follow_mode(&self, ctx: &mut Context) {
+        let set = ctx.cpu.privilege.index();
+        if set != ctx.jump_set() {
+            ctx.select_jumps(set);
+            self.jumps[set].publish(ctx);
         }
     }
 
@@ -330,12 +345,13 @@ impl TbCache {
         if pc & 1 != 0 {
             return None;
         }
-        let slot = *ctx.jump_slot(pc);
+        let set = ctx.jump_set();
+        let slot = *ctx.jump_slot(set, pc);
         if slot.pc == pc {
             return Some(slot.host as *const u8);
         }
-        let host = self.jumps.find(pc)?;
-        *ctx.jump_slot(pc) = JumpEntry { pc, host };
+        let host = self.jumps[set].find(pc)?;
+        *ctx.jump_slot(set, pc) = JumpEntry { pc, host };
         Some(host as *const u8)
     }
 }

@@ -9,10 +9,12 @@ impl TbCache {
     /// Points the jump of exit `number` to TB `to`, if both still fit together.
     pub(crate) fn link(&mut self, number: u32, to: TbId) {
         let Some(target) = self.get(to) else { return };
-        let (entry, pc, place) = (target.entry, target.key.pc, target.incoming.len() as u32);
+        let (entry, key, place) = (target.entry, target.key, target.incoming.len() as u32);
+        // A direct jump stays in its mode.
+        let alike = self.get(number >> LOCAL_BITS).is_some_and(|from| from.key.flags == key.flags);
         let chaining = self.flags.chaining;
         let Some(exit) = self.exit_mut(number) else { return };
-        if !chaining || exit.field == 0 || exit.to.is_some() || exit.pc != pc {
+        if !chaining || !alike || exit.field == 0 || exit.to.is_some() || exit.pc != key.pc {
             return;
         }
         (exit.to, exit.place) = (Some(to), place);

@@ -219,6 +219,7 @@ impl TbCache {
             };
             let target = self.get(to).ok_or(format!("{name} is linked to TB {to}, which is dead"))?;
             ensure!(goes == i64::from(target.entry), "{name} is linked to TB {to}, but jumps to {goes:#x}");
+            ensure!(target.key.flags == tb.key.flags, "{name} leads from one mode to another");
             ensure!(target.key.pc == exit.pc, "{name} leads to {:#x}, but to a TB at {:#x}", exit.pc, target.key.pc);
             let listed = target.incoming.get(exit.place as usize);
             ensure!(listed == Some(&number), "{name} is linked to TB {to}, which lists {listed:x?} in its place");
@@ -239,14 +240,14 @@ impl TbCache {
     }
 
     fn check_jumps(&self, ctx: &Context) -> Result<(), String> {
-        // An odd pc is that of an empty entry.
-        let used = ctx.jumps.iter().filter(|e| e.pc & 1 == 0).chain(self.jumps.iter());
+        let tables = self.jumps.iter().enumerate();
+        let used = ctx.jumps().chain(tables.flat_map(|(set, table)| table.iter().map(move |entry| (set, entry))));
         let mut entries = HashSet::new();
         for (_, tb) in self.live() {
-            entries.insert((tb.key.pc, self.code.address(tb.entry) as u64));
+            entries.insert((tb.key.jump_set(), tb.key.pc, self.code.address(tb.entry) as u64));
         }
-        for e in used {
-            ensure!(entries.contains(&(e.pc, e.host)), "the jump cache leads from {:#x} to no TB", e.pc);
+        for (set, e) in used {
+            ensure!(entries.contains(&(set, e.pc, e.host)), "the jump cache leads from {:#x} to no TB", e.pc);
         }
         Ok(())
     }
@@ -354,7 +355,7 @@ mod tests {
             let key = TbKey { ram, pc, flags: 0, instrumentation: 0 };
             let ctx = self.ctx();
             let found = self.tbs.add(ctx, key, pages, &translator.region, &mut Vec::new(), false);
-            self.tbs.remember(ctx, pc, found, false);
+            self.tbs.remember(ctx, &key, found, false);
             found
         }
 
@@ -501,14 +502,36 @@ mod tests {
     #[test]
     fn jump_cache_entries_of_the_dead_are_caught() {
         caught("the jump cache leads", |w| {
-            let old = *w.ctx().jump_slot(C);
+            let old = *w.ctx().jump_slot(0, C);
             let (c, ctx) = (w.c.id, w.ctx());
             w.tbs.kill(c, ctx);
-            *ctx.jump_slot(C) = old;
+            *ctx.jump_slot(0, C) = old;
         });
-        caught("the jump cache leads", |w| w.ctx().jump_slot(B).host += 1);
-        caught("the jump cache leads", |w| w.tbs.jumps.insert(B, 16));
-        caught("the jump cache leads", |w| w.tbs.jumps.insert(B + 2, 16));
+        caught("the jump cache leads", |w| w.ctx().jump_slot(0, B).host += 1);
+        caught("the jump cache leads", |w| w.tbs.jumps[0].insert(B, 16));
+        caught("the jump cache leads", |w| w.tbs.jumps[0].insert(B + 2, 16));
+        // A TB of another mode.
+        caught("the jump cache leads", |w| {
+            let entry = *w.ctx().jump_slot(0, B);
+            *w.ctx().jump_slot(1, B) = entry;
+        });
+        caught("the jump cache leads", |w| {
+            let entry = *w.ctx().jump_slot(0, B);
+            w.tbs.jumps[2].insert(B, entry.host);
+        });
+    }
+
+    #[test]
+    fn links_between_modes_are_caught() {
+        caught("leads from one mode to another", |w| {
+            let (id, key) = (w.a.id, w.tb(w.a).key);
+            let other = TbKey { flags: 1, ..key };
+            w.ctx().forget_jump(0, key.pc);
+            w.tbs.jumps[0].remove(key.pc);
+            w.tbs.by_key.remove(&key);
+            w.tbs.by_key.insert(other, id);
+            w.tb(w.a).key = other;
+        });
     }
 
     #[test]

@@ -10,6 +10,7 @@
 //! only by `TbCache::add`, which the exec loop calls when no emitted code is on the stack; by then every pointer into
 //! them is gone.
 use super::cache::lines;
+use super::jumps::JumpTable;
 use super::{Tb, TbCache, TbId};
 use crate::clock::cpu_time;
 use crate::fetch::prefetch;
@@ -17,7 +18,7 @@ use crate::heat::WARM;
 use crate::ir::Span;
 use crate::jit::code_cache::place_bytes;
 use crate::jit::x86_64::LOCAL_BITS;
-use crate::jit::x86_64::context::{Context, JumpEntry};
+use crate::jit::x86_64::context::Context;
 use notdirty_core::{PAGE_SIZE, PageIndex, RamAddr, RamList, pin};
 use notdirty_softmmu::lines_of;
 
@@ -96,11 +97,8 @@ impl TbCache {
         self.kept -= tb.kept();
         self.live -= place_bytes(tb.code.1 as usize);
         self.by_key.remove(&tb.key);
-        let slot = ctx.jump_slot(tb.key.pc);
-        if slot.pc == tb.key.pc {
-            *slot = JumpEntry::EMPTY;
-        }
-        self.jumps.remove(tb.key.pc);
+        ctx.forget_jump(tb.key.jump_set(), tb.key.pc);
+        self.jumps[tb.key.jump_set()].remove(tb.key.pc);
         let guard = pin();
         for (n, page) in [Some(tb.pages.0), tb.pages.1].into_iter().enumerate() {
             let Some(page) = page else { continue };
@@ -220,7 +218,7 @@ impl TbCache {
             }
         }
         ctx.forget_jumps();
-        self.jumps.clear();
+        self.jumps.iter_mut().for_each(JumpTable::clear);
     }
 }
 

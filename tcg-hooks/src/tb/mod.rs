@@ -31,6 +31,7 @@ pub(crate) use sites::SiteSet;
 
 use crate::ir::{Region, Site, Span};
 use crate::jit::code_cache::CodeOffset;
+use crate::riscv::Privilege;
 use notdirty_core::{PageIndex, RamAddr};
 use smallvec::SmallVec;
 
@@ -44,10 +45,23 @@ pub struct TbKey {
     pub ram: RamAddr,
     /// The guest address it is executed at.
     pub pc: u64,
-    /// Mode bits that the translation assumed: privilege, MMU mode; M-mode without paging is 0.
+    /// What the translation assumed of the hart: the mode ([`Privilege::index`](crate::riscv::Privilege::index)); M-mode
+    /// without paging is 0.
     pub flags: u32,
     /// Which set of hooks was compiled in; 0 is none.
     pub instrumentation: u32,
+}
+
+impl TbKey {
+    /// The mode that the translation is for.
+    pub(crate) fn mode(&self) -> Privilege {
+        Privilege::ALL[self.jump_set()]
+    }
+
+    /// Which jump cache leads to it.
+    pub(crate) fn jump_set(&self) -> usize {
+        (self.flags & 3) as usize % Privilege::ALL.len()
+    }
 }
 
 /// A way out of a TB.

@@ -2,7 +2,7 @@
 use super::encode::encode;
 use super::rng::Rng;
 use super::{Options, Program};
-use crate::riscv::csr::num;
+use crate::riscv::csr::{mstatus, num};
 use crate::riscv::opcodes::Op;
 
 /// Offsets from the base: code, data, and the page that code is copied to.
@@ -29,6 +29,41 @@ pub(super) const T5: u8 = 30;
 pub(super) const T6: u8 = 31;
 /// Destinations that do no harm to the program's bones.
 pub(super) const FREE: [u8; 20] = [3, 4, 5, 6, 7, 10, 11, 12, 13, 14, 15, 16, 17, 21, 22, 23, 24, 25, 28, 0];
+
+/// The registers of the mode that handles a trap, and how it goes back.
+struct Handler {
+    vector: u16,
+    scratch: u16,
+    cause: u16,
+    epc: u16,
+    enable: u16,
+    status: u16,
+    /// The mode before, in `status`.
+    mask: i32,
+    back: Op,
+}
+
+const MACHINE: Handler = Handler {
+    vector: num::MTVEC,
+    scratch: num::MSCRATCH,
+    cause: num::MCAUSE,
+    epc: num::MEPC,
+    enable: num::MIE,
+    status: num::MSTATUS,
+    mask: mstatus::MPP as i32,
+    back: Op::Mret,
+};
+
+const SUPERVISOR: Handler = Handler {
+    vector: num::STVEC,
+    scratch: num::SSCRATCH,
+    cause: num::SCAUSE,
+    epc: num::SEPC,
+    enable: num::SIE,
+    status: num::SSTATUS,
+    mask: mstatus::SPP as i32,
+    back: Op::Sret,
+};
 
 pub(super) struct Asm {
     pub base: u64,
@@ -126,12 +161,20 @@ impl Asm {
         self.seek(0);
         let stop = self.here();
         self.op(Op::Jal, ZERO, 0, 0, 0);
-        let handler = self.here();
-        self.handler(stop);
+        let handlers = [&MACHINE, &SUPERVISOR].map(|handler| {
+            let at = self.here();
+            self.handler(stop, handler, options.modes);
+            (at, handler.vector)
+        });
         let entry = self.here();
-        self.la(T6, handler);
-        self.op(Op::Csrrw, ZERO, T6, 0, i32::from(num::MTVEC));
-        self.op(Op::Csrrwi, ZERO, 0, 0, i32::from(num::MSCRATCH));
+        for (at, vector) in handlers {
+            self.la(T6, at);
+            self.op(Op::Csrrw, ZERO, T6, 0, vector.into());
+        }
+        self.op(Op::Csrrwi, ZERO, 0, 0, num::MSCRATCH.into());
+        if options.modes {
+            self.modes(rng);
+        }
         self.la(T6, REGISTERS);
         for x in 1..31 {
             self.op(Op::Ld, x, T6, 0, 8 * i32::from(x));
@@ -144,27 +187,44 @@ impl Asm {
         (entry, stop)
     }
 
+    /// What lower modes may do, and where their traps go.
+    fn modes(&mut self, rng: &mut Rng) {
+        // All memory, for all modes.
+        self.li(T6, -1);
+        self.op(Op::Csrrw, ZERO, T6, 0, num::PMPADDR0.into());
+        self.op(Op::Csrrwi, ZERO, 0x1f, 0, num::PMPCFG0.into());
+        let all = [num::MEDELEG, num::MIDELEG, num::MCOUNTEREN, num::SCOUNTEREN, num::MENVCFG, num::SENVCFG, num::MIE];
+        for csr in all.into_iter().chain([num::MIP]) {
+            let value = rng.pick(&[0, -1, rng.clone().bits() as i32]);
+            self.li(T6, value);
+            self.op(Op::Csrrw, ZERO, T6, 0, csr.into());
+        }
+        // Ticks of 100 instructions.
+        self.op(Op::Csrrwi, ZERO, rng.below(12) as u8, 0, num::STIMECMP.into());
+    }
+
     /// Counts the trap; gives up at the limit; leaves interrupts by switching them off; skips what trapped, or, if
-    /// that could not even be fetched, goes where `t4` says.
-    fn handler(&mut self, stop: u64) {
+    /// that could not even be fetched, goes where `t4` says. A call comes back in a mode that its address says, if there
+    /// are modes.
+    fn handler(&mut self, stop: u64, own: &Handler, modes: bool) {
         let csr = i32::from;
-        self.op(Op::Csrrs, T5, ZERO, 0, csr(num::MSCRATCH));
+        self.op(Op::Csrrs, T5, ZERO, 0, csr(own.scratch));
         self.op(Op::Addi, T5, T5, 0, 1);
-        self.op(Op::Csrrw, ZERO, T5, 0, csr(num::MSCRATCH));
+        self.op(Op::Csrrw, ZERO, T5, 0, csr(own.scratch));
         self.op(Op::Addi, T6, ZERO, 0, TRAP_LIMIT);
         self.op(Op::Bltu, 0, T5, T6, 8);
         self.j(ZERO, stop);
-        self.op(Op::Csrrs, T6, ZERO, 0, csr(num::MCAUSE));
+        self.op(Op::Csrrs, T6, ZERO, 0, csr(own.cause));
         self.op(Op::Bge, 0, T6, ZERO, 12);
-        self.op(Op::Csrrwi, ZERO, 0, 0, csr(num::MIE));
-        self.op(Op::Mret, 0, 0, 0, 0);
+        self.op(Op::Csrrwi, ZERO, 0, 0, csr(own.enable));
+        self.op(own.back, 0, 0, 0, 0);
         // Instruction access fault.
         self.op(Op::Addi, T6, T6, 0, -1);
         self.op(Op::Bne, 0, T6, ZERO, 12);
-        self.op(Op::Csrrw, ZERO, T4, 0, csr(num::MEPC));
-        self.op(Op::Mret, 0, 0, 0, 0);
+        self.op(Op::Csrrw, ZERO, T4, 0, csr(own.epc));
+        self.op(own.back, 0, 0, 0, 0);
         // Two bytes, or two more if the low bits say so.
-        self.op(Op::Csrrs, T5, ZERO, 0, csr(num::MEPC));
+        self.op(Op::Csrrs, T5, ZERO, 0, csr(own.epc));
         self.op(Op::Lhu, T6, T5, 0, 0);
         self.op(Op::Andi, T6, T6, 0, 3);
         self.op(Op::Sltiu, T6, T6, 0, 3);
@@ -172,8 +232,22 @@ impl Asm {
         self.op(Op::Slli, T6, T6, 0, 1);
         self.op(Op::Add, T5, T5, T6, 0);
         self.op(Op::Addi, T5, T5, 0, 2);
-        self.op(Op::Csrrw, ZERO, T5, 0, csr(num::MEPC));
-        self.op(Op::Mret, 0, 0, 0, 0);
+        self.op(Op::Csrrw, ZERO, T5, 0, csr(own.epc));
+        if modes {
+            self.op(Op::Csrrs, T6, ZERO, 0, csr(own.cause));
+            self.op(Op::Srli, T6, T6, 0, 2);
+            self.op(Op::Addi, T6, T6, 0, -2);
+            let no_call = self.hole();
+            // Bits 2 and up of the address that it comes back to.
+            self.op(Op::Slli, T6, T5, 0, own.mask.trailing_zeros() as i32 - 2);
+            self.li(T5, own.mask);
+            self.op(Op::And, T6, T6, T5, 0);
+            self.op(Op::Csrrc, ZERO, T5, 0, csr(own.status));
+            self.op(Op::Csrrs, ZERO, T6, 0, csr(own.status));
+            let end = self.here();
+            self.fill(no_call, Op::Bne, 0, T6, ZERO, Asm::distance(no_call, end));
+        }
+        self.op(own.back, 0, 0, 0, 0);
     }
 
     /// The data pages: the registers, then words worth loading.

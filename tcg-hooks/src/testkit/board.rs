@@ -142,6 +142,9 @@ impl Board {
             let text = format!("after {} insns at {:#x}, not after {} at {:#x}", a.retired, a.pc, b.retired, b.pc);
             return Some(text);
         }
+        if a.privilege != b.privilege {
+            return Some(format!("in {}, not in {}", a.privilege, b.privilege));
+        }
         if let Some(n) = (0..32).find(|&n| a.x[n] != b.x[n]) {
             return Some(format!("x{n} is {:#x}, not {:#x}", a.x[n], b.x[n]));
         }

@@ -2,6 +2,7 @@
 use super::asm::*;
 use super::rng::Rng;
 use super::{Options, Program, Smc};
+use crate::riscv::csr::{mstatus, num};
 use crate::riscv::opcodes::Op;
 use crate::testkit::encode;
 
@@ -48,6 +49,7 @@ enum Piece {
     DataInCode,
     Jungle,
     Change,
+    Mode,
 }
 
 impl Gen<'_> {
@@ -100,6 +102,7 @@ impl Gen<'_> {
             (1, Piece::DataInCode),
             (u64::from(self.o.traps), Piece::Jungle),
             (change, Piece::Change),
+            (if self.o.modes { 4 } else { 0 }, Piece::Mode),
         ];
         match self.rng.weighted(&kinds) {
             Piece::Straight => {
@@ -119,11 +122,35 @@ impl Gen<'_> {
                 self.a.op(Op::Jalr, rd, S3, 0, imm);
             }
             Piece::Change => self.change(),
+            Piece::Mode => self.mode(),
         }
         let end = self.a.here();
         self.a.seek(place);
         self.a.la(T4, end);
         self.a.seek(end);
+    }
+
+    /// Goes on in another mode: below M-mode most of this is illegal, and skipped.
+    fn mode(&mut self) {
+        let call = self.rng.chance(40);
+        if call {
+            return self.a.op(Op::Ecall, 0, 0, 0, 0);
+        }
+        let (status, mask, epc, back) = self.rng.pick(&[
+            (num::MSTATUS, mstatus::MPP, num::MEPC, Op::Mret),
+            (num::MSTATUS, mstatus::SPP | mstatus::MPP, num::SEPC, Op::Sret),
+            (num::SSTATUS, mstatus::SPP, num::SEPC, Op::Sret),
+        ]);
+        let to = self.rng.bits() & mask | self.rng.pick(&[0, mstatus::SPIE, mstatus::MPIE]);
+        for (op, bits) in [(Op::Csrrc, mask), (Op::Csrrs, to)] {
+            self.a.li(T5, bits as i32);
+            self.a.op(op, ZERO, T5, 0, status.into());
+        }
+        // Behind the two of `la`, the write, and the return.
+        let next = self.a.here() + 16;
+        self.a.la(T5, next);
+        self.a.op(Op::Csrrw, ZERO, T5, 0, epc.into());
+        self.a.op(back, 0, 0, 0, 0);
     }
 
     pub fn straight(&mut self, n: i64) {

@@ -33,6 +33,7 @@ fn program(data: &[u8]) -> (Program, Options, JitFlags, ICache) {
         traps: !has(4) && !fencei,
         wild: !has(8) && !fencei,
         csrs: !has(16),
+        modes: !has(16),
         atomics: !has(32),
         floats: !has(64),
         bits: !has(128),

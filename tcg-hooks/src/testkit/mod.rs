@@ -10,7 +10,8 @@
 //!
 //! A program needs RAM and a hart, no device. It ends by spinning at [`Program::stop`]; a harness stops there or at
 //! its limit, whatever comes first, and compares two engines at the same number of retired instructions.
-//! Traps are part of it: the handler skips the instruction, counts in `mscratch`, and goes to `stop` after 64.
+//! Traps are part of it: the handler skips the instruction, counts in `mscratch` (that of S-mode in `sscratch`), and goes to
+//! `stop` after 64.
 //! The same seed and options give the same bytes on every host, so a seed in a report is a program.
 //!
 //! What `x` registers are for, in a generated program:
@@ -95,6 +96,8 @@ pub struct Options {
     pub traps: bool,
     /// CSR instructions (not `time`).
     pub csrs: bool,
+    /// Runs in all modes, if there are traps and CSRs: goes down by returns and up by traps, delegated or not.
+    pub modes: bool,
     /// 16-bit instructions.
     pub compressed: bool,
     /// LR, SC and AMOs.
@@ -121,6 +124,7 @@ impl Default for Options {
             smc: Smc::Any,
             traps: true,
             csrs: true,
+            modes: true,
             compressed: true,
             atomics: true,
             floats: true,
@@ -157,6 +161,7 @@ impl Program {
     pub fn with_tape(seed: u64, tape: &[u8], options: &Options) -> Program {
         let mut options = options.clone();
         options.ram_len = options.ram_len.max(Options::MIN_RAM);
+        options.modes &= options.traps && options.csrs;
         body::generate(seed, tape, &options)
     }
 

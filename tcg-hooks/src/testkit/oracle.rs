@@ -3,7 +3,7 @@ use super::Program;
 use crate::clock::Clock;
 use crate::cpu::CpuState;
 use crate::interp::{self, Step};
-use crate::riscv::csr::CsrEnv;
+use crate::riscv::csr::{CsrEnv, irq};
 use crate::riscv::trap::{self, Trap};
 use notdirty_core::ram::{RamBlock, RamBlockSpec, RamList};
 use notdirty_softmmu::{AddressSpace, GuestPhys, LiveMmu, NoHooks, SoftMmu, Started};
@@ -94,10 +94,13 @@ impl Oracle {
     /// not wait.
     pub fn step(&mut self) -> Step {
         let pc = self.cpu.pc;
-        if let Some(cause) = trap::pending_interrupt(&self.cpu, self.mip) {
+        self.clock.publish(self.cpu.retired);
+        let due = self.clock.mtime() >= self.cpu.csr.supervisor_deadline();
+        let mip = self.mip | if due { irq::STI } else { 0 };
+        if let Some(cause) = trap::pending_interrupt(&self.cpu, mip) {
             return self.trap(Trap::interrupt(cause), pc);
         }
-        let env = CsrEnv { mip: self.mip, clock: &self.clock };
+        let env = CsrEnv { mip, clock: &self.clock };
         match interp::step(&mut self.cpu, &mut self.mmu, &mut NoHooks, &env) {
             Step::Trap(t) => self.trap(t, pc),
             other => other,

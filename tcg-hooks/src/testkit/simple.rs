@@ -212,7 +212,18 @@ impl Gen<'_> {
         };
         let any = row.first + self.rng.below((row.last - row.first + 1).into()) as u16;
         let favoured = [num::MIE, num::MEPC, num::MINSTRET, num::INSTRET, num::MCYCLE, num::FFLAGS];
-        let mut csr = if self.rng.chance(50) { any } else { self.rng.pick(&favoured) };
+        let of_modes = [
+            [num::SIE, num::SIP, num::SEPC, num::SCAUSE, num::STVAL, num::SCOUNTEREN],
+            [num::MIP, num::MIDELEG, num::MEDELEG, num::MENVCFG, num::STIMECMP, num::MCOUNTEREN],
+        ];
+        let mut csr = match self.rng.below(4) {
+            0 | 1 => any,
+            2 if self.o.modes => {
+                let set = self.rng.pick(&of_modes);
+                self.rng.pick(&set)
+            }
+            _ => self.rng.pick(&favoured),
+        };
         if self.o.traps && self.rng.chance(10) {
             csr = self.rng.below(0x1000) as u16;
         }
@@ -220,14 +231,16 @@ impl Gen<'_> {
         if matches!(csr, num::FRM | num::FCSR) && !self.o.traps {
             csr = num::FFLAGS;
         }
-        if csr == num::MSTATUS && !(self.o.traps && self.rng.chance(30)) {
+        if matches!(csr, num::MSTATUS | num::SSTATUS) && !(self.o.traps && self.rng.chance(30)) {
             csr = num::MIE;
         }
         // The handler's own, and the one that the host's clock may drive, are only read, or left alone.
-        if matches!(csr, num::MTVEC | num::TIME) {
-            csr = num::MSCRATCH;
+        match csr {
+            num::MTVEC | num::TIME => csr = num::MSCRATCH,
+            num::STVEC => csr = num::SSCRATCH,
+            _ => {}
         }
-        if csr == num::MSCRATCH {
+        if matches!(csr, num::MSCRATCH | num::SSCRATCH) {
             let rd = self.reg();
             return self.a.op(Op::Csrrs, rd, ZERO, 0, i32::from(csr));
         }
@@ -239,15 +252,20 @@ impl Gen<'_> {
     }
 
     fn trap(&mut self) {
-        match self.rng.below(4) {
+        match self.rng.below(5) {
             0 => self.a.op(Op::Ecall, 0, 0, 0, 0),
             1 => self.a.op(Op::Ebreak, 0, 0, 0, 0),
             2 if self.o.compressed => {
                 let bits = self.rng.pick(&[0x0000, 0x9002, 0x6001, 0x8002, 0x8000]);
                 self.a.half(bits);
             }
+            3 if self.o.modes => {
+                let op = self.rng.pick(&[Op::SfenceVma, Op::SinvalVma, Op::SfenceWInval, Op::SfenceInvalIr]);
+                let (rs1, rs2) = if op.format() == Format::Addresses { (self.any(), self.any()) } else { (0, 0) };
+                self.a.op(op, 0, rs1, rs2, 0)
+            }
             _ => {
-                let bits = self.rng.pick(&[0xffff_ffff, 0x1020_0073, 0x1200_0073, 0x0205_5553, 0x0205_151b]);
+                let bits = self.rng.pick(&[0xffff_ffff, 0x0020_0073, 0x2200_0073, 0x0205_5553, 0x0205_151b]);
                 self.a.word(bits);
             }
         }

@@ -44,6 +44,31 @@ fn programs_end_and_between_them_use_every_instruction() {
 }
 
 #[test]
+fn programs_run_in_all_modes_and_are_interrupted_there() {
+    let o = Options::default();
+    let (mut insns, mut entered, mut interrupts) = ([0u64; 3], [[0u64; 3]; 3], [0u64; 3]);
+    let n = 400;
+    for seed in 0..n {
+        let p = Program::generate(seed, &o);
+        let mut m = oracle(&p, &o);
+        while m.cpu.pc != p.stop && m.cpu.retired < p.max_insns && m.traps < 200 {
+            let from = m.cpu.privilege.index();
+            insns[from] += 1;
+            if let interp::Step::Trap(trap) = m.step() {
+                interrupts[m.cpu.privilege.index()] += u64::from(trap.is_interrupt());
+            }
+            entered[from][m.cpu.privilege.index()] += 1;
+        }
+    }
+    let [machine, others @ ..] = insns;
+    assert!(others.iter().all(|count| count * 8 > machine), "{insns:?} instructions by mode");
+    for (from, to) in (0..3).flat_map(|from| (0..3).map(move |to| (from, to))) {
+        assert!(entered[from][to] > n / 8, "from {from} to {to}: {entered:?}");
+    }
+    assert!(interrupts[0] > 20 && interrupts[1] > 20, "{interrupts:?} interrupts by the mode that takes them");
+}
+
+#[test]
 fn tame_programs_never_trap() {
     let o = Options { traps: false, wild: false, ..Options::default() };
     for seed in 0..300 {

@@ -9,9 +9,9 @@ use super::float::Unit;
 use super::plan::Plan;
 use crate::cpu::CpuState;
 use crate::ir::{Alu, Does, FIRST_FLOAT, Ir, Kind, MemOp, Region, Site, Target, Term};
-use crate::riscv::csr::{self, CsrEffect, Rule, Value};
+use crate::riscv::csr::{self, CsrEffect, Gate, Rule, Value};
 use crate::riscv::decode::Packed;
-use crate::riscv::{Format, Insn, Op};
+use crate::riscv::{Format, Insn, Op, Privilege};
 use std::mem::offset_of;
 
 /// What a block knows of the order of its accesses. All but stores before loads the host keeps (TSO).
@@ -28,6 +28,8 @@ enum Barrier {
 /// State of the pass within one block.
 pub(super) struct Lower {
     pub(super) optimise: bool,
+    /// The mode that it is for: which registers are reached at all, and which without a question.
+    pub(super) mode: Privilege,
     /// Registers whose value is known, a bit each; none, if that is not wanted.
     known: u32,
     values: [u64; 32],
@@ -49,6 +51,7 @@ impl Default for Lower {
     fn default() -> Lower {
         Lower {
             optimise: false,
+            mode: Privilege::M,
             known: 0,
             values: [0; 32],
             unread: 0,
@@ -92,7 +95,7 @@ impl Lower {
             }
             Plan::Upper => self.li(region, rd, imm),
             Plan::UpperPc => self.li(region, rd, pc.wrapping_add(imm as u64) as i64),
-            Plan::Fence if insn.orders_stores_before_loads() => self.fence(region),
+            Plan::Fence if insn.orders_stores_before_loads(self.mode) => self.fence(region),
             // The host's total store order is as strong as any other fence.
             Plan::Fence => {}
             Plan::Float => self.float(region, pc, packed.insn(), count),
@@ -108,7 +111,7 @@ impl Lower {
     #[inline(never)]
     fn rare(&mut self, region: &mut Region, pc: u64, insn: Insn, count: u16) {
         let Insn { op, rd, rs1: a, rs2: b, .. } = insn;
-        if let Some((kind, offset, b)) = plain_csr(&insn) {
+        if let Some((kind, offset, b)) = plain_csr(&insn, self.mode) {
             return self.push(region, Ir { kind, rd, a, b, site: 0, imm: offset as i64 });
         }
         let mem = MemOp(op.mem_bytes().trailing_zeros() as u8 & 3 | 4);
@@ -121,7 +124,7 @@ impl Lower {
             }
             Op::ScW | Op::ScD => Kind::StoreConditional(mem),
             Op::FenceI => Kind::FenceI,
-            Op::Csrrs | Op::Csrrc | Op::Csrrsi | Op::Csrrci if a == 0 => match counter(insn.csr()) {
+            Op::Csrrs | Op::Csrrc | Op::Csrrsi | Op::Csrrci if a == 0 => match counter(insn.csr(), self.mode) {
                 Some((offset, bit)) if count <= u8::MAX.into() => {
                     let site = push_site(region, pc, insn, count, Does::Execute);
                     let ir = Ir { kind: Kind::ReadCounter, rd, a: bit, b: count as u8, site, imm: offset as i64 };
@@ -291,10 +294,14 @@ impl Lower {
     }
 }
 
-/// CSRs that are plain words of the state, in M-mode: a handler's bread and butter needs no call. The rest, and every
-/// read-modify-write, is done in Rust. The kind, where the word is in the state, and whether its low bit stays clear.
-fn plain_csr(insn: &Insn) -> Option<(Kind, usize, u8)> {
+/// CSRs that are plain words of the state, in a mode that reaches them: a handler's bread and butter needs no call. The rest,
+/// and every read-modify-write, is done in Rust. The kind, where the word is in the state, and whether its low bit stays
+/// clear.
+fn plain_csr(insn: &Insn, mode: Privilege) -> Option<(Kind, usize, u8)> {
     let csr = insn.csr();
+    if csr::lowest_mode(csr) > mode {
+        return None;
+    }
     match insn.op {
         Op::Csrrw => {
             let row = csr::find(csr)?;
@@ -303,11 +310,12 @@ fn plain_csr(insn: &Insn) -> Option<(Kind, usize, u8)> {
                 mask if mask == !1 => 1,
                 _ => return None,
             };
-            let plain = row.rule == Rule::Plain && row.effect == CsrEffect::None && row.ones == 0;
+            let plain =
+                row.rule == Rule::Plain && row.effect == CsrEffect::None && row.ones == 0 && row.gate == Gate::None;
             Some((Kind::SwapState, offset_of!(CpuState, csr) + row.offset(csr).filter(|_| plain)?, clear))
         }
         Op::Csrrs | Op::Csrrc | Op::Csrrsi | Op::Csrrci if insn.rs1 == 0 && insn.rd != 0 => {
-            let row = csr::find(csr)?;
+            let row = csr::find(csr).filter(|row| row.gate == Gate::None)?;
             let offset = match row.value {
                 Value::HartId => offset_of!(CpuState, hart_id),
                 _ => offset_of!(CpuState, csr) + row.offset(csr)?,
@@ -318,10 +326,10 @@ fn plain_csr(insn: &Insn) -> Option<(Kind, usize, u8)> {
     }
 }
 
-/// Where a counter is in the state, and its bit of `mcountinhibit`.
-fn counter(csr: u16) -> Option<(usize, u8)> {
+/// Where a counter is in the state, and its bit of `mcountinhibit`. Only M-mode reads it whatever is enabled.
+fn counter(csr: u16, mode: Privilege) -> Option<(usize, u8)> {
     match csr::find(csr)?.value {
-        Value::Counter(word, bit) => Some((offset_of!(CpuState, csr) + word.offset(), bit)),
+        Value::Counter(word, bit) if mode == Privilege::M => Some((offset_of!(CpuState, csr) + word.offset(), bit)),
         _ => None,
     }
 }

@@ -19,8 +19,8 @@ mod tests;
 
 use crate::ir::{Block, Region, Target, Term};
 use crate::riscv::Isa;
-use crate::riscv::Op;
 use crate::riscv::decode::Packed;
+use crate::riscv::{Op, Privilege};
 use notdirty_core::{PAGE_SIZE, PageIndex, RamAddr};
 use notdirty_softmmu::{Hooks, LiveMmu, MemFault, Pending};
 use plan::Plan;
@@ -116,6 +116,8 @@ pub struct Translator {
     bytes: Vec<u8>,
     /// What is an instruction at all.
     pub isa: Isa,
+    /// The mode that it is translated for.
+    pub mode: Privilege,
     /// What was made.
     pub region: Region,
 }
@@ -139,6 +141,7 @@ impl Default for Translator {
             read: Box::new([0; READ]),
             bytes: Vec::new(),
             isa: Isa::ALL,
+            mode: Privilege::M,
             region: Region::default(),
         }
     }
@@ -249,7 +252,7 @@ impl Translator {
         self.region.pc = pc;
         self.region.insns = self.found.len() as u32;
         self.region.entry = self.slots[(pc - self.base) as usize / 2].block;
-        self.lower.optimise = limits.optimise;
+        (self.lower.optimise, self.lower.mode) = (limits.optimise, self.mode);
         for i in 0..self.leaders.len() {
             self.block(self.leaders[i]);
         }

@@ -61,7 +61,8 @@ const fn plan(op: Op) -> Plan {
         Op::Bge => Plan::Branch(Cond::Ge),
         Op::Bltu => Plan::Branch(Cond::Ltu),
         Op::Bgeu => Plan::Branch(Cond::Geu),
-        Op::Ecall | Op::Ebreak | Op::Mret | Op::Wfi | Op::Illegal => Plan::System,
+        Op::Illegal => Plan::System,
+        _ if op.is_system() => Plan::System,
         // Without what each host has there is Rust.
         Op::Clmul | Op::Clmulh | Op::Clmulr => Plan::Rust,
         _ if op as u8 >= Op::AddUw as u8 && op as u8 <= Op::CzeroNez as u8 => Plan::Bits,

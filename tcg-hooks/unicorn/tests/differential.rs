@@ -109,6 +109,7 @@ fn unicorn_agrees_with_the_oracle_up_to_the_first_trap() {
         let options = Options {
             smc: Smc::Never,
             csrs: false,
+            modes: false,
             wild: false,
             floats: false,
             bits: false,

@@ -21,7 +21,9 @@ use std::time::Instant;
 impl Vcpu {
     /// Emitted code, for `budget` instructions and up to `MAX_INSNS` more.
     pub(super) fn jit(&mut self, budget: i64) {
-        let (ctx, _) = self.parts();
+        let (ctx, core) = self.parts();
+        // The oracle, or the host, may have changed it.
+        core.follow_mode(ctx);
         (ctx.budget, ctx.slice) = (budget, budget);
         let mut next = self.next_code();
         while let Some(code) = next {
@@ -110,27 +112,28 @@ impl Vcpu {
             if pc & 1 != 0 {
                 // Only the host can set such a pc.
                 ctx.settle(0);
-                core.take_trap(&mut ctx.cpu, &MemFault::misaligned(AccessKind::Fetch, GuestVirt::new(pc)).into());
+                core.take_trap(ctx, &MemFault::misaligned(AccessKind::Fetch, GuestVirt::new(pc)).into());
                 return None;
             }
+            let mode = ctx.cpu.privilege;
             let (mmu, mut hooks) = core.split(ctx);
-            let page = match fetch(mmu, &mut hooks, pc) {
+            let page = match fetch(mmu, &mut hooks, mode, pc) {
                 Ok(page) => page,
                 Err(fault) => {
                     ctx.settle(0);
-                    core.take_trap(&mut ctx.cpu, &fault.into());
+                    core.take_trap(ctx, &fault.into());
                     return None;
                 }
             };
             let ram = RamAddr::new(page.get() + pc % PAGE_SIZE);
-            let key = TbKey { ram, pc, flags: 0, instrumentation: 0 };
+            let key = TbKey { ram, pc, flags: mode.index() as u32, instrumentation: 0 };
             // The second page only matters to a TB that has bytes there.
             let after = (pc & !(PAGE_SIZE - 1)).wrapping_add(PAGE_SIZE);
             let found = match core.tbs.as_ref().and_then(|tbs| tbs.find(&key)) {
                 Some((found, None)) => Some(found),
                 Some((found, second)) => {
                     let (mmu, mut hooks) = core.split(ctx);
-                    let now = fetch(mmu, &mut hooks, after).ok().map(|r| r.page());
+                    let now = fetch(mmu, &mut hooks, mode, after).ok().map(|r| r.page());
                     (now == second).then_some(found)
                 }
                 None => None,
@@ -150,7 +153,7 @@ impl Vcpu {
             };
             let (ctx, core) = self.parts();
             if let Some(tbs) = &mut core.tbs {
-                tbs.remember(ctx, pc, found, new);
+                tbs.remember(ctx, &key, found, new);
             }
             if core.mask.has(TraceMask::EXEC) {
                 let text = format!("TB {:#x}{}", pc, core.symbol(pc));
@@ -168,7 +171,7 @@ impl Vcpu {
         if let Some(tbs) = &self.core.tbs {
             tbs.prepare();
         }
-        self.translator.isa = ctx.cpu.isa;
+        (self.translator.isa, self.translator.mode) = (ctx.cpu.isa, key.mode());
         let (mmu, mut hooks) = self.core.split(ctx);
         let made = self.translator.translate(mmu, &mut hooks, key.pc, limits);
         let found = match made {

@@ -1,13 +1,15 @@
 //! What emitted code sees of its vCPU: one struct in front of the TLB, reached from one register.
 //!
 //! ```text
-//!   rbp ─▶ Context { cpu: CpuState, budget, jump cache } │ TlbEntry[16384]
+//!   rbp ─▶ Context { cpu: CpuState, budget, jump caches } │ TlbEntry[16384]
 //!          rbp = start + 128, so that all guest registers are one byte away
 //! ```
 //!
 //! An indirect jump asks the jump cache in line, and behind it the table of all TBs that were looked up
-//! (`tb/jumps.rs`), so no two pcs that share a place in the cache are far dearer than others.
+//! (`tb/jumps.rs`), so no two pcs that share a place in the cache are far dearer than others. Each mode has a jump cache
+//! and a table of its own, and a TB is of one mode: its code for M-mode knows where that cache is, the others load its place.
 use crate::cpu::CpuState;
+use crate::riscv::Privilege;
 use crate::riscv::csr::Csrs;
 use std::mem::offset_of;
 
@@ -17,7 +19,9 @@ const SAMPLE: i32 = 64;
 const MOST_SELDOM: i32 = 1 << 20;
 /// Added to the start of the context to get `rbp`.
 pub(super) const BASE: i32 = 128;
-/// Entries of the jump cache.
+/// Jump caches: one for each mode.
+pub(crate) const JUMP_SETS: usize = Privilege::ALL.len();
+/// Entries of a jump cache.
 pub(super) const JUMP_ENTRIES: usize = 4096;
 
 /// The multiplier of [`spread`].
@@ -73,11 +77,16 @@ pub(crate) struct Context {
     every: i32,
     /// Where the clock of a loop is when its checks hold no more: see `tier2/split.rs`.
     limit: u64,
-    /// Where the table behind the jump cache is, and the bits of an offset in it. It has an empty entry.
+    /// The jump cache of the mode that the hart is in.
+    near_jumps: *mut JumpEntry,
+    /// Where the table behind it is, and the bits of an offset in it. It has an empty entry.
     far_jumps: *const JumpEntry,
     far_mask: u64,
-    /// The jump cache.
-    pub(crate) jumps: [JumpEntry; JUMP_ENTRIES],
+    /// Which of `jumps` the two are of, and which of those were ever used, a bit each: the others are not initialised.
+    jump_set: u32,
+    used_sets: u32,
+    /// A jump cache for each mode, by its index.
+    jumps: [[JumpEntry; JUMP_ENTRIES]; JUMP_SETS],
 }
 
 /// Bytes reserved before the TLB.
@@ -97,6 +106,7 @@ pub(super) const FRM: i32 = CSR + offset_of!(Csrs, frm) as i32;
 pub(super) const MSTATUS: i32 = CSR + offset_of!(Csrs, mstatus) as i32;
 const CSR: i32 = offset_of!(Context, cpu) as i32 + offset_of!(CpuState, csr) as i32 - BASE;
 const FLOATS: i32 = offset_of!(Context, cpu) as i32 + offset_of!(CpuState, f) as i32 - BASE;
+pub(super) const NEAR_JUMPS: i32 = offset_of!(Context, near_jumps) as i32 - BASE;
 pub(super) const FAR_JUMPS: i32 = offset_of!(Context, far_jumps) as i32 - BASE;
 pub(super) const FAR_MASK: i32 = offset_of!(Context, far_mask) as i32 - BASE;
 pub(super) const JUMPS: i32 = offset_of!(Context, jumps) as i32 - BASE;
@@ -126,9 +136,45 @@ impl Context {
         self.mxcsr = MXCSR_DEFAULT;
     }
 
-    /// The jump cache's entry for a pc.
-    pub(crate) fn jump_slot(&mut self, pc: u64) -> &mut JumpEntry {
-        &mut self.jumps[(pc >> 1) as usize % JUMP_ENTRIES]
+    /// The entry for a pc in the jump cache of a mode. A mode that was never entered has an empty one.
+    pub(crate) fn jump_slot(&mut self, set: usize, pc: u64) -> &mut JumpEntry {
+        self.prepare_jumps(set);
+        &mut self.jumps[set][(pc >> 1) as usize % JUMP_ENTRIES]
+    }
+
+    fn prepare_jumps(&mut self, set: usize) {
+        if self.used_sets >> set & 1 == 0 {
+            self.used_sets |= 1 << set;
+            self.jumps[set] = [JumpEntry::EMPTY; JUMP_ENTRIES];
+        }
+    }
+
+    /// No jump cache leads to the TB at `pc` any more.
+    pub(crate) fn forget_jump(&mut self, set: usize, pc: u64) {
+        if self.used_sets >> set & 1 != 0 && self.jump_slot(set, pc).pc == pc {
+            *self.jump_slot(set, pc) = JumpEntry::EMPTY;
+        }
+    }
+
+    /// The set of jumps that emitted code goes by.
+    #[inline]
+    pub(crate) fn jump_set(&self) -> usize {
+        self.jump_set as usize % JUMP_SETS
+    }
+
+    /// Emitted code goes by this set from now on; the caller names its table.
+    pub(crate) fn select_jumps(&mut self, set: usize) {
+        self.prepare_jumps(set);
+        (self.jump_set, self.near_jumps) = (set as u32, self.jumps[set].as_mut_ptr());
+        self.set_far_jumps(&NO_JUMPS);
+    }
+
+    /// What all jump caches hold, with their sets.
+    #[cfg(any(test, feature = "testkit"))]
+    pub(crate) fn jumps(&self) -> impl Iterator<Item = (usize, &JumpEntry)> {
+        let used = (0..JUMP_SETS).filter(|set| self.used_sets >> set & 1 != 0);
+        // An odd pc is that of an empty entry.
+        used.flat_map(|set| self.jumps[set].iter().filter(|entry| entry.pc & 1 == 0).map(move |entry| (set, entry)))
     }
 
     /// Is it time to look at a store beside code? Not again for some time.
@@ -144,10 +190,10 @@ impl Context {
         self.beside = self.every;
     }
 
-    /// Empties the jump cache, and leaves no table behind it.
+    /// Empties the jump caches, and leaves no table behind the one that is in use.
     pub(crate) fn forget_jumps(&mut self) {
-        self.jumps = [JumpEntry::EMPTY; JUMP_ENTRIES];
-        self.set_far_jumps(&NO_JUMPS);
+        self.used_sets = 0;
+        self.select_jumps(self.jump_set());
     }
 
     /// Names the table behind the jump cache. Its length is a power of two and an entry is empty; the caller names

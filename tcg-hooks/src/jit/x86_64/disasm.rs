@@ -201,11 +201,12 @@ fn field(disp: i32) -> Option<String> {
     const F: i32 = CPU + offset_of!(CpuState, f) as i32;
     const CSR: i32 = CPU + offset_of!(CpuState, csr) as i32;
     const CSR_END: i32 = CSR + size_of::<crate::riscv::csr::Csrs>() as i32;
-    const FIELDS: [(i32, &str); 6] = [
+    const FIELDS: [(i32, &str); 7] = [
         (CPU + offset_of!(CpuState, pc) as i32, "pc"),
         (CPU + offset_of!(CpuState, retired) as i32, "retired"),
         (super::context::BUDGET, "budget"),
         (offset_of!(Context, slice) as i32 - BASE, "slice"),
+        (super::context::NEAR_JUMPS, "near_jumps"),
         (super::context::FAR_JUMPS, "far_jumps"),
         (super::context::FAR_MASK, "far_mask"),
     ];

@@ -1,11 +1,12 @@
 //! Control flow: between blocks, out through exits, and through the jump cache.
 use super::alu::with;
 use super::asm::{Flag, Hole, Label};
-use super::context::{BUDGET, JUMP_ENTRIES, JUMPS, LIMIT};
+use super::context::{BUDGET, JUMP_ENTRIES, JUMPS, LIMIT, NEAR_JUMPS};
 use super::frames::Border;
 use super::regs::RAX;
 use super::{Cold, Emitter, off};
 use crate::ir::{Block, Cond, Kind, Region, Target, Term};
+use crate::riscv::Privilege;
 use dynasmrt::dynasm;
 
 impl Emitter {
@@ -180,6 +181,17 @@ impl Emitter {
     fn jump_indirect(&mut self) {
         if self.flags.jump_cache {
             let mask = ((JUMP_ENTRIES - 1) << 1) as i32;
+            if self.mode != Privilege::M {
+                dynasm!(self.ops; .arch x64
+                    ; mov rdx, [rbp + NEAR_JUMPS]
+                    ; mov ecx, eax
+                    ; and ecx, mask
+                    ; cmp rax, [rdx + rcx * 8]
+                    ; .u8 0x0f; .u8 0x85); // jne miss
+                self.external(self.thunks.miss);
+                dynasm!(self.ops; .arch x64; jmp QWORD [rdx + rcx * 8 + 8]);
+                return;
+            }
             dynasm!(self.ops; .arch x64
                 ; mov ecx, eax
                 ; and ecx, mask

@@ -21,7 +21,7 @@ use crate::riscv::trap::{self, Trap};
 use crate::riscv::{Format, Insn, Op};
 use crate::tier0::bits;
 use notdirty_core::PAGE_SIZE;
-use notdirty_softmmu::{AccessKind, GuestVirt, MemFault, MemSize, MmuIdx, StoreEffect};
+use notdirty_softmmu::{AccessKind, GuestVirt, MemFault, MemSize, StoreEffect};
 
 /// Families of instructions that are executed alike.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -162,7 +162,7 @@ pub(crate) unsafe extern "C" fn execute_site(ctx: *mut Context, number: u32) -> 
         }
         Outcome::Trap(trap) => {
             ctx.budget += i64::from(site.refund);
-            core.take_trap(&mut ctx.cpu, &trap);
+            core.take_trap(ctx, &trap);
             // In the handler no interrupt can be taken.
             if core.trap_loop { answer::LEAVE } else { answer::GO }
         }
@@ -269,6 +269,7 @@ fn other(core: &mut Core, ctx: &mut Context, site: &Site, next: u64) -> Outcome 
             barrier::full();
             accessed(core, Ok(StoreEffect::NONE), next)
         }
+        op if !ctx.cpu.may_execute(op) => Outcome::Trap(Trap::not_allowed(insn)),
         Op::CboZero => {
             let zeroed = zero_line(core, ctx, insn);
             accessed(core, zeroed, next)
@@ -286,11 +287,21 @@ fn other(core: &mut Core, ctx: &mut Context, site: &Site, next: u64) -> Outcome 
             Some(next) => Outcome::Go(next),
             None => Outcome::Trap(Trap::breakpoint(site.pc)),
         },
-        Op::Mret => {
+        Op::Mret | Op::Sret => {
             core.unhandled.returned();
-            trap::mret(&mut ctx.cpu);
+            if insn.op == Op::Mret {
+                trap::mret(&mut ctx.cpu)
+            } else {
+                trap::sret(&mut ctx.cpu)
+            }
+            core.follow_mode(ctx);
             let pc = ctx.cpu.pc;
             if core.may_interrupt(&ctx.cpu) { Outcome::Leave(pc) } else { Outcome::Go(pc) }
+        }
+        // No translation of an address is kept. What was stored to page tables is seen by all that follows.
+        Op::SfenceVma | Op::SinvalVma | Op::SfenceWInval | Op::SfenceInvalIr => {
+            barrier::full();
+            if core.mmu.port().kicked() { Outcome::Leave(next) } else { Outcome::Go(next) }
         }
         Op::Wfi => {
             core.waiting = true;
@@ -335,9 +346,9 @@ fn write(cpu: &mut CpuState, rd: u8, value: u64) {
 }
 
 fn load(core: &mut Core, ctx: &mut Context, insn: &Insn) -> Result<StoreEffect, MemFault> {
-    let (va, size) = (address(&ctx.cpu, insn), size(insn));
+    let (va, size, idx) = (address(&ctx.cpu, insn), size(insn), ctx.cpu.data_idx());
     let (mmu, mut hooks) = core.split(ctx);
-    let raw = mmu.load(&mut hooks, MmuIdx::M, va, size)?;
+    let raw = mmu.load(&mut hooks, idx, va, size)?;
     let bits = 64 - 8 * insn.op.mem_bytes();
     if insn.op.writes_f() {
         ctx.cpu.f[usize::from(insn.rd & 31)] = if size == MemSize::B4 { fpu::boxed(raw) } else { raw };
@@ -351,17 +362,18 @@ fn load(core: &mut Core, ctx: &mut Context, insn: &Insn) -> Result<StoreEffect, 
 fn store(core: &mut Core, ctx: &mut Context, insn: &Insn) -> Result<StoreEffect, MemFault> {
     let registers = if insn.op.is_float() { &ctx.cpu.f } else { &ctx.cpu.x };
     let (va, size, value) = (address(&ctx.cpu, insn), size(insn), registers[usize::from(insn.rs2 & 31)]);
+    let idx = ctx.cpu.data_idx();
     let (mmu, mut hooks) = core.split(ctx);
-    mmu.store(&mut hooks, MmuIdx::M, va, size, value)
+    mmu.store(&mut hooks, idx, va, size, value)
 }
 
 /// `cbo.zero`: a line lies within a page, so only the first of its stores may fault.
 fn zero_line(core: &mut Core, ctx: &mut Context, insn: &Insn) -> Result<StoreEffect, MemFault> {
-    let first = ctx.cpu.x[usize::from(insn.rs1 & 31)] & !63;
+    let (first, idx) = (ctx.cpu.x[usize::from(insn.rs1 & 31)] & !63, ctx.cpu.data_idx());
     let (mmu, mut hooks) = core.split(ctx);
     let mut all = StoreEffect::NONE;
     for offset in (0..64).step_by(8) {
-        let effect = mmu.store(&mut hooks, MmuIdx::M, GuestVirt::new(first + offset), MemSize::B8, 0)?;
+        let effect = mmu.store(&mut hooks, idx, GuestVirt::new(first + offset), MemSize::B8, 0)?;
         all.killed += effect.killed;
     }
     Ok(all)
@@ -370,22 +382,22 @@ fn zero_line(core: &mut Core, ctx: &mut Context, insn: &Insn) -> Result<StoreEff
 fn atomic(core: &mut Core, ctx: &mut Context, insn: &Insn) -> Result<StoreEffect, MemFault> {
     let va = GuestVirt::new(ctx.cpu.x[usize::from(insn.rs1)]);
     let operand = ctx.cpu.x[usize::from(insn.rs2)];
-    let size = size(insn);
+    let (size, idx) = (size(insn), ctx.cpu.data_idx());
     let (mmu, mut hooks) = core.split(ctx);
     let (old, effect) = match insn.op {
         Op::LrW | Op::LrD => {
             if insn.releases() {
                 barrier::full();
             }
-            (mmu.lr(&mut hooks, MmuIdx::M, va, size)?, StoreEffect::NONE)
+            (mmu.lr(&mut hooks, idx, va, size)?, StoreEffect::NONE)
         }
         Op::ScW | Op::ScD => {
-            let (stored, effect) = mmu.sc(&mut hooks, MmuIdx::M, va, size, operand)?;
+            let (stored, effect) = mmu.sc(&mut hooks, idx, va, size, operand)?;
             write(&mut ctx.cpu, insn.rd, u64::from(!stored));
             return Ok(effect);
         }
         op => match op.amo() {
-            Some(amo) => mmu.amo(&mut hooks, MmuIdx::M, va, size, amo, operand)?,
+            Some(amo) => mmu.amo(&mut hooks, idx, va, size, amo, operand)?,
             None => return Err(MemFault::access(AccessKind::Store, va)),
         },
     };
@@ -403,6 +415,8 @@ fn control(core: &mut Core, ctx: &mut Context, insn: &Insn, next: u64) -> Outcom
         Ok(CsrEffect::None) => Outcome::Next,
         Ok(CsrEffect::Interrupts) if core.may_interrupt(&ctx.cpu) => Outcome::Leave(next),
         Ok(CsrEffect::Interrupts) => Outcome::Next,
-        Err(csr::Illegal) => Outcome::Trap(Trap::illegal_csr(insn)),
+        // The slice may be too long now.
+        Ok(CsrEffect::Deadline) => Outcome::Leave(next),
+        Err(csr::Illegal) => Outcome::Trap(Trap::not_allowed(insn)),
     }
 }

@@ -36,6 +36,7 @@ pub(crate) mod thunks;
 use crate::engine::JitFlags;
 use crate::ir::{Check, FIRST_FLOAT, Ir, Kind, Region};
 use crate::jit::code_cache::CodeOffset;
+use crate::riscv::Privilege;
 use crate::tb::SiteSet;
 use crate::tier2::Frames;
 use asm::{Assembler, Flag, Hole, Label};
@@ -127,6 +128,8 @@ pub(crate) struct Emitter {
     block_insns: u16,
     /// Does one thread store (WRITER-1)? Of the TB being emitted.
     pub(crate) alone: bool,
+    /// The mode that the code is for.
+    pub(crate) mode: Privilege,
     /// Of the block being emitted: where it jumps back to behind the fence that stands before it.
     behind_fence: Option<Label>,
     /// The sites whose probes let misaligned accesses through. Of the TB being emitted.
@@ -169,6 +172,7 @@ impl Emitter {
             region_pc: 0,
             block_insns: 0,
             alone: false,
+            mode: Privilege::M,
             behind_fence: None,
             odd: if flags.aligned { SiteSet::NONE } else { SiteSet::ALL },
             beside: if flags.beside { SiteSet::NONE } else { SiteSet::ALL },

@@ -12,7 +12,7 @@
 //! ```
 use super::again;
 use super::context::{
-    BASE, BUDGET, FAR_JUMPS, FAR_MASK, JUMP_ENTRIES, JUMPS, JumpEntry, MSTATUS, MXCSR, OFFSET_SHIFT, PC, SPREAD,
+    BASE, BUDGET, FAR_JUMPS, FAR_MASK, JUMP_ENTRIES, JumpEntry, MSTATUS, MXCSR, NEAR_JUMPS, OFFSET_SHIFT, PC, SPREAD,
 };
 use super::regs::RegMap;
 use crate::engine::JitFlags;
@@ -115,8 +115,10 @@ pub(crate) fn assemble(flags: JitFlags, site: SiteFn) -> (Vec<u8>, Thunks) {
         ; mov rdx, [rdx + rcx + 8]
         ; mov ecx, eax
         ; and ecx, mask
-        ; mov [rbp + rcx * 8 + JUMPS], rax
-        ; mov [rbp + rcx * 8 + (JUMPS + 8)], rdx
+        ; shl ecx, 3
+        ; add rcx, [rbp + NEAR_JUMPS]
+        ; mov [rcx], rax
+        ; mov [rcx + 8], rdx
         ; jmp rdx
         ; nothing:
         ; mov [rbp + PC], rax
@@ -151,11 +153,13 @@ pub(crate) fn assemble(flags: JitFlags, site: SiteFn) -> (Vec<u8>, Thunks) {
         load(&mut ops, true);
         dynasm!(ops; .arch x64
         ; mov rax, [rbp + PC]
+        // The mode may be another one.
+        ; mov rdx, [rbp + NEAR_JUMPS]
         ; mov ecx, eax
         ; and ecx, mask
-        ; cmp rax, [rbp + rcx * 8 + JUMPS]
+        ; cmp rax, [rdx + rcx * 8]
         ; jne >miss
-        ; jmp QWORD [rbp + rcx * 8 + (JUMPS + 8)]
+        ; jmp QWORD [rdx + rcx * 8 + 8]
         ; miss:);
         let rel = (thunks.miss as i64 - (ops.offset().0 as i64 + 5)) as i32;
         dynasm!(ops; .arch x64

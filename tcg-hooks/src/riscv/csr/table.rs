@@ -3,12 +3,14 @@
 //! ```text
 //!   number:  bits 11..10 = 3: read-only     bits 9..8: the lowest mode that reaches it     (the manual's rule)
 //!   row:     name │ what holds the value │ bits that a write changes, bits that read 1 │ rule │ what the hart does then
+//!            │ what must be enabled
 //! ```
 //!
 //! `csrrw` and its kin ([`super::execute`], for all engines), the translator (what is read and swapped in line), the
 //! disassembler (names), and the program generator read it. A register of a mode or an extension that this hart does not
 //! have is [`Value::Absent`]: it has a name and traps.
-use super::{CsrEffect, Csrs, irq, mstatus};
+use super::{CsrEffect, Csrs, envcfg, irq, mstatus};
+use crate::riscv::Privilege;
 use std::fmt::{self, Display, Formatter};
 use std::mem::offset_of;
 
@@ -21,12 +23,18 @@ pub enum Value {
     Fixed,
     /// A word of [`Csrs`]; a row of several numbers has as many words.
     Word(Word),
-    /// Bits of `fcsr`, from this one on. Illegal while the floating-point unit is off; a write makes it dirty.
+    /// These bits of a word of another register.
+    Part(Word, u64),
+    /// The delegated bits of `mie`.
+    Delegated,
+    /// What devices and timers drive, and the word that software made pending.
+    Pending(Word),
+    /// The delegated bits of that.
+    DelegatedPending,
+    /// Bits of `fcsr`, from this one on. A write makes the floating-point unit dirty.
     Float(u8),
     /// A count that is an offset from the retired instructions, and its bit of `mcountinhibit`.
     Counter(Word, u8),
-    /// What the devices drive.
-    Pins,
     /// The clock.
     Time,
     /// The extensions.
@@ -40,12 +48,35 @@ pub enum Value {
 pub enum Rule {
     /// Nothing.
     Plain,
-    /// `mstatus`: FS stays off without F; SD says that FS is dirty.
+    /// `mstatus`, or a part of it: no reserved mode before; FS stays off without F; SD says that FS is dirty.
     Status,
     /// Counters stop and go on.
     Inhibit,
-    /// Of each byte, W without R is reserved: it loses its W.
+    /// Of each byte, W without R is reserved: it loses its W. One that is locked stands.
     Pmp,
+    /// Of an entry that is locked, or whose end is one's beginning, it stands.
+    PmpAddr,
+    /// A mode that there is not leaves all as it was.
+    Satp,
+    /// The reserved value of CBIE is 0.
+    Envcfg,
+    /// `mip`, or the delegated part: what a timer drives is not software's.
+    Pending,
+}
+
+/// What must hold, beyond the mode, for the register to be reached.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Gate {
+    /// Nothing.
+    None,
+    /// The floating-point unit is on.
+    Float,
+    /// The modes above have enabled this counter.
+    Counter,
+    /// They have enabled `time`, and there is `stimecmp`.
+    Timer,
+    /// `mstatus.TVM` is clear.
+    Translation,
 }
 
 /// One register, or several in a row that behave alike.
@@ -68,6 +99,8 @@ pub struct Row {
     pub rule: Rule,
     /// What a write means to the engine that runs the hart.
     pub effect: CsrEffect,
+    /// When it is reached.
+    pub gate: Gate,
 }
 
 macro_rules! words {
@@ -99,7 +132,9 @@ macro_rules! words {
 words! {
     Mstatus: mstatus, Mie: mie, Mtvec: mtvec, Mscratch: mscratch, Mepc: mepc, Mcause: mcause, Mtval: mtval,
     Mcountinhibit: mcountinhibit, Cycle: cycle.0, Instret: instret.0, Pmpcfg0: pmpcfg0, Pmpcfg2: pmpcfg2,
-    Pmpaddr: pmpaddr[n],
+    Pmpaddr: pmpaddr[n], Medeleg: medeleg, Mideleg: mideleg, Mip: mip, Mcounteren: mcounteren, Menvcfg: menvcfg,
+    Stvec: stvec, Sscratch: sscratch, Sepc: sepc, Scause: scause, Stval: stval, Scounteren: scounteren,
+    Senvcfg: senvcfg, Stimecmp: stimecmp, Satp: satp,
 }
 
 macro_rules! table {
@@ -120,16 +155,14 @@ macro_rules! table {
     };
 }
 
-const S: Value = Value::Absent("S-mode");
-const U: Value = Value::Absent("U-mode");
 const V: Value = Value::Absent("V");
 const MORE_PMP: Value = Value::Absent("more than 16 PMP entries");
 const DEBUG: Value = Value::Absent("debug mode");
 
 table! {
-    FFLAGS = 0x001: row("fflags", Value::Float(0)).mask(0x1f);
-    FRM = 0x002: row("frm", Value::Float(5)).mask(7);
-    FCSR = 0x003: row("fcsr", Value::Float(0)).mask(0xff);
+    FFLAGS = 0x001: row("fflags", Value::Float(0)).gate(Gate::Float).mask(0x1f);
+    FRM = 0x002: row("frm", Value::Float(5)).gate(Gate::Float).mask(7);
+    FCSR = 0x003: row("fcsr", Value::Float(0)).gate(Gate::Float).mask(0xff);
     VSTART = 0x008: row("vstart", V);
     VXSAT = 0x009: row("vxsat", V);
     VXRM = 0x00a: row("vxrm", V);
@@ -137,41 +170,48 @@ table! {
     SEED = 0x015: row("seed", Value::Absent("Zkr"));
     JVT = 0x017: row("jvt", Value::Absent("Zcmt"));
 
-    SSTATUS = 0x100: row("sstatus", S);
-    SIE = 0x104: row("sie", S);
-    STVEC = 0x105: row("stvec", S);
-    SCOUNTEREN = 0x106: row("scounteren", S);
-    SENVCFG = 0x10a: row("senvcfg", S);
-    SSCRATCH = 0x140: row("sscratch", S);
-    SEPC = 0x141: row("sepc", S);
-    SCAUSE = 0x142: row("scause", S);
-    STVAL = 0x143: row("stval", S);
-    SIP = 0x144: row("sip", S);
-    STIMECMP = 0x14d: row("stimecmp", Value::Absent("Sstc"));
-    SATP = 0x180: row("satp", S);
+    SSTATUS = 0x100: row("sstatus", Value::Part(Word::Mstatus, mstatus::SSTATUS))
+        .mask(mstatus::SIE | mstatus::SPIE | mstatus::SPP | mstatus::FS | mstatus::SUM | mstatus::MXR)
+        .rule(Rule::Status).effect(CsrEffect::Interrupts);
+    SIE = 0x104: row("sie", Value::Delegated).mask(irq::SUPERVISOR).effect(CsrEffect::Interrupts);
+    STVEC = 0x105: row("stvec", Value::Word(Word::Stvec)).mask(!2);
+    SCOUNTEREN = 0x106: row("scounteren", Value::Word(Word::Scounteren)).mask(0xffff_ffff);
+    SENVCFG = 0x10a: row("senvcfg", Value::Word(Word::Senvcfg)).mask(envcfg::SENVCFG).rule(Rule::Envcfg);
+    SSCRATCH = 0x140: row("sscratch", Value::Word(Word::Sscratch)).mask(!0);
+    SEPC = 0x141: row("sepc", Value::Word(Word::Sepc)).mask(!1);
+    SCAUSE = 0x142: row("scause", Value::Word(Word::Scause)).mask(!0);
+    STVAL = 0x143: row("stval", Value::Word(Word::Stval)).mask(!0);
+    SIP = 0x144: row("sip", Value::DelegatedPending).mask(irq::SSI).rule(Rule::Pending).effect(CsrEffect::Interrupts);
+    STIMECMP = 0x14d: row("stimecmp", Value::Word(Word::Stimecmp)).mask(!0).gate(Gate::Timer).effect(CsrEffect::Deadline);
+    // Any ASID of 16 bits, any page of a 56-bit address.
+    SATP = 0x180: row("satp", Value::Word(Word::Satp)).mask(!0).rule(Rule::Satp).gate(Gate::Translation);
 
-    MSTATUS = 0x300: row("mstatus", Value::Word(Word::Mstatus)).mask(mstatus::MIE | mstatus::MPIE | mstatus::FS | mstatus::SD)
-        .ones(mstatus::MPP).rule(Rule::Status).effect(CsrEffect::Interrupts);
+    MSTATUS = 0x300: row("mstatus", Value::Word(Word::Mstatus))
+        .mask(mstatus::SIE | mstatus::MIE | mstatus::SPIE | mstatus::MPIE | mstatus::SPP | mstatus::MPP | mstatus::FS
+            | mstatus::MPRV | mstatus::SUM | mstatus::MXR | mstatus::TVM | mstatus::TW | mstatus::TSR)
+        .ones(mstatus::UXL | mstatus::SXL).rule(Rule::Status).effect(CsrEffect::Interrupts);
     MISA = 0x301: row("misa", Value::Isa);
-    MEDELEG = 0x302: row("medeleg", S);
-    MIDELEG = 0x303: row("mideleg", S);
+    // All that the hart raises but the call from M-mode, which stays there.
+    MEDELEG = 0x302: row("medeleg", Value::Word(Word::Medeleg)).mask(0xb3ff);
+    MIDELEG = 0x303: row("mideleg", Value::Word(Word::Mideleg)).mask(irq::SUPERVISOR).effect(CsrEffect::Interrupts);
     MIE = 0x304: row("mie", Value::Word(Word::Mie)).mask(irq::ALL).effect(CsrEffect::Interrupts);
     // Modes 2 and 3 are reserved; they become 0 and 1.
     MTVEC = 0x305: row("mtvec", Value::Word(Word::Mtvec)).mask(!2);
-    MCOUNTEREN = 0x306: row("mcounteren", U);
-    MENVCFG = 0x30a: row("menvcfg", U);
+    MCOUNTEREN = 0x306: row("mcounteren", Value::Word(Word::Mcounteren)).mask(0xffff_ffff);
+    MENVCFG = 0x30a: row("menvcfg", Value::Word(Word::Menvcfg)).mask(envcfg::MENVCFG).rule(Rule::Envcfg)
+        .effect(CsrEffect::Deadline);
     MCOUNTINHIBIT = 0x320: row("mcountinhibit", Value::Word(Word::Mcountinhibit)).mask(5).rule(Rule::Inhibit);
     MHPMEVENT3 ..= MHPMEVENT31 = 0x323 ..= 0x33f: row("mhpmevent", Value::Fixed).numbered(3);
     MSCRATCH = 0x340: row("mscratch", Value::Word(Word::Mscratch)).mask(!0);
     MEPC = 0x341: row("mepc", Value::Word(Word::Mepc)).mask(!1);
     MCAUSE = 0x342: row("mcause", Value::Word(Word::Mcause)).mask(!0);
     MTVAL = 0x343: row("mtval", Value::Word(Word::Mtval)).mask(!0);
-    // M-mode's interrupts belong to the devices: the write changes none. Software may expect that pending ones are
-    // looked at.
-    MIP = 0x344: row("mip", Value::Pins).effect(CsrEffect::Interrupts);
-    // Of each entry A, X, W, R. L and the reserved bits are zero.
-    PMPCFG0 = 0x3a0: row("pmpcfg0", Value::Word(Word::Pmpcfg0)).mask(0x1f1f_1f1f_1f1f_1f1f).rule(Rule::Pmp);
-    PMPCFG2 = 0x3a2: row("pmpcfg2", Value::Word(Word::Pmpcfg2)).mask(0x1f1f_1f1f_1f1f_1f1f).rule(Rule::Pmp);
+    // M-mode's interrupts belong to the devices: a write changes none of those.
+    MIP = 0x344: row("mip", Value::Pending(Word::Mip)).mask(irq::SUPERVISOR).rule(Rule::Pending)
+        .effect(CsrEffect::Interrupts);
+    // Of each entry L, A, X, W, R.
+    PMPCFG0 = 0x3a0: row("pmpcfg0", Value::Word(Word::Pmpcfg0)).mask(0x9f9f_9f9f_9f9f_9f9f).rule(Rule::Pmp);
+    PMPCFG2 = 0x3a2: row("pmpcfg2", Value::Word(Word::Pmpcfg2)).mask(0x9f9f_9f9f_9f9f_9f9f).rule(Rule::Pmp);
     PMPCFG4 = 0x3a4: row("pmpcfg4", MORE_PMP);
     PMPCFG6 = 0x3a6: row("pmpcfg6", MORE_PMP);
     PMPCFG8 = 0x3a8: row("pmpcfg8", MORE_PMP);
@@ -179,9 +219,10 @@ table! {
     PMPCFG12 = 0x3ac: row("pmpcfg12", MORE_PMP);
     PMPCFG14 = 0x3ae: row("pmpcfg14", MORE_PMP);
     // Bits 55..2 of a 56-bit address.
-    PMPADDR0 ..= PMPADDR15 = 0x3b0 ..= 0x3bf: row("pmpaddr", Value::Word(Word::Pmpaddr)).numbered(0).mask((1 << 54) - 1);
+    PMPADDR0 ..= PMPADDR15 = 0x3b0 ..= 0x3bf: row("pmpaddr", Value::Word(Word::Pmpaddr)).numbered(0).mask((1 << 54) - 1)
+        .rule(Rule::PmpAddr);
     PMPADDR16 ..= PMPADDR63 = 0x3c0 ..= 0x3ef: row("pmpaddr", MORE_PMP).numbered(16);
-    MSECCFG = 0x747: row("mseccfg", U);
+    MSECCFG = 0x747: row("mseccfg", Value::Absent("Smepmp or Zkr"));
     // Triggers of no type.
     TSELECT = 0x7a0: row("tselect", Value::Fixed);
     TDATA1 = 0x7a1: row("tdata1", Value::Fixed);
@@ -197,10 +238,11 @@ table! {
     // Counters without events.
     MHPMCOUNTER3 ..= MHPMCOUNTER31 = 0xb03 ..= 0xb1f: row("mhpmcounter", Value::Fixed).numbered(3);
 
-    CYCLE = 0xc00: row("cycle", Value::Counter(Word::Cycle, 0));
-    TIME = 0xc01: row("time", Value::Time);
-    INSTRET = 0xc02: row("instret", Value::Counter(Word::Instret, 2));
-    HPMCOUNTER3 ..= HPMCOUNTER31 = 0xc03 ..= 0xc1f: row("hpmcounter", Value::Fixed).numbered(3);
+    CYCLE = 0xc00: row("cycle", Value::Counter(Word::Cycle, 0)).gate(Gate::Counter);
+    TIME = 0xc01: row("time", Value::Time).gate(Gate::Counter);
+    INSTRET = 0xc02: row("instret", Value::Counter(Word::Instret, 2)).gate(Gate::Counter);
+    HPMCOUNTER3 ..= HPMCOUNTER31 = 0xc03 ..= 0xc1f: row("hpmcounter", Value::Fixed).numbered(3)
+        .gate(Gate::Counter);
     VL = 0xc20: row("vl", V);
     VTYPE = 0xc21: row("vtype", V);
     VLENB = 0xc22: row("vlenb", V);
@@ -213,7 +255,8 @@ table! {
 
 /// A register whose writes change nothing.
 const fn row(name: &'static str, value: Value) -> Row {
-    Row { first: 0, last: 0, name, numbered: None, value, mask: 0, ones: 0, rule: Rule::Plain, effect: CsrEffect::None }
+    let (rule, effect, gate) = (Rule::Plain, CsrEffect::None, Gate::None);
+    Row { first: 0, last: 0, name, numbered: None, value, mask: 0, ones: 0, rule, effect, gate }
 }
 
 impl Row {
@@ -231,6 +274,10 @@ impl Row {
 
     const fn effect(self, effect: CsrEffect) -> Row {
         Row { effect, ..self }
+    }
+
+    const fn gate(self, gate: Gate) -> Row {
+        Row { gate, ..self }
     }
 
     const fn numbered(self, first: u16) -> Row {
@@ -251,9 +298,13 @@ impl Row {
     }
 }
 
-/// The lowest mode that reaches a register: 0 is U, 1 is S, 3 is M. (2 is a hypervisor's.)
-pub const fn lowest_mode(csr: u16) -> u8 {
-    (csr >> 8 & 3) as u8
+/// The lowest mode that reaches a register. What would be a hypervisor's is M-mode's.
+pub const fn lowest_mode(csr: u16) -> Privilege {
+    match csr >> 8 & 3 {
+        0 => Privilege::U,
+        1 => Privilege::S,
+        _ => Privilege::M,
+    }
 }
 
 /// Is every write illegal?
