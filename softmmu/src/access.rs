@@ -10,6 +10,7 @@ use crate::live::LiveMmu;
 use crate::mmu::Hooks;
 use crate::tlb::FetchEntry;
 use crate::tlb::entry::{BIAS, FLAGS, OTHER};
+use crate::translate::Access;
 use notdirty_core::RamAddr;
 
 /// What a store did beyond storing.
@@ -36,7 +37,8 @@ pub struct FetchPage {
     pub ram: RamAddr,
     /// Where the page starts in the host; alive until the next `serve` that flushes. Read it with volatile loads.
     pub host: *const u8,
-    /// Bytes that can be fetched from the address asked for on: to the end of the page, or less where RAM ends.
+    /// Bytes that can be fetched from the address asked for on: to the end of the page, or less where RAM ends, or where the next
+    /// ones may be refused.
     pub len_ok: u64,
 }
 
@@ -53,8 +55,15 @@ impl LiveMmu {
     /// # Errors
     /// [`MemFault`]: nothing is mapped there, or the device takes no such width.
     #[inline]
-    pub fn load<H: Hooks>(&mut self, hooks: &mut H, _: MmuIdx, va: GuestVirt, size: MemSize) -> Result<u64, MemFault> {
+    pub fn load<H: Hooks>(
+        &mut self,
+        hooks: &mut H,
+        idx: MmuIdx,
+        va: GuestVirt,
+        size: MemSize,
+    ) -> Result<u64, MemFault> {
         self.stats.accesses += 1;
+        self.tlb.select_data(idx);
         let biased = va.get().wrapping_add(BIAS);
         let slot = self.tlb.slot(biased);
         if self.tlb.read_comparator(slot) & !OTHER == wanted(biased, size) {
@@ -73,12 +82,13 @@ impl LiveMmu {
     pub fn store<H: Hooks>(
         &mut self,
         hooks: &mut H,
-        _: MmuIdx,
+        idx: MmuIdx,
         va: GuestVirt,
         size: MemSize,
         value: u64,
     ) -> Result<StoreEffect, MemFault> {
         self.stats.accesses += 1;
+        self.tlb.select_data(idx);
         let biased = va.get().wrapping_add(BIAS);
         let slot = self.tlb.slot(biased);
         if self.tlb.write_comparator(slot) & !OTHER == wanted(biased, size) {
@@ -91,35 +101,37 @@ impl LiveMmu {
     }
 
     #[inline]
-    fn fetch_entry(&mut self, va: GuestVirt) -> Result<FetchEntry, MemFault> {
-        let fault = MemFault::access(AccessKind::Fetch, va);
-        let entry = match self.tlb.fetch_entry(va.get().wrapping_add(BIAS)) {
-            Some(entry) => entry,
-            None => {
-                self.stats.fetch_miss += 1;
-                let Some(entry) = self.tlb.fill_fetch(&self.view, va) else {
-                    self.stats.faults += 1;
-                    return Err(fault);
-                };
-                entry
-            }
-        };
+    fn fetch_entry<H: Hooks>(&mut self, hooks: &mut H, idx: MmuIdx, va: GuestVirt) -> Result<FetchEntry, MemFault> {
+        self.tlb.select_fetch(idx);
         let at = va.page_offset() as u32;
-        // On a mixed page the entry stands for one range: outside it there may be another.
-        if (entry.from..entry.to).contains(&at) {
-            return Ok(entry);
+        match self.tlb.fetch_entry(va.get().wrapping_add(BIAS)) {
+            // On a mixed page the entry stands for one range: outside it there may be another.
+            Some(entry) if (entry.from..entry.to).contains(&at) => Ok(entry),
+            _ => self.fetch_missed(hooks, idx, va),
         }
-        let again = self.tlb.fill_fetch(&self.view, va);
-        again.ok_or(fault).inspect_err(|_| self.stats.faults += 1)
     }
 
-    /// The page that `va` is fetched from. Devices and holes cannot be fetched from.
+    #[cold]
+    fn fetch_missed<H: Hooks>(&mut self, hooks: &mut H, idx: MmuIdx, va: GuestVirt) -> Result<FetchEntry, MemFault> {
+        self.stats.fetch_miss += 1;
+        // The smallest part of an instruction.
+        let access = Access { idx, va, len: 2, kind: AccessKind::Fetch };
+        let to = self.translate(hooks, access)?;
+        let mut found = self.tlb.fill_fetch(&self.view, va, &to).ok_or_else(|| self.fault(AccessKind::Fetch, va))?;
+        if !to.lasting {
+            // What holds for this access alone says nothing of what comes after it.
+            found.to = found.to.min(va.page_offset() as u32 + 2);
+        }
+        Ok(found)
+    }
+
+    /// The page that `va`, which is even, is fetched from. Devices and holes cannot be fetched from.
     ///
     /// # Errors
-    /// [`MemFault`]: no RAM is mapped there.
+    /// [`MemFault`]: no RAM is mapped there, or it is refused.
     #[inline]
-    pub fn fetch<H: Hooks>(&mut self, _: &mut H, _: MmuIdx, va: GuestVirt) -> Result<FetchPage, MemFault> {
-        let entry = self.fetch_entry(va)?;
+    pub fn fetch<H: Hooks>(&mut self, hooks: &mut H, idx: MmuIdx, va: GuestVirt) -> Result<FetchPage, MemFault> {
+        let entry = self.fetch_entry(hooks, idx, va)?;
         let len_ok = u64::from(entry.to) - va.page_offset();
         Ok(FetchPage { ram: RamAddr::new(entry.ram), host: entry.host, len_ok })
     }

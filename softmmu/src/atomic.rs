@@ -32,13 +32,14 @@ impl LiveMmu {
     pub fn amo<H: Hooks>(
         &mut self,
         hooks: &mut H,
-        _: MmuIdx,
+        idx: MmuIdx,
         va: GuestVirt,
         size: MemSize,
         op: AmoOp,
         operand: u64,
     ) -> Result<(u64, StoreEffect), MemFault> {
         self.stats.accesses += 1;
+        self.tlb.select_data(idx);
         let biased = va.get().wrapping_add(BIAS);
         let slot = self.tlb.slot(biased);
         if self.tlb.write_comparator(slot) & !OTHER == wanted(biased, size) {
@@ -59,14 +60,15 @@ impl LiveMmu {
         op: AmoOp,
         operand: u64,
     ) -> Result<(u64, StoreEffect), MemFault> {
-        match self.locate_atomic(va, size, AccessKind::Store)? {
-            Place::Ram { host, ram, silent } => {
+        match self.locate_atomic(hooks, va, size, AccessKind::Store)? {
+            Place::Ram { host, ram, entry, silent } => {
                 if !silent {
                     self.before(va, ram, size.bytes())?;
                 }
                 // SAFETY: `locate_atomic` found an aligned cell of live, writable RAM.
                 let old = unsafe { host::amo(host, size, op, operand) };
-                let effect = if silent { StoreEffect::NONE } else { self.notdirty_store(hooks, ram, size.bytes()) };
+                let effect =
+                    if silent { StoreEffect::NONE } else { self.notdirty_store(hooks, entry, ram, size.bytes()) };
                 Ok((old, effect))
             }
             Place::Rom { host, .. } => {
@@ -88,10 +90,11 @@ impl LiveMmu {
     ///
     /// # Errors
     /// [`MemFault`]: not naturally aligned, or no RAM.
-    pub fn lr<H: Hooks>(&mut self, _: &mut H, _: MmuIdx, va: GuestVirt, size: MemSize) -> Result<u64, MemFault> {
+    pub fn lr<H: Hooks>(&mut self, hooks: &mut H, idx: MmuIdx, va: GuestVirt, size: MemSize) -> Result<u64, MemFault> {
         self.clear_reservation();
+        self.tlb.select_data(idx);
         self.stats.accesses += 1;
-        match self.locate_atomic(va, size, AccessKind::Load)? {
+        match self.locate_atomic(hooks, va, size, AccessKind::Load)? {
             Place::Ram { host, .. } | Place::Rom { host, .. } => {
                 // SAFETY: `locate_atomic` found an aligned cell of live RAM.
                 let value = unsafe { host::load(host, size) };
@@ -112,22 +115,23 @@ impl LiveMmu {
     pub fn sc<H: Hooks>(
         &mut self,
         hooks: &mut H,
-        _: MmuIdx,
+        idx: MmuIdx,
         va: GuestVirt,
         size: MemSize,
         value: u64,
     ) -> Result<(bool, StoreEffect), MemFault> {
+        self.tlb.select_data(idx);
         let reserved = self.tlb.reservation();
         self.clear_reservation();
         self.stats.accesses += 1;
-        let place = self.locate_atomic(va, size, AccessKind::Store)?;
+        let place = self.locate_atomic(hooks, va, size, AccessKind::Store)?;
         let (Place::Ram { host, .. } | Place::Rom { host, .. }) = place else {
             return Err(self.fault(AccessKind::Store, va));
         };
         if reserved.tag != tag(host, size) {
             return Ok((false, StoreEffect::NONE));
         }
-        let Place::Ram { ram, silent, .. } = place else {
+        let Place::Ram { ram, entry, silent, .. } = place else {
             self.stats.rom_discard += 1;
             return Ok((true, StoreEffect::NONE));
         };
@@ -136,7 +140,8 @@ impl LiveMmu {
         }
         // SAFETY: `locate_atomic` found an aligned cell of live, writable RAM.
         let wrote = unsafe { host::compare_exchange(host, size, reserved.value, value) };
-        let effect = if wrote && !silent { self.notdirty_store(hooks, ram, size.bytes()) } else { StoreEffect::NONE };
+        let effect =
+            if wrote && !silent { self.notdirty_store(hooks, entry, ram, size.bytes()) } else { StoreEffect::NONE };
         Ok((wrote, effect))
     }
 
@@ -146,12 +151,18 @@ impl LiveMmu {
     }
 
     /// One aligned cell, all of it in one place.
-    fn locate_atomic(&mut self, va: GuestVirt, size: MemSize, kind: AccessKind) -> Result<Place, MemFault> {
+    fn locate_atomic<H: Hooks>(
+        &mut self,
+        hooks: &mut H,
+        va: GuestVirt,
+        size: MemSize,
+        kind: AccessKind,
+    ) -> Result<Place, MemFault> {
         if !aligned(va, size) {
             self.stats.faults += 1;
             return Err(MemFault::misaligned(kind, va));
         }
-        match self.locate(va, kind)? {
+        match self.locate(hooks, va, size.bytes(), kind)? {
             (place, left) if left >= size.bytes() => Ok(place),
             _ => Err(self.fault(kind, va)),
         }

@@ -62,6 +62,7 @@
 //! | [`tlb::entry`] | [`TlbEntry`](tlb::entry::TlbEntry): the layout that emitted code shares |
 //! | `access`, `atomic` | [`LiveMmu`]'s loads, stores, fetches, AMOs |
 //! | `slow`, `notdirty` | every way out of a missed probe |
+//! | `translate` | [`Hooks::translate`] and what it works with: [`Access`], [`Translation`], [`Physical`]; [`Asid`], [`Rights`] |
 //! | [`memmap`] | [`AddressSpace`], [`FlatView`]: what lies where |
 //! | [`mmio`] | [`MmioDevice`] |
 //! | `safepoint`, `registry` | [`VcpuPort`], [`VcpuRegistry`]: how other threads reach a vCPU, and wait for it; core's `DirtyListener` |
@@ -69,8 +70,8 @@
 //!
 //! Kept here: TLB-1, the softmmu halves of MARK-1, CODE-1, HARVEST-1, SAFE-1 and RAM-1. Nothing here sees an instruction.
 //!
-//! Absent on purpose, until something uses it: page walks (one translation regime, machine mode, so one table),
-//! watchpoints, a victim TLB, flushes by ASID, and waiting for missing pages.
+//! Absent on purpose, until something uses it: watchpoints, a victim TLB, and waiting for missing pages. Page walks are the
+//! embedder's ([`Hooks::translate`]).
 
 #![warn(clippy::missing_errors_doc)]
 
@@ -89,6 +90,7 @@ mod rights;
 mod safepoint;
 mod slow;
 pub mod tlb;
+mod translate;
 
 pub use access::{FetchPage, StoreEffect};
 pub use addr::{GuestPhys, GuestVirt, MemSize, MmuIdx};
@@ -102,6 +104,7 @@ pub use notdirty_core::{CodePage, CodePages, HALVES_OFFSET, MASK_OFFSET, VcpuId,
 pub use registry::{Pending, VcpuRegistry};
 pub use rights::Rights;
 pub use safepoint::{Started, VcpuPort};
+pub use translate::{Access, Asid, Physical, Translation};
 
 /// For the tests of this workspace only: requests and answers by hand. A program's requests are made in this crate, and its
 /// answers by [`LiveMmu::serve`].

@@ -11,7 +11,7 @@
 //! Keeps TLB-1 and SAFE-1: requests are served in `serve` and nowhere else, so a pointer that is used without a check stays
 //! good across any number of loads and stores.
 
-use crate::addr::{GuestPhys, GuestVirt};
+use crate::addr::{GuestPhys, GuestVirt, MmuIdx};
 use crate::memmap::{AddressSpace, FlatView, What};
 use crate::mmu::{Hooks, ServeReport, SlowStats};
 use crate::registry::Pending;
@@ -19,6 +19,7 @@ use crate::safepoint::{Drained, OwnPort, Request, VcpuPort};
 use crate::tlb::Tlb;
 use crate::tlb::entry::{BIAS, FLAGS, OTHER, Reservation, TLB_BITS, TlbEntry};
 use crate::tlb::fill::ram_address;
+use crate::translate::Asid;
 use notdirty_core::{PAGE_SIZE, PageIndex, PageRange, RamAddr, VcpuRings, drop_later, pin};
 use std::io;
 use std::marker::PhantomData;
@@ -130,16 +131,46 @@ impl LiveMmu {
         self.rings.is_soft_full(self.space.ram().dirty())
     }
 
+    /// From [`table`](Self::table) to the table of the regime of the last load or store, or of the last [`select`](Self::select):
+    /// emitted code of that regime probes there, until the next access of another regime.
+    pub fn table_offset(&self) -> u64 {
+        self.tlb.table_offset()
+    }
+
+    /// Loads and stores of this regime come next. Accesses name theirs; this is for emitted code, which does not.
+    #[inline]
+    pub fn select(&mut self, idx: MmuIdx) {
+        self.tlb.select_data(idx);
+    }
+
+    /// The address space of all regimes but machine mode, from here on. Those left keep their translations, the last ones used of
+    /// a bounded number.
+    pub fn set_asid(&mut self, asid: Asid) {
+        self.tlb.set_asid(asid);
+    }
+
+    /// The address space that [`set_asid`](Self::set_asid) named last.
+    pub fn asid(&self) -> Asid {
+        self.tlb.asid()
+    }
+
+    /// Forgets what was translated for the regimes that are not machine mode, and nothing else: of the page of `va`, with whatever was
+    /// mapped together with it, or of all pages; of one address space, global translations excepted, or of all.
+    /// Costs what it drops.
+    pub fn flush_translations(&mut self, va: Option<GuestVirt>, asid: Option<Asid>) {
+        self.stats.dropped += self.tlb.flush_translations(va.map(GuestVirt::get), asid) as u64;
+    }
+
     /// Empties the TLB, fetch entries too.
     pub fn flush_tlb(&mut self) {
         self.tlb.flush_all();
         self.stats.flushes += 1;
     }
 
-    /// Makes own entries of a RAM page say which clients listen now. The translator calls it after `announce`.
+    /// Makes own entries of a RAM page tell whichever clients listen now. The translator calls it after `announce`.
     pub fn arm_page(&mut self, page: PageIndex) {
         self.stats.refreshed += 1;
-        self.tlb.refresh_page(&self.space, page, &pin());
+        self.tlb.arm_page(&self.space, page, &pin());
     }
 
     /// First half of CODE-1 in one call: announce the lines, arm own entries, post the re-arm to every other vCPU, of
@@ -158,7 +189,7 @@ impl LiveMmu {
         let guard = pin();
         self.space.ram().dirty().announce_spans(page, spans, self.port.id(), &guard);
         self.stats.refreshed += 1;
-        self.tlb.refresh_page(&self.space, page, &guard);
+        self.tlb.arm_page(&self.space, page, &guard);
         drop(guard);
         let (range, vcpus) = (PageRange::of_page(page), self.space.vcpus());
         let own_space = vcpus.post_others(&self.port, Request::Rearm(range));
@@ -221,7 +252,7 @@ impl LiveMmu {
             }
         }
         if !rearms.is_empty() {
-            report.rearmed = self.tlb.refresh_ranges(&self.space, &mut rearms, &pin());
+            report.rearmed = self.tlb.arm_ranges(&self.space, &mut rearms, &pin());
             self.stats.refreshed += report.rearmed;
         }
         self.take_view(drained);
@@ -236,17 +267,20 @@ impl LiveMmu {
         if was.peek().is_none() {
             return;
         }
-        self.tlb.forget(first, last);
         self.tlb.set_reservation(Reservation::default());
+        let mut pages = Vec::new();
         for range in was {
             if let What::Ram { block, off, .. } = &range.what {
                 // Guest and RAM pages coincide, so both round to the same page.
                 let from = range.start.max(first) & !(PAGE_SIZE - 1);
                 let to = range.last.min(last) | (PAGE_SIZE - 1);
                 let ram = ram_address(block, *off).get().wrapping_add(from.wrapping_sub(range.start));
+                let start = RamAddr::new(ram).page();
+                pages.push(PageRange { start, end: PageIndex::new(start.get() + (to - from) / PAGE_SIZE + 1) });
                 hooks.unmapped(GuestPhys::new(from), GuestPhys::new(to), RamAddr::new(ram));
             }
         }
+        self.tlb.forget(&pages, (first, last));
     }
 
     /// Puts the view that came with the remaps in place of the old one, which `drained` then drops. A vCPU that is new

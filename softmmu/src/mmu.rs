@@ -24,9 +24,24 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use crate::addr::GuestPhys;
+use crate::fault::FaultCause;
+use crate::translate::{Access, Physical, Translation};
 
 /// What an access needs from the engine above.
 pub trait Hooks: CodeInvalidator {
+    /// Where does this access go? Asked on each miss, in the middle of the access: page tables are read, and their marks set, through
+    /// `memory`, to which this passes itself. What comes back may be kept until [`LiveMmu::flush_translations`] says otherwise.
+    ///
+    /// # Errors
+    /// Why the access does not take place.
+    #[inline]
+    fn translate(&mut self, memory: &mut Physical<'_>, access: Access) -> Result<Translation, FaultCause>
+    where
+        Self: Sized,
+    {
+        let _ = memory;
+        Ok(Translation::identity(access.va))
+    }
     /// A device is about to be called: publish the instruction count to the clock.
     fn before_mmio(&mut self) {}
     /// The guest pages of `[start, last]` (whole pages) were RAM from `ram` on, and are so no more: drop every TB that
@@ -90,7 +105,9 @@ pub struct SlowStats {
     pub faults: u64,
     /// Whole TLB flushes.
     pub flushes: u64,
-    /// Pages with entries that were armed or disarmed.
+    /// Entries that flushes of translations dropped.
+    pub dropped: u64,
+    /// Pages, or entries, that were looked at to be armed or disarmed.
     pub refreshed: u64,
 }
 
@@ -113,6 +130,7 @@ impl AddAssign for SlowStats {
             mixed_page,
             faults,
             flushes,
+            dropped,
             refreshed,
         } = other;
         self.accesses += accesses;
@@ -131,6 +149,7 @@ impl AddAssign for SlowStats {
         self.mixed_page += mixed_page;
         self.faults += faults;
         self.flushes += flushes;
+        self.dropped += dropped;
         self.refreshed += refreshed;
     }
 }

@@ -8,14 +8,15 @@
 //!      to every other vCPU that has announced such a line, whatever address space it is of
 //!   c. each client that listens gets the page's bit (a RMW); a bit that was clear, of a client with rings, is pushed to this
 //!      vCPU's own, and a ring at its soft limit makes the vCPU leave behind this instruction (RING-1)
-//!   d. what listens now? nothing: NOTDIRTY goes; only code: CODEPAGE, and the next store tests its bits
+//!   d. what listens now? nothing: NOTDIRTY goes; only code: CODEPAGE, and the next store tests its bits. Of the entry that
+//!      the store went through, that is: its aliases find out by a store of their own (tlb/chain.rs)
 //! ```
 //!
 //! A store that is not heard, or by the translator alone, needs no `before`: what subscribes has a log, so it was called for an
 //! earlier store to this page, or is about to be asked to re-arm.
 //!
 //! Keeps MARK-1 and the store's half of CODE-1. Step d asks again after b and c: killing the last TB of a page makes
-//! its entries fast at once.
+//! the entry fast at once. A walk that marks a page-table entry comes here too, and has no entry of the TLB.
 
 use crate::access::StoreEffect;
 use crate::addr::{GuestVirt, MemSize};
@@ -35,8 +36,14 @@ impl LiveMmu {
         self.space.ram().before(ram, len).map_err(|_| self.fault(AccessKind::Store, va))
     }
 
-    /// Steps b to d for `len` bytes at `ram`, on one page, that were just stored by this vCPU.
-    pub(crate) fn notdirty_store<H: Hooks>(&mut self, hooks: &mut H, ram: RamAddr, len: u64) -> StoreEffect {
+    /// Steps b to d for `len` bytes at `ram`, on one page, that were just stored by this vCPU, through `entry` if there is one.
+    pub(crate) fn notdirty_store<H: Hooks>(
+        &mut self,
+        hooks: &mut H,
+        entry: Option<u32>,
+        ram: RamAddr,
+        len: u64,
+    ) -> StoreEffect {
         self.stats.notdirty += 1;
         // MARK-1: partners the RMW of `announce` and of every take of bits.
         fence_after_store();
@@ -58,8 +65,10 @@ impl LiveMmu {
                 self.port.kick();
             }
         }
-        self.stats.refreshed += 1;
-        self.tlb.refresh_page(&self.space, page, &guard);
+        if let Some(entry) = entry {
+            self.stats.refreshed += 1;
+            self.tlb.refresh_entry(&self.space, entry, page, &guard);
+        }
         effect
     }
 
@@ -84,15 +93,21 @@ impl LiveMmu {
             self.stats.code_page += 1;
             if code.mask.load(Ordering::Relaxed) == 0 {
                 // Its TBs died by other means, of which this entry was not told.
-                self.arm_page(self.tlb.ram_page(slot));
+                self.refresh_entry(slot);
             }
             return StoreEffect::NONE;
         }
         let page = self.tlb.ram_page(slot);
         let ram = RamAddr::new(page.base().get() + va.page_offset());
         let killed = self.kill(hooks, ram, size.bytes());
-        self.arm_page(page);
+        self.refresh_entry(slot);
         StoreEffect { killed, ..StoreEffect::NONE }
+    }
+
+    /// Step d for a filled slot.
+    fn refresh_entry(&mut self, slot: usize) {
+        self.stats.refreshed += 1;
+        self.tlb.refresh_entry(&self.space, self.tlb.id(slot), self.tlb.ram_page(slot), &pin());
     }
 
     fn kill<H: Hooks>(&mut self, hooks: &mut H, ram: RamAddr, len: u64) -> u32 {

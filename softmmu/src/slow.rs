@@ -4,7 +4,7 @@
 //!   miss, flag or misalignment
 //!     ├─ no flag, within the page ─────── misaligned: host access
 //!     ├─ CODEPAGE, aligned ───────────── host store, test the halves, only a hit goes on        notdirty.rs
-//!     ├─ locate: entry, else device, else fill, else (mixed page) the view; nothing there ─▶ access fault
+//!     ├─ locate: entry, else device, else translate and fill, else (mixed page) the view; nothing there ─▶ access fault
 //!     ├─ bytes reach past the page or the region ─▶ pieces: all located, then RAM, then devices (SAFE-1)
 //!     ├─ RAM, nothing listens ─────────── host store (the first one: the miss)
 //!     ├─ RAM, something listens ───────── before, host store, then steps b to d                 notdirty.rs
@@ -16,7 +16,7 @@
 //! is a copy: its pointers live as long as `self.view`.
 
 use crate::access::{StoreEffect, wanted};
-use crate::addr::{GuestPhys, GuestVirt, MemSize};
+use crate::addr::{GuestVirt, MemSize};
 use crate::fault::{AccessKind, MemFault};
 use crate::host;
 use crate::live::LiveMmu;
@@ -26,6 +26,7 @@ use crate::mmu::Hooks;
 use crate::tlb::DeviceEntry;
 use crate::tlb::entry::{BIAS, CODEPAGE, DISCARD, FLAGS, INVALID, NOTDIRTY, OTHER};
 use crate::tlb::fill::{Filled, host_address, ram_address};
+use crate::translate::{Access, Physical, Translation};
 use notdirty_core::{PAGE_SIZE, RamAddr};
 use smallvec::SmallVec;
 use std::ptr::{NonNull, with_exposed_provenance, with_exposed_provenance_mut};
@@ -33,8 +34,8 @@ use std::ptr::{NonNull, with_exposed_provenance, with_exposed_provenance_mut};
 /// Where a byte is, and what a store there must do.
 #[derive(Clone, Copy)]
 pub(crate) enum Place {
-    /// RAM; `silent` if the entry says that nothing listens.
-    Ram { host: *mut u8, ram: RamAddr, silent: bool },
+    /// RAM, by this entry of the TLB if it has one; `silent` if that says that nothing listens.
+    Ram { host: *mut u8, ram: RamAddr, entry: Option<u32>, silent: bool },
     /// Located for a store, but read-only.
     Rom { host: *mut u8 },
     /// A device, which the view keeps alive.
@@ -61,7 +62,7 @@ impl LiveMmu {
             // SAFETY: the comparator matched: a live page of RAM, which the access does not leave.
             return Ok(unsafe { host::load_misaligned(with_exposed_provenance(host as usize), size) });
         }
-        let (place, left) = self.locate(va, AccessKind::Load)?;
+        let (place, left) = self.locate(hooks, va, size.bytes(), AccessKind::Load)?;
         if left < size.bytes() {
             return self.load_pieces(hooks, va, size);
         }
@@ -105,12 +106,12 @@ impl LiveMmu {
             unsafe { host::store_misaligned(with_exposed_provenance_mut(host as usize), size, value) };
             return Ok(StoreEffect::NONE);
         }
-        let (place, left) = self.locate(va, AccessKind::Store)?;
+        let (place, left) = self.locate(hooks, va, size.bytes(), AccessKind::Store)?;
         if left < size.bytes() {
             return self.store_pieces(hooks, va, size, value);
         }
         match place {
-            Place::Ram { host, ram, silent } => {
+            Place::Ram { host, ram, entry, silent } => {
                 if !silent {
                     self.before(va, ram, size.bytes())?;
                 }
@@ -122,7 +123,7 @@ impl LiveMmu {
                     // SAFETY: as above, at any alignment.
                     unsafe { host::store_misaligned(host, size, value) };
                 }
-                Ok(if silent { StoreEffect::NONE } else { self.notdirty_store(hooks, ram, size.bytes()) })
+                Ok(if silent { StoreEffect::NONE } else { self.notdirty_store(hooks, entry, ram, size.bytes()) })
             }
             Place::Rom { .. } => {
                 self.stats.rom_discard += 1;
@@ -139,9 +140,15 @@ impl LiveMmu {
         }
     }
 
-    /// Where `va` is, and how many bytes from there are the same thing.
+    /// Where `va` is, for `len` bytes as far as they are on its page, and how many bytes from there are the same thing.
     #[inline]
-    pub(crate) fn locate(&mut self, va: GuestVirt, kind: AccessKind) -> Result<(Place, u64), MemFault> {
+    pub(crate) fn locate<H: Hooks>(
+        &mut self,
+        hooks: &mut H,
+        va: GuestVirt,
+        len: u64,
+        kind: AccessKind,
+    ) -> Result<(Place, u64), MemFault> {
         let biased = va.get().wrapping_add(BIAS);
         let slot = self.tlb.slot(biased);
         let comparator = match kind {
@@ -151,17 +158,17 @@ impl LiveMmu {
         if comparator & (!FLAGS | INVALID) == biased & !FLAGS {
             return Ok((self.place(slot, comparator, va), PAGE_SIZE - va.page_offset()));
         }
-        if let Some(found) = self.device_place(va) {
+        if let Some(found) = self.device_place(va, kind) {
             return Ok(found);
         }
-        self.locate_missed(va, kind)
+        self.locate_missed(hooks, va, len, kind)
     }
 
     #[inline]
-    fn device_place(&self, va: GuestVirt) -> Option<(Place, u64)> {
-        let &DeviceEntry { off, dev, sizes, from, to, .. } = self.tlb.device(va.get().wrapping_add(BIAS))?;
+    fn device_place(&self, va: GuestVirt, kind: AccessKind) -> Option<(Place, u64)> {
+        let &DeviceEntry { off, dev, sizes, from, to, rights, .. } = self.tlb.device(va.get().wrapping_add(BIAS))?;
         let at = va.page_offset();
-        if !(u64::from(from)..u64::from(to)).contains(&at) {
+        if !(u64::from(from)..u64::from(to)).contains(&at) || !rights.has(kind) {
             return None;
         }
         Some((Place::Mmio { dev, off: off.wrapping_add(at), sizes }, u64::from(to) - at))
@@ -175,44 +182,71 @@ impl LiveMmu {
         if comparator & DISCARD != 0 {
             Place::Rom { host }
         } else {
-            Place::Ram { host, ram, silent: comparator & (NOTDIRTY | CODEPAGE) == 0 }
+            Place::Ram { host, ram, entry: Some(self.tlb.id(slot)), silent: comparator & (NOTDIRTY | CODEPAGE) == 0 }
         }
     }
 
-    fn locate_missed(&mut self, va: GuestVirt, kind: AccessKind) -> Result<(Place, u64), MemFault> {
+    fn locate_missed<H: Hooks>(
+        &mut self,
+        hooks: &mut H,
+        va: GuestVirt,
+        len: u64,
+        kind: AccessKind,
+    ) -> Result<(Place, u64), MemFault> {
         match kind {
             AccessKind::Store => self.stats.store_miss += 1,
             _ => self.stats.load_miss += 1,
         }
-        match self.tlb.fill(&self.space, &self.view, va) {
+        let len = len.min(PAGE_SIZE - va.page_offset());
+        let to = self.translate(hooks, Access { idx: self.tlb.data_idx(), va, len, kind })?;
+        if !to.lasting {
+            return self.locate_mixed(va, &to).ok_or_else(|| self.fault(kind, va));
+        }
+        match self.tlb.fill(&self.space, &self.view, va, &to) {
             Filled::Entry => {
                 let slot = self.tlb.slot(va.get().wrapping_add(BIAS));
                 let entry = self.tlb.entry(slot);
                 let comparator = if kind == AccessKind::Store { entry.write } else { entry.read };
                 Ok((self.place(slot, comparator, va), PAGE_SIZE - va.page_offset()))
             }
-            Filled::Device => self.device_place(va).ok_or_else(|| self.fault(kind, va)),
-            Filled::Mixed => self.locate_mixed(va).ok_or_else(|| self.fault(kind, va)),
+            Filled::Device => self.device_place(va, kind).ok_or_else(|| self.fault(kind, va)),
+            Filled::Mixed => self.locate_mixed(va, &to).ok_or_else(|| self.fault(kind, va)),
             Filled::Empty => Err(self.fault(kind, va)),
         }
     }
 
+    /// Asks the embedder where an access goes.
+    #[inline]
+    pub(crate) fn translate<H: Hooks>(&mut self, hooks: &mut H, access: Access) -> Result<Translation, MemFault> {
+        match hooks.translate(&mut Physical::new(self), access) {
+            Ok(to) if to.rights.has(access.kind) => Ok(to),
+            Ok(_) => Err(self.fault(access.kind, access.va)),
+            Err(cause) => {
+                self.stats.faults += 1;
+                Err(MemFault { kind: access.kind, cause, addr: access.va })
+            }
+        }
+    }
+
     /// On a page that no entry describes, the view is asked each time (but for the device last used on it).
-    fn locate_mixed(&mut self, va: GuestVirt) -> Option<(Place, u64)> {
+    fn locate_mixed(&mut self, va: GuestVirt, to: &Translation) -> Option<(Place, u64)> {
         self.stats.mixed_page += 1;
-        let at = GuestPhys::new(va.get());
+        let at = to.at(va);
         // A page at a time, so that the pieces of an access wrap at the end of the address space.
         let page_left = PAGE_SIZE - at.page_offset();
         match self.view.resolve(at) {
             Resolved::Ram { block, off, readonly, len_left } => {
                 let host = with_exposed_provenance_mut(host_address(block, off) as usize);
                 let ram = ram_address(block, off);
-                let place = if readonly { Place::Rom { host } } else { Place::Ram { host, ram, silent: false } };
+                let place =
+                    if readonly { Place::Rom { host } } else { Place::Ram { host, ram, entry: None, silent: false } };
                 Some((place, len_left.min(page_left)))
             }
             Resolved::Mmio { dev, off, len_left } => {
                 let place = Place::Mmio { dev: NonNull::from(&**dev), off, sizes: dev.sizes() };
-                self.tlb.fill_device(&self.view, va);
+                if to.lasting {
+                    self.tlb.fill_device(&self.view, va, to);
+                }
                 Some((place, len_left.min(page_left)))
             }
             Resolved::None => None,
@@ -220,13 +254,19 @@ impl LiveMmu {
     }
 
     /// Locates every byte of an access before any is touched (SAFE-1), and refuses what a device would refuse.
-    fn pieces(&mut self, va: GuestVirt, size: MemSize, kind: AccessKind) -> Result<Pieces, MemFault> {
+    fn pieces<H: Hooks>(
+        &mut self,
+        hooks: &mut H,
+        va: GuestVirt,
+        size: MemSize,
+        kind: AccessKind,
+    ) -> Result<Pieces, MemFault> {
         self.stats.page_cross += 1;
         let mut pieces = Pieces::new();
         let mut at = 0;
         while at < size.bytes() {
             let here = va.wrapping_add(at);
-            let (place, left) = self.locate(here, kind)?;
+            let (place, left) = self.locate(hooks, here, size.bytes() - at, kind)?;
             let len = left.min(size.bytes() - at);
             if let Place::Mmio { off, sizes, .. } = place {
                 let takes = |(_, part): (u64, MemSize)| sizes.widest_within(part).is_some();
@@ -242,7 +282,7 @@ impl LiveMmu {
 
     fn load_pieces<H: Hooks>(&mut self, hooks: &mut H, va: GuestVirt, size: MemSize) -> Result<u64, MemFault> {
         let mut value = 0;
-        for Piece { at, len, place } in self.pieces(va, size, AccessKind::Load)? {
+        for Piece { at, len, place } in self.pieces(hooks, va, size, AccessKind::Load)? {
             let part = match place {
                 // SAFETY: `locate` found at least `len` bytes of live RAM.
                 Place::Ram { host, .. } | Place::Rom { host, .. } => unsafe { host::load_bytes(host, len) },
@@ -266,7 +306,7 @@ impl LiveMmu {
         size: MemSize,
         value: u64,
     ) -> Result<StoreEffect, MemFault> {
-        let pieces = self.pieces(va, size, AccessKind::Store)?;
+        let pieces = self.pieces(hooks, va, size, AccessKind::Store)?;
         let mut effect = StoreEffect::NONE;
         for piece in &pieces {
             if let Place::Ram { ram, silent: false, .. } = piece.place {
@@ -282,8 +322,8 @@ impl LiveMmu {
             }
         }
         for piece in &pieces {
-            if let Place::Ram { ram, silent: false, .. } = piece.place {
-                let told = self.notdirty_store(hooks, ram, piece.len);
+            if let Place::Ram { ram, entry, silent: false, .. } = piece.place {
+                let told = self.notdirty_store(hooks, entry, ram, piece.len);
                 effect.killed += told.killed;
                 effect.ring_full |= told.ring_full;
             }
@@ -332,7 +372,7 @@ impl LiveMmu {
     /// was done. `before` is called before the device is.
     #[inline]
     pub fn load_device(&mut self, va: GuestVirt, size: MemSize, before: impl FnOnce()) -> Option<u64> {
-        let (dev, off) = self.whole_device(va, size)?;
+        let (dev, off) = self.whole_device(va, size, AccessKind::Load)?;
         self.stats.accesses += 1;
         self.stats.mmio_read += 1;
         before();
@@ -344,7 +384,7 @@ impl LiveMmu {
     /// The same of [`store`](Self::store).
     #[inline]
     pub fn store_device(&mut self, va: GuestVirt, size: MemSize, value: u64, before: impl FnOnce()) -> Option<()> {
-        let (dev, off) = self.whole_device(va, size)?;
+        let (dev, off) = self.whole_device(va, size, AccessKind::Store)?;
         self.stats.accesses += 1;
         self.stats.mmio_write += 1;
         before();
@@ -357,11 +397,11 @@ impl LiveMmu {
     /// The device that all of an aligned access goes to, in one piece. There is no RAM where one is: no entry of the table
     /// need be looked at.
     #[inline]
-    fn whole_device(&self, va: GuestVirt, size: MemSize) -> Option<(NonNull<dyn MmioDevice>, u64)> {
-        let &DeviceEntry { off, dev, sizes, from, to, .. } = self.tlb.device(va.get().wrapping_add(BIAS))?;
+    fn whole_device(&self, va: GuestVirt, size: MemSize, kind: AccessKind) -> Option<(NonNull<dyn MmioDevice>, u64)> {
+        let &DeviceEntry { off, dev, sizes, from, to, rights, .. } = self.tlb.device(va.get().wrapping_add(BIAS))?;
         let at = va.page_offset();
         let within = at >= from.into() && at + size.bytes() <= to.into();
-        (within && aligned(va, size) && sizes.contains(size)).then_some((dev, off.wrapping_add(at)))
+        (within && aligned(va, size) && sizes.contains(size) && rights.has(kind)).then_some((dev, off.wrapping_add(at)))
     }
 
     #[cold]

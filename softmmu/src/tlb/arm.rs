@@ -1,10 +1,12 @@
 //! Arming and disarming: an entry's write flags follow which clients listen to its RAM page.
 //!
-//! One function for both directions and for every alias. TLB-1: it runs on the owner's thread; a taker that clears a bit
+//! A re-arm finds every alias that would let a store pass unheard, and no other; a store that was heard disarms the entry it
+//! went through (see `chain.rs`). TLB-1: it runs on the owner's thread; a taker that clears a bit
 //! posts afterwards, so what it reads here is never older than the last request it served.
 
-use super::Tlb;
-use super::entry::{CODEPAGE, DISCARD, NOTDIRTY, TlbEntry};
+use super::chain::State;
+use super::entry::{CODEPAGE, NOTDIRTY};
+use super::{Id, Tlb, is_filled};
 use crate::memmap::AddressSpace;
 use notdirty_core::{Guard, PageIndex, PageRange};
 
@@ -22,57 +24,77 @@ pub(crate) fn store_flags(space: &AddressSpace, page: PageIndex, guard: &Guard) 
 }
 
 impl Tlb {
-    /// Makes every entry of this RAM page say which clients listen now; returns how many there are.
-    pub(crate) fn refresh_page(&mut self, space: &AddressSpace, page: PageIndex, guard: &Guard) -> usize {
+    /// Makes the entries of this RAM page that would not tell a client of a store do so. What tells one too many stays as it is:
+    /// its next store finds out. Returns how many changed.
+    pub(crate) fn arm_page(&mut self, space: &AddressSpace, page: PageIndex, guard: &Guard) -> usize {
         let flags = store_flags(space, page, guard);
-        let mut found = 0;
-        self.for_slots_of(page, |tlb, slot| {
-            found += 1;
-            tlb.set_flags(slot, flags);
-        });
-        found
+        let mut found = Vec::new();
+        if flags.0 != 0 {
+            self.collect(page, State::Fast, &mut found);
+        }
+        if flags.0 == NOTDIRTY {
+            self.collect(page, State::Code, &mut found);
+        }
+        for &id in &found {
+            self.set_flags(id, flags);
+        }
+        found.len()
     }
 
-    /// As `refresh_page`, for ranges of pages in any order, at the cost of their pages or of the filled entries, whichever are
+    /// Makes this entry, of this RAM page, say which clients listen now, more or fewer of them. It may have been dropped since it
+    /// was looked up.
+    pub(crate) fn refresh_entry(&mut self, space: &AddressSpace, id: Id, page: PageIndex, guard: &Guard) {
+        if is_filled(&self.entry_at(id)) && self.full(id).page == page.get() {
+            self.set_flags(id, store_flags(space, page, guard));
+        }
+    }
+
+    /// As `arm_page`, for ranges of pages in any order, at the cost of their pages or of the loose entries, whichever are
     /// fewer. Returns that.
-    pub(crate) fn refresh_ranges(&mut self, space: &AddressSpace, ranges: &mut [PageRange], guard: &Guard) -> u64 {
-        let filled = self.filled.len() as u64;
+    pub(crate) fn arm_ranges(&mut self, space: &AddressSpace, ranges: &mut [PageRange], guard: &Guard) -> u64 {
+        let loose = self.chains.loose.len() as u64;
         let pages = ranges.iter().fold(0u64, |pages, range| pages.saturating_add(range.len()));
-        if pages <= filled {
+        if pages <= loose {
             for page in ranges.iter().flat_map(PageRange::iter) {
-                self.refresh_page(space, page, guard);
+                self.arm_page(space, page, guard);
             }
             return pages;
         }
-        // They may overlap: the one to look at is that with the greatest end among those that start at or before a page.
-        ranges.sort_unstable_by_key(|range| range.start);
-        let mut end = PageIndex::new(0);
-        for range in ranges.iter_mut() {
-            end = end.max(range.end);
-            range.end = end;
-        }
-        for at in 0..self.filled.len() {
-            let slot = usize::from(self.filled[at]);
-            let page = self.ram_page(slot);
-            let before = &ranges[..ranges.partition_point(|range| range.start <= page)];
-            if before.last().is_some_and(|range| page < range.end) {
-                self.set_flags(slot, store_flags(space, page, guard));
+        sort(ranges);
+        let mut at = 0;
+        while let Some(&id) = self.chains.loose.get(at) {
+            let page = PageIndex::new(self.full(id).page);
+            if covers(ranges, page) {
+                self.set_flags(id, store_flags(space, page, guard));
             }
+            // If it is loose no more, the last one came to its place.
+            at += usize::from(self.chains.loose.get(at) == Some(&id));
         }
-        filled
+        loose
     }
+}
 
-    fn set_flags(&mut self, slot: usize, (flags, aux): (u64, u64)) {
-        let entry = self.entry(slot);
-        if entry.write & DISCARD == 0 {
-            let write = entry.write & !(NOTDIRTY | CODEPAGE) | flags;
-            self.set_entry(slot, TlbEntry { write, aux, ..entry });
-        }
+/// Makes ranges, which may overlap, ready for [`covers`]: the one to look at is that with the greatest end among those that
+/// start at or before a page.
+fn sort(ranges: &mut [PageRange]) {
+    ranges.sort_unstable_by_key(|range| range.start);
+    let mut end = PageIndex::new(0);
+    for range in ranges.iter_mut() {
+        end = end.max(range.end);
+        range.end = end;
     }
+}
+
+/// Is this page in one of the sorted ranges?
+fn covers(ranges: &[PageRange], page: PageIndex) -> bool {
+    let before = &ranges[..ranges.partition_point(|range| range.start <= page)];
+    before.last().is_some_and(|range| page < range.end)
 }
 
 #[cfg(test)]
 mod tests {
+    use super::super::entry::TlbEntry;
+    use super::super::set::NO_FETCH;
     use super::*;
     use notdirty_core::raw::RawDirty;
     use notdirty_core::{DirtyClient, RamBlockSpec, RamList, pin};
@@ -97,14 +119,14 @@ mod tests {
             let page_of = |slot: usize| PageIndex::new(slot as u64 % 260);
             for slot in 1..=filled {
                 let at = (slot as u64) << 12;
-                tlb.install(slot, TlbEntry { read: at, write: at, addend: 0, aux: 0 }, page_of(slot));
+                tlb.install(slot, TlbEntry { read: at, write: at, addend: 0, aux: 0 }, (page_of(slot), at), NO_FETCH.reach);
             }
             let range = |&(start, len): &(u64, u64)| {
                 PageRange { start: PageIndex::new(start), end: PageIndex::new(start + len) }
             };
             let ranges: Vec<_> = ranges.iter().map(range).collect();
             let pages: u64 = ranges.iter().map(PageRange::len).sum();
-            let cost = tlb.refresh_ranges(&space, &mut ranges.clone(), &pin());
+            let cost = tlb.arm_ranges(&space, &mut ranges.clone(), &pin());
             prop_assert_eq!(cost, pages.min(filled as u64));
             for slot in 1..=filled {
                 let armed = tlb.entry(slot).write & NOTDIRTY != 0;

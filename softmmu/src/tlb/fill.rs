@@ -1,10 +1,12 @@
 //! A miss: what is the page, which clients listen, and the entry that says so.
 
-use super::entry::{BIAS, DISCARD, FLAGS, OTHER, TlbEntry};
-use super::{DeviceEntry, FetchEntry, Tlb};
-use crate::addr::{GuestPhys, GuestVirt};
+use super::Tlb;
+use super::entry::{BIAS, DISCARD, FLAGS, INVALID, OTHER, TlbEntry};
+use super::set::{DeviceEntry, FetchEntry, Reach};
+use crate::addr::GuestVirt;
 use crate::memmap::{AddressSpace, FlatView, Resolved, Span, What};
 use crate::tlb::arm::store_flags;
+use crate::translate::Translation;
 use notdirty_core::{PAGE_SIZE, RamAddr, RamBlock, pin};
 use std::ptr::NonNull;
 
@@ -32,13 +34,17 @@ pub(crate) fn ram_address(block: &RamBlock, off: u64) -> RamAddr {
     RamAddr::new(block.offset().get() + off)
 }
 
+/// How far what came from a translation reaches.
+fn reach(to: &Translation) -> Reach {
+    Reach { size_log2: to.size_log2.clamp(notdirty_core::PAGE_BITS as u8, 63), global: to.global }
+}
+
 impl Tlb {
     /// Fills the slot of `va` from the view. `view` must be the one that outlives the entries (see `SoftMmu`).
-    pub(crate) fn fill(&mut self, space: &AddressSpace, view: &FlatView, va: GuestVirt) -> Filled {
+    pub(crate) fn fill(&mut self, space: &AddressSpace, view: &FlatView, va: GuestVirt, to: &Translation) -> Filled {
         let biased = va.get().wrapping_add(BIAS);
         let page = biased & !FLAGS;
-        // No walk yet: machine mode sees physical addresses.
-        let at = GuestPhys::new(va.get());
+        let at = to.at(va);
         let (range, into) = match view.page(at) {
             Span::Whole(range, into) if page != 0 => (range, into),
             Span::Whole(..) | Span::Mixed => return Filled::Mixed,
@@ -49,42 +55,59 @@ impl Tlb {
                 let ram = ram_address(block, off + into).page();
                 let addend = host_address(block, off + into).wrapping_sub(va.page_base().get());
                 let other = if addend == self.flat_addend { 0 } else { OTHER };
-                let (flags, aux) = if *readonly { (DISCARD, 0) } else { store_flags(space, ram, &pin()) };
-                let entry = TlbEntry { read: page | other, write: page | other | flags, addend, aux };
-                self.install(self.slot(biased), entry, ram);
+                let (flags, aux) = match (to.rights.store, *readonly) {
+                    (false, _) => (INVALID, 0),
+                    (true, true) => (DISCARD, 0),
+                    (true, false) => store_flags(space, ram, &pin()),
+                };
+                let unreadable = if to.rights.load { 0 } else { INVALID };
+                let entry = TlbEntry { read: page | other | unreadable, write: page | other | flags, addend, aux };
+                self.install(self.slot(biased), entry, (ram, at.page_base().get()), reach(to));
                 Filled::Entry
             }
             What::Mmio { dev, off } => {
-                let (from, to) = (0, PAGE_SIZE as u32);
+                let (from, end) = (0, PAGE_SIZE as u32);
                 let (dev, sizes) = (NonNull::from(&**dev), dev.sizes());
-                let entry = DeviceEntry { tag: page, from, to, off: off + into, dev, sizes };
-                self.devices[Self::device_slot(page)] = Some(entry);
+                let (rights, at) = (to.rights, at.page_base().get());
+                let entry = DeviceEntry {
+                    tag: page,
+                    from,
+                    to: end,
+                    off: off + into,
+                    dev,
+                    sizes,
+                    rights,
+                    page: at,
+                    reach: reach(to),
+                };
+                self.sets[self.data].set_device(entry);
                 Filled::Device
             }
         }
     }
 
     /// Notes the device at `va` on a page of several regions, so that it is not looked for again.
-    pub(crate) fn fill_device(&mut self, view: &FlatView, va: GuestVirt) {
+    pub(crate) fn fill_device(&mut self, view: &FlatView, va: GuestVirt, to: &Translation) {
         let tag = va.get().wrapping_add(BIAS) & !FLAGS;
-        let (Some(range), base) = (view.find(va.get()), va.page_base().get()) else { return };
+        let at = to.at(va);
+        let (Some(range), base) = (view.find(at.get()), at.page_base().get()) else { return };
         let What::Mmio { dev, off } = &range.what else { return };
-        if tag == 0 {
-            return;
-        }
-        self.devices[Self::device_slot(tag)] = Some(DeviceEntry {
+        self.sets[self.data].set_device(DeviceEntry {
             tag,
             from: range.start.saturating_sub(base) as u32,
             to: (range.last - base).min(PAGE_SIZE - 1) as u32 + 1,
             off: off.wrapping_add(base.wrapping_sub(range.start)),
             dev: NonNull::from(&**dev),
             sizes: dev.sizes(),
+            rights: to.rights,
+            page: base,
+            reach: reach(to),
         });
     }
 
-    /// Looks up and caches the page that `va` is fetched from.
-    pub(crate) fn fill_fetch(&mut self, view: &FlatView, va: GuestVirt) -> Option<FetchEntry> {
-        let at = GuestPhys::new(va.get());
+    /// Looks up the page that `va` is fetched from, and keeps it if the translation may be kept.
+    pub(crate) fn fill_fetch(&mut self, view: &FlatView, va: GuestVirt, to: &Translation) -> Option<FetchEntry> {
+        let at = to.at(va);
         let Resolved::Ram { block, off, .. } = view.resolve(at) else { return None };
         let base = at.page_base().get();
         let range = view.find(at.get())?;
@@ -94,11 +117,13 @@ impl Tlb {
             tag: va.get().wrapping_add(BIAS) & !FLAGS,
             host: std::ptr::with_exposed_provenance(host_address(block, base_off) as usize),
             ram: ram_address(block, base_off).get(),
+            page: base,
             from: range.start.saturating_sub(base) as u32,
             to: (range.last - base).min(PAGE_SIZE - 1) as u32 + 1,
+            reach: reach(to),
         };
-        if entry.tag != 0 {
-            self.fetch[Self::fetch_slot(entry.tag)] = entry;
+        if to.lasting {
+            self.sets[self.fetching].set_fetch(entry);
         }
         Some(entry)
     }

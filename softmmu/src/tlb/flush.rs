@@ -1,70 +1,147 @@
-//! Dropping entries: all of them, or those of a range, at the cost of those that are filled.
+//! Dropping entries, at the cost of what is dropped: all of them, those of a RAM page, those of a virtual page, superpage or
+//! address space.
 
+use super::chain::{NONE, State};
 use super::entry::{BIAS, FLAGS};
-use super::{DEVICE_BITS, FETCH_ENTRIES, NO_FETCH, NONE, Tlb};
-use notdirty_core::PAGE_SIZE;
+use super::set::{BigPages, FETCH_ENTRIES, NO_FETCH};
+use super::{Id, Tlb, id_of};
+use crate::translate::Asid;
+use notdirty_core::PageRange;
 
 impl Tlb {
     /// Empties the TLB; returns how many entries it held.
     pub(crate) fn flush_all(&mut self) -> usize {
-        // Taken out, so that the loop may write the rest; its capacity goes back in.
-        let mut filled = core::mem::take(&mut self.filled);
-        let dropped = filled.len();
-        for slot in filled.drain(..) {
-            let slot = usize::from(slot);
-            // The whole chain dies: forgetting its head is enough.
-            let head = Self::head_of(self.full(slot).page);
-            self.heads[head] = NONE;
-            self.set_empty(slot);
+        let mut dropped = 0;
+        for set in 0..self.sets.len() {
+            for class in 0..2 {
+                // Taken out, so that the loop may write the rest; its capacity goes back in.
+                let mut filled = core::mem::take(&mut self.sets[set].filled[class]);
+                dropped += filled.len();
+                for slot in filled.drain(..) {
+                    let id = id_of(set, slot.into());
+                    // All chains die: forgetting their heads is enough.
+                    let page = self.full(id).page;
+                    self.chains.forget(page);
+                    self.set_empty(id);
+                }
+                self.sets[set].filled[class] = filled;
+            }
+            self.forget_beside(set);
+            self.sets[set].big = BigPages::default();
         }
-        self.filled = filled;
-        *self.fetch = [NO_FETCH; FETCH_ENTRIES];
-        self.devices = [None; 1 << DEVICE_BITS];
+        self.chains.loose.clear();
+        self.tables.clear();
         dropped
     }
 
-    /// Drops what there is about the pages of guest addresses `[first, last]`, which begin and end with a page; returns
-    /// how many entries that were.
-    pub(crate) fn forget(&mut self, first: u64, last: u64) -> usize {
-        debug_assert!(first.is_multiple_of(PAGE_SIZE) && last & FLAGS == FLAGS && first <= last);
-        let inside = |biased: u64| (first..=last).contains(&(biased & !FLAGS).wrapping_sub(BIAS));
-        for entry in self.fetch.iter_mut().filter(|entry| entry.tag != 0 && inside(entry.tag)) {
-            *entry = NO_FETCH;
+    /// Everything of a set but its entries.
+    fn forget_beside(&mut self, set: usize) {
+        let set = &mut self.sets[set];
+        if set.beside {
+            *set.fetch = [NO_FETCH; FETCH_ENTRIES];
+            set.devices.fill(None);
+            set.beside = false;
         }
-        for slot in &mut self.devices {
-            *slot = slot.filter(|entry| !inside(entry.tag));
-        }
-        let before = self.filled.len();
-        if (last - first) / PAGE_SIZE < before as u64 {
-            for va in (first..=last).step_by(PAGE_SIZE as usize) {
-                let page = va.wrapping_add(BIAS);
-                let slot = self.slot(page);
-                // The last page of the address space has no entry; its biased address is what empty slots hold.
-                if page != 0 && self.entry(slot).read & !FLAGS == page {
-                    self.drop_slot(slot);
-                }
-            }
-        } else {
-            let mut at = 0;
-            while let Some(&slot) = self.filled.get(at) {
-                match inside(self.entry(usize::from(slot)).read) {
-                    // The last one comes to its place.
-                    true => self.drop_slot(usize::from(slot)),
-                    false => at += 1,
-                }
-            }
-        }
-        before - self.filled.len()
     }
 
-    /// Empties a filled slot.
-    fn drop_slot(&mut self, slot: usize) {
-        self.unlink(slot as u16);
-        let at = self.full(slot).at;
-        self.filled.swap_remove(usize::from(at));
-        if let Some(&moved) = self.filled.get(usize::from(at)) {
-            self.full_mut(moved).at = at;
+    /// Drops what translates `va`, or everything, of this address space, where global translations stay, or of all of them; of
+    /// the regimes that are not machine mode. Returns how many entries that were.
+    pub(crate) fn flush_translations(&mut self, va: Option<u64>, asid: Option<Asid>) -> usize {
+        let mut dropped = 0;
+        for set in 1..self.sets.len() {
+            if asid.is_none_or(|asid| self.sets[set].key.asid == asid) {
+                dropped += match va {
+                    Some(va) => self.drop_page(set, va, asid.is_some()),
+                    None => self.drop_set(set, asid.is_some()),
+                };
+            }
         }
-        self.set_empty(slot);
+        dropped
+    }
+
+    /// Drops a set's entries, or those that are not global.
+    pub(super) fn drop_set(&mut self, set: usize, keep_global: bool) -> usize {
+        let mut dropped = 0;
+        for class in 0..if keep_global { 1 } else { 2 } {
+            let mut filled = core::mem::take(&mut self.sets[set].filled[class]);
+            dropped += filled.len();
+            for slot in filled.drain(..) {
+                self.drop_listed(id_of(set, slot.into()));
+            }
+            self.sets[set].filled[class] = filled;
+        }
+        if keep_global {
+            self.sets[set].retain_beside(|fetch| fetch.reach.global, |device| device.reach.global);
+        } else {
+            self.forget_beside(set);
+            self.sets[set].big.sizes = 0;
+        }
+        dropped
+    }
+
+    /// Drops what a set has of the page of `va`, and of all that was mapped with it by one leaf.
+    fn drop_page(&mut self, set: usize, va: u64, keep_global: bool) -> usize {
+        let mut dropped = 0;
+        let page = va.wrapping_add(BIAS) & !FLAGS;
+        let id = id_of(set, self.slot(page));
+        let stays = |global: bool| keep_global && global;
+        // The last page of the address space has no entry; its biased address is what empty slots hold.
+        if page != 0 && self.entry_at(id).read & !FLAGS == page && !stays(self.full(id).reach.global) {
+            self.drop_entry(id);
+            dropped += 1;
+        }
+        let mut sizes = self.sets[set].big.sizes;
+        while sizes != 0 {
+            let size = sizes.trailing_zeros() as u8;
+            sizes &= sizes - 1;
+            let key = BigPages::key(va, size);
+            let mut id = self.sets[set].big.heads.get(&key).copied().unwrap_or(NONE);
+            while id != NONE {
+                let (next, global) = (self.full(id).big_next, self.full(id).reach.global);
+                if !stays(global) {
+                    self.drop_entry(id);
+                    dropped += 1;
+                }
+                id = next;
+            }
+        }
+        let other = |tag: u64, size: u8| tag.wrapping_sub(BIAS) >> size != va >> size;
+        self.sets[set].retain_beside(
+            |fetch| stays(fetch.reach.global) || other(fetch.tag, fetch.reach.size_log2),
+            |device| stays(device.reach.global) || other(device.tag, device.reach.size_log2),
+        );
+        dropped
+    }
+
+    /// Drops what there is about the physical pages of `[first, last]`, which show these RAM pages, at whatever virtual addresses;
+    /// returns how many entries that were. Costs the pages, or what is filled.
+    pub(crate) fn forget(&mut self, ranges: &[PageRange], (first, last): (u64, u64)) -> usize {
+        let inside = |page: u64| (first..=last).contains(&page);
+        self.tables.clear();
+        for set in &mut self.sets {
+            set.retain_beside(|fetch| !inside(fetch.page), |device| !inside(device.page));
+        }
+        let filled: usize = self.sets.iter().map(super::Set::len).sum();
+        let pages = ranges.iter().fold(0u64, |pages, range| pages.saturating_add(range.len()));
+        let mut found: Vec<Id> = Vec::new();
+        if pages < filled as u64 {
+            for page in ranges.iter().flat_map(PageRange::iter) {
+                for state in [State::Fast, State::Code, State::Armed] {
+                    self.collect(page, state, &mut found);
+                }
+            }
+            // Two of the ranges may be of one RAM page.
+            found.sort_unstable();
+            found.dedup();
+        } else {
+            for (n, set) in self.sets.iter().enumerate() {
+                found.extend(set.filled.iter().flatten().map(|&slot| id_of(n, slot.into())));
+            }
+        }
+        found.retain(|&id| inside(self.full(id).phys));
+        for &id in &found {
+            self.drop_entry(id);
+        }
+        found.len()
     }
 }

@@ -1,96 +1,92 @@
-//! One vCPU's TLB.
+//! One vCPU's TLB: a set of tables for each regime and address space in use.
 //!
 //! ```text
-//!   one mapping    [pad][ prefix: the owner's state ][ TlbEntry × 16 Ki ][ Reservation ]   emitted code reads this
-//!                                                    ▲ page-aligned, base in a host register
-//!   beside it      FullEntry × 16 Ki   the RAM page of an entry; touched only where entries are filled
-//!                  heads[page]─▶slot─▶slot           a RAM page's slots: re-arming finds every alias (two guest
-//!                                                    addresses of one page) without a scan
-//!                  filled [slot, slot, …]            a flush wipes these, not 512 KiB
+//!   one mapping    [pad][ prefix: the owner's state ][ TlbEntry × 16 Ki ][ Reservation ] [ TlbEntry × 16 Ki ] …
+//!                                                    ▲ set 0, machine mode: page-aligned, base in a host register;
+//!                                                      other sets a constant further each, touched only as used
+//!   beside it      FullEntry × 16 Ki, again for each set: the RAM page of an entry; touched only where entries are filled
+//!                  heads[page]─▶id─▶id               a RAM page's entries in all sets, by what their stores do (chain.rs)
+//!                  loose [id, id, …]                 entries that a re-arm may have to change: nothing else is looked at
+//!   a set (set.rs) filled [slot, slot, …]            a flush wipes these, not 512 KiB; global ones apart
 //!                  fetch × 64                        fetch translations; emitted code never probes for fetch
 //!                  devices × 16                      device pages: always slow, so they need not evict RAM
+//!                  big                               the entries that one superpage was cut into
 //! ```
+//!
+//! An entry of any set has an id: the set's number, then its slot. Machine mode has set 0 for itself; the other regimes share
+//! the rest, and who was used longest ago makes room.
 //!
 //! Keeps TLB-1: every method is behind the owner's `&mut`, and the mapping is never shared between threads. `fill`
 //! and `refresh` read which clients listen on the owner's thread, and others clear bits first and post second; so a fill that
 //! missed the change has the request still before it (races A and B of QEMU's TLBs cannot happen).
 
 pub(crate) mod arm;
+mod chain;
 pub mod entry;
 pub(crate) mod fill;
 pub(crate) mod flush;
 mod mapping;
+mod set;
+pub(crate) mod tables;
 
-use crate::mmio::{MmioDevice, SizeMask};
-use entry::{FLAGS, INVALID, RESERVATION, Reservation, TLB_ENTRIES, TlbEntry};
+use crate::addr::MmuIdx;
+use crate::translate::Asid;
+use chain::{Chains, FullEntry};
+use entry::{FLAGS, INVALID, RESERVATION, Reservation, TLB_BITS, TLB_ENTRIES, TlbEntry};
 use mapping::Mapping;
 use notdirty_core::{PAGE_SIZE, PageIndex};
+pub(crate) use set::{DeviceEntry, FetchEntry};
+use set::{Key, Set};
 use std::io;
 use std::ptr::NonNull;
+use tables::TableCache;
 
-/// Ends a chain of slots.
-const NONE: u16 = u16::MAX;
-const _: () = assert!(TLB_ENTRIES <= NONE as usize);
+/// Sets that there are at most: each has at most 1 MiB, once it was full.
+const SETS: usize = 32;
+/// From one set's table to the next one's. Not a power of two, so that equal slots do not share the host's cache lines.
+const STRIDE: usize = (TLB_ENTRIES * size_of::<TlbEntry>()) + PAGE_SIZE as usize;
+const _: () = assert!(RESERVATION as usize + size_of::<Reservation>() <= STRIDE);
 
-const FETCH_ENTRIES: usize = 64;
-const DEVICE_BITS: u32 = 4;
-
-/// What the slow path knows about an entry beyond the comparators. Read only while the entry is filled.
-#[derive(Clone, Copy)]
-struct FullEntry {
-    /// Index of the RAM page.
-    page: u64,
-    /// Neighbours in the chain of this RAM page.
-    next: u16,
-    prev: u16,
-    /// Where it stands in `filled`.
-    at: u16,
+/// An entry of some set.
+type Id = u32;
+const fn id_of(set: usize, slot: usize) -> Id {
+    (set << TLB_BITS | slot) as Id
 }
-
-/// A device on one page. The device is kept alive by the vCPU's view, which outlives the entry.
-#[derive(Clone, Copy)]
-pub(crate) struct DeviceEntry {
-    /// Biased page address.
-    tag: u64,
-    /// The bytes of the page that are the device's: `[from, to)`. Most boards give small devices less than a page.
-    pub(crate) from: u32,
-    pub(crate) to: u32,
-    /// Offset in the region of the page's first byte (wrapping, if the region starts later).
-    pub(crate) off: u64,
-    pub(crate) dev: NonNull<dyn MmioDevice>,
-    pub(crate) sizes: SizeMask,
+const fn set_of(id: Id) -> usize {
+    id as usize >> TLB_BITS
 }
-
-/// A page to fetch from.
-#[derive(Clone, Copy)]
-pub(crate) struct FetchEntry {
-    /// Biased page address; zero is empty.
-    pub(crate) tag: u64,
-    pub(crate) host: *const u8,
-    pub(crate) ram: u64,
-    /// Offsets in the page between which there is RAM.
-    pub(crate) from: u32,
-    pub(crate) to: u32,
+const fn slot_of(id: Id) -> usize {
+    id as usize & (TLB_ENTRIES - 1)
 }
-
-const NO_FETCH: FetchEntry = FetchEntry { tag: 0, host: std::ptr::null(), ram: 0, from: 0, to: 0 };
 
 pub(crate) struct Tlb {
-    /// Holds prefix and table.
+    /// Holds prefix and tables.
     _shared: Mapping,
+    /// Set 0's.
     table: NonNull<TlbEntry>,
+    /// That of the set which loads and stores look in.
+    current: NonNull<TlbEntry>,
     prefix: NonNull<u8>,
-    /// Holds `full`.
+    /// Holds `full`, by id.
     _side: Mapping,
     full: NonNull<FullEntry>,
-    heads: Box<[u16]>,
-    filled: Vec<u16>,
-    fetch: Box<[FetchEntry; FETCH_ENTRIES]>,
+    chains: Chains,
+    sets: Vec<Set>,
+    /// The sets of loads and stores, and of fetches, and their regimes.
+    data: usize,
+    fetching: usize,
+    data_idx: MmuIdx,
+    fetch_idx: MmuIdx,
+    /// Of all regimes but machine mode.
+    asid: Asid,
+    /// Goes up with each change of sets.
+    clock: u64,
     /// The slots in use: all, but for measurements.
     mask: usize,
     /// Is the index a hash of the address? For measurements too.
     hashed: bool,
-    devices: [Option<DeviceEntry>; 1 << DEVICE_BITS],
+    /// Where page tables were read.
+    pub(crate) tables: TableCache,
     pub(crate) flat_addend: u64,
 }
 
@@ -112,35 +108,43 @@ impl Tlb {
         }
         let room = prefix.checked_next_multiple_of(page).filter(|&room| room <= 1 << 30);
         let room = room.ok_or_else(|| refused("the TLB's prefix must be at most 1 GiB"))?;
-        let shared = Mapping::zeroed(room + RESERVATION as usize + size_of::<Reservation>())?;
-        let side = Mapping::zeroed(TLB_ENTRIES * size_of::<FullEntry>())?;
+        let shared = Mapping::zeroed(room + SETS * STRIDE)?;
+        let side = Mapping::zeroed(SETS * TLB_ENTRIES * size_of::<FullEntry>())?;
         // SAFETY: `room` and `room - prefix` lie inside the mapping.
         let (table, prefix) = unsafe { (shared.start().add(room).cast(), shared.start().add(room - prefix)) };
         let mut tlb = Tlb {
             table,
+            current: table,
             prefix,
             _shared: shared,
             full: side.start().cast(),
             _side: side,
+            chains: Chains::new()?,
+            sets: Vec::new(),
+            data: 0,
+            fetching: 0,
+            data_idx: MmuIdx::M,
+            fetch_idx: MmuIdx::M,
+            asid: Asid::default(),
+            clock: 0,
             mask: TLB_ENTRIES - 1,
             hashed: false,
-            heads: vec![NONE; TLB_ENTRIES].into_boxed_slice(),
-            filled: Vec::with_capacity(TLB_ENTRIES),
-            fetch: Box::new([NO_FETCH; FETCH_ENTRIES]),
-            devices: [None; 1 << DEVICE_BITS],
+            tables: TableCache::default(),
             flat_addend: 0,
         };
-        tlb.set_shape(TLB_ENTRIES - 1, false);
+        tlb.add_set(Key { idx: MmuIdx::M, asid: Asid::default() });
         Ok(tlb)
     }
 
     /// Which slots are used, and how an address finds its own. The TLB is empty.
     pub(crate) fn set_shape(&mut self, mask: usize, hashed: bool) {
-        debug_assert!(self.filled.is_empty());
         let before = self.slot(Self::BEFORE_LAST);
         (self.mask, self.hashed) = (mask, hashed);
-        for slot in [0, before, self.slot(Self::BEFORE_LAST)] {
-            self.set_empty(slot);
+        for set in 0..self.sets.len() {
+            debug_assert!(self.sets[set].is_empty());
+            for slot in [0, before, self.slot(Self::BEFORE_LAST)] {
+                self.set_empty(id_of(set, slot));
+            }
         }
     }
 
@@ -148,9 +152,9 @@ impl Tlb {
     const BEFORE_LAST: u64 = 0u64.wrapping_sub(PAGE_SIZE);
 
     /// Nothing is in this slot.
-    fn set_empty(&mut self, slot: usize) {
-        let on_top = slot == 0 || slot == self.slot(Self::BEFORE_LAST);
-        self.set_entry(slot, if on_top { Self::EMPTY_ON_TOP } else { TlbEntry::default() });
+    fn set_empty(&mut self, id: Id) {
+        let on_top = slot_of(id) == 0 || slot_of(id) == self.slot(Self::BEFORE_LAST);
+        self.set_entry(id, if on_top { Self::EMPTY_ON_TOP } else { TlbEntry::default() });
     }
 
     pub(crate) fn prefix(&self) -> NonNull<u8> {
@@ -158,6 +162,82 @@ impl Tlb {
     }
     pub(crate) fn table(&self) -> NonNull<TlbEntry> {
         self.table
+    }
+    /// From set 0's table to that of the set which loads and stores look in.
+    pub(crate) fn table_offset(&self) -> u64 {
+        (self.data * STRIDE) as u64
+    }
+
+    /// The set for another regime's loads and stores.
+    #[inline]
+    pub(crate) fn select_data(&mut self, idx: MmuIdx) {
+        if idx != self.data_idx {
+            self.data = self.find_set(idx, self.fetching);
+            self.data_idx = idx;
+            self.current = self.table_of(self.data);
+        }
+    }
+
+    /// The set for another regime's fetches.
+    #[inline]
+    pub(crate) fn select_fetch(&mut self, idx: MmuIdx) {
+        if idx != self.fetch_idx {
+            self.fetching = self.find_set(idx, self.data);
+            self.fetch_idx = idx;
+        }
+    }
+
+    pub(crate) fn data_idx(&self) -> MmuIdx {
+        self.data_idx
+    }
+    pub(crate) fn asid(&self) -> Asid {
+        self.asid
+    }
+
+    /// The address space of all regimes but machine mode.
+    pub(crate) fn set_asid(&mut self, asid: Asid) {
+        if asid == self.asid {
+            return;
+        }
+        self.asid = asid;
+        let (data, fetch) = (self.data_idx, self.fetch_idx);
+        // From machine mode's, so that both are looked for.
+        self.select_data(MmuIdx::M);
+        self.select_fetch(MmuIdx::M);
+        self.select_data(data);
+        self.select_fetch(fetch);
+    }
+
+    /// The set of a regime: its own, or that of what was used longest ago, which loses it, but for `other`'s.
+    #[cold]
+    fn find_set(&mut self, idx: MmuIdx, other: usize) -> usize {
+        if idx == MmuIdx::M {
+            return 0;
+        }
+        let key = Key { idx, asid: self.asid };
+        self.clock += 1;
+        let found = self.sets.iter().position(|set| set.key == key).unwrap_or_else(|| {
+            if self.sets.len() < SETS {
+                return self.add_set(key);
+            }
+            let oldest = (1..SETS).filter(|&set| set != other).min_by_key(|&set| self.sets[set].used);
+            let oldest = oldest.unwrap_or(1);
+            self.drop_set(oldest, false);
+            self.sets[oldest].key = key;
+            oldest
+        });
+        self.sets[found].used = self.clock;
+        found
+    }
+
+    /// One more set; there is room for it.
+    fn add_set(&mut self, key: Key) -> usize {
+        let set = self.sets.len();
+        self.sets.push(Set::new(key));
+        for slot in [0, self.slot(Self::BEFORE_LAST)] {
+            self.set_empty(id_of(set, slot));
+        }
+        set
     }
 
     /// What LR left for SC.
@@ -172,115 +252,79 @@ impl Tlb {
         unsafe { self.table.as_ptr().byte_add(RESERVATION as usize).cast::<Reservation>().write(reservation) }
     }
 
+    fn table_of(&self, set: usize) -> NonNull<TlbEntry> {
+        debug_assert!(set < SETS);
+        // SAFETY: `new` made room for so many.
+        unsafe { self.table.byte_add(set * STRIDE) }
+    }
+
+    /// In the current set.
     #[inline]
-    fn entry_ptr(&self, slot: usize) -> *mut TlbEntry {
+    fn slot_ptr(&self, slot: usize) -> *mut TlbEntry {
         debug_assert!(slot < TLB_ENTRIES);
-        // SAFETY: slots come from `entry::index`, which is below TLB_ENTRIES, or were stored from it.
-        unsafe { self.table.as_ptr().add(slot) }
+        // SAFETY: slots come from `entry::index`, which is below TLB_ENTRIES.
+        unsafe { self.current.as_ptr().add(slot) }
+    }
+    #[inline]
+    fn entry_ptr(&self, id: Id) -> *mut TlbEntry {
+        // SAFETY: slots are below TLB_ENTRIES.
+        unsafe { self.table_of(set_of(id)).as_ptr().add(slot_of(id)) }
+    }
+    /// The entry of some set.
+    #[inline]
+    fn entry_at(&self, id: Id) -> TlbEntry {
+        // SAFETY: inside the tables, which live as long as `self`; only the owner's thread writes them (TLB-1).
+        unsafe { self.entry_ptr(id).read() }
     }
     #[inline]
     pub(crate) fn entry(&self, slot: usize) -> TlbEntry {
-        // SAFETY: inside the table, which lives as long as `self`; only the owner's thread writes it (TLB-1).
-        unsafe { self.entry_ptr(slot).read() }
+        // SAFETY: as in `entry_at`.
+        unsafe { self.slot_ptr(slot).read() }
     }
     #[inline]
     pub(crate) fn read_comparator(&self, slot: usize) -> u64 {
-        // SAFETY: as in `entry`.
-        unsafe { (*self.entry_ptr(slot)).read }
+        // SAFETY: as in `entry_at`.
+        unsafe { (*self.slot_ptr(slot)).read }
     }
     #[inline]
     pub(crate) fn write_comparator(&self, slot: usize) -> u64 {
-        // SAFETY: as in `entry`.
-        unsafe { (*self.entry_ptr(slot)).write }
+        // SAFETY: as in `entry_at`.
+        unsafe { (*self.slot_ptr(slot)).write }
     }
     #[inline]
     pub(crate) fn addend(&self, slot: usize) -> u64 {
-        // SAFETY: as in `entry`.
-        unsafe { (*self.entry_ptr(slot)).addend }
+        // SAFETY: as in `entry_at`.
+        unsafe { (*self.slot_ptr(slot)).addend }
     }
     #[inline]
-    fn set_entry(&mut self, slot: usize, entry: TlbEntry) {
-        // SAFETY: as in `entry`, and `&mut self`.
-        unsafe { self.entry_ptr(slot).write(entry) }
+    fn set_entry(&mut self, id: Id, entry: TlbEntry) {
+        // SAFETY: as in `entry_at`, and `&mut self`.
+        unsafe { self.entry_ptr(id).write(entry) }
     }
 
-    /// What the slow path knows of a filled slot.
+    /// The id of a slot of the current set.
     #[inline]
-    fn full(&self, slot: usize) -> FullEntry {
-        debug_assert!(slot < TLB_ENTRIES && is_filled(&self.entry(slot)));
-        // SAFETY: the side table has as many entries as the table; a filled slot's was written by `install`.
-        unsafe { self.full.as_ptr().add(slot).read() }
+    pub(crate) fn id(&self, slot: usize) -> Id {
+        id_of(self.data, slot)
     }
-    fn full_mut(&mut self, slot: u16) -> &mut FullEntry {
-        debug_assert!((slot as usize) < TLB_ENTRIES);
-        // SAFETY: as in `full`; `&mut self` makes it the only reference. Called for filled slots only.
-        unsafe { &mut *self.full.as_ptr().add(slot as usize) }
+
+    /// What the slow path knows of a filled entry.
+    #[inline]
+    fn full(&self, id: Id) -> &FullEntry {
+        debug_assert!(set_of(id) < SETS && is_filled(&self.entry_at(id)));
+        // SAFETY: the side table has as many entries as all tables; a filled slot's was written by `install`.
+        unsafe { &*self.full.as_ptr().add(id as usize) }
+    }
+    #[inline]
+    fn full_mut(&mut self, id: Id) -> &mut FullEntry {
+        debug_assert!(set_of(id) < SETS && is_filled(&self.entry_at(id)));
+        // SAFETY: as in `full`; `&mut self` makes it the only reference.
+        unsafe { &mut *self.full.as_ptr().add(id as usize) }
     }
     /// The RAM page of a filled slot.
     #[inline]
     pub(crate) fn ram_page(&self, slot: usize) -> PageIndex {
-        PageIndex::new(self.full(slot).page)
-    }
-
-    /// Puts an entry for a RAM page into a slot, in place of whatever was there.
-    fn install(&mut self, slot: usize, entry: TlbEntry, page: PageIndex) {
-        let at = if is_filled(&self.entry(slot)) {
-            self.unlink(slot as u16);
-            self.full(slot).at
-        } else {
-            // Once per slot, so the vector never grows past its first capacity.
-            self.filled.push(slot as u16);
-            (self.filled.len() - 1) as u16
-        };
-        let next = core::mem::replace(&mut self.heads[Self::head_of(page.get())], slot as u16);
-        if next != NONE {
-            self.full_mut(next).prev = slot as u16;
-        }
-        let full = FullEntry { page: page.get(), next, prev: NONE, at };
-        // SAFETY: `slot` is below TLB_ENTRIES, and `&mut self`.
-        unsafe { self.full.as_ptr().add(slot).write(full) };
-        self.set_entry(slot, entry);
-    }
-
-    /// RAM pages with the same low bits share a chain; entries tell by `page`.
-    fn head_of(page: u64) -> usize {
-        page as usize & (TLB_ENTRIES - 1)
-    }
-
-    fn unlink(&mut self, slot: u16) {
-        let FullEntry { page, next, prev, .. } = self.full(slot as usize);
-        if prev == NONE {
-            self.heads[Self::head_of(page)] = next;
-        } else {
-            self.full_mut(prev).next = next;
-        }
-        if next != NONE {
-            self.full_mut(next).prev = prev;
-        }
-    }
-
-    /// Calls `each` with every slot that maps this RAM page.
-    fn for_slots_of(&mut self, page: PageIndex, mut each: impl FnMut(&mut Self, usize)) {
-        let mut slot = self.heads[Self::head_of(page.get())];
-        while slot != NONE {
-            let FullEntry { page: mapped, next, .. } = self.full(slot as usize);
-            if mapped == page.get() {
-                each(self, slot as usize);
-            }
-            slot = next;
-        }
-    }
-
-    #[inline]
-    fn fetch_slot(biased: u64) -> usize {
-        (biased >> notdirty_core::PAGE_BITS) as usize & (FETCH_ENTRIES - 1)
-    }
-    /// The fetch translation of a biased address's page, if there is one.
-    #[inline]
-    pub(crate) fn fetch_entry(&self, biased: u64) -> Option<FetchEntry> {
-        let entry = self.fetch[Self::fetch_slot(biased)];
-        let tag = biased & !FLAGS;
-        (entry.tag == tag && tag != 0).then_some(entry)
+        PageIndex::new(self.full(self.id(slot)).page)
     }
 
     /// The slot of a biased address.
@@ -290,16 +334,15 @@ impl Tlb {
         entry::index(biased) & self.mask
     }
 
-    /// Fibonacci hashing: boards put devices at round addresses.
+    /// The fetch translation of a biased address's page, if there is one.
     #[inline]
-    fn device_slot(tag: u64) -> usize {
-        ((tag >> notdirty_core::PAGE_BITS).wrapping_mul(0x9e37_79b9_7f4a_7c15) >> (64 - DEVICE_BITS)) as usize
+    pub(crate) fn fetch_entry(&self, biased: u64) -> Option<FetchEntry> {
+        self.sets[self.fetching].fetch_entry(biased)
     }
     /// The device on a biased address's page, if it was looked up before.
     #[inline]
     pub(crate) fn device(&self, biased: u64) -> Option<&DeviceEntry> {
-        let tag = biased & !FLAGS;
-        self.devices[Self::device_slot(tag)].as_ref().filter(|entry| entry.tag == tag)
+        self.sets[self.data].device(biased)
     }
 }
 
@@ -310,44 +353,135 @@ fn is_filled(entry: &TlbEntry) -> bool {
 
 #[cfg(test)]
 mod tests {
-    use super::entry::BIAS;
+    use super::chain::State;
+    use super::entry::{BIAS, CODEPAGE, DISCARD, NOTDIRTY};
+    use super::set::Reach;
     use super::*;
+    use notdirty_core::PageRange;
     use proptest::prelude::*;
     use std::collections::BTreeMap;
 
+    /// What an entry is, as a test counts it.
+    #[derive(Clone, Copy, PartialEq, Debug)]
+    struct Modelled {
+        va: u64,
+        page: u64,
+        write: u64,
+        reach: Reach,
+    }
+
+    #[derive(Clone, Debug)]
+    enum Step {
+        Select { idx: u8, asid: u32 },
+        Install { slot: usize, page: u64, write: u64, size_log2: u8, global: bool },
+        Flags { page: u64, flags: u64 },
+        FlushAll,
+        Flush { va: Option<u64>, asid: Option<u32> },
+        Forget { from: u64, pages: u64 },
+    }
+
+    fn step() -> impl Strategy<Value = Step> {
+        // Pages 0 and 1 and those 4 GiB further share chains.
+        let page = || (0..4u64).prop_map(|n| n % 2 + ((n / 2) << 20));
+        let write = prop_oneof![Just(0), Just(NOTDIRTY), Just(CODEPAGE), Just(DISCARD), Just(INVALID)];
+        let size = prop_oneof![4 => Just(12u8), 1 => Just(14), 1 => Just(21)];
+        let install = (1..9usize, page(), write, size, any::<bool>());
+        prop_oneof![
+            2 => (prop_oneof![Just(0u8), Just(1), Just(3)], 0..40u32).prop_map(|(idx, asid)| Step::Select { idx, asid: asid.min(36) % 37 }),
+            10 => install.prop_map(|(slot, page, write, size_log2, global)| Step::Install { slot, page, write, size_log2, global }),
+            3 => (page(), prop_oneof![Just(0), Just(NOTDIRTY), Just(CODEPAGE)]).prop_map(|(page, flags)| Step::Flags { page, flags }),
+            1 => (0..20u8).prop_filter_map("seldom", |dice| (dice == 0).then_some(Step::FlushAll)),
+            2 => (prop::option::of(0..9u64), prop::option::of(0..4u32))
+                .prop_map(|(va, asid)| Step::Flush { va: va.map(|page| page << 12), asid }),
+            1 => (page(), 1..3u64).prop_map(|(from, pages)| Step::Forget { from, pages }),
+        ]
+    }
+
     proptest! {
+        #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::default() })]
+
         #[test]
-        fn the_slots_of_a_page_are_found_whatever_was_evicted_before(
-            steps in prop::collection::vec((1..7usize, 0..4u64, 0..40u8), 1..200),
-        ) {
+        fn entries_are_found_by_what_they_are_whatever_came_before(steps in prop::collection::vec(step(), 1..120)) {
             let mut tlb = Tlb::new(0).unwrap();
-            let mut model = BTreeMap::new();
-            for (slot, page, dice) in steps {
-                // Pages 0 and 1 and their neighbours 16 Ki further share a chain.
-                let page = PageIndex::new(page % 2 + (page / 2) * TLB_ENTRIES as u64);
-                if dice == 0 {
-                    prop_assert_eq!(tlb.flush_all(), model.len());
-                    model.clear();
-                } else if dice < 8 {
-                    // From this slot's page on, or all pages from it on: both ways of looking.
-                    let first = ((slot as u64) << 12) - BIAS;
-                    let last = if dice < 4 { first + 0xfff } else { u64::MAX };
-                    let gone = model.keys().filter(|&&s| s >= slot && (dice >= 4 || s == slot)).count();
-                    prop_assert_eq!(tlb.forget(first, last), gone);
-                    model.retain(|&s, _| s < slot || (dice < 4 && s != slot));
-                } else {
-                    let read = (slot as u64) << 12;
-                    tlb.install(slot, TlbEntry { read, write: read, addend: 0, aux: 0 }, page);
-                    model.insert(slot, page);
+            let mut model = BTreeMap::<Id, Modelled>::new();
+            for step in steps {
+                match step {
+                    Step::Select { idx, asid } => {
+                        tlb.set_asid(Asid(asid));
+                        tlb.select_data(MmuIdx(idx));
+                        let key = tlb.sets[tlb.data].key;
+                        prop_assert!(key.idx == MmuIdx(idx) && (idx == 3 || key.asid == Asid(asid)));
+                        prop_assert_eq!(tlb.data == 0, idx == 3);
+                        // A set that another had is empty.
+                        let sets = &tlb.sets;
+                        model.retain(|&id, _| !(set_of(id) == tlb.data && sets[set_of(id)].is_empty()));
+                    }
+                    Step::Install { slot, page, write, size_log2, global } => {
+                        let (va, reach) = (slot as u64 * PAGE_SIZE - BIAS, Reach { size_log2, global });
+                        let read = va + BIAS;
+                        let entry = TlbEntry { read, write: read | write, addend: 0, aux: 0 };
+                        tlb.install(slot, entry, (PageIndex::new(page), page << 12), reach);
+                        model.insert(tlb.id(slot), Modelled { va, page, write, reach });
+                    }
+                    Step::Flags { page, flags } => {
+                        let mut found = Vec::new();
+                        for state in [State::Fast, State::Code, State::Armed] {
+                            tlb.collect(PageIndex::new(page), state, &mut found);
+                        }
+                        found.iter().for_each(|&id| tlb.set_flags(id, (flags, 0)));
+                        let changes = |entry: &&mut Modelled| entry.page == page && entry.write & (DISCARD | INVALID) == 0;
+                        model.values_mut().filter(changes).for_each(|entry| entry.write = flags);
+                    }
+                    Step::FlushAll => {
+                        prop_assert_eq!(tlb.flush_all(), model.len());
+                        model.clear();
+                    }
+                    Step::Flush { va, asid } => {
+                        let before = model.len();
+                        let sets = &tlb.sets;
+                        model.retain(|&id, entry| {
+                            let here = va.is_none_or(|va| va >> entry.reach.size_log2 == entry.va >> entry.reach.size_log2);
+                            let kept = asid.is_some_and(|asid| sets[set_of(id)].key.asid != Asid(asid) || entry.reach.global);
+                            set_of(id) == 0 || !here || kept
+                        });
+                        let dropped = tlb.flush_translations(va, asid.map(Asid));
+                        prop_assert_eq!(dropped, before - model.len());
+                    }
+                    Step::Forget { from, pages } => {
+                        let before = model.len();
+                        model.retain(|_, entry| !(from..from + pages).contains(&entry.page));
+                        let range = PageRange { start: PageIndex::new(from), end: PageIndex::new(from + pages) };
+                        prop_assert_eq!(tlb.forget(&[range, range], (from << 12, ((from + pages) << 12) - 1)), before - model.len());
+                    }
                 }
-                prop_assert_eq!(tlb.filled.len(), model.len());
-                for &page in model.values() {
-                    let mut found = Vec::new();
-                    tlb.for_slots_of(page, |_, slot| found.push(slot));
-                    found.sort_unstable();
-                    let want: Vec<_> = model.iter().filter(|(_, p)| **p == page).map(|(slot, _)| *slot).collect();
-                    prop_assert_eq!(found, want);
+                // The tables, every list and every chain say the same.
+                let filled: usize = tlb.sets.iter().map(Set::len).sum();
+                prop_assert_eq!(filled, model.len());
+                let mut chained = Vec::new();
+                for page in [0, 1, 1 << 20, 1 | 1 << 20] {
+                    for state in [State::Fast, State::Code, State::Armed] {
+                        let at = chained.len();
+                        tlb.collect(PageIndex::new(page), state, &mut chained);
+                        for &id in &chained[at..] {
+                            let fits = match state {
+                                State::Fast => model[&id].write == 0,
+                                State::Code => model[&id].write == CODEPAGE,
+                                State::Armed => model[&id].write & (NOTDIRTY | DISCARD | INVALID) != 0,
+                            };
+                            prop_assert!(fits && model[&id].page == page, "{:?} {:?}", state, model[&id]);
+                        }
+                    }
                 }
+                chained.sort_unstable();
+                prop_assert!(chained.iter().eq(model.keys()));
+                for (&id, entry) in &model {
+                    prop_assert_eq!(tlb.entry_at(id).write & FLAGS, entry.write);
+                    prop_assert_eq!(tlb.full(id).reach, entry.reach);
+                }
+                let mut loose = tlb.chains.loose.clone();
+                loose.sort_unstable();
+                let wanted = model.iter().filter(|(_, entry)| entry.write & (NOTDIRTY | DISCARD | INVALID) == 0);
+                prop_assert!(loose.iter().eq(wanted.map(|(id, _)| id)));
             }
         }
     }

@@ -45,9 +45,10 @@ impl Privilege {
     }
 }
 
+/// While nothing translates or protects, all modes see the same memory, and emitted code of each looks in the machine's tables.
 impl From<Privilege> for MmuIdx {
-    fn from(mode: Privilege) -> MmuIdx {
-        MmuIdx(mode as u8)
+    fn from(_: Privilege) -> MmuIdx {
+        MmuIdx::M
     }
 }
 
@@ -101,6 +102,6 @@ mod tests {
         }
         assert_eq!(Privilege::from_bits(2), Privilege::U);
         assert_eq!(Privilege::S.to_string(), "S-mode");
-        assert_eq!([Privilege::M, Privilege::S, Privilege::U].map(MmuIdx::from), [MmuIdx::M, MmuIdx::S, MmuIdx::U]);
+        assert!(Privilege::ALL.into_iter().all(|mode| MmuIdx::from(mode) == MmuIdx::M));
     }
 }

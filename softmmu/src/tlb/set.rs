@@ -1,0 +1,180 @@
+//! What one regime and address space has beside its table: which slots are filled, fetch translations, devices, superpages.
+
+use super::Id;
+use super::entry::FLAGS;
+use crate::addr::MmuIdx;
+use crate::mmio::{MmioDevice, SizeMask};
+use crate::rights::Rights;
+use crate::translate::Asid;
+use hashbrown::HashMap;
+use std::ptr::NonNull;
+
+pub(super) const FETCH_ENTRIES: usize = 64;
+pub(super) const DEVICE_BITS: u32 = 4;
+
+/// Whose set it is.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) struct Key {
+    pub(super) idx: MmuIdx,
+    pub(super) asid: Asid,
+}
+
+/// How far a translation reaches.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) struct Reach {
+    /// Logarithm of what one leaf of the page tables maps: flushed together.
+    pub(super) size_log2: u8,
+    /// It holds in every address space.
+    pub(super) global: bool,
+}
+
+/// A device on one page. The device is kept alive by the vCPU's view, which outlives the entry.
+#[derive(Clone, Copy)]
+pub(crate) struct DeviceEntry {
+    /// Biased page address.
+    pub(super) tag: u64,
+    /// The bytes of the page that are the device's: `[from, to)`. Most boards give small devices less than a page.
+    pub(crate) from: u32,
+    pub(crate) to: u32,
+    /// Offset in the region of the page's first byte (wrapping, if the region starts later).
+    pub(crate) off: u64,
+    pub(crate) dev: NonNull<dyn MmioDevice>,
+    pub(crate) sizes: SizeMask,
+    pub(crate) rights: Rights,
+    /// The physical page.
+    pub(super) page: u64,
+    pub(super) reach: Reach,
+}
+
+/// A page to fetch from.
+#[derive(Clone, Copy)]
+pub(crate) struct FetchEntry {
+    /// Biased page address; zero is empty.
+    pub(crate) tag: u64,
+    pub(crate) host: *const u8,
+    pub(crate) ram: u64,
+    /// The physical page.
+    pub(super) page: u64,
+    /// Offsets in the page between which there is RAM.
+    pub(crate) from: u32,
+    pub(crate) to: u32,
+    pub(super) reach: Reach,
+}
+
+pub(super) const NO_FETCH: FetchEntry = FetchEntry {
+    tag: 0,
+    host: std::ptr::null(),
+    ram: 0,
+    page: 0,
+    from: 0,
+    to: 0,
+    reach: Reach { size_log2: notdirty_core::PAGE_BITS as u8, global: false },
+};
+
+/// The entries that superpages were cut into: by a superpage, the first of a chain.
+#[derive(Default)]
+pub(super) struct BigPages {
+    /// By the superpage's address, with the logarithm of its size in the low bits.
+    pub(super) heads: HashMap<u64, Id>,
+    /// The sizes that there may be: bit n for 2^n bytes.
+    pub(super) sizes: u64,
+}
+
+impl BigPages {
+    pub(super) const fn key(va: u64, size_log2: u8) -> u64 {
+        va >> size_log2 << size_log2 | size_log2 as u64
+    }
+}
+
+pub(super) struct Set {
+    pub(super) key: Key,
+    /// When it was selected last.
+    pub(super) used: u64,
+    /// Filled slots; those of global entries are in the second.
+    pub(super) filled: [Vec<u16>; 2],
+    /// Is there anything in `fetch` or `devices`?
+    pub(super) beside: bool,
+    pub(super) fetch: Box<[FetchEntry; FETCH_ENTRIES]>,
+    pub(super) devices: Box<[Option<DeviceEntry>; 1 << DEVICE_BITS]>,
+    pub(super) big: BigPages,
+}
+
+impl Set {
+    pub(super) fn new(key: Key) -> Set {
+        Set {
+            key,
+            used: 0,
+            filled: Default::default(),
+            beside: false,
+            fetch: Box::new([NO_FETCH; FETCH_ENTRIES]),
+            devices: Box::new([None; 1 << DEVICE_BITS]),
+            big: BigPages::default(),
+        }
+    }
+
+    pub(super) fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// Filled slots.
+    pub(super) fn len(&self) -> usize {
+        self.filled[0].len() + self.filled[1].len()
+    }
+
+    #[inline]
+    fn fetch_slot(biased: u64) -> usize {
+        (biased >> notdirty_core::PAGE_BITS) as usize & (FETCH_ENTRIES - 1)
+    }
+    #[inline]
+    pub(super) fn fetch_entry(&self, biased: u64) -> Option<FetchEntry> {
+        let entry = self.fetch[Self::fetch_slot(biased)];
+        let tag = biased & !FLAGS;
+        (entry.tag == tag && tag != 0).then_some(entry)
+    }
+    pub(super) fn set_fetch(&mut self, entry: FetchEntry) {
+        if entry.tag != 0 {
+            self.beside = true;
+            self.fetch[Self::fetch_slot(entry.tag)] = entry;
+        }
+    }
+
+    /// Fibonacci hashing: boards put devices at round addresses.
+    #[inline]
+    fn device_slot(tag: u64) -> usize {
+        ((tag >> notdirty_core::PAGE_BITS).wrapping_mul(0x9e37_79b9_7f4a_7c15) >> (64 - DEVICE_BITS)) as usize
+    }
+    #[inline]
+    pub(super) fn device(&self, biased: u64) -> Option<&DeviceEntry> {
+        let tag = biased & !FLAGS;
+        self.devices[Self::device_slot(tag)].as_ref().filter(|entry| entry.tag == tag)
+    }
+    pub(super) fn set_device(&mut self, entry: DeviceEntry) {
+        if entry.tag != 0 {
+            self.beside = true;
+            self.devices[Self::device_slot(entry.tag)] = Some(entry);
+        }
+    }
+
+    /// Keeps of fetch translations and devices those that the functions name.
+    pub(super) fn retain_beside(
+        &mut self,
+        fetch: impl Fn(&FetchEntry) -> bool,
+        devices: impl Fn(&DeviceEntry) -> bool,
+    ) {
+        if !self.beside {
+            return;
+        }
+        self.beside = false;
+        for entry in self.fetch.iter_mut().filter(|entry| entry.tag != 0) {
+            if fetch(entry) {
+                self.beside = true;
+            } else {
+                *entry = NO_FETCH;
+            }
+        }
+        for entry in self.devices.iter_mut() {
+            *entry = entry.filter(&devices);
+            self.beside |= entry.is_some();
+        }
+    }
+}

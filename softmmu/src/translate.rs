@@ -1,0 +1,147 @@
+//! What an embedder says of an address: the way from virtual to physical, which only the guest's architecture knows.
+//!
+//! ```text
+//!   a miss ─▶ Hooks::translate(Access) ─ reads and changes page tables through Physical ─▶ Translation ─▶ an entry
+//!                                                    │
+//!                                                    └ a store is a store: old bytes, dirty bits, rings, code
+//! ```
+//!
+//! A vCPU keeps translations by regime ([`MmuIdx`], which each access names) and by address space ([`Asid`], which
+//! [`LiveMmu::set_asid`] names), and forgets what [`LiveMmu::flush_translations`] says. Machine mode ([`MmuIdx::M`]) has one
+//! address space.
+
+use crate::addr::{GuestPhys, GuestVirt, MemSize, MmuIdx};
+use crate::fault::AccessKind;
+use crate::host;
+use crate::live::LiveMmu;
+use crate::memmap::{Resolved, Span};
+use crate::mmu::Hooks;
+use crate::rights::Rights;
+use crate::tlb::fill::{host_address, ram_address};
+use crate::tlb::tables::TablePage;
+use notdirty_core::{PAGE_BITS, RamAddr};
+use std::ptr::with_exposed_provenance_mut;
+
+/// An address space of the guest's: a number of the embedder's, such as an ASID with the mode of translation.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, Default)]
+pub struct Asid(pub u32);
+
+/// An access that has no entry: what it is about.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Access {
+    /// By whom.
+    pub idx: MmuIdx,
+    /// Its first byte on this page.
+    pub va: GuestVirt,
+    /// Its bytes from there on, on this page; 1 to 8.
+    pub len: u64,
+    /// What it wants.
+    pub kind: AccessKind,
+}
+
+/// Where a virtual page leads.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Translation {
+    /// The physical page; what lies below a page in it is ignored.
+    pub page: GuestPhys,
+    /// Logarithm of what was mapped as one: [`LiveMmu::flush_translations`] of any address there forgets all of it. 12 is a page.
+    pub size_log2: u8,
+    /// What may be done there until it is forgotten. An access whose kind is not among them is an access fault.
+    pub rights: Rights,
+    /// It holds in every address space, and outlives a flush of one.
+    pub global: bool,
+    /// May it be kept? Else it is for this access alone, as where protection is finer than a page.
+    pub lasting: bool,
+}
+
+impl Translation {
+    /// Virtual is physical, and anything goes.
+    #[inline]
+    pub const fn identity(va: GuestVirt) -> Translation {
+        let page = GuestPhys::new(va.page_base().get());
+        Translation { page, size_log2: PAGE_BITS as u8, rights: Rights::ALL, global: false, lasting: true }
+    }
+
+    /// Where this address of the page is.
+    #[inline]
+    pub(crate) const fn at(&self, va: GuestVirt) -> GuestPhys {
+        GuestPhys::new(self.page.page_base().get() | va.page_offset())
+    }
+}
+
+/// The guest's memory by physical addresses, for who reads page tables in the middle of an access. RAM only: a table in a device
+/// or in a hole is not there.
+pub struct Physical<'m> {
+    mmu: &'m mut LiveMmu,
+}
+
+impl<'m> Physical<'m> {
+    #[inline]
+    pub(crate) fn new(mmu: &'m mut LiveMmu) -> Physical<'m> {
+        Physical { mmu }
+    }
+
+    /// The eight bytes at `at`, in one host access; `None` if that is no multiple of eight, or not RAM.
+    #[inline]
+    pub fn read(&mut self, at: GuestPhys) -> Option<u64> {
+        let (host, ..) = self.cell(at)?;
+        // SAFETY: `cell` found an aligned cell of live RAM.
+        Some(unsafe { host::load(host, MemSize::B8) })
+    }
+
+    /// Replaces the eight bytes at `at` if they are `old`, atomically, and tells who listens: `hooks` is who translates. Were
+    /// they? `None` if that is no multiple of eight, not RAM, or ROM.
+    pub fn replace<H: Hooks>(&mut self, hooks: &mut H, at: GuestPhys, old: u64, new: u64) -> Option<bool> {
+        let (host, ram, readonly) = self.cell(at)?;
+        if readonly {
+            return None;
+        }
+        self.mmu.space.ram().before(ram, 8).ok()?;
+        // SAFETY: `cell` found an aligned cell of live, writable RAM.
+        let wrote = unsafe { host::compare_exchange(host, MemSize::B8, old, new) };
+        if wrote {
+            // The vCPU leaves behind this instruction if a ring is full: it was kicked.
+            let _ = self.mmu.notdirty_store(hooks, None, ram, 8);
+        }
+        Some(wrote)
+    }
+
+    /// Where the cell at `at` is: in the host, in RAM, and whether it is ROM.
+    #[inline]
+    fn cell(&mut self, at: GuestPhys) -> Option<(*mut u8, RamAddr, bool)> {
+        if !at.get().is_multiple_of(8) {
+            return None;
+        }
+        let page = self.mmu.tlb.tables.get(at.get());
+        let TablePage { host, ram, readonly, .. } = match page {
+            Some(page) => page,
+            None => self.add_page(at)?,
+        };
+        let off = at.page_offset();
+        Some((host.wrapping_add(off as usize), RamAddr::new(ram.get() + off), readonly))
+    }
+
+    #[cold]
+    fn add_page(&mut self, at: GuestPhys) -> Option<TablePage> {
+        let LiveMmu { view, tlb, .. } = &mut *self.mmu;
+        let (block, off, readonly, whole) = match (view.page(at), view.resolve(at)) {
+            (Span::Whole(..), Resolved::Ram { block, off, readonly, .. }) => (block, off, readonly, true),
+            (Span::Mixed, Resolved::Ram { block, off, readonly, len_left: 8.. }) => (block, off, readonly, false),
+            _ => return None,
+        };
+        // Guest and RAM pages coincide, so the page's start lies in the block.
+        let off = off - at.page_offset();
+        let host = with_exposed_provenance_mut(host_address(block, off) as usize);
+        let page = TablePage::new(at.get(), host, ram_address(block, off), readonly);
+        if whole {
+            tlb.tables.add(page);
+        }
+        Some(page)
+    }
+}
+
+impl core::fmt::Debug for Physical<'_> {
+    fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
+        f.debug_struct("Physical").finish_non_exhaustive()
+    }
+}
