@@ -18,7 +18,8 @@ use common::{Asm, NEAR, RAM, Setup, T5, T6, vcpu_on};
 use notdirty_core::{RamBlock, RamBlockSpec, RamList};
 use notdirty_softmmu::{AddressSpace, GuestPhys, MemSize, MmioDevice};
 use notdirty_tcg::clock::Clock;
-use notdirty_tcg::riscv::Op;
+use notdirty_tcg::riscv::csr::{self, mstatus, num};
+use notdirty_tcg::riscv::{Op, Privilege};
 use notdirty_tcg::testkit::{Rng, encode};
 use notdirty_tcg::{ICache, JitFlags, RunLimits, Vcpu, VcpuExit};
 use std::process::Command;
@@ -32,6 +33,8 @@ const CHILD: &str = "NOTDIRTY_HOSTILE_CHILD";
 const RAM_LEN: u64 = 0x3_f000;
 const BLOCK_LEN: u64 = 0x4_0000;
 const ROM: u64 = 0x9000_0000;
+/// The handler of S-mode; that of M-mode is at the start.
+const SUPERVISOR: u64 = ROM + 0x800;
 const ALIAS: u64 = 0xa000_0000;
 const HALF: u64 = 0xb000_0800;
 const DEVICE: u64 = 0xc000_0000;
@@ -244,20 +247,25 @@ impl World {
         world
     }
 
-    /// The trap handler, which no store can hurt: new wild pointers from a table, and on at some pc from another.
+    /// The trap handlers, which no store can hurt: new wild pointers from a table, and on at some pc from another, in the mode
+    /// that trapped.
     fn fill_rom(&mut self) {
-        let mut asm = Asm::at(ROM);
         let csr = |n: u16| i32::from(n);
-        asm.op(Op::Csrrs, T6, 0, 0, csr(0x340)).op(Op::Addi, T6, T6, 0, 24).op(Op::Csrrw, 0, T6, 0, csr(0x340));
-        asm.op(Op::Andi, T6, T6, 0, 0x7f8).la(T5, ROM + 0x1000).op(Op::Add, T5, T5, T6, 0);
-        asm.op(Op::Ld, T6, T5, 0, 0).op(Op::Csrrw, 0, T6, 0, csr(0x341)).op(Op::Lui, T6, 0, 0, 0x1000);
-        asm.op(Op::Add, T5, T5, T6, 0);
-        for (n, x) in [5u8, 8, 10, 11, 13, 15, 18, 22].into_iter().enumerate() {
-            asm.op(Op::Ld, x, T5, 0, 8 * n as i32 * 7);
+        for (at, scratch, epc, back) in
+            [(ROM, num::MSCRATCH, num::MEPC, Op::Mret), (SUPERVISOR, num::SSCRATCH, num::SEPC, Op::Sret)]
+        {
+            let mut asm = Asm::at(at);
+            asm.op(Op::Csrrs, T6, 0, 0, csr(scratch)).op(Op::Addi, T6, T6, 0, 24).op(Op::Csrrw, 0, T6, 0, csr(scratch));
+            asm.op(Op::Andi, T6, T6, 0, 0x7f8).la(T5, ROM + 0x1000).op(Op::Add, T5, T5, T6, 0);
+            asm.op(Op::Ld, T6, T5, 0, 0).op(Op::Csrrw, 0, T6, 0, csr(epc)).op(Op::Lui, T6, 0, 0, 0x1000);
+            asm.op(Op::Add, T5, T5, T6, 0);
+            for (n, x) in [5u8, 8, 10, 11, 13, 15, 18, 22].into_iter().enumerate() {
+                asm.op(Op::Ld, x, T5, 0, 8 * n as i32 * 7);
+            }
+            asm.op(back, 0, 0, 0, 0);
+            let (at, code) = ((at - ROM) as usize, common::bytes(&asm.code));
+            self.rom_bytes[at..at + code.len()].copy_from_slice(&code);
         }
-        asm.op(Op::Mret, 0, 0, 0, 0);
-        let code = common::bytes(&asm.code);
-        self.rom_bytes[..code.len()].copy_from_slice(&code);
         for at in (0x1000..0x4000).step_by(8) {
             let value = if at < 0x1800 { self.pc() } else { self.pointer() };
             self.rom_bytes[at..at + 8].copy_from_slice(&value.to_le_bytes());
@@ -314,7 +322,10 @@ impl World {
             88..=89 => encode(Jal, rd & 1, 0, 0, self.rng.within(-1000, 9000) as i32 & !1),
             90 => encode(Jalr, rd & 5, rs1, 0, imm),
             91 => encode(self.rng.pick(&[Csrrw, Csrrs, Csrrc]), rd, rs1, 0, self.rng.bits() as i32 & 0xfff),
-            92 => encode(self.rng.pick(&[FenceI, Ecall, Ebreak, Lui, Auipc]), rd, 0, 0, imm << 12),
+            92 => {
+                let op = self.rng.pick(&[FenceI, Ecall, Ebreak, Lui, Auipc, Mret, Sret, SfenceVma, SinvalVma, CboZero]);
+                encode(op, rd, rs1, rs2, imm << 12)
+            }
             _ => self.rng.bits() as u32,
         }
     }
@@ -342,7 +353,22 @@ impl World {
             let value = self.pointer();
             self.vcpu.cpu_mut().x[x] = value;
         }
-        self.vcpu.cpu_mut().csr.mtvec = ROM;
+        // Any mode, and most traps and interrupts go on in a handler that there is.
+        let mode = self.rng.pick(&Privilege::ALL);
+        let pc = self.pc();
+        let handlers = [SUPERVISOR, SUPERVISOR, SUPERVISOR, SUPERVISOR | 1, ROM, pc];
+        let stvec = self.rng.pick(&handlers);
+        let mut word = || self.rng.pick(&[0, !0, self.rng.clone().bits()]);
+        let cpu = self.vcpu.cpu_mut();
+        (cpu.privilege, cpu.csr.mtvec, cpu.csr.stvec) = (mode, ROM, stvec);
+        for csr in [num::MEDELEG, num::MIDELEG, num::MCOUNTEREN, num::SCOUNTEREN, num::MENVCFG, num::SENVCFG] {
+            let _ = csr::csr_write(cpu, csr, word());
+        }
+        // Interrupts that do not go away leave the guest in its handler.
+        let _ = csr::csr_write(cpu, num::MIP, word() & word() & word());
+        let _ = csr::csr_write(cpu, num::STIMECMP, word() & 31);
+        let _ = csr::csr_write(cpu, num::MSTATUS, word() & !mstatus::MIE);
+        let _ = csr::csr_write(cpu, num::MIE, word());
     }
 
     fn run(&mut self, insns: u64, name: &str) {

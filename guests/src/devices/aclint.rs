@@ -85,7 +85,7 @@ impl Aclint {
     }
 
     /// The deadline goes out before the level: a vCPU that misses the level finds the deadline passed. `jumped`: the time
-    /// has changed, so what was worked out from it is wrong.
+    /// has changed, so what was worked out from it is wrong, for the timer of S-mode, which is in no device, too.
     fn evaluate(&self, hart: &Hart, jumped: bool) {
         let Some(port) = hart.port.upgrade() else { return };
         let deadline = hart.mtimecmp.load(Relaxed);
@@ -93,7 +93,7 @@ impl Aclint {
         // The ends of time need no look at the clock: guests use them for "at once" and "never".
         let due = deadline != u64::MAX && (deadline == 0 || self.clock.mtime() >= deadline);
         port.set_irq(MTIP, due);
-        if (deadline < before || jumped && deadline != u64::MAX) && !due {
+        if jumped || deadline < before && !due {
             // The vCPU may be in a long slice, or asleep, until the old deadline or one by the old time.
             port.kick();
         }

@@ -10,8 +10,10 @@
 
 use std::fmt::Write as _;
 
-use notdirty_tcg::riscv::csr::mstatus;
+use notdirty_tcg::riscv::Privilege;
+use notdirty_tcg::riscv::csr::irq;
 use notdirty_tcg::riscv::disasm::REGISTERS;
+use notdirty_tcg::riscv::trap::pending_interrupt;
 use notdirty_tcg::{TrapAt, UnhandledTrap};
 
 use super::Machine;
@@ -32,8 +34,13 @@ pub struct CrashedHart {
     pub first: TrapAt,
     /// What its handler, or the attempt to enter it, came to.
     pub handler: TrapAt,
-    /// Where the handler should be.
+    /// Where the handler should be: `mtvec`, or `stvec` of a trap that is delegated.
     pub vector: u64,
+}
+
+/// Names the mode that a pc belongs to, if it is not M-mode.
+fn in_mode(mode: Privilege) -> String {
+    if mode == Privilege::M { String::new() } else { format!(" in {mode}") }
 }
 
 /// How the callers were found.
@@ -65,7 +72,7 @@ impl Machine {
     pub fn places(&self) -> String {
         let mut text = String::new();
         for (hart, vcpu) in self.vcpus.iter().enumerate() {
-            let place = self.place(vcpu.cpu().pc);
+            let place = self.place(vcpu.cpu().pc) + &in_mode(vcpu.cpu().privilege);
             let does = if vcpu.unhandled().is_some() {
                 ", stuck in its trap handler"
             } else if vcpu.is_waiting() {
@@ -86,7 +93,7 @@ impl Machine {
         let Some(vcpu) = self.vcpu(hart) else { return false };
         let cpu = vcpu.cpu();
         let mut word = [0; 2];
-        if cpu.csr.mstatus & mstatus::MIE != 0 && cpu.csr.mie != 0 || self.read(cpu.pc, &mut word).is_err() {
+        if pending_interrupt(cpu, irq::ALL).is_some() || self.read(cpu.pc, &mut word).is_err() {
             return false;
         }
         let low = u16::from_le_bytes(word);
@@ -131,8 +138,9 @@ impl Machine {
     }
 
     fn trap_text(&self, at: &TrapAt) -> String {
-        let TrapAt { trap, pc } = at;
-        format!("{} (mcause {}), mtval {:#x}, at {}", trap.name(), trap.cause, trap.tval, self.place(*pc))
+        let TrapAt { trap, pc, mode } = at;
+        let place = self.place(*pc) + &in_mode(*mode);
+        format!("{} (mcause {}), mtval {:#x}, at {place}", trap.name(), trap.cause, trap.tval)
     }
 
     /// Return addresses of the callers, the nearest first, of code at `pc` with these registers.

@@ -428,7 +428,7 @@ impl Vcpu {
     fn trapped(&mut self, limits: &RunLimits) -> Option<VcpuExit> {
         if self.harts.is_some() && self.core.unhandled.take_news() {
             // The others go on, perhaps for long.
-            if let Some(UnhandledTrap { first: TrapAt { trap, pc }, vector, .. }) = self.unhandled() {
+            if let Some(UnhandledTrap { first: TrapAt { trap, pc, .. }, vector, .. }) = self.unhandled() {
                 let (hart, name) = (self.cpu().hart_id, trap.name());
                 log::warn!(
                     "hart {hart}: {name}, mtval {:#x}, at pc {pc:#x} is not handled (handler {vector:#x})",

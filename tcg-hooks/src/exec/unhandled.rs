@@ -11,6 +11,7 @@
 //! loop, is neither. `ecall` and `ebreak` in a handler are meant, so they count only at its first instruction.
 
 use crate::cpu::CpuState;
+use crate::riscv::Privilege;
 use crate::riscv::trap::{self, Trap, cause};
 
 /// Instructions without a trap after which a handler is thought to have done its work, though no return said so.
@@ -27,6 +28,8 @@ pub struct TrapAt {
     pub trap: Trap,
     /// The instruction that did not complete.
     pub pc: u64,
+    /// The mode that it was in.
+    pub mode: Privilege,
 }
 
 /// A trap that nobody handles; see [`Vcpu::unhandled`](super::Vcpu::unhandled).
@@ -76,7 +79,7 @@ impl Traps {
         if self.open && gap <= CHAIN && self.vector == vector {
             return self.again(cpu, trap, gap);
         }
-        self.first = TrapAt { trap: *trap, pc: cpu.pc };
+        self.first = TrapAt { trap: *trap, pc: cpu.pc, mode: cpu.privilege };
         self.vector = vector;
         (self.open, self.nested, self.stuck, self.told, self.repeats) = (true, false, false, false, 0);
         false
@@ -84,7 +87,7 @@ impl Traps {
 
     #[cold]
     fn again(&mut self, cpu: &CpuState, trap: &Trap, gap: u64) -> bool {
-        let this = TrapAt { trap: *trap, pc: cpu.pc };
+        let this = TrapAt { trap: *trap, pc: cpu.pc, mode: cpu.privilege };
         let before = if self.nested { self.last } else { self.first };
         if !self.nested {
             (self.nested, self.x, self.inner, self.inner_gap) = (true, cpu.x, this, gap);
@@ -138,7 +141,6 @@ impl Traps {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::riscv::Privilege;
 
     const LOAD: Trap = Trap { cause: cause::LOAD_ACCESS, tval: 0x10 };
     const STORE: Trap = Trap { cause: cause::STORE_ACCESS, tval: 0x8 };
@@ -166,8 +168,8 @@ mod tests {
         assert!(!trap(&mut traps, &mut cpu, 0, 0, FETCH));
         assert!(trap(&mut traps, &mut cpu, 0, 0, FETCH));
         let unhandled = traps.unhandled(&cpu).unwrap();
-        assert_eq!(unhandled.first, TrapAt { trap: LOAD, pc: 0x8000_0040 });
-        assert_eq!((unhandled.handler, unhandled.retired), (TrapAt { trap: FETCH, pc: 0 }, 0));
+        assert_eq!(unhandled.first, TrapAt { trap: LOAD, pc: 0x8000_0040, mode: Privilege::M });
+        assert_eq!((unhandled.handler, unhandled.retired), (TrapAt { trap: FETCH, pc: 0, mode: Privilege::M }, 0));
         assert!(traps.take_news() && !traps.take_news());
         cpu.pc = 0x8000_0000;
         assert_eq!(traps.unhandled(&cpu), None, "it goes on elsewhere");
@@ -186,6 +188,23 @@ mod tests {
         let unhandled = traps.unhandled(&cpu).unwrap();
         assert_eq!((unhandled.first.trap, unhandled.x[2], unhandled.retired), (LOAD, 0x800, 1));
         assert_eq!(unhandled.handler.trap.tval, 0x1000 - 16, "the first one in the handler");
+    }
+
+    #[test]
+    fn a_delegated_trap_is_stuck_in_the_handler_of_its_own_mode() {
+        let (mut traps, mut cpu) = (Traps::default(), cpu(0x8000_0100));
+        (cpu.csr.stvec, cpu.csr.medeleg, cpu.privilege) =
+            (1, 1 << cause::FETCH_ACCESS | 1 << cause::LOAD_ACCESS, Privilege::U);
+        cpu.pc = 0x8000_0040;
+        let mut stuck = [false; 3];
+        for (stuck, cause) in stuck.iter_mut().zip([LOAD, FETCH, FETCH]) {
+            *stuck = traps.exception(&cpu, &cause);
+            let pc = cpu.pc;
+            trap::take_trap(&mut cpu, &cause, pc);
+        }
+        assert_eq!(stuck, [false, false, true]);
+        let unhandled = traps.unhandled(&cpu).unwrap();
+        assert_eq!((unhandled.vector, unhandled.first.mode, unhandled.handler.mode), (1, Privilege::U, Privilege::S));
     }
 
     #[test]

@@ -7,13 +7,14 @@ use notdirty_softmmu::MmuIdx;
 
 /// A privilege mode; a greater one may do more.
 #[repr(u8)]
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
 pub enum Privilege {
     /// User.
     U = 0,
     /// Supervisor.
     S = 1,
     /// Machine: where a hart is after reset.
+    #[default]
     M = 3,
 }
 
