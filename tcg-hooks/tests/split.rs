@@ -4,11 +4,11 @@
 mod common;
 
 use common::*;
-use notdirty_core::{DirtyClient, DirtyLog};
-use notdirty_softmmu::GuestPhys;
+use notdirty_core::{DirtyClient, DirtyLog, RamBlockSpec, RamList};
+use notdirty_softmmu::{AddressSpace, GuestPhys};
 use notdirty_tcg::riscv::Op;
 use notdirty_tcg::testkit::Rng;
-use notdirty_tcg::{EngineKind, JitFlags, RunLimits, VcpuExit, VcpuStats};
+use notdirty_tcg::{EngineKind, JitFlags, RunLimits, Vcpu, VcpuConfig, VcpuExit, VcpuStats};
 
 const CODE: u64 = RAM + 0x8000;
 const SIZE: u64 = 0x2_0000;
@@ -22,20 +22,88 @@ const T: u8 = 12;
 /// Values, of pinned registers and others; turns.
 const V: [u8; 8] = [5, 6, 8, 9, 14, 18, 22, 29];
 const COUNT: u8 = 31;
+/// With these there are more than are checked in front of a loop.
+const BASES: [u8; 7] = [P, Q, T, 13, 15, 16, 17];
 
 struct Machine {
     vm: Vm,
     log: Option<DirtyLog>,
 }
 
+/// What may be in a loop beside accesses and arithmetic of integers.
+#[derive(Clone, Copy, PartialEq, Eq)]
+struct Shape {
+    ops: i64,
+    /// In a hundred ops.
+    floats: u64,
+    /// AMOs, LR and SC, counters, fences; with most of them no loop is split.
+    rare: u64,
+    fences: u64,
+    /// More bases than are checked.
+    bases: bool,
+}
+
+impl Shape {
+    fn new(rng: &mut Rng) -> Shape {
+        let ops = if rng.chance(4) { rng.within(24, 70) } else { rng.within(2, 24) };
+        let often = |rng: &mut Rng, percent| if rng.chance(percent) { 15 } else { 0 };
+        let (floats, rare, fences) = (often(rng, 40), often(rng, 6), often(rng, 10));
+        Shape { ops, floats, rare, fences, bases: rng.chance(15) }
+    }
+}
+
+/// One access or operation of floating point; some are of a table.
+fn float(rng: &mut Rng, asm: &mut Asm, base: u8, imm: i32, value: u8) {
+    let [f, g, h] = std::array::from_fn(|_| rng.below(4) as u8);
+    match rng.below(10) {
+        0..4 => _ = asm.op(rng.pick(&[Op::Flw, Op::Fld]), f, base, 0, imm),
+        4..7 => _ = asm.op(rng.pick(&[Op::Fsw, Op::Fsd]), 0, base, f, imm),
+        7 => {
+            let (load, shift) = rng.pick(&[(Op::Flw, Op::Sh2add), (Op::Fld, Op::Sh3add), (Op::Fld, Op::Sh1add)]);
+            asm.op(Op::Andi, value, value, 0, 0x7f);
+            if rng.chance(50) {
+                asm.op(shift, value, value, T, 0);
+            } else {
+                asm.op(Op::Slli, value, value, 0, 3).op(Op::Add, value, value, T, 0);
+            }
+            asm.op(load, f, value, 0, 0);
+            if rng.chance(60) {
+                asm.op(Op::Srliw, value, COUNT, 0, 3);
+            }
+        }
+        8 => _ = asm.op(rng.pick(&[Op::FaddD, Op::FmulD, Op::FsubS, Op::FminS]), f, g, h, 0x7000),
+        _ => _ = asm.op(rng.pick(&[Op::FmvXD, Op::FmvXW, Op::FeqD, Op::FcvtWD]), value, g, 0, 0x1000),
+    }
+}
+
+fn rare(rng: &mut Rng, asm: &mut Asm, base: u8, d: u8, a: u8) {
+    match rng.below(5) {
+        0 => _ = asm.op(rng.pick(&[Op::AmoaddW, Op::AmoxorD, Op::AmomaxuD, Op::AmoswapW]), d, base, a, 0),
+        1 => _ = asm.op(Op::LrD, d, base, 0, 0),
+        2 => _ = asm.op(Op::ScD, d, base, a, 0),
+        3 => _ = asm.op(Op::LrW, d, base, 0, 0).op(Op::ScW, a, base, d, 0),
+        _ => _ = asm.op(Op::Csrrs, d, 0, 0, 0xb02),
+    }
+}
+
 /// One round of a loop.
-fn body(rng: &mut Rng, asm: &mut Asm, steps: [i32; 2]) {
+fn body(rng: &mut Rng, asm: &mut Asm, steps: [i32; 2], shape: Shape) {
     let value = |rng: &mut Rng| rng.pick(&V);
     let mut moved = [false; 2];
-    for n in 0..rng.within(2, 24) {
+    for n in 0..shape.ops {
         let (d, a, b) = (value(rng), value(rng), value(rng));
         let imm = 8 * rng.within(-20, 20) as i32 + if rng.chance(10) { rng.within(0, 7) as i32 } else { 0 };
-        let base = rng.pick(&[P, Q, T]);
+        let base = if shape.bases { rng.pick(&BASES) } else { rng.pick(&[P, Q, T]) };
+        if rng.chance(shape.floats) {
+            float(rng, asm, base, imm, d);
+        }
+        if rng.chance(shape.rare) {
+            rare(rng, asm, base, d, a);
+        }
+        if rng.chance(shape.fences) {
+            asm.op(Op::Fence, 0, 0, 0, rng.pick(&[0x033, 0x0ff, 0x011, 0x012]));
+        }
+        let d = if rng.chance(3) { ZERO } else { d };
         match rng.below(10) {
             0..2 => _ = asm.op(rng.pick(&[Op::Lb, Op::Lbu, Op::Lhu, Op::Lw, Op::Lwu, Op::Ld]), d, base, 0, imm),
             2..4 => _ = asm.op(rng.pick(&[Op::Sb, Op::Sh, Op::Sw, Op::Sd]), 0, base, a, imm),
@@ -97,17 +165,74 @@ fn program(rng: &mut Rng) -> Asm {
             let at = rng.pick(&[RAM + 0x4000, RAM + 0x1_0000, RAM + SIZE - 0x1000, CODE, STOP - 0x800]);
             at + 8 * rng.below(0x200) + if rng.chance(20) { rng.below(8) } else { 0 }
         };
-        for base in [P, Q, T] {
+        for base in BASES {
             let at = place(rng);
             asm.la(base, at);
         }
         asm.word(COUNT, rng.within(1, 900) as u32);
         let step = |rng: &mut Rng| rng.pick(&[1, 2, 3, 4, 8, 8, 12, 24, 64, -1, -4, -8, -40, 500]);
         let steps = [step(rng), step(rng)];
+        let shape = Shape::new(rng);
+        // Entered in its middle, it is a loop of two blocks.
+        let middle = rng.chance(30).then_some(asm.code.len());
+        if middle.is_some() {
+            asm.i(0);
+        }
         let again = asm.here();
-        body(rng, &mut asm, steps);
+        body(rng, &mut asm, steps, shape);
+        if let Some(at) = middle {
+            let from = CODE + 4 * at as u64;
+            asm.code[at] = jal(ZERO, from, asm.here());
+            let shape = Shape { ops: rng.within(0, 5), ..shape };
+            body(rng, &mut asm, steps, shape);
+        }
         asm.i(addi(COUNT, COUNT, -1));
         asm.op(Op::Bne, 0, COUNT, 0, (again as i64 - asm.here() as i64) as i32);
+    }
+    let back = jal(ZERO, asm.here(), far);
+    asm.i(back);
+    asm
+}
+
+/// A region as full of small loops as it can be: more than there is room for copies of.
+fn crowd(rng: &mut Rng) -> Asm {
+    let mut asm = Asm::at(CODE);
+    let far = asm.here();
+    let data = RAM + 0x4000 + 8 * rng.below(0x100);
+    for (n, base) in BASES.into_iter().enumerate() {
+        asm.la(base, data + 0x200 * n as u64);
+    }
+    let (most, floats) = (rng.pick(&[2, 3, 4, 6]), rng.chance(30));
+    while asm.code.len() < 246 {
+        // Entered at its last instructions now and then, what makes it a loop of two blocks.
+        let middle = rng.chance(15).then_some(asm.code.len());
+        if middle.is_some() {
+            asm.i(0);
+        }
+        let again = asm.here();
+        let (base, d) = (rng.pick(&BASES), rng.pick(&V));
+        for _ in 1..rng.within(2, most) {
+            let base = if rng.chance(70) { base } else { rng.pick(&BASES) };
+            let imm = 8 * rng.within(-20, 20) as i32;
+            let (d, f) = (rng.pick(&V), rng.below(4) as u8);
+            match rng.below(6) {
+                0..2 if floats => _ = asm.op(Op::Fld, f, base, 0, imm),
+                2 if floats => _ = asm.op(Op::Fsw, 0, base, f, imm),
+                0..3 => _ = asm.op(rng.pick(&[Op::Lbu, Op::Lw, Op::Ld]), d, base, 0, imm),
+                3 => _ = asm.op(rng.pick(&[Op::Sb, Op::Sd]), 0, base, d, imm),
+                _ => _ = asm.i(addi(base, base, rng.pick(&[1, 8, -8]))),
+            }
+        }
+        if let Some(at) = middle {
+            asm.code[at] = jal(ZERO, CODE + 4 * at as u64, asm.here());
+            asm.op(Op::Addi, d, d, 0, 1);
+        }
+        let back = (again as i64 - asm.here() as i64) as i32;
+        match rng.below(3) {
+            0 => _ = asm.op(Op::Lbu, d, base, 0, 0).op(Op::Bne, 0, d, ZERO, back - 4),
+            1 => _ = asm.op(Op::Bltu, 0, d, ZERO, back),
+            _ => _ = asm.i(addi(COUNT, COUNT, 1)).op(Op::Andi, d, COUNT, 0, 7).op(Op::Bne, 0, d, ZERO, back - 8),
+        }
     }
     let back = jal(ZERO, asm.here(), far);
     asm.i(back);
@@ -130,6 +255,7 @@ fn machine(engine: EngineKind, flags: JitFlags, asm: &Asm, seed: u64) -> Machine
     let cpu = machine.vm.vcpu.cpu_mut();
     cpu.pc = CODE;
     cpu.csr.mtvec = HANDLER;
+    cpu.csr.mstatus |= 0x6000;
     for n in V {
         cpu.x[usize::from(n)] = rng.value();
     }
@@ -158,7 +284,7 @@ impl Machine {
 }
 
 fn stats_of(rng: &mut Rng, seed: u64) -> VcpuStats {
-    let asm = program(rng);
+    let asm = if rng.chance(15) { crowd(rng) } else { program(rng) };
     let mut flags = JitFlags { samples: false, ..eager() };
     if rng.chance(30) {
         let name = rng.pick(&["optimise", "elide", "big_tlb", "plain_index", "bmi2", "aligned", "beside", "flat_ram"]);
@@ -173,6 +299,7 @@ fn stats_of(rng: &mut Rng, seed: u64) -> VcpuStats {
         oracle.run_to(at);
         let (a, b) = (ours.vm.vcpu.cpu(), oracle.vm.vcpu.cpu());
         assert_eq!((a.pc, a.x, a.retired), (b.pc, b.x, b.retired), "seed {seed}, stop {stop} at {at}, {flags:?}");
+        assert_eq!((a.f, a.csr.fflags), (b.f, b.csr.fflags), "seed {seed}, stop {stop} at {at}, {flags:?}");
         assert!(ours.memory() == oracle.memory(), "seed {seed}, stop {stop}: memory");
         assert_eq!(ours.dirty(), oracle.dirty(), "seed {seed}, stop {stop}: dirty pages");
     }
@@ -213,4 +340,46 @@ fn random_loops_over_every_kind_of_memory_are_what_the_oracle_says() {
         made += stats_of(&mut Rng::new(seed), seed).tb.tier2;
     }
     assert!(made > programs / 2, "{made} TBs by tier 2");
+}
+
+/// The table lies 80 KiB behind what its address is made from, and the host's RAM as far from the guest's as 32 bits reach.
+#[test]
+fn a_table_far_behind_its_base_is_found_however_far_the_hosts_ram_is() {
+    const DISTANCE: u64 = 0x7fff_0000 - 0x1000;
+    let list = std::sync::Arc::new(RamList::new());
+    let spec = RamBlockSpec::new("ram", SIZE).near(DISTANCE + 0x1000_0000..DISTANCE + 0x4000_0000);
+    let block = list.add(spec).unwrap();
+    let ram = (block.host() as u64).wrapping_sub(DISTANCE);
+    assert!(i32::try_from(ram).is_ok_and(|at| at > 0), "the host gives no RAM where it is wanted: {ram:#x}");
+    let run = |engine| {
+        let space = AddressSpace::new(list.clone());
+        space.map_ram(GuestPhys::new(ram), &block, 0, SIZE, 0).unwrap();
+        let table = ram + 0x4000;
+        let mut asm = Asm::at(ram);
+        // The base of the table, without what each address adds to it.
+        asm.la(T, table - 5 * 2047 * 8).word(COUNT, 500).i(addi(V[1], ZERO, 0));
+        let again = asm.here();
+        asm.op(Op::Andi, V[2], COUNT, 0, 0xff);
+        for _ in 0..5 {
+            asm.i(addi(V[2], V[2], 2047));
+        }
+        asm.op(Op::Slli, V[2], V[2], 0, 3).op(Op::Add, V[2], V[2], T, 0).op(Op::Ld, V[2], V[2], 0, 0);
+        asm.op(Op::Add, V[1], V[1], V[2], 0).i(addi(COUNT, COUNT, -1));
+        asm.op(Op::Bne, 0, COUNT, 0, (again as i64 - asm.here() as i64) as i32);
+        let end = asm.here();
+        asm.i(jal(ZERO, end, end));
+        space.write(GuestPhys::new(ram), &bytes(&asm.code)).unwrap();
+        for n in 0..256u64 {
+            space.write(GuestPhys::new(table + 8 * n), &(n * n).to_le_bytes()).unwrap();
+        }
+        let jit_flags = JitFlags { samples: false, ..eager() };
+        let mut vcpu = Vcpu::new(&space, VcpuConfig { engine, jit_flags, ..VcpuConfig::new(ram) }).unwrap();
+        vcpu.cpu_mut().pc = ram;
+        _ = vcpu.run(&RunLimits { max_insns: Some(20_000), ..RunLimits::default() });
+        assert_eq!(vcpu.cpu().pc, end);
+        (vcpu.cpu().x[usize::from(V[1])], vcpu.stats().tb.tier2)
+    };
+    let (ours, oracle) = (run(EngineKind::Jit), run(EngineKind::Interp));
+    assert_eq!(ours.0, oracle.0);
+    assert!(ours.1 > 0);
 }

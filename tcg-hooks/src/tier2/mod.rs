@@ -29,6 +29,8 @@ mod simplify;
 mod split;
 mod webs;
 
+pub(crate) use split::DISPLACEMENT;
+
 use crate::ir::{Ir, Kind, Region, Target, Term};
 
 /// Operands from here on are host registers, by their place in [`PINNED`].

@@ -25,6 +25,8 @@ const STEP: i64 = PAGE_SIZE as i64 / 4;
 const BASES: usize = 6;
 /// Instructions of all loops that are split, at most: a TB has room for so many more.
 const COPIED: u32 = 176;
+/// No displacement of a load that makes its own address is longer.
+pub(crate) const DISPLACEMENT: i64 = 1 << 20;
 /// Sites of a region, at most: their numbers have ten bits.
 const SITES: usize = 1000;
 
@@ -291,7 +293,7 @@ fn fold(ops: &mut [Ir], j: usize) {
         }
         match ops[m].kind {
             Kind::Imm(Alu::Sll) if shift == 0 && (1..=3).contains(&imm) => shift = imm as u8,
-            Kind::Imm(Alu::Add) if i32::try_from(load.imm + (imm << shift)).is_ok_and(|d| d.abs() < 1 << 20) => {
+            Kind::Imm(Alu::Add) if (load.imm + (imm << shift)).abs() < DISPLACEMENT => {
                 load.imm += imm << shift;
             }
             _ => break,

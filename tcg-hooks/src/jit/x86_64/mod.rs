@@ -38,7 +38,7 @@ use crate::ir::{Check, FIRST_FLOAT, Ir, Kind, Region};
 use crate::jit::code_cache::CodeOffset;
 use crate::riscv::Privilege;
 use crate::tb::SiteSet;
-use crate::tier2::Frames;
+use crate::tier2::{DISPLACEMENT, Frames};
 use asm::{Assembler, Flag, Hole, Label};
 use context::float_off;
 use dynasmrt::dynasm;
@@ -145,7 +145,9 @@ const fn off(guest: u8) -> i8 {
 
 impl Emitter {
     pub(crate) fn new(flags: JitFlags, thunks: Thunks, flat_addend: u64) -> Emitter {
-        let flat = i32::try_from(flat_addend as i64).ok().filter(|k| (-0x7fff_0000..0x7fff_0000).contains(k));
+        // What an access adds to it must fit, too.
+        const FARTHEST: i64 = i32::MAX as i64 - DISPLACEMENT;
+        let flat = Some(flat_addend as i64).filter(|k| (-FARTHEST..=FARTHEST).contains(k)).map(|k| k as i32);
         let bmi2 = flags.bmi2 && std::arch::is_x86_feature_detected!("bmi2");
         Emitter {
             ops: Assembler::new(),
