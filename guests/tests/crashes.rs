@@ -199,3 +199,63 @@ fn callers_are_looked_for_wherever_the_stack_and_frame_pointers_point() {
         }
     }
 }
+
+/// A machine whose hart 0 runs these words from the start of RAM.
+fn running(words: &[u32]) -> Machine {
+    let mut machine = Machine::builder().ram_size(1 << 20).build().expect("a machine");
+    let bytes: Vec<u8> = words.iter().flat_map(|word| word.to_le_bytes()).collect();
+    machine.write(notdirty::RAM_BASE, &bytes).expect("RAM is there");
+    machine
+}
+
+#[test]
+fn a_trap_that_is_delegated_is_told_with_its_modes_and_the_handler_of_s_mode() {
+    // medeleg = -1; stvec = 0x40; to U-mode, behind the mret; a load from 0.
+    let words = [
+        0xfff0_0293,
+        0x3022_9073, // li t0, -1; csrw medeleg, t0
+        0x0400_0293,
+        0x1052_9073, // li t0, 64; csrw stvec, t0
+        0x0000_22b7,
+        0x8002_829b, // li t0, 0x1800
+        0x3002_b073, // csrc mstatus, t0
+        0x0000_0297,
+        0x0102_8293, // la t0, behind
+        0x3412_9073, // csrw mepc, t0
+        0x3020_0073, // mret
+        0x0000_3503, // ld a0, 0(zero)
+    ];
+    let mut machine = running(&words);
+    machine.start_at(notdirty::RAM_BASE).expect("RAM");
+    let exit = machine.run(&RunLimits { max_insns: Some(100_000), deadline: None });
+    let MachineExit::Unhandled(crash) = exit else { panic!("{exit:?}") };
+    assert_eq!((crash.vector, crash.first.trap.cause), (64, 5));
+    let report = machine.crash_report(0).expect("a report");
+    assert!(report.contains("load access fault (mcause 5), mtval 0x0, at pc 0x8000002c in U-mode"), "{report}");
+    assert!(report.contains("its trap handler at 0x40 is not RAM: instruction access fault"), "{report}");
+    assert!(report.contains("hart 0: pc 0x40 in S-mode, stuck in its trap handler"), "{report}");
+}
+
+#[test]
+fn a_hart_below_m_mode_does_not_spin_in_vain_while_m_mode_has_an_interrupt_enabled() {
+    for (enabled, spins) in [(0x80, false), (0, true)] {
+        // mie; to U-mode; j .
+        let words = [
+            0x0000_0293 | enabled << 20,
+            0x3042_9073, // li t0, enabled; csrw mie, t0
+            0x0000_22b7,
+            0x8002_829b, // li t0, 0x1800
+            0x3002_b073, // csrc mstatus, t0
+            0x0000_0297,
+            0x0102_8293, // la t0, behind
+            0x3412_9073, // csrw mepc, t0
+            0x3020_0073, // mret
+            0x0000_006f, // j .
+        ];
+        let mut machine = running(&words);
+        machine.start_at(notdirty::RAM_BASE).expect("RAM");
+        assert_eq!(machine.run(&RunLimits { max_insns: Some(10_000), deadline: None }), MachineExit::InsnLimit);
+        assert_eq!(machine.spins(0), spins, "{}", machine.places());
+        assert!(machine.places().contains("in U-mode"), "{}", machine.places());
+    }
+}

@@ -226,6 +226,16 @@ mod tests {
     }
 
     #[test]
+    fn a_write_of_mtime_has_the_hart_look_at_deadlines_that_are_in_no_device() {
+        let (clint, port, _) = clint();
+        assert!(!port.kicked());
+        clint.write(0x4000, MemSize::B8, u64::MAX);
+        assert!(!port.kicked(), "a deadline that is as it was");
+        clint.write(0xbff8, MemSize::B8, 1 << 20);
+        assert!(port.kicked());
+    }
+
+    #[test]
     fn software_interrupts_reach_their_hart_and_others_do_not_exist() {
         let (clint, port, _) = clint();
         clint.write(0, MemSize::B4, 0xffff_ffff);

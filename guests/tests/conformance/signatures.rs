@@ -9,7 +9,10 @@ use crate::run::{LIMIT, Scratch, capture};
 use crate::table::Verdict;
 
 /// What Spike is asked to be: the hart that this is, misaligned accesses (Zicclsm) included.
-const SPIKE_OPTIONS: &[&str] = &["--isa=rv64imafdc_zicsr_zifencei_zicclsm_zba_zbb_zbc_zbs_zicond", "--priv=m"];
+const SPIKE_OPTIONS: &[&str] = &[
+    "--isa=rv64imafdc_zicsr_zicntr_zihpm_zifencei_zicclsm_zba_zbb_zbc_zbs_zicond_zicbom_zicboz_sstc_svinval",
+    "--priv=msu",
+];
 
 /// What a test that leaves a signature has to leave.
 pub struct Expected {
