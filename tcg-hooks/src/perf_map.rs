@@ -34,6 +34,14 @@ impl<W: Write> PerfMap<W> {
         writeln!(self.out, "{:x} {:x} {name}", code.address, code.bytes.len())?;
         flush_sometimes(&mut self.out, &mut self.waiting)
     }
+
+    /// Writes what waits in memory, as dropping it does without a word when that fails.
+    ///
+    /// # Errors
+    /// It cannot be written.
+    pub fn flush(&mut self) -> io::Result<()> {
+        self.out.flush()
+    }
 }
 
 /// Writes a jitdump, version 1.
@@ -94,6 +102,14 @@ impl<W: Write> JitDump<W> {
         self.out.write_all(code.bytes)?;
         self.index += 1;
         flush_sometimes(&mut self.out, &mut self.waiting)
+    }
+
+    /// Writes what waits in memory, as dropping it does without a word when that fails.
+    ///
+    /// # Errors
+    /// It cannot be written.
+    pub fn flush(&mut self) -> io::Result<()> {
+        self.out.flush()
     }
 }
 

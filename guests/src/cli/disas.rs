@@ -1,11 +1,10 @@
 //! `disas FILE PLACE`: what a region becomes, without running it.
 
-use std::io::{self, Write};
 use std::path::Path;
 use std::process::ExitCode;
 
 use super::args::{Args, integer};
-use super::{Code, complain, program, refuse};
+use super::{Code, complain, print, program, refuse};
 use crate::machine::Machine;
 
 /// Prints the listing of the region at `place`.
@@ -20,11 +19,7 @@ pub(super) fn list(file: &Path, place: &str, args: &Args) -> ExitCode {
         return complain(Code::Input, &format!("{name}: no symbol {place}"));
     };
     match machine.listing(addr, args.jit_flags) {
-        Ok(listing) => {
-            // A reader that has seen enough (`| head`) is no failure of ours.
-            let _ = io::stdout().write_all(listing.to_string().as_bytes());
-            Code::Success.into()
-        }
+        Ok(listing) => print(&listing.to_string()),
         Err(e) => complain(Code::Input, &format!("{name}: {e}")),
     }
 }

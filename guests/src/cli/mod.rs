@@ -26,8 +26,9 @@ mod smc_test;
 mod summary;
 mod trace;
 
-use std::io::{self, Write};
-use std::path::PathBuf;
+use std::fs::{File, OpenOptions};
+use std::io::{self, BufWriter, Write};
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use crate::load::Program;
@@ -67,14 +68,35 @@ pub fn main(args: impl IntoIterator<Item = std::ffi::OsString>) -> ExitCode {
     let args = match args::parse(args) {
         Ok(Request::Run(args)) => *args,
         Ok(Request::Print(text)) => {
-            // A reader that has seen enough (`| head`) is no failure of ours.
-            let _ = io::stdout().write_all(text.as_bytes());
-            return Code::Success.into();
+            return print(&text);
         }
         Err(what) => return complain(Code::Input, &format!("{what} (see notdirty --help)")),
     };
     logging::start(args.log.as_deref());
     run::run(args)
+}
+
+/// Writes on standard output what was asked for. A reader that has seen enough (`| head`) is no failure of ours.
+fn print(text: &str) -> ExitCode {
+    let mut out = io::stdout();
+    match out.write_all(text.as_bytes()).and_then(|()| out.flush()) {
+        Err(e) if e.kind() != io::ErrorKind::BrokenPipe => complain(Code::Host, &format!("standard output: {e}")),
+        _ => Code::Success.into(),
+    }
+}
+
+/// A file that is written at the end of the run, while there is still time to give another name. What is in it stays until then.
+fn open_for_the_end(option: &str, path: &Path) -> Result<File, String> {
+    let file = OpenOptions::new().write(true).create(true).truncate(false).open(path);
+    file.map_err(|e| format!("{option} {}: {e}", path.display()))
+}
+
+/// Drops what was in such a file. A pipe or a terminal has no length.
+fn emptied(file: File) -> io::Result<BufWriter<File>> {
+    if file.metadata()?.is_file() {
+        file.set_len(0)?;
+    }
+    Ok(BufWriter::new(file))
 }
 
 fn complain(code: Code, what: &str) -> ExitCode {

@@ -1,9 +1,8 @@
 //! `run` and the demo: a machine with the UART on standard input and output, run to the end or a limit; and why it ended.
 
 use std::fmt::Write as _;
-use std::fs::{File, OpenOptions};
 use std::io::{self, Write};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::mpsc::{self, RecvTimeoutError, Sender};
 use std::time::{Duration, Instant};
@@ -11,7 +10,8 @@ use std::time::{Duration, Instant};
 use notdirty_tcg::{JitFlags, RunLimits};
 
 use super::args::{Args, Command};
-use super::{Code, complain, disas, plug, program, refuse, say, signals, signature, summary, trace};
+use super::{Code, complain, disas, emptied, open_for_the_end, plug, program, refuse, say, signals};
+use super::{signature, summary, trace};
 use crate::devices::{Console, ExitBy};
 use crate::load::Program;
 use crate::machine::{Machine, MachineExit};
@@ -52,7 +52,8 @@ pub(super) fn run(args: Args) -> ExitCode {
     if let Some((width, height)) = args.framebuffer {
         builder = builder.framebuffer(width, height);
     }
-    match trace::sink(&args) {
+    let cut = trace::Cut::default();
+    match trace::sink(&args, &cut) {
         Ok(Some(sink)) => builder = builder.trace(sink),
         Ok(None) => {}
         Err(what) => return complain(Code::Input, &what),
@@ -62,19 +63,18 @@ pub(super) fn run(args: Args) -> ExitCode {
         Err(e) => return refuse(&name, &e),
     };
 
-    let signature = args.signature.as_ref().map(|file| signature::range(&machine).map(|range| (file, range)));
-    let signature = match signature.transpose() {
-        Ok(signature) => signature,
+    let signature = match args.signature.as_ref().map(|_| signature::range(&machine)).transpose() {
+        Ok(range) => range,
         Err(what) => return complain(Code::Input, &format!("{name}: {what}")),
     };
 
     if let Err(what) = plug::check(&machine, &args.plugs) {
         return complain(Code::Input, &what);
     }
-    let screenshot = args.screenshot.as_ref().map(|name| screenshot(name).map(|file| (name, file)));
-    let screenshot = match screenshot.transpose() {
-        Ok(screenshot) => screenshot,
-        Err(what) => return complain(Code::Input, &what),
+    let open = |option, path: &Option<PathBuf>| path.as_ref().map(|path| open_for_the_end(option, path)).transpose();
+    let (screenshot, signed) = match (open("--screenshot", &args.screenshot), open("--signature", &args.signature)) {
+        (Ok(screenshot), Ok(signed)) => (screenshot, signed),
+        (Err(what), _) | (_, Err(what)) => return complain(Code::Input, &what),
     };
     // Nobody hears the guest any more: it need not go on.
     let stop = machine.stop_handle().downgrade();
@@ -152,38 +152,33 @@ pub(super) fn run(args: Args) -> ExitCode {
     if plugged.failed {
         code = Code::Host.into();
     }
-    if let (Some((path, file)), Some(screen)) = (screenshot, machine.framebuffer()) {
+    let failed = |option: &str, path: &Option<PathBuf>, e: io::Error| {
+        let path = path.as_deref().unwrap_or(Path::new(""));
+        complain(Code::Host, &format!("{option} {}: {e}", path.display()))
+    };
+    if let (Some(file), Some(screen)) = (screenshot, machine.framebuffer()) {
         // No hart runs any more, so none keeps us waiting.
         let written = screen.redraw(None).map_err(io::Error::other).and_then(|_| {
-            // A pipe or a terminal has no length.
-            if file.metadata()?.is_file() {
-                file.set_len(0)?;
-            }
-            let mut file = io::BufWriter::new(file);
+            let mut file = emptied(file)?;
             screen.write_ppm(&mut file)?;
             file.flush()
         });
         if let Err(e) = written {
-            code = complain(Code::Host, &format!("--screenshot {}: {e}", path.display()));
+            code = failed("--screenshot", &args.screenshot, e);
         }
     }
-    if let Some((file, range)) = signature {
+    if let (Some(file), Some(range)) = (signed, signature) {
         let granularity = args.granularity.unwrap_or(signature::GRANULARITY);
         if let Err(e) = signature::write(&machine, range, granularity, file) {
-            code = complain(Code::Host, &format!("{}: {e}", file.display()));
+            code = failed("--signature", &args.signature, e);
         }
     }
-    let summary = (demo || args.stats).then(|| {
-        let mut text = summary::text(&machine.stats(), elapsed, args.engine);
-        for hart in (0..machine.harts()).filter(|&hart| machine.spins(hart)) {
-            let place = machine.place(machine.vcpu(hart).map_or(0, |vcpu| vcpu.cpu().pc));
-            let _ = writeln!(text, "  {:<20} hart {hart} jumps to itself with interrupts off, {place}", "for ever");
-        }
-        for line in plugged.done {
-            let _ = writeln!(text, "  {:<20} {line}", "RAM plugged");
-        }
-        text
-    });
+    // The last lines of a trace are written when its machine is gone.
+    let summary = (demo || args.stats).then(|| summary_of(&machine, elapsed, &args, &plugged.done));
+    drop(machine);
+    if let Some(what) = cut.get() {
+        code = complain(Code::Host, what);
+    }
     match summary {
         Some(text) if demo => {
             console.put(text.as_bytes());
@@ -197,10 +192,16 @@ pub(super) fn run(args: Args) -> ExitCode {
     code
 }
 
-/// The file for the screenshot, while there is still time to give another name. What is in it stays until the end.
-fn screenshot(path: &Path) -> Result<File, String> {
-    let file = OpenOptions::new().write(true).create(true).truncate(false).open(path);
-    file.map_err(|e| format!("--screenshot {}: {e}", path.display()))
+fn summary_of(machine: &Machine, elapsed: Duration, args: &Args, plugged: &[String]) -> String {
+    let mut text = summary::text(&machine.stats(), elapsed, args.engine);
+    for hart in (0..machine.harts()).filter(|&hart| machine.spins(hart)) {
+        let place = machine.place(machine.vcpu(hart).map_or(0, |vcpu| vcpu.cpu().pc));
+        let _ = writeln!(text, "  {:<20} hart {hart} jumps to itself with interrupts off, {place}", "for ever");
+    }
+    for line in plugged {
+        let _ = writeln!(text, "  {:<20} {line}", "RAM plugged");
+    }
+    text
 }
 
 /// How much later than `--timeout` says the process ends at the latest, what it does behind the run included: a

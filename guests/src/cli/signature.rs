@@ -9,10 +9,10 @@
 //! with zeros above.
 
 use std::fs::File;
-use std::io::{self, BufWriter, Write};
+use std::io::{self, Write};
 use std::ops::Range;
-use std::path::Path;
 
+use super::emptied;
 use crate::machine::Machine;
 
 /// Bytes of a word unless another number is given: Spike's.
@@ -35,8 +35,8 @@ pub(super) fn range(machine: &Machine) -> Result<Range<u64>, String> {
 }
 
 /// Writes it to `file`.
-pub(super) fn write(machine: &Machine, range: Range<u64>, granularity: u64, file: &Path) -> io::Result<()> {
-    let mut out = BufWriter::new(File::create(file)?);
+pub(super) fn write(machine: &Machine, range: Range<u64>, granularity: u64, file: File) -> io::Result<()> {
+    let mut out = emptied(file)?;
     let mut word = Vec::new();
     let mut at = range.start;
     while at < range.end {

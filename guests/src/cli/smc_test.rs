@@ -1,13 +1,12 @@
 //! `smc-test`: the self-modifying suite on an engine, or as files.
 
 use std::ffi::OsString;
-use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use notdirty_tcg::EngineKind;
 
-use super::{Code, complain};
+use super::{Code, complain, print};
 use crate::programs::smc::CacheModel;
 use crate::smc_test::{self, Case, Contender, Emitted, Outcome, Setup};
 
@@ -116,46 +115,37 @@ pub(super) fn main(args: impl IntoIterator<Item = OsString>) -> ExitCode {
     match &args.what {
         What::Help => print(USAGE),
         What::List => {
-            for case in &cases {
+            let line = |case: &Case| {
                 let retells = if case.retells.is_empty() { "" } else { "  retells " };
-                print(&format!("{:22} {}{retells}{}\n", case.name, case.about, case.retells.join(", ")));
-            }
+                format!("{:22} {}{retells}{}\n", case.name, case.about, case.retells.join(", "))
+            };
+            print(&cases.iter().map(line).collect::<String>())
         }
-        What::Emit(dir) => return emit(dir, &cases, args.model),
+        What::Emit(dir) => emit(dir, &cases, args.model),
         What::Run { json } => {
             if let Some(why) = smc_test::missing(args.contender) {
                 return complain(Code::Host, &format!("smc-test: skipped: {why}"));
             }
             let setup = Setup { contender: args.contender, model: args.model, runs: args.runs };
             let reports: Vec<_> = cases.iter().map(|case| smc_test::run(case, &setup)).collect();
-            print(&if *json { smc_test::json(&reports, &setup) } else { smc_test::table(&reports) });
+            let printed = print(&if *json { smc_test::json(&reports, &setup) } else { smc_test::table(&reports) });
             let good = |outcome: &Outcome| matches!(outcome, Outcome::Pass | Outcome::NotApplicable(_));
-            if !reports.iter().all(|report| good(&report.outcome)) {
-                return ExitCode::FAILURE;
-            }
+            if reports.iter().all(|report| good(&report.outcome)) { printed } else { ExitCode::FAILURE }
         }
     }
-    Code::Success.into()
 }
 
 fn emit(dir: &Path, cases: &[Case], model: CacheModel) -> ExitCode {
     match smc_test::emit(dir, cases, model) {
         Ok(emitted) => {
-            for (case, what) in emitted {
-                match what {
-                    Emitted::File(path) => print(&format!("{}\n", path.display())),
-                    Emitted::NotApplicable(why) => print(&format!("{}: n/a: {why}\n", case.name)),
-                }
-            }
-            Code::Success.into()
+            let line = |(case, what): (Case, Emitted)| match what {
+                Emitted::File(path) => format!("{}\n", path.display()),
+                Emitted::NotApplicable(why) => format!("{}: n/a: {why}\n", case.name),
+            };
+            print(&emitted.into_iter().map(line).collect::<String>())
         }
         Err(e) => complain(Code::Input, &format!("smc-test --emit {}: {e}", dir.display())),
     }
-}
-
-/// A reader that has seen enough (`| head`) is no failure of ours.
-fn print(text: &str) {
-    let _ = io::stdout().write_all(text.as_bytes());
 }
 
 #[cfg(test)]

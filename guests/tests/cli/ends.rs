@@ -145,3 +145,22 @@ fn warnings_are_seen_unless_they_are_turned_off_and_more_is_there_for_who_asks()
     assert!(debug.contains("the memory map changes at 0x100000000"), "{debug}");
     assert!(run(&["--log", "warn"], "off").contains("asks for V"), "the flag is nearer than the environment");
 }
+
+#[test]
+fn what_finds_no_room_on_the_disk_is_told_and_leaves_the_guest_alone() {
+    let guest = Temp::elf(basic::hello());
+    for traced in
+        [&["-d", "in_asm,tb", "-D", "/dev/full"][..], &["-d", "exec", "-D", "/dev/full", "--max-insns", "5000"]]
+    {
+        let output = notdirty(&[&["run", guest.name()], traced].concat());
+        assert_eq!((code(&output), stdout(&output).as_str()), (126, "Hello from RV64IMAC.\n"), "{traced:?}");
+        assert!(stderr(&output).contains("-D /dev/full"), "{traced:?}: {}", stderr(&output));
+    }
+    for args in [&["--help"][..], &["-d", "help"], &["disas", guest.name(), "0x80000000"], &["smc-test", "--list"]] {
+        let full = std::fs::OpenOptions::new().write(true).open("/dev/full").expect("a device");
+        let mut command = Command::new(env!("CARGO_BIN_EXE_notdirty"));
+        let output = command.args(args).stdin(Stdio::null()).stdout(full).output().expect("the command starts");
+        assert_eq!(code(&output), 126, "{args:?}");
+        assert!(stderr(&output).starts_with("notdirty: standard output: "), "{args:?}: {}", stderr(&output));
+    }
+}

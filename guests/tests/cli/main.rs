@@ -144,7 +144,7 @@ fn the_signature_is_written_as_words_between_its_symbols_whatever_the_exit_code(
 }
 
 #[test]
-fn a_signature_that_cannot_be_taken_is_told_before_the_run_and_one_that_cannot_be_written_behind_it() {
+fn a_signature_that_cannot_be_taken_is_told_before_the_run_and_a_full_disk_behind_it() {
     let signature = Temp(Temp::path());
     let data = RAM_BASE + 0x4000;
     for (symbols, named) in [
@@ -167,9 +167,10 @@ fn a_signature_that_cannot_be_taken_is_told_before_the_run_and_one_that_cannot_b
     let image = basic::hello();
     let mut elf = Elf::new(image.load_addr, image.bytes);
     elf.symbols = vec![("begin_signature", data, 0), ("end_signature", data + 4, 0)];
-    let output = notdirty(&["run", Temp::new(&elf.bytes()).name(), "--signature", "/nowhere/s"]);
+    refused(&["run", Temp::new(&elf.bytes()).name(), "--signature", "/nowhere/s"], &["--signature", "/nowhere/s"]);
+    let output = notdirty(&["run", Temp::new(&elf.bytes()).name(), "--signature", "/dev/full"]);
     assert_eq!((code(&output), stdout(&output).as_str()), (126, "Hello from RV64IMAC.\n"));
-    assert!(stderr(&output).contains("/nowhere/s"));
+    assert!(stderr(&output).contains("--signature /dev/full"));
 }
 
 #[test]
