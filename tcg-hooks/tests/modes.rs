@@ -274,6 +274,30 @@ fn stimecmp_interrupts_a_loop_and_ends_a_sleep_by_the_hosts_clock() {
 }
 
 #[test]
+fn a_deadline_that_is_near_cuts_the_slice_that_it_is_set_in() {
+    const INSNS: u64 = 20_000_000;
+    for flags in [eager(), JitFlags::default()] {
+        // A microsecond from now, again and again.
+        let again = |asm: &mut Asm| {
+            asm.op(Op::Csrrs, T0, ZERO, 0, num::TIME.into()).i(addi(T0, T0, 10));
+            asm.op(Op::Csrrw, ZERO, T0, 0, num::STIMECMP.into());
+        };
+        let mut asm = Asm::at(CODE);
+        again(&mut asm);
+        let top = asm.here();
+        asm.i(addi(A2, A2, 1)).jump(top);
+        let mut vm = timed(&Setup { flags, ..Setup::default() }, &asm);
+        let mut handler = Asm::at(HANDLER);
+        again(&mut handler);
+        handler.i(addi(A0, A0, 1)).op(Op::Sret, 0, 0, 0, 0);
+        handler.put(&vm);
+        assert_eq!(vm.vcpu.run(&RunLimits { max_insns: Some(INSNS), deadline: None }), VcpuExit::InsnLimit);
+        // The longest slice is 65,536 instructions.
+        assert!(vm.x(A0) > INSNS / 20_000, "{} interrupts in {INSNS} instructions", vm.x(A0));
+    }
+}
+
+#[test]
 fn a_hart_that_nothing_can_wake_has_hung_and_one_with_a_deadline_has_not() {
     for (name, setup) in engines() {
         let mut vm = Vm::with(&setup);

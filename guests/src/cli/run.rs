@@ -195,7 +195,8 @@ pub(super) fn run(args: Args) -> ExitCode {
 fn summary_of(machine: &Machine, elapsed: Duration, args: &Args, plugged: &[String]) -> String {
     let mut text = summary::text(&machine.stats(), elapsed, args.engine);
     for hart in (0..machine.harts()).filter(|&hart| machine.spins(hart)) {
-        let place = machine.place(machine.vcpu(hart).map_or(0, |vcpu| vcpu.cpu().pc));
+        let Some(cpu) = machine.vcpu(hart).map(|vcpu| vcpu.cpu()) else { continue };
+        let place = machine.place(cpu.pc) + cpu.privilege.beside_pc();
         let _ = writeln!(text, "  {:<20} hart {hart} jumps to itself with interrupts off, {place}", "for ever");
     }
     for line in plugged {

@@ -10,7 +10,6 @@
 
 use std::fmt::Write as _;
 
-use notdirty_tcg::riscv::Privilege;
 use notdirty_tcg::riscv::csr::irq;
 use notdirty_tcg::riscv::disasm::REGISTERS;
 use notdirty_tcg::riscv::trap::pending_interrupt;
@@ -36,11 +35,6 @@ pub struct CrashedHart {
     pub handler: TrapAt,
     /// Where the handler should be: `mtvec`, or `stvec` of a trap that is delegated.
     pub vector: u64,
-}
-
-/// Names the mode that a pc belongs to, if it is not M-mode.
-fn in_mode(mode: Privilege) -> String {
-    if mode == Privilege::M { String::new() } else { format!(" in {mode}") }
 }
 
 /// How the callers were found.
@@ -72,7 +66,7 @@ impl Machine {
     pub fn places(&self) -> String {
         let mut text = String::new();
         for (hart, vcpu) in self.vcpus.iter().enumerate() {
-            let place = self.place(vcpu.cpu().pc) + &in_mode(vcpu.cpu().privilege);
+            let place = self.place(vcpu.cpu().pc) + vcpu.cpu().privilege.beside_pc();
             let does = if vcpu.unhandled().is_some() {
                 ", stuck in its trap handler"
             } else if vcpu.is_waiting() {
@@ -139,7 +133,7 @@ impl Machine {
 
     fn trap_text(&self, at: &TrapAt) -> String {
         let TrapAt { trap, pc, mode } = at;
-        let place = self.place(*pc) + &in_mode(*mode);
+        let place = self.place(*pc) + mode.beside_pc();
         format!("{} (mcause {}), mtval {:#x}, at {place}", trap.name(), trap.cause, trap.tval)
     }
 

@@ -39,6 +39,8 @@ pub(crate) struct Core {
     pub(crate) unhandled: Traps,
     /// The hart is stuck in its trap handler: the loop must look.
     pub(crate) trap_loop: bool,
+    /// It gave its timer another deadline, which the slice was not cut for.
+    pub(crate) new_deadline: bool,
 }
 
 impl Core {
@@ -162,13 +164,14 @@ impl Core {
     pub(crate) fn take_trap(&mut self, ctx: &mut Context, trap: &Trap) {
         self.traps += 1;
         let cpu = &mut ctx.cpu;
-        let epc = cpu.pc;
+        let (epc, from) = (cpu.pc, cpu.privilege.beside_pc());
         if !trap.is_interrupt() {
             self.trap_loop |= self.unhandled.exception(cpu, trap);
         }
         trap::take_trap(cpu, trap, epc);
         if self.mask.has(TraceMask::INT) {
-            let text = format!("trap cause {:#x} tval {:#x} at {epc:#x}, to {:#x}", trap.cause, trap.tval, cpu.pc);
+            let (Trap { cause, tval }, to, mode) = (trap, cpu.pc, cpu.privilege.beside_pc());
+            let text = format!("trap cause {cause:#x} tval {tval:#x} at {epc:#x}{from}, to {to:#x}{mode}");
             self.say(TraceMask::INT, &text);
         }
         let memory = matches!(trap.cause, 1 | 4..=7 | 12 | 13 | 15);

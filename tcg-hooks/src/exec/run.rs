@@ -153,6 +153,7 @@ impl Vcpu {
                 semihosting: None,
                 unhandled: Traps::default(),
                 trap_loop: false,
+                new_deadline: false,
             },
             translator: Translator::default(),
             engine: cfg.engine,
@@ -377,8 +378,9 @@ impl Vcpu {
             // Due already: whatever lets it be taken leaves by itself too.
             None if self.port().irq.load(Ordering::Acquire) & interrupt != 0 => (u64::MAX, true),
             None => match self.core.clock.host_wait(deadline) {
-                // About an instruction a nanosecond: late by little, and looked at again.
-                Some(wait) if cpu.csr.mie & interrupt != 0 && !wait.is_zero() => {
+                // About an instruction a nanosecond: late by little, and looked at again. At once, if it became due since
+                // the loop looked.
+                Some(wait) if cpu.csr.mie & interrupt != 0 && (!wait.is_zero() || trap::is_open(cpu, interrupt)) => {
                     ((wait.as_nanos() as u64).clamp(64, longest), false)
                 }
                 _ => (u64::MAX, true),

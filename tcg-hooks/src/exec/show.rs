@@ -15,7 +15,8 @@ pub(super) fn tb(core: &mut Core, translator: &Translator, found: Found) {
     let pc = region.pc;
     if mask.has(TraceMask::TB) {
         let (insns, blocks) = (region.insns, region.blocks.len());
-        let text = format!("TB {} at {pc:#x}{}: {insns} instructions, {blocks} blocks", found.id, core.symbol(pc));
+        let (id, symbol, mode) = (found.id, core.symbol(pc), translator.mode.beside_pc());
+        let text = format!("TB {id} at {pc:#x}{symbol}{mode}: {insns} instructions, {blocks} blocks");
         core.say(TraceMask::TB, &text);
     }
     let Core { tbs: Some(tbs), trace: Some(trace), .. } = core else { return };

@@ -36,6 +36,15 @@ impl Privilege {
         self as u64
     }
 
+    /// What is said behind a pc, where M-mode goes without saying: ` in S-mode`.
+    pub const fn beside_pc(self) -> &'static str {
+        match self {
+            Privilege::M => "",
+            Privilege::S => " in S-mode",
+            Privilege::U => " in U-mode",
+        }
+    }
+
     /// Its place in [`Privilege::ALL`]: M is 0, so that what is made for a hart without other modes has no mode at all.
     pub const fn index(self) -> usize {
         match self {

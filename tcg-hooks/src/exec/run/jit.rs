@@ -24,6 +24,7 @@ impl Vcpu {
         let (ctx, core) = self.parts();
         // The oracle, or the host, may have changed it.
         core.follow_mode(ctx);
+        core.new_deadline = false;
         (ctx.budget, ctx.slice) = (budget, budget);
         let mut next = self.next_code();
         while let Some(code) = next {
@@ -38,7 +39,8 @@ impl Vcpu {
                 reason::LOOKUP => self.next_code(),
                 // A trap, a patch, or something for the loop to look at; traps and patches go straight on.
                 reason::SITE => {
-                    if kicked || core.waiting || core.trap_loop || core.may_interrupt(&ctx.cpu) {
+                    let look = std::mem::take(&mut core.new_deadline) || core.waiting || core.trap_loop;
+                    if kicked || look || core.may_interrupt(&ctx.cpu) {
                         break;
                     }
                     self.next_code()

@@ -415,8 +415,10 @@ fn control(core: &mut Core, ctx: &mut Context, insn: &Insn, next: u64) -> Outcom
         Ok(CsrEffect::None) => Outcome::Next,
         Ok(CsrEffect::Interrupts) if core.may_interrupt(&ctx.cpu) => Outcome::Leave(next),
         Ok(CsrEffect::Interrupts) => Outcome::Next,
-        // The slice may be too long now.
-        Ok(CsrEffect::Deadline) => Outcome::Leave(next),
+        Ok(CsrEffect::Deadline) => {
+            core.new_deadline = true;
+            Outcome::Leave(next)
+        }
         Err(csr::Illegal) => Outcome::Trap(Trap::not_allowed(insn)),
     }
 }
