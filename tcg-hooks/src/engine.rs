@@ -49,6 +49,8 @@ pub struct JitFlags {
     pub elide: bool,
     /// Check in front of a loop of one block what its accesses share; in tier 2.
     pub hoist: bool,
+    /// And count its turns there.
+    pub turns: bool,
     /// Use all 16 Ki entries of the TLB; off: 256, as QEMU starts with.
     pub big_tlb: bool,
     /// Index the TLB by bits of the address as they are; off: by a hash that mixes the upper ones in.
@@ -91,6 +93,7 @@ impl Default for JitFlags {
             beside: true,
             elide: true,
             hoist: true,
+            turns: true,
             big_tlb: true,
             plain_index: true,
             base_register: true,
@@ -110,7 +113,7 @@ impl Default for JitFlags {
 
 impl JitFlags {
     /// Names of the switches, in the order of [`JitFlags::set`]'s bits.
-    pub const NAMES: [&str; 23] = [
+    pub const NAMES: [&str; 24] = [
         "regions",
         "pinned",
         "remap",
@@ -122,6 +125,7 @@ impl JitFlags {
         "beside",
         "elide",
         "hoist",
+        "turns",
         "big_tlb",
         "plain_index",
         "base_register",
@@ -155,6 +159,7 @@ impl JitFlags {
             "beside" => &mut self.beside,
             "elide" => &mut self.elide,
             "hoist" => &mut self.hoist,
+            "turns" => &mut self.turns,
             "big_tlb" => &mut self.big_tlb,
             "plain_index" => &mut self.plain_index,
             "base_register" => &mut self.base_register,

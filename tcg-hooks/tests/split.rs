@@ -24,6 +24,7 @@ const V: [u8; 8] = [5, 6, 8, 9, 14, 18, 22, 29];
 const COUNT: u8 = 31;
 /// With these there are more than are checked in front of a loop.
 const BASES: [u8; 7] = [P, Q, T, 13, 15, 16, 17];
+const BOUND: u8 = 28;
 
 struct Machine {
     vm: Vm,
@@ -155,6 +156,51 @@ fn body(rng: &mut Rng, asm: &mut Asm, steps: [i32; 2], shape: Shape) {
     }
 }
 
+/// What tells whether there is another turn: COUNT against BOUND, or against nothing.
+struct Clock {
+    op: Op,
+    step: i32,
+    word: bool,
+    bound: bool,
+    swapped: bool,
+}
+
+impl Clock {
+    /// Many turns or few, in every direction, near every wrap; a few never end.
+    fn start(rng: &mut Rng, asm: &mut Asm) -> Clock {
+        let turns = if rng.chance(30) { rng.within(1, 8) } else { rng.within(1, 900) };
+        if rng.chance(30) {
+            asm.word(COUNT, turns as u32);
+            return Clock { op: Op::Bne, step: -1, word: false, bound: false, swapped: rng.chance(50) };
+        }
+        let step = rng.pick(&[1, 1, 2, 3, 4, 8, 12, -1, -1, -3, -8]);
+        let op = rng.pick(&[Op::Bne, Op::Bne, Op::Blt, Op::Bge, Op::Bltu, Op::Bgeu]);
+        let edges = [0u64, 0x7fff_ffff, 0x8000_0000, 0xffff_ffff_8000_0000, 1 << 63, 0xffff_ffff];
+        let from = rng.pick(&edges).wrapping_add_signed(rng.pick(&[0, -1, 5, -300, 40]));
+        let to = from.wrapping_add_signed(i64::from(step) * turns + if rng.chance(20) { 1 } else { 0 });
+        let (from, to) = if rng.chance(15) { (to, from) } else { (from, to) };
+        for (register, value) in [(COUNT, from), (BOUND, to)] {
+            asm.word(register, (value >> 32) as u32).op(Op::Slli, register, register, 0, 32);
+            asm.word(7, value as u32).op(Op::Slli, 7, 7, 0, 32).op(Op::Srli, 7, 7, 0, 32);
+            asm.op(Op::Or, register, register, 7, 0);
+        }
+        // Mostly the way round in which it may go on.
+        let below = matches!(op, Op::Blt | Op::Bltu);
+        let swapped = (step < 0) == below;
+        Clock { op, step, word: rng.chance(30), bound: true, swapped: swapped ^ rng.chance(5) }
+    }
+
+    fn turn(&self, asm: &mut Asm) {
+        asm.op(if self.word { Op::Addiw } else { Op::Addi }, COUNT, COUNT, 0, self.step);
+    }
+
+    fn again(&self, asm: &mut Asm, to: u64) {
+        let bound = if self.bound { BOUND } else { ZERO };
+        let (a, b) = if self.swapped { (bound, COUNT) } else { (COUNT, bound) };
+        asm.op(self.op, 0, a, b, (to as i64 - asm.here() as i64) as i32);
+    }
+}
+
 /// A few such loops, one behind the other, in a loop over all.
 fn program(rng: &mut Rng) -> Asm {
     let mut asm = Asm::at(CODE);
@@ -169,7 +215,7 @@ fn program(rng: &mut Rng) -> Asm {
             let at = place(rng);
             asm.la(base, at);
         }
-        asm.word(COUNT, rng.within(1, 900) as u32);
+        let clock = Clock::start(rng, &mut asm);
         let step = |rng: &mut Rng| rng.pick(&[1, 2, 3, 4, 8, 8, 12, 24, 64, -1, -4, -8, -40, 500]);
         let steps = [step(rng), step(rng)];
         let shape = Shape::new(rng);
@@ -179,6 +225,10 @@ fn program(rng: &mut Rng) -> Asm {
             asm.i(0);
         }
         let again = asm.here();
+        let early = rng.chance(30);
+        if early {
+            clock.turn(&mut asm);
+        }
         body(rng, &mut asm, steps, shape);
         if let Some(at) = middle {
             let from = CODE + 4 * at as u64;
@@ -186,8 +236,10 @@ fn program(rng: &mut Rng) -> Asm {
             let shape = Shape { ops: rng.within(0, 5), ..shape };
             body(rng, &mut asm, steps, shape);
         }
-        asm.i(addi(COUNT, COUNT, -1));
-        asm.op(Op::Bne, 0, COUNT, 0, (again as i64 - asm.here() as i64) as i32);
+        if !early {
+            clock.turn(&mut asm);
+        }
+        clock.again(&mut asm, again);
     }
     let back = jal(ZERO, asm.here(), far);
     asm.i(back);
@@ -287,7 +339,17 @@ fn stats_of(rng: &mut Rng, seed: u64) -> VcpuStats {
     let asm = if rng.chance(15) { crowd(rng) } else { program(rng) };
     let mut flags = JitFlags { samples: false, ..eager() };
     if rng.chance(30) {
-        let name = rng.pick(&["optimise", "elide", "big_tlb", "plain_index", "bmi2", "aligned", "beside", "flat_ram"]);
+        let name = rng.pick(&[
+            "optimise",
+            "elide",
+            "big_tlb",
+            "plain_index",
+            "bmi2",
+            "aligned",
+            "beside",
+            "turns",
+            "budget_register",
+        ]);
         assert!(flags.set(name, false));
     }
     let mut ours = machine(EngineKind::Jit, flags, &asm, seed);

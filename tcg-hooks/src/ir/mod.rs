@@ -267,6 +267,24 @@ pub struct Check {
     pub cold: u16,
 }
 
+/// A loop that goes on as long as a condition holds of two registers: the clock, which each turn moves by one step, and the
+/// bound, which it leaves alone.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Turns {
+    /// The guest register.
+    pub clock: u8,
+    /// How far each turn moves it: not 0.
+    pub step: i32,
+    /// The guest register, or 0.
+    pub bound: u8,
+    /// Not `Eq`. Of the others but `Ne`, the one that a turn leaves behind is the lesser; `Ge` and `Geu`: or they are equal.
+    pub cond: Cond,
+    /// Is it moved on 32 bits?
+    pub word: bool,
+    /// Guest instructions of a turn.
+    pub insns: u16,
+}
+
 /// How a block ends.
 #[allow(missing_docs, reason = "the variants say what their fields are")]
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -278,6 +296,11 @@ pub enum Term {
     /// Out if the condition holds; else `fast` until register `clock` is where its page ends, then `head`, which checks anew.
     /// Without a clock (0) the checks failed, and are done anew some 128 instructions later.
     Again { cond: Cond, a: u8, b: u8, word: bool, out: Target, fast: u16, head: u16, clock: u8 },
+    /// All checks held, and the turns are counted: `fast` for all but one of them, then `last`. The checks may lead to `cold`,
+    /// as does a count of none.
+    Count { turns: Turns, fast: u16, last: u16, cold: u16 },
+    /// `fast` until register `clock` is where all turns but one are done, then `last`.
+    Turn { clock: u8, fast: u16, last: u16 },
     /// All checks held: `fast`. They may lead to `cold`. The clock is a register that the loop moves, with its step.
     Fork { fast: u16, cold: u16, clock: Option<(u8, i32)> },
     /// `jalr`: to `(base + imm) & !1`; `link` is the register and value to write.
@@ -301,6 +324,8 @@ impl Term {
                 see(Target::Block(fast));
                 see(Target::Block(head));
             }
+            Term::Count { fast, last, cold, .. } => [fast, last, cold].into_iter().for_each(|b| see(Target::Block(b))),
+            Term::Turn { fast, last, .. } => [fast, last].into_iter().for_each(|b| see(Target::Block(b))),
             Term::Fork { fast, cold, .. } => {
                 see(Target::Block(fast));
                 see(Target::Block(cold));

@@ -117,6 +117,13 @@ impl fmt::Display for Term {
                 let (a, b) = (register(a), register(b));
                 write!(f, "if {cond:?}{word} {a}, {b} goto {out} else b{fast} while checked, else b{head}")
             }
+            Term::Count { turns, fast, last, cold } => {
+                let (clock, bound) = (register(turns.clock), register(turns.bound));
+                write!(f, "count turns by {clock}, {bound}: b{fast}, the last b{last}, none b{cold}")
+            }
+            Term::Turn { clock, fast, last } => {
+                write!(f, "b{fast} until {} is at the last turn, b{last}", register(clock))
+            }
             Term::Fork { fast, cold, .. } => write!(f, "if checked goto b{fast} else b{cold}"),
             Term::Indirect { base, imm, link } => {
                 write!(f, "jump [{} + {}]", register(base), Signed(imm.into()))?;

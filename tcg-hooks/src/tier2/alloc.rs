@@ -2,7 +2,7 @@
 use super::narrow::{Widths, narrowed, widths};
 use super::webs::{NONE, OpWebs, Positions, Webs};
 use super::{HOST, HOSTS, Place, SAVED, pin_of, roles};
-use crate::ir::{Alu, Ir, Kind, Region, Term};
+use crate::ir::{Alu, Ir, Kind, Region, Term, Turns};
 
 /// Where a value is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -214,6 +214,10 @@ pub(super) fn rewrite(region: &mut Region, webs: &Webs, homes: &[Home]) {
                 (*a, *b, *word) = (name(x, *a), name(y, *b), words[number]);
             }
             Term::Indirect { base, .. } => *base = name(x, *base),
+            Term::Count { turns: Turns { clock, bound, .. }, .. } => {
+                (*clock, *bound) = (name(x, *clock), name(y, *bound));
+            }
+            Term::Turn { clock, .. } => *clock = name(x, *clock),
             Term::System { site } => frames.sites[usize::from(*site)] = (term, Default::default()),
             Term::Goto(_) | Term::Fork { .. } => {}
         }

@@ -27,6 +27,7 @@ mod narrow;
 pub(crate) mod reach;
 mod simplify;
 mod split;
+mod turns;
 mod webs;
 
 pub(crate) use split::DISPLACEMENT;
@@ -183,6 +184,8 @@ fn reads_of(term: &Term) -> [Option<u8>; 2] {
     match *term {
         Term::Branch { a, b, .. } | Term::Again { a, b, .. } => [register(a), register(b)],
         Term::Indirect { base, .. } => [register(base), None],
+        Term::Count { turns, .. } => [register(turns.clock), register(turns.bound)],
+        Term::Turn { clock, .. } => [register(clock), None],
         Term::Goto(_) | Term::Fork { .. } | Term::System { .. } => [None, None],
     }
 }
@@ -201,16 +204,25 @@ pub(crate) struct Learned {
     pub(crate) beside: bool,
 }
 
-/// Gives the region's values host registers, if that is worth it, or `always`, where it has not too many ops. If loops may
-/// be split, `learned` tells of their accesses.
-pub(crate) fn optimise(region: &mut Region, always: bool, learned: Option<&dyn Fn(u64) -> Learned>) {
+/// How loops may be split.
+#[derive(Clone, Copy)]
+pub(crate) struct Ahead<'a> {
+    /// Of their accesses.
+    pub(crate) learned: &'a dyn Fn(u64) -> Learned,
+    /// Are turns counted?
+    pub(crate) turns: bool,
+}
+
+/// Gives the region's values host registers, if that is worth it, or `always`, where it has not too many ops; `ahead`, if loops
+/// may be split.
+pub(crate) fn optimise(region: &mut Region, always: bool, ahead: Option<Ahead>) {
     simplify::simplify(region);
     if !webs::fits(region) {
         return;
     }
     region.weights.clear();
     region.weights.extend_from_slice(&region.weights_of_cycles()[..region.blocks.len()]);
-    let always = learned.is_some_and(|learned| split::split(region, learned)) || always;
+    let always = ahead.is_some_and(|ahead| split::split(region, ahead)) || always;
     let webs = webs::Webs::of(region);
     let homes = alloc::allocate(&webs);
     if always || alloc::cost(region, &webs, &homes) < alloc::cost_before(&webs) {

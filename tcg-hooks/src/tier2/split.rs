@@ -8,14 +8,16 @@
 //!   b8:  the block as it was, and sooner or later back to b1
 //! ```
 //!
+//! Where the turns can be counted as well, b7 is two blocks: see `turns.rs`.
+//!
 //! A loop of two blocks is made one before, if it is entered in its middle.
 //!
 //! A check holds as that of a group does (`jit/x86_64/elide.rs`): nothing between two polls serves requests, and what comes back
 //! from a poll comes to b1. Where no site is, a chain of ops that makes an address, and nothing else, becomes part of the
 //! access: `slli`, `add`, `lw` of one register are one host load.
 use super::reach::{Reach, reaches};
-use super::{Learned, register, roles, simplify, webs};
-use crate::ir::{Alu, Block, Check, Ir, Kind, Region, Site, Target, Term};
+use super::{Ahead, Learned, register, roles, simplify, turns, webs};
+use crate::ir::{Alu, Block, Check, Ir, Kind, Region, Target, Term};
 use crate::riscv::Op;
 use notdirty_core::PAGE_SIZE;
 
@@ -31,7 +33,7 @@ pub(crate) const DISPLACEMENT: i64 = 1 << 20;
 const SITES: usize = 1000;
 
 /// Splits the loops that gain by it; whether there are any.
-pub(super) fn split(region: &mut Region, learned: &dyn Fn(u64) -> Learned) -> bool {
+pub(super) fn split(region: &mut Region, ahead: Ahead) -> bool {
     for number in 0..region.blocks.len() {
         join(region, number);
     }
@@ -39,17 +41,22 @@ pub(super) fn split(region: &mut Region, learned: &dyn Fn(u64) -> Learned) -> bo
     // The busiest first: there is room for so many.
     let mut numbers: Vec<u16> = (0..blocks).collect();
     numbers.sort_by_key(|&number| std::cmp::Reverse(region.weights[usize::from(number)]));
-    numbers.retain(|&number| split_one(region, number, learned));
+    numbers.retain(|&number| split_one(region, number, ahead));
     if numbers.is_empty() {
         return false;
     }
-    // A fast copy is emitted behind its head, cold ones behind all.
+    // Fast copies are emitted behind their head, cold ones behind all.
     let mut order: Vec<u16> = Vec::with_capacity(region.blocks.len());
+    let mut colds = Vec::new();
     for number in 0..blocks {
         order.push(number);
-        order.extend(numbers.iter().position(|&n| n == number).map(|k| blocks + 2 * k as u16));
+        match region.blocks[usize::from(number)].term {
+            Term::Fork { fast, cold, .. } => (order.push(fast), colds.push(cold)),
+            Term::Count { fast, last, cold, .. } => (order.extend([fast, last]), colds.push(cold)),
+            _ => continue,
+        };
     }
-    order.extend((blocks + 1..region.blocks.len() as u16).step_by(2));
+    order.extend(colds);
     reorder(region, &order);
     simplify::sweep(region);
     true
@@ -109,12 +116,14 @@ fn reorder(region: &mut Region, order: &[u16]) {
             Term::Branch { taken, fall, .. } => (*taken, *fall) = (to(*taken), to(*fall)),
             Term::Again { out, fast, head, .. } => (*out, *fast, *head) = (to(*out), now(*fast), now(*head)),
             Term::Fork { fast, cold, .. } => (*fast, *cold) = (now(*fast), now(*cold)),
+            Term::Count { fast, last, cold, .. } => (*fast, *last, *cold) = (now(*fast), now(*last), now(*cold)),
+            Term::Turn { fast, last, .. } => (*fast, *last) = (now(*fast), now(*last)),
             Term::Indirect { .. } | Term::System { .. } => {}
         }
     }
 }
 
-fn split_one(region: &mut Region, number: u16, learned: &dyn Fn(u64) -> Learned) -> bool {
+fn split_one(region: &mut Region, number: u16, ahead: Ahead) -> bool {
     let at = usize::from(number);
     if !region.is_simple_loop(number) {
         return false;
@@ -122,30 +131,47 @@ fn split_one(region: &mut Region, number: u16, learned: &dyn Fn(u64) -> Learned)
     let block = region.blocks[at];
     let ops = region.ops_of(&block).to_vec();
     let mut checks = Vec::new();
-    let (fast_ops, sites) = unchecked(region, &ops, &mut checks, learned);
-    // Both copies must have their place among the positions.
+    let fast_ops = unchecked(region, &ops, &mut checks, ahead.learned);
+    let copies = 1 + usize::from(ahead.turns);
+    // All copies must have their place among the positions.
     let copied: u32 = region.blocks.iter().map(|block| u32::from(block.insns)).sum::<u32>() + u32::from(block.insns);
-    let fits = webs::fits_with(region, ops.len() + checks.len(), 2)
-        && region.sites.len() + sites.len() < SITES
+    let fits = webs::fits_with(region, copies * ops.len() + checks.len(), 1 + copies)
+        && region.sites.len() + ops.len() < SITES
         && copied <= region.insns + COPIED;
     if checks.is_empty() || !fits {
         return false;
     }
-    region.sites.extend(sites);
-    let (fast, cold) = (region.blocks.len() as u16, region.blocks.len() as u16 + 1);
-    let clock = checks.iter().find(|check| check.step != 0).map(|check| (check.base, check.step));
     let Term::Branch { cond, a, b, word, taken, fall } = block.term else { return false };
-    let here = Target::Block(number);
-    let term = if let Some((clock, _)) = clock {
-        let (cond, out) = if fall == here { (cond, taken) } else { (cond.negate(), fall) };
-        Term::Again { cond, a, b, word, out, fast, head: number, clock }
+    let (here, weight) = (Target::Block(number), region.weights[at]);
+    let turns = if ahead.turns && turns::is_closed(&fast_ops) { turns::turns(region, number) } else { None };
+    let fast = region.blocks.len() as u16;
+    let (cold, head_term) = if let Some(turns) = turns {
+        let (last, cold) = (fast + 1, fast + 2);
+        let silent = Block { insns: 0, poll: false, ..block };
+        let term = Term::Turn { clock: turns.clock, fast, last };
+        let made = folded(fast_ops.clone(), turns::renewed(&block, &fast_ops));
+        push_block(region, Block { term, ..silent }, &made, weight);
+        push_block(region, silent, &folded(fast_ops, 0), weight.div_ceil(8));
+        (cold, Term::Count { turns, fast, last, cold })
     } else {
-        let to = |target: Target| if target == here { Target::Block(fast) } else { target };
-        Term::Branch { cond, a, b, word, taken: to(taken), fall: to(fall) }
+        let cold = fast + 1;
+        let clock = checks.iter().find(|check| check.step != 0).map(|check| (check.base, check.step));
+        let term = if let Some((clock, _)) = clock {
+            let (cond, out) = if fall == here { (cond, taken) } else { (cond.negate(), fall) };
+            Term::Again { cond, a, b, word, out, fast, head: number, clock }
+        } else {
+            let to = |target: Target| if target == here { Target::Block(fast) } else { target };
+            Term::Branch { cond, a, b, word, taken: to(taken), fall: to(fall) }
+        };
+        let mut fast_ops = folded(fast_ops, 0);
+        // Sites that are left have numbers of their own, as what is where differs from the other copy.
+        for ir in fast_ops.iter_mut().filter(|ir| roles(ir).site) {
+            region.sites.push(region.sites[usize::from(ir.site)]);
+            ir.site = region.sites.len() as u16 - 1;
+        }
+        push_block(region, Block { term, poll: true, ..block }, &fast_ops, weight);
+        (cold, Term::Fork { fast, cold, clock })
     };
-    let weight = region.weights[at];
-    let fast_block = push_block(region, Block { term, poll: true, ..block }, &fast_ops, weight);
-    debug_assert_eq!(fast_block, fast);
     // A check that fails is not done again at once: the clock of the cold copy is the budget.
     let (cond, out) = if fall == here { (cond, taken) } else { (cond.negate(), fall) };
     let term = Term::Again { cond, a, b, word, out, fast: cold, head: number, clock: 0 };
@@ -160,27 +186,20 @@ fn split_one(region: &mut Region, number: u16, learned: &dyn Fn(u64) -> Learned)
     region.ops.extend(heads);
     let end = region.ops.len() as u32;
     let head = &mut region.blocks[at];
-    *head = Block { insns: 0, first: from, end, poll: false, term: Term::Fork { fast, cold, clock }, ..*head };
+    *head = Block { insns: 0, first: from, end, poll: false, term: head_term, ..*head };
     region.weights[at] = weight.div_ceil(8);
     true
 }
 
-fn push_block(region: &mut Region, block: Block, ops: &[Ir], weight: u32) -> u16 {
+fn push_block(region: &mut Region, block: Block, ops: &[Ir], weight: u32) {
     let first = region.ops.len() as u32;
     region.ops.extend_from_slice(ops);
     region.blocks.push(Block { first, end: region.ops.len() as u32, ..block });
     region.weights.push(weight);
-    region.blocks.len() as u16 - 1
 }
 
 /// The ops without the checks that are done in front, which are added to `checks`.
-/// Sites that are left get numbers of their own, as what is where differs from the other copy; they are returned, too.
-fn unchecked(
-    region: &Region,
-    ops: &[Ir],
-    checks: &mut Vec<Check>,
-    learned: &dyn Fn(u64) -> Learned,
-) -> (Vec<Ir>, Vec<Site>) {
+fn unchecked(region: &Region, ops: &[Ir], checks: &mut Vec<Check>, learned: &dyn Fn(u64) -> Learned) -> Vec<Ir> {
     let mut reach = Vec::new();
     reaches(ops, &mut reach);
     let mut fast = ops.to_vec();
@@ -204,14 +223,14 @@ fn unchecked(
             ir.site = 0;
         }
     }
-    (0..fast.len()).for_each(|j| fold(&mut fast, j));
-    fast.retain(|ir| !(ir.kind == Kind::Mov && ir.rd == ir.a));
-    let mut sites = Vec::new();
-    for ir in fast.iter_mut().filter(|ir| roles(ir).site) {
-        sites.push(region.sites[usize::from(ir.site)]);
-        ir.site = (region.sites.len() + sites.len() - 1) as u16;
-    }
-    (fast, sites)
+    fast
+}
+
+/// The ops with addresses made by the loads themselves. The next turn writes the registers in `renewed` before it reads them.
+fn folded(mut ops: Vec<Ir>, renewed: u32) -> Vec<Ir> {
+    (0..ops.len()).for_each(|j| fold(&mut ops, j, renewed));
+    ops.retain(|ir| !is_dropped(ir));
+    ops
 }
 
 /// Adds the bytes of an access to what is checked; whether they can be.
@@ -255,10 +274,10 @@ fn step(block: &[Ir], register: u8) -> Option<i32> {
 }
 
 /// Takes the ops that make the address of load `j`, and nothing else, into it.
-fn fold(ops: &mut [Ir], j: usize) {
+fn fold(ops: &mut [Ir], j: usize, renewed: u32) {
     let Kind::LoadFast(mem, 0) = ops[j].kind else { return };
     // `base + imm`, where the base was added up.
-    let Some(k) = maker_for(ops, j, ops[j].a, j) else { return };
+    let Some(k) = maker_for(ops, j, ops[j].a, j, renewed) else { return };
     let (base, index, mut shift) = match ops[k] {
         Ir { kind: Kind::Reg(Alu::Add), a, b, .. } => {
             // The one that was shifted is the index.
@@ -286,7 +305,7 @@ fn fold(ops: &mut [Ir], j: usize) {
     drop_op(&mut ops[k]);
     let mut load = Ir { a: base, b: index, ..ops[j] };
     // The index was shifted, and a constant was added to it before.
-    while let Some(m) = maker_for(ops, j, load.b, k).filter(|_| load.b != load.a) {
+    while let Some(m) = maker_for(ops, j, load.b, k, renewed).filter(|_| load.b != load.a) {
         let Ir { a: from, imm, .. } = ops[m];
         if register(from).is_none() || !stays(ops, m, j, from) {
             break;
@@ -325,8 +344,8 @@ fn stays(ops: &[Ir], from: usize, to: usize, register: u8) -> bool {
 }
 
 /// The op before `end` that wrote `from` for load `j` alone: nothing else reads it, no site may show it, and it is gone
-/// behind the load.
-fn maker_for(ops: &[Ir], j: usize, from: u8, end: usize) -> Option<usize> {
+/// behind the load, or at the next turn.
+fn maker_for(ops: &[Ir], j: usize, from: u8, end: usize, renewed: u32) -> Option<usize> {
     let from = register(from)?;
     let k = last_write(ops, end, from)?;
     let reads = |ir: &Ir| roles(ir).reads.contains(&Some(from)) && !is_dropped(ir);
@@ -344,5 +363,5 @@ fn maker_for(ops: &[Ir], j: usize, from: u8, end: usize) -> Option<usize> {
             return Some(k);
         }
     }
-    None
+    (renewed >> from & 1 != 0).then_some(k)
 }

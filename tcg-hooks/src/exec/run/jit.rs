@@ -11,7 +11,7 @@ use super::{Vcpu, fetch};
 use crate::jit::x86_64::thunks::{EnterFn, reason};
 use crate::tb::{Found, TbKey};
 use crate::tier0::{self, Why};
-use crate::tier2::{self, Learned};
+use crate::tier2::{self, Ahead};
 use crate::trace::TraceMask;
 use crate::translate::{Limits, MAX_INSNS};
 use notdirty_core::{PAGE_SIZE, RamAddr};
@@ -185,8 +185,9 @@ impl Vcpu {
                     hot = tbs.take_hot(&key);
                     if hot {
                         let learned = |pc| tbs.learned(pc);
-                        let learned = tbs.checks_ahead().then_some(&learned as &dyn Fn(u64) -> Learned);
-                        tier2::optimise(&mut self.translator.region, !self.flags.samples, learned);
+                        let ahead = Ahead { learned: &learned, turns: self.flags.turns };
+                        let ahead = tbs.checks_ahead().then_some(ahead);
+                        tier2::optimise(&mut self.translator.region, !self.flags.samples, ahead);
                     }
                 }
                 let region = &self.translator.region;

@@ -1,8 +1,10 @@
-//! What is checked in front of a loop, and the accesses that need no check then: see `tier2/split.rs`.
-use super::Emitter;
-use super::context::LIMIT;
+//! What is checked and counted in front of a loop, and the accesses that need no check then: see `tier2/split.rs`, `turns.rs`.
+use super::alu::with;
+use super::asm::{Flag, Label};
+use super::context::{BUDGET, LIMIT};
 use super::regs::{RAX, RCX, RDX};
-use crate::ir::{Check, Ir, MemOp};
+use super::{Emitter, off};
+use crate::ir::{Check, Cond, Ir, MemOp, Turns};
 use dynasmrt::dynasm;
 use notdirty_core::PAGE_SIZE;
 use notdirty_softmmu::tlb::entry::{READ, WRITE};
@@ -40,7 +42,7 @@ impl Emitter {
         }
         let by = step.unsigned_abs();
         if by.is_power_of_two() {
-            dynasm!(self.ops; .arch x64; shr eax, by.trailing_zeros() as i8);
+            self.divide_by(by);
         } else {
             // At most what a division gives.
             dynasm!(self.ops; .arch x64; imul eax, eax, (0x1_0000 / by) as i32; shr eax, 16);
@@ -52,6 +54,13 @@ impl Emitter {
         dynasm!(self.ops; .arch x64; mov [rbp + LIMIT], eax);
     }
 
+    /// rax, by a power of two.
+    fn divide_by(&mut self, by: u32) {
+        if by != 1 {
+            dynasm!(self.ops; .arch x64; shr rax, by.trailing_zeros() as i8);
+        }
+    }
+
     /// Of the turns that were counted, where the clock is behind the last.
     pub(super) fn set_limit(&mut self, clock: u8, step: i32) {
         let clock = self.source(clock, RDX);
@@ -61,6 +70,77 @@ impl Emitter {
             ; imul rax, rax, step
             ; add rax, Rq(clock)
             ; mov [rbp + LIMIT], rax);
+    }
+
+    /// Charges the turns that the loop takes until its condition may fail, until a page ends or the budget does, whichever comes
+    /// first, and sets the limit where all of them but one are done. To `cold` if there are none, to `last` if there is one.
+    pub(super) fn count_turns(&mut self, turns: &Turns, last: Label, cold: Label) {
+        let Turns { clock, step, bound, cond, word, insns } = *turns;
+        if word {
+            // What is no extension of 32 bits, or wraps on the way, is not counted.
+            for register in [clock, bound] {
+                let x = self.source(register, RDX);
+                dynasm!(self.ops; .arch x64; movsxd rax, Rd(x); cmp rax, Rq(x));
+                let fail = self.ops.jump_if(Flag::NotEqual);
+                self.ops.aim(fail, cold);
+            }
+        }
+        // Tests that will hold: (to - from) / step, or one less if they fail where both are the same.
+        let (from, to) = if step > 0 { (clock, bound) } else { (bound, clock) };
+        with!(self, mov, Rq, RAX, to);
+        with!(self, sub, Rq, RAX, from);
+        let strict = !matches!(cond, Cond::Ge | Cond::Geu);
+        if strict {
+            dynasm!(self.ops; .arch x64; sub rax, 1);
+        }
+        if word || cond != Cond::Ne {
+            dynasm!(self.ops; .arch x64; xor ecx, ecx);
+            let x = self.source(from, RDX);
+            with!(self, cmp, Rq, x, to);
+            match (matches!(cond, Cond::Ltu | Cond::Geu), strict) {
+                (false, true) => dynasm!(self.ops; .arch x64; cmovge rax, rcx),
+                (false, false) => dynasm!(self.ops; .arch x64; cmovg rax, rcx),
+                (true, true) => dynasm!(self.ops; .arch x64; cmovae rax, rcx),
+                (true, false) => dynasm!(self.ops; .arch x64; cmova rax, rcx),
+            }
+        }
+        let by = step.unsigned_abs();
+        if by.is_power_of_two() {
+            self.divide_by(by);
+        }
+        if !self.counts_trips || !by.is_power_of_two() {
+            dynasm!(self.ops; .arch x64; mov ecx, i32::MAX; cmp rax, rcx; cmova rax, rcx);
+        }
+        if !by.is_power_of_two() {
+            // At most what a division gives.
+            dynasm!(self.ops; .arch x64; imul rax, rax, (u32::MAX / by) as i32; shr rax, 32);
+        }
+        if self.counts_trips {
+            dynasm!(self.ops; .arch x64; mov ecx, [rbp + LIMIT]; cmp rax, rcx; cmova rax, rcx);
+        }
+        if self.flags.budget_register {
+            dynasm!(self.ops; .arch x64; mov rcx, r15);
+        } else {
+            dynasm!(self.ops; .arch x64; mov rcx, [rbp + BUDGET]);
+        }
+        let shift = u32::from(insns).next_power_of_two().trailing_zeros();
+        dynasm!(self.ops; .arch x64; sar rcx, shift as i8; sub rcx, 1);
+        let fail = self.ops.jump_if(Flag::Less);
+        self.ops.aim(fail, cold);
+        dynasm!(self.ops; .arch x64; cmp rax, rcx; cmova rax, rcx; lea rcx, [rax + 1]; imul rcx, rcx, insns.into());
+        if self.flags.budget_register {
+            dynasm!(self.ops; .arch x64; sub r15, rcx);
+        } else {
+            dynasm!(self.ops; .arch x64; sub [rbp + BUDGET], rcx);
+        }
+        dynasm!(self.ops; .arch x64; test eax, eax);
+        let one = self.ops.jump_if(Flag::Equal);
+        self.ops.aim(one, last);
+        if step != 1 {
+            dynasm!(self.ops; .arch x64; imul rax, rax, step);
+        }
+        with!(self, add, Rq, RAX, clock);
+        dynasm!(self.ops; .arch x64; mov [rbp + LIMIT], rax);
     }
 
     /// A load that was checked before, maybe with an index.

@@ -31,6 +31,17 @@ impl Emitter {
                 self.ops.aim(round, self.label(fast, block));
                 self.go(Target::Block(head), block);
             }
+            Term::Count { turns, fast, last, cold } => {
+                self.count_turns(&turns, self.blocks[usize::from(last)], self.blocks[usize::from(cold)]);
+                self.go(Target::Block(fast), block);
+            }
+            Term::Turn { clock, fast, last } => {
+                let clock = self.source(clock, RAX);
+                dynasm!(self.ops; .arch x64; cmp Rq(clock), [rbp + LIMIT]);
+                let round = self.ops.jump_if(Flag::NotEqual);
+                self.ops.aim(round, self.label(fast, block));
+                self.go(Target::Block(last), block);
+            }
             Term::Fork { fast, clock, .. } => {
                 if let Some((clock, step)) = clock {
                     self.set_limit(clock, step);

@@ -554,7 +554,11 @@ mod tests {
             let mut lengths = Vec::new();
             for tier2 in [false, true] {
                 if tier2 {
-                    crate::tier2::optimise(&mut translator.region, true, Some(&|_| Default::default()));
+                    crate::tier2::optimise(
+                        &mut translator.region,
+                        true,
+                        Some(crate::tier2::Ahead { learned: &|_| Default::default(), turns: true }),
+                    );
                 }
                 for flags in [JitFlags::default(), slow] {
                     let (_, thunks) = thunks::assemble(flags, nobody);
