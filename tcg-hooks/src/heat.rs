@@ -387,6 +387,17 @@ mod tests {
         assert_eq!(runs(&mut heat), 4 * WARM);
     }
 
+    #[test]
+    fn a_death_is_remembered_though_a_pc_of_the_same_count_gets_hot() {
+        let mut heat = Heat::new(0);
+        let dead = 0x8000_0000;
+        let other =
+            (1..).map(|n| dead + 2 * n).find(|&pc| heat.group(pc) == heat.group(dead)).expect("some share a count");
+        assert_eq!(heat.died(dead, 10), 4 * WARM);
+        assert_eq!(rounds(&mut heat, &[other]), WARM);
+        assert_eq!(rounds(&mut heat, &[dead]), 4 * WARM);
+    }
+
     /// How many rounds over these pcs it takes until each was hot once.
     fn rounds(heat: &mut Heat, pcs: &[u64]) -> u32 {
         let mut cold = pcs.to_vec();

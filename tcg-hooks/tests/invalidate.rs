@@ -458,3 +458,57 @@ fn a_check_that_several_accesses_share_asks_for_the_page_of_the_last() {
     assert_eq!(run(function - 12, end - 16, addi(A0, ZERO, 2)), (2, 0), "a store to code was heard");
     assert_eq!(run(data, end - 12, 0), (2, end), "a load from nowhere is a fault");
 }
+
+/// A store that is translated, again and again where only its page has code; then some of its last bytes are code, or none.
+#[test]
+fn every_half_that_a_store_in_emitted_code_reaches_is_looked_at() {
+    const STORES: [(Op, u64); 9] = [
+        (Op::Sb, 1),
+        (Op::Sh, 2),
+        (Op::Sw, 4),
+        (Op::Sd, 8),
+        (Op::Fsw, 4),
+        (Op::Fsd, 8),
+        (Op::AmoswapW, 4),
+        (Op::AmoaddD, 8),
+        (Op::ScD, 8),
+    ];
+    let mut odd = eager();
+    assert!(odd.set("aligned", false));
+    for (flags, (op, width)) in [eager(), odd].into_iter().flat_map(|flags| STORES.map(|store| (flags, store))) {
+        let aligned = matches!(op, Op::AmoswapW | Op::AmoaddD | Op::ScD);
+        // How many bytes of it are code, and where the code starts in its line.
+        for (reached, start) in (0..width).flat_map(|reached| (0..64).step_by(2).map(move |start| (reached, start))) {
+            let code = RAM + 0x8080 + start;
+            let at = code - (width - reached);
+            if aligned && !at.is_multiple_of(width) {
+                continue;
+            }
+            let mut vm = Vm::with(&Setup { flags, ..Setup::default() });
+            vm.vcpu.cpu_mut().csr.mstatus |= 0x6000;
+            vm.put(code, &[addi(A0, A0, 1), ret()]);
+            let mut asm = Asm::at(RAM);
+            // Rounds: first elsewhere on the page, in the end at the code.
+            asm.la(T0, (at & !0xfff) + 0x800 + at % 8).la(T1, at).i(li(A1, 40)).i(li(A2, 0));
+            let again = asm.here();
+            asm.call(code);
+            match op {
+                Op::ScD => _ = asm.op(Op::LrD, A2, T0, 0, 0).op(op, A2, T0, ZERO, 0),
+                Op::AmoswapW | Op::AmoaddD => _ = asm.op(op, ZERO, T0, A2, 0),
+                _ => _ = asm.op(op, 0, T0, A2, 0),
+            }
+            asm.i(addi(A1, A1, -1));
+            // In the last round the address is the other.
+            asm.op(Op::Sltiu, A3, A1, 0, 2).op(Op::Sub, A3, ZERO, A3, 0).op(Op::Sub, A4, T1, T0, 0);
+            asm.op(Op::And, A4, A4, A3, 0).op(Op::Add, T0, T0, A4, 0);
+            asm.op(Op::Bne, 0, A1, 0, (again as i64 - asm.here() as i64) as i32).stop();
+            asm.put(&vm);
+            vm.run(RAM);
+            assert_eq!(
+                vm.invalidated() != 0,
+                reached != 0,
+                "{op:?}, {reached} bytes of the code at {code:#x}, {flags:?}"
+            );
+        }
+    }
+}

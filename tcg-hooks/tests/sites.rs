@@ -4,6 +4,7 @@
 mod common;
 
 use common::*;
+use notdirty_core::DirtyClient;
 use notdirty_tcg::riscv::Op;
 use notdirty_tcg::{EngineKind, VcpuStats};
 
@@ -44,6 +45,27 @@ fn a_site_that_is_misaligned_again_and_again_is_emitted_for_it_once() {
     assert_eq!(stats.tb.odd, 1);
     assert!(stats.tlb.misaligned < 100, "{} went the slow way", stats.tlb.misaligned);
     assert!(stats.tier0 < 1000, "{} instructions of a hot loop in tier 0", stats.tier0);
+    assert!(stats.tbs_translated <= 5, "{}", stats.tbs_translated);
+}
+
+#[test]
+fn a_site_that_was_emitted_for_it_stays_though_rust_sees_it_misaligned_still() {
+    let mut vm = Vm::new();
+    let log = vm.list.log(DirtyClient::MIGRATION).start().unwrap();
+    let mut asm = Asm::at(RAM + 0x1000);
+    asm.la(A0, DATA).word(COUNT, 100);
+    let again = asm.here();
+    asm.op(Op::Sd, 0, A0, COUNT, 3).i(addi(COUNT, COUNT, -1));
+    asm.op(Op::Bne, 0, COUNT, 0, (again as i64 - asm.here() as i64) as i32).stop();
+    asm.put(&vm);
+    // Each time the first store asks Rust to note its page, however its site was emitted.
+    for _ in 0..100 {
+        vm.run(RAM + 0x1000);
+        _ = log.sync(None).unwrap().commit();
+    }
+    let stats = vm.vcpu.stats();
+    assert_eq!(stats.tb.odd, 1);
+    assert!(stats.tlb.misaligned >= 100, "{}", stats.tlb.misaligned);
     assert!(stats.tbs_translated <= 5, "{}", stats.tbs_translated);
 }
 

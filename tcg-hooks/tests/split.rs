@@ -15,6 +15,10 @@ const SIZE: u64 = 0x2_0000;
 /// A trap goes on behind its instruction, and is counted in s11.
 const HANDLER: u64 = RAM + 0x100;
 const TRAPS: u8 = 27;
+/// What it saw.
+const SEEN: u8 = 26;
+/// A page of a device within the RAM.
+const HOLE: u64 = RAM + 0x1_4000;
 /// Bases: two that move, and one that stays.
 const P: u8 = 10;
 const Q: u8 = 11;
@@ -30,6 +34,12 @@ struct Machine {
     vm: Vm,
     log: Option<DirtyLog>,
 }
+
+const REGISTERS: [Op; 18] = {
+    use Op::{Add, Addw, And, Mul, Mulw, Or, Sll, Sllw, Slt, Sltu, Sra, Sraw, Srl, Srlw, Sub, Subw, Xor, ZextH};
+    [Add, Addw, And, Mul, Mulw, Or, Sll, Sllw, Slt, Sltu, Sra, Sraw, Srl, Srlw, Sub, Subw, Xor, ZextH]
+};
+const SHIFTS: [Op; 6] = [Op::Slli, Op::Srli, Op::Srai, Op::Slliw, Op::Srliw, Op::Sraiw];
 
 /// What may be in a loop beside accesses and arithmetic of integers.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -93,7 +103,11 @@ fn body(rng: &mut Rng, asm: &mut Asm, steps: [i32; 2], shape: Shape) {
     let mut moved = [false; 2];
     for n in 0..shape.ops {
         let (d, a, b) = (value(rng), value(rng), value(rng));
-        let imm = 8 * rng.within(-20, 20) as i32 + if rng.chance(10) { rng.within(0, 7) as i32 } else { 0 };
+        let imm = match rng.below(50) {
+            0 => rng.pick(&[-2048, 2040, 2047]),
+            1..6 => rng.within(-160, 167) as i32,
+            _ => 8 * rng.within(-20, 20) as i32,
+        };
         let base = if shape.bases { rng.pick(&BASES) } else { rng.pick(&[P, Q, T]) };
         if rng.chance(shape.floats) {
             float(rng, asm, base, imm, d);
@@ -110,37 +124,70 @@ fn body(rng: &mut Rng, asm: &mut Asm, steps: [i32; 2], shape: Shape) {
             2..4 => _ = asm.op(rng.pick(&[Op::Sb, Op::Sh, Op::Sw, Op::Sd]), 0, base, a, imm),
             4..6 => {
                 // A look-up, its address made in one register or in several.
-                let (index, address) = if rng.chance(70) { (d, d) } else { (a, b) };
+                let (index, address) = if rng.chance(60) { (d, d) } else { (a, b) };
                 let bits = rng.pick(&[0xff, 0x3f, 7, 0x7ff]);
-                match rng.below(3) {
+                let table = if rng.chance(80) { T } else { base };
+                match rng.below(4) {
                     0 => asm.op(Op::Andi, index, a, 0, bits),
-                    1 => asm.op(Op::Srliw, index, a, 0, 24),
+                    1 => asm.op(Op::Andi, index, a, 0, 6).i(addi(index, index, 3)).op(Op::Ori, index, index, 0, 8),
+                    2 => asm.op(Op::Srliw, index, a, 0, 24),
                     _ => asm.op(Op::Lbu, index, P, 0, 3),
                 };
                 if rng.chance(30) {
-                    asm.i(addi(index, index, 64));
+                    asm.i(addi(index, index, rng.pick(&[64, 64, 256, 511])));
                 }
-                let shift = rng.below(4) as i32;
-                if shift != 0 && rng.chance(60) {
-                    asm.op(Op::Slli, index, index, 0, shift);
-                    if rng.chance(15) {
-                        // Once in 16 turns a trap, in the middle of what is under way.
+                // Once in 16 turns a trap, in the middle of what is under way.
+                let trap = |rng: &mut Rng, asm: &mut Asm| {
+                    if rng.chance(10) {
                         asm.op(Op::Andi, 7, COUNT, 0, 15).op(Op::Sltiu, 7, 7, 0, 1).op(Op::Slli, 7, 7, 0, 45);
                         asm.op(Op::Add, 7, 7, T, 0).op(Op::Lw, 7, 7, 0, 0);
                     }
-                    asm.op(Op::Add, address, index, T, 0);
+                };
+                let shift = rng.below(4) as i32;
+                if shift != 0 && rng.chance(60) {
+                    let scaled = if rng.chance(50) { index } else { address };
+                    asm.op(Op::Slli, scaled, index, 0, shift);
+                    trap(rng, asm);
+                    asm.op(Op::Add, address, scaled, table, 0);
+                } else if shift == 0 {
+                    asm.op(Op::Add, address, index, table, 0);
                 } else {
-                    asm.op(rng.pick(&[Op::Sh1add, Op::Sh2add, Op::Sh3add]), address, index, T, 0);
+                    asm.op(rng.pick(&[Op::Sh1add, Op::Sh2add, Op::Sh3add]), address, index, table, 0);
+                }
+                if rng.chance(25) {
+                    // What it was made from is written before it is used.
+                    match [P, Q].iter().position(|&moving| moving == table) {
+                        Some(n) if !moved[n] => {
+                            moved[n] = true;
+                            asm.i(addi(table, table, steps[n]));
+                        }
+                        _ if index != address => _ = asm.i(addi(index, index, 1)),
+                        _ => {}
+                    }
                 }
                 let to = if rng.chance(60) { address } else { d };
                 let to = if rng.chance(5) { ZERO } else { to };
                 asm.op(rng.pick(&[Op::Lbu, Op::Lh, Op::Lw, Op::Ld]), to, address, 0, 0);
+                trap(rng, asm);
+                if rng.chance(30) {
+                    asm.i(addi(address, ZERO, 1));
+                }
             }
             // Mostly nowhere, in each turn: nothing is checked in front then.
             6 if rng.chance(3) => _ = asm.op(Op::Lw, d, a, 0, imm),
-            6 => _ = asm.op(rng.pick(&[Op::Addw, Op::Subw, Op::Sllw, Op::Xor, Op::Mul]), d, a, b, 0),
-            7 => _ = asm.op(rng.pick(&[Op::Addi, Op::Andi, Op::Xori, Op::Addiw]), d, a, 0, imm),
-            8 => _ = asm.op(Op::Srliw, d, a, 0, 7).op(Op::Slliw, b, a, 0, 25).op(Op::Or, d, d, b, 0),
+            6 => _ = asm.op(rng.pick(&REGISTERS), d, a, b, 0),
+            7 => _ = asm.op(rng.pick(&[Op::Addi, Op::Andi, Op::Xori, Op::Ori, Op::Addiw]), d, a, 0, imm),
+            8 => {
+                // A rotation, or almost one.
+                let n = rng.pick(&[1, 7, 25, 31, 32, 33, 57, 63]);
+                let other = rng.pick(&[(32 - n) & 31, (64 - n) & 63, n]);
+                asm.op(rng.pick(&SHIFTS), d, a, 0, n).op(rng.pick(&SHIFTS), b, a, 0, other);
+                asm.op(rng.pick(&[Op::Or, Op::Xor, Op::Add]), d, d, b, 0);
+                if rng.chance(30) {
+                    // A word by its look, or one.
+                    asm.op(Op::Srli, d, a, 0, rng.pick(&[31, 32, 33])).op(Op::Addiw, d, d, 0, 0);
+                }
+            }
             _ => {
                 let n = (n & 1) as usize;
                 if !std::mem::replace(&mut moved[n], true) {
@@ -208,7 +255,7 @@ fn program(rng: &mut Rng) -> Asm {
     for _ in 0..rng.within(1, 3) {
         // In the middle of RAM, near its end, where the code is, in front of a device.
         let place = |rng: &mut Rng| {
-            let at = rng.pick(&[RAM + 0x4000, RAM + 0x1_0000, RAM + SIZE - 0x1000, CODE, STOP - 0x800]);
+            let at = rng.pick(&[RAM + 0x4000, RAM + 0x1_0000, RAM + SIZE - 0x1000, CODE, STOP - 0x800, HOLE - 0x1000]);
             at + 8 * rng.below(0x200) + if rng.chance(20) { rng.below(8) } else { 0 }
         };
         for base in BASES {
@@ -296,9 +343,13 @@ fn machine(engine: EngineKind, flags: JitFlags, asm: &Asm, seed: u64) -> Machine
     let mut rng = Rng::new(seed);
     let data: Vec<u8> = (0..SIZE).map(|_| rng.bits() as u8).collect();
     vm.space.write(GuestPhys::new(RAM), &data).unwrap();
+    vm.space.map_mmio(GuestPhys::new(HOLE), 0x1000, std::sync::Arc::new(Stop::default()), 1).unwrap();
     let mut handler = Asm::at(HANDLER);
-    // Where it stops a fault is skipped; one of the code, which stores may have ruined, ends it all.
+    // Where it stops a fault is skipped; one of the code, which stores may have ruined, ends it all. What a trap can see counts.
     handler.i(addi(TRAPS, TRAPS, 1));
+    for n in V.into_iter().chain([P, Q]) {
+        handler.op(Op::Slli, 30, SEEN, 0, 3).op(Op::Add, SEEN, SEEN, 30, 0).op(Op::Xor, SEEN, SEEN, n, 0);
+    }
     handler.op(Op::Csrrs, 30, 0, 0, 0x341).i(addi(30, 30, 4)).op(Op::Csrrw, 0, 30, 0, 0x341).op(Op::Mret, 0, 0, 0, 0);
     handler.put(&vm);
     asm.put(&vm);
@@ -323,7 +374,7 @@ impl Machine {
 
     fn memory(&self) -> Vec<u8> {
         let mut memory = vec![0; SIZE as usize];
-        self.vm.space.read(GuestPhys::new(RAM), &mut memory).unwrap();
+        self.vm.block.read_bytes(0, &mut memory).unwrap();
         memory
     }
 
@@ -395,7 +446,7 @@ fn a_look_up_into_x0_leaves_x0_zero() {
 
 #[test]
 fn random_loops_over_every_kind_of_memory_are_what_the_oracle_says() {
-    let programs = std::env::var("NOTDIRTY_LOOPS").ok().map_or(300, |n| n.parse().expect("a number"));
+    let programs = std::env::var("NOTDIRTY_LOOPS").ok().map_or(500, |n| n.parse().expect("a number"));
     let first = std::env::var("NOTDIRTY_SEED").ok().map_or(0, |n| n.parse().expect("a number"));
     let mut made = 0;
     for seed in first..first + programs {
@@ -444,4 +495,43 @@ fn a_table_far_behind_its_base_is_found_however_far_the_hosts_ram_is() {
     let (ours, oracle) = (run(EngineKind::Jit), run(EngineKind::Interp));
     assert_eq!(ours.0, oracle.0);
     assert!(ours.1 > 0);
+}
+
+/// Up to the end of RAM, and down to a device, by each step: the last turn that stays on the page, and the first that does not.
+#[test]
+fn a_base_that_moves_is_checked_anew_where_its_page_ends_by_whatever_step() {
+    let flags = JitFlags { samples: false, ..eager() };
+    let (mut rng, mut made) = (Rng::new(3), 0);
+    for step in
+        [1, 2, 3, 4, 5, 7, 8, 12, 24, 40, 96, 100, 500, 511, 1000, 1024].into_iter().flat_map(|step| [step, -step])
+    {
+        for load in [Op::Lbu, Op::Ld, Op::Fld, Op::Sb, Op::Sd, Op::Fsd] {
+            let imm = rng.within(-9, 9) as i32;
+            let run = |engine, at: u64| {
+                let mut asm = Asm::at(CODE);
+                asm.la(P, at).word(COUNT, 44).i(addi(V[1], ZERO, 0));
+                let again = asm.here();
+                match load {
+                    Op::Sb | Op::Sd => asm.op(load, 0, P, COUNT, imm),
+                    Op::Fsd => asm.op(load, 0, P, 1, imm),
+                    _ => asm.op(load, V[0], P, 0, imm).op(Op::Add, V[1], V[1], V[0], 0),
+                };
+                asm.i(addi(P, P, step)).i(addi(COUNT, COUNT, -1));
+                asm.op(Op::Bne, 0, COUNT, 0, (again as i64 - asm.here() as i64) as i32).stop();
+                let mut machine = machine(engine, flags, &asm, 1);
+                machine.run_to(4000);
+                let made = machine.vm.vcpu.stats().tb.tier2;
+                (machine.vm.vcpu.cpu().x, machine.memory(), made)
+            };
+            let turns = rng.within(1, 40);
+            // The first byte that is no RAM is met after so many turns, or one more or less.
+            let to_end = -i64::from(step) * turns + rng.within(-8, 8);
+            let at = if step > 0 { RAM + SIZE } else { HOLE + 0x1000 }.wrapping_add_signed(to_end);
+            let (ours, oracle) = (run(EngineKind::Jit, at), run(EngineKind::Interp, at));
+            assert_eq!(ours.0, oracle.0, "{load:?}, {step} from {at:#x}");
+            assert!(ours.1 == oracle.1, "{load:?}, {step} from {at:#x}");
+            made += ours.2;
+        }
+    }
+    assert!(made > 100, "{made} TBs by tier 2");
 }

@@ -229,6 +229,21 @@ mod tests {
         assert_eq!(reach_of_last(&late), Some(Reach { base: 5, value: 4, first: 0, last: 3, exact: true }));
     }
 
+    #[test]
+    fn bits_that_are_added_to_a_range_may_make_more_than_they_make_of_its_end() {
+        // 3 ..= 9, and 7 | 8 is 15, where 9 | 8 is 9.
+        for op in [Alu::Or, Alu::Xor] {
+            let ops = [
+                ir(Kind::Imm(Alu::And), 5, 10, 0, 6),
+                ir(Kind::Imm(Alu::Add), 5, 5, 0, 3),
+                ir(Kind::Imm(op), 5, 5, 0, 8),
+                ir(Kind::Reg(Alu::Add), 5, 5, 18, 0),
+                ir(WORD, 6, 5, 0, 0),
+            ];
+            assert_eq!(reach_of_last(&ops).map(|r| (r.base, r.first, r.last)), Some((18, 0, 15 + 3)));
+        }
+    }
+
     /// What the ops do, on values: each address lies where its reach says.
     #[test]
     fn every_address_of_random_ops_lies_in_its_reach() {
