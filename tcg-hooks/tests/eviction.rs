@@ -3,8 +3,11 @@
 mod common;
 
 use common::*;
-use notdirty_softmmu::lines_of;
+use notdirty_softmmu::{GuestPhys, lines_of};
+use notdirty_tcg::RunLimits;
+use notdirty_tcg::clock::Clock;
 use notdirty_tcg::riscv::Op;
+use std::sync::Arc;
 
 #[test]
 fn a_cache_that_is_too_small_evicts_and_stays_right() {
@@ -115,4 +118,63 @@ fn returns_into_evicted_callers_are_right() {
     }
     let stats = vm.vcpu.stats();
     assert!(stats.tbs_evicted > DEPTH, "{stats:?}");
+}
+
+/// Two harts call functions that do not fit into the code cache of either. Each patches its own half of them, and calls all.
+#[test]
+fn two_harts_that_evict_and_patch_what_the_other_runs_find_their_own_patches() {
+    const FUNCTIONS: u64 = 4096;
+    const TURNS: u32 = 40_000;
+    let setup = Setup { cache: 1, ram: 0x40_0000, ..Setup::default() };
+    let mut vm = Vm::with(&setup);
+    let (first, table) = (RAM + 0x10_0000, RAM + 0x8000);
+    for n in 0..FUNCTIONS {
+        let mut asm = Asm::at(first + n * 512);
+        asm.i(li(A0, 0));
+        for k in 0..126 {
+            asm.op(if k % 2 == 0 { Op::Add } else { Op::Xor }, A1, A1, [T0, T1, T2, A1][k % 4], 0);
+        }
+        asm.i(ret()).put(&vm);
+    }
+    let program = |hart: u64| {
+        let mut asm = Asm::at(RAM + 0x1000 * hart);
+        asm.la(T0, first).la(T1, table).word(S2, TURNS).i(li(S4, 0)).word(S3, 0x1995_1405).i(li(A4, hart as i32));
+        asm.i(li(S0, 5 + hart as i32));
+        let again = asm.here();
+        asm.op(Op::Mul, S0, S0, S3, 0).i(addi(S0, S0, 77));
+        asm.op(Op::Srli, T2, S0, 0, 40).op(Op::Slli, T2, T2, 0, 52).op(Op::Srli, T2, T2, 0, 52);
+        asm.op(Op::Slli, T3, T2, 0, 9).op(Op::Add, T3, T3, T0, 0).op(Op::Jalr, RA, T3, 0, 0);
+        // The other's: what it is now, nothing tells.
+        asm.op(Op::Andi, T4, T2, 0, 1).op(Op::Bne, 0, T4, A4, 4 * 15);
+        asm.op(Op::Slli, T5, T2, 0, 3).op(Op::Add, T5, T5, T1, 0).op(Op::Ld, T6, T5, 0, 0);
+        asm.op(Op::Sub, T6, T6, A0, 0).op(Op::Sltu, T6, ZERO, T6, 0).op(Op::Add, S4, S4, T6, 0);
+        asm.op(Op::Srli, T6, S0, 0, 20).op(Op::Andi, T6, T6, 0, 3).op(Op::Bne, 0, T6, ZERO, 4 * 6);
+        asm.op(Op::Andi, A2, S2, 0, 1023).op(Op::Slli, A3, A2, 0, 20).i(addi(A3, A3, 0x513));
+        asm.i(sw(A3, T3, 0)).op(Op::Sd, 0, T5, A2, 0);
+        asm.i(addi(S2, S2, -1));
+        let back = (again as i64 - asm.here() as i64) as i32;
+        asm.op(Op::Bne, 0, S2, ZERO, back);
+        let end = jal(ZERO, 0, 0);
+        asm.i(end);
+        asm
+    };
+    let mut second = vcpu_on(&vm.space, &setup, Arc::new(Clock::insns()));
+    for (hart, vcpu) in [&mut vm.vcpu, &mut second].into_iter().enumerate() {
+        let asm = program(hart as u64);
+        vm.space.write(GuestPhys::new(asm.base), &bytes(&asm.code)).unwrap();
+        vcpu.cpu_mut().pc = asm.base;
+    }
+    let limits = RunLimits { max_insns: Some(u64::from(TURNS) * 160), ..RunLimits::default() };
+    std::thread::scope(|scope| {
+        let vcpus = [&mut vm.vcpu, &mut second];
+        for vcpu in vcpus {
+            let limits = &limits;
+            scope.spawn(move || vcpu.run(limits));
+        }
+    });
+    for vcpu in [&vm.vcpu, &second] {
+        let (x, stats) = (&vcpu.cpu().x, vcpu.stats());
+        assert_eq!((x[usize::from(S2)], x[usize::from(S4)]), (0, 0), "at {:#x}", vcpu.cpu().pc);
+        assert!(stats.tbs_evicted > 300 && stats.tbs_invalidated > 300, "{stats:?}");
+    }
 }

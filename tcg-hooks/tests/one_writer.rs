@@ -6,7 +6,8 @@ use common::*;
 use notdirty_softmmu::{GuestPhys, MemSize, MmioDevice};
 use notdirty_tcg::clock::Clock;
 use notdirty_tcg::riscv::Op;
-use notdirty_tcg::{RunLimits, VcpuExit};
+use notdirty_tcg::testkit::Rng;
+use notdirty_tcg::{EngineKind, JitFlags, RunLimits, VcpuExit};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
@@ -191,4 +192,132 @@ fn a_host_thread_that_was_admitted_loses_no_byte_beside_an_amo() {
         host.join().unwrap();
         assert!(!gate.overtaken.load(Ordering::Acquire), "admitted before the vCPU has answered");
     });
+}
+
+/// What a hart runs in short pieces, and what a host does between them.
+struct Pieces {
+    vm: Vm,
+    plugged: Option<(std::sync::Arc<notdirty_core::RamBlock>, notdirty_softmmu::RegionId)>,
+}
+
+const PLUG: u64 = RAM + 0x40_0000;
+/// A trap goes on behind its instruction, and is counted.
+const HANDLER: u64 = RAM + 0x7000;
+
+impl Pieces {
+    fn new(engine: EngineKind, flags: JitFlags, seed: u64) -> Pieces {
+        let vm = Vm::with(&Setup { engine, flags, ..Setup::default() });
+        assert!(vm.space.vcpus().promise_one_writer());
+        let mut rng = Rng::new(seed);
+        let mut handler = Asm::at(HANDLER);
+        handler.i(addi(S11, S11, 1)).op(Op::Csrrs, S10, 0, 0, 0x341).i(addi(S10, S10, 4));
+        handler.op(Op::Csrrw, 0, S10, 0, 0x341).op(Op::Mret, 0, 0, 0, 0).put(&vm);
+        let mut asm = Asm::at(RAM);
+        // Cells in RAM, beside the code, where RAM comes and goes, and at a page's end.
+        let places = [CELL, RAM + 0x800, PLUG + 0x10, RAM + 0x5ff8, PLUG + 0xff8];
+        for base in BASES {
+            let at = rng.pick(&places);
+            asm.la(base, at);
+        }
+        let again = asm.here();
+        for _ in 0..rng.within(4, 40) {
+            let (base, d, a) = (rng.pick(&BASES), rng.pick(&VALUES), rng.pick(&VALUES));
+            let odd = rng.pick(&[0, 0, 8, -8, 1, -3, 6]);
+            match rng.below(9) {
+                0..2 => {
+                    _ = asm.op(
+                        rng.pick(&[Op::AmoaddW, Op::AmoaddD, Op::AmoxorD, Op::AmomaxuW, Op::AmoswapD]),
+                        d,
+                        base,
+                        a,
+                        0,
+                    )
+                }
+                2 => _ = asm.op(Op::LrD, d, base, 0, 0),
+                3 => _ = asm.op(Op::LrW, d, base, 0, 0),
+                4 => _ = asm.op(Op::ScD, d, base, a, 0),
+                5 => _ = asm.op(Op::ScW, d, base, a, 0),
+                6 => _ = asm.op(rng.pick(&[Op::Sb, Op::Sh, Op::Sw, Op::Sd]), 0, base, a, odd),
+                7 => _ = asm.op(rng.pick(&[Op::Lb, Op::Lhu, Op::Lw, Op::Ld]), d, base, 0, odd),
+                _ => _ = asm.op(Op::Addi, d, a, 0, 1),
+            }
+        }
+        let back = jal(ZERO, asm.here(), again);
+        asm.i(back).put(&vm);
+        let mut pieces = Pieces { vm, plugged: None };
+        let cpu = pieces.vm.vcpu.cpu_mut();
+        (cpu.pc, cpu.csr.mtvec) = (RAM, HANDLER);
+        for n in VALUES {
+            cpu.x[usize::from(n)] = rng.value();
+        }
+        pieces
+    }
+
+    /// Something that is not the hart's doing; `rng` is in the same state for both engines.
+    fn between(&mut self, rng: &mut Rng) {
+        let space = &self.vm.space;
+        match rng.below(5) {
+            0 => {
+                let at = rng.pick(&[CELL, CELL + 3, RAM + 0x800, RAM + 0x5ff8, PLUG + 0x10]);
+                // What is there, or something else.
+                let mut bytes = [0; 8];
+                _ = space.read(GuestPhys::new(at), &mut bytes);
+                bytes[0] = bytes[0].wrapping_add(rng.below(2) as u8);
+                _ = space.write(GuestPhys::new(at), &bytes);
+            }
+            1 => match self.plugged.take() {
+                Some((block, mapping)) => {
+                    space.unmap(mapping).unwrap();
+                    self.vm.list.remove(&block).unwrap();
+                }
+                None => {
+                    let block = self.vm.list.add(notdirty_core::RamBlockSpec::new("plug", 0x1000)).unwrap();
+                    let mapping = space.map_ram(GuestPhys::new(PLUG), &block, 0, 0x1000, 0).unwrap();
+                    self.plugged = Some((block, mapping));
+                }
+            },
+            2 if rng.chance(20) => _ = space.vcpus().admit_writers(None),
+            _ => {}
+        }
+    }
+}
+
+const BASES: [u8; 3] = [A0, A1, A2];
+const VALUES: [u8; 6] = [T0, T1, S0, A4, S2, T3];
+const S10: u8 = 26;
+const S11: u8 = 27;
+
+#[test]
+fn atomics_in_pieces_with_host_writes_and_plugs_between_them_are_what_the_oracle_says() {
+    let pieces = std::env::var("NOTDIRTY_PIECES").ok().map_or(150, |n| n.parse().expect("a number"));
+    let mut alone = 0;
+    for seed in 0..pieces {
+        let mut flags = eager();
+        if seed % 3 == 0 {
+            assert!(flags.set(["flat_ram", "aligned", "flat_addend", "beside"][seed as usize / 3 % 4], false));
+        }
+        if seed % 4 == 0 {
+            flags.samples = false;
+        }
+        let mut ours = Pieces::new(EngineKind::Jit, flags, seed);
+        let mut oracle = Pieces::new(EngineKind::Interp, flags, seed);
+        let (mut rng, mut at) = (Rng::new(!seed), 0);
+        for piece in 0..30 {
+            at += rng.pick(&[1, 5, 100, 300, 2000]) + rng.below(40);
+            let limits = RunLimits { max_insns: Some(at), ..RunLimits::default() };
+            assert_eq!(ours.vm.vcpu.run(&limits), oracle.vm.vcpu.run(&limits), "seed {seed}, piece {piece}");
+            let (a, b) = (ours.vm.vcpu.cpu(), oracle.vm.vcpu.cpu());
+            assert_eq!((a.pc, a.x, a.retired), (b.pc, b.x, b.retired), "seed {seed}, piece {piece}");
+            let mut memory = [vec![0; 0x7000], vec![0; 0x7000]];
+            for (vm, memory) in [&ours.vm, &oracle.vm].into_iter().zip(&mut memory) {
+                vm.space.read(GuestPhys::new(RAM), memory).unwrap();
+            }
+            assert!(memory[0] == memory[1], "seed {seed}, piece {piece}: memory");
+            let mut same = rng.clone();
+            ours.between(&mut rng);
+            oracle.between(&mut same);
+        }
+        alone += ours.vm.vcpu.stats().tb.alone;
+    }
+    assert!(alone > pieces / 2, "{alone} TBs of a lone hart");
 }
