@@ -4,9 +4,8 @@
 //!   CpuState  x0..x31 | pc | retired ...        at the start of the TLB mapping's prefix,
 //!   [prefix: jit Context][TlbEntry; N]           so that one host register reaches both
 //! ```
-use crate::riscv::csr::{Csrs, mstatus};
+use crate::riscv::csr::Csrs;
 use crate::riscv::{Isa, Privilege};
-use notdirty_softmmu::MmuIdx;
 
 /// Architectural state of one hart. `repr(C)`: emitted code reaches it by offsets.
 #[repr(C)]
@@ -42,23 +41,6 @@ impl CpuState {
             hart_id,
             isa: Isa::ALL,
             csr: Csrs::default(),
-        }
-    }
-
-    /// How instructions are fetched.
-    #[inline]
-    pub fn fetch_idx(&self) -> MmuIdx {
-        self.privilege.into()
-    }
-
-    /// How loads and stores find memory: as in the mode of `mstatus.MPP` while `MPRV` is set.
-    #[inline]
-    pub fn data_idx(&self) -> MmuIdx {
-        let status = self.csr.mstatus;
-        if status & mstatus::MPRV == 0 {
-            self.privilege.into()
-        } else {
-            Privilege::from_bits(status >> mstatus::MPP_SHIFT).into()
         }
     }
 }

@@ -15,7 +15,7 @@ pub(crate) mod bits;
 
 use crate::exec::Core;
 use crate::ir::{Does, Site};
-use crate::jit::x86_64::context::Context;
+use crate::jit::x86_64::context::{Context, NO_SET};
 use crate::jit::x86_64::helpers::{Outcome, execute};
 use crate::riscv::trap::Trap;
 use crate::riscv::{Insn, Isa, Op, decode_any};
@@ -90,7 +90,7 @@ pub(crate) fn run(core: &mut Core, ctx: &mut Context) -> Why {
         if done >= budget && (jumped || done >= most) {
             break Why::Look;
         }
-        if jumped && core.count_run(ctx, pc) {
+        if jumped && ctx.jump_set() != NO_SET && core.count_run(ctx, pc) {
             break Why::Hot;
         }
         let insn = match code.insn(pc) {

@@ -113,6 +113,7 @@ fn machine(engine: EngineKind, flags: JitFlags, code: &Asm, handler: &Asm, of: &
     let mut vcpu = vcpu_on(&space, &Setup { engine, flags, ..Setup::default() }, clock);
     let cpu = vcpu.cpu_mut();
     cpu.privilege = of.mode;
+    cpu.csr.allow_all_memory();
     if of.timecmp.is_some() {
         (cpu.csr.mideleg, cpu.csr.menvcfg, cpu.csr.mcounteren) = (irq::STI, envcfg::STCE, 2);
     }

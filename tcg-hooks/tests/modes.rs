@@ -86,6 +86,7 @@ fn one_piece_of_code_is_translated_for_each_mode_and_run_in_its_own() {
         main.op(Op::Bne, 0, S0, ZERO, back).stop();
         main.put(&vm);
         let csr = &mut vm.vcpu.cpu_mut().csr;
+        csr.allow_all_memory();
         (csr.mtvec, csr.mscratch, csr.sscratch, csr.mcounteren) = (HANDLER, 1 << 40, 1 << 20, 0);
         vm.run(CODE);
         // Of M none trap; of S the word of M and the counter; of U those of S, too, and its write.
@@ -110,6 +111,7 @@ fn executes(bits: u32, mode: Privilege, status: u64, menvcfg: u64, senvcfg: u64)
         asm.i(bits).stop();
         asm.put(&vm);
         let cpu = vm.vcpu.cpu_mut();
+        cpu.csr.allow_all_memory();
         cpu.privilege = mode;
         cpu.csr.mstatus |= status;
         (cpu.csr.menvcfg, cpu.csr.senvcfg) = (menvcfg, senvcfg);
@@ -193,6 +195,7 @@ fn system_calls_go_down_through_the_modes_and_back_on_every_engine() {
         user.op(Op::Bne, 0, S0, ZERO, -12).stop();
         user.put(&vm);
         let cpu = vm.vcpu.cpu_mut();
+        cpu.csr.allow_all_memory();
         cpu.privilege = Privilege::U;
         (cpu.csr.mtvec, cpu.csr.stvec, cpu.csr.medeleg, cpu.csr.sscratch) = (HANDLER, RAM + 0x3000, 1 << 8, 77);
         vm.run(CODE);
@@ -220,6 +223,7 @@ fn the_host_may_put_a_hart_into_any_mode_between_runs() {
         asm.put(&vm);
         for (n, mode) in Privilege::ALL.into_iter().cycle().take(12).enumerate() {
             let cpu = vm.vcpu.cpu_mut();
+            cpu.csr.allow_all_memory();
             cpu.privilege = mode;
             (cpu.csr.sscratch, cpu.x[usize::from(A0)], cpu.x[usize::from(T4)]) = (7, 0, 0);
             vm.run(CODE);
@@ -242,6 +246,7 @@ fn timed(setup: &Setup, code: &Asm) -> Vm {
     handler.jump(HANDLER + 8);
     handler.put(&vm);
     let cpu = vm.vcpu.cpu_mut();
+    cpu.csr.allow_all_memory();
     cpu.privilege = Privilege::S;
     (cpu.csr.mcounteren, cpu.csr.menvcfg, cpu.csr.mideleg) = (2, envcfg::STCE, irq::STI);
     (cpu.csr.stvec, cpu.csr.mie, cpu.pc) = (HANDLER, irq::STI, CODE);
@@ -311,6 +316,7 @@ fn a_hart_that_nothing_can_wake_has_hung_and_one_with_a_deadline_has_not() {
             (0, envcfg::STCE, true),
         ] {
             let cpu = vm.vcpu.cpu_mut();
+            cpu.csr.allow_all_memory();
             (cpu.csr.mie, cpu.csr.menvcfg, cpu.pc) = (enabled, menvcfg, CODE);
             cpu.csr.stimecmp = 1 << 30;
             let exit = vm.vcpu.run(&RunLimits { max_insns: None, deadline: None });
@@ -333,6 +339,7 @@ fn loads_and_stores_are_the_same_in_all_modes_while_nothing_is_translated() {
         asm.put(&vm);
         vm.space.write(GuestPhys::new(RAM + 0x5000), &1u64.to_le_bytes()).unwrap();
         for mode in Privilege::ALL {
+            vm.vcpu.cpu_mut().csr.allow_all_memory();
             vm.vcpu.cpu_mut().privilege = mode;
             vm.run(CODE);
         }

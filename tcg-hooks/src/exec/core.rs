@@ -6,11 +6,15 @@ use crate::cpu::CpuState;
 use crate::jit::x86_64::context::Context;
 use crate::riscv::Insn;
 use crate::riscv::csr::{CsrEnv, irq, num};
+use crate::riscv::mmu::{self, Memory};
 use crate::riscv::trap::{self, Trap};
 use crate::tb::TbCache;
 use crate::trace::{TraceMask, TraceSink};
 use notdirty_core::RamAddr;
-use notdirty_softmmu::{CodeInvalidator, GuestPhys, Hooks, LiveMmu, ServeReport, SoftMmu, Started};
+use notdirty_softmmu::{
+    Access, CodeInvalidator, FaultCause, GuestPhys, Hooks, LiveMmu, MmuIdx, Physical, ServeReport, SoftMmu, Started,
+    Translation,
+};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
@@ -41,6 +45,10 @@ pub(crate) struct Core {
     pub(crate) trap_loop: bool,
     /// It gave its timer another deadline, which the slice was not cut for.
     pub(crate) new_deadline: bool,
+    /// No translation of code may be run any more.
+    pub(crate) drop_code: bool,
+    /// What the softmmu's translations were made by, when the last run ended; a host may change it.
+    pub(crate) memory: Option<Memory>,
 }
 
 impl Core {
@@ -51,11 +59,14 @@ impl Core {
         (unsafe { mmu.live() }.expect("the vCPU runs"), hooks)
     }
 
-    /// As `split`, for devices, which may be told nothing but the time.
+    /// As `split`, for the devices of emitted code, whose addresses are physical; they may be told nothing but the time.
     #[inline]
     pub(crate) fn live(&mut self) -> (&mut LiveMmu, &Clock) {
         // SAFETY: as in `split`.
-        (unsafe { self.mmu.live() }.expect("the vCPU runs"), &self.clock)
+        let mmu = unsafe { self.mmu.live() }.expect("the vCPU runs");
+        // Tier 0 may have been somewhere else.
+        mmu.select(MmuIdx::M);
+        (mmu, &self.clock)
     }
 
     /// As `split`, of a vCPU that may be parked.
@@ -182,6 +193,27 @@ impl Core {
         self.follow_mode(ctx);
     }
 
+    /// `satp` or PMP changed since `before`.
+    pub(crate) fn memory_changed(&mut self, ctx: &mut Context, before: &Memory) {
+        let (mmu, hooks) = self.split(ctx);
+        if mmu::changed(before, &hooks.cpu().csr, mmu) {
+            // Emitted code may be on the stack: not before the loop looks.
+            self.drop_code = true;
+        }
+        self.follow_mode(ctx);
+    }
+
+    /// The registers may have been replaced since the last run.
+    pub(crate) fn begin_memory(&mut self, ctx: &mut Context) {
+        let replaced = self.memory.take().is_some_and(|then| then != Memory::of(&ctx.cpu.csr));
+        let (mmu, hooks) = self.split(ctx);
+        mmu::follow(&hooks.cpu().csr, mmu);
+        if replaced {
+            mmu.flush_tlb();
+            self.drop_code = true;
+        }
+    }
+
     /// The hart may be in another mode than emitted code went by.
     #[inline]
     pub(crate) fn follow_mode(&self, ctx: &mut Context) {
@@ -217,6 +249,11 @@ pub(crate) struct StoreHooks<'a> {
 }
 
 impl StoreHooks<'_> {
+    /// The hart.
+    pub(crate) fn cpu(&self) -> &CpuState {
+        &self.ctx.cpu
+    }
+
     /// For what others posted: no kill waits for a `fence.i`.
     pub(crate) fn served(self) -> Self {
         StoreHooks { stale: None, served: true, ..self }
@@ -269,6 +306,14 @@ impl CodeInvalidator for StoreHooks<'_> {
 }
 
 impl Hooks for StoreHooks<'_> {
+    fn translate(&mut self, memory: &mut Physical<'_>, access: Access) -> Result<Translation, FaultCause> {
+        let csr = &self.ctx.cpu.csr;
+        if access.idx == MmuIdx::M && !csr.pmp_is_locked() {
+            return Ok(Translation::identity(access.va));
+        }
+        Memory::of(csr).translate(self, memory, access)
+    }
+
     fn before_mmio(&mut self) {
         self.clock.publish(self.ctx.cpu.retired);
     }

@@ -15,15 +15,16 @@ use crate::interp::{self, Step};
 use crate::jit::x86_64::context::{Context, PREFIX};
 use crate::jit::x86_64::helpers::execute_site;
 use crate::jit::x86_64::mem::SMALL_BITS;
+use crate::riscv::Op;
 use crate::riscv::csr::CsrEnv;
+use crate::riscv::mmu::Memory;
 use crate::riscv::trap::{self, Trap, cause};
-use crate::riscv::{Op, Privilege};
 use crate::tb::TbCache;
 use crate::trace::{TraceMask, TraceSink};
 use crate::translate::{MAX_INSNS, Translator};
 use notdirty_core::{PAGE_SIZE, RamAddr, pin};
 use notdirty_softmmu::tlb::entry::TLB_BITS;
-use notdirty_softmmu::{AddressSpace, GuestPhys, GuestVirt, LiveMmu, MemFault, Resolved, SoftMmu, VcpuPort};
+use notdirty_softmmu::{AddressSpace, GuestPhys, GuestVirt, LiveMmu, MemFault, MmuIdx, Resolved, SoftMmu, VcpuPort};
 use std::io;
 use std::ptr::NonNull;
 use std::sync::Arc;
@@ -154,6 +155,8 @@ impl Vcpu {
                 unhandled: Traps::default(),
                 trap_loop: false,
                 new_deadline: false,
+                drop_code: false,
+                memory: None,
             },
             translator: Translator::default(),
             engine: cfg.engine,
@@ -272,6 +275,7 @@ impl Vcpu {
         // What the host put there, by `cpu_mut`, is no register.
         self.parts().0.cpu.x[0] = 0;
         let exit = self.run_loop(limits);
+        self.core.memory = Some(Memory::of(&self.cpu().csr));
         self.retired += self.cpu().retired.wrapping_sub(before);
         exit
     }
@@ -280,6 +284,7 @@ impl Vcpu {
         // Parks again however this ends.
         let mut running = None;
         self.pace.start(self.cpu().retired);
+        let mut first = true;
         loop {
             if running.is_none() {
                 // It was parked, and stores nothing before it has served.
@@ -290,6 +295,14 @@ impl Vcpu {
                 core.serve(ctx);
             }
             let (ctx, core) = self.parts();
+            if std::mem::take(&mut first) {
+                core.begin_memory(ctx);
+            }
+            if std::mem::take(&mut core.drop_code)
+                && let Some(tbs) = &mut core.tbs
+            {
+                tbs.clear(ctx);
+            }
             core.compare(ctx);
             if self.port().take_stop() || self.harts.as_ref().is_some_and(|harts| harts.stopping()) {
                 return VcpuExit::Stopped;
@@ -505,13 +518,9 @@ impl Vcpu {
     }
 }
 
-fn fetch(
-    mmu: &mut LiveMmu,
-    hooks: &mut super::core::StoreHooks<'_>,
-    mode: Privilege,
-    pc: u64,
-) -> Result<RamAddr, MemFault> {
-    mmu.fetch(hooks, mode.into(), GuestVirt::new(pc)).map(|p| p.ram)
+/// The page of emitted code, whose addresses are physical.
+fn fetch(mmu: &mut LiveMmu, hooks: &mut super::core::StoreHooks<'_>, pc: u64) -> Result<RamAddr, MemFault> {
+    mmu.fetch(hooks, MmuIdx::M, GuestVirt::new(pc)).map(|p| p.ram)
 }
 
 /// host - guest for the RAM that `pc` lies in, or where RAM usually is.

@@ -18,6 +18,7 @@ use crate::cpu::CpuState;
 use crate::riscv::csr::CsrEnv;
 use crate::riscv::decode::{Insn, decode_any, is_compressed};
 use crate::riscv::fpu;
+use crate::riscv::mmu::{self, Memory, Translated};
 use crate::riscv::opcodes::{Format, Op};
 use crate::riscv::trap::Trap;
 use notdirty_softmmu::{GuestVirt, Hooks, LiveMmu, MemFault};
@@ -46,8 +47,10 @@ pub fn step<H: Hooks>(cpu: &mut CpuState, mmu: &mut LiveMmu, hooks: &mut H, env:
 
 /// Fetches and decodes at `cpu.pc`, a halfword at a time: the second one is only looked at if the first asks for it,
 /// and when it faults, the fault names its address.
-pub fn fetch<H: Hooks>(cpu: &CpuState, mmu: &mut LiveMmu, hooks: &mut H) -> Result<Insn, MemFault> {
+pub fn fetch<H: Hooks>(cpu: &CpuState, memory: &mut LiveMmu, hooks: &mut H) -> Result<Insn, MemFault> {
     let idx = cpu.fetch_idx();
+    mmu::follow(&cpu.csr, memory);
+    let (mmu, hooks) = (memory, &mut Translated { memory: Memory::of(&cpu.csr), hooks });
     // What another hart stores whole is read whole, where that can be.
     if let Some(bits) = mmu.fetch_u32(hooks, idx, GuestVirt::new(cpu.pc))? {
         return Ok(decoded(cpu, if is_compressed(bits as u16) { bits & 0xffff } else { bits }));
@@ -76,7 +79,7 @@ pub fn execute<H: Hooks>(cpu: &mut CpuState, mmu: &mut LiveMmu, hooks: &mut H, e
             .and_then(|()| memory::execute(cpu, mmu, hooks, insn).map_err(Trap::from))
             .map(|()| Step::Next),
         Format::Fence | Format::None | Format::Addresses | Format::Csr | Format::CsrImm => {
-            return system::execute(cpu, env, insn, next);
+            return system::execute(cpu, mmu, hooks, env, insn, next);
         }
         Format::B | Format::J | Format::Jalr => return flow(cpu, insn, next),
         Format::U | Format::I | Format::Shift | Format::ShiftW | Format::R | Format::Unary => {

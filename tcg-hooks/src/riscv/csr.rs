@@ -153,6 +153,8 @@ pub enum CsrEffect {
     Interrupts,
     /// A timer has another deadline: whoever runs the hart until the old one must look.
     Deadline,
+    /// Addresses mean something else, or other ones are refused.
+    Memory,
 }
 
 impl Counter {

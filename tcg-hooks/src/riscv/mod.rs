@@ -7,8 +7,7 @@
 //!   walk: from a virtual page to a physical one       pmp: what may be done there
 //! ```
 //!
-//! Deliberately absent so far: paging, PMP that protects (its registers are storage). `walk` and `pmp` are there for them, and
-//! nothing calls them yet.
+//! `mmu` puts the two together: what the hart's registers make of an address.
 pub mod compressed;
 pub mod csr;
 pub mod decode;
@@ -17,6 +16,7 @@ pub mod fpu;
 pub mod isa;
 #[cfg(test)]
 mod llvm_tests;
+pub(crate) mod mmu;
 pub mod opcodes;
 pub mod pmp;
 pub mod privilege;

@@ -3,7 +3,6 @@ use super::Op;
 use super::csr::{envcfg, mstatus};
 use crate::cpu::CpuState;
 use core::fmt::{self, Display, Formatter};
-use notdirty_softmmu::MmuIdx;
 
 /// A privilege mode; a greater one may do more.
 #[repr(u8)]
@@ -52,13 +51,6 @@ impl Privilege {
             Privilege::S => 1,
             Privilege::U => 2,
         }
-    }
-}
-
-/// While nothing translates or protects, all modes see the same memory, and emitted code of each looks in the machine's tables.
-impl From<Privilege> for MmuIdx {
-    fn from(_: Privilege) -> MmuIdx {
-        MmuIdx::M
     }
 }
 
@@ -112,6 +104,5 @@ mod tests {
         }
         assert_eq!(Privilege::from_bits(2), Privilege::U);
         assert_eq!(Privilege::S.to_string(), "S-mode");
-        assert!(Privilege::ALL.into_iter().all(|mode| MmuIdx::from(mode) == MmuIdx::M));
     }
 }

@@ -11,7 +11,7 @@ use crate::heat::Heat;
 use crate::ir::{LETS_ODD, TESTS_LINE};
 use crate::ir::{Region, Site, Span};
 use crate::jit::code_cache::{CodeCache, CodeOffset, place_bytes};
-use crate::jit::x86_64::context::{Context, JUMP_SETS, JumpEntry};
+use crate::jit::x86_64::context::{Context, JUMP_SETS, JumpEntry, NO_SET};
 use crate::jit::x86_64::thunks::{SiteFn, Thunks, assemble};
 use crate::jit::x86_64::{Emitter, LOCAL_BITS};
 use hashbrown::HashMap;
@@ -331,7 +331,7 @@ impl TbCache {
     /// The hart's mode may have changed: emitted code goes by the jumps of the one that it is in.
     #[inline]
     pub(crate) fn follow_mode(&self, ctx: &mut Context) {
-        let set = ctx.cpu.privilege.index();
+        let set = if ctx.cpu.is_physical() { ctx.cpu.privilege.index() } else { NO_SET };
         if set != ctx.jump_set() {
             ctx.select_jumps(set);
             self.jumps[set].publish(ctx);

@@ -12,7 +12,7 @@ use crate::ir::Span;
 use crate::riscv::Isa;
 use crate::riscv::decode::Packed;
 use notdirty_core::PAGE_SIZE;
-use notdirty_softmmu::{AccessKind, GuestVirt, Hooks, LiveMmu, MemFault};
+use notdirty_softmmu::{AccessKind, GuestVirt, Hooks, LiveMmu, MemFault, MmuIdx};
 
 /// Bytes behind the copy of the spans, so that there is a word at its last halfword.
 const PAD: usize = 2;
@@ -177,7 +177,7 @@ impl Translator {
         if slot.is_some_and(|p| (p.start..p.end).contains(&inside)) {
             return Ok(());
         }
-        let got = mmu.fetch(hooks, self.mode.into(), va)?;
+        let got = mmu.fetch(hooks, MmuIdx::M, va)?;
         let page = Page { ram: got.ram, host: got.host, start: inside, end: inside + got.len_ok };
         match slot {
             // Asked for from an earlier byte on: the same range if it ends at the same place.

@@ -117,9 +117,17 @@ impl Vcpu {
                 core.take_trap(ctx, &MemFault::misaligned(AccessKind::Fetch, GuestVirt::new(pc)).into());
                 return None;
             }
+            if !ctx.cpu.is_physical() {
+                // Emitted code knows no page tables, nor PMP that binds S-mode or U-mode.
+                ctx.settle(0);
+                match tier0::run(core, ctx) {
+                    Why::Look => return None,
+                    Why::Hot => continue,
+                }
+            }
             let mode = ctx.cpu.privilege;
             let (mmu, mut hooks) = core.split(ctx);
-            let page = match fetch(mmu, &mut hooks, mode, pc) {
+            let page = match fetch(mmu, &mut hooks, pc) {
                 Ok(page) => page,
                 Err(fault) => {
                     ctx.settle(0);
@@ -135,7 +143,7 @@ impl Vcpu {
                 Some((found, None)) => Some(found),
                 Some((found, second)) => {
                     let (mmu, mut hooks) = core.split(ctx);
-                    let now = fetch(mmu, &mut hooks, mode, after).ok().map(|r| r.page());
+                    let now = fetch(mmu, &mut hooks, after).ok().map(|r| r.page());
                     (now == second).then_some(found)
                 }
                 None => None,

@@ -20,7 +20,9 @@ const MOST_SELDOM: i32 = 1 << 20;
 /// Added to the start of the context to get `rbp`.
 pub(super) const BASE: i32 = 128;
 /// Jump caches: one for each mode.
-pub(crate) const JUMP_SETS: usize = Privilege::ALL.len();
+pub(crate) const JUMP_SETS: usize = Privilege::ALL.len() + 1;
+/// The one that stays empty, while the hart runs no emitted code.
+pub(crate) const NO_SET: usize = Privilege::ALL.len();
 /// Entries of a jump cache.
 pub(super) const JUMP_ENTRIES: usize = 4096;
 

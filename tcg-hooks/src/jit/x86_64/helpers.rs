@@ -16,6 +16,7 @@ use crate::exec::Core;
 use crate::ir::{Does, MemOp, Site};
 use crate::riscv::csr::{self, CsrEffect};
 use crate::riscv::fpu;
+use crate::riscv::mmu::{self, Memory};
 use crate::riscv::opcodes::PATTERNS;
 use crate::riscv::trap::{self, Trap};
 use crate::riscv::{Format, Insn, Op};
@@ -298,9 +299,11 @@ fn other(core: &mut Core, ctx: &mut Context, site: &Site, next: u64) -> Outcome 
             let pc = ctx.cpu.pc;
             if core.may_interrupt(&ctx.cpu) { Outcome::Leave(pc) } else { Outcome::Go(pc) }
         }
-        // No translation of an address is kept. What was stored to page tables is seen by all that follows.
+        // What was stored to page tables is seen by all that follows.
         Op::SfenceVma | Op::SinvalVma | Op::SfenceWInval | Op::SfenceInvalIr => {
             barrier::full();
+            let (mmu, hooks) = core.split(ctx);
+            mmu::fence(hooks.cpu(), mmu, insn);
             if core.mmu.port().kicked() { Outcome::Leave(next) } else { Outcome::Go(next) }
         }
         Op::Wfi => {
@@ -407,11 +410,25 @@ fn atomic(core: &mut Core, ctx: &mut Context, insn: &Insn) -> Result<StoreEffect
 }
 
 fn control(core: &mut Core, ctx: &mut Context, insn: &Insn, next: u64) -> Outcome {
-    if matches!(csr::find(insn.csr()), Some(csr::Row { value: csr::Value::Float(_), .. })) {
+    let row = csr::find(insn.csr());
+    if matches!(row, Some(csr::Row { value: csr::Value::Float(_), .. })) {
         ctx.settle_flags();
     }
+    let before = row.filter(|row| row.effect == CsrEffect::Memory).map(|_| Memory::of(&ctx.cpu.csr));
+    let physical = ctx.cpu.is_physical();
     let env = core.csr_env(&ctx.cpu, insn);
     match csr::execute(&mut ctx.cpu, insn, &env) {
+        Ok(CsrEffect::Memory) => {
+            if let Some(before) = before {
+                core.memory_changed(ctx, &before);
+            }
+            Outcome::Leave(next)
+        }
+        // MPRV, and what it is about.
+        Ok(_) if physical != ctx.cpu.is_physical() => {
+            core.follow_mode(ctx);
+            Outcome::Leave(next)
+        }
         Ok(CsrEffect::None) => Outcome::Next,
         Ok(CsrEffect::Interrupts) if core.may_interrupt(&ctx.cpu) => Outcome::Leave(next),
         Ok(CsrEffect::Interrupts) => Outcome::Next,

@@ -94,8 +94,12 @@ pub mod envcfg {
 pub mod satp {
     /// Where the mode begins.
     pub const MODE_SHIFT: u32 = 60;
-    /// The modes that can be set, a bit each: 0, no translation.
-    pub const MODES: u16 = 1;
+    /// The modes that can be set, a bit each: none, Sv39, Sv48, Sv57.
+    pub const MODES: u16 = 1 | 1 << 8 | 1 << 9 | 1 << 10;
+    /// Where the number of the address space is: 16 bits.
+    pub const ASID_SHIFT: u32 = 44;
+    /// The page of the root of the page tables.
+    pub const PPN: u64 = (1 << ASID_SHIFT) - 1;
 }
 
 /// Fields of an entry of `pmpcfg`.

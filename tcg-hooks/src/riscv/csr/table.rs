@@ -184,7 +184,8 @@ table! {
     SIP = 0x144: row("sip", Value::DelegatedPending).mask(irq::SSI).rule(Rule::Pending).effect(CsrEffect::Interrupts);
     STIMECMP = 0x14d: row("stimecmp", Value::Word(Word::Stimecmp)).mask(!0).gate(Gate::Timer).effect(CsrEffect::Deadline);
     // Any ASID of 16 bits, any page of a 56-bit address.
-    SATP = 0x180: row("satp", Value::Word(Word::Satp)).mask(!0).rule(Rule::Satp).gate(Gate::Translation);
+    SATP = 0x180: row("satp", Value::Word(Word::Satp)).mask(!0).rule(Rule::Satp).gate(Gate::Translation)
+        .effect(CsrEffect::Memory);
 
     MSTATUS = 0x300: row("mstatus", Value::Word(Word::Mstatus))
         .mask(mstatus::SIE | mstatus::MIE | mstatus::SPIE | mstatus::MPIE | mstatus::SPP | mstatus::MPP | mstatus::FS
@@ -210,8 +211,10 @@ table! {
     MIP = 0x344: row("mip", Value::Pending(Word::Mip)).mask(irq::SUPERVISOR).rule(Rule::Pending)
         .effect(CsrEffect::Interrupts);
     // Of each entry L, A, X, W, R.
-    PMPCFG0 = 0x3a0: row("pmpcfg0", Value::Word(Word::Pmpcfg0)).mask(0x9f9f_9f9f_9f9f_9f9f).rule(Rule::Pmp);
-    PMPCFG2 = 0x3a2: row("pmpcfg2", Value::Word(Word::Pmpcfg2)).mask(0x9f9f_9f9f_9f9f_9f9f).rule(Rule::Pmp);
+    PMPCFG0 = 0x3a0: row("pmpcfg0", Value::Word(Word::Pmpcfg0)).mask(0x9f9f_9f9f_9f9f_9f9f).rule(Rule::Pmp)
+        .effect(CsrEffect::Memory);
+    PMPCFG2 = 0x3a2: row("pmpcfg2", Value::Word(Word::Pmpcfg2)).mask(0x9f9f_9f9f_9f9f_9f9f).rule(Rule::Pmp)
+        .effect(CsrEffect::Memory);
     PMPCFG4 = 0x3a4: row("pmpcfg4", MORE_PMP);
     PMPCFG6 = 0x3a6: row("pmpcfg6", MORE_PMP);
     PMPCFG8 = 0x3a8: row("pmpcfg8", MORE_PMP);
@@ -220,7 +223,7 @@ table! {
     PMPCFG14 = 0x3ae: row("pmpcfg14", MORE_PMP);
     // Bits 55..2 of a 56-bit address.
     PMPADDR0 ..= PMPADDR15 = 0x3b0 ..= 0x3bf: row("pmpaddr", Value::Word(Word::Pmpaddr)).numbered(0).mask((1 << 54) - 1)
-        .rule(Rule::PmpAddr);
+        .rule(Rule::PmpAddr).effect(CsrEffect::Memory);
     PMPADDR16 ..= PMPADDR63 = 0x3c0 ..= 0x3ef: row("pmpaddr", MORE_PMP).numbered(16);
     MSECCFG = 0x747: row("mseccfg", Value::Absent("Smepmp or Zkr"));
     // Triggers of no type.

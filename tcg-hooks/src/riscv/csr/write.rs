@@ -17,6 +17,23 @@ impl Csrs {
         self.pmpaddr.get(n).copied().unwrap_or(0)
     }
 
+    /// All of PMP: eight entries' configuration in a word, and the addresses.
+    pub(crate) fn pmp_words(&self) -> ([u64; 2], &[u64; 16]) {
+        ([self.pmpcfg0, self.pmpcfg2], &self.pmpaddr)
+    }
+
+    /// Is an entry locked, so that M-mode is bound?
+    #[inline]
+    pub(crate) fn pmp_is_locked(&self) -> bool {
+        (self.pmpcfg0 | self.pmpcfg2) & u64::from_ne_bytes([pmpcfg::L; 8]) != 0
+    }
+
+    /// Entry 0 of PMP allows everything to all modes: what firmware does before it leaves M-mode, as other modes are refused
+    /// what no entry matches. Its lock stays open.
+    pub fn allow_all_memory(&mut self) {
+        (self.pmpcfg0, self.pmpaddr[0]) = (self.pmpcfg0 & !0xff | 0x1f, (1 << 54) - 1);
+    }
+
     /// Does the address of entry `n` stand until reset? Its own lock says so, or that of a range that begins there.
     fn pmpaddr_is_locked(&self, n: usize) -> bool {
         let (own, next) = (self.pmpcfg(n), self.pmpcfg(n + 1));

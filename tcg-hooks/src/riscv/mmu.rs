@@ -1,0 +1,238 @@
+//! How a hart's addresses become physical ones: page tables, then PMP, of which the softmmu keeps what it may.
+//!
+//! ```text
+//!   cpu.data_idx(), fetch_idx() ─▶ M: physical, and nothing is refused that M-mode is not refused
+//!                               └▶ mode, SUM, MXR: a set of its own, by satp's mode and ASID
+//!   a miss ─▶ Hooks::translate ─▶ Memory::translate ─ walk (its reads and marks under PMP, as S-mode's) ─▶ PMP ─▶ softmmu
+//!   satp, pmpcfg, pmpaddr written ─▶ changed        sfence.vma, sinval.vma ─▶ fence
+//! ```
+//!
+//! While S-mode and U-mode are not translated, and PMP leaves all memory to them, they see what M-mode does, in its set. A
+//! switch of `satp.MODE` needs no fence, as another mode is another set; that of a root does, by the specification.
+
+use super::csr::{Csrs, envcfg, mstatus, satp};
+use super::decode::Insn;
+use super::pmp::{ENTRIES, PageRights, Pmp, cfg};
+use super::walk::{Leaf, Regime, Scheme, Tables, walk};
+use super::{Op, Privilege};
+use crate::cpu::CpuState;
+use notdirty_core::{PAGE_SIZE, RamAddr};
+use notdirty_softmmu::{
+    Access, AccessKind, Asid, CodeInvalidator, FaultCause, GuestPhys, GuestVirt, Hooks, LiveMmu, MmuIdx, Physical,
+    Rights, Translation,
+};
+
+/// Bits of an [`MmuIdx`] beside the mode.
+const SUM: u8 = 1 << 2;
+const MXR: u8 = 1 << 3;
+/// Of an entry that matches everything.
+const EVERYTHING: u8 = cfg::R | cfg::W | cfg::X;
+
+impl CpuState {
+    /// How instructions are fetched.
+    #[inline]
+    pub fn fetch_idx(&self) -> MmuIdx {
+        self.csr.idx(self.privilege, 0)
+    }
+
+    /// How loads and stores find memory: as in the mode of `mstatus.MPP` while `MPRV` is set.
+    #[inline]
+    pub fn data_idx(&self) -> MmuIdx {
+        let status = self.csr.mstatus;
+        let mprv = status & mstatus::MPRV != 0;
+        let mode = if mprv { Privilege::from_bits(status >> mstatus::MPP_SHIFT) } else { self.privilege };
+        let sum = if status & mstatus::SUM != 0 && mode == Privilege::S { SUM } else { 0 };
+        let mxr = if status & mstatus::MXR != 0 { MXR } else { 0 };
+        self.csr.idx(mode, sum | mxr)
+    }
+
+    /// Are all addresses that the hart uses now physical, and found in M-mode's set? Only then does emitted code run.
+    #[inline]
+    pub(crate) fn is_physical(&self) -> bool {
+        self.fetch_idx() == MmuIdx::M && self.data_idx() == MmuIdx::M
+    }
+}
+
+impl Csrs {
+    #[inline]
+    fn idx(&self, mode: Privilege, more: u8) -> MmuIdx {
+        if mode == Privilege::M || self.satp >> satp::MODE_SHIFT == 0 && self.pmp_is_open() {
+            return MmuIdx::M;
+        }
+        MmuIdx(mode as u8 | more)
+    }
+
+    /// Does the first entry of PMP match all that there is, and allow everything?
+    #[inline]
+    fn pmp_is_open(&self) -> bool {
+        let (config, address) = (self.pmpcfg(0), self.pmpaddr(0));
+        let all = match config & cfg::A {
+            // But for the last four bytes of what 56 bits can name, where nothing is.
+            cfg::TOR => address >= (1 << 54) - 1,
+            cfg::NAPOT => address & ((1 << 53) - 1) == (1 << 53) - 1,
+            _ => false,
+        };
+        all && config & EVERYTHING == EVERYTHING
+    }
+}
+
+/// What the translation of an address depends on, apart from the hart.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Memory {
+    satp: u64,
+    menvcfg: u64,
+    config: [u64; 2],
+    addresses: [u64; ENTRIES],
+}
+
+impl Memory {
+    /// As the registers are now.
+    pub(crate) fn of(csr: &Csrs) -> Memory {
+        let (config, addresses) = csr.pmp_words();
+        Memory { satp: csr.satp, menvcfg: csr.menvcfg, config, addresses: *addresses }
+    }
+
+    /// Does PMP bind M-mode?
+    fn is_locked(&self) -> bool {
+        (self.config[0] | self.config[1]) & u64::from_ne_bytes([cfg::L; 8]) != 0
+    }
+
+    /// Where an access goes. `hooks` is told of the marks that it leaves in page tables.
+    pub(crate) fn translate<H: Hooks>(
+        &self,
+        hooks: &mut H,
+        memory: &mut Physical<'_>,
+        access: Access,
+    ) -> Result<Translation, FaultCause> {
+        let Access { idx, va, len, kind } = access;
+        let machine = idx == MmuIdx::M;
+        if machine && !self.is_locked() {
+            return Ok(Translation::identity(va));
+        }
+        let config = std::array::from_fn(|n| self.config[n / 8].to_le_bytes()[n % 8]);
+        let pmp = Pmp::new(&config, &self.addresses);
+        let leaf = if machine {
+            let page = va.page_base().get();
+            Leaf { page, size_log2: 12, rights: Rights::ALL, global: false }
+        } else {
+            let regime = Regime {
+                scheme: Scheme::of_satp(self.satp).unwrap_or_default(),
+                root: self.satp & satp::PPN,
+                user: idx.0 & 3 == Privilege::U as u8,
+                sum: idx.0 & SUM != 0,
+                mxr: idx.0 & MXR != 0,
+                adue: self.menvcfg & envcfg::ADUE != 0,
+                pbmte: self.menvcfg & envcfg::PBMTE != 0,
+            };
+            walk(&mut Guarded { memory, hooks, pmp: &pmp }, regime, va.get(), kind)?
+        };
+        let (allowed, lasting) = match pmp.page(machine, leaf.page) {
+            PageRights::Whole(rights) => (rights, true),
+            PageRights::Ask => {
+                let allowed = pmp.allows(machine, leaf.page | va.page_offset(), len, kind);
+                (if allowed { Rights::ALL } else { Rights::NONE }, false)
+            }
+        };
+        // The softmmu takes a missing right for an access fault.
+        let Leaf { page, size_log2, rights, global } = leaf;
+        Ok(Translation { page: GuestPhys::new(page), size_log2, rights: rights & allowed, global, lasting })
+    }
+}
+
+/// Page tables in memory under PMP.
+struct Guarded<'a, 'm, H> {
+    memory: &'a mut Physical<'m>,
+    hooks: &'a mut H,
+    pmp: &'a Pmp,
+}
+
+impl<H: Hooks> Tables for Guarded<'_, '_, H> {
+    fn read(&mut self, at: u64) -> Option<u64> {
+        let allowed = self.pmp.allows(false, at, 8, AccessKind::Load);
+        self.memory.read(GuestPhys::new(at)).filter(|_| allowed)
+    }
+
+    fn replace(&mut self, at: u64, old: u64, new: u64) -> Option<bool> {
+        if !self.pmp.allows(false, at, 8, AccessKind::Store) {
+            return None;
+        }
+        self.memory.replace(self.hooks, GuestPhys::new(at), old, new)
+    }
+}
+
+/// The address space of a value of `satp`, among those that the softmmu keeps apart.
+fn asid(satp: u64) -> Asid {
+    Asid((satp >> satp::ASID_SHIFT) as u32)
+}
+
+/// The hart is about to use memory: as its `satp` says.
+#[inline]
+pub(crate) fn follow(csr: &Csrs, mmu: &mut LiveMmu) {
+    mmu.set_asid(asid(csr.satp));
+}
+
+/// Something changed that `before` says of the past: what may be kept no more is forgotten. Must translations of code be, too,
+/// as M-mode may not fetch what it might, or may what it might not?
+#[must_use]
+pub(crate) fn changed(before: &Memory, csr: &Csrs, mmu: &mut LiveMmu) -> bool {
+    let now = Memory::of(csr);
+    follow(csr, mmu);
+    if (before.config, before.addresses) == (now.config, now.addresses) {
+        return false;
+    }
+    let bound = before.is_locked() || now.is_locked();
+    if bound {
+        mmu.flush_tlb();
+    } else {
+        mmu.flush_translations(None, None);
+    }
+    bound
+}
+
+/// `sfence.vma` and what Svinval makes of it.
+pub(crate) fn fence(cpu: &CpuState, mmu: &mut LiveMmu, insn: &Insn) {
+    if !matches!(insn.op, Op::SfenceVma | Op::SinvalVma) {
+        // What these two order is in order.
+        return;
+    }
+    let register = |n: u8| (n != 0).then(|| cpu.x[usize::from(n & 31)]);
+    let va = register(insn.rs1).map(GuestVirt::new);
+    match register(insn.rs2) {
+        None => mmu.flush_translations(va, None),
+        Some(asid) => {
+            for scheme in [Scheme::Bare, Scheme::Sv39, Scheme::Sv48, Scheme::Sv57] {
+                let scheme = (scheme as u32) << (satp::MODE_SHIFT - satp::ASID_SHIFT);
+                mmu.flush_translations(va, Some(Asid(scheme | u32::from(asid as u16))));
+            }
+        }
+    }
+}
+
+/// Hooks of an engine that knows no page tables, with a hart's.
+pub(crate) struct Translated<'a, H> {
+    pub(crate) memory: Memory,
+    pub(crate) hooks: &'a mut H,
+}
+
+impl<H: Hooks> CodeInvalidator for Translated<'_, H> {
+    fn code_written(&mut self, ram: RamAddr, len: u64) -> usize {
+        self.hooks.code_written(ram, len)
+    }
+}
+
+impl<H: Hooks> Hooks for Translated<'_, H> {
+    fn translate(&mut self, memory: &mut Physical<'_>, access: Access) -> Result<Translation, FaultCause> {
+        self.memory.translate(self.hooks, memory, access)
+    }
+    fn before_mmio(&mut self) {
+        self.hooks.before_mmio();
+    }
+    fn unmapped(&mut self, start: GuestPhys, last: GuestPhys, ram: RamAddr) {
+        self.hooks.unmapped(start, last, ram);
+    }
+    fn flushed(&mut self) {
+        self.hooks.flushed();
+    }
+}
+
+const _: () = assert!(PAGE_SIZE == 1 << 12);

@@ -1,0 +1,324 @@
+//! Page tables and PMP on every engine: random programs of M-mode that load and store by MPRV, run code in S-mode and U-mode,
+//! write the tables, `satp` and PMP, with fences and without. What TLBs keep is in no register, but each engine keeps the same,
+//! so the oracle says what is right; `walk.rs` and `pmp.rs` say that of the oracle's parts, upstream's tests of the whole.
+
+mod common;
+
+use common::*;
+use notdirty_softmmu::GuestPhys;
+use notdirty_tcg::riscv::csr::{self, mstatus, num};
+use notdirty_tcg::riscv::trap::cause;
+use notdirty_tcg::riscv::{Op, Privilege};
+use notdirty_tcg::testkit::encode;
+use notdirty_tcg::testkit::rng::Rng;
+use notdirty_tcg::{EngineKind, ICache, JitFlags, RunLimits};
+use std::time::{Duration, Instant};
+
+const HANDLER: u64 = RAM + 0x800;
+const CODE: u64 = RAM + 0x1000;
+/// Four pages of tables, four of data.
+const TABLES: u64 = RAM + 0x4_0000;
+const DATA: u64 = TABLES + 0x4000;
+/// Where M-mode goes on after a trap of another mode.
+const S11: u8 = 27;
+
+fn engines() -> [(&'static str, Setup); 4] {
+    [
+        ("oracle", Setup { engine: EngineKind::Interp, ..Setup::default() }),
+        ("tiers", Setup { flags: JitFlags::default(), ..Setup::default() }),
+        ("translated", Setup::default()),
+        ("translated, fences", Setup { icache: ICache::FenceI, ..Setup::default() }),
+    ]
+}
+
+/// Adds up causes, values and places; skips an instruction of M-mode, and leaves other modes for s11.
+fn handler() -> Asm {
+    let mut asm = Asm::at(HANDLER);
+    for (sum, from) in [(S2, num::MCAUSE), (S3, num::MTVAL), (S4, num::MEPC)] {
+        asm.op(Op::Csrrs, T4, ZERO, 0, from.into()).op(Op::Slli, T2, sum, 0, 1);
+        asm.op(Op::Add, sum, T2, T4, 0);
+    }
+    asm.op(Op::Csrrs, T5, ZERO, 0, num::MSTATUS.into()).word(T6, mstatus::MPP as u32);
+    asm.op(Op::And, T5, T5, T6, 0).i(encode(Op::Bne, 0, T5, T6, 16));
+    asm.i(addi(T4, T4, 4)).op(Op::Csrrw, ZERO, T4, 0, num::MEPC.into()).op(Op::Mret, 0, 0, 0, 0);
+    asm.op(Op::Csrrw, ZERO, S11, 0, num::MEPC.into()).op(Op::Csrrs, ZERO, T6, 0, num::MSTATUS.into());
+    asm.op(Op::Mret, 0, 0, 0, 0);
+    asm
+}
+
+/// A virtual address that some scheme leads somewhere: few numbers at each level.
+fn virt(rng: &mut Rng) -> u32 {
+    let page = rng.below(2) << 30 | rng.below(3) << 21 | rng.below(3) << 12;
+    let off = rng.pick(&[rng.clone().below(64) * 64, rng.clone().below(4096), 0xffa + rng.clone().below(6), 0]);
+    (page | off) as u32
+}
+
+/// A page-table entry: a table, a leaf of some kind, seldom anything.
+fn entry(rng: &mut Rng) -> u32 {
+    let ppn = |at: u64| (at >> 12 << 10) as u32;
+    let data = DATA + rng.below(4) * 0x1000;
+    match rng.below(16) {
+        0..5 => ppn(TABLES + rng.below(4) * 0x1000) | 1,
+        5..11 => ppn(data) | 0xcf | (rng.below(4) as u32) << 4,
+        11..14 => ppn(data) | rng.below(256) as u32 | 1,
+        // A superpage: all of RAM.
+        14 => ppn(RAM) | 0xcf | (rng.below(4) as u32) << 4,
+        _ => rng.bits() as u32,
+    }
+}
+
+/// What code and data are made of: short, and back by a call.
+fn word(rng: &mut Rng) -> u32 {
+    let imm = rng.within(-40, 40) as i32;
+    match rng.below(8) {
+        0..3 => encode(Op::Ecall, 0, 0, 0, 0),
+        3 => encode(Op::Ld, S5, T0, 0, imm & !7),
+        4 => encode(Op::Sd, 0, T0, S1, imm & !7),
+        5 => encode(Op::Sret, 0, 0, 0, 0),
+        _ => addi(S1, S1, imm),
+    }
+}
+
+fn program(rng: &mut Rng) -> Asm {
+    let mut asm = Asm::at(CODE);
+    for _ in 0..120 {
+        let at = virt(rng);
+        match rng.below(22) {
+            0..5 => {
+                let op = rng.pick(&[Op::Lb, Op::Lhu, Op::Lw, Op::Ld, Op::LrW]);
+                asm.word(T0, at).op(op, T1, T0, 0, 0).op(Op::Add, S1, S1, T1, 0);
+            }
+            5..9 => {
+                let op = rng.pick(&[Op::Sb, Op::Sh, Op::Sw, Op::Sd, Op::Sw]);
+                let value = word(rng);
+                asm.word(T1, value).word(T0, at).op(op, 0, T0, T1, 0);
+            }
+            9 => {
+                let op = rng.pick(&[Op::AmoaddW, Op::AmoorD, Op::ScW, Op::AmoswapD]);
+                asm.word(T0, at & !7).op(op, T1, T0, S1, 0).op(Op::Add, S1, S1, T1, 0);
+            }
+            10..12 => {
+                let bits = mstatus::MPRV | mstatus::SUM | mstatus::MXR | mstatus::MPP;
+                asm.word(T0, (rng.bits() & bits | mstatus::MPRV) as u32).op(
+                    Op::Csrrw,
+                    ZERO,
+                    T0,
+                    0,
+                    num::MSTATUS.into(),
+                );
+            }
+            12 => {
+                let mode = rng.pick(&[8u32, 8, 8, 9, 10, 0]);
+                let root = (TABLES >> 12) as u32 + rng.below(2) as u32;
+                asm.word(T0, mode << 16 | rng.below(3) as u32).op(Op::Slli, T0, T0, 0, 44).word(T1, root);
+                asm.op(Op::Add, T0, T0, T1, 0).op(Op::Csrrw, ZERO, T0, 0, num::SATP.into());
+            }
+            13..15 => {
+                let (a, b) = (rng.pick(&[ZERO, T0]), rng.pick(&[ZERO, T1]));
+                let op = rng.pick(&[Op::SfenceVma, Op::SfenceVma, Op::SinvalVma]);
+                asm.word(T0, at).word(T1, rng.below(3) as u32).op(op, 0, a, b, 0);
+            }
+            15..17 => {
+                // By its physical address.
+                let place = TABLES + rng.below(4) * 0x1000 + rng.below(3) * 8;
+                asm.word(T2, mstatus::MPRV as u32).op(Op::Csrrc, ZERO, T2, 0, num::MSTATUS.into());
+                asm.word(T1, entry(rng)).la(T0, place).op(Op::Sd, 0, T0, T1, 0);
+            }
+            17 if rng.chance(30) => {
+                let n = rng.below(3) as u16;
+                let value = ((RAM + rng.below(0x4_8000)) >> 2) | ((1 << rng.below(12)) - 1);
+                asm.word(T0, value as u32).op(Op::Csrrw, ZERO, T0, 0, i32::from(num::PMPADDR0 + n));
+                // Behind them is one that allows everything, mostly.
+                // No locks, which would bind what runs here.
+                let config = rng.bits() as u32 & 0x1f_1f1f;
+                let last = if rng.chance(90) { 0x1f << 24 } else { 0 };
+                let config = if rng.chance(40) { 0 } else { config };
+                asm.word(T0, config | last).op(Op::Csrrw, ZERO, T0, 0, num::PMPCFG0.into());
+            }
+            18 => {
+                asm.word(T0, rng.below(4) as u32).op(Op::Slli, T0, T0, 0, 61);
+                asm.op(Op::Csrrw, ZERO, T0, 0, num::MENVCFG.into());
+            }
+            19 => {
+                asm.op(Op::FenceI, 0, 0, 0, 0);
+            }
+            _ => {
+                // Goes on behind, after whatever trap.
+                let behind = asm.here() + 4 * 12;
+                let mode = rng.pick(&[0, 1 << mstatus::MPP_SHIFT]);
+                asm.la(S11, behind).word(T0, at & !3).op(Op::Csrrw, ZERO, T0, 0, num::MEPC.into());
+                asm.word(T2, mstatus::MPP as u32).op(Op::Csrrc, ZERO, T2, 0, num::MSTATUS.into());
+                asm.word(T1, mode).op(Op::Csrrs, ZERO, T1, 0, num::MSTATUS.into());
+                asm.op(Op::Mret, 0, 0, 0, 0);
+                assert_eq!(asm.here(), behind);
+            }
+        }
+    }
+    asm.word(T2, mstatus::MPRV as u32).op(Op::Csrrc, ZERO, T2, 0, num::MSTATUS.into()).stop();
+    asm
+}
+
+fn machine(setup: &Setup, seed: u64) -> Vm {
+    let mut rng = Rng::new(seed);
+    let mut vm = Vm::with(setup);
+    handler().put(&vm);
+    program(&mut rng).put(&vm);
+    for table in 0..4 {
+        for n in 0..3 {
+            let bytes = u64::from(entry(&mut rng)).to_le_bytes();
+            vm.space.write(GuestPhys::new(TABLES + table * 0x1000 + n * 8), &bytes).unwrap();
+        }
+    }
+    vm.put(DATA, &Vec::from_iter((0..0x1000).map(|_| word(&mut rng))));
+    let cpu = vm.vcpu.cpu_mut();
+    (cpu.csr.mtvec, cpu.pc) = (HANDLER, CODE);
+    // Where S-mode's returns go, should one be executed.
+    (cpu.csr.sepc, cpu.csr.satp) = (0, 8 << 60 | TABLES >> 12);
+    cpu.csr.allow_all_memory();
+    vm
+}
+
+fn ram(vm: &Vm) -> Vec<u8> {
+    let mut bytes = vec![0; vm.block.used_length() as usize];
+    vm.block.read_bytes(0, &mut bytes).unwrap();
+    bytes
+}
+
+#[test]
+fn programs_that_change_page_tables_and_protection_do_the_same_on_every_engine() {
+    let count = std::env::var("NOTDIRTY_PAGED").ok().and_then(|n| n.parse().ok()).unwrap_or(300u64);
+    let (mut traps, mut walks) = (0, 0);
+    for seed in 0..count {
+        let limits = RunLimits { max_insns: Some(20_000), deadline: Some(Instant::now() + Duration::from_secs(60)) };
+        let [(_, oracle), others @ ..] = engines();
+        let mut wanted = machine(&oracle, seed);
+        let exit = wanted.vcpu.run(&limits);
+        traps += wanted.vcpu.stats().traps;
+        walks += wanted.vcpu.stats().tlb.load_miss;
+        let bytes = ram(&wanted);
+        for (name, setup) in others {
+            let mut vm = machine(&setup, seed);
+            let found = vm.vcpu.run(&limits);
+            let (ours, theirs) = (vm.vcpu.cpu(), wanted.vcpu.cpu());
+            let what = format!("seed {seed}, {name}");
+            assert_eq!(found, exit, "{what}");
+            assert_eq!(
+                (ours.pc, ours.retired, ours.privilege),
+                (theirs.pc, theirs.retired, theirs.privilege),
+                "{what}"
+            );
+            assert_eq!(ours.x, theirs.x, "{what}");
+            assert_eq!(csr::difference(&ours.csr, &theirs.csr), None, "{what}");
+            assert!(ram(&vm) == bytes, "{what}: RAM");
+        }
+    }
+    assert!(traps > 10 * count && walks > 2 * count, "{traps} traps and {walks} misses in {count} programs");
+}
+
+/// A hart in S-mode under Sv39: page n of the first 2 MiB is what `map` says, with these rights; handled in M-mode.
+fn paged(setup: &Setup, map: &[(u64, u64, u64)]) -> Vm {
+    let mut vm = Vm::with(setup);
+    let write = |at: u64, entry: u64| vm.space.write(GuestPhys::new(at), &entry.to_le_bytes()).unwrap();
+    write(TABLES, (TABLES + 0x1000) >> 2 | 1);
+    write(TABLES + 0x1000, (TABLES + 0x2000) >> 2 | 1);
+    for &(page, to, rights) in map {
+        write(TABLES + 0x2000 + page * 8, to >> 2 | rights | 1);
+    }
+    // The device that stops the machine, and RAM for what M-mode does.
+    handler().put(&vm);
+    let cpu = vm.vcpu.cpu_mut();
+    cpu.csr.allow_all_memory();
+    (cpu.csr.mtvec, cpu.csr.satp, cpu.privilege) = (HANDLER, 8 << 60 | TABLES >> 12, Privilege::S);
+    cpu.x[usize::from(S11)] = CODE;
+    let mut end = Asm::at(CODE);
+    end.stop();
+    end.put(&vm);
+    vm
+}
+
+const R: u64 = 0x42;
+const RW: u64 = 0xc6;
+const RX: u64 = 0x4a;
+
+#[test]
+fn faults_of_pages_have_their_causes_and_addresses() {
+    let code = DATA;
+    let cases = [
+        (vec![encode(Op::Ld, A0, S0, 0, 8)], 0x9000, cause::LOAD_PAGE, 0x9008),
+        (vec![encode(Op::Sd, 0, S0, A0, 8)], 0x9000, cause::STORE_PAGE, 0x9008),
+        (vec![encode(Op::Sd, 0, S0, A0, 8)], 0x5000, cause::STORE_PAGE, 0x5008),
+        (vec![encode(Op::AmoaddD, A0, S0, A0, 0)], 0x5000, cause::STORE_PAGE, 0x5000),
+        // Over two pages, of which the second is not there.
+        (vec![encode(Op::Sd, 0, S0, A0, 0)], 0x6ffc, cause::STORE_PAGE, 0x7000),
+        (vec![encode(Op::Jalr, ZERO, S0, 0, 0)], 0x5000, cause::FETCH_PAGE, 0x5000),
+        // Page tables say yes, and nothing is there.
+        (vec![encode(Op::Ld, A0, S0, 0, 0)], 0x8000, cause::LOAD_ACCESS, 0x8000),
+        // An address that is no address.
+        (
+            vec![encode(Op::Slli, S0, S0, 0, 40), encode(Op::Ld, A0, S0, 0, 0)],
+            0x9000,
+            cause::LOAD_PAGE,
+            0x90_0000_0000_0000,
+        ),
+    ];
+    for (name, setup) in engines() {
+        for (code_words, s0, wanted, tval) in &cases {
+            let map = [(4, code, RX), (5, DATA + 0x1000, R), (6, DATA + 0x2000, RW), (8, 0x7000_0000, RW)];
+            let mut vm = paged(&setup, &map);
+            vm.put(code, code_words);
+            vm.vcpu.cpu_mut().x[usize::from(S0)] = *s0;
+            vm.run(0x4000);
+            let csr = &vm.vcpu.cpu().csr;
+            assert_eq!((csr.mcause, csr.mtval), (*wanted, *tval), "{name}, {wanted}");
+            // The handler notes mepc.
+            assert_eq!(vm.x(S4) >> 12, if *wanted == cause::FETCH_PAGE { 5 } else { 4 }, "{name}");
+        }
+    }
+}
+
+#[test]
+fn code_that_is_written_through_another_mapping_is_run_as_it_is_written() {
+    for (name, setup) in engines() {
+        // Page 4 runs, page 5 shows its neighbour for writing: a function there gets another constant each round.
+        let mut vm = paged(&setup, &[(4, DATA, RX), (5, DATA + 0x1000, RW), (6, DATA + 0x1000, RX)]);
+        let mut main = Asm::at(0x4000);
+        main.i(li(S0, 50)).i(li(A0, 0));
+        let top = main.here();
+        main.word(T0, addi(A1, ZERO, 0)).op(Op::Slli, T1, S0, 0, 20).op(Op::Or, T0, T0, T1, 0);
+        main.word(T2, 0x5000).op(Op::Sw, 0, T2, T0, 0).op(Op::FenceI, 0, 0, 0, 0);
+        main.call(0x6000).op(Op::Add, A0, A0, A1, 0).i(addi(S0, S0, -1));
+        let back = top.wrapping_sub(main.here()) as i32;
+        main.op(Op::Bne, 0, S0, ZERO, back).op(Op::Ecall, 0, 0, 0, 0);
+        vm.put(DATA, &main.code);
+        vm.put(DATA + 0x1000, &[li(A1, 0), ret()]);
+        vm.run(0x4000);
+        assert_eq!((vm.x(A0), vm.vcpu.cpu().csr.mcause), (50 * 51 / 2, cause::ECALL_U + 1), "{name}");
+    }
+}
+
+#[test]
+fn a_page_of_code_that_is_remapped_is_another_behind_the_fence() {
+    for (name, setup) in engines() {
+        // Page 6 is one of two functions, by an entry that page 5 shows.
+        let map = [(4, DATA, RX), (5, TABLES + 0x2000, RW), (6, DATA + 0x1000, RX)];
+        let mut vm = paged(&setup, &map);
+        let mut main = Asm::at(0x4000);
+        main.i(li(S0, 40)).i(li(A0, 0)).word(S1, 0x5000).op(Op::Ld, S2, S1, 0, 6 * 8).i(li(S3, 1 << 10));
+        let top = main.here();
+        main.call(0x6000).op(Op::Add, A0, A0, A1, 0);
+        // DATA + 0x1000 and DATA + 0x2000 in turn.
+        main.op(Op::And, T0, S2, S3, 0).i(encode(Op::Beq, 0, T0, ZERO, 12));
+        main.op(Op::Add, S2, S2, S3, 0).i(jal(ZERO, 0, 8)).op(Op::Sub, S2, S2, S3, 0);
+        main.op(Op::Sd, 0, S1, S2, 6 * 8).word(T1, 0x6000).op(Op::SfenceVma, 0, T1, ZERO, 0);
+        main.i(addi(S0, S0, -1));
+        let back = top.wrapping_sub(main.here()) as i32;
+        main.op(Op::Bne, 0, S0, ZERO, back).op(Op::Ecall, 0, 0, 0, 0);
+        vm.put(DATA, &main.code);
+        vm.put(DATA + 0x1000, &[li(A1, 1), ret()]);
+        vm.put(DATA + 0x2000, &[li(A1, 100), ret()]);
+        vm.run(0x4000);
+        assert_eq!(vm.x(A0), 20 * 101, "{name}");
+        // Without a fence what was known may be used, and is: each fence asked once for the page.
+        assert!(vm.vcpu.stats().tlb.fetch_miss < 60, "{name}: {}", vm.vcpu.stats().tlb.fetch_miss);
+    }
+}
