@@ -2,9 +2,13 @@
 
 mod common;
 
-use common::{Live, RAM, pa};
-use notdirty_core::{RamBlockSpec, RamList};
-use notdirty_softmmu::{AddressSpace, MemSize, MmioDevice};
+use common::{Live, RAM, pa, va};
+use notdirty_core::raw::RawDirty;
+use notdirty_core::{DirtyClient, RamAddr, RamBlockSpec, RamList, pin};
+use notdirty_softmmu::{
+    Access, AddressSpace, Asid, CodeInvalidator, FaultCause, Hooks, MemSize, MmioDevice, MmuIdx, NoHooks, Physical,
+    Translation,
+};
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -70,5 +74,98 @@ fn a_background_region_under_many_blocks() {
         let (mapped, start) = (start.elapsed(), Instant::now());
         space.unmap(id).unwrap();
         println!("a background under {regions} regions: mapped in {mapped:?}, unmapped in {:?}", start.elapsed());
+    }
+}
+
+/// Three levels of tables at the start of RAM; each page is the one behind them that `page` says.
+struct Walker {
+    page: fn(u64) -> u64,
+}
+impl CodeInvalidator for Walker {
+    fn code_written(&mut self, _: RamAddr, _: u64) -> usize {
+        0
+    }
+}
+impl Hooks for Walker {
+    fn translate(&mut self, memory: &mut Physical<'_>, access: Access) -> Result<Translation, FaultCause> {
+        let n = access.va.get() >> 12;
+        for level in 0..3 {
+            memory.read(pa(RAM + level * 0x1000 + n % 512 * 8)).ok_or(FaultCause::Access)?;
+        }
+        Ok(Translation { page: pa(RAM + 0x4000 + (self.page)(n) * 0x1000), ..Translation::identity(access.va) })
+    }
+}
+
+#[test]
+#[ignore = "a figure"]
+fn what_fills_flushes_switches_and_aliases_cost() {
+    let ram = Arc::new(RamList::new());
+    let block = ram.add(RamBlockSpec::new("ram", 256 << 20)).unwrap();
+    let space = AddressSpace::new(ram.clone());
+    space.map_ram(pa(RAM), &block, 0, 256 << 20, 0).unwrap();
+    let mut mmu = Live::new(&space, 0);
+    let told = |what: &str, start: Instant, n: u64| {
+        println!("{what}: {:.1} ns", start.elapsed().as_nanos() as f64 / n as f64);
+    };
+    // 32,768 pages for 16,384 slots: each store of machine mode misses.
+    for _ in 0..3 {
+        let start = Instant::now();
+        for n in 0..1 << 19 {
+            let _ = mmu.store(&mut NoHooks, MmuIdx::M, va(RAM + n % 32768 * 0x1000), MemSize::B8, n).unwrap();
+        }
+        told("a store of machine mode that misses", start, 1 << 19);
+    }
+    let page = |n: u64| 0x10_0000_0000 + n * 0x1000;
+    for (what, to) in [("1,000 pages", (|n| n % 32768) as fn(u64) -> u64), ("1,000 aliases", |_| 5)] {
+        let mut walker = Walker { page: to };
+        for flush in ["first", "again"] {
+            let start = Instant::now();
+            for n in 0..1000 {
+                let _ = mmu.store(&mut walker, MmuIdx::S, va(page(n)), MemSize::B8, n).unwrap();
+            }
+            told(&format!("a walk and a fill, {what}, {flush}"), start, 1000);
+            let start = Instant::now();
+            mmu.flush_translations(None, Some(Asid(0)));
+            told(&format!("a flush of them, an entry, {flush}"), start, 1000);
+        }
+    }
+    let mut walker = Walker { page: |_| 5 };
+    let start = Instant::now();
+    for n in 0..1u64 << 20 {
+        mmu.flush_translations(Some(va(page(n % 1000))), None);
+    }
+    told("a flush of a page that is not there", start, 1 << 20);
+    let start = Instant::now();
+    for n in 0..1u64 << 20 {
+        mmu.set_asid(Asid(n as u32 % 4));
+        mmu.select(MmuIdx::S);
+    }
+    told("a switch to another of 4 address spaces", start, 1 << 20);
+    mmu.set_asid(Asid(0));
+    let shown = RamAddr::new(block.offset().get() + 0x9000).page();
+    for aliases in [1u64, 16_384] {
+        mmu.flush_translations(None, None);
+        for n in 0..aliases {
+            let _ = mmu.store(&mut walker, MmuIdx::S, va(page(n)), MemSize::B8, n).unwrap();
+        }
+        let mut rearm = |what: &str| {
+            ram.dirty().test_and_clear(shown, DirtyClient::MIGRATION, &pin());
+            common::rearm(&space, shown);
+            let start = Instant::now();
+            let _ = mmu.serve(&mut walker);
+            told(&format!("a re-arm of a page with {aliases} aliases, {what}"), start, 1);
+        };
+        rearm("all disarmed");
+        rearm("none");
+        let mut slow = 0;
+        for _ in 0..1000 {
+            let start = Instant::now();
+            let _ = mmu.store(&mut walker, MmuIdx::S, va(page(0)), MemSize::B8, 1).unwrap();
+            slow += start.elapsed().as_nanos();
+            ram.dirty().test_and_clear(shown, DirtyClient::MIGRATION, &pin());
+            common::rearm(&space, shown);
+            let _ = mmu.serve(&mut walker);
+        }
+        println!("a slow store to a page with {aliases} aliases: {} ns", slow / 1000);
     }
 }
