@@ -18,7 +18,7 @@ use crate::ir::{Does, Site};
 use crate::jit::x86_64::context::{Context, NO_SET};
 use crate::jit::x86_64::helpers::{Outcome, execute};
 use crate::riscv::trap::Trap;
-use crate::riscv::{Insn, Isa, Op, decode_any};
+use crate::riscv::{Insn, Isa, Op, Privilege, decode_any};
 use crate::translate::MAX_INSNS;
 use notdirty_core::PAGE_SIZE;
 use notdirty_softmmu::{FetchPage, GuestVirt, MemFault, MemSize, StoreEffect};
@@ -44,19 +44,29 @@ struct Code {
     /// What is added to a pc for its place on the host (wrapping).
     addend: u64,
     isa: Isa,
+    /// The mode that it was fetched in.
+    mode: Privilege,
 }
 
 impl Code {
-    const fn nowhere(isa: Isa) -> Code {
-        Code { from: u64::MAX, len: 0, addend: 0, isa }
+    const fn nowhere(isa: Isa, mode: Privilege) -> Code {
+        Code { from: u64::MAX, len: 0, addend: 0, isa, mode }
+    }
+
+    /// What was fetched in another mode is not this one's to execute.
+    #[inline]
+    fn follow_mode(&mut self, ctx: &Context) {
+        if self.mode != ctx.cpu.privilege {
+            *self = Code::nowhere(ctx.cpu.isa, ctx.cpu.privilege);
+        }
     }
 
     /// The page, from `pc` on, that was fetched for it.
-    fn page(isa: Isa, pc: u64, page: FetchPage) -> Code {
+    fn page(isa: Isa, mode: Privilege, pc: u64, page: FetchPage) -> Code {
         let at = page.host.expose_provenance() as u64 + pc % PAGE_SIZE;
         match page.len_ok.checked_sub(4) {
-            Some(len) => Code { from: pc, len, addend: at.wrapping_sub(pc), isa },
-            None => Code::nowhere(isa),
+            Some(len) => Code { from: pc, len, addend: at.wrapping_sub(pc), isa, mode },
+            None => Code::nowhere(isa, mode),
         }
     }
 
@@ -79,7 +89,7 @@ impl Code {
 /// [`STRETCH`]. It stops where it jumped to: nothing shall grow warm, and be translated, for being where slices end.
 /// `cpu.retired` is exact before and after.
 pub(crate) fn run(core: &mut Core, ctx: &mut Context) -> Why {
-    let mut code = Code::nowhere(ctx.cpu.isa);
+    let mut code = Code::nowhere(ctx.cpu.isa, ctx.cpu.privilege);
     let start = ctx.cpu.retired;
     let budget = ctx.budget.clamp(0, STRETCH) as u64;
     let most = (ctx.budget.min(STRETCH) + MAX_INSNS as i64).max(0) as u64;
@@ -101,7 +111,8 @@ pub(crate) fn run(core: &mut Core, ctx: &mut Context) -> Why {
                     Ok(insn) => insn,
                     Err(fault) => {
                         core.take_trap(ctx, &fault.into());
-                        (pc, jumped, code) = (ctx.cpu.pc, true, Code::nowhere(ctx.cpu.isa));
+                        (pc, jumped) = (ctx.cpu.pc, true);
+                        code.follow_mode(ctx);
                         if core.trap_loop {
                             break Why::Look;
                         }
@@ -118,9 +129,12 @@ pub(crate) fn run(core: &mut Core, ctx: &mut Context) -> Why {
                 done += 1;
                 break Why::Look;
             }
-            Flow::Far(next) => (pc, jumped, code) = (next, true, Code::nowhere(ctx.cpu.isa)),
+            Flow::Far(next) => {
+                (pc, jumped, code) = (next, true, Code::nowhere(ctx.cpu.isa, ctx.cpu.privilege));
+            }
             Flow::Trapped => {
-                (pc, jumped, code) = (ctx.cpu.pc, true, Code::nowhere(ctx.cpu.isa));
+                (pc, jumped) = (ctx.cpu.pc, true);
+                code.follow_mode(ctx);
                 if core.trap_loop {
                     break Why::Look;
                 }
@@ -145,10 +159,10 @@ fn show(ctx: &mut Context, pc: u64, start: u64, done: u64) {
 
 /// The instruction at `cpu.pc` by the long way, and the page it starts on for those behind it.
 fn fetch(core: &mut Core, ctx: &mut Context, code: &mut Code) -> Result<Insn, MemFault> {
-    let (pc, idx) = (ctx.cpu.pc, ctx.cpu.fetch_idx());
+    let (pc, mode, idx) = (ctx.cpu.pc, ctx.cpu.privilege, ctx.cpu.fetch_idx());
     let (mmu, mut hooks) = core.split(ctx);
     let page = mmu.fetch(&mut hooks, idx, GuestVirt::new(pc))?;
-    *code = Code::page(code.isa, pc, page);
+    *code = Code::page(code.isa, mode, pc, page);
     if let Some(insn) = code.insn(pc) {
         return Ok(insn);
     }
@@ -165,7 +179,7 @@ fn fetch(core: &mut Core, ctx: &mut Context, code: &mut Code) -> Result<Insn, Me
 enum Flow {
     Next(u64),
     Jump(u64),
-    /// As `Jump`; code that was fetched before may be another's, as after a change of mode.
+    /// As `Jump`; where code is may have changed, or the mode.
     Far(u64),
     /// The exec loop must look first.
     Look(u64),
@@ -298,7 +312,9 @@ fn rare(core: &mut Core, ctx: &mut Context, insn: &Insn, pc: u64) -> Flow {
     }
     match execute(core, ctx, &Site { pc, insn: *insn, refund: 0, does: Does::Execute, learned: 0 }) {
         Outcome::Next => Flow::Next(next),
-        Outcome::Go(pc) => Flow::Far(pc),
+        Outcome::Go(pc) if insn.op.is_system() || insn.op.is_csr() => Flow::Far(pc),
+        // Code that was there died; where it is is as before.
+        Outcome::Go(pc) => Flow::Jump(pc),
         Outcome::Leave(pc) => Flow::Look(pc),
         Outcome::Trap(cause) => trap(core, ctx, &cause),
     }

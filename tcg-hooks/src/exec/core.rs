@@ -147,7 +147,12 @@ impl Core {
 
     /// Must the exec loop look before the next instruction? A timer that is yet to come ends the slice by itself,
     /// except that with the instruction clock the slice may not have been cut for it.
+    #[inline]
     pub(crate) fn may_interrupt(&self, cpu: &CpuState) -> bool {
+        cpu.csr.mie != 0 && self.may_interrupt_by(cpu)
+    }
+
+    fn may_interrupt_by(&self, cpu: &CpuState) -> bool {
         let lines = self.mmu.port().irq.load(Ordering::Acquire) | if self.clock.is_insns() { irq::MTI } else { 0 };
         if trap::pending_interrupt(cpu, lines).is_some() {
             return true;
@@ -175,13 +180,14 @@ impl Core {
     pub(crate) fn take_trap(&mut self, ctx: &mut Context, trap: &Trap) {
         self.traps += 1;
         let cpu = &mut ctx.cpu;
-        let (epc, from) = (cpu.pc, cpu.privilege.beside_pc());
+        let (epc, from) = (cpu.pc, cpu.privilege);
         if !trap.is_interrupt() {
             self.trap_loop |= self.unhandled.exception(cpu, trap);
         }
         trap::take_trap(cpu, trap, epc);
         if self.mask.has(TraceMask::INT) {
-            let (Trap { cause, tval }, to, mode) = (trap, cpu.pc, cpu.privilege.beside_pc());
+            let (Trap { cause, tval }, to) = (trap, cpu.pc);
+            let (from, mode) = (from.beside_pc(), cpu.privilege.beside_pc());
             let text = format!("trap cause {cause:#x} tval {tval:#x} at {epc:#x}{from}, to {to:#x}{mode}");
             self.say(TraceMask::INT, &text);
         }

@@ -384,6 +384,9 @@ impl Vcpu {
     /// How many instructions may run before this interrupt's deadline is looked at, and whether that is exact.
     fn insns_until(&self, interrupt: u64, deadline: u64, longest: u64) -> (u64, bool) {
         let cpu = self.cpu();
+        if deadline == u64::MAX {
+            return (u64::MAX, true);
+        }
         match self.core.clock.insns_until(deadline) {
             // An interrupt that cannot be taken needs no stop; whatever enables it leaves by itself.
             Some(n) if n > 0 && trap::is_open(cpu, interrupt) => (n, true),

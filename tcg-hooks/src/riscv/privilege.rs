@@ -57,6 +57,7 @@ impl Privilege {
 impl CpuState {
     /// May an instruction that exists be executed in the hart's mode, as things are? Of those that a mode may be denied;
     /// CSRs and the floating-point unit have rules of their own.
+    #[inline]
     pub fn may_execute(&self, op: Op) -> bool {
         let (mode, status) = (self.privilege, self.csr.mstatus);
         let in_s = |trapped: u64| mode == Privilege::M || mode == Privilege::S && status & trapped == 0;

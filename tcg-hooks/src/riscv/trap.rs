@@ -5,7 +5,7 @@
 //!                                       if vectored); delegated, and not from M-mode: the same with s for m
 //!   mret                              ◀─ MIE ← MPIE ← 1;  mode ← MPP ← U;  pc ← mepc;  MPRV ← 0, unless the mode is M
 //! ```
-use super::csr::{Csrs, irq, mstatus};
+use super::csr::{irq, mstatus};
 use super::decode::Insn;
 use super::opcodes::PATTERNS;
 use super::privilege::Privilege;
@@ -152,10 +152,13 @@ impl From<MemFault> for Trap {
 /// The mode that handles a trap: M, unless it is delegated and did not come from there.
 #[inline]
 fn handling_mode(cpu: &CpuState, trap: &Trap) -> Privilege {
+    if cpu.privilege == Privilege::M {
+        return Privilege::M;
+    }
     let delegated = if trap.is_interrupt() { cpu.csr.mideleg } else { cpu.csr.medeleg };
     // Causes are below 64; what a host makes up is not.
     let bit = 1u64.checked_shl((trap.cause & !cause::INTERRUPT).min(64) as u32).unwrap_or(0);
-    if cpu.privilege < Privilege::M && delegated & bit != 0 { Privilege::S } else { Privilege::M }
+    if delegated & bit != 0 { Privilege::S } else { Privilege::M }
 }
 
 /// The register that says where the handler of a trap is: `mtvec` or `stvec`.
@@ -165,29 +168,39 @@ pub fn vector(cpu: &CpuState, trap: &Trap) -> u64 {
 }
 
 /// Enters the handler. `epc` is the instruction that trapped, or the one an interrupt kept from running.
+#[inline]
 pub fn take_trap(cpu: &mut CpuState, trap: &Trap, epc: u64) {
-    let (from, to, csr) = (cpu.privilege, handling_mode(cpu, trap), &mut cpu.csr);
-    let Csrs { mstatus, .. } = csr;
-    let vector = if to == Privilege::S {
-        let spie = (*mstatus & mstatus::SIE) << 4;
-        let spp = from.bits() << mstatus::SPP_SHIFT;
-        *mstatus = *mstatus & !(mstatus::SIE | mstatus::SPIE | mstatus::SPP) | spie | spp;
-        (csr.sepc, csr.scause, csr.stval) = (epc & !1, trap.cause, trap.tval);
-        csr.stvec
-    } else {
-        let mpie = (*mstatus & mstatus::MIE) << 4;
-        let mpp = from.bits() << mstatus::MPP_SHIFT;
-        *mstatus = *mstatus & !(mstatus::MIE | mstatus::MPIE | mstatus::MPP) | mpie | mpp;
-        (csr.mepc, csr.mcause, csr.mtval) = (epc & !1, trap.cause, trap.tval);
-        csr.mtvec
-    };
+    if handling_mode(cpu, trap) == Privilege::S {
+        return take_in_s_mode(cpu, trap, epc);
+    }
+    let (from, csr) = (cpu.privilege, &mut cpu.csr);
+    let mpie = (csr.mstatus & mstatus::MIE) << 4;
+    let mpp = from.bits() << mstatus::MPP_SHIFT;
+    csr.mstatus = csr.mstatus & !(mstatus::MIE | mstatus::MPIE | mstatus::MPP) | mpie | mpp;
+    (csr.mepc, csr.mcause, csr.mtval) = (epc & !1, trap.cause, trap.tval);
+    (cpu.pc, cpu.privilege) = (entry(csr.mtvec, trap), Privilege::M);
+}
+
+#[inline(never)]
+fn take_in_s_mode(cpu: &mut CpuState, trap: &Trap, epc: u64) {
+    let (from, csr) = (cpu.privilege, &mut cpu.csr);
+    let spie = (csr.mstatus & mstatus::SIE) << 4;
+    let spp = from.bits() << mstatus::SPP_SHIFT;
+    csr.mstatus = csr.mstatus & !(mstatus::SIE | mstatus::SPIE | mstatus::SPP) | spie | spp;
+    (csr.sepc, csr.scause, csr.stval) = (epc & !1, trap.cause, trap.tval);
+    (cpu.pc, cpu.privilege) = (entry(csr.stvec, trap), Privilege::S);
+}
+
+/// Where the handler begins: interrupts have places of their own, if the register asks for that.
+#[inline]
+fn entry(vector: u64, trap: &Trap) -> u64 {
     let base = vector & !3;
     let vectored = vector & 1 != 0 && trap.is_interrupt();
-    cpu.pc = if vectored { base.wrapping_add((trap.cause & !cause::INTERRUPT) << 2) } else { base };
-    cpu.privilege = to;
+    if vectored { base.wrapping_add((trap.cause & !cause::INTERRUPT) << 2) } else { base }
 }
 
 /// Returns from M-mode's handler: the effect of `mret` on `pc`, `mstatus` and the mode.
+#[inline]
 pub fn mret(cpu: &mut CpuState) {
     let csr = &mut cpu.csr;
     let status = csr.mstatus;
@@ -199,6 +212,7 @@ pub fn mret(cpu: &mut CpuState) {
 }
 
 /// Returns from S-mode's handler, as `sret` does.
+#[inline]
 pub fn sret(cpu: &mut CpuState) {
     let csr = &mut cpu.csr;
     let status = csr.mstatus;
@@ -209,6 +223,7 @@ pub fn sret(cpu: &mut CpuState) {
 }
 
 /// MPRV is M-mode's: a return to another mode clears it.
+#[inline]
 fn leave_mprv(cpu: &mut CpuState) {
     if cpu.privilege != Privilege::M {
         cpu.csr.mstatus &= !mstatus::MPRV;

@@ -345,13 +345,12 @@ impl TbCache {
         if pc & 1 != 0 {
             return None;
         }
-        let set = ctx.jump_set();
-        let slot = *ctx.jump_slot(set, pc);
+        let slot = *ctx.near_slot(pc);
         if slot.pc == pc {
             return Some(slot.host as *const u8);
         }
-        let host = self.jumps[set].find(pc)?;
-        *ctx.jump_slot(set, pc) = JumpEntry { pc, host };
+        let host = self.jumps[ctx.jump_set()].find(pc)?;
+        *ctx.near_slot(pc) = JumpEntry { pc, host };
         Some(host as *const u8)
     }
 }

@@ -60,7 +60,7 @@ impl TbKey {
 
     /// Which jump cache leads to it.
     pub(crate) fn jump_set(&self) -> usize {
-        (self.flags & 3) as usize % Privilege::ALL.len()
+        (self.flags as usize & 3).min(Privilege::ALL.len() - 1)
     }
 }
 

@@ -16,6 +16,7 @@ impl TbCache {
         let mut all = [
             ("notdirty:enter", t.enter),
             ("notdirty:miss", t.miss),
+            ("notdirty:miss", t.miss_below),
             ("notdirty:leave", t.leave),
             ("notdirty:site", t.site),
             ("notdirty:again", t.again),

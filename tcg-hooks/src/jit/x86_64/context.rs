@@ -144,6 +144,14 @@ impl Context {
         &mut self.jumps[set][(pc >> 1) as usize % JUMP_ENTRIES]
     }
 
+    /// The same of the mode that emitted code goes by.
+    #[inline]
+    pub(crate) fn near_slot(&mut self, pc: u64) -> &mut JumpEntry {
+        // It was prepared when it was selected.
+        &mut self.jumps[self.jump_set()][(pc >> 1) as usize % JUMP_ENTRIES]
+    }
+
+    #[inline]
     fn prepare_jumps(&mut self, set: usize) {
         if self.used_sets >> set & 1 == 0 {
             self.used_sets |= 1 << set;
@@ -161,7 +169,7 @@ impl Context {
     /// The set of jumps that emitted code goes by.
     #[inline]
     pub(crate) fn jump_set(&self) -> usize {
-        self.jump_set as usize % JUMP_SETS
+        (self.jump_set as usize).min(JUMP_SETS - 1)
     }
 
     /// Emitted code goes by this set from now on; the caller names its table.

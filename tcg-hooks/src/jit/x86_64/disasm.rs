@@ -171,7 +171,8 @@ impl SymbolResolver for Names {
                 return Some(SymbolResult::with_string(address, name));
             }
             let t = &self.thunks;
-            let thunks = [(t.enter, "enter"), (t.leave, "leave"), (t.site, "site"), (t.miss, "miss")];
+            let thunks =
+                [(t.enter, "enter"), (t.leave, "leave"), (t.site, "site"), (t.miss, "miss"), (t.miss_below, "miss")];
             let again = u64::from(t.again)..u64::from(t.again_end);
             let name = match thunks.iter().find(|n| u64::from(n.0) == address) {
                 Some(thunk) => thunk.1,

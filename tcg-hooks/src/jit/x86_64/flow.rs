@@ -190,6 +190,7 @@ impl Emitter {
 
     /// Jumps to the guest address in rax.
     fn jump_indirect(&mut self) {
+        let miss = if self.mode == Privilege::M { self.thunks.miss } else { self.thunks.miss_below };
         if self.flags.jump_cache {
             let mask = ((JUMP_ENTRIES - 1) << 1) as i32;
             if self.mode != Privilege::M {
@@ -199,7 +200,7 @@ impl Emitter {
                     ; and ecx, mask
                     ; cmp rax, [rdx + rcx * 8]
                     ; .u8 0x0f; .u8 0x85); // jne miss
-                self.external(self.thunks.miss);
+                self.external(miss);
                 dynasm!(self.ops; .arch x64; jmp QWORD [rdx + rcx * 8 + 8]);
                 return;
             }
@@ -208,11 +209,11 @@ impl Emitter {
                 ; and ecx, mask
                 ; cmp rax, [rbp + rcx * 8 + JUMPS]
                 ; .u8 0x0f; .u8 0x85); // jne miss
-            self.external(self.thunks.miss);
+            self.external(miss);
             dynasm!(self.ops; .arch x64; jmp QWORD [rbp + rcx * 8 + (JUMPS + 8)]);
         } else {
             dynasm!(self.ops; .arch x64; .u8 0xe9);
-            self.external(self.thunks.miss);
+            self.external(miss);
         }
     }
 }

@@ -270,13 +270,6 @@ fn other(core: &mut Core, ctx: &mut Context, site: &Site, next: u64) -> Outcome 
             barrier::full();
             accessed(core, Ok(StoreEffect::NONE), next)
         }
-        op if !ctx.cpu.may_execute(op) => Outcome::Trap(Trap::not_allowed(insn)),
-        Op::CboZero => {
-            let zeroed = zero_line(core, ctx, insn);
-            accessed(core, zeroed, next)
-        }
-        // What the host keeps coherent needs no management.
-        Op::CboInval | Op::CboClean | Op::CboFlush => accessed(core, Ok(StoreEffect::NONE), next),
         Op::FenceI => {
             let killed = core.fence_i(ctx) as u32;
             accessed(core, Ok(StoreEffect { killed, ..StoreEffect::NONE }), next)
@@ -288,17 +281,22 @@ fn other(core: &mut Core, ctx: &mut Context, site: &Site, next: u64) -> Outcome 
             Some(next) => Outcome::Go(next),
             None => Outcome::Trap(Trap::breakpoint(site.pc)),
         },
-        Op::Mret | Op::Sret => {
-            core.unhandled.returned();
-            if insn.op == Op::Mret {
-                trap::mret(&mut ctx.cpu)
-            } else {
-                trap::sret(&mut ctx.cpu)
-            }
-            core.follow_mode(ctx);
-            let pc = ctx.cpu.pc;
-            if core.may_interrupt(&ctx.cpu) { Outcome::Leave(pc) } else { Outcome::Go(pc) }
+        // With the operation known it is one comparison.
+        Op::Mret if ctx.cpu.may_execute(Op::Mret) => {
+            trap::mret(&mut ctx.cpu);
+            returned(core, ctx)
         }
+        Op::Sret if ctx.cpu.may_execute(Op::Sret) => {
+            trap::sret(&mut ctx.cpu);
+            returned(core, ctx)
+        }
+        op if !ctx.cpu.may_execute(op) => Outcome::Trap(Trap::not_allowed(insn)),
+        Op::CboZero => {
+            let zeroed = zero_line(core, ctx, insn);
+            accessed(core, zeroed, next)
+        }
+        // What the host keeps coherent needs no management.
+        Op::CboInval | Op::CboClean | Op::CboFlush => accessed(core, Ok(StoreEffect::NONE), next),
         // What was stored to page tables is seen by all that follows.
         Op::SfenceVma | Op::SinvalVma | Op::SfenceWInval | Op::SfenceInvalIr => {
             barrier::full();
@@ -321,6 +319,15 @@ fn other(core: &mut Core, ctx: &mut Context, site: &Site, next: u64) -> Outcome 
             }
         }
     }
+}
+
+/// Goes on where a handler returned to, in whatever mode.
+#[inline]
+fn returned(core: &mut Core, ctx: &mut Context) -> Outcome {
+    core.unhandled.returned();
+    core.follow_mode(ctx);
+    let pc = ctx.cpu.pc;
+    if core.may_interrupt(&ctx.cpu) { Outcome::Leave(pc) } else { Outcome::Go(pc) }
 }
 
 fn address(cpu: &CpuState, insn: &Insn) -> GuestVirt {

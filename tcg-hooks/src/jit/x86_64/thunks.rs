@@ -9,10 +9,12 @@
 //!   shown                  the same where the guest's registers are in the context already
 //!   again                  where the routines behind failed probes begin: again.rs
 //!   miss                   the jump cache does not have the pc in rax: search the table behind it; leave for a look-up
+//!   miss_below             the same in whatever mode the hart is, which loads the place of its jump cache
 //! ```
 use super::again;
 use super::context::{
-    BASE, BUDGET, FAR_JUMPS, FAR_MASK, JUMP_ENTRIES, JumpEntry, MSTATUS, MXCSR, NEAR_JUMPS, OFFSET_SHIFT, PC, SPREAD,
+    BASE, BUDGET, FAR_JUMPS, FAR_MASK, JUMP_ENTRIES, JUMPS, JumpEntry, MSTATUS, MXCSR, NEAR_JUMPS, OFFSET_SHIFT, PC,
+    SPREAD,
 };
 use super::regs::RegMap;
 use crate::engine::JitFlags;
@@ -51,6 +53,7 @@ pub(crate) struct Thunks {
     pub(crate) site: CodeOffset,
     pub(crate) shown: CodeOffset,
     pub(crate) miss: CodeOffset,
+    pub(crate) miss_below: CodeOffset,
     pub(crate) again: CodeOffset,
     pub(crate) again_end: CodeOffset,
 }
@@ -96,33 +99,48 @@ pub(crate) fn assemble(flags: JitFlags, site: SiteFn) -> (Vec<u8>, Thunks) {
     load(&mut ops, true);
     dynasm!(ops; .arch x64; jmp rax; .align 16);
 
-    thunks.miss = ops.offset().0 as u32;
     let mask = ((JUMP_ENTRIES - 1) << 1) as i32;
-    // The places from the pc's own on, to the first that is empty; see tb/jumps.rs.
-    dynasm!(ops; .arch x64
-        ; imul rcx, rax, SPREAD
-        ; shr rcx, OFFSET_SHIFT
-        ; mov rdx, [rbp + FAR_JUMPS]
-        ; next:
-        ; and rcx, [rbp + FAR_MASK]
-        ; cmp rax, [rdx + rcx]
-        ; je >found
-        ; cmp QWORD [rdx + rcx], JumpEntry::EMPTY.pc as i32
-        ; je >nothing
-        ; add rcx, BYTE size_of::<JumpEntry>() as i8
-        ; jmp <next
-        ; found:
-        ; mov rdx, [rdx + rcx + 8]
-        ; mov ecx, eax
-        ; and ecx, mask
-        ; shl ecx, 3
-        ; add rcx, [rbp + NEAR_JUMPS]
-        ; mov [rcx], rax
-        ; mov [rcx + 8], rdx
-        ; jmp rdx
-        ; nothing:
-        ; mov [rbp + PC], rax
-        ; mov eax, reason::LOOKUP as i32);
+    // M-mode's own falls through to `leave`.
+    for machine in [false, true] {
+        *(if machine { &mut thunks.miss } else { &mut thunks.miss_below }) = ops.offset().0 as u32;
+        // The places from the pc's own on, to the first that is empty; see tb/jumps.rs.
+        dynasm!(ops; .arch x64
+            ; imul rcx, rax, SPREAD
+            ; shr rcx, OFFSET_SHIFT
+            ; mov rdx, [rbp + FAR_JUMPS]
+            ; next:
+            ; and rcx, [rbp + FAR_MASK]
+            ; cmp rax, [rdx + rcx]
+            ; je >found
+            ; cmp QWORD [rdx + rcx], JumpEntry::EMPTY.pc as i32
+            ; je >nothing
+            ; add rcx, BYTE size_of::<JumpEntry>() as i8
+            ; jmp <next
+            ; found:
+            ; mov rdx, [rdx + rcx + 8]
+            ; mov ecx, eax
+            ; and ecx, mask);
+        if machine {
+            dynasm!(ops; .arch x64
+                ; mov [rbp + rcx * 8 + JUMPS], rax
+                ; mov [rbp + rcx * 8 + (JUMPS + 8)], rdx);
+        } else {
+            dynasm!(ops; .arch x64
+                ; shl ecx, 3
+                ; add rcx, [rbp + NEAR_JUMPS]
+                ; mov [rcx], rax
+                ; mov [rcx + 8], rdx);
+        }
+        dynasm!(ops; .arch x64
+            ; jmp rdx
+            ; nothing:
+            ; mov [rbp + PC], rax
+            ; mov eax, reason::LOOKUP as i32);
+        if !machine {
+            dynasm!(ops; .arch x64; jmp >leave);
+        }
+    }
+    dynasm!(ops; .arch x64; leave:);
     thunks.leave = ops.offset().0 as u32;
     save(&mut ops, true);
     let out = ops.offset().0;
@@ -161,7 +179,7 @@ pub(crate) fn assemble(flags: JitFlags, site: SiteFn) -> (Vec<u8>, Thunks) {
         ; jne >miss
         ; jmp QWORD [rdx + rcx * 8 + 8]
         ; miss:);
-        let rel = (thunks.miss as i64 - (ops.offset().0 as i64 + 5)) as i32;
+        let rel = (thunks.miss_below as i64 - (ops.offset().0 as i64 + 5)) as i32;
         dynasm!(ops; .arch x64
         ; .u8 0xe9
         ; .i32 rel
