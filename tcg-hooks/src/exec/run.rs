@@ -369,12 +369,17 @@ impl Vcpu {
         let longest = self.pace.insns();
         // The first of the timers, and whether it is met to the instruction.
         let (mut until, mut exactly) = (left, true);
-        for (interrupt, deadline) in self.core.deadlines(self.cpu()) {
-            let (n, exact) = self.insns_until(interrupt, deadline, longest);
-            if n < until {
-                (until, exactly) = (n, exact);
+        let [machine, supervisor] = self.core.deadlines(self.cpu());
+        let mut meet = |(interrupt, deadline): (u64, u64)| {
+            if deadline != u64::MAX {
+                let (n, exact) = self.insns_until(interrupt, deadline, longest);
+                if n < until {
+                    (until, exactly) = (n, exact);
+                }
             }
-        }
+        };
+        meet(machine);
+        meet(supervisor);
         if !exactly {
             return (until, left < until + MAX_INSNS as u64);
         }
@@ -384,9 +389,6 @@ impl Vcpu {
     /// How many instructions may run before this interrupt's deadline is looked at, and whether that is exact.
     fn insns_until(&self, interrupt: u64, deadline: u64, longest: u64) -> (u64, bool) {
         let cpu = self.cpu();
-        if deadline == u64::MAX {
-            return (u64::MAX, true);
-        }
         match self.core.clock.insns_until(deadline) {
             // An interrupt that cannot be taken needs no stop; whatever enables it leaves by itself.
             Some(n) if n > 0 && trap::is_open(cpu, interrupt) => (n, true),
