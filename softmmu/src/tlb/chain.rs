@@ -32,15 +32,17 @@ pub(super) struct FullEntry {
     /// Neighbours in the chain of this RAM page and this state.
     next: Id,
     prev: Id,
-    /// Neighbours in the chain of a superpage.
-    pub(super) big_next: Id,
-    big_prev: Id,
     /// Where it stands in `loose`, if it is loose.
     loose_at: u32,
     /// Where it stands in its set's `filled`.
     at: u16,
-    state: State,
     pub(super) reach: Reach,
+}
+
+/// Neighbours in the chain of a superpage: of an entry that is part of one. Apart, as few are.
+pub(super) struct BigLinks {
+    pub(super) next: Id,
+    prev: Id,
 }
 
 /// See the head of this file.
@@ -102,11 +104,13 @@ impl Tlb {
     /// Puts an entry for a RAM page into a slot of the current set, in place of whatever was there.
     pub(super) fn install(&mut self, slot: usize, entry: TlbEntry, (page, phys): (PageIndex, u64), reach: Reach) {
         let (id, state) = (self.id(slot), State::of(entry.write));
-        let old = is_filled(&self.entry_at(id)).then(|| *self.full(id));
+        let there = self.entry_at(id);
+        let was_loose = State::of(there.write).is_loose();
+        let old = is_filled(&there).then(|| *self.full(id));
         if let Some(old) = old {
             self.unlink(id);
             self.unlink_big(id);
-            if old.state.is_loose() && !state.is_loose() {
+            if was_loose && !state.is_loose() {
                 self.remove_loose(old.loose_at);
             }
             if old.reach.global != reach.global {
@@ -122,22 +126,11 @@ impl Tlb {
             }
         };
         let loose_at = match old {
-            Some(old) if old.state.is_loose() => old.loose_at,
+            Some(old) if was_loose => old.loose_at,
             _ if state.is_loose() => self.add_loose(id),
             _ => 0,
         };
-        let full = FullEntry {
-            page: page.get(),
-            phys,
-            next: NONE,
-            prev: NONE,
-            big_next: NONE,
-            big_prev: NONE,
-            loose_at,
-            at,
-            state,
-            reach,
-        };
+        let full = FullEntry { page: page.get(), phys, next: NONE, prev: NONE, loose_at, at, reach };
         self.set_entry(id, entry);
         // SAFETY: `id` is that of a slot of a set, and `&mut self`.
         unsafe { self.full.as_ptr().add(id as usize).write(full) };
@@ -159,7 +152,7 @@ impl Tlb {
         let full = *self.full(id);
         self.unlink(id);
         self.unlink_big(id);
-        if full.state.is_loose() {
+        if self.state(id).is_loose() {
             self.remove_loose(full.loose_at);
         }
         self.set_empty(id);
@@ -172,21 +165,24 @@ impl Tlb {
             return;
         }
         let write = entry.write & !(NOTDIRTY | CODEPAGE) | flags;
-        self.set_entry(id, TlbEntry { write, aux, ..entry });
-        let (old, state) = (*self.full(id), State::of(write));
-        if old.state == state {
+        let (old, state) = (State::of(entry.write), State::of(write));
+        if old == state {
+            self.set_entry(id, TlbEntry { write, aux, ..entry });
             return;
         }
         self.unlink(id);
-        match (old.state.is_loose(), state.is_loose()) {
-            (true, false) => self.remove_loose(old.loose_at),
+        self.set_entry(id, TlbEntry { write, aux, ..entry });
+        match (old.is_loose(), state.is_loose()) {
+            (true, false) => {
+                let at = self.full(id).loose_at;
+                self.remove_loose(at);
+            }
             (false, true) => {
                 let at = self.add_loose(id);
                 self.full_mut(id).loose_at = at;
             }
             _ => {}
         }
-        self.full_mut(id).state = state;
         self.link(id);
     }
 
@@ -203,8 +199,13 @@ impl Tlb {
         }
     }
 
+    /// What the stores through a filled entry do: which chain it is in.
+    fn state(&self, id: Id) -> State {
+        State::of(self.entry_at(id).write)
+    }
+
     fn link(&mut self, id: Id) {
-        let FullEntry { page, state, .. } = *self.full(id);
+        let (page, state) = (self.full(id).page, self.state(id));
         let next = core::mem::replace(self.chains.head(page, state), id + 1).wrapping_sub(1);
         let full = self.full_mut(id);
         (full.next, full.prev) = (next, NONE);
@@ -214,7 +215,8 @@ impl Tlb {
     }
 
     fn unlink(&mut self, id: Id) {
-        let FullEntry { page, state, next, prev, .. } = *self.full(id);
+        let FullEntry { page, next, prev, .. } = *self.full(id);
+        let state = self.state(id);
         if prev == NONE {
             *self.chains.head(page, state) = next.wrapping_add(1);
         } else {
@@ -259,22 +261,23 @@ impl Tlb {
         let big = &mut self.sets[set_of(id)].big;
         big.sizes |= 1 << size;
         let next = big.heads.insert(key, id).unwrap_or(NONE);
-        self.full_mut(id).big_next = next;
+        *self.big_mut(id) = BigLinks { next, prev: NONE };
         if next != NONE {
-            self.full_mut(next).big_prev = id;
+            self.big_mut(next).prev = id;
         }
     }
 
     fn unlink_big(&mut self, id: Id) {
-        let FullEntry { big_next: next, big_prev: prev, reach, .. } = *self.full(id);
+        let reach = self.full(id).reach;
         if reach.size_log2 <= notdirty_core::PAGE_BITS as u8 {
             return;
         }
+        let BigLinks { next, prev } = *self.big_mut(id);
         if next != NONE {
-            self.full_mut(next).big_prev = prev;
+            self.big_mut(next).prev = prev;
         }
         if prev != NONE {
-            self.full_mut(prev).big_next = next;
+            self.big_mut(prev).next = next;
             return;
         }
         let key = self.big_key(id, reach.size_log2);
@@ -287,4 +290,4 @@ impl Tlb {
     }
 }
 
-const _: () = assert!(TLB_ENTRIES <= 1 << 16);
+const _: () = assert!(TLB_ENTRIES <= 1 << 16 && size_of::<FullEntry>() == 32);

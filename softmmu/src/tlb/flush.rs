@@ -97,7 +97,7 @@ impl Tlb {
             let key = BigPages::key(va, size);
             let mut id = self.sets[set].big.heads.get(&key).copied().unwrap_or(NONE);
             while id != NONE {
-                let (next, global) = (self.full(id).big_next, self.full(id).reach.global);
+                let (next, global) = (self.big_mut(id).next, self.full(id).reach.global);
                 if !stays(global) {
                     self.drop_entry(id);
                     dropped += 1;

@@ -31,7 +31,7 @@ pub(crate) mod tables;
 
 use crate::addr::MmuIdx;
 use crate::translate::Asid;
-use chain::{Chains, FullEntry};
+use chain::{BigLinks, Chains, FullEntry};
 use entry::{FLAGS, INVALID, RESERVATION, Reservation, TLB_BITS, TLB_ENTRIES, TlbEntry};
 use mapping::Mapping;
 use notdirty_core::{PAGE_SIZE, PageIndex};
@@ -70,6 +70,9 @@ pub(crate) struct Tlb {
     /// Holds `full`, by id.
     _side: Mapping,
     full: NonNull<FullEntry>,
+    _bigs: Mapping,
+    /// By id, too.
+    big: NonNull<BigLinks>,
     chains: Chains,
     sets: Vec<Set>,
     /// The sets of loads and stores, and of fetches, and their regimes.
@@ -110,6 +113,7 @@ impl Tlb {
         let room = room.ok_or_else(|| refused("the TLB's prefix must be at most 1 GiB"))?;
         let shared = Mapping::zeroed(room + SETS * STRIDE)?;
         let side = Mapping::zeroed(SETS * TLB_ENTRIES * size_of::<FullEntry>())?;
+        let bigs = Mapping::zeroed(SETS * TLB_ENTRIES * size_of::<BigLinks>())?;
         // SAFETY: `room` and `room - prefix` lie inside the mapping.
         let (table, prefix) = unsafe { (shared.start().add(room).cast(), shared.start().add(room - prefix)) };
         let mut tlb = Tlb {
@@ -119,6 +123,8 @@ impl Tlb {
             _shared: shared,
             full: side.start().cast(),
             _side: side,
+            big: bigs.start().cast(),
+            _bigs: bigs,
             chains: Chains::new()?,
             sets: Vec::new(),
             data: 0,
@@ -320,6 +326,12 @@ impl Tlb {
         debug_assert!(set_of(id) < SETS && is_filled(&self.entry_at(id)));
         // SAFETY: as in `full`; `&mut self` makes it the only reference.
         unsafe { &mut *self.full.as_ptr().add(id as usize) }
+    }
+    #[inline]
+    fn big_mut(&mut self, id: Id) -> &mut BigLinks {
+        debug_assert!(set_of(id) < SETS);
+        // SAFETY: there are as many as entries, and any bits are links; `&mut self` makes it the only reference.
+        unsafe { &mut *self.big.as_ptr().add(id as usize) }
     }
     /// The RAM page of a filled slot.
     #[inline]
