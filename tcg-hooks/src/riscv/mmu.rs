@@ -49,6 +49,9 @@ impl CpuState {
     /// Are all addresses that the hart uses now physical, and found in M-mode's set? Only then does emitted code run.
     #[inline]
     pub(crate) fn is_physical(&self) -> bool {
+        if self.privilege == Privilege::M && self.csr.mstatus & mstatus::MPRV == 0 {
+            return true;
+        }
         self.fetch_idx() == MmuIdx::M && self.data_idx() == MmuIdx::M
     }
 }
