@@ -52,15 +52,18 @@ fn one_piece_of_code_is_translated_for_each_mode_and_run_in_its_own() {
     for (name, setup) in engines() {
         let mut vm = Vm::with(&setup);
         // Reads what each mode may, and what the one below may not: traps are counted, values added up.
-        let mut function = Asm::at(LOOP);
+        let mut function = Asm::at(LOOP + 0x100);
         for csr in [num::MSCRATCH, num::SSCRATCH, num::CYCLE] {
             function.i(li(A0, 0)).op(Op::Csrrs, A0, ZERO, 0, csr.into());
             if csr != num::CYCLE {
                 function.op(Op::Add, A1, A1, A0, 0);
             }
         }
-        function.op(Op::Csrrw, ZERO, ZERO, 0, num::SEPC.into()).op(Op::Ecall, 0, 0, 0, 0);
-        function.put(&vm);
+        function.i(ret()).put(&vm);
+        // Where it returns to is looked up in its mode, too: U-mode may not do this.
+        let mut caller = Asm::at(LOOP);
+        caller.call(LOOP + 0x100).op(Op::Csrrw, ZERO, ZERO, 0, num::SEPC.into()).op(Op::Ecall, 0, 0, 0, 0);
+        caller.put(&vm);
         // A call ends it, from whatever mode: on with the next mode, and the next round behind the last.
         let mut handler = Asm::at(HANDLER);
         handler.op(Op::Csrrs, T2, ZERO, 0, num::MCAUSE.into()).i(addi(T2, T2, -2));
