@@ -227,6 +227,7 @@ fn a_trap_that_is_delegated_is_told_with_its_modes_and_the_handler_of_s_mode() {
     ];
     let mut machine = running(&words);
     machine.start_at(notdirty::RAM_BASE).expect("RAM");
+    machine.cpu_mut().csr.allow_all_memory();
     let exit = machine.run(&RunLimits { max_insns: Some(100_000), deadline: None });
     let MachineExit::Unhandled(crash) = exit else { panic!("{exit:?}") };
     assert_eq!((crash.vector, crash.first.trap.cause), (64, 5));
@@ -254,6 +255,7 @@ fn a_hart_below_m_mode_does_not_spin_in_vain_while_m_mode_has_an_interrupt_enabl
         ];
         let mut machine = running(&words);
         machine.start_at(notdirty::RAM_BASE).expect("RAM");
+        machine.cpu_mut().csr.allow_all_memory();
         assert_eq!(machine.run(&RunLimits { max_insns: Some(10_000), deadline: None }), MachineExit::InsnLimit);
         assert_eq!(machine.spins(0), spins, "{}", machine.places());
         assert!(machine.places().contains("in U-mode"), "{}", machine.places());

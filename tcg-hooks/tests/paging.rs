@@ -322,3 +322,23 @@ fn a_page_of_code_that_is_remapped_is_another_behind_the_fence() {
         assert!(vm.vcpu.stats().tlb.fetch_miss < 60, "{name}: {}", vm.vcpu.stats().tlb.fetch_miss);
     }
 }
+
+#[test]
+fn a_lock_that_refuses_all_binds_the_next_instruction_though_its_code_is_known() {
+    for (name, setup) in engines() {
+        let mut vm = Vm::with(&setup);
+        let mut asm = Asm::at(CODE);
+        // Not the first time: then it allows all, and what is behind it becomes known.
+        asm.op(Op::Csrrw, 0, A1, 0, 0x3a0).i(addi(A0, A0, 1)).i(addi(A1, A2, 0));
+        let again = jal(ZERO, asm.here(), CODE);
+        asm.i(again);
+        asm.put(&vm);
+        let cpu = vm.vcpu.cpu_mut();
+        cpu.csr.allow_all_memory();
+        (cpu.pc, cpu.csr.mtvec) = (CODE, HANDLER);
+        // Locked, up to the first address, without rights.
+        cpu.x[usize::from(A2)] = 0x88;
+        vm.vcpu.run(&RunLimits { max_insns: Some(1000), deadline: None });
+        assert_eq!(vm.vcpu.cpu().x[usize::from(A0)], 1, "{name}");
+    }
+}
