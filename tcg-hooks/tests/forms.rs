@@ -210,6 +210,8 @@ fn run(setup: &Setup, alone: bool, program: &Asm) -> (CpuState, Vec<u8>, VcpuSta
     for _ in 0..3 {
         let cpu = vm.vcpu.cpu_mut();
         cpu.csr = Default::default();
+        // What is written to mstatus may have stores done as those of U-mode.
+        cpu.csr.allow_all_memory();
         // The floating-point unit is on.
         cpu.csr.mstatus |= 0x2000;
         cpu.csr.mtvec = HANDLER;

@@ -39,7 +39,8 @@ impl Vcpu {
                 reason::LOOKUP => self.next_code(),
                 // A trap, a patch, or something for the loop to look at; traps and patches go straight on.
                 reason::SITE => {
-                    let look = std::mem::take(&mut core.new_deadline) || core.waiting || core.trap_loop || core.drop_code;
+                    let look =
+                        std::mem::take(&mut core.new_deadline) || core.waiting || core.trap_loop || core.drop_code;
                     if kicked || look || core.may_interrupt(&ctx.cpu) {
                         break;
                     }
