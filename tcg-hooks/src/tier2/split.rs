@@ -41,7 +41,9 @@ pub(super) fn split(region: &mut Region, ahead: Ahead) -> bool {
     // The busiest first: there is room for so many.
     let mut numbers: Vec<u16> = (0..blocks).collect();
     numbers.sort_by_key(|&number| std::cmp::Reverse(region.weights[usize::from(number)]));
-    numbers.retain(|&number| split_one(region, number, ahead));
+    let mut room =
+        (region.insns + COPIED).saturating_sub(region.blocks.iter().map(|block| u32::from(block.insns)).sum());
+    numbers.retain(|&number| split_one(region, number, ahead, &mut room));
     if numbers.is_empty() {
         return false;
     }
@@ -123,7 +125,8 @@ fn reorder(region: &mut Region, order: &[u16]) {
     }
 }
 
-fn split_one(region: &mut Region, number: u16, ahead: Ahead) -> bool {
+/// `room`: instructions that may yet be copied.
+fn split_one(region: &mut Region, number: u16, ahead: Ahead, room: &mut u32) -> bool {
     let at = usize::from(number);
     if !region.is_simple_loop(number) {
         return false;
@@ -134,13 +137,13 @@ fn split_one(region: &mut Region, number: u16, ahead: Ahead) -> bool {
     let fast_ops = unchecked(region, &ops, &mut checks, ahead.learned);
     let copies = 1 + usize::from(ahead.turns);
     // All copies must have their place among the positions.
-    let copied: u32 = region.blocks.iter().map(|block| u32::from(block.insns)).sum::<u32>() + u32::from(block.insns);
     let fits = webs::fits_with(region, copies * ops.len() + checks.len(), 1 + copies)
         && region.sites.len() + ops.len() < SITES
-        && copied <= region.insns + COPIED;
+        && u32::from(block.insns) <= *room;
     if checks.is_empty() || !fits {
         return false;
     }
+    *room -= u32::from(block.insns);
     let Term::Branch { cond, a, b, word, taken, fall } = block.term else { return false };
     let (here, weight) = (Target::Block(number), region.weights[at]);
     let turns = if ahead.turns && turns::is_closed(&fast_ops) { turns::turns(region, number) } else { None };

@@ -532,7 +532,7 @@ mod tests {
     /// Loops over what becomes the most code: accesses that share checks and overlap, calls, divisions, sites.
     #[test]
     fn the_longest_code_leaves_room_to_spare() {
-        let shapes: [fn(i32) -> u32; 6] = [
+        let shapes: [fn(i32) -> u32; 7] = [
             // Rounded by frm, of singles whose boxes are not known.
             |n| encode([Op::FmaddS, Op::FcvtDL][n as usize % 2], n as u8 & 15, 16 + n as u8 % 16, 16, 0x7000),
             |n| encode([Op::FcvtSD, Op::FminD, Op::Fsd][n as usize % 3], n as u8 & 15, 16, 17, 0x7000),
@@ -540,6 +540,13 @@ mod tests {
             |n| if n % 2 == 0 { encode(Op::Bne, 0, 29, 30, 8) } else { encode(Op::Jalr, 1, 5, 0, 444) },
             |n| encode([Op::Mulhsu, Op::Div, Op::Remw][n as usize % 3], 29, 29, 31, 0),
             |_| encode(Op::AmoaddD, 29, 30, 31, 0),
+            // Loops of their own; their turns are counted.
+            |n| match n % 16 {
+                0..4 => encode(Op::Ld, 29, 27, 0, 8 * (n % 16)),
+                14 => encode(Op::Addi, 30, 30, 0, -1),
+                15 => encode(Op::Bne, 0, 30, 0, -60),
+                _ => encode([Op::Mulhsu, Op::Div, Op::Remw][n as usize % 3], 28, 29, 31, 0),
+            },
         ];
         let mut slow = JitFlags { count: true, ..JitFlags::default() };
         for name in ["plain_index", "base_register", "budget_register", "bmi2"] {
