@@ -208,24 +208,28 @@ fn running(words: &[u32]) -> Machine {
     machine
 }
 
+/// Goes on in U-mode with what follows.
+const TO_U_MODE: [u32; 7] = [
+    0x0000_22b7,
+    0x8002_829b, // li t0, 0x1800
+    0x3002_b073, // csrc mstatus, t0
+    0x0000_0297,
+    0x0102_8293, // la t0, behind
+    0x3412_9073, // csrw mepc, t0
+    0x3020_0073, // mret
+];
+
 #[test]
 fn a_trap_that_is_delegated_is_told_with_its_modes_and_the_handler_of_s_mode() {
     // medeleg = -1; stvec = 0x40; to U-mode, behind the mret; a load from 0.
-    let words = [
+    let delegate = [
         0xfff0_0293,
         0x3022_9073, // li t0, -1; csrw medeleg, t0
         0x0400_0293,
         0x1052_9073, // li t0, 64; csrw stvec, t0
-        0x0000_22b7,
-        0x8002_829b, // li t0, 0x1800
-        0x3002_b073, // csrc mstatus, t0
-        0x0000_0297,
-        0x0102_8293, // la t0, behind
-        0x3412_9073, // csrw mepc, t0
-        0x3020_0073, // mret
-        0x0000_3503, // ld a0, 0(zero)
     ];
-    let mut machine = running(&words);
+    // ld a0, 0(zero)
+    let mut machine = running(&[&delegate[..], &TO_U_MODE, &[0x0000_3503]].concat());
     machine.start_at(notdirty::RAM_BASE).expect("RAM");
     machine.cpu_mut().csr.allow_all_memory();
     let exit = machine.run(&RunLimits { max_insns: Some(100_000), deadline: None });
@@ -241,19 +245,10 @@ fn a_trap_that_is_delegated_is_told_with_its_modes_and_the_handler_of_s_mode() {
 fn a_hart_below_m_mode_does_not_spin_in_vain_while_m_mode_has_an_interrupt_enabled() {
     for (enabled, spins) in [(0x80, false), (0, true)] {
         // mie; to U-mode; j .
-        let words = [
-            0x0000_0293 | enabled << 20,
-            0x3042_9073, // li t0, enabled; csrw mie, t0
-            0x0000_22b7,
-            0x8002_829b, // li t0, 0x1800
-            0x3002_b073, // csrc mstatus, t0
-            0x0000_0297,
-            0x0102_8293, // la t0, behind
-            0x3412_9073, // csrw mepc, t0
-            0x3020_0073, // mret
-            0x0000_006f, // j .
-        ];
-        let mut machine = running(&words);
+        // li t0, enabled; csrw mie, t0
+        let enable = [0x0000_0293 | enabled << 20, 0x3042_9073];
+        // j .
+        let mut machine = running(&[&enable[..], &TO_U_MODE, &[0x0000_006f]].concat());
         machine.start_at(notdirty::RAM_BASE).expect("RAM");
         machine.cpu_mut().csr.allow_all_memory();
         assert_eq!(machine.run(&RunLimits { max_insns: Some(10_000), deadline: None }), MachineExit::InsnLimit);

@@ -69,8 +69,8 @@ impl Translation {
     }
 }
 
-/// The guest's memory by physical addresses, for who reads page tables in the middle of an access. RAM only: a table in a device
-/// or in a hole is not there.
+/// The guest's memory by physical addresses, for a page walk in the middle of an access. RAM only: a table in a device or in a
+/// hole is not there.
 pub struct Physical<'m> {
     mmu: &'m mut LiveMmu,
 }
@@ -89,8 +89,8 @@ impl<'m> Physical<'m> {
         Some(unsafe { host::load(host, MemSize::B8) })
     }
 
-    /// Replaces the eight bytes at `at` if they are `old`, atomically, and tells who listens: `hooks` is who translates. Were
-    /// they? `None` if that is no multiple of eight, not RAM, or ROM.
+    /// Replaces the eight bytes at `at` if they are `old`, atomically, as a store does: dirty bits are set, and code that
+    /// lies there is reported to `hooks`. Were they? `None` if that is no multiple of eight, not RAM, or ROM.
     pub fn replace<H: Hooks>(&mut self, hooks: &mut H, at: GuestPhys, old: u64, new: u64) -> Option<bool> {
         let (host, ram, readonly) = self.cell(at)?;
         if readonly {

@@ -68,7 +68,7 @@ struct Sinks {
 }
 
 impl Sinks {
-    // A full disk must not change what the guest does: that is told in the end. A standard error that nobody reads any more
+    // A full disk must not change what the guest does: that is told in the end. A standard error that no process reads any more
     // (`2>&1 | head`) is no failure.
     fn wrote(&self, result: io::Result<()>) {
         if let (Err(e), Some(file)) = (result, &self.file) {

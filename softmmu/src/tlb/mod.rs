@@ -14,7 +14,7 @@
 //! ```
 //!
 //! An entry of any set has an id: the set's number, then its slot. Machine mode has set 0 for itself; the other regimes share
-//! the rest, and who was used longest ago makes room.
+//! the rest, and the set that was used longest ago makes room.
 //!
 //! Keeps TLB-1: every method is behind the owner's `&mut`, and the mapping is never shared between threads. `fill`
 //! and `refresh` read which clients listen on the owner's thread, and others clear bits first and post second; so a fill that

@@ -12,7 +12,7 @@ use std::ptr::NonNull;
 pub(super) const FETCH_ENTRIES: usize = 64;
 pub(super) const DEVICE_BITS: u32 = 4;
 
-/// Whose set it is.
+/// The regime and the address space that a set is for.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(super) struct Key {
     pub(super) idx: MmuIdx,

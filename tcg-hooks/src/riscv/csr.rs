@@ -143,7 +143,7 @@ pub struct CsrEnv<'a> {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Illegal;
 
-/// What a CSR write means to whoever runs the hart.
+/// What a CSR write means to the exec loop.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[must_use]
 pub enum CsrEffect {
@@ -151,7 +151,7 @@ pub enum CsrEffect {
     None,
     /// An interrupt that is already pending may have become takable: look before the next instruction.
     Interrupts,
-    /// A timer has another deadline: whoever runs the hart until the old one must look.
+    /// A timer has another deadline: a slice that was cut for the old one must end.
     Deadline,
     /// Addresses mean something else, or other ones are refused.
     Memory,

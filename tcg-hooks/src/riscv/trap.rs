@@ -408,7 +408,7 @@ mod tests {
             c.csr.mstatus = status;
             assert_eq!(pending_interrupt(&c, lines), comes, "{mode} {status:#x} {lines:#x}");
         }
-        // What is not delegated is M-mode's, behind its own, and what is disabled is nobody's.
+        // What is not delegated is M-mode's, behind its own, and what is disabled is not taken.
         (c.csr.mideleg, c.privilege, c.csr.mstatus) = (irq::SSI, Privilege::S, sie);
         assert_eq!(pending_interrupt(&c, irq::SEI | irq::SSI), Some(cause::SEI));
         assert_eq!(pending_interrupt(&c, irq::SEI | irq::MTI), Some(cause::MTI));

@@ -11,8 +11,8 @@
 //!          N  │ PBMT   │ reserved │ ppn    │ RSW  │ D A G U X W R V
 //! ```
 //!
-//! The tables are read and changed by a [`Tables`], so a walk is a function of them alone, and who owns the memory decides what a
-//! walk may touch (PMP, devices, holes) and tells who listens of its stores. A and D are set by a compare-and-swap of the entry
+//! The tables are read and changed by a [`Tables`], so a walk is a function of them alone. The implementor decides what a
+//! walk may touch (PMP, devices, holes), and sets the dirty bits of its stores. A and D are set by a compare-and-swap of the entry
 //! that was read; if another hart changed it meanwhile, the entry is looked at again.
 //!
 //! What comes back holds for the page and for these registers as long as the tables do, and is what a TLB may keep: stores are

@@ -54,7 +54,7 @@ pub enum Rule {
     Inhibit,
     /// Of each byte, W without R is reserved: it loses its W. One that is locked stands.
     Pmp,
-    /// Of an entry that is locked, or whose end is one's beginning, it stands.
+    /// It cannot be written if its entry is locked, or the next one is, and begins there (TOR).
     PmpAddr,
     /// A mode that there is not leaves all as it was.
     Satp,
