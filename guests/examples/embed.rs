@@ -20,7 +20,8 @@ fn hello() -> Result<(), BuildError> {
 
 /// A program that calls a function for ever, until the host has changed what the function returns, and a flag.
 fn patched() -> Result<(), Box<dyn std::error::Error>> {
-    let mut machine = Machine::builder().ram_size(1 << 20).program(Program::Image(smc::polling())).build()?;
+    let mut machine =
+        Machine::builder().ram_size(1 << 20).program(Program::Image(smc::polling(smc::Form::PLAIN))).build()?;
     let until = |insns| RunLimits { max_insns: Some(insns), deadline: None };
     assert_eq!(machine.run(&until(10_000)), MachineExit::InsnLimit);
     println!("after {} instructions the sum is {}", machine.cpu().retired, machine.cpu().x[18]);

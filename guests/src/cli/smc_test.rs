@@ -7,7 +7,7 @@ use std::process::ExitCode;
 use notdirty_tcg::EngineKind;
 
 use super::{Code, complain, print};
-use crate::programs::smc::CacheModel;
+use crate::programs::smc::{CacheModel, Form, Mode};
 use crate::smc_test::{self, Case, Contender, Emitted, Outcome, Setup};
 
 const USAGE: &str = "\
@@ -18,10 +18,12 @@ usage: notdirty smc-test [options] [CASE..]        all cases, unless some are na
   --engine jit|interp|qemu   what runs them (default jit); qemu is qemu-system-riscv64 -M virt, as a process
   --icache coherent|fencei   judge by: the very next instruction sees a write (default), or
                              old or new until fence.i and new after it
+  --mode m|s                 the mode that the guests run in: machine mode (default), or supervisor mode under Sv39,
+                             where there are more of them
   --runs N                   run each case N times and show the shortest time (default 3)
   --json                     print JSON instead of a table
   --list                     print what there is
-  --emit DIR                 run nothing, write the guests for that cache model as ELF files into DIR: RV64IMAC at
+  --emit DIR                 run nothing, write the guests for that cache model and mode as ELF files into DIR: RV64IMAC at
                              0x80000000, they end through tohost and the test finisher at 0x100000
   -h, --help                 this text
 
@@ -41,7 +43,7 @@ enum What {
 struct Args {
     what: What,
     contender: Contender,
-    model: CacheModel,
+    form: Form,
     runs: u32,
     cases: Vec<String>,
 }
@@ -51,7 +53,7 @@ fn parse(args: impl IntoIterator<Item = OsString>) -> Result<Args, String> {
     let mut parsed = Args {
         what: What::Run { json: false },
         contender: Contender::Ours(EngineKind::Jit),
-        model: CacheModel::Coherent,
+        form: Form::PLAIN,
         runs: 3,
         cases: Vec::new(),
     };
@@ -83,10 +85,17 @@ fn parse(args: impl IntoIterator<Item = OsString>) -> Result<Args, String> {
                 }
             }
             "icache" => {
-                parsed.model = match text(raw()?)?.as_str() {
+                parsed.form.cache = match text(raw()?)?.as_str() {
                     "coherent" => CacheModel::Coherent,
                     "fencei" => CacheModel::FenceI,
                     other => return Err(format!("--icache {other}: must be coherent or fencei")),
+                }
+            }
+            "mode" => {
+                parsed.form.mode = match text(raw()?)?.as_str() {
+                    "m" => Mode::Machine,
+                    "s" => Mode::Supervisor,
+                    other => return Err(format!("--mode {other}: must be m or s")),
                 }
             }
             "runs" => {
@@ -121,12 +130,12 @@ pub(super) fn main(args: impl IntoIterator<Item = OsString>) -> ExitCode {
             };
             print(&cases.iter().map(line).collect::<String>())
         }
-        What::Emit(dir) => emit(dir, &cases, args.model),
+        What::Emit(dir) => emit(dir, &cases, args.form),
         What::Run { json } => {
             if let Some(why) = smc_test::missing(args.contender) {
                 return complain(Code::Host, &format!("smc-test: skipped: {why}"));
             }
-            let setup = Setup { contender: args.contender, model: args.model, runs: args.runs };
+            let setup = Setup { contender: args.contender, form: args.form, runs: args.runs };
             let reports: Vec<_> = cases.iter().map(|case| smc_test::run(case, &setup)).collect();
             let printed = print(&if *json { smc_test::json(&reports, &setup) } else { smc_test::table(&reports) });
             let good = |outcome: &Outcome| matches!(outcome, Outcome::Pass | Outcome::NotApplicable(_));
@@ -135,8 +144,8 @@ pub(super) fn main(args: impl IntoIterator<Item = OsString>) -> ExitCode {
     }
 }
 
-fn emit(dir: &Path, cases: &[Case], model: CacheModel) -> ExitCode {
-    match smc_test::emit(dir, cases, model) {
+fn emit(dir: &Path, cases: &[Case], form: Form) -> ExitCode {
+    match smc_test::emit(dir, cases, form) {
         Ok(emitted) => {
             let line = |(case, what): (Case, Emitted)| match what {
                 Emitted::File(path) => format!("{}\n", path.display()),
@@ -158,9 +167,10 @@ mod tests {
 
     #[test]
     fn flags_and_cases_are_taken() {
-        let parsed = args("--engine=interp toggling --icache fencei -json host_write").unwrap();
+        let parsed = args("--engine=interp toggling --icache fencei --mode s -json host_write").unwrap();
         assert_eq!(parsed.contender, Contender::Ours(EngineKind::Interp));
-        assert_eq!((parsed.model, parsed.what), (CacheModel::FenceI, What::Run { json: true }));
+        let form = Form { cache: CacheModel::FenceI, mode: Mode::Supervisor };
+        assert_eq!((parsed.form, parsed.what), (form, What::Run { json: true }));
         assert_eq!(parsed.cases, ["toggling", "host_write"]);
         assert_eq!(args("--emit=a").unwrap().what, What::Emit("a".into()));
     }
@@ -171,6 +181,7 @@ mod tests {
             ("--engine", "--engine needs a value"),
             ("--engine fast", "fast"),
             ("--icache wet", "wet"),
+            ("--mode u", "--mode u"),
             ("--json=yes", "--json takes no value"),
             ("--emit", "--emit needs a value"),
             ("--frobnicate", "--frobnicate"),

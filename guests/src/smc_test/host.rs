@@ -6,45 +6,54 @@ use notdirty_tcg::RunLimits;
 use super::{Case, Kind, Outcome, TRAPPED, judge, limits, unbuilt};
 use crate::load::Program;
 use crate::machine::{Machine, MachineExit, RAM_BASE};
-use crate::programs::smc::{self, CacheModel, POLL_FUNCTION};
+use crate::programs::smc::{self, Form, Mode, POLL_FUNCTION};
 use crate::programs::{GuestImage, basic};
 
-/// Runs a case; `Err` holds anything but a pass.
-pub(super) type Run = fn(&mut Machine) -> Result<(), Outcome>;
-
-/// The program in its machine.
-pub(super) type Image = fn(CacheModel) -> GuestImage;
-
-fn polling(_: CacheModel) -> GuestImage {
-    smc::polling()
+/// A case of the host's.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Host {
+    /// The program in its machine.
+    pub(super) image: fn(Form) -> GuestImage,
+    /// Runs the case; `Err` holds anything but a pass.
+    pub(super) run: fn(&mut Machine, Form) -> Result<(), Outcome>,
+    /// Whether it is one in supervisor mode, too.
+    paged: bool,
 }
 
-fn next_instruction(model: CacheModel) -> GuestImage {
-    smc::case("next_instruction").map_or_else(smc::polling, |case| (case.build)(model))
+impl Host {
+    /// Whether there is such a case.
+    pub(super) fn has(&self, mode: Mode) -> bool {
+        self.paged || mode == Mode::Machine
+    }
+}
+
+fn next_instruction(form: Form) -> GuestImage {
+    smc::case("next_instruction").map_or_else(|| smc::polling(form), |case| (case.build)(form))
 }
 
 const fn case(
     name: &'static str,
-    run: Run,
+    run: fn(&mut Machine, Form) -> Result<(), Outcome>,
+    paged: bool,
     patches: u32,
     retells: &'static [&'static str],
     about: &'static str,
 ) -> Case {
-    Case { name, about, retells, patches, kind: Kind::Host(polling, run) }
+    Case { name, about, retells, patches, kind: Kind::Host(Host { image: smc::polling, run, paged }) }
 }
 
 /// All of them.
 #[rustfmt::skip]
 pub(super) const CASES: &[Case] = &[
-    case("host_write", host_write, 200, &["unicorn#1561"], "the host writes a function between two runs of its caller"),
-    case("host_write_at_pc", host_write_at_pc, 100, &["unicorn#1561", "unicorn#2053"], "the host writes the very instruction at which the run was stopped"),
-    case("host_write_illegal", host_write_illegal, 40, &["unicorn#1148"], "the host writes an illegal instruction over code that ran: the guest has to trap there"),
-    case("host_write_alias", host_write_alias, 100, &[], "the host writes code through its second address"),
-    case("loader_over_code", loader_over_code, 40, &["unicorn#2258"], "another program is loaded over one that ran"),
-    case("remapped", remapped, 100, &["unidbg#407"], "other RAM is mapped where code ran"),
+    case("host_write", host_write, true, 200, &["unicorn#1561"], "the host writes a function between two runs of its caller"),
+    case("host_write_at_pc", host_write_at_pc, true, 100, &["unicorn#1561", "unicorn#2053"], "the host writes the very instruction at which the run was stopped"),
+    case("host_write_illegal", host_write_illegal, true, 40, &["unicorn#1148"], "the host writes an illegal instruction over code that ran: the guest has to trap there"),
+    case("host_write_alias", host_write_alias, false, 100, &[], "the host writes code through its second address"),
+    case("loader_over_code", loader_over_code, false, 40, &["unicorn#2258"], "another program is loaded over one that ran"),
+    case("remapped", remapped, false, 100, &["unidbg#407"], "other RAM is mapped where code ran"),
     Case {
-        kind: Kind::Host(next_instruction, single_steps),
-        ..case("single_steps", single_steps, 1000, &["libriscv#415"], "a guest that patches its running block, one instruction at a time")
+        kind: Kind::Host(Host { image: next_instruction, run: single_steps, paged: true }),
+        ..case("single_steps", single_steps, true, 1000, &["libriscv#415"], "a guest that patches its running block, one instruction at a time")
     },
 ];
 
@@ -59,6 +68,9 @@ fn returns(value: u32) -> [u8; 8] {
 fn no_access(e: AccessError) -> Outcome {
     Outcome::Crash(format!("no access: {e}"))
 }
+
+/// Instructions after which a program is in its loop, page tables or not.
+const SETTLED: u64 = 10_000;
 
 /// Runs `count` instructions more.
 fn advance(machine: &mut Machine, count: u64) -> Result<(), Outcome> {
@@ -84,9 +96,9 @@ fn call(machine: &mut Machine, at: u64) -> Result<u64, Outcome> {
     Ok(machine.cpu().x[10])
 }
 
-fn host_write(machine: &mut Machine) -> Result<(), Outcome> {
+fn host_write(machine: &mut Machine, _: Form) -> Result<(), Outcome> {
     // Stopped anywhere: in the caller, or between the function's two instructions.
-    advance(machine, 1_000)?;
+    advance(machine, SETTLED)?;
     for value in 2..202 {
         machine.write(POLL_FUNCTION, &returns(value)).map_err(no_access)?;
         // The call under way may still end with the old value, of which the run after it has no trace.
@@ -99,8 +111,8 @@ fn host_write(machine: &mut Machine) -> Result<(), Outcome> {
     Ok(())
 }
 
-fn host_write_at_pc(machine: &mut Machine) -> Result<(), Outcome> {
-    advance(machine, 1_000)?;
+fn host_write_at_pc(machine: &mut Machine, _: Form) -> Result<(), Outcome> {
+    advance(machine, SETTLED)?;
     for value in 2..102 {
         // A whole round at most to the function's first instruction.
         for _ in 0..8 {
@@ -118,23 +130,28 @@ fn host_write_at_pc(machine: &mut Machine) -> Result<(), Outcome> {
     Ok(())
 }
 
-fn host_write_illegal(machine: &mut Machine) -> Result<(), Outcome> {
+fn host_write_illegal(machine: &mut Machine, form: Form) -> Result<(), Outcome> {
     for round in 0..20 {
-        advance(machine, 1_000)?;
+        advance(machine, SETTLED)?;
         let victim = POLL_FUNCTION + 4 * (round & 1);
         machine.write(victim, &[0xff; 4]).map_err(no_access)?;
         match machine.run(&limits()) {
             MachineExit::Guest(exit) => expect(1, exit.code == TRAPPED)?,
             other => return Err(judge(other)),
         }
-        expect(2, machine.cpu().csr.mcause == 2 && machine.cpu().csr.mepc == victim)?;
-        let entry = machine.load(&Program::Image(smc::polling())).map_err(unbuilt)?;
+        let csr = &machine.cpu().csr;
+        let told = match form.mode {
+            Mode::Machine => (csr.mcause, csr.mepc),
+            Mode::Supervisor => (csr.scause, csr.sepc),
+        };
+        expect(2, told == (2, victim))?;
+        let entry = machine.load(&Program::Image(smc::polling(form))).map_err(unbuilt)?;
         machine.start_at(entry).map_err(unbuilt)?;
     }
     Ok(())
 }
 
-fn host_write_alias(machine: &mut Machine) -> Result<(), Outcome> {
+fn host_write_alias(machine: &mut Machine, _: Form) -> Result<(), Outcome> {
     let distance = 0x1_0000_0000;
     let alias = machine.map_alias(RAM_BASE + distance, RAM_BASE, 1 << 20);
     alias.map_err(|e| Outcome::Crash(format!("no alias: {e}")))?;
@@ -147,11 +164,11 @@ fn host_write_alias(machine: &mut Machine) -> Result<(), Outcome> {
     Ok(())
 }
 
-fn loader_over_code(machine: &mut Machine) -> Result<(), Outcome> {
+fn loader_over_code(machine: &mut Machine, _: Form) -> Result<(), Outcome> {
     for round in 1..=20 {
-        advance(machine, 1_000)?;
-        for program in [basic::exit_with(round), smc::polling()] {
-            let exits = program.name != smc::polling().name;
+        advance(machine, SETTLED)?;
+        for program in [basic::exit_with(round), smc::polling(Form::PLAIN)] {
+            let exits = program.name != smc::polling(Form::PLAIN).name;
             let entry = machine.load(&Program::Image(program)).map_err(unbuilt)?;
             machine.start_at(entry).map_err(unbuilt)?;
             if exits {
@@ -165,7 +182,7 @@ fn loader_over_code(machine: &mut Machine) -> Result<(), Outcome> {
     Ok(())
 }
 
-fn remapped(machine: &mut Machine) -> Result<(), Outcome> {
+fn remapped(machine: &mut Machine, _: Form) -> Result<(), Outcome> {
     let no_map = |e: &dyn std::fmt::Display| Outcome::Crash(format!("no map: {e}"));
     let (one, two, place) = (0x2_0000_0000, 0x3_0000_0000, 0x4_0000_0000);
     let first = machine.add_ram("first", one, 1 << 20).map_err(|e| no_map(&e))?;
@@ -183,7 +200,7 @@ fn remapped(machine: &mut Machine) -> Result<(), Outcome> {
     Ok(())
 }
 
-fn single_steps(machine: &mut Machine) -> Result<(), Outcome> {
+fn single_steps(machine: &mut Machine, _: Form) -> Result<(), Outcome> {
     let patience = limits();
     loop {
         let until = machine.cpu().retired + 1;

@@ -23,7 +23,7 @@ use notdirty_tcg::{EngineKind, ICache, RunLimits};
 use crate::load::Program;
 use crate::machine::{BuildError, Machine, MachineBuilder, MachineExit};
 use crate::programs::GuestImage;
-use crate::programs::smc::{self, CacheModel, SmcCase, TICKS};
+use crate::programs::smc::{self, CacheModel, Form, Mode, SmcCase, TICKS};
 
 pub use elf::elf;
 pub use report::{json, table};
@@ -42,8 +42,8 @@ pub enum Contender {
 pub struct Setup {
     /// Who runs it.
     pub contender: Contender,
-    /// By which model it is judged.
-    pub model: CacheModel,
+    /// By which model it is judged, and the mode that it runs in.
+    pub form: Form,
     /// How often each case is run while it passes; the shortest time counts, as the host has other things to do.
     pub runs: u32,
 }
@@ -99,7 +99,7 @@ pub struct Case {
 #[derive(Debug, Clone, Copy)]
 enum Kind {
     Guest(&'static SmcCase),
-    Host(host::Image, host::Run),
+    Host(host::Host),
 }
 
 /// What came of a case, and how long it took.
@@ -135,6 +135,8 @@ pub fn catalogue() -> impl Iterator<Item = Case> {
 
 const BOARD: &str = "needs RAM at a second address, which the board has not";
 const API: &str = "the host writes, through an API that only our own engines have";
+const PAGED: &str = "needs page tables, which machine mode has not";
+const PHYSICAL: &str = "the host changes what is at physical addresses that no page shows";
 
 /// Runs one case, as often as it is to be run.
 pub fn run(case: &Case, setup: &Setup) -> Report {
@@ -151,13 +153,21 @@ pub fn run(case: &Case, setup: &Setup) -> Report {
 }
 
 fn once(case: &Case, setup: &Setup) -> (Outcome, Option<Duration>) {
+    let form = setup.form;
     match (case.kind, setup.contender) {
-        (Kind::Guest(guest), Contender::Ours(engine)) => ours(guest, engine, setup.model),
-        (Kind::Guest(guest), Contender::Qemu) if guest.alias.is_some() => (Outcome::NotApplicable(BOARD), None),
-        (Kind::Guest(guest), Contender::Qemu) => qemu::run(&(guest.build)(setup.model)),
-        (Kind::Host(image, run), Contender::Ours(engine)) => by_host(image(setup.model), run, engine, setup.model),
+        (Kind::Guest(guest), _) if !guest.has(form.mode) => (Outcome::NotApplicable(PAGED), None),
+        (Kind::Guest(guest), Contender::Ours(engine)) => ours(guest, engine, form),
+        (Kind::Guest(guest), Contender::Qemu) if needs_board(guest, form) => (Outcome::NotApplicable(BOARD), None),
+        (Kind::Guest(guest), Contender::Qemu) => qemu::run(&(guest.build)(form), guest.harts),
         (Kind::Host(..), Contender::Qemu) => (Outcome::NotApplicable(API), None),
+        (Kind::Host(host), Contender::Ours(_)) if !host.has(form.mode) => (Outcome::NotApplicable(PHYSICAL), None),
+        (Kind::Host(host), Contender::Ours(engine)) => by_host(host, engine, form),
     }
+}
+
+/// Whether a guest wants RAM at two physical addresses.
+fn needs_board(case: &SmcCase, form: Form) -> bool {
+    case.alias.is_some() && form.mode == Mode::Machine
 }
 
 /// Why a contender cannot be asked at all.
@@ -169,8 +179,8 @@ pub fn missing(contender: Contender) -> Option<String> {
 }
 
 /// A machine for one case, with the cache that the model is about.
-fn board(image: GuestImage, engine: EngineKind, model: CacheModel) -> MachineBuilder {
-    let icache = match model {
+fn board(image: GuestImage, engine: EngineKind, form: Form) -> MachineBuilder {
+    let icache = match form.cache {
         CacheModel::Coherent => ICache::Coherent,
         CacheModel::FenceI => ICache::FenceI,
     };
@@ -194,12 +204,13 @@ fn judge(exit: MachineExit) -> Outcome {
     }
 }
 
-fn ours(case: &SmcCase, engine: EngineKind, model: CacheModel) -> (Outcome, Option<Duration>) {
-    let mut machine = match board((case.build)(model), engine, model).build() {
+fn ours(case: &SmcCase, engine: EngineKind, form: Form) -> (Outcome, Option<Duration>) {
+    let mut machine = match board((case.build)(form), engine, form).harts(case.harts).build() {
         Ok(machine) => machine,
         Err(e) => return (unbuilt(e), None),
     };
     if let Some(alias) = case.alias
+        && needs_board(case, form)
         && let Err(e) = machine.map_alias(alias.base, alias.target, alias.len)
     {
         return (Outcome::Crash(format!("no alias: {e}")), None);
@@ -209,13 +220,13 @@ fn ours(case: &SmcCase, engine: EngineKind, model: CacheModel) -> (Outcome, Opti
     (outcome, time)
 }
 
-fn by_host(image: GuestImage, run: host::Run, engine: EngineKind, model: CacheModel) -> (Outcome, Option<Duration>) {
-    let mut machine = match board(image, engine, model).build() {
+fn by_host(host: host::Host, engine: EngineKind, form: Form) -> (Outcome, Option<Duration>) {
+    let mut machine = match board((host.image)(form), engine, form).build() {
         Ok(machine) => machine,
         Err(e) => return (unbuilt(e), None),
     };
     let start = Instant::now();
-    match run(&mut machine) {
+    match (host.run)(&mut machine, form) {
         Ok(()) => (Outcome::Pass, Some(start.elapsed())),
         Err(outcome) => (outcome, None),
     }
@@ -239,17 +250,18 @@ pub enum Emitted {
 pub fn emit<'c>(
     dir: &Path,
     cases: impl IntoIterator<Item = &'c Case>,
-    model: CacheModel,
+    form: Form,
 ) -> std::io::Result<Vec<(Case, Emitted)>> {
     std::fs::create_dir_all(dir)?;
     let mut emitted = Vec::new();
     for case in cases {
         let what = match case.kind {
             Kind::Host(..) => Emitted::NotApplicable(API),
-            Kind::Guest(guest) if guest.alias.is_some() => Emitted::NotApplicable(BOARD),
+            Kind::Guest(guest) if !guest.has(form.mode) => Emitted::NotApplicable(PAGED),
+            Kind::Guest(guest) if needs_board(guest, form) => Emitted::NotApplicable(BOARD),
             Kind::Guest(guest) => {
                 let path = dir.join(format!("{}.elf", case.name));
-                std::fs::write(&path, elf(&(guest.build)(model)))?;
+                std::fs::write(&path, elf(&(guest.build)(form)))?;
                 Emitted::File(path)
             }
         };

@@ -44,11 +44,16 @@ impl Drop for Temp {
 }
 
 /// Runs a guest; the time is what the guest prints.
-pub(super) fn run(image: &GuestImage) -> (Outcome, Option<Duration>) {
+pub(super) fn run(image: &GuestImage, harts: usize) -> (Outcome, Option<Duration>) {
     let result = Temp::new(image).and_then(|file| {
         let mut command = Command::new(QEMU);
-        command.args(["-M", "virt", "-m", "128M", "-bios", "none", "-nographic", "-monitor", "none", "-kernel"]);
-        command.arg(&file.0).stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::null());
+        command.args(["-M", "virt", "-m", "128M", "-bios", "none", "-nographic", "-monitor", "none"]);
+        command
+            .args(["-smp", &harts.to_string(), "-kernel"])
+            .arg(&file.0)
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::null());
         let mut child = command.spawn()?;
         let deadline = Instant::now() + PATIENCE;
         let status = loop {

@@ -5,7 +5,7 @@ use std::fmt::Write;
 use notdirty_tcg::EngineKind;
 
 use super::{Contender, Outcome, Report, Setup};
-use crate::programs::smc::CacheModel;
+use crate::programs::smc::{CacheModel, Mode};
 
 /// A heading, a line for each case, and one that sums up.
 pub fn table(reports: &[Report]) -> String {
@@ -45,18 +45,22 @@ fn words(outcome: &Outcome) -> String {
     }
 }
 
-/// One object: `{"engine": .., "icache": .., "cases": [..]}`.
+/// One object: `{"engine": .., "icache": .., "mode": .., "cases": [..]}`.
 pub fn json(reports: &[Report], setup: &Setup) -> String {
     let engine = match setup.contender {
         Contender::Ours(EngineKind::Jit) => "jit",
         Contender::Ours(EngineKind::Interp) => "interp",
         Contender::Qemu => "qemu",
     };
-    let icache = match setup.model {
+    let icache = match setup.form.cache {
         CacheModel::Coherent => "coherent",
         CacheModel::FenceI => "fencei",
     };
-    let mut out = format!("{{\"engine\":\"{engine}\",\"icache\":\"{icache}\",\"cases\":[");
+    let mode = match setup.form.mode {
+        Mode::Machine => "m",
+        Mode::Supervisor => "s",
+    };
+    let mut out = format!("{{\"engine\":\"{engine}\",\"icache\":\"{icache}\",\"mode\":\"{mode}\",\"cases\":[");
     for (at, report) in reports.iter().enumerate() {
         let (kind, detail) = match &report.outcome {
             Outcome::Pass => ("pass", String::new()),

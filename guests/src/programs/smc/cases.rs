@@ -1,18 +1,22 @@
 //! The list.
 
 use super::Kills::{AtLeast, AtMost};
-use super::{CacheModel, GuestImage, Kills, SmcCase};
-use super::{edge, emit, flow, place, reach, store};
+use super::{Form, GuestImage, Kills, SmcCase};
+use super::{edge, emit, flow, paged as pages, place, reach, shared, store};
 
 const fn case(
     name: &'static str,
-    build: fn(CacheModel) -> GuestImage,
+    build: fn(Form) -> GuestImage,
     patches: u32,
     kills: Kills,
     retells: &'static [&'static str],
     about: &'static str,
 ) -> SmcCase {
-    SmcCase { name, about, retells, build, patches, kills, alias: None }
+    SmcCase { name, about, retells, build, patches, kills, alias: None, paged: false, harts: 1 }
+}
+
+const fn paged(name: &'static str, build: fn(Form) -> GuestImage, patches: u32, about: &'static str) -> SmcCase {
+    SmcCase { paged: true, ..case(name, build, patches, AtLeast(0), &[], about) }
 }
 
 /// All cases.
@@ -76,4 +80,19 @@ pub const CASES: &[SmcCase] = &[
     case("decoder_stub", emit::decoder_stub, 200, AtLeast(40), &["unicorn#820"], "a decoder's first word is its own loop's branch, two instructions ahead"),
     case("boot_loader", emit::boot_loader, 500, AtLeast(40), &["unicorn#2258"], "a first stage copies a loader away, which puts the second stage over the first"),
     case("walking_copy", emit::walking_copy, 1200, AtLeast(1), &["unicorn#608"], "code copies itself on, patches the copy, and goes on there"),
+    // Page tables.
+    paged("three_mappings", pages::three_mappings, 400, "a page is run at two addresses and written at a third, and where RAM is"),
+    paged("loop_on_a_page_that_moves", pages::loop_on_a_page_that_moves, 312, "a hot loop maps another page at the address that it runs at"),
+    paged("data_that_moves", pages::data_that_moves, 312, "a hot loop maps another page at the address that it loads from and stores to"),
+    paged("with_and_without_a_fence", pages::with_and_without_a_fence, 800, "an entry is stored: either page until sfence.vma in any of its forms, the new one after it"),
+    paged("superpage_split", pages::superpage_split, 600, "code in a page of 2 MiB, which is split and made whole again"),
+    paged("user_code", pages::user_code, 400, "supervisor mode patches the code of user mode at an address of its own"),
+    paged("rights_taken_away", pages::rights_taken_away, 800, "code takes away the right to run its own page: the very next instruction faults"),
+    paged("store_right_taken_away", pages::store_right_taken_away, 624, "a hot loop takes away the right to store: that store faults, in that trip"),
+    paged("two_address_spaces", pages::two_address_spaces, 400, "one address is two functions in two address spaces, with no fence between them"),
+    paged("jump_to_a_page_that_moves", pages::jump_to_a_page_that_moves, 500, "the target of a direct jump to another page is mapped anew"),
+    paged("border_of_a_page_that_moves", pages::border_of_a_page_that_moves, 800, "code and an instruction over two pages, each of which is mapped anew"),
+    paged("one_address_two_modes", pages::one_address_two_modes, 400, "one address is two functions: in machine mode, and in supervisor mode by its tables"),
+    SmcCase { harts: 2, ..paged("code_of_another_hart", shared::code_of_another_hart, 200, "a hart writes the code of another at another address, and interrupts it for a fence") },
+    SmcCase { harts: 2, ..paged("page_of_another_hart", shared::page_of_another_hart, 200, "a hart maps another page where another runs, and interrupts it for a fence") },
 ];

@@ -4,7 +4,8 @@ use dynasmrt::{DynasmApi, DynasmLabelApi};
 
 use super::super::GuestImage;
 use super::super::asm::{self, Asm, BASE, rv, word};
-use super::frame::{self, CacheModel};
+use super::form::Form;
+use super::frame;
 
 /// Counts s0 up to `rounds` and goes back to `->again`, then reports success.
 pub(super) fn repeat(ops: &mut Asm, rounds: i32) {
@@ -12,8 +13,8 @@ pub(super) fn repeat(ops: &mut Asm, rounds: i32) {
     asm::pass(ops);
 }
 
-pub(super) fn line_crossing_store(m: CacheModel) -> GuestImage {
-    let mut ops = frame::program();
+pub(super) fn line_crossing_store(m: Form) -> GuestImage {
+    let mut ops = frame::program(m);
     // sd, misaligned, over the last instruction of one 64-byte line and the first of the next.
     rv!(ops ; la s1, ->f ; li.12 s0, 0 ; ->again:);
     asm::encode_load_s0(&mut ops);
@@ -32,11 +33,11 @@ pub(super) fn line_crossing_store(m: CacheModel) -> GuestImage {
     repeat(&mut ops, 1000);
     asm::pad_to(&mut ops, 0x43c);
     rv!(ops ; ->f: ; addi a0, zero, 0 ; addi a0, a0, 0 ; ret);
-    frame::finish("line_crossing_store", ops)
+    frame::finish("line_crossing_store", m, ops)
 }
 
-pub(super) fn half_data_half_code(m: CacheModel) -> GuestImage {
-    let mut ops = frame::program();
+pub(super) fn half_data_half_code(m: Form) -> GuestImage {
+    let mut ops = frame::program(m);
     // sd, misaligned: its first half is data at the end of a line, its second the code that the next line starts with.
     rv!(ops ; la s1, ->f ; li.12 s0, 0 ; ->again:);
     asm::encode_load_s0(&mut ops);
@@ -54,11 +55,11 @@ pub(super) fn half_data_half_code(m: CacheModel) -> GuestImage {
     repeat(&mut ops, 1000);
     asm::pad_to(&mut ops, 0x440);
     rv!(ops ; ->f: ; addi a0, zero, -1 ; ret);
-    frame::finish("half_data_half_code", ops)
+    frame::finish("half_data_half_code", m, ops)
 }
 
-pub(super) fn misaligned_half_word(m: CacheModel) -> GuestImage {
-    let mut ops = frame::program();
+pub(super) fn misaligned_half_word(m: Form) -> GuestImage {
+    let mut ops = frame::program(m);
     // sh at an odd address: bytes 1 and 2 of the instruction, the immediate's lower four bits among them.
     rv!(ops
         ; la s1, ->f
@@ -75,11 +76,11 @@ pub(super) fn misaligned_half_word(m: CacheModel) -> GuestImage {
     asm::expect_equal(&mut ops, 1);
     repeat(&mut ops, 1000);
     rv!(ops ; .align 64 ; ->f: ; addi a0, zero, 0 ; ret);
-    frame::finish("misaligned_half_word", ops)
+    frame::finish("misaligned_half_word", m, ops)
 }
 
-pub(super) fn misaligned_double_word(m: CacheModel) -> GuestImage {
-    let mut ops = frame::program();
+pub(super) fn misaligned_double_word(m: Form) -> GuestImage {
+    let mut ops = frame::program(m);
     // sd three bytes before the function: padding, its first instruction, and a byte of its second.
     rv!(ops ; la s1, ->f ; li.12 s0, 0 ; ->again:);
     asm::encode_load_s0(&mut ops);
@@ -97,11 +98,11 @@ pub(super) fn misaligned_double_word(m: CacheModel) -> GuestImage {
     repeat(&mut ops, 1000);
     asm::pad_to(&mut ops, 0x448);
     rv!(ops ; ->f: ; addi a0, zero, 0 ; addi a0, a0, 1 ; ret);
-    frame::finish("misaligned_double_word", ops)
+    frame::finish("misaligned_double_word", m, ops)
 }
 
-pub(super) fn two_readings(m: CacheModel) -> GuestImage {
-    let mut ops = frame::program();
+pub(super) fn two_readings(m: Form) -> GuestImage {
+    let mut ops = frame::program(m);
     // One word with two readings: `lui a0, n << 4` at its start, `c.li a0, ..` in its middle. Both are entered, so two
     // blocks hold the bytes that change.
     rv!(ops
@@ -122,11 +123,11 @@ pub(super) fn two_readings(m: CacheModel) -> GuestImage {
     asm::expect_equal(&mut ops, 2);
     repeat(&mut ops, 1000);
     rv!(ops ; .align 64 ; ->f: ; .u32 0x4501_0537 ; ret);
-    frame::finish("two_readings", ops)
+    frame::finish("two_readings", m, ops)
 }
 
-pub(super) fn neighbours(_: CacheModel) -> GuestImage {
-    let mut ops = frame::program();
+pub(super) fn neighbours(m: Form) -> GuestImage {
+    let mut ops = frame::program(m);
     // The bytes right before and right behind a function are data, and it stays what it is.
     rv!(ops
         ; la s1, ->f
@@ -144,11 +145,11 @@ pub(super) fn neighbours(_: CacheModel) -> GuestImage {
     repeat(&mut ops, 1000);
     asm::pad_to(&mut ops, 0x448);
     rv!(ops ; ->f: ; addi a0, zero, 77 ; ret ; .u32 0);
-    frame::finish("neighbours", ops)
+    frame::finish("neighbours", m, ops)
 }
 
-pub(super) fn data_in_the_line(_: CacheModel) -> GuestImage {
-    let mut ops = frame::program();
+pub(super) fn data_in_the_line(m: Form) -> GuestImage {
+    let mut ops = frame::program(m);
     rv!(ops
         ; la s1, ->counter
         ; li.12 s0, 0
@@ -162,22 +163,22 @@ pub(super) fn data_in_the_line(_: CacheModel) -> GuestImage {
     asm::expect(&mut ops, 1, 2000);
     asm::pass(&mut ops);
     rv!(ops ; .align 64 ; ->bump: ; ld t0, [s1] ; addi t0, t0, 1 ; sd t0, [s1] ; ret ; ->counter: ; .u64 0);
-    frame::finish("data_in_the_line", ops)
+    frame::finish("data_in_the_line", m, ops)
 }
 
-pub(super) fn same_value(_: CacheModel) -> GuestImage {
-    let mut ops = frame::program();
+pub(super) fn same_value(m: Form) -> GuestImage {
+    let mut ops = frame::program(m);
     // Written, but not changed: no reader may notice.
     rv!(ops ; la s1, ->f ; lw t1, [s1] ; li.12 s0, 0 ; ->again: ; sw t1, [s1] ; jal ra, ->f);
     asm::expect(&mut ops, 1, 77);
     repeat(&mut ops, 1000);
     asm::pad_to(&mut ops, 0);
     rv!(ops ; ->f: ; addi a0, zero, 77 ; ret);
-    frame::finish("same_value", ops)
+    frame::finish("same_value", m, ops)
 }
 
-pub(super) fn stack_beside_code(_: CacheModel) -> GuestImage {
-    let mut ops = frame::program();
+pub(super) fn stack_beside_code(m: Form) -> GuestImage {
+    let mut ops = frame::program(m);
     // The stack is the upper half of the page that holds the code: 1 + .. + 15 by recursion.
     rv!(ops
         ; la sp, ->stack
@@ -206,11 +207,11 @@ pub(super) fn stack_beside_code(_: CacheModel) -> GuestImage {
     );
     asm::pad_to(&mut ops, 0xc00);
     rv!(ops ; ->stack: ; .u64 0);
-    frame::finish("stack_beside_code", ops)
+    frame::finish("stack_beside_code", m, ops)
 }
 
-pub(super) fn loop_over_two_pages(m: CacheModel) -> GuestImage {
-    let mut ops = frame::program();
+pub(super) fn loop_over_two_pages(m: Form) -> GuestImage {
+    let mut ops = frame::program(m);
     // A hot loop whose body lies on two pages patches the half on the second page, later the half on the first.
     rv!(ops
         ; la s1, ->body
@@ -246,11 +247,11 @@ pub(super) fn loop_over_two_pages(m: CacheModel) -> GuestImage {
     rv!(ops ; mv a0, s3);
     asm::expect(&mut ops, 2, 500 + 5 * 500);
     asm::pass(&mut ops);
-    frame::finish("loop_over_two_pages", ops)
+    frame::finish("loop_over_two_pages", m, ops)
 }
 
-pub(super) fn large_region(m: CacheModel) -> GuestImage {
-    let mut ops = frame::program();
+pub(super) fn large_region(m: Form) -> GuestImage {
+    let mut ops = frame::program(m);
     // A function in each of 16 pages; all are patched before the one fence.i, then all are run.
     rv!(ops
         ; li.43 s1, (BASE + 0x2_0000) as i64
@@ -280,5 +281,5 @@ pub(super) fn large_region(m: CacheModel) -> GuestImage {
     );
     asm::expect_equal(&mut ops, 1);
     repeat(&mut ops, 100);
-    frame::finish("large_region", ops)
+    frame::finish("large_region", m, ops)
 }

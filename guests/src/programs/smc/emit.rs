@@ -5,13 +5,14 @@ use dynasmrt::{DynasmApi, DynasmLabelApi};
 use super::super::GuestImage;
 use super::super::asm::{self, BASE, rv, word};
 use super::edge::repeat;
-use super::frame::{self, CacheModel};
+use super::form::Form;
+use super::frame;
 
 /// Room for what programs emit.
 const ARENA: i64 = BASE as i64 + 0x1_0000;
 
-pub(super) fn emit_fresh(m: CacheModel) -> GuestImage {
-    let mut ops = frame::program();
+pub(super) fn emit_fresh(m: Form) -> GuestImage {
+    let mut ops = frame::program(m);
     // 64 instructions at a place where nothing was, run once.
     rv!(ops
         ; li.43 s1, ARENA
@@ -36,11 +37,11 @@ pub(super) fn emit_fresh(m: CacheModel) -> GuestImage {
     asm::expect_equal(&mut ops, 1);
     rv!(ops ; addi s1, s1, 320);
     repeat(&mut ops, 1000);
-    frame::finish("emit_fresh", ops)
+    frame::finish("emit_fresh", m, ops)
 }
 
-pub(super) fn emit_same_place(m: CacheModel) -> GuestImage {
-    let mut ops = frame::program();
+pub(super) fn emit_same_place(m: Form) -> GuestImage {
+    let mut ops = frame::program(m);
     // The same place again and again, with code of another length: what a guest's own JIT does after it unmaps.
     rv!(ops
         ; li.43 s1, ARENA
@@ -67,11 +68,11 @@ pub(super) fn emit_same_place(m: CacheModel) -> GuestImage {
     );
     asm::expect_equal(&mut ops, 1);
     repeat(&mut ops, 1000);
-    frame::finish("emit_same_place", ops)
+    frame::finish("emit_same_place", m, ops)
 }
 
-pub(super) fn toggling_kilobyte(m: CacheModel) -> GuestImage {
-    let mut ops = frame::program();
+pub(super) fn toggling_kilobyte(m: Form) -> GuestImage {
+    let mut ops = frame::program(m);
     // A function of 1 KiB is overwritten by one of two versions, in turn.
     rv!(ops
         ; li.43 s1, ARENA
@@ -108,11 +109,11 @@ pub(super) fn toggling_kilobyte(m: CacheModel) -> GuestImage {
         rv!(ops ; addi a0, a0, 2);
     }
     rv!(ops ; ret);
-    frame::finish("toggling_kilobyte", ops)
+    frame::finish("toggling_kilobyte", m, ops)
 }
 
-pub(super) fn function_in_data(m: CacheModel) -> GuestImage {
-    let mut ops = frame::program();
+pub(super) fn function_in_data(m: Form) -> GuestImage {
+    let mut ops = frame::program(m);
     // A page is written and read as data, then holds a function, which is run and patched by one byte.
     rv!(ops
         ; li.43 s1, ARENA
@@ -137,11 +138,11 @@ pub(super) fn function_in_data(m: CacheModel) -> GuestImage {
     asm::expect_equal(&mut ops, 2);
     rv!(ops ; add s1, s1, s3);
     repeat(&mut ops, 64);
-    frame::finish("function_in_data", ops)
+    frame::finish("function_in_data", m, ops)
 }
 
-pub(super) fn decoder_stub(m: CacheModel) -> GuestImage {
-    let mut ops = frame::program();
+pub(super) fn decoder_stub(m: Form) -> GuestImage {
+    let mut ops = frame::program(m);
     // The first word that the decoder's loop decodes is the loop's own branch, two instructions on.
     rv!(ops
         ; la s1, ->branch
@@ -183,11 +184,11 @@ pub(super) fn decoder_stub(m: CacheModel) -> GuestImage {
         ; ret
         ; ->end:
     );
-    frame::finish("decoder_stub", ops)
+    frame::finish("decoder_stub", m, ops)
 }
 
-pub(super) fn boot_loader(m: CacheModel) -> GuestImage {
-    let mut ops = frame::program();
+pub(super) fn boot_loader(m: Form) -> GuestImage {
+    let mut ops = frame::program(m);
     // First stage at s1: copies the loader to s3 and goes there. The loader puts the second stage at s1, over the
     // first, and jumps to it.
     rv!(ops
@@ -253,11 +254,11 @@ pub(super) fn boot_loader(m: CacheModel) -> GuestImage {
         ; .u64 0
         ; .u64 0
     );
-    frame::finish("boot_loader", ops)
+    frame::finish("boot_loader", m, ops)
 }
 
-pub(super) fn walking_copy(m: CacheModel) -> GuestImage {
-    let mut ops = frame::program();
+pub(super) fn walking_copy(m: Form) -> GuestImage {
+    let mut ops = frame::program(m);
     // Code copies itself 128 bytes on, raises its own immediate there, and goes on in the copy: 1 + 2 + .. + 60.
     rv!(ops
         ; li.12 s0, 0
@@ -307,5 +308,5 @@ pub(super) fn walking_copy(m: CacheModel) -> GuestImage {
         ; .u64 0
         ; .align 64
     );
-    frame::finish("walking_copy", ops)
+    frame::finish("walking_copy", m, ops)
 }

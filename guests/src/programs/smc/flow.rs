@@ -3,11 +3,12 @@
 use dynasmrt::{DynasmApi, DynasmLabelApi};
 
 use super::super::GuestImage;
-use super::super::asm::{self, BASE, MRET, rv, word};
-use super::frame::{self, CacheModel};
+use super::super::asm::{self, BASE, rv, word};
+use super::form::{A0, Form, Mode, T0, TrapCsr};
+use super::frame;
 
-pub(super) fn chained_target(m: CacheModel) -> GuestImage {
-    let mut ops = frame::program();
+pub(super) fn chained_target(m: Form) -> GuestImage {
+    let mut ops = frame::program(m);
     rv!(ops
         ; la s1, ->middle
         ; li.32 t1, word!(addi s2, s2, 3)
@@ -32,11 +33,11 @@ pub(super) fn chained_target(m: CacheModel) -> GuestImage {
     );
     asm::expect(&mut ops, 1, 2000);
     asm::pass(&mut ops);
-    frame::finish("chained_target", ops)
+    frame::finish("chained_target", m, ops)
 }
 
-pub(super) fn chained_jump(m: CacheModel) -> GuestImage {
-    let mut ops = frame::program();
+pub(super) fn chained_jump(m: Form) -> GuestImage {
+    let mut ops = frame::program(m);
     // The jump at ->jump goes 64 bytes on, later 128.
     rv!(ops
         ; la s1, ->jump
@@ -68,11 +69,11 @@ pub(super) fn chained_jump(m: CacheModel) -> GuestImage {
     rv!(ops ; mv a0, s3);
     asm::expect(&mut ops, 2, 200);
     asm::pass(&mut ops);
-    frame::finish("chained_jump", ops)
+    frame::finish("chained_jump", m, ops)
 }
 
-pub(super) fn inner_loop(m: CacheModel) -> GuestImage {
-    let mut ops = frame::program();
+pub(super) fn inner_loop(m: Form) -> GuestImage {
+    let mut ops = frame::program(m);
     rv!(ops
         ; la s1, >target
         ; li.32 t1, word!(addi s2, s2, 10)
@@ -92,11 +93,11 @@ pub(super) fn inner_loop(m: CacheModel) -> GuestImage {
     );
     asm::expect(&mut ops, 1, 550);
     asm::pass(&mut ops);
-    frame::finish("inner_loop", ops)
+    frame::finish("inner_loop", m, ops)
 }
 
-pub(super) fn return_site(m: CacheModel) -> GuestImage {
-    let mut ops = frame::program();
+pub(super) fn return_site(m: Form) -> GuestImage {
+    let mut ops = frame::program(m);
     // The callee rewrites the instruction it returns to.
     rv!(ops ; li.12 s0, 0 ; again: ; jal ra, ->g ; addi a0, zero, -1 ; mv a1, s0);
     asm::expect_equal(&mut ops, 1);
@@ -106,11 +107,11 @@ pub(super) fn return_site(m: CacheModel) -> GuestImage {
     rv!(ops ; ->g:);
     asm::encode_load_s0(&mut ops);
     rv!(ops ; sw t1, [ra] ; .bytes m.sync() ; ret);
-    frame::finish("return_site", ops)
+    frame::finish("return_site", m, ops)
 }
 
-pub(super) fn own_callee(m: CacheModel) -> GuestImage {
-    let mut ops = frame::program();
+pub(super) fn own_callee(m: Form) -> GuestImage {
+    let mut ops = frame::program(m);
     // A function that rewrites its own first instruction before it returns: each call gives what the last one wrote.
     rv!(ops ; li.12 s0, 0 ; la s1, ->g ; li.12 s2, 2000 ; again: ; jal ra, ->g ; mv a1, s2 ; mv s2, s0);
     asm::expect_equal(&mut ops, 1);
@@ -119,11 +120,11 @@ pub(super) fn own_callee(m: CacheModel) -> GuestImage {
     rv!(ops ; .align 64 ; ->g: ; addi a0, zero, 2000);
     asm::encode_load_s0(&mut ops);
     rv!(ops ; sw t1, [s1] ; .bytes m.sync() ; ret);
-    frame::finish("own_callee", ops)
+    frame::finish("own_callee", m, ops)
 }
 
-pub(super) fn indirect_target(m: CacheModel) -> GuestImage {
-    let mut ops = frame::program();
+pub(super) fn indirect_target(m: Form) -> GuestImage {
+    let mut ops = frame::program(m);
     rv!(ops
         ; la s1, ->f
         ; la s3, ->g
@@ -153,14 +154,14 @@ pub(super) fn indirect_target(m: CacheModel) -> GuestImage {
     asm::expect(&mut ops, 1, 1900);
     asm::pass(&mut ops);
     rv!(ops ; .align 64 ; ->f: ; addi a0, zero, 1 ; ret ; .align 64 ; ->g: ; addi a0, zero, 2 ; ret);
-    frame::finish("indirect_target", ops)
+    frame::finish("indirect_target", m, ops)
 }
 
-pub(super) fn illegal_and_back(m: CacheModel) -> GuestImage {
-    let mut ops = frame::program();
+pub(super) fn illegal_and_back(m: Form) -> GuestImage {
+    let mut ops = frame::program(m);
     rv!(ops
         ; la t0, ->handler
-        ; csrw mtvec, t0
+        ; .u32 m.csrw(TrapCsr::Tvec, T0)
         ; la s1, ->f
         ; li.12 s0, 0
         ; li.12 s4, 0
@@ -173,17 +174,17 @@ pub(super) fn illegal_and_back(m: CacheModel) -> GuestImage {
     rv!(ops ; addi s0, s0, 1 ; li.12 t2, 20 ; bne s0, t2, <again ; mv a0, s4);
     asm::expect(&mut ops, 2, 20);
     asm::pass(&mut ops);
-    rv!(ops ; .align 64 ; ->f: ; addi a0, zero, -1 ; ret ; .align 64 ; ->handler: ; addi s4, s4, 1 ; csrr a0, mcause);
+    rv!(ops ; .align 64 ; ->f: ; addi a0, zero, -1 ; ret ; .align 64 ; ->handler: ; addi s4, s4, 1 ; .u32 m.csrr(A0, TrapCsr::Cause));
     asm::expect(&mut ops, 3, 2);
-    rv!(ops ; csrr a0, mepc ; mv a1, s1);
+    rv!(ops ; .u32 m.csrr(A0, TrapCsr::Epc) ; mv a1, s1);
     asm::expect_equal(&mut ops, 4);
     asm::encode_load_s0(&mut ops);
-    rv!(ops ; sw t1, [s1] ; .bytes m.sync() ; .u32 MRET);
-    frame::finish("illegal_and_back", ops)
+    rv!(ops ; sw t1, [s1] ; .bytes m.sync() ; .u32 m.ret());
+    frame::finish("illegal_and_back", m, ops)
 }
 
-pub(super) fn with_fence_i(_: CacheModel) -> GuestImage {
-    let mut ops = frame::program();
+pub(super) fn with_fence_i(m: Form) -> GuestImage {
+    let mut ops = frame::program(m);
     rv!(ops ; la s1, ->f ; li.12 s0, 0 ; again:);
     asm::encode_load_s0(&mut ops);
     rv!(ops ; sw t1, [s1] ; fence.i ; jal ra, ->f ; mv a1, s0);
@@ -192,7 +193,7 @@ pub(super) fn with_fence_i(_: CacheModel) -> GuestImage {
     asm::pass(&mut ops);
     asm::pad_to(&mut ops, 0);
     rv!(ops ; ->f: ; addi a0, zero, -1 ; ret);
-    frame::finish("with_fence_i", ops)
+    frame::finish("with_fence_i", m, ops)
 }
 
 /// The function that [`polling`] calls: `addi a0, zero, 1; ret`, to be patched from outside.
@@ -203,8 +204,11 @@ pub const POLL_FLAG: u64 = BASE + 0x2000;
 /// Calls a function and adds up what it returns in s2, with s0 calls counted, until the flag is set from outside.
 ///
 /// Ends with the last value it returned as exit code.
-pub fn polling() -> GuestImage {
-    let mut ops = asm::program();
+pub fn polling(m: Form) -> GuestImage {
+    let mut ops = match m.mode {
+        Mode::Machine => asm::program(),
+        Mode::Supervisor => frame::program(m),
+    };
     rv!(ops
         ; li.43 s1, POLL_FLAG as i64
         ; li.12 s0, 0
@@ -219,5 +223,8 @@ pub fn polling() -> GuestImage {
     );
     asm::pad_to(&mut ops, 0);
     rv!(ops ; ->f: ; addi a0, zero, 1 ; ret);
-    asm::finish("polling", ops)
+    match m.mode {
+        Mode::Machine => asm::finish("polling", ops),
+        Mode::Supervisor => frame::finish("polling", m, ops),
+    }
 }

@@ -14,26 +14,8 @@ use dynasmrt::{DynasmApi, DynasmLabelApi};
 
 use super::super::GuestImage;
 use super::super::asm::{self, Asm, BASE, rv};
-
-/// What the program may expect of the instruction cache.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub enum CacheModel {
-    /// The very next instruction sees a write.
-    #[default]
-    Coherent,
-    /// Old or new until `fence.i`, new after it: what the ISA promises.
-    FenceI,
-}
-
-impl CacheModel {
-    /// What stands between a write and its use.
-    pub(super) fn sync(self) -> &'static [u8] {
-        match self {
-            CacheModel::Coherent => &[],
-            CacheModel::FenceI => &[0x0f, 0x10, 0, 0],
-        }
-    }
-}
+use super::form::{CacheModel, Form, Mode, T0, TrapCsr};
+use super::supervisor;
 
 /// Where the verdict goes in HTIF's form.
 pub const TOHOST: u64 = BASE + 0xf_f000;
@@ -43,9 +25,30 @@ pub const TICKS: usize = 27;
 const MTIME: i32 = 0x200_bff8;
 const UART: i32 = 0x1000_0000;
 
-/// An assembler with the prologue.
-pub(super) fn program() -> Asm {
+/// An assembler with the prologue, which ends in the mode that the program is for.
+pub(super) fn program(m: Form) -> Asm {
+    program_with(m, supervisor::DELEGATED)
+}
+
+/// The same, with these exceptions delegated to supervisor mode.
+pub(super) fn program_with(m: Form, delegated: i32) -> Asm {
     let mut ops = asm::start();
+    start_clock(&mut ops);
+    if m.mode == Mode::Supervisor {
+        supervisor::tables(&mut ops);
+        supervisor::enter(&mut ops, delegated);
+    }
+    trap_to_the_end(&mut ops, m);
+    ops
+}
+
+/// Unexpected traps end the program.
+pub(super) fn trap_to_the_end(ops: &mut Asm, m: Form) {
+    rv!(ops ; la t0, ->trapped ; .u32 m.csrw(TrapCsr::Tvec, T0));
+}
+
+/// A stack, and the clock read into s11, in machine mode.
+pub(super) fn start_clock(ops: &mut Asm) {
     rv!(ops
         ; li.43 sp, asm::STACK
         ; la t0, >no_clock
@@ -57,11 +60,10 @@ pub(super) fn program() -> Asm {
         ; la t0, ->trapped
         ; csrw mtvec, t0
     );
-    ops
 }
 
 /// Adds the end and closes the program.
-pub(super) fn finish(name: &'static str, mut ops: Asm) -> GuestImage {
+pub(super) fn finish(name: &'static str, m: Form, mut ops: Asm) -> GuestImage {
     ops.align(4, 0);
     rv!(ops
         ; ->trapped:
@@ -72,7 +74,7 @@ pub(super) fn finish(name: &'static str, mut ops: Asm) -> GuestImage {
         ; ->fail:
         ; mv s10, a0
         ; la t0, ->tell
-        ; csrw mtvec, t0
+        ; .u32 m.csrw(TrapCsr::Tvec, T0)
         ; li.32 t1, MTIME
         ; ld t0, [t1]
         ; sub s11, t0, s11
@@ -93,14 +95,14 @@ pub(super) fn finish(name: &'static str, mut ops: Asm) -> GuestImage {
         ; jal ra, ->put
         ; ->tell:
         ; la t0, ->finisher
-        ; csrw mtvec, t0
+        ; .u32 m.csrw(TrapCsr::Tvec, T0)
         ; li.43 t0, TOHOST as i64
         ; slli t1, s10, 1
         ; ori t1, t1, 1
         ; sd t1, [t0]
         ; ->finisher:
         ; la t0, ->tell
-        ; csrw mtvec, t0
+        ; .u32 m.csrw(TrapCsr::Tvec, T0)
         ; lui t0, 0x10_0000
         ; li.32 t1, 0x5555
         ; beqz s10, >end
@@ -166,9 +168,9 @@ pub(super) fn finish(name: &'static str, mut ops: Asm) -> GuestImage {
 }
 
 /// Calls `->f`, which was just patched: a1 is what it returns now, a2 what it returned before.
-pub(super) fn judge_call(ops: &mut Asm, m: CacheModel, code: i32) {
+pub(super) fn judge_call(ops: &mut Asm, m: Form, code: i32) {
     rv!(ops ; jal ra, ->f);
-    if m == CacheModel::FenceI {
+    if m.cache == CacheModel::FenceI {
         rv!(ops
             ; beq a0, a1, >fine
             ; beq a0, a2, >fine
@@ -184,8 +186,8 @@ pub(super) fn judge_call(ops: &mut Asm, m: CacheModel, code: i32) {
 
 /// The patched instruction stands at s1 and was just run in passing; what follows it up to here may run again. a1 is
 /// the new value of a0, a2 the old one, s3 zero.
-pub(super) fn judge_inline(ops: &mut Asm, m: CacheModel, code: i32) {
-    if m == CacheModel::FenceI {
+pub(super) fn judge_inline(ops: &mut Asm, m: Form, code: i32) {
+    if m.cache == CacheModel::FenceI {
         rv!(ops
             ; bnez s3, >fenced
             ; beq a0, a1, >fine

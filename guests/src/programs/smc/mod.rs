@@ -7,28 +7,40 @@
 //!   store.rs   what wrote it: each width, page-crossing, AMO, SC, an alias, data turned into code and back
 //!   edge.rs    stores that meet code in part only, and data beside it
 //!   emit.rs    code that emits, copies or decodes code
-//!   frame.rs   how all of them begin and end; the cache models
+//!   paged.rs   code under page tables: seen at several addresses, moved, split, taken away; address spaces and modes
+//!   shared.rs  the same of two harts
+//!   form.rs    what a program is built for: a cache model and a mode
+//!   frame.rs   how all of them begin and end
+//!   supervisor.rs  the way into supervisor mode, its page tables
 //!   cases.rs   the list, a line for each: what it catches, and the public issue that it retells
 //! ```
 //!
 //! A program is built for a cache model. For the coherent one no `fence.i` stands anywhere (but in the case that is
 //! about it) and the very next instruction has to see the write. For the model of the ISA a `fence.i` stands between
 //! write and use; some cases also use the code before it, and take the old code or the new for an answer.
+//!
+//! And it is built for a mode: machine mode, or supervisor mode under Sv39, where each page of RAM is mapped by an entry
+//! of its own. What is about page tables has no other.
 
 mod cases;
 mod edge;
 mod emit;
 mod flow;
+mod form;
 mod frame;
+mod paged;
 mod place;
 mod reach;
+mod shared;
 mod store;
+mod supervisor;
 
 use super::GuestImage;
 
 pub use cases::CASES;
 pub use flow::{POLL_FLAG, POLL_FUNCTION, polling};
-pub use frame::{CacheModel, TICKS, TOHOST};
+pub use form::{CacheModel, Form, Mode};
+pub use frame::{TICKS, TOHOST};
 
 /// What a program does to the translations, as far as it is certain for any sensible translator, in a coherent model.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -60,13 +72,24 @@ pub struct SmcCase {
     /// The public issues that it retells, as `project#number`.
     pub retells: &'static [&'static str],
     /// Builds the program.
-    pub build: fn(CacheModel) -> GuestImage,
+    pub build: fn(Form) -> GuestImage,
     /// How often it writes code, or beside it.
     pub patches: u32,
     /// What dies.
     pub kills: Kills,
-    /// RAM seen at a second place, when the case needs it.
+    /// RAM seen at a second place, when the case needs it in machine mode; page tables do it otherwise.
     pub alias: Option<Alias>,
+    /// Whether there is nothing of it in machine mode.
+    pub paged: bool,
+    /// How many harts it needs.
+    pub harts: usize,
+}
+
+impl SmcCase {
+    /// Whether there is such a program.
+    pub fn has(&self, mode: Mode) -> bool {
+        mode == Mode::Supervisor || !self.paged
+    }
 }
 
 /// The case of that name.

@@ -4,11 +4,12 @@ use dynasmrt::{DynasmApi, DynasmLabelApi};
 
 use super::super::GuestImage;
 use super::super::asm::{self, Asm, BASE, rv, word};
-use super::frame::{self, CacheModel};
+use super::form::Form;
+use super::frame;
 
 /// Calls `->f` twice, then patches the function at s1, where that is or leads to, to return the loop counter; calls
 /// and checks.
-fn patch_and_call(ops: &mut Asm, m: CacheModel) {
+fn patch_and_call(ops: &mut Asm, m: Form) {
     rv!(ops ; jal ra, ->f);
     asm::expect(ops, 1, 1000);
     rv!(ops ; jal ra, ->f);
@@ -21,25 +22,25 @@ fn patch_and_call(ops: &mut Asm, m: CacheModel) {
     asm::pass(ops);
 }
 
-pub(super) fn another_page(m: CacheModel) -> GuestImage {
-    let mut ops = frame::program();
+pub(super) fn another_page(m: Form) -> GuestImage {
+    let mut ops = frame::program(m);
     rv!(ops ; la s1, ->f);
     patch_and_call(&mut ops, m);
     asm::pad_to(&mut ops, 0);
     rv!(ops ; ->f: ; addi a0, zero, 1000 ; ret);
-    frame::finish("another_page", ops)
+    frame::finish("another_page", m, ops)
 }
 
-pub(super) fn same_page(m: CacheModel) -> GuestImage {
-    let mut ops = frame::program();
+pub(super) fn same_page(m: Form) -> GuestImage {
+    let mut ops = frame::program(m);
     rv!(ops ; la s1, ->f);
     patch_and_call(&mut ops, m);
     rv!(ops ; .align 64 ; ->f: ; addi a0, zero, 1000 ; ret);
-    frame::finish("same_page", ops)
+    frame::finish("same_page", m, ops)
 }
 
-pub(super) fn far_page(m: CacheModel) -> GuestImage {
-    let mut ops = frame::program();
+pub(super) fn far_page(m: Form) -> GuestImage {
+    let mut ops = frame::program(m);
     // The function is put where no direct jump from here reaches: 2 MiB away.
     rv!(ops
         ; li.43 s1, (BASE + 0x20_0000) as i64
@@ -51,22 +52,22 @@ pub(super) fn far_page(m: CacheModel) -> GuestImage {
     );
     patch_and_call(&mut ops, m);
     rv!(ops ; ->f: ; jr s1);
-    frame::finish("far_page", ops)
+    frame::finish("far_page", m, ops)
 }
 
-pub(super) fn next_instruction(m: CacheModel) -> GuestImage {
-    let mut ops = frame::program();
+pub(super) fn next_instruction(m: Form) -> GuestImage {
+    let mut ops = frame::program(m);
     rv!(ops ; li.12 s0, 0 ; li.12 a2, -1 ; la s1, >target ; ->again: ; li.12 s3, 0 ; mv a1, s0);
     asm::encode_load_s0(&mut ops);
     rv!(ops ; sw t1, [s1] ; target: ; addi a0, zero, -1);
     frame::judge_inline(&mut ops, m, 1);
     rv!(ops ; mv a2, s0 ; addi s0, s0, 1 ; li.12 t2, 1000 ; beq s0, t2, >done ; jump ->again, t6 ; done:);
     asm::pass(&mut ops);
-    frame::finish("next_instruction", ops)
+    frame::finish("next_instruction", m, ops)
 }
 
-pub(super) fn later_in_own_block(m: CacheModel) -> GuestImage {
-    let mut ops = frame::program();
+pub(super) fn later_in_own_block(m: Form) -> GuestImage {
+    let mut ops = frame::program(m);
     rv!(ops ; li.12 s0, 0 ; li.12 a2, -1 ; la s1, >target ; ->again: ; li.12 s3, 0 ; mv a1, s0);
     asm::encode_load_s0(&mut ops);
     rv!(ops
@@ -83,11 +84,11 @@ pub(super) fn later_in_own_block(m: CacheModel) -> GuestImage {
     asm::expect_equal(&mut ops, 2);
     rv!(ops ; mv a2, s0 ; addi s0, s0, 1 ; li.12 t2, 1000 ; beq s0, t2, >done ; jump ->again, t6 ; done:);
     asm::pass(&mut ops);
-    frame::finish("later_in_own_block", ops)
+    frame::finish("later_in_own_block", m, ops)
 }
 
-pub(super) fn two_patches_ahead(m: CacheModel) -> GuestImage {
-    let mut ops = frame::program();
+pub(super) fn two_patches_ahead(m: Form) -> GuestImage {
+    let mut ops = frame::program(m);
     // The farther one first: the second store stands in a block of which a part is already gone.
     rv!(ops ; li.12 s0, 0 ; la s1, >target ; ->again:);
     asm::encode_load_s0(&mut ops);
@@ -106,11 +107,11 @@ pub(super) fn two_patches_ahead(m: CacheModel) -> GuestImage {
     asm::expect_equal(&mut ops, 1);
     rv!(ops ; addi s0, s0, 1 ; li.12 t2, 1000 ; beq s0, t2, >done ; jump ->again, t6 ; done:);
     asm::pass(&mut ops);
-    frame::finish("two_patches_ahead", ops)
+    frame::finish("two_patches_ahead", m, ops)
 }
 
-pub(super) fn earlier_in_own_block(m: CacheModel) -> GuestImage {
-    let mut ops = frame::program();
+pub(super) fn earlier_in_own_block(m: Form) -> GuestImage {
+    let mut ops = frame::program(m);
     // Each round runs what the round before it wrote.
     rv!(ops
         ; li.12 s0, 0
@@ -125,11 +126,11 @@ pub(super) fn earlier_in_own_block(m: CacheModel) -> GuestImage {
     asm::expect_equal(&mut ops, 1);
     rv!(ops ; addi s0, s0, 1 ; li.12 t2, 100 ; bne s0, t2, <again);
     asm::pass(&mut ops);
-    frame::finish("earlier_in_own_block", ops)
+    frame::finish("earlier_in_own_block", m, ops)
 }
 
-pub(super) fn the_store_itself(m: CacheModel) -> GuestImage {
-    let mut ops = frame::program();
+pub(super) fn the_store_itself(m: Form) -> GuestImage {
+    let mut ops = frame::program(m);
     rv!(ops
         ; la s1, >target
         ; li.32 t1, word!(addi a0, zero, 7)
@@ -146,11 +147,11 @@ pub(super) fn the_store_itself(m: CacheModel) -> GuestImage {
     rv!(ops ; j <again ; second:);
     asm::expect(&mut ops, 2, 7);
     asm::pass(&mut ops);
-    frame::finish("the_store_itself", ops)
+    frame::finish("the_store_itself", m, ops)
 }
 
-pub(super) fn block_over_two_pages(m: CacheModel) -> GuestImage {
-    let mut ops = frame::program();
+pub(super) fn block_over_two_pages(m: Form) -> GuestImage {
+    let mut ops = frame::program(m);
     rv!(ops ; la s1, ->f ; .bytes m.sync() ; jal ra, ->f);
     asm::expect(&mut ops, 1, 5);
     // First page: the third instruction. The function lies at 0xff0; its fifth instruction is on the second page.
@@ -197,11 +198,11 @@ pub(super) fn block_over_two_pages(m: CacheModel) -> GuestImage {
         ; addi a0, a0, 1
         ; ret
     );
-    frame::finish("block_over_two_pages", ops)
+    frame::finish("block_over_two_pages", m, ops)
 }
 
-pub(super) fn instruction_over_two_pages(m: CacheModel) -> GuestImage {
-    let mut ops = frame::program();
+pub(super) fn instruction_over_two_pages(m: Form) -> GuestImage {
+    let mut ops = frame::program(m);
     rv!(ops ; la s1, ->f ; .bytes m.sync() ; jal ra, ->f);
     asm::expect(&mut ops, 1, 3);
     // The upper half of the straddling instruction, on the second page: its immediate.
@@ -216,11 +217,11 @@ pub(super) fn instruction_over_two_pages(m: CacheModel) -> GuestImage {
     asm::pad_to(&mut ops, 0xffa);
     rv!(ops ; ->f: ; addi a0, zero, 1 ; addi a0, a0, 2 ; ret);
     // The end of the program starts at a multiple of four again.
-    frame::finish("instruction_over_two_pages", ops)
+    frame::finish("instruction_over_two_pages", m, ops)
 }
 
-pub(super) fn data_beside_code(_: CacheModel) -> GuestImage {
-    let mut ops = frame::program();
+pub(super) fn data_beside_code(m: Form) -> GuestImage {
+    let mut ops = frame::program(m);
     rv!(ops
         ; la s1, ->counter
         ; li.12 s0, 0
@@ -239,5 +240,5 @@ pub(super) fn data_beside_code(_: CacheModel) -> GuestImage {
     asm::pad_to(&mut ops, 0x880);
     rv!(ops ; ->counter: ; .u64 0);
     asm::pad_to(&mut ops, 0xf00);
-    frame::finish("data_beside_code", ops)
+    frame::finish("data_beside_code", m, ops)
 }

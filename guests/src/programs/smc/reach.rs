@@ -3,12 +3,13 @@
 use dynasmrt::{DynasmApi, DynasmLabelApi};
 
 use super::super::GuestImage;
-use super::super::asm::{self, MRET, rv, word};
+use super::super::asm::{self, rv, word};
 use super::edge::repeat;
-use super::frame::{self, CacheModel};
+use super::form::{Form, T0, TrapCsr};
+use super::frame;
 
-pub(super) fn region_exits(m: CacheModel) -> GuestImage {
-    let mut ops = frame::program();
+pub(super) fn region_exits(m: Form) -> GuestImage {
+    let mut ops = frame::program(m);
     // A function with four ways out; the one that is taken next is patched.
     rv!(ops ; la s1, ->exits ; li.12 s0, 0 ; ->again:);
     asm::encode_load_s0(&mut ops);
@@ -46,11 +47,11 @@ pub(super) fn region_exits(m: CacheModel) -> GuestImage {
         ; addi a0, zero, -1
         ; ret
     );
-    frame::finish("region_exits", ops)
+    frame::finish("region_exits", m, ops)
 }
 
-pub(super) fn back_edge(m: CacheModel) -> GuestImage {
-    let mut ops = frame::program();
+pub(super) fn back_edge(m: Form) -> GuestImage {
+    let mut ops = frame::program(m);
     // A loop without another way out ends by overwriting its own backward jump.
     rv!(ops
         ; la s1, ->edge
@@ -73,11 +74,11 @@ pub(super) fn back_edge(m: CacheModel) -> GuestImage {
     );
     asm::expect(&mut ops, 1, 20);
     repeat(&mut ops, 500);
-    frame::finish("back_edge", ops)
+    frame::finish("back_edge", m, ops)
 }
 
-pub(super) fn deep_return(m: CacheModel) -> GuestImage {
-    let mut ops = frame::program();
+pub(super) fn deep_return(m: Form) -> GuestImage {
+    let mut ops = frame::program(m);
     // Eight calls deep, the innermost patches where the outermost returns to.
     rv!(ops ; la s1, >site ; li.12 s0, 0 ; ->again: ; li.12 s2, 8 ; jal ra, ->g ; site: ; addi a0, zero, -1 ; mv a1, s0);
     asm::expect_equal(&mut ops, 1);
@@ -97,11 +98,11 @@ pub(super) fn deep_return(m: CacheModel) -> GuestImage {
     );
     asm::encode_load_s0(&mut ops);
     rv!(ops ; sw t1, [s1] ; .bytes m.sync() ; ret);
-    frame::finish("deep_return", ops)
+    frame::finish("deep_return", m, ops)
 }
 
-pub(super) fn many_targets(m: CacheModel) -> GuestImage {
-    let mut ops = frame::program();
+pub(super) fn many_targets(m: Form) -> GuestImage {
+    let mut ops = frame::program(m);
     // One call site, four functions, patched in turn; the one patched the round before has to be as it was left.
     rv!(ops ; la s1, ->functions ; li.12 s0, 0 ; ->again:);
     asm::encode_load_s0(&mut ops);
@@ -128,14 +129,15 @@ pub(super) fn many_targets(m: CacheModel) -> GuestImage {
     for _ in 0..4 {
         rv!(ops ; addi a0, zero, -1 ; ret);
     }
-    frame::finish("many_targets", ops)
+    frame::finish("many_targets", m, ops)
 }
 
-pub(super) fn trap_handler(m: CacheModel) -> GuestImage {
-    let mut ops = frame::program();
+pub(super) fn trap_handler(m: Form) -> GuestImage {
+    let mut ops = frame::program(m);
     rv!(ops
         ; la s1, ->handler
-        ; csrw mtvec, s1
+        ; mv t0, s1
+        ; .u32 m.csrw(TrapCsr::Tvec, T0)
         ; li.12 s0, 0
         ; ->again:
     );
@@ -147,12 +149,12 @@ pub(super) fn trap_handler(m: CacheModel) -> GuestImage {
         ; .align 64
         ; ->handler:
         ; addi a0, zero, -1
-        ; csrr t0, mepc
+        ; .u32 m.csrr(T0, TrapCsr::Epc)
         ; addi t0, t0, 4
-        ; csrw mepc, t0
-        ; .u32 MRET
+        ; .u32 m.csrw(TrapCsr::Epc, T0)
+        ; .u32 m.ret()
     );
-    frame::finish("trap_handler", ops)
+    frame::finish("trap_handler", m, ops)
 }
 
 /// Calls the function at s1 after one atomic operation on its first word, and compares with the word as it is loaded.
@@ -167,8 +169,8 @@ macro_rules! after_amo {
     unused_comparisons,
     reason = "dynasm compares operands with their limits, and a macro hides that it is dynasm's"
 )]
-pub(super) fn every_amo(m: CacheModel) -> GuestImage {
-    let mut ops = frame::program();
+pub(super) fn every_amo(m: Form) -> GuestImage {
+    let mut ops = frame::program(m);
     rv!(ops ; la s1, ->f ; li.12 s0, 0 ; ->again: ; ld s3, [s1]);
     after_amo!(ops, m, 1, word!(addi a0, zero, 0x155) ; amoswap.w);
     after_amo!(ops, m, 2, 0x12 << 20 ; amoadd.w);
@@ -184,11 +186,11 @@ pub(super) fn every_amo(m: CacheModel) -> GuestImage {
     asm::expect(&mut ops, 11, 77);
     repeat(&mut ops, 100);
     rv!(ops ; .align 64 ; ->f: ; addi a0, zero, 77 ; ret);
-    frame::finish("every_amo", ops)
+    frame::finish("every_amo", m, ops)
 }
 
-pub(super) fn failed_sc(_: CacheModel) -> GuestImage {
-    let mut ops = frame::program();
+pub(super) fn failed_sc(m: Form) -> GuestImage {
+    let mut ops = frame::program(m);
     // Without a reservation an SC writes nothing, so the code stays what it is.
     rv!(ops ; la s1, ->f ; li.12 s0, 0 ; ->again:);
     asm::encode_load_s0(&mut ops);
@@ -199,5 +201,5 @@ pub(super) fn failed_sc(_: CacheModel) -> GuestImage {
     repeat(&mut ops, 500);
     asm::pad_to(&mut ops, 0);
     rv!(ops ; ->f: ; addi a0, zero, 77 ; ret);
-    frame::finish("failed_sc", ops)
+    frame::finish("failed_sc", m, ops)
 }

@@ -5,13 +5,14 @@ use dynasmrt::{DynasmApi, DynasmLabelApi};
 use super::super::GuestImage;
 use super::super::asm::{self, BASE, rv, word};
 use super::Alias;
-use super::frame::{self, CacheModel};
+use super::form::Form;
+use super::frame;
 
 /// RAM once more, at 4 GiB.
 pub(super) const ALIAS: Alias = Alias { base: 0x1_0000_0000, target: BASE, len: 1 << 20 };
 
-pub(super) fn each_width(m: CacheModel) -> GuestImage {
-    let mut ops = frame::program();
+pub(super) fn each_width(m: Form) -> GuestImage {
+    let mut ops = frame::program(m);
     rv!(ops ; la s1, ->f ; li.12 s0, 0 ; ->again:);
     // sb: bits 31..24, the immediate's upper eight.
     rv!(ops ; sb s0, [s1, 3] ; .bytes m.sync() ; jal ra, ->f ; slli a1, s0, 4);
@@ -49,11 +50,11 @@ pub(super) fn each_width(m: CacheModel) -> GuestImage {
     );
     asm::pass(&mut ops);
     rv!(ops ; .align 64 ; ->f: ; addi a0, zero, 0 ; addi a0, a0, 0 ; ret);
-    frame::finish("each_width", ops)
+    frame::finish("each_width", m, ops)
 }
 
-pub(super) fn page_crossing_store(m: CacheModel) -> GuestImage {
-    let mut ops = frame::program();
+pub(super) fn page_crossing_store(m: Form) -> GuestImage {
+    let mut ops = frame::program(m);
     rv!(ops ; la s1, ->f ; li.12 s0, 0 ; ->again:);
     // sd over the last instruction of one page and the first of the next.
     rv!(ops
@@ -84,11 +85,11 @@ pub(super) fn page_crossing_store(m: CacheModel) -> GuestImage {
     asm::pass(&mut ops);
     asm::pad_to(&mut ops, 0xff8);
     rv!(ops ; ->f: ; addi a0, zero, 0 ; addi a0, a0, 0 ; addi a0, a0, 0 ; ret);
-    frame::finish("page_crossing_store", ops)
+    frame::finish("page_crossing_store", m, ops)
 }
 
-pub(super) fn misaligned_store(m: CacheModel) -> GuestImage {
-    let mut ops = frame::program();
+pub(super) fn misaligned_store(m: Form) -> GuestImage {
+    let mut ops = frame::program(m);
     // sw at an odd address: bytes 1..4 of f's first instruction and byte 0 of the next one.
     rv!(ops
         ; la s1, ->f
@@ -105,11 +106,11 @@ pub(super) fn misaligned_store(m: CacheModel) -> GuestImage {
     rv!(ops ; addi s0, s0, 1 ; li.12 t2, 40 ; bne s0, t2, <again);
     asm::pass(&mut ops);
     rv!(ops ; .align 64 ; ->f: ; addi a0, zero, 0 ; addi a0, a0, 0 ; ret);
-    frame::finish("misaligned_store", ops)
+    frame::finish("misaligned_store", m, ops)
 }
 
-pub(super) fn amo_and_sc(m: CacheModel) -> GuestImage {
-    let mut ops = frame::program();
+pub(super) fn amo_and_sc(m: Form) -> GuestImage {
+    let mut ops = frame::program(m);
     rv!(ops ; la s1, ->f ; li.12 s0, 0 ; .bytes m.sync() ; jal ra, ->f);
     asm::expect(&mut ops, 1, 0);
     rv!(ops ; ->again:);
@@ -153,11 +154,11 @@ pub(super) fn amo_and_sc(m: CacheModel) -> GuestImage {
     rv!(ops ; addi s0, s0, 1 ; li.12 t2, 40 ; beq s0, t2, >done ; jump ->again, t6 ; done:);
     asm::pass(&mut ops);
     rv!(ops ; .align 64 ; ->f: ; addi a0, zero, 0 ; ret);
-    frame::finish("amo_and_sc", ops)
+    frame::finish("amo_and_sc", m, ops)
 }
 
-pub(super) fn compressed(m: CacheModel) -> GuestImage {
-    let mut ops = frame::program();
+pub(super) fn compressed(m: Form) -> GuestImage {
+    let mut ops = frame::program(m);
     // f is: c.li a0, imm; c.nop; ret. The two 16-bit instructions give way to one of 32 bits, and come back.
     rv!(ops
         ; la s1, ->f
@@ -180,11 +181,11 @@ pub(super) fn compressed(m: CacheModel) -> GuestImage {
     rv!(ops ; addi s0, s0, 1 ; li.12 t2, 31 ; beq s0, t2, >done ; jump ->again, t6 ; done:);
     asm::pass(&mut ops);
     rv!(ops ; .align 64 ; ->f: ; c.li a0, 0 ; c.nop ; ret);
-    frame::finish("compressed", ops)
+    frame::finish("compressed", m, ops)
 }
 
-pub(super) fn data_code_data_code(m: CacheModel) -> GuestImage {
-    let mut ops = frame::program();
+pub(super) fn data_code_data_code(m: Form) -> GuestImage {
+    let mut ops = frame::program(m);
     rv!(ops
         ; li.43 s1, 0x8001_0000
         ; li.12 s0, 0
@@ -227,11 +228,11 @@ pub(super) fn data_code_data_code(m: CacheModel) -> GuestImage {
     asm::expect_equal(&mut ops, 3);
     rv!(ops ; addi s0, s0, 1 ; li.12 t2, 10 ; beq s0, t2, >done ; jump ->again, t6 ; done:);
     asm::pass(&mut ops);
-    frame::finish("data_code_data_code", ops)
+    frame::finish("data_code_data_code", m, ops)
 }
 
-pub(super) fn toggling(m: CacheModel) -> GuestImage {
-    let mut ops = frame::program();
+pub(super) fn toggling(m: Form) -> GuestImage {
+    let mut ops = frame::program(m);
     rv!(ops
         ; la s1, ->f
         ; li.12 s0, 0
@@ -252,11 +253,11 @@ pub(super) fn toggling(m: CacheModel) -> GuestImage {
     asm::pass(&mut ops);
     asm::pad_to(&mut ops, 0);
     rv!(ops ; ->f: ; addi s2, s2, 1 ; ret);
-    frame::finish("toggling", ops)
+    frame::finish("toggling", m, ops)
 }
 
-pub(super) fn packed(m: CacheModel) -> GuestImage {
-    let mut ops = frame::program();
+pub(super) fn packed(m: Form) -> GuestImage {
+    let mut ops = frame::program(m);
     // Eight words are decrypted, run, and encrypted again, with another key in each round.
     rv!(ops
         ; la s1, ->f
@@ -300,11 +301,11 @@ pub(super) fn packed(m: CacheModel) -> GuestImage {
         ; addi a0, a0, 7
         ; ret
     );
-    frame::finish("packed", ops)
+    frame::finish("packed", m, ops)
 }
 
-pub(super) fn two_addresses(m: CacheModel) -> GuestImage {
-    let mut ops = frame::program();
+pub(super) fn two_addresses(m: Form) -> GuestImage {
+    let mut ops = frame::program(m);
     // s1 is f, s3 is f again, through the alias. The code is written through one and run through the other.
     rv!(ops
         ; la s1, ->f
@@ -329,5 +330,5 @@ pub(super) fn two_addresses(m: CacheModel) -> GuestImage {
     asm::pass(&mut ops);
     asm::pad_to(&mut ops, 0);
     rv!(ops ; ->f: ; addi a0, zero, 1000 ; ret);
-    frame::finish("two_addresses", ops)
+    frame::finish("two_addresses", m, ops)
 }
