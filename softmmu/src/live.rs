@@ -200,14 +200,19 @@ impl LiveMmu {
     /// held and no check elided across it.
     #[inline]
     pub fn serve<H: Hooks>(&mut self, hooks: &mut H) -> ServeReport {
-        if self.port.kicked() { self.serve_posted(hooks) } else { ServeReport::default() }
+        if self.port.kicked() && self.take_kick() { self.serve_posted(hooks) } else { ServeReport::default() }
     }
 
+    /// Takes a kick. Was anything posted with it? Then the caller calls [`serve_posted`](Self::serve_posted), at this safe point.
+    /// Most kicks are those of devices, which post nothing.
+    #[inline]
+    pub fn take_kick(&mut self) -> bool {
+        self.port.take_kick()
+    }
+
+    /// As [`serve`](Self::serve), whether the vCPU is kicked or not.
     #[cold]
-    fn serve_posted<H: Hooks>(&mut self, hooks: &mut H) -> ServeReport {
-        if !self.port.take_kick() {
-            return ServeReport::default();
-        }
+    pub fn serve_posted<H: Hooks>(&mut self, hooks: &mut H) -> ServeReport {
         let mut drained = self.port.drain();
         match catch_unwind(AssertUnwindSafe(|| self.act(hooks, &mut drained))) {
             Ok(report) => {

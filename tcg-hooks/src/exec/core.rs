@@ -4,7 +4,7 @@ use super::unhandled::Traps;
 use crate::clock::Clock;
 use crate::cpu::CpuState;
 use crate::jit::x86_64::context::Context;
-use crate::riscv::Insn;
+use crate::riscv::{Insn, Privilege};
 use crate::riscv::csr::{CsrEnv, irq, num};
 use crate::riscv::mmu::{self, Memory};
 use crate::riscv::trap::{self, Trap};
@@ -90,8 +90,13 @@ impl Core {
 
     /// Serves what others posted to a vCPU that runs, as `start` does. Returns how many TBs died.
     pub(crate) fn serve(&mut self, ctx: &mut Context) -> usize {
+        // SAFETY: as in `split`.
+        let mmu = unsafe { self.mmu.live() }.expect("the vCPU runs");
+        if !mmu.take_kick() {
+            return 0;
+        }
         let (mmu, hooks) = self.split(ctx);
-        mmu.serve(&mut hooks.served()).killed as usize
+        mmu.serve_posted(&mut hooks.served()).killed as usize
     }
 
     /// `fence.i`: what was written is seen from here on, by whomever: kills that others posted are served before the
@@ -149,14 +154,17 @@ impl Core {
     /// except that with the instruction clock the slice may not have been cut for it.
     #[inline]
     pub(crate) fn may_interrupt(&self, cpu: &CpuState) -> bool {
-        cpu.csr.mie != 0 && self.may_interrupt_by(cpu)
+        let enabled = cpu.csr.mie;
+        if enabled == 0 {
+            return false;
+        }
+        let lines = self.mmu.port().irq.load(Ordering::Acquire) | if self.clock.is_insns() { irq::MTI } else { 0 };
+        trap::is_interrupted(cpu, lines) || enabled & irq::STI != 0 && self.may_interrupt_by_timer(cpu)
     }
 
-    fn may_interrupt_by(&self, cpu: &CpuState) -> bool {
-        let lines = self.mmu.port().irq.load(Ordering::Acquire) | if self.clock.is_insns() { irq::MTI } else { 0 };
-        if trap::pending_interrupt(cpu, lines).is_some() {
-            return true;
-        }
+    /// By that of S-mode.
+    #[inline(never)]
+    fn may_interrupt_by_timer(&self, cpu: &CpuState) -> bool {
         let at = cpu.csr.supervisor_deadline();
         at != u64::MAX && trap::is_open(cpu, irq::STI) && (self.clock.is_insns() || self.clock.mtime() >= at)
     }
@@ -181,10 +189,26 @@ impl Core {
         self.traps += 1;
         let cpu = &mut ctx.cpu;
         let (epc, from) = (cpu.pc, cpu.privilege);
+        let delegated = trap::is_delegated(cpu, trap);
         if !trap.is_interrupt() {
-            self.trap_loop |= self.unhandled.exception(cpu, trap);
+            let vector = if delegated { cpu.csr.stvec } else { cpu.csr.mtvec };
+            self.trap_loop |= self.unhandled.exception(cpu, trap, vector);
         }
-        trap::take_trap(cpu, trap, epc);
+        if delegated {
+            trap::take_in_s_mode(cpu, trap, epc);
+        } else {
+            trap::take_in_m_mode(cpu, trap, epc);
+        }
+        if self.mask.has(TraceMask::INT | TraceMask::MMU) {
+            self.trace_trap(cpu, trap, epc, from);
+        }
+        self.follow_mode(ctx);
+    }
+
+    /// The lines of a trap that was taken.
+    #[cold]
+    #[inline(never)]
+    fn trace_trap(&mut self, cpu: &CpuState, trap: &Trap, epc: u64, from: Privilege) {
         if self.mask.has(TraceMask::INT) {
             let (Trap { cause, tval }, to) = (trap, cpu.pc);
             let (from, mode) = (from.beside_pc(), cpu.privilege.beside_pc());
@@ -196,7 +220,6 @@ impl Core {
             let text = format!("fault {} at {:#x} by pc {epc:#x}", trap.cause, trap.tval);
             self.say(TraceMask::MMU, &text);
         }
-        self.follow_mode(ctx);
     }
 
     /// `satp` or PMP changed since `before`.
@@ -223,6 +246,14 @@ impl Core {
     /// The hart may be in another mode than emitted code went by.
     #[inline]
     pub(crate) fn follow_mode(&self, ctx: &mut Context) {
+        // Nearly all that traps, or returns, does so within M-mode.
+        if !(ctx.jump_set() == Privilege::M.index() && ctx.cpu.is_in_plain_m_mode()) {
+            self.follow_other_mode(ctx);
+        }
+    }
+
+    #[inline(never)]
+    fn follow_other_mode(&self, ctx: &mut Context) {
         if let Some(tbs) = &self.tbs {
             tbs.follow_mode(ctx);
         }

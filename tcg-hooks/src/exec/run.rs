@@ -367,26 +367,37 @@ impl Vcpu {
     fn slice(&self, limits: &RunLimits) -> (u64, bool) {
         let left = limits.max_insns.map_or(u64::MAX, |max| max - self.cpu().retired);
         let longest = self.pace.insns();
-        // The first of the timers, and whether it is met to the instruction.
-        let (mut until, mut exactly) = (left, true);
         let [machine, supervisor] = self.core.deadlines(self.cpu());
-        let mut meet = |(interrupt, deadline): (u64, u64)| {
-            if deadline != u64::MAX {
-                let (n, exact) = self.insns_until(interrupt, deadline, longest);
-                if n < until {
-                    (until, exactly) = (n, exact);
-                }
-            }
-        };
-        meet(machine);
-        meet(supervisor);
+        // The first of the timers, and whether it is met to the instruction.
+        let mut first = self.sooner((left, true), machine, longest);
+        if supervisor.1 != u64::MAX {
+            first = self.sooner_in_s_mode(first, supervisor, longest);
+        }
+        let (until, exactly) = first;
         if !exactly {
             return (until, left < until + MAX_INSNS as u64);
         }
         (until.min(longest), until < longest + MAX_INSNS as u64)
     }
 
+    /// The sooner of a limit and an interrupt's deadline.
+    #[inline(always)]
+    fn sooner(&self, limit: (u64, bool), (interrupt, deadline): (u64, u64), longest: u64) -> (u64, bool) {
+        if deadline == u64::MAX {
+            return limit;
+        }
+        let timer = self.insns_until(interrupt, deadline, longest);
+        if timer.0 < limit.0 { timer } else { limit }
+    }
+
+    /// The same, apart, of what most guests do not have.
+    #[inline(never)]
+    fn sooner_in_s_mode(&self, limit: (u64, bool), timer: (u64, u64), longest: u64) -> (u64, bool) {
+        self.sooner(limit, timer, longest)
+    }
+
     /// How many instructions may run before this interrupt's deadline is looked at, and whether that is exact.
+    #[inline(always)]
     fn insns_until(&self, interrupt: u64, deadline: u64, longest: u64) -> (u64, bool) {
         let cpu = self.cpu();
         match self.core.clock.insns_until(deadline) {

@@ -12,7 +12,7 @@
 
 use crate::cpu::CpuState;
 use crate::riscv::Privilege;
-use crate::riscv::trap::{self, Trap, cause};
+use crate::riscv::trap::{Trap, cause};
 
 /// Instructions without a trap after which a handler is thought to have done its work, though no return said so.
 const CHAIN: u64 = 1 << 16;
@@ -70,12 +70,11 @@ pub(crate) struct Traps {
 }
 
 impl Traps {
-    /// An exception is about to be taken at `cpu.pc`. Is the hart stuck?
+    /// An exception is about to be taken at `cpu.pc`; `vector` is `mtvec` or `stvec`. Is the hart stuck?
     #[inline]
-    pub(crate) fn exception(&mut self, cpu: &CpuState, trap: &Trap) -> bool {
+    pub(crate) fn exception(&mut self, cpu: &CpuState, trap: &Trap, vector: u64) -> bool {
         let gap = cpu.retired.wrapping_sub(self.retired);
         self.retired = cpu.retired;
-        let vector = trap::vector(cpu, trap);
         if self.open && gap <= CHAIN && self.vector == vector {
             return self.again(cpu, trap, gap);
         }
@@ -156,7 +155,7 @@ mod tests {
     fn trap(traps: &mut Traps, cpu: &mut CpuState, insns: u64, pc: u64, trap: Trap) -> bool {
         cpu.retired += insns;
         cpu.pc = pc;
-        let stuck = traps.exception(cpu, &trap);
+        let stuck = traps.exception(cpu, &trap, cpu.csr.mtvec);
         cpu.pc = cpu.csr.mtvec & !3;
         stuck
     }
@@ -198,7 +197,8 @@ mod tests {
         cpu.pc = 0x8000_0040;
         let mut stuck = [false; 3];
         for (stuck, cause) in stuck.iter_mut().zip([LOAD, FETCH, FETCH]) {
-            *stuck = traps.exception(&cpu, &cause);
+            let vector = if trap::is_delegated(&cpu, &cause) { cpu.csr.stvec } else { cpu.csr.mtvec };
+            *stuck = traps.exception(&cpu, &cause, vector);
             let pc = cpu.pc;
             trap::take_trap(&mut cpu, &cause, pc);
         }

@@ -46,13 +46,16 @@ impl CpuState {
         self.csr.idx(mode, sum | mxr)
     }
 
+    /// In M-mode, which neither page tables nor the mode of an earlier trap have to do with.
+    #[inline]
+    pub(crate) fn is_in_plain_m_mode(&self) -> bool {
+        self.privilege == Privilege::M && self.csr.mstatus & mstatus::MPRV == 0
+    }
+
     /// Are all addresses that the hart uses now physical, and found in M-mode's set? Only then does emitted code run.
     #[inline]
     pub(crate) fn is_physical(&self) -> bool {
-        if self.privilege == Privilege::M && self.csr.mstatus & mstatus::MPRV == 0 {
-            return true;
-        }
-        self.fetch_idx() == MmuIdx::M && self.data_idx() == MmuIdx::M
+        self.is_in_plain_m_mode() || self.fetch_idx() == MmuIdx::M && self.data_idx() == MmuIdx::M
     }
 }
 

@@ -149,30 +149,29 @@ impl From<MemFault> for Trap {
     }
 }
 
-/// The mode that handles a trap: M, unless it is delegated and did not come from there.
+/// Does S-mode handle a trap? M-mode does, unless it is delegated and did not come from there.
 #[inline]
-fn handling_mode(cpu: &CpuState, trap: &Trap) -> Privilege {
-    if cpu.privilege == Privilege::M {
-        return Privilege::M;
-    }
+pub fn is_delegated(cpu: &CpuState, trap: &Trap) -> bool {
+    cpu.privilege != Privilege::M && is_delegated_below(cpu, trap)
+}
+
+/// Apart, so that what happens in M-mode alone stays short.
+#[inline(never)]
+fn is_delegated_below(cpu: &CpuState, trap: &Trap) -> bool {
     let delegated = if trap.is_interrupt() { cpu.csr.mideleg } else { cpu.csr.medeleg };
     // Causes are below 64; what a host makes up is not.
     let bit = 1u64.checked_shl((trap.cause & !cause::INTERRUPT).min(64) as u32).unwrap_or(0);
-    if delegated & bit != 0 { Privilege::S } else { Privilege::M }
-}
-
-/// The register that says where the handler of a trap is: `mtvec` or `stvec`.
-#[inline]
-pub fn vector(cpu: &CpuState, trap: &Trap) -> u64 {
-    if handling_mode(cpu, trap) == Privilege::S { cpu.csr.stvec } else { cpu.csr.mtvec }
+    delegated & bit != 0
 }
 
 /// Enters the handler. `epc` is the instruction that trapped, or the one an interrupt kept from running.
-#[inline]
 pub fn take_trap(cpu: &mut CpuState, trap: &Trap, epc: u64) {
-    if handling_mode(cpu, trap) == Privilege::S {
-        return take_in_s_mode(cpu, trap, epc);
-    }
+    if is_delegated(cpu, trap) { take_in_s_mode(cpu, trap, epc) } else { take_in_m_mode(cpu, trap, epc) }
+}
+
+/// The same of a trap that is not [delegated](is_delegated).
+#[inline]
+pub fn take_in_m_mode(cpu: &mut CpuState, trap: &Trap, epc: u64) {
     let (from, csr) = (cpu.privilege, &mut cpu.csr);
     let mpie = (csr.mstatus & mstatus::MIE) << 4;
     let mpp = from.bits() << mstatus::MPP_SHIFT;
@@ -181,8 +180,9 @@ pub fn take_trap(cpu: &mut CpuState, trap: &Trap, epc: u64) {
     (cpu.pc, cpu.privilege) = (entry(csr.mtvec, trap), Privilege::M);
 }
 
+/// The same of one that is.
 #[inline(never)]
-fn take_in_s_mode(cpu: &mut CpuState, trap: &Trap, epc: u64) {
+pub fn take_in_s_mode(cpu: &mut CpuState, trap: &Trap, epc: u64) {
     let (from, csr) = (cpu.privilege, &mut cpu.csr);
     let spie = (csr.mstatus & mstatus::SIE) << 4;
     let spp = from.bits() << mstatus::SPP_SHIFT;
@@ -234,24 +234,45 @@ fn leave_mprv(cpu: &mut CpuState) {
 /// by what modes above it handle always, and by what it handles itself if it has enabled that.
 #[inline]
 pub fn pending_interrupt(cpu: &CpuState, lines: u64) -> Option<u64> {
+    let ready = takable(cpu, lines);
+    let is_ready = |cause: u64| ready >> (cause & 63) & 1 != 0;
+    // By rank.
+    match ready {
+        0 => None,
+        _ if is_ready(cause::MEI) => Some(cause::MEI),
+        _ if is_ready(cause::MSI) => Some(cause::MSI),
+        _ if is_ready(cause::MTI) => Some(cause::MTI),
+        _ if is_ready(cause::SEI) => Some(cause::SEI),
+        _ if is_ready(cause::SSI) => Some(cause::SSI),
+        _ => Some(cause::STI),
+    }
+}
+
+/// The interrupts that the hart can take now, given the lines: those of M-mode, or if there are none, those of S-mode.
+#[inline]
+fn takable(cpu: &CpuState, lines: u64) -> u64 {
     let csr = &cpu.csr;
     let ready = csr.pending(lines) & csr.mie;
     if ready == 0 {
-        return None;
+        return 0;
     }
     let open =
         |mode: Privilege, enable: u64| cpu.privilege < mode || cpu.privilege == mode && csr.mstatus & enable != 0;
     let m = if open(Privilege::M, mstatus::MIE) { ready & !csr.mideleg } else { 0 };
     let s = if open(Privilege::S, mstatus::SIE) { ready & csr.mideleg } else { 0 };
-    let ready = if m != 0 { m } else { s };
-    let by_rank = [cause::MEI, cause::MSI, cause::MTI, cause::SEI, cause::SSI, cause::STI];
-    by_rank.into_iter().find(|cause| ready >> (cause & 63) & 1 != 0)
+    if m != 0 { m } else { s }
+}
+
+/// Is there one, by [`pending_interrupt`]?
+#[inline]
+pub fn is_interrupted(cpu: &CpuState, lines: u64) -> bool {
+    takable(cpu, lines) != 0
 }
 
 /// Could this interrupt be taken if it were pending?
 #[inline]
 pub fn is_open(cpu: &CpuState, interrupt: u64) -> bool {
-    cpu.csr.mie & interrupt != 0 && pending_interrupt(cpu, interrupt).is_some()
+    cpu.csr.mie & interrupt != 0 && takable(cpu, interrupt) != 0
 }
 
 /// All that [`pending_interrupt`] looks at but the lines, and the deadline of S-mode's timer: while it stays as it is,

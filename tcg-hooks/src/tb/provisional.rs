@@ -71,10 +71,13 @@ impl TbCache {
 
     /// Compares the bytes of provisional TBs; what changed dies, what everybody has answered for stays for good.
     /// Returns how many died.
+    #[inline]
     pub(crate) fn compare(&mut self, ctx: &mut Context) -> usize {
-        if self.provisional.is_empty() {
-            return 0;
-        }
+        if self.provisional.is_empty() { 0 } else { self.compare_provisional(ctx) }
+    }
+
+    #[cold]
+    fn compare_provisional(&mut self, ctx: &mut Context) -> usize {
         // At a `fence.i`: partners what the other hart did between its stores to code and to the flag we saw.
         fence(Ordering::Acquire);
         let mut killed = 0;

@@ -31,6 +31,8 @@ enum Class {
     Store,
     Atomic,
     Csr,
+    /// What is a trap, or the way back from one.
+    Trap,
     Other,
     FloatLoad,
     FloatStore,
@@ -39,6 +41,9 @@ enum Class {
 
 impl Class {
     const fn of(op: Op) -> Class {
+        if matches!(op, Op::Illegal | Op::Ecall | Op::Mret | Op::Sret) {
+            return Class::Trap;
+        }
         match op.format() {
             Format::Load => Class::Load,
             Format::Store => Class::Store,
@@ -64,6 +69,8 @@ static CLASSES: [Class; 256] = {
         classes[PATTERNS[i].op as usize] = Class::of(PATTERNS[i].op);
         i += 1;
     }
+    // The one without a pattern.
+    classes[Op::Illegal as usize] = Class::of(Op::Illegal);
     classes
 };
 
@@ -125,6 +132,8 @@ pub(crate) unsafe extern "C" fn execute_site(ctx: *mut Context, number: u32) -> 
                 execute(core, ctx, &site)
             })
         }
+        // Most of what is executed here; by the short way.
+        Does::Execute if CLASSES[site.insn.op as usize] == Class::Trap => trap_or_return(core, ctx, &site.insn),
         Does::Execute => {
             let class = CLASSES[site.insn.op as usize];
             let access = matches!(class, Class::Load | Class::Store | Class::FloatLoad | Class::FloatStore);
@@ -244,6 +253,7 @@ pub(crate) fn execute(core: &mut Core, ctx: &mut Context, site: &Site) -> Outcom
         Class::Store | Class::FloatStore => store(core, ctx, insn),
         Class::Atomic => atomic(core, ctx, insn),
         Class::Csr => return control(core, ctx, insn, next),
+        Class::Trap => return trap_or_return(core, ctx, insn),
         Class::Other => return other(core, ctx, site, next),
     };
     accessed(core, result, next)
@@ -265,7 +275,6 @@ fn accessed(core: &Core, result: Result<StoreEffect, MemFault>, next: u64) -> Ou
 fn other(core: &mut Core, ctx: &mut Context, site: &Site, next: u64) -> Outcome {
     let insn = &site.insn;
     match insn.op {
-        Op::Illegal => Outcome::Trap(Trap::illegal(insn.illegal_bits())),
         Op::Fence => {
             barrier::full();
             accessed(core, Ok(StoreEffect::NONE), next)
@@ -274,22 +283,12 @@ fn other(core: &mut Core, ctx: &mut Context, site: &Site, next: u64) -> Outcome 
             let killed = core.fence_i(ctx) as u32;
             accessed(core, Ok(StoreEffect { killed, ..StoreEffect::NONE }), next)
         }
-        Op::Ecall => Outcome::Trap(Trap::ecall(ctx.cpu.privilege)),
         Op::Ebreak => match core.semihost(ctx) {
             // What it wrote may be code, and it may have ended the run.
             Some(next) if core.mmu.port().kicked() => Outcome::Leave(next),
             Some(next) => Outcome::Go(next),
             None => Outcome::Trap(Trap::breakpoint(site.pc)),
         },
-        // With the operation known it is one comparison.
-        Op::Mret if ctx.cpu.may_execute(Op::Mret) => {
-            trap::mret(&mut ctx.cpu);
-            returned(core, ctx)
-        }
-        Op::Sret if ctx.cpu.may_execute(Op::Sret) => {
-            trap::sret(&mut ctx.cpu);
-            returned(core, ctx)
-        }
         op if !ctx.cpu.may_execute(op) => Outcome::Trap(Trap::not_allowed(insn)),
         Op::CboZero => {
             let zeroed = zero_line(core, ctx, insn);
@@ -318,6 +317,25 @@ fn other(core: &mut Core, ctx: &mut Context, site: &Site, next: u64) -> Outcome 
                 None => Outcome::Trap(Trap::illegal(insn.illegal_bits())),
             }
         }
+    }
+}
+
+/// `ecall`, what is no instruction, `mret` and `sret`.
+#[inline]
+fn trap_or_return(core: &mut Core, ctx: &mut Context, insn: &Insn) -> Outcome {
+    match insn.op {
+        Op::Ecall => Outcome::Trap(Trap::ecall(ctx.cpu.privilege)),
+        // With the operation known it is one comparison.
+        Op::Mret if ctx.cpu.may_execute(Op::Mret) => {
+            trap::mret(&mut ctx.cpu);
+            returned(core, ctx)
+        }
+        Op::Sret if ctx.cpu.may_execute(Op::Sret) => {
+            trap::sret(&mut ctx.cpu);
+            returned(core, ctx)
+        }
+        // Of `mret` and `sret` too.
+        _ => Outcome::Trap(Trap::not_allowed(insn)),
     }
 }
 
