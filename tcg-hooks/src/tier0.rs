@@ -17,11 +17,12 @@ use crate::exec::Core;
 use crate::ir::{Does, Site};
 use crate::jit::x86_64::context::{Context, NO_SET};
 use crate::jit::x86_64::helpers::{Outcome, execute};
+use crate::riscv::decode::is_compressed;
 use crate::riscv::trap::Trap;
 use crate::riscv::{Insn, Isa, Op, Privilege, decode_any};
 use crate::translate::MAX_INSNS;
 use notdirty_core::PAGE_SIZE;
-use notdirty_softmmu::{FetchPage, GuestVirt, MemFault, MemSize, StoreEffect};
+use notdirty_softmmu::{FetchPage, GuestVirt, MemFault, MemSize, MmuIdx, StoreEffect};
 
 /// Instructions before the exec loop looks, some 40 us: a slice may be longer, as what ran before was faster.
 const STRETCH: i64 = 4096;
@@ -29,8 +30,10 @@ const STRETCH: i64 = 4096;
 /// Why tier 0 stopped.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Why {
-    /// At `cpu.pc` there is a TB, or there should be one.
+    /// At `cpu.pc` there should be a TB, or there is one.
     Hot,
+    /// There is one: its code.
+    Code(*const u8),
     /// The exec loop must look: an interrupt, a kick, `wfi`, or the budget is gone, or a stretch of it.
     Look,
 }
@@ -70,9 +73,10 @@ impl Code {
         }
     }
 
-    /// The instruction at `pc`, if all of it is on this page.
+    /// The instruction at `pc`, if all of it is on this page, and where the next one is: by the bits, as the next fetch need not
+    /// wait for what the tables say of this one.
     #[inline(always)]
-    fn insn(&self, pc: u64) -> Option<Insn> {
+    fn insn(&self, pc: u64) -> Option<(Insn, u64)> {
         // A pc before the page wraps to a huge offset.
         if pc.wrapping_sub(self.from) > self.len {
             return None;
@@ -81,15 +85,23 @@ impl Code {
         // SAFETY: the four bytes are among those that `fetch` said can be read. They live until the next `serve`, which
         // tier 0 does not call.
         let bits = unsafe { crate::fetch::word(at) };
-        Some(self.isa.filter(decode_any(bits as u16, bits), bits))
+        let len = if is_compressed(bits as u16) { 2 } else { 4 };
+        let insn = self.isa.filter(decode_any(bits as u16, bits), bits);
+        debug_assert_eq!(u64::from(insn.len), len);
+        Some((insn, pc.wrapping_add(len)))
     }
 }
 
 /// Runs from `cpu.pc` on, for `ctx.budget` instructions and up to `MAX_INSNS` more, as emitted code does, or a
 /// [`STRETCH`]. It stops where it jumped to: nothing shall grow warm, and be translated, for being where slices end.
-/// `cpu.retired` is exact before and after.
-pub(crate) fn run(core: &mut Core, ctx: &mut Context) -> Why {
-    let mut code = Code::nowhere(ctx.cpu.isa, ctx.cpu.privilege);
+/// `cpu.retired` is exact before and after. `page` is that of `cpu.pc`, if it was fetched already.
+pub(crate) fn run(core: &mut Core, ctx: &mut Context, page: Option<FetchPage>) -> Why {
+    let mut code = match page {
+        Some(page) => Code::page(ctx.cpu.isa, ctx.cpu.privilege, ctx.cpu.pc, page),
+        None => Code::nowhere(ctx.cpu.isa, ctx.cpu.privilege),
+    };
+    // How loads and stores find memory; what changes that is a trap, or rare.
+    let mut idx = ctx.cpu.data_idx();
     let start = ctx.cpu.retired;
     let budget = ctx.budget.clamp(0, STRETCH) as u64;
     let most = (ctx.budget.min(STRETCH) + MAX_INSNS as i64).max(0) as u64;
@@ -100,18 +112,21 @@ pub(crate) fn run(core: &mut Core, ctx: &mut Context) -> Why {
         if done >= budget && (jumped || done >= most) {
             break Why::Look;
         }
-        if jumped && ctx.jump_set() != NO_SET && core.count_run(ctx, pc) {
-            break Why::Hot;
+        if jumped
+            && ctx.jump_set() != NO_SET
+            && let Some(why) = core.count_run(ctx, pc)
+        {
+            break why;
         }
-        let insn = match code.insn(pc) {
-            Some(insn) => insn,
+        let (insn, next) = match code.insn(pc) {
+            Some(found) => found,
             None => {
                 show(ctx, pc, start, done);
                 match fetch(core, ctx, &mut code) {
-                    Ok(insn) => insn,
+                    Ok(insn) => (insn, pc.wrapping_add(insn.len.into())),
                     Err(fault) => {
                         core.take_trap(ctx, &fault.into());
-                        (pc, jumped) = (ctx.cpu.pc, true);
+                        (pc, jumped, idx) = (ctx.cpu.pc, true, ctx.cpu.data_idx());
                         code.follow_mode(ctx);
                         if core.trap_loop {
                             break Why::Look;
@@ -121,7 +136,7 @@ pub(crate) fn run(core: &mut Core, ctx: &mut Context) -> Why {
                 }
             }
         };
-        match step(core, ctx, &insn, pc, start.wrapping_add(done)) {
+        match step(core, ctx, &insn, (pc, next), &mut idx, start.wrapping_add(done)) {
             Flow::Next(next) => (pc, jumped) = (next, false),
             Flow::Jump(next) => (pc, jumped) = (next, true),
             Flow::Look(next) => {
@@ -133,7 +148,7 @@ pub(crate) fn run(core: &mut Core, ctx: &mut Context) -> Why {
                 (pc, jumped, code) = (next, true, Code::nowhere(ctx.cpu.isa, ctx.cpu.privilege));
             }
             Flow::Trapped => {
-                (pc, jumped) = (ctx.cpu.pc, true);
+                (pc, jumped, idx) = (ctx.cpu.pc, true, ctx.cpu.data_idx());
                 code.follow_mode(ctx);
                 if core.trap_loop {
                     break Why::Look;
@@ -163,7 +178,7 @@ fn fetch(core: &mut Core, ctx: &mut Context, code: &mut Code) -> Result<Insn, Me
     let (mmu, mut hooks) = core.split(ctx);
     let page = mmu.fetch(&mut hooks, idx, GuestVirt::new(pc))?;
     *code = Code::page(code.isa, mode, pc, page);
-    if let Some(insn) = code.insn(pc) {
+    if let Some((insn, _)) = code.insn(pc) {
         return Ok(insn);
     }
     let low = mmu.fetch_u16(&mut hooks, idx, GuestVirt::new(pc))?;
@@ -187,14 +202,20 @@ enum Flow {
     Trapped,
 }
 
-/// Executes one instruction; a trap is taken.
+/// Executes one instruction; a trap is taken. `idx` is brought up to date, except after a trap.
 #[inline(always)]
-fn step(core: &mut Core, ctx: &mut Context, insn: &Insn, pc: u64, retired: u64) -> Flow {
+fn step(
+    core: &mut Core,
+    ctx: &mut Context,
+    insn: &Insn,
+    (pc, next): (u64, u64),
+    idx: &mut MmuIdx,
+    retired: u64,
+) -> Flow {
     let cpu = &mut ctx.cpu;
     let a = cpu.x[usize::from(insn.rs1 & 31)];
     let b = cpu.x[usize::from(insn.rs2 & 31)];
     let imm = insn.imm64();
-    let next = pc.wrapping_add(insn.len.into());
     let word = |v: u32| v as i32 as i64 as u64;
     let taken = |yes: bool| if yes { Some(insn.target(pc)) } else { None };
     let value = match insn.op {
@@ -245,9 +266,8 @@ fn step(core: &mut Core, ctx: &mut Context, insn: &Insn, pc: u64, retired: u64) 
         }
         Op::Lb | Op::Lh | Op::Lw | Op::Ld | Op::Lbu | Op::Lhu | Op::Lwu => {
             show(ctx, pc, retired, 0);
-            let idx = ctx.cpu.data_idx();
             let (mmu, mut hooks) = core.split(ctx);
-            match mmu.load(&mut hooks, idx, GuestVirt::new(a.wrapping_add(imm)), size(insn.op)) {
+            match mmu.load(&mut hooks, *idx, GuestVirt::new(a.wrapping_add(imm)), size(insn.op)) {
                 Ok(raw) => match insn.op {
                     Op::Lb => raw as i8 as i64 as u64,
                     Op::Lh => raw as i16 as i64 as u64,
@@ -259,9 +279,8 @@ fn step(core: &mut Core, ctx: &mut Context, insn: &Insn, pc: u64, retired: u64) 
         }
         Op::Sb | Op::Sh | Op::Sw | Op::Sd => {
             show(ctx, pc, retired, 0);
-            let idx = ctx.cpu.data_idx();
             let (mmu, mut hooks) = core.split(ctx);
-            return match mmu.store(&mut hooks, idx, GuestVirt::new(a.wrapping_add(imm)), size(insn.op), b) {
+            return match mmu.store(&mut hooks, *idx, GuestVirt::new(a.wrapping_add(imm)), size(insn.op), b) {
                 Err(fault) => trap(core, ctx, &fault.into()),
                 Ok(StoreEffect::NONE) => Flow::Next(next),
                 Ok(_) if core.mmu.port().kicked() => Flow::Look(next),
@@ -270,7 +289,9 @@ fn step(core: &mut Core, ctx: &mut Context, insn: &Insn, pc: u64, retired: u64) 
         }
         _ => {
             show(ctx, pc, retired, 0);
-            return rare(core, ctx, insn, pc);
+            let flow = rare(core, ctx, insn, pc);
+            *idx = ctx.cpu.data_idx();
+            return flow;
         }
     };
     // Without a branch.

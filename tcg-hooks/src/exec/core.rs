@@ -4,11 +4,12 @@ use super::unhandled::Traps;
 use crate::clock::Clock;
 use crate::cpu::CpuState;
 use crate::jit::x86_64::context::Context;
-use crate::riscv::{Insn, Privilege};
 use crate::riscv::csr::{CsrEnv, irq, num};
 use crate::riscv::mmu::{self, Memory};
 use crate::riscv::trap::{self, Trap};
+use crate::riscv::{Insn, Privilege};
 use crate::tb::TbCache;
+use crate::tier0::Why;
 use crate::trace::{TraceMask, TraceSink};
 use notdirty_core::RamAddr;
 use notdirty_softmmu::{
@@ -115,10 +116,19 @@ impl Core {
         self.tbs.as_mut().map_or(0, |tbs| tbs.compare(ctx))
     }
 
-    /// Tier 0 is about to run code at `pc`: is there a TB, or should there be one?
+    /// Tier 0 is about to run code at `pc`, which has no TB: should there be one?
     #[inline]
-    pub(crate) fn count_run(&mut self, ctx: &mut Context, pc: u64) -> bool {
-        self.tbs.as_mut().is_none_or(|tbs| tbs.jump(ctx, pc).is_some() || tbs.heat.count_run(pc))
+    pub(crate) fn is_hot(&mut self, pc: u64) -> bool {
+        self.tbs.as_mut().is_none_or(|tbs| tbs.heat.count_run(pc))
+    }
+
+    /// The same of code that may have one: then, why tier 0 shall stop.
+    #[inline]
+    pub(crate) fn count_run(&mut self, ctx: &mut Context, pc: u64) -> Option<Why> {
+        if let Some(code) = self.tbs.as_ref().and_then(|tbs| tbs.jump(ctx, pc)) {
+            return Some(Why::Code(code));
+        }
+        self.is_hot(pc).then_some(Why::Hot)
     }
 
     /// The lines of the interrupts: what devices drive, and timers whose deadline has passed.

@@ -22,9 +22,11 @@ use crate::riscv::trap::{self, Trap, cause};
 use crate::tb::TbCache;
 use crate::trace::{TraceMask, TraceSink};
 use crate::translate::{MAX_INSNS, Translator};
-use notdirty_core::{PAGE_SIZE, RamAddr, pin};
+use notdirty_core::{PAGE_SIZE, pin};
 use notdirty_softmmu::tlb::entry::TLB_BITS;
-use notdirty_softmmu::{AddressSpace, GuestPhys, GuestVirt, LiveMmu, MemFault, MmuIdx, Resolved, SoftMmu, VcpuPort};
+use notdirty_softmmu::{
+    AddressSpace, FetchPage, GuestPhys, GuestVirt, LiveMmu, MemFault, MmuIdx, Resolved, SoftMmu, VcpuPort,
+};
 use std::io;
 use std::ptr::NonNull;
 use std::sync::Arc;
@@ -535,8 +537,9 @@ impl Vcpu {
 }
 
 /// The page of emitted code, whose addresses are physical.
-fn fetch(mmu: &mut LiveMmu, hooks: &mut super::core::StoreHooks<'_>, pc: u64) -> Result<RamAddr, MemFault> {
-    mmu.fetch(hooks, MmuIdx::M, GuestVirt::new(pc)).map(|p| p.ram)
+#[inline]
+fn fetch(mmu: &mut LiveMmu, hooks: &mut super::core::StoreHooks<'_>, pc: u64) -> Result<FetchPage, MemFault> {
+    mmu.fetch(hooks, MmuIdx::M, GuestVirt::new(pc))
 }
 
 /// host - guest for the RAM that `pc` lies in, or where RAM usually is.

@@ -140,6 +140,7 @@ impl Traps {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::riscv::trap;
 
     const LOAD: Trap = Trap { cause: cause::LOAD_ACCESS, tval: 0x10 };
     const STORE: Trap = Trap { cause: cause::STORE_ACCESS, tval: 0x8 };

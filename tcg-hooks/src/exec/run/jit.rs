@@ -9,7 +9,7 @@
 use super::super::show;
 use super::{Vcpu, fetch};
 use crate::jit::x86_64::thunks::{EnterFn, reason};
-use crate::tb::{Found, TbKey};
+use crate::tb::{Found, TbId, TbKey};
 use crate::tier0::{self, Why};
 use crate::tier2::{self, Ahead};
 use crate::trace::TraceMask;
@@ -60,10 +60,10 @@ impl Vcpu {
                             break;
                         }
                         let found = self.find_or_translate();
-                        if let (Some(to), Some(tbs)) = (found, &mut self.core.tbs) {
-                            tbs.link(number, to.id);
+                        if let (Some((_, Some(to))), Some(tbs)) = (found, &mut self.core.tbs) {
+                            tbs.link(number, to);
                         }
-                        found.and_then(|found| self.code_of(found))
+                        found.map(|(code, _)| code)
                     }
                 },
             };
@@ -97,17 +97,13 @@ impl Vcpu {
         let pc = ctx.cpu.pc;
         match core.tbs.as_ref().and_then(|tbs| tbs.jump(ctx, pc)) {
             Some(host) => Some(host),
-            None => self.find_or_translate().and_then(|found| self.code_of(found)),
+            None => self.find_or_translate().map(|(code, _)| code),
         }
     }
 
-    fn code_of(&self, found: Found) -> Option<*const u8> {
-        self.core.tbs.as_ref().map(|tbs| tbs.address(found.entry))
-    }
-
-    /// The TB to go on with. Cold code is run by tier 0 on the way, so it need not be the one at today's `pc`.
-    /// `None`: the loop must look first (a trap was taken, an interrupt may be due, the budget is gone).
-    fn find_or_translate(&mut self) -> Option<Found> {
+    /// Host code to go on with, and its TB, if it was looked for. Cold code is run by tier 0 on the way, so it need not be the one
+    /// at today's `pc`. `None`: the loop must look first (a trap was taken, an interrupt may be due, the budget is gone).
+    fn find_or_translate(&mut self) -> Option<(*const u8, Option<TbId>)> {
         let mut hot = !self.flags.tier0;
         loop {
             let pc = self.cpu().pc;
@@ -121,9 +117,9 @@ impl Vcpu {
             if !ctx.cpu.is_physical() {
                 // Emitted code knows no page tables, nor PMP that binds S-mode or U-mode.
                 ctx.settle(0);
-                match tier0::run(core, ctx) {
+                match tier0::run(core, ctx, None) {
                     Why::Look => return None,
-                    Why::Hot => continue,
+                    Why::Hot | Why::Code(_) => continue,
                 }
             }
             let mode = ctx.cpu.privilege;
@@ -136,7 +132,7 @@ impl Vcpu {
                     return None;
                 }
             };
-            let ram = RamAddr::new(page.get() + pc % PAGE_SIZE);
+            let ram = RamAddr::new(page.ram.get() + pc % PAGE_SIZE);
             let key = TbKey { ram, pc, flags: mode.index() as u32, instrumentation: 0 };
             // The second page only matters to a TB that has bytes there.
             let after = (pc & !(PAGE_SIZE - 1)).wrapping_add(PAGE_SIZE);
@@ -144,7 +140,7 @@ impl Vcpu {
                 Some((found, None)) => Some(found),
                 Some((found, second)) => {
                     let (mmu, mut hooks) = core.split(ctx);
-                    let now = fetch(mmu, &mut hooks, after).ok().map(|r| r.page());
+                    let now = fetch(mmu, &mut hooks, after).ok().map(|p| p.ram.page());
                     (now == second).then_some(found)
                 }
                 None => None,
@@ -152,13 +148,14 @@ impl Vcpu {
             let new = found.is_none();
             let found = match found {
                 Some(found) => found,
-                None if hot || core.count_run(ctx, pc) => self.translate(key)?,
+                None if hot || core.is_hot(pc) => self.translate(key)?,
                 None => {
                     ctx.settle(0);
-                    if tier0::run(core, ctx) == Why::Look {
-                        return None;
+                    match tier0::run(core, ctx, Some(page)) {
+                        Why::Look => return None,
+                        Why::Code(code) => return Some((code, None)),
+                        Why::Hot => hot = true,
                     }
-                    hot = true;
                     continue;
                 }
             };
@@ -170,7 +167,7 @@ impl Vcpu {
                 let text = format!("TB {:#x}{}", pc, core.symbol(pc));
                 core.say(TraceMask::EXEC, &text);
             }
-            return Some(found);
+            return core.tbs.as_ref().map(|tbs| (tbs.address(found.entry), Some(found.id)));
         }
     }
 

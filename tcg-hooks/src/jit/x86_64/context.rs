@@ -147,8 +147,9 @@ impl Context {
     /// The same of the mode that emitted code goes by.
     #[inline]
     pub(crate) fn near_slot(&mut self, pc: u64) -> &mut JumpEntry {
-        // It was prepared when it was selected.
-        &mut self.jumps[self.jump_set()][(pc >> 1) as usize % JUMP_ENTRIES]
+        // It was prepared when it was selected. Masked twice, so that no bound is left to look at.
+        let at = self.jump_set as usize * JUMP_ENTRIES + (pc >> 1) as usize % JUMP_ENTRIES;
+        &mut self.jumps.as_flattened_mut()[at % (JUMP_SETS * JUMP_ENTRIES)]
     }
 
     #[inline]
@@ -169,7 +170,7 @@ impl Context {
     /// The set of jumps that emitted code goes by.
     #[inline]
     pub(crate) fn jump_set(&self) -> usize {
-        (self.jump_set as usize).min(JUMP_SETS - 1)
+        self.jump_set as usize % JUMP_SETS
     }
 
     /// Emitted code goes by this set from now on; the caller names its table.
