@@ -11,6 +11,7 @@
 //! run.rs runs, signatures.rs compares, table.rs counts. What is not there is said, and passes: the corpora are never part of the project.
 //! `make conformance` runs these tests and shows what was run.
 
+mod kernel;
 mod run;
 mod signatures;
 mod table;
