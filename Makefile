@@ -5,7 +5,8 @@
 #                      comes and goes, and what valgrind can run
 #   make bench         our JIT beside QEMU and Unicorn, the dirty memory beside what others do, programs of others beside
 #                      QEMU and the host; ROW=name for one row or group (ROW=dirty: the second table, ROW=programs: the
-#                      third, of SOURCES=dir), RUNS=n, JSON=1 for a machine: one object a table
+#                      third, of SOURCES=dir), RUNS=n, JSON=1 for a machine: one object a table; the fourth table holds
+#                      programs under page tables against themselves without
 #   make bench-flags what each of the JIT's switches is worth; ROW=name, RUNS=n
 #   make mutants       mutation testing of core: SHARD=k/n, FILES='core/src/ring/*.rs'; goes on where it stopped (.ci/mutants)
 #   make conformance   C guests; CORPUS=dir: every ELF in dir on both engines (default ../corpora/programs); riscv-tests
@@ -90,6 +91,7 @@ bench:
 	$(CARGO) build --release $(CARGO_FLAGS) -p notdirty
 	$(CARGO) run --release $(CARGO_FLAGS) -p notdirty-benches --bin side_by_side -- $(if $(ROW),ROW=$(ROW)) $(if $(RUNS),RUNS=$(RUNS)) $(if $(JSON),--json)
 	$(CARGO) run --release $(CARGO_FLAGS) -p notdirty-benches --bin dirty -- $(if $(ROW),ROW=$(ROW)) $(if $(RUNS),RUNS=$(RUNS)) $(if $(JSON),--json)
+	$(if $(JSON),,$(CARGO) run --release $(CARGO_FLAGS) -p notdirty-benches --bin paged -- $(if $(ROW),ROW=$(ROW)) $(if $(RUNS),RUNS=$(RUNS)))
 	@$(MAKE) --no-print-directory -C guests/programs beside RISCV_CC="$(RISCV_CC)" $(if $(SOURCES),SOURCES="$(abspath $(SOURCES))") >&2
 	$(CARGO) run --release $(CARGO_FLAGS) -p notdirty-benches --bin programs -- $(if $(ROW),ROW=$(ROW)) $(if $(RUNS),RUNS=$(RUNS)) $(if $(JSON),--json)
 

@@ -15,6 +15,7 @@
 //!    │
 //!  report.rs    one table, or JSON; host.rs has the facts for its header
 //!
+//!  paged.rs     the fourth table: programs under page tables against themselves without
 //!  dirty/       the second table: the dirty memory and what it is held against, in one process, round after round
 //! ```
 //!
@@ -24,6 +25,7 @@ pub mod args;
 pub mod dirty;
 pub mod host;
 pub mod line;
+pub mod paged;
 pub mod pairing;
 pub mod report;
 pub mod rivals;

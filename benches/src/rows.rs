@@ -1,10 +1,11 @@
 //! The rows of the table: guest programs of `guests/programs/bench`, by group, and the bars of each.
 //!
-//! A program has one row, or prints a line for each of several: rows/large.rs, rows/ops.rs. Programs
+//! A program has one row, or prints a line for each of several: rows/large.rs, rows/ops.rs, rows/paging.rs. Programs
 //! of others have a table of their own: rows/programs.rs.
 
 mod large;
 mod ops;
+pub mod paging;
 pub mod programs;
 
 /// What a row is about; each group has a geometric mean of its own.
@@ -26,6 +27,8 @@ pub enum Group {
     Large,
     /// One instruction over and over, on one hart or on two at once.
     Ops,
+    /// Page tables that change.
+    Paging,
     /// Programs of others, whose sources lie beside the project.
     Programs,
     /// What another row is held against.
@@ -34,7 +37,7 @@ pub enum Group {
 
 impl Group {
     /// All groups, in the order of the table.
-    pub const ALL: [Group; 10] = [
+    pub const ALL: [Group; 11] = [
         Group::Compute,
         Group::Float,
         Group::Memory,
@@ -43,6 +46,7 @@ impl Group {
         Group::NewCode,
         Group::Large,
         Group::Ops,
+        Group::Paging,
         Group::Programs,
         Group::Reference,
     ];
@@ -58,6 +62,7 @@ impl Group {
             Group::NewCode => "new-code",
             Group::Large => "large",
             Group::Ops => "ops",
+            Group::Paging => "paging",
             Group::Programs => "programs",
             Group::Reference => "reference",
         }
@@ -165,11 +170,12 @@ const ROWS: &[Row] = &[
 ];
 
 /// Pairs of rows: the first may take this many times the second, in our own time.
-pub const PAIRS: &[(&str, &str, f64)] = &[("smc-beside", "smc-apart", 1.5)];
+pub const PAIRS: &[(&str, &str, f64)] =
+    &[("smc-beside", "smc-apart", 1.5), ("patch-aliases", "patch-alone", 1.1), ("beside-aliases", "beside-alone", 1.1)];
 
 /// Every row, in the order of the table.
 pub fn all() -> Vec<Row> {
-    [ROWS, large::ROWS, ops::ROWS].concat()
+    [ROWS, large::ROWS, ops::ROWS, paging::ROWS].concat()
 }
 
 impl Row {

@@ -24,7 +24,29 @@ _start:
     sd    zero, 0(t0)
     addi  t0, t0, 8
     j     1b
-2:  call  main
+2:
+#ifdef PAGED
+    # To S-mode, with page tables: paged/tables.c. Traps come here, to M-mode, but for calls of U-mode.
+    call  paged_tables
+    csrw  satp, a0
+    sfence.vma
+    fence.i
+    li    t0, -1
+    csrw  pmpaddr0, t0
+    li    t0, 0x1f
+    csrw  pmpcfg0, t0
+    li    t0, 0x100
+    csrw  medeleg, t0
+    li    t0, 0x1800
+    csrc  mstatus, t0
+    li    t0, 0x800
+    csrs  mstatus, t0
+    la    t0, 3f
+    csrw  mepc, t0
+    mret
+3:
+#endif
+    call  main
     tail  finish            # main's result is the exit code
 
 # The stack area is 64 KiB, 16 KiB for each of four harts.

@@ -1,7 +1,9 @@
 //! Whole guest programs, run by the `notdirty` command; each judges itself, or is judged by what it prints or leaves.
 //!
 //! ```text
-//!   ours        programs/build/quick/*.elf, from `make guests`; NAME-2h.elf on two harts
+//!   ours        programs/build/quick/*.elf, from `make guests`; NAME-2h.elf on two harts; quick/shuffled/*.elf the same
+//!               programs in supervisor mode
+//!   kernel.rs   ours too, a small one
 //!   corpus      $NOTDIRTY_CORPUS, directories joined by ':'; by default ../corpora/programs beside the project. ELF files
 //!               that others wrote; NAME.out beside NAME.elf is the expected output
 //!   upstream.rs riscv-tests and riscv-arch-test, as they were built in ../corpora, on every engine with one and two
@@ -27,11 +29,15 @@ use run::{ENGINES, ENGINES_WITH_TWO_HARTS, Job, elves, name, run_all};
 #[test]
 fn our_c_programs_pass_on_both_engines() {
     let dir = Path::new(env!("CARGO_MANIFEST_DIR")).join("programs/build/quick");
-    let programs = elves(&dir);
+    let mut programs = elves(&dir);
     if programs.is_empty() {
         println!("SKIPPED our C programs: none in {} (make guests needs a cross compiler)", dir.display());
         return;
     }
+    // The same programs in supervisor mode, on shuffled frames.
+    let paged = elves(&dir.join("shuffled"));
+    assert!(paged.len() > 25, "{} programs for supervisor mode", paged.len());
+    programs.extend(paged);
     let outputs = all_pass("our C programs", &programs);
     // The same result on both engines, and not only one that the program accepts: times differ, checksums may not.
     for program in &programs {
