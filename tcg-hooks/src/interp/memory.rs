@@ -3,7 +3,7 @@ use super::{get, set};
 use crate::cpu::CpuState;
 use crate::riscv::decode::Insn;
 use crate::riscv::fpu;
-use crate::riscv::mmu::{Memory, Translated};
+use crate::riscv::mmu::Translated;
 use crate::riscv::opcodes::{Format, Op};
 use notdirty_softmmu::{AmoOp, GuestVirt, Hooks, LiveMmu, MemFault, MemSize};
 
@@ -18,7 +18,7 @@ pub(super) fn execute<H: Hooks>(
     insn: &Insn,
 ) -> Result<(), MemFault> {
     let idx = cpu.data_idx();
-    let hooks = &mut Translated { memory: Memory::of(&cpu.csr), hooks };
+    let hooks = &mut Translated { csr: &cpu.csr, hooks };
     let (base, operand) = (get(cpu, insn.rs1), get(cpu, insn.rs2));
     let size = size(insn.op);
     match insn.op.format() {

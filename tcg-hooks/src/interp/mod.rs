@@ -18,7 +18,7 @@ use crate::cpu::CpuState;
 use crate::riscv::csr::CsrEnv;
 use crate::riscv::decode::{Insn, decode_any, is_compressed};
 use crate::riscv::fpu;
-use crate::riscv::mmu::{self, Memory, Translated};
+use crate::riscv::mmu::{self, Translated};
 use crate::riscv::opcodes::{Format, Op};
 use crate::riscv::trap::Trap;
 use notdirty_softmmu::{GuestVirt, Hooks, LiveMmu, MemFault};
@@ -50,7 +50,7 @@ pub fn step<H: Hooks>(cpu: &mut CpuState, mmu: &mut LiveMmu, hooks: &mut H, env:
 pub fn fetch<H: Hooks>(cpu: &CpuState, memory: &mut LiveMmu, hooks: &mut H) -> Result<Insn, MemFault> {
     let idx = cpu.fetch_idx();
     mmu::follow(&cpu.csr, memory);
-    let (mmu, hooks) = (memory, &mut Translated { memory: Memory::of(&cpu.csr), hooks });
+    let (mmu, hooks) = (memory, &mut Translated { csr: &cpu.csr, hooks });
     // What another hart stores whole is read whole, where that can be.
     if let Some(bits) = mmu.fetch_u32(hooks, idx, GuestVirt::new(cpu.pc))? {
         return Ok(decoded(cpu, if is_compressed(bits as u16) { bits & 0xffff } else { bits }));

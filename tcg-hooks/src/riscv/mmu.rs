@@ -214,9 +214,9 @@ pub(crate) fn fence(cpu: &CpuState, mmu: &mut LiveMmu, insn: &Insn) {
     }
 }
 
-/// Hooks of an engine that knows no page tables, with a hart's.
+/// Hooks of an engine that knows no page tables, with a hart's. What its registers say is only looked at by a miss.
 pub(crate) struct Translated<'a, H> {
-    pub(crate) memory: Memory,
+    pub(crate) csr: &'a Csrs,
     pub(crate) hooks: &'a mut H,
 }
 
@@ -228,7 +228,10 @@ impl<H: Hooks> CodeInvalidator for Translated<'_, H> {
 
 impl<H: Hooks> Hooks for Translated<'_, H> {
     fn translate(&mut self, memory: &mut Physical<'_>, access: Access) -> Result<Translation, FaultCause> {
-        self.memory.translate(self.hooks, memory, access)
+        if access.idx == MmuIdx::M && !self.csr.pmp_is_locked() {
+            return Ok(Translation::identity(access.va));
+        }
+        Memory::of(self.csr).translate(self.hooks, memory, access)
     }
     fn before_mmio(&mut self) {
         self.hooks.before_mmio();
