@@ -115,14 +115,14 @@ const POPULATE: usize = 128 << 10;
 /// Bytes that are asked for ahead of a TB.
 const AHEAD: usize = 24 * 64;
 /// What is in use at first; of a small cache half, as what is kept of TBs counts, too.
-const START: usize = 4 << 20;
+const START: usize = 1 << 19;
 
 // SAFETY: the mappings belong to this value alone and have no thread affinity.
 unsafe impl Send for CodeCache {}
 
 impl CodeCache {
     /// Pieces that the cache is filled and reclaimed by: fewer in a small one, as each must take the largest TB.
-    const CHUNKS: (usize, usize) = (16, 128);
+    const CHUNKS: (usize, usize) = (16, 512);
     /// The least that makes sense.
     pub const MIN_BYTES: usize = 1 << 21;
 

@@ -219,9 +219,12 @@ impl TbCache {
         self.get(id).map_or(0, |t| self.code.address(t.code.0) as u64)
     }
 
-    /// A region will be added soon.
-    pub(crate) fn prepare(&self) {
+    /// A region from `pc` on will be added soon.
+    pub(crate) fn prepare(&self, pc: u64) {
         self.code.prepare();
+        if !self.flags.tier0 {
+            self.ghosts.prepare(pc);
+        }
     }
 
     /// Emits a region and makes it findable. Its lines were announced by the translator, who gets memory for other `bytes`

@@ -6,6 +6,7 @@
 //!
 //! What is asked for is a share, so some may be missed, or taken for another: one in four, and one in 255. A byte for each
 //! keeps the table in the host's near caches, where sets of pcs were not.
+use crate::fetch::prefetch_to_write;
 use crate::heat::spread;
 
 /// One in this many made again is worth more room.
@@ -44,6 +45,14 @@ impl Ghosts {
         }
         let (at, tag) = self.place(pc);
         self.tags[at] = tag;
+    }
+
+    /// A TB at `pc` will be made soon.
+    #[inline]
+    pub(super) fn prepare(&self, pc: u64) {
+        if let Some(tag) = self.tags.get(self.place(pc).0) {
+            prefetch_to_write(tag, 1);
+        }
     }
 
     /// A TB at `pc` was made.

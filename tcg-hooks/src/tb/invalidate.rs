@@ -167,9 +167,14 @@ impl TbCache {
         }
         log::debug!("the code cache evicts the {} TBs of its oldest chunk", self.chunk_tbs[chunk].len());
         while let Some(&id) = self.chunk_tbs[chunk].last() {
-            if let Some(soon) = self.chunk_tbs[chunk].iter().rev().nth(AHEAD).and_then(|&id| self.get(id)) {
-                let at: *const Tb = soon;
+            // First where it is, then what it leads to.
+            let ahead = |n: usize| self.chunk_tbs[chunk].iter().rev().nth(n).and_then(|&id| self.get(id));
+            if let Some(later) = ahead(2 * AHEAD) {
+                let at: *const Tb = later;
                 prefetch(at.cast(), size_of::<Tb>());
+            }
+            if let Some(soon) = ahead(AHEAD) {
+                prefetch(soon.exits.as_ptr().cast(), size_of_val(soon.exits.as_slice()).min(128));
             }
             // With tier 0, what dies here was wanted, or there was no room: regret would tell nothing.
             if let (Some(tb), false) = (self.get(id), self.flags.tier0) {

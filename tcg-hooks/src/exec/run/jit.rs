@@ -177,7 +177,7 @@ impl Vcpu {
         // SAFETY: as `parts`, with the translator borrowed beside it.
         let ctx = unsafe { self.ctx.as_mut() };
         if let Some(tbs) = &self.core.tbs {
-            tbs.prepare();
+            tbs.prepare(key.pc);
         }
         (self.translator.isa, self.translator.mode) = (ctx.cpu.isa, key.mode());
         let (mmu, mut hooks) = self.core.split(ctx);
