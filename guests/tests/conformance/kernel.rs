@@ -40,15 +40,17 @@ fn in_qemu(kernel: &Path, harts: usize) -> Option<String> {
 
 #[test]
 fn our_kernel_prints_the_same_on_every_engine_and_in_qemu() {
-    const ONE: [Config; 3] = [
+    const ONE: [Config; 4] = [
         Config { name: "default", options: &[] },
         Config { name: "translated", options: &["--jit-off", "tier0"] },
         Config { name: "oracle", options: &["--engine", "interp"] },
+        Config { name: "fence.i", options: &["--jit-off", "tier0", "--icache", "fencei"] },
     ];
-    const TWO: [Config; 3] = [
+    const TWO: [Config; 4] = [
         Config { name: "default x2", options: &["--smp", "2"] },
         Config { name: "translated x2", options: &["--smp", "2", "--jit-off", "tier0"] },
         Config { name: "oracle x2", options: &["--smp", "2", "--engine", "interp"] },
+        Config { name: "fence.i x2", options: &["--smp", "2", "--jit-off", "tier0", "--icache", "fencei"] },
     ];
     for (harts, configs) in [(1, ONE), (2, TWO)] {
         let Some(program) = kernel(harts) else { return };

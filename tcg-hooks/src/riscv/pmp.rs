@@ -79,6 +79,9 @@ impl Pmp {
                 let has = |bit| config & bit != 0;
                 let rights = Rights { load: has(cfg::R), store: has(cfg::W), fetch: has(cfg::X) };
                 entries.push(Entry { first: first << 2, last: (end << 2) - 1, rights, locked: has(cfg::L) });
+                if first == 0 && end > ADDR {
+                    break; // it decides every access that it is asked about: none gets past it
+                }
             }
         }
         Pmp { entries }
