@@ -51,6 +51,10 @@ pub struct JitFlags {
     pub hoist: bool,
     /// And count its turns there.
     pub turns: bool,
+    /// Make values where they are used, in copies of loops without checks.
+    pub sink: bool,
+    /// Let a hot region end at the heads of loops that it has no room for, where regions of their own have them whole.
+    pub heads: bool,
     /// Use all 16 Ki entries of the TLB; off: 256, as QEMU starts with.
     pub big_tlb: bool,
     /// Index the TLB by bits of the address as they are; off: by a hash that mixes the upper ones in.
@@ -94,6 +98,8 @@ impl Default for JitFlags {
             elide: true,
             hoist: true,
             turns: true,
+            sink: true,
+            heads: true,
             big_tlb: true,
             plain_index: true,
             base_register: true,
@@ -113,7 +119,7 @@ impl Default for JitFlags {
 
 impl JitFlags {
     /// Names of the switches, in the order of [`JitFlags::set`]'s bits.
-    pub const NAMES: [&str; 24] = [
+    pub const NAMES: [&str; 26] = [
         "regions",
         "pinned",
         "remap",
@@ -126,6 +132,8 @@ impl JitFlags {
         "elide",
         "hoist",
         "turns",
+        "sink",
+        "heads",
         "big_tlb",
         "plain_index",
         "base_register",
@@ -160,6 +168,8 @@ impl JitFlags {
             "elide" => &mut self.elide,
             "hoist" => &mut self.hoist,
             "turns" => &mut self.turns,
+            "sink" => &mut self.sink,
+            "heads" => &mut self.heads,
             "big_tlb" => &mut self.big_tlb,
             "plain_index" => &mut self.plain_index,
             "base_register" => &mut self.base_register,

@@ -15,6 +15,7 @@ use crate::jit::x86_64::helpers::execute_site;
 use crate::jit::x86_64::thunks;
 use crate::riscv::Op;
 use crate::riscv::disasm::line;
+use crate::tier2::{self, Ahead, Learned};
 use crate::translate::{Limits, MAX_INSNS, Source, Translator};
 use notdirty_core::RamAddr;
 use notdirty_softmmu::{AccessKind, AddressSpace, CodeInvalidator, GuestVirt, Hooks, MemFault, MmuIdx, SoftMmu};
@@ -116,11 +117,17 @@ pub fn region(space: &Arc<AddressSpace>, pc: u64, flags: JitFlags, symbols: Symb
     let mut mmu = mmu.run(&mut Idle);
     let page = mmu.fetch(&mut Idle, MmuIdx::M, GuestVirt::new(pc)).map_err(ListError::Fetch)?;
     let flat = (page.host as u64).wrapping_sub(pc & !(notdirty_core::PAGE_SIZE - 1));
-    let limits = Limits { insns: MAX_INSNS, regions: flags.regions, optimise: flags.optimise };
+    let hot = flags.optimises_hot() && !flags.samples;
+    let limits =
+        Limits { insns: MAX_INSNS, regions: flags.regions, optimise: flags.optimise, heads: hot && flags.heads };
     let mut translator = Translator::default();
     translator.translate(&mut mmu, &mut Idle, pc, limits).map_err(ListError::Fetch)?;
     let (thunk_code, thunks) = thunks::assemble(flags, execute_site);
     let mut emitter = Emitter::new(flags, thunks, flat);
+    if hot {
+        let ahead = Ahead { learned: &|_| Learned::default(), turns: flags.turns, sink: flags.sink };
+        tier2::optimise(&mut translator.region, true, emitter.checks_ahead().then_some(ahead));
+    }
     emitter.emit(&translator.region, 0);
     let at = thunk_code.len().next_multiple_of(4096) as u32;
     emitter.place(at);

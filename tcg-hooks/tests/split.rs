@@ -26,6 +26,9 @@ const T: u8 = 12;
 /// Values, of pinned registers and others; turns.
 const V: [u8; 8] = [5, 6, 8, 9, 14, 18, 22, 29];
 const COUNT: u8 = 31;
+/// An index that is moved, and what its accesses are off.
+const INDEX: u8 = 19;
+const ARRAY: u8 = 20;
 /// With these there are more than are checked in front of a loop.
 const BASES: [u8; 7] = [P, Q, T, 13, 15, 16, 17];
 const BOUND: u8 = 28;
@@ -50,6 +53,8 @@ struct Shape {
     /// AMOs, LR and SC, counters, fences; with most of them no loop is split.
     rare: u64,
     fences: u64,
+    /// Accesses to an array, their index moved by one step.
+    indexed: u64,
     /// More bases than are checked.
     bases: bool,
 }
@@ -59,7 +64,8 @@ impl Shape {
         let ops = if rng.chance(4) { rng.within(24, 70) } else { rng.within(2, 24) };
         let often = |rng: &mut Rng, percent| if rng.chance(percent) { 15 } else { 0 };
         let (floats, rare, fences) = (often(rng, 40), often(rng, 6), often(rng, 10));
-        Shape { ops, floats, rare, fences, bases: rng.chance(15) }
+        let indexed = if rng.chance(50) { 30 } else { 0 };
+        Shape { ops, floats, rare, fences, indexed, bases: rng.chance(15) }
     }
 }
 
@@ -97,6 +103,34 @@ fn rare(rng: &mut Rng, asm: &mut Asm, base: u8, d: u8, a: u8) {
     }
 }
 
+/// An access to an array by an index, as a compiler makes its address: of 32 bits, with a sign or without, or of 64.
+fn indexed(rng: &mut Rng, asm: &mut Asm, value: u8) {
+    let (mut index, scaled, shift) = (INDEX, rng.pick(&[value, 7, 7, 21]), rng.below(4) as i32);
+    if rng.chance(50) {
+        asm.op(rng.pick(&[Op::Addiw, Op::Addiw, Op::Addi]), scaled, INDEX, 0, rng.pick(&[0, 1, 2, 3, 40, -1]));
+        index = scaled;
+    }
+    let add = rng.pick(&[Op::Add, Op::Add, Op::Add, Op::Sub]);
+    match rng.below(4) {
+        0 if shift != 0 => _ = asm.op(Op::Slli, scaled, index, 0, shift).op(add, scaled, ARRAY, scaled, 0),
+        1 if shift != 0 => {
+            _ = asm.op([Op::Sh1add, Op::Sh2add, Op::Sh3add][shift as usize - 1], scaled, index, ARRAY, 0);
+        }
+        _ => {
+            asm.op(Op::Slli, scaled, index, 0, rng.pick(&[32, 32, 32, 32, 31]));
+            if rng.chance(10) {
+                asm.i(addi(rng.pick(&[INDEX, scaled]), INDEX, 1));
+            }
+            _ = asm.op(Op::Srli, scaled, scaled, 0, 32 - shift).op(add, scaled, scaled, ARRAY, 0);
+        }
+    }
+    let imm = rng.pick(&[0, 0, 4, -8]);
+    match rng.below(3) {
+        0 => _ = asm.op(rng.pick(&[Op::Sb, Op::Sw, Op::Sd]), 0, scaled, value, imm),
+        _ => _ = asm.op(rng.pick(&[Op::Lbu, Op::Lh, Op::Lw, Op::Ld]), value, scaled, 0, imm),
+    }
+}
+
 /// One round of a loop.
 fn body(rng: &mut Rng, asm: &mut Asm, steps: [i32; 2], shape: Shape) {
     let value = |rng: &mut Rng| rng.pick(&V);
@@ -108,6 +142,9 @@ fn body(rng: &mut Rng, asm: &mut Asm, steps: [i32; 2], shape: Shape) {
             1..6 => rng.within(-160, 167) as i32,
             _ => 8 * rng.within(-20, 20) as i32,
         };
+        if rng.chance(shape.indexed) {
+            indexed(rng, asm, d);
+        }
         let base = if shape.bases { rng.pick(&BASES) } else { rng.pick(&[P, Q, T]) };
         if rng.chance(shape.floats) {
             float(rng, asm, base, imm, d);
@@ -203,6 +240,13 @@ fn body(rng: &mut Rng, asm: &mut Asm, steps: [i32; 2], shape: Shape) {
     }
 }
 
+/// Any 64 bits.
+fn constant(asm: &mut Asm, register: u8, value: u64) {
+    asm.word(register, (value >> 32) as u32).op(Op::Slli, register, register, 0, 32);
+    asm.word(7, value as u32).op(Op::Slli, 7, 7, 0, 32).op(Op::Srli, 7, 7, 0, 32);
+    asm.op(Op::Or, register, register, 7, 0);
+}
+
 /// What tells whether there is another turn: COUNT against BOUND, or against nothing.
 struct Clock {
     op: Op,
@@ -226,11 +270,8 @@ impl Clock {
         let from = rng.pick(&edges).wrapping_add_signed(rng.pick(&[0, -1, 5, -300, 40]));
         let to = from.wrapping_add_signed(i64::from(step) * turns + if rng.chance(20) { 1 } else { 0 });
         let (from, to) = if rng.chance(15) { (to, from) } else { (from, to) };
-        for (register, value) in [(COUNT, from), (BOUND, to)] {
-            asm.word(register, (value >> 32) as u32).op(Op::Slli, register, register, 0, 32);
-            asm.word(7, value as u32).op(Op::Slli, 7, 7, 0, 32).op(Op::Srli, 7, 7, 0, 32);
-            asm.op(Op::Or, register, register, 7, 0);
-        }
+        constant(asm, COUNT, from);
+        constant(asm, BOUND, to);
         // Mostly the way round in which it may go on.
         let below = matches!(op, Op::Blt | Op::Bltu);
         let swapped = (step < 0) == below;
@@ -262,6 +303,15 @@ fn program(rng: &mut Rng) -> Asm {
             let at = place(rng);
             asm.la(base, at);
         }
+        // Small, or where it is none of 32 bits any more, or was none; its array begins that much before what there is.
+        let array = place(rng);
+        let from = rng.pick(&[0, 5, 0x100, 0x3fff_fff0, 0x4000_0000, 0x7fff_fff0, 0xffff_fffb, 0x1_0000_0003]);
+        constant(&mut asm, ARRAY, array.wrapping_sub(if rng.chance(60) { from << rng.below(4) } else { 0 }));
+        constant(&mut asm, INDEX, from);
+        if rng.chance(20) {
+            asm.op(Op::Addiw, INDEX, INDEX, 0, 0);
+        }
+        let step_of_index = (rng.pick(&[Op::Addiw, Op::Addiw, Op::Addi]), rng.pick(&[1, 1, 2, 4, 16, -1, -4, 1025]));
         let clock = Clock::start(rng, &mut asm);
         let step = |rng: &mut Rng| rng.pick(&[1, 2, 3, 4, 8, 8, 12, 24, 64, -1, -4, -8, -40, 500]);
         let steps = [step(rng), step(rng)];
@@ -282,6 +332,9 @@ fn program(rng: &mut Rng) -> Asm {
             asm.code[at] = jal(ZERO, from, asm.here());
             let shape = Shape { ops: rng.within(0, 5), ..shape };
             body(rng, &mut asm, steps, shape);
+        }
+        if shape.indexed != 0 {
+            asm.op(step_of_index.0, INDEX, INDEX, 0, step_of_index.1);
         }
         if !early {
             clock.turn(&mut asm);
@@ -399,6 +452,7 @@ fn stats_of(rng: &mut Rng, seed: u64) -> VcpuStats {
             "aligned",
             "beside",
             "turns",
+            "sink",
             "budget_register",
         ]);
         assert!(flags.set(name, false));

@@ -139,8 +139,8 @@ pub enum Kind {
     Load(MemOp),
     /// `[a + imm] = b`
     Store(MemOp),
-    /// The bytes that [`Region::checks`] has at `imm` lie on pages where accesses need no check, off `a`; or control goes on
-    /// at its cold block
+    /// The bytes that [`Region::checks`] has at `imm` lie on pages where accesses need no check, off `a`, or off `a` and index
+    /// `b`; or control goes on at its cold block
     Check,
     /// `rd = [a + (b << n) + imm]`, checked before
     LoadFast(MemOp, u8),
@@ -253,13 +253,15 @@ impl Cond {
 pub struct Check {
     /// The guest register.
     pub base: u8,
+    /// Another that is added to it, shifted to the left by so much: small, and not below zero.
+    pub index: Option<(u8, u8)>,
     /// Stores, or loads?
     pub store: bool,
     /// Offset of the first byte, off the base as it is in front of the loop.
     pub first: i32,
     /// Offset of the last byte.
     pub last: i32,
-    /// How far the loop moves the base each turn.
+    /// How far the loop moves the address each turn.
     pub step: i32,
     /// Of its only access, if that is aligned: how many bytes it has.
     pub lone: Option<u8>,

@@ -348,7 +348,7 @@ mod tests {
         }
 
         fn add(&mut self, pc: u64) -> Found {
-            let limits = Limits { insns: MAX_INSNS, regions: false, optimise: true };
+            let limits = Limits { insns: MAX_INSNS, regions: false, optimise: true, heads: false };
             let mut translator = Translator::default();
             let pages = translator.translate(&mut self.mmu, &mut NoHooks, pc, limits).unwrap();
             let ram = RamAddr::new(pages.0.base().get() + pc % 4096);

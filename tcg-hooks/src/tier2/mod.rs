@@ -23,13 +23,16 @@
 //! A site may trap and show every register, so nearly every value is wanted until its register is written again: that is the
 //! *cold* part of its life; the *hot* part ends with its last use by an op.
 mod alloc;
+mod index;
 mod narrow;
 pub(crate) mod reach;
 mod simplify;
+mod sink;
 mod split;
 mod turns;
 mod webs;
 
+pub(crate) use index::MOST as MOST_INDEX;
 pub(crate) use split::DISPLACEMENT;
 
 use crate::ir::{Ir, Kind, Region, Target, Term};
@@ -171,7 +174,7 @@ fn roles(ir: &Ir) -> Roles {
         Kind::Amo(..) | Kind::StoreConditional(_) => (true, true, true, true),
         Kind::ReadCounter | Kind::Rust => (true, false, false, true),
         Kind::FloatOn | Kind::FenceI => (false, false, false, true),
-        Kind::Check => (false, true, false, false),
+        Kind::Check => (false, true, true, false),
         Kind::LoadFast(..) => (true, true, true, false),
         Kind::StoreFast(_) => (false, true, true, false),
         Kind::Box | Kind::Fence => (false, false, false, false),
@@ -211,6 +214,8 @@ pub(crate) struct Ahead<'a> {
     pub(crate) learned: &'a dyn Fn(u64) -> Learned,
     /// Are turns counted?
     pub(crate) turns: bool,
+    /// Are values made where they are used?
+    pub(crate) sink: bool,
 }
 
 /// Gives the region's values host registers, if that is worth it, or `always`, where it has not too many ops; `ahead`, if loops

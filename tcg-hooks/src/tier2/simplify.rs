@@ -51,7 +51,7 @@ fn rotation(ops: &mut [Ir], j: usize) {
 }
 
 /// Does it nothing but write its register?
-fn is_pure(ir: &Ir) -> bool {
+pub(super) fn is_pure(ir: &Ir) -> bool {
     matches!(
         ir.kind,
         Kind::Li | Kind::Mov | Kind::Reg(_) | Kind::Imm(_) | Kind::Bits(_) | Kind::ReadState | Kind::LoadFast(..)

@@ -15,8 +15,9 @@
 //! A check holds as that of a group does (`jit/x86_64/elide.rs`): nothing between two polls serves requests, and what comes back
 //! from a poll comes to b1. Where no site is, a chain of ops that makes an address, and nothing else, becomes part of the
 //! access: `slli`, `add`, `lw` of one register are one host load.
+use super::index::{Indexed, indexed, widen};
 use super::reach::{Reach, reaches};
-use super::{Ahead, Learned, register, roles, simplify, turns, webs};
+use super::{Ahead, Learned, register, roles, simplify, sink, turns, webs};
 use crate::ir::{Alu, Block, Check, Ir, Kind, Region, Target, Term};
 use crate::riscv::Op;
 use notdirty_core::PAGE_SIZE;
@@ -152,13 +153,16 @@ fn split_one(region: &mut Region, number: u16, ahead: Ahead, room: &mut u32) -> 
         let (last, cold) = (fast + 1, fast + 2);
         let silent = Block { insns: 0, poll: false, ..block };
         let term = Term::Turn { clock: turns.clock, fast, last };
-        let made = folded(fast_ops.clone(), turns::renewed(&block, &fast_ops));
+        let made = folded(fast_ops.clone(), turns::renewed(&block, &fast_ops), ahead.sink);
         push_block(region, Block { term, ..silent }, &made, weight);
-        push_block(region, silent, &folded(fast_ops, 0), weight.div_ceil(8));
+        push_block(region, silent, &folded(fast_ops, 0, ahead.sink), weight.div_ceil(8));
         (cold, Term::Count { turns, fast, last, cold })
     } else {
         let cold = fast + 1;
-        let clock = checks.iter().find(|check| check.step != 0).map(|check| (check.base, check.step));
+        let clock = checks.iter().find(|check| check.step != 0).map(|check| match check.index {
+            Some((index, shift)) => (index, check.step >> shift),
+            None => (check.base, check.step),
+        });
         let term = if let Some((clock, _)) = clock {
             let (cond, out) = if fall == here { (cond, taken) } else { (cond.negate(), fall) };
             Term::Again { cond, a, b, word, out, fast, head: number, clock }
@@ -166,7 +170,7 @@ fn split_one(region: &mut Region, number: u16, ahead: Ahead, room: &mut u32) -> 
             let to = |target: Target| if target == here { Target::Block(fast) } else { target };
             Term::Branch { cond, a, b, word, taken: to(taken), fall: to(fall) }
         };
-        let mut fast_ops = folded(fast_ops, 0);
+        let mut fast_ops = folded(fast_ops, 0, ahead.sink);
         // Sites that are left have numbers of their own, as what is where differs from the other copy.
         for ir in fast_ops.iter_mut().filter(|ir| roles(ir).site) {
             region.sites.push(region.sites[usize::from(ir.site)]);
@@ -182,7 +186,10 @@ fn split_one(region: &mut Region, number: u16, ahead: Ahead, room: &mut u32) -> 
     let first = region.checks.len() as i64;
     let heads: Vec<Ir> = (first..)
         .zip(&checks)
-        .map(|(imm, check)| Ir { kind: Kind::Check, rd: 0, a: check.base, b: 0, site: 0, imm })
+        .map(|(imm, check)| {
+            let index = check.index.map_or(0, |(index, _)| index);
+            Ir { kind: Kind::Check, rd: 0, a: check.base, b: index, site: 0, imm }
+        })
         .collect();
     region.checks.extend(checks.into_iter().map(|check| Check { cold, ..check }));
     let from = region.ops.len() as u32;
@@ -206,7 +213,7 @@ fn unchecked(region: &Region, ops: &[Ir], checks: &mut Vec<Check>, learned: &dyn
     let mut reach = Vec::new();
     reaches(ops, &mut reach);
     let mut fast = ops.to_vec();
-    for (ir, reach) in fast.iter_mut().zip(&reach) {
+    for (j, (ir, reach)) in fast.iter_mut().zip(&reach).enumerate() {
         let (store, mem) = match ir.kind {
             Kind::Load(mem) => (false, mem),
             Kind::Store(mem) => (true, mem),
@@ -218,7 +225,9 @@ fn unchecked(region: &Region, ops: &[Ir], checks: &mut Vec<Check>, learned: &dyn
         if store && beside {
             continue;
         }
-        if add(checks, &reach, store, odd, ops) {
+        let check = off_base(ops, &reach).or_else(|| off_index(ops, j, mem.bytes()));
+        let lone = reach.exact && !odd;
+        if check.is_some_and(|check| add(checks, Check { store, ..check }, lone)) {
             ir.kind = if store { Kind::StoreFast(mem) } else { Kind::LoadFast(mem, 0) };
             if !store {
                 ir.b = 0;
@@ -226,28 +235,52 @@ fn unchecked(region: &Region, ops: &[Ir], checks: &mut Vec<Check>, learned: &dyn
             ir.site = 0;
         }
     }
+    let indices: Vec<u8> = checks.iter().filter_map(|check| Some(check.index?.0)).collect();
+    widen(&mut fast, &indices);
     fast
 }
 
-/// The ops with addresses made by the loads themselves. The next turn writes the registers in `renewed` before it reads them.
-fn folded(mut ops: Vec<Ir>, renewed: u32) -> Vec<Ir> {
+/// The ops with addresses made by the loads themselves, and values where they are used, if it `sinks` them. The next turn writes the registers in `renewed` before it reads them.
+fn folded(mut ops: Vec<Ir>, renewed: u32, sinks: bool) -> Vec<Ir> {
+    for j in (0..ops.len()).rev() {
+        if simplify::is_pure(&ops[j]) && is_unread(&ops[j + 1..], ops[j].rd, renewed) {
+            drop_op(&mut ops[j]);
+        }
+    }
     (0..ops.len()).for_each(|j| fold(&mut ops, j, renewed));
     ops.retain(|ir| !is_dropped(ir));
+    if sinks {
+        sink::sink(&mut ops);
+    }
     ops
 }
 
-/// Adds the bytes of an access to what is checked; whether they can be.
-fn add(checks: &mut Vec<Check>, reach: &Reach, store: bool, odd: bool, ops: &[Ir]) -> bool {
-    let Some(step) = step(ops, reach.base) else { return false };
+/// What is to be checked for an access off a base that the loop leaves alone or moves by one step.
+fn off_base(ops: &[Ir], reach: &Reach) -> Option<Check> {
+    let step = step(ops, reach.base)?;
     // Off a base that was moved already: as from the head.
     let moved = step * i32::from(reach.value);
     let (first, last) = (reach.first + moved, reach.last + moved);
-    let lone = (reach.exact && !odd).then_some((last - first + 1) as u8);
-    let known = checks.iter().position(|check| (check.base, check.store) == (reach.base, store));
-    let new = Check { base: reach.base, store, first, last, step, lone, cold: 0 };
-    let Some(known) = known else {
+    Some(Check { base: reach.base, index: None, store: false, first, last, step, lone: None, cold: 0 })
+}
+
+/// The same for an access with an index.
+fn off_index(ops: &[Ir], j: usize, bytes: u32) -> Option<Check> {
+    let Indexed { base, index, shift, offset, step } = indexed(ops, j)?;
+    let first = i32::try_from(offset).ok().filter(|offset| i64::from(*offset).abs() < DISPLACEMENT)?;
+    let last = first + bytes as i32 - 1;
+    Some(Check { base, index: Some((index, shift)), store: false, first, last, step, lone: None, cold: 0 })
+}
+
+/// Adds the bytes of an access to what is checked; whether they can be. `lone`: if it is the only one, its alignment says
+/// that it is on one page.
+fn add(checks: &mut Vec<Check>, new: Check, lone: bool) -> bool {
+    let Check { first, last, .. } = new;
+    let lone = lone.then_some((last - first + 1) as u8);
+    let is_same = |check: &Check| (check.base, check.index, check.store) == (new.base, new.index, new.store);
+    let Some(known) = checks.iter().position(is_same) else {
         let room = last - first < PAGE_SIZE as i32 && checks.len() < BASES;
-        checks.extend(room.then_some(new));
+        checks.extend(room.then_some(Check { lone, ..new }));
         return room;
     };
     let check = &mut checks[known];
@@ -334,6 +367,21 @@ fn drop_op(ir: &mut Ir) {
 
 fn is_dropped(ir: &Ir) -> bool {
     ir.kind == Kind::Mov && ir.rd == ir.a
+}
+
+/// Is the register written, here or by the next turn, before anything may read it?
+fn is_unread(behind: &[Ir], id: u8, renewed: u32) -> bool {
+    let Some(id) = register(id) else { return false };
+    for ir in behind.iter().filter(|ir| !is_dropped(ir)) {
+        let roles = roles(ir);
+        if roles.site || roles.reads.contains(&Some(id)) {
+            return false;
+        }
+        if roles.writes == Some(id) {
+            return true;
+        }
+    }
+    renewed >> id & 1 != 0
 }
 
 /// The op before `end` that wrote this register last.

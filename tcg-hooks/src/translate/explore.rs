@@ -347,7 +347,7 @@ impl Translator {
         let (rd, imm) = (found.insn.operands as u8, found.insn.imm);
         if regions && (branch || found.plan == Plan::Jump && rd == 0) {
             let target = self.base.wrapping_add_signed(i64::from(found.off) + i64::from(imm));
-            if let Some(target) = self.offset(target) {
+            if let Some(target) = self.offset(target).filter(|target| !self.heads.contains(target)) {
                 self.queue.push(target);
                 self.mark(target);
             }
@@ -356,6 +356,20 @@ impl Translator {
             }
         }
         branch && regions
+    }
+
+    /// Of a region that was cut: the heads of loops that were entered behind these; whether there are any. What is cut has no
+    /// such loop whole, or goes through it from the middle.
+    pub(super) fn find_heads(&mut self, pc: u64) -> bool {
+        let entry = (pc - self.base) as u32;
+        for found in &self.found {
+            if found.off >= entry && matches!(found.plan, Plan::Branch(_)) {
+                let target = self.base.wrapping_add_signed(i64::from(found.off) + i64::from(found.insn.imm));
+                let head = self.offset(target).filter(|&head| head < entry && !self.heads.contains(&head));
+                self.heads.extend(head);
+            }
+        }
+        !self.heads.is_empty()
     }
 
     /// The bytes of all runs.

@@ -49,6 +49,8 @@ pub struct Limits {
     pub regions: bool,
     /// Fold constants and drop dead writes?
     pub optimise: bool,
+    /// If there is no room for all, end at the heads of loops that begin before the entry?
+    pub heads: bool,
 }
 
 /// The most instructions that emitted code runs between two polls of the budget.
@@ -101,6 +103,8 @@ pub struct Translator {
     leaders: Vec<u32>,
     /// Where exploring goes on, in turn.
     queue: Vec<u32>,
+    /// Where exploring does not go: heads of loops that are in this region's way.
+    heads: Vec<u32>,
     /// What was explored in one go: from, to.
     runs: Vec<(u32, u32)>,
     pages: [Option<Page>; 2],
@@ -132,6 +136,7 @@ impl Default for Translator {
             found: Vec::new(),
             leaders: Vec::new(),
             queue: Vec::new(),
+            heads: Vec::new(),
             runs: Vec::new(),
             pages: [None; 2],
             base: 0,
@@ -164,7 +169,12 @@ impl Translator {
         self.still = true;
         for left in (0..TRIES).rev() {
             self.forget();
+            self.heads.clear();
             self.explore(mmu, hooks, pc, limits)?;
+            if limits.heads && self.found.len() >= limits.insns && self.find_heads(pc) {
+                self.forget();
+                self.explore(mmu, hooks, pc, limits)?;
+            }
             self.make_spans();
             // CODE-1: announce, then read what counts.
             for (n, page) in self.pages.iter().enumerate() {

@@ -22,7 +22,7 @@ fn a_translation_that_faults_after_its_announcement_keeps_nobodys_port() {
     let other = SoftMmu::new(&space, 0).unwrap();
     let alone = Arc::strong_count(other.port());
     let done = AtomicBool::new(false);
-    let limits = Limits { insns: MAX_INSNS, regions: true, optimise: true };
+    let limits = Limits { insns: MAX_INSNS, regions: true, optimise: true, heads: false };
     std::thread::scope(|scope| {
         scope.spawn(|| {
             while !done.load(Ordering::Relaxed) {
@@ -73,7 +73,7 @@ fn whatever_is_stored_meanwhile_a_translation_is_no_fault_and_leaves_nothing_not
         }
         for _ in 0..50_000 {
             let pc = RAM + if rng.chance(50) { 0xffe } else { 2 * rng.below(0x1000) };
-            let limits = Limits { insns: rng.pick(&[1, 5, MAX_INSNS]), regions: true, optimise: true };
+            let limits = Limits { insns: rng.pick(&[1, 5, MAX_INSNS]), regions: true, optimise: true, heads: false };
             let made = translator.translate(&mut mmu, &mut NoHooks, pc, limits);
             fault = fault.or(made.err());
             drop(translator.doubts());
@@ -85,8 +85,8 @@ fn whatever_is_stored_meanwhile_a_translation_is_no_fault_and_leaves_nothing_not
     assert!(translator.slots.iter().all(|slot| (slot.at, slot.block) == (NONE, NONE)));
 }
 
-/// The fences among the ops of a block, between letters for its accesses: `s`, `l`, `a` (an AMO), `r` (an SC), `x` (Rust).
-fn barriers(code: &[u32], optimise: bool) -> String {
+/// The region at `pc` of this code, which returns at its end.
+fn translated(code: &[u32], pc: u64, limits: Limits) -> Translator {
     let ram = Arc::new(RamList::new());
     let block = ram.add(RamBlockSpec::new("ram", 0x1000)).unwrap();
     let space = AddressSpace::new(ram);
@@ -95,8 +95,14 @@ fn barriers(code: &[u32], optimise: bool) -> String {
         block.store_raw(4 * n as u64, 4, word.into()).unwrap();
     }
     let mut translator = Translator::default();
-    let limits = Limits { insns: MAX_INSNS, regions: true, optimise };
-    translator.translate(&mut Runs::new(&space, 0), &mut NoHooks, RAM, limits).unwrap();
+    translator.translate(&mut Runs::new(&space, 0), &mut NoHooks, pc, limits).unwrap();
+    translator
+}
+
+/// The fences among the ops of a block, between letters for its accesses: `s`, `l`, `a` (an AMO), `r` (an SC), `x` (Rust).
+fn barriers(code: &[u32], optimise: bool) -> String {
+    let limits = Limits { insns: MAX_INSNS, regions: true, optimise, heads: false };
+    let translator = translated(code, RAM, limits);
     let letter = |kind| match kind {
         Kind::Fence => Some('F'),
         Kind::Store(_) => Some('s'),
@@ -155,7 +161,7 @@ fn notices_each_bit(at: u64, code: &[u32], overlap: bool) {
         block.store_raw(at + 4 * n as u64, 4, word.into()).unwrap();
     }
     let mut translator = Translator::default();
-    let limits = Limits { insns: MAX_INSNS, regions: true, optimise: true };
+    let limits = Limits { insns: MAX_INSNS, regions: true, optimise: true, heads: false };
     translator.translate(&mut Runs::new(&space, 0), &mut NoHooks, RAM + at, limits).unwrap();
     let read: u32 = translator.runs.iter().map(|&(start, end)| end - start).sum();
     let spans = translator.region.spans.clone();
@@ -203,5 +209,23 @@ fn bytes_that_changed_before_they_were_announced_are_noticed_one_and_all() {
         notices_each_bit(at, &[beq(10), encode(Op::Addi, 12, 12, 0, 1), within, ret], true);
         notices_each_bit(at, &[within, beq(-2), ret], true);
         notices_each_bit(at, &[beq(16), within, beq(-2), ret, within, beq(-2), ret], true);
+    }
+}
+
+/// A loop of 40 instructions, entered at its last 10. Straight on from there it is 241 to the end, so there is room for 15 at the
+/// head; or less, and the loop is whole.
+#[test]
+fn a_hot_region_that_is_cut_ends_at_the_head_of_the_loop_that_it_is_in() {
+    for (end, cut) in [(270, true), (100, false)] {
+        let mut code = vec![encode(Op::Addi, 10, 10, 0, 1); end];
+        code[39] = encode(Op::Bne, 0, 10, 11, -4 * 39);
+        for heads in [false, true] {
+            let limits = Limits { insns: MAX_INSNS, regions: true, optimise: true, heads };
+            let translator = translated(&code, RAM + 4 * 30, limits);
+            let mut targets = Vec::new();
+            translator.region.blocks.iter().for_each(|block| block.term.each_target(|to| targets.push(to)));
+            assert_eq!(targets.contains(&Target::Exit(RAM)), heads && cut, "{end} {heads}");
+            assert_eq!(translator.region.insns, if cut && heads { 241 } else { MAX_INSNS.min(end + 1) as u32 });
+        }
     }
 }

@@ -8,6 +8,7 @@
 //! ```
 use super::super::show;
 use super::{Vcpu, fetch};
+use crate::engine::JitFlags;
 use crate::jit::x86_64::thunks::{EnterFn, reason};
 use crate::tb::{Found, TbId, TbKey};
 use crate::tier0::{self, Why};
@@ -173,7 +174,9 @@ impl Vcpu {
 
     fn translate(&mut self, key: TbKey) -> Option<Found> {
         let start = Instant::now();
-        let limits = Limits { insns: MAX_INSNS, regions: self.flags.regions, optimise: self.flags.optimise };
+        let hot = self.core.tbs.as_mut().is_some_and(|tbs| tbs.take_hot(&key));
+        let JitFlags { regions, optimise, heads, .. } = self.flags;
+        let limits = Limits { insns: MAX_INSNS, regions, optimise, heads: hot && heads };
         // SAFETY: as `parts`, with the translator borrowed beside it.
         let ctx = unsafe { self.ctx.as_mut() };
         if let Some(tbs) = &self.core.tbs {
@@ -185,16 +188,13 @@ impl Vcpu {
         let found = match made {
             Ok(pages) => {
                 let doubts = self.translator.doubts();
-                let (mut bytes, mut hot) = (Vec::new(), false);
+                let mut bytes = Vec::new();
                 self.translator.swap_bytes(&mut bytes);
-                if let Some(tbs) = &mut self.core.tbs {
-                    hot = tbs.take_hot(&key);
-                    if hot {
-                        let learned = |pc| tbs.learned(pc);
-                        let ahead = Ahead { learned: &learned, turns: self.flags.turns };
-                        let ahead = tbs.checks_ahead().then_some(ahead);
-                        tier2::optimise(&mut self.translator.region, !self.flags.samples, ahead);
-                    }
+                if let Some(tbs) = self.core.tbs.as_ref().filter(|_| hot) {
+                    let learned = |pc| tbs.learned(pc);
+                    let ahead = Ahead { learned: &learned, turns: self.flags.turns, sink: self.flags.sink };
+                    let ahead = tbs.checks_ahead().then_some(ahead);
+                    tier2::optimise(&mut self.translator.region, !self.flags.samples, ahead);
                 }
                 let region = &self.translator.region;
                 let found = self.core.tbs.as_mut().map(|tbs| {

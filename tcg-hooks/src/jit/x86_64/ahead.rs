@@ -5,6 +5,7 @@ use super::context::{BUDGET, LIMIT};
 use super::regs::{RAX, RCX, RDX};
 use super::{Emitter, off};
 use crate::ir::{Check, Cond, Ir, MemOp, Turns};
+use crate::tier2::MOST_INDEX;
 use dynasmrt::dynasm;
 use notdirty_core::PAGE_SIZE;
 use notdirty_softmmu::tlb::entry::{READ, WRITE};
@@ -12,10 +13,23 @@ use notdirty_softmmu::tlb::entry::{READ, WRITE};
 impl Emitter {
     /// The bytes lie on pages of RAM at K; if the base moves, on one page, and the turns are counted that they stay on it.
     pub(super) fn check_ahead(&mut self, ir: &Ir) {
-        let Check { store, first, last, step, lone, cold, .. } = self.checks[ir.imm as usize];
+        let Check { store, index, first, last, step, lone, cold, .. } = self.checks[ir.imm as usize];
         let comparator = if store { WRITE } else { READ };
-        let base = self.source(ir.a, RDX);
+        let mut base = self.source(ir.a, RDX);
         let cold = self.blocks[usize::from(cold)];
+        if let Some((_, shift)) = index {
+            let index = self.source(ir.b, RAX);
+            dynasm!(self.ops; .arch x64; cmp Rq(index), MOST_INDEX);
+            let fail = self.ops.jump_if(Flag::NotBelow);
+            self.ops.aim(fail, cold);
+            match shift {
+                0 => dynasm!(self.ops; .arch x64; lea rdx, [Rq(base) + Rq(index)]),
+                1 => dynasm!(self.ops; .arch x64; lea rdx, [Rq(base) + Rq(index) * 2]),
+                2 => dynasm!(self.ops; .arch x64; lea rdx, [Rq(base) + Rq(index) * 4]),
+                _ => dynasm!(self.ops; .arch x64; lea rdx, [Rq(base) + Rq(index) * 8]),
+            }
+            base = RDX;
+        }
         let fail = match lone {
             Some(bytes) => self.probe_sized(base, first, bytes.into(), comparator),
             None => {

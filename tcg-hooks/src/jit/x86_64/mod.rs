@@ -488,7 +488,7 @@ mod tests {
         let space = AddressSpace::new(ram);
         space.map_ram(GuestPhys::new(RAM), &block, 0, 0x1000, 0).unwrap();
         let mut translator = Translator::default();
-        let limits = Limits { insns: MAX_INSNS, regions: true, optimise: true };
+        let limits = Limits { insns: MAX_INSNS, regions: true, optimise: true, heads: false };
         translator.translate(&mut crate::testkit::Runs::new(&space, 0), &mut NoHooks, RAM, limits).unwrap();
         translator
     }
@@ -564,7 +564,7 @@ mod tests {
                     crate::tier2::optimise(
                         &mut translator.region,
                         true,
-                        Some(crate::tier2::Ahead { learned: &|_| Default::default(), turns: true }),
+                        Some(crate::tier2::Ahead { learned: &|_| Default::default(), turns: true, sink: true }),
                     );
                 }
                 for flags in [JitFlags::default(), slow] {
