@@ -53,6 +53,8 @@ pub struct JitFlags {
     pub turns: bool,
     /// Make values where they are used, in copies of loops without checks.
     pub sink: bool,
+    /// Give turns that are counted values of their own, which nothing outside may ask for.
+    pub apart: bool,
     /// Let a hot region end at the heads of loops that it has no room for, where regions of their own have them whole.
     pub heads: bool,
     /// Use all 16 Ki entries of the TLB; off: 256, as QEMU starts with.
@@ -99,6 +101,7 @@ impl Default for JitFlags {
             hoist: true,
             turns: true,
             sink: true,
+            apart: true,
             heads: true,
             big_tlb: true,
             plain_index: true,
@@ -119,7 +122,7 @@ impl Default for JitFlags {
 
 impl JitFlags {
     /// Names of the switches, in the order of [`JitFlags::set`]'s bits.
-    pub const NAMES: [&str; 26] = [
+    pub const NAMES: [&str; 27] = [
         "regions",
         "pinned",
         "remap",
@@ -133,6 +136,7 @@ impl JitFlags {
         "hoist",
         "turns",
         "sink",
+        "apart",
         "heads",
         "big_tlb",
         "plain_index",
@@ -169,6 +173,7 @@ impl JitFlags {
             "hoist" => &mut self.hoist,
             "turns" => &mut self.turns,
             "sink" => &mut self.sink,
+            "apart" => &mut self.apart,
             "heads" => &mut self.heads,
             "big_tlb" => &mut self.big_tlb,
             "plain_index" => &mut self.plain_index,

@@ -125,7 +125,8 @@ pub fn region(space: &Arc<AddressSpace>, pc: u64, flags: JitFlags, symbols: Symb
     let (thunk_code, thunks) = thunks::assemble(flags, execute_site);
     let mut emitter = Emitter::new(flags, thunks, flat);
     if hot {
-        let ahead = Ahead { learned: &|_| Learned::default(), turns: flags.turns, sink: flags.sink };
+        let ahead =
+            Ahead { learned: &|_| Learned::default(), turns: flags.turns, sink: flags.sink, apart: flags.apart };
         tier2::optimise(&mut translator.region, true, emitter.checks_ahead().then_some(ahead));
     }
     emitter.emit(&translator.region, 0);

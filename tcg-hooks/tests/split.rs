@@ -453,6 +453,7 @@ fn stats_of(rng: &mut Rng, seed: u64) -> VcpuStats {
             "beside",
             "turns",
             "sink",
+            "apart",
             "budget_register",
         ]);
         assert!(flags.set(name, false));

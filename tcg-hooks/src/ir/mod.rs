@@ -298,9 +298,9 @@ pub enum Term {
     /// Out if the condition holds; else `fast` until register `clock` is where its page ends, then `head`, which checks anew.
     /// Without a clock (0) the checks failed, and are done anew some 128 instructions later.
     Again { cond: Cond, a: u8, b: u8, word: bool, out: Target, fast: u16, head: u16, clock: u8 },
-    /// All checks held, and the turns are counted: `fast` for all but one of them, then `last`. The checks may lead to `cold`,
-    /// as does a count of none.
-    Count { turns: Turns, fast: u16, last: u16, cold: u16 },
+    /// All checks held, and the turns are counted: `fast` for all but the last of them; or `once`, if there is one. The checks
+    /// may lead to `cold`, as does a count of none, and `once` may be it.
+    Count { turns: Turns, fast: u16, once: u16, cold: u16 },
     /// `fast` until register `clock` is where all turns but one are done, then `last`.
     Turn { clock: u8, fast: u16, last: u16 },
     /// All checks held: `fast`. They may lead to `cold`. The clock is a register that the loop moves, with its step.
@@ -326,7 +326,7 @@ impl Term {
                 see(Target::Block(fast));
                 see(Target::Block(head));
             }
-            Term::Count { fast, last, cold, .. } => [fast, last, cold].into_iter().for_each(|b| see(Target::Block(b))),
+            Term::Count { fast, once, cold, .. } => [fast, once, cold].into_iter().for_each(|b| see(Target::Block(b))),
             Term::Turn { fast, last, .. } => [fast, last].into_iter().for_each(|b| see(Target::Block(b))),
             Term::Fork { fast, cold, .. } => {
                 see(Target::Block(fast));

@@ -117,9 +117,9 @@ impl fmt::Display for Term {
                 let (a, b) = (register(a), register(b));
                 write!(f, "if {cond:?}{word} {a}, {b} goto {out} else b{fast} while checked, else b{head}")
             }
-            Term::Count { turns, fast, last, cold } => {
+            Term::Count { turns, fast, once, cold } => {
                 let (clock, bound) = (register(turns.clock), register(turns.bound));
-                write!(f, "count turns by {clock}, {bound}: b{fast}, the last b{last}, none b{cold}")
+                write!(f, "count turns by {clock}, {bound}: b{fast}, one b{once}, none b{cold}")
             }
             Term::Turn { clock, fast, last } => {
                 write!(f, "b{fast} until {} is at the last turn, b{last}", register(clock))

@@ -186,6 +186,8 @@ pub(super) fn rewrite(region: &mut Region, webs: &Webs, homes: &[Home]) {
                 {
                     (Kind::Mov, 0)
                 }
+                // What `split` makes for a value of its own.
+                Kind::Imm(Alu::Add) if ir.imm == 0 => (Kind::Mov, 0),
                 _ if is_narrow(writes) => narrowed(&ir),
                 kind => (kind, ir.imm),
             };

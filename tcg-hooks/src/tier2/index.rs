@@ -15,7 +15,7 @@ use crate::riscv::Op;
 pub(crate) const MOST: i32 = 1 << 30;
 /// No constant that is added to an index is larger.
 const ADDED: i64 = 1 << 20;
-/// The longest step of an index.
+/// The longest step of an index, and of its address: a page has a few of them.
 const STEP: i64 = 1024;
 
 /// `base + (index << shift) + offset`, with the values that both have at the head of the block.
@@ -111,7 +111,8 @@ fn of(ops: &[Ir], base: u8, (index, added, read): (u8, i64, usize), shift: u8, o
     // An index that stays is no more than a base; one that was moved already is as from the head.
     let moved = if maker(ops, read, index).is_some() { step } else { 0 };
     let offset = offset + ((added + moved) << shift);
-    (step != 0 && base != index).then_some(Indexed { base, index, shift, offset, step: (step << shift) as i32 })
+    let fits = step != 0 && step << shift <= STEP;
+    (fits && base != index).then_some(Indexed { base, index, shift, offset, step: (step << shift) as i32 })
 }
 
 /// The ops of a block with these indices checked: what is made of them is made on 64 bits.
@@ -185,7 +186,7 @@ mod tests {
         late.rotate_right(1);
         assert_eq!(indexed(&late, 5), Some(Indexed { offset: found.offset + 16, ..found }));
         // Below zero it is a large number of 32 bits, sooner or later; or how far it moves is not known.
-        for (added, step) in [(3, -4), (-1, 4), (3, 0), (3, 2000)] {
+        for (added, step) in [(3, -4), (-1, 4), (3, 0), (3, 300), (3, 2000)] {
             assert_eq!(indexed(&look_up(added, step), 4), None, "{added} {step}");
         }
         for (at, changed) in [

@@ -216,6 +216,8 @@ pub(crate) struct Ahead<'a> {
     pub(crate) turns: bool,
     /// Are values made where they are used?
     pub(crate) sink: bool,
+    /// Are the values of turns that are counted apart from those around them?
+    pub(crate) apart: bool,
 }
 
 /// Gives the region's values host registers, if that is worth it, or `always`, where it has not too many ops; `ahead`, if loops

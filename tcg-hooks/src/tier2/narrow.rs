@@ -2,14 +2,19 @@
 //!
 //! ```text
 //!   addw t, a, b      an addition of 64 bits, if t's register is only read by ops that look at 32 bits
-//!   home              a value that goes home is extended on the way
+//!   lw t, 0(a)        a load of 32 bits without a sign: the host has it a cycle earlier
+//!   home              a value that goes home is extended on the way; one that no place may show has no way there
 //! ```
 use super::alloc::Home;
 use super::webs::{NONE, Webs};
 use crate::float::Int;
-use crate::ir::{Alu, Ir, Kind, Region, Term};
+use crate::ir::{Alu, Ir, Kind, MemOp, Region, Term};
 use crate::riscv::Op;
 use crate::riscv::fpu::Float;
+
+/// Four bytes, and their sign; and four bytes.
+const LW: u8 = 6;
+const LWU: u8 = 2;
 
 /// Is what it writes the extension of its 32 low bits, if that holds for what it reads?
 fn extends(ir: &Ir, operands: [bool; 2]) -> bool {
@@ -46,14 +51,15 @@ fn takes(ir: &Ir, n: usize, result: bool) -> bool {
     match ir.kind {
         Kind::Mov => result,
         Kind::Reg(op) => match op {
-            Alu::And | Alu::Or | Alu::Xor => result,
-            Alu::Sll | Alu::Srl | Alu::Sra => n == 1,
+            Alu::And | Alu::Or | Alu::Xor | Alu::Add | Alu::Sub | Alu::Mul => result,
+            Alu::Sll => n == 1 || result,
+            Alu::Srl | Alu::Sra => n == 1,
             _ => is_word(op),
         },
         Kind::Imm(op) => match op {
             Alu::And => result || ir.imm >= 0,
-            Alu::Or | Alu::Xor => result,
-            Alu::Sll => ir.imm & 63 >= 32,
+            Alu::Or | Alu::Xor | Alu::Add => result,
+            Alu::Sll => ir.imm & 63 >= 32 || result,
             _ => is_word(op),
         },
         Kind::Bits(op) => matches!(op, Op::Roriw | Op::Rorw | Op::Rolw | Op::SextB | Op::SextH | Op::ZextH),
@@ -71,6 +77,9 @@ pub(super) fn narrowed(ir: &Ir) -> (Kind, i64) {
         Kind::Imm(Alu::AddW) => Kind::Imm(Alu::Add),
         Kind::Imm(Alu::SllW) => return (Kind::Imm(Alu::Sll), ir.imm & 31),
         Kind::Bits(Op::Roriw) => Kind::NarrowRotate,
+        // The host has what it loads a cycle later if it extends the sign.
+        Kind::Load(MemOp(LW)) => Kind::Load(MemOp(LWU)),
+        Kind::LoadFast(MemOp(LW), shift) => Kind::LoadFast(MemOp(LWU), shift),
         kind => kind,
     };
     (kind, ir.imm)
@@ -86,36 +95,47 @@ pub(super) struct Widths {
     pub(super) words: Vec<bool>,
 }
 
-/// Which values are kept without their extension.
-pub(super) fn widths(region: &Region, webs: &Webs, homes: &[Home]) -> Widths {
+fn is_extended(extended: &[bool], web: u16, id: u8) -> bool {
+    if web == NONE { id == 0 } else { extended[usize::from(web)] }
+}
+
+/// By web: is it the extension of its low bits?
+fn extended(region: &Region, webs: &Webs) -> Vec<bool> {
     let mut extended: Vec<bool> = webs.webs.iter().map(|web| web.writes != 0 && !web.entry).collect();
-    let of = |set: &[bool], web: u16, id: u8| if web == NONE { id == 0 } else { set[usize::from(web)] };
     loop {
         let mut changed = false;
         for (ir, op) in region.ops.iter().zip(&webs.ops) {
-            let operands = [of(&extended, op.reads[0], ir.a), of(&extended, op.reads[1], ir.b)];
-            if op.writes != NONE && extended[usize::from(op.writes)] && !extends(ir, operands) {
+            let of = |n: usize, id| is_extended(&extended, op.reads[n], id);
+            if op.writes != NONE && extended[usize::from(op.writes)] && !extends(ir, [of(0, ir.a), of(1, ir.b)]) {
                 extended[usize::from(op.writes)] = false;
                 changed = true;
             }
         }
         if !changed {
-            break;
+            return extended;
         }
     }
+}
+
+/// Which values are kept without their extension.
+pub(super) fn widths(region: &Region, webs: &Webs, homes: &[Home]) -> Widths {
+    let extended = extended(region, webs);
+    let of = |web: u16, id: u8| is_extended(&extended, web, id);
     let words: Vec<bool> = region
         .blocks
         .iter()
         .zip(&webs.terms)
         .map(|(block, term)| match block.term {
-            Term::Branch { a, b, .. } | Term::Again { a, b, .. } => {
-                of(&extended, term[0], a) && of(&extended, term[1], b)
-            }
+            Term::Branch { a, b, .. } | Term::Again { a, b, .. } => of(term[0], a) && of(term[1], b),
             _ => false,
         })
         .collect();
-    let mut narrow: Vec<bool> =
-        extended.iter().zip(homes).map(|(&extended, home)| extended && *home != Home::Memory).collect();
+    // What is never shown need not be what it was, nor at home.
+    let may = |w: usize| {
+        let web = &webs.webs[w];
+        if web.shown { extended[w] && homes[w] != Home::Memory } else { web.writes != 0 && !web.entry }
+    };
+    let mut narrow: Vec<bool> = (0..webs.webs.len()).map(may).collect();
     loop {
         let mut changed = false;
         let mut full = |narrow: &mut [bool], web: u16| {

@@ -24,6 +24,10 @@ use notdirty_core::PAGE_SIZE;
 
 /// The longest step of a base: a page has a few of them.
 const STEP: i64 = PAGE_SIZE as i64 / 4;
+/// Instructions of a loop that has a copy for one turn, at most.
+const ONCE: u16 = 32;
+/// Values that the turns of a loop have from those before, at most.
+const CARRIED: usize = 31;
 /// Bases that are checked in front of a loop, at most.
 const BASES: usize = 6;
 /// Instructions of all loops that are split, at most: a TB has room for so many more.
@@ -55,7 +59,7 @@ pub(super) fn split(region: &mut Region, ahead: Ahead) -> bool {
         order.push(number);
         match region.blocks[usize::from(number)].term {
             Term::Fork { fast, cold, .. } => (order.push(fast), colds.push(cold)),
-            Term::Count { fast, last, cold, .. } => (order.extend([fast, last]), colds.push(cold)),
+            Term::Count { fast, cold, .. } => (order.extend(fast..cold), colds.push(cold)),
             _ => continue,
         };
     }
@@ -119,7 +123,7 @@ fn reorder(region: &mut Region, order: &[u16]) {
             Term::Branch { taken, fall, .. } => (*taken, *fall) = (to(*taken), to(*fall)),
             Term::Again { out, fast, head, .. } => (*out, *fast, *head) = (to(*out), now(*fast), now(*head)),
             Term::Fork { fast, cold, .. } => (*fast, *cold) = (now(*fast), now(*cold)),
-            Term::Count { fast, last, cold, .. } => (*fast, *last, *cold) = (now(*fast), now(*last), now(*cold)),
+            Term::Count { fast, once, cold, .. } => (*fast, *once, *cold) = (now(*fast), now(*once), now(*cold)),
             Term::Turn { fast, last, .. } => (*fast, *last) = (now(*fast), now(*last)),
             Term::Indirect { .. } | Term::System { .. } => {}
         }
@@ -136,9 +140,9 @@ fn split_one(region: &mut Region, number: u16, ahead: Ahead, room: &mut u32) -> 
     let ops = region.ops_of(&block).to_vec();
     let mut checks = Vec::new();
     let fast_ops = unchecked(region, &ops, &mut checks, ahead.learned);
-    let copies = 1 + usize::from(ahead.turns);
-    // All copies must have their place among the positions.
-    let fits = webs::fits_with(region, copies * ops.len() + checks.len(), 1 + copies)
+    let copies = if ahead.turns { 3 } else { 1 };
+    // All copies must have their place among the positions, and what is done in front of them.
+    let fits = webs::fits_with(region, copies * ops.len() + checks.len() + CARRIED, 2 + copies)
         && region.sites.len() + ops.len() < SITES
         && u32::from(block.insns) <= *room;
     if checks.is_empty() || !fits {
@@ -150,13 +154,31 @@ fn split_one(region: &mut Region, number: u16, ahead: Ahead, room: &mut u32) -> 
     let turns = if ahead.turns && turns::is_closed(&fast_ops) { turns::turns(region, number) } else { None };
     let fast = region.blocks.len() as u16;
     let (cold, head_term) = if let Some(turns) = turns {
-        let (last, cold) = (fast + 1, fast + 2);
         let silent = Block { insns: 0, poll: false, ..block };
+        let apart: Vec<u8> = turns::carried(&fast_ops).filter(|_| ahead.apart).collect();
+        let enter = fast;
+        let fast = if apart.is_empty() { fast } else { fast + 1 };
+        let last = fast + 1;
+        // One turn has nothing to hand on. Of a long loop it goes to the copy with checks.
+        let once = match fast == enter {
+            true => Some(last),
+            false => (block.insns <= ONCE).then_some(last + 1),
+        };
+        let cold = once.unwrap_or(last) + 1;
+        if fast != enter {
+            // Values of their own: nothing shows them, so they need no place at home, nor more than the bits that turns look at.
+            let same = |&id: &u8| Ir { kind: Kind::Imm(Alu::Add), rd: id, a: id, b: 0, site: 0, imm: 0 };
+            let ops: Vec<Ir> = apart.iter().map(same).collect();
+            push_block(region, Block { term: Term::Goto(Target::Block(fast)), ..silent }, &ops, weight.div_ceil(8));
+        }
         let term = Term::Turn { clock: turns.clock, fast, last };
         let made = folded(fast_ops.clone(), turns::renewed(&block, &fast_ops), ahead.sink);
         push_block(region, Block { term, ..silent }, &made, weight);
-        push_block(region, silent, &folded(fast_ops, 0, ahead.sink), weight.div_ceil(8));
-        (cold, Term::Count { turns, fast, last, cold })
+        let made = folded(fast_ops, 0, ahead.sink);
+        for _ in last..cold {
+            push_block(region, silent, &made, weight.div_ceil(8));
+        }
+        (cold, Term::Count { turns, fast: enter, once: once.unwrap_or(cold), cold })
     } else {
         let cold = fast + 1;
         let clock = checks.iter().find(|check| check.step != 0).map(|check| match check.index {

@@ -3,6 +3,7 @@
 //! ```text
 //!   head:   check …                                   turns = the fewest that the condition, the pages and the budget allow
 //!           budget -= turns * insns ; none ──▶ cold
+//!   apart:  what a turn has from the one before it      values of their own: no place can show them, so they have no way home
 //!   fast:   the block, turns - 1 times; one compare    nothing looks at registers between two turns, so what the next turn
 //!   last:   the block, once, with its own branch       writes anew before it is read is not made at all: only `last` makes it
 //! ```
@@ -57,6 +58,19 @@ pub(super) fn is_closed(ops: &[Ir]) -> bool {
 
 /// The registers that each turn writes before it reads them, a bit each.
 pub(super) fn renewed(block: &Block, ops: &[Ir]) -> u32 {
+    let (written, read) = written_and_read(ops);
+    let bits = |ids: [Option<u8>; 2]| ids.into_iter().flatten().fold(0u32, |bits, id| bits | 1 << id);
+    written & !read & !bits(reads_of(&block.term))
+}
+
+/// The registers that each turn has from the one before it.
+pub(super) fn carried(ops: &[Ir]) -> impl Iterator<Item = u8> {
+    let (written, read) = written_and_read(ops);
+    (1..32).filter(move |id| (written & read) >> id & 1 != 0)
+}
+
+/// The registers that are written, and those that are read before that.
+fn written_and_read(ops: &[Ir]) -> (u32, u32) {
     let (mut written, mut read) = (0u32, 0u32);
     let bits = |ids: [Option<u8>; 2]| ids.into_iter().flatten().fold(0u32, |bits, id| bits | 1 << id);
     for ir in ops {
@@ -64,5 +78,5 @@ pub(super) fn renewed(block: &Block, ops: &[Ir]) -> u32 {
         read |= bits(roles.reads) & !written;
         written |= roles.writes.map_or(0, |id| 1 << id);
     }
-    written & !read & !bits(reads_of(&block.term))
+    (written, read)
 }

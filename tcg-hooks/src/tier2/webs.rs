@@ -55,6 +55,8 @@ pub(super) struct Web {
     pub(super) entry: bool,
     pub(super) hot: Positions,
     pub(super) cold: Positions,
+    /// Is there a place that may show it?
+    pub(super) shown: bool,
     /// How often it is read and written, by weight.
     pub(super) reads: u32,
     pub(super) writes: u32,
@@ -252,7 +254,7 @@ impl Webs {
             if *number == NONE {
                 *number = webs.len() as u16;
                 let (hot, cold) = (Positions::NONE, Positions::NONE);
-                webs.push(Web { guest, entry: false, hot, cold, reads: 0, writes: 0, like: NONE });
+                webs.push(Web { guest, entry: false, hot, cold, shown: false, reads: 0, writes: 0, like: NONE });
             }
             *number
         };
@@ -335,6 +337,7 @@ impl Webs {
                 web.hot.add(p);
             }
             web.cold.add(p);
+            web.shown |= alive.cold >> g & 1 != 0;
         }
     }
 }

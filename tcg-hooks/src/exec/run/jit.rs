@@ -192,7 +192,12 @@ impl Vcpu {
                 self.translator.swap_bytes(&mut bytes);
                 if let Some(tbs) = self.core.tbs.as_ref().filter(|_| hot) {
                     let learned = |pc| tbs.learned(pc);
-                    let ahead = Ahead { learned: &learned, turns: self.flags.turns, sink: self.flags.sink };
+                    let ahead = Ahead {
+                        learned: &learned,
+                        turns: self.flags.turns,
+                        sink: self.flags.sink,
+                        apart: self.flags.apart,
+                    };
                     let ahead = tbs.checks_ahead().then_some(ahead);
                     tier2::optimise(&mut self.translator.region, !self.flags.samples, ahead);
                 }

@@ -48,6 +48,18 @@ impl Emitter {
         }
     }
 
+    /// What follows begins in a block of 32 bytes, as TBs do: a short loop is fetched in as few pieces as can be then.
+    pub(super) fn align(&mut self) {
+        let mut left = self.here().wrapping_neg() % 32;
+        while left >= 8 {
+            dynasm!(self.ops; .arch x64; .bytes &[0x0f, 0x1f, 0x84, 0, 0, 0, 0, 0]); // nop [rax + rax + 0]
+            left -= 8;
+        }
+        for _ in 0..left {
+            dynasm!(self.ops; .arch x64; nop);
+        }
+    }
+
     /// How many turns more byte `ahead` of the base stays on its page; the fewest of all bases of this loop.
     fn count_trips(&mut self, base: u8, ahead: i32, step: i32) {
         dynasm!(self.ops; .arch x64; lea eax, [Rq(base) + ahead]; and eax, PAGE_SIZE as i32 - 1);
@@ -87,8 +99,9 @@ impl Emitter {
     }
 
     /// Charges the turns that the loop takes until its condition may fail, until a page ends or the budget does, whichever comes
-    /// first, and sets the limit where all of them but one are done. To `cold` if there are none, to `last` if there is one.
-    pub(super) fn count_turns(&mut self, turns: &Turns, last: Label, cold: Label) {
+    /// first, and sets the limit where all of them but one are done. To `cold` if there are none; to `once` if there is one, or to
+    /// `cold` again.
+    pub(super) fn count_turns(&mut self, turns: &Turns, once: Option<Label>, cold: Label) {
         let Turns { clock, step, bound, cond, word, insns } = *turns;
         if word {
             // What is no extension of 32 bits, or wraps on the way, is not counted.
@@ -141,15 +154,23 @@ impl Emitter {
         dynasm!(self.ops; .arch x64; sar rcx, shift as i8; sub rcx, 1);
         let fail = self.ops.jump_if(Flag::Less);
         self.ops.aim(fail, cold);
-        dynasm!(self.ops; .arch x64; cmp rax, rcx; cmova rax, rcx; lea rcx, [rax + 1]; imul rcx, rcx, insns.into());
+        dynasm!(self.ops; .arch x64; cmp rax, rcx; cmova rax, rcx);
+        if once.is_none() {
+            dynasm!(self.ops; .arch x64; test eax, eax);
+            let one = self.ops.jump_if(Flag::Equal);
+            self.ops.aim(one, cold);
+        }
+        dynasm!(self.ops; .arch x64; lea rcx, [rax + 1]; imul rcx, rcx, insns.into());
         if self.flags.budget_register {
             dynasm!(self.ops; .arch x64; sub r15, rcx);
         } else {
             dynasm!(self.ops; .arch x64; sub [rbp + BUDGET], rcx);
         }
-        dynasm!(self.ops; .arch x64; test eax, eax);
-        let one = self.ops.jump_if(Flag::Equal);
-        self.ops.aim(one, last);
+        if let Some(once) = once {
+            dynasm!(self.ops; .arch x64; test eax, eax);
+            let one = self.ops.jump_if(Flag::Equal);
+            self.ops.aim(one, once);
+        }
         if step != 1 {
             dynasm!(self.ops; .arch x64; imul rax, rax, step);
         }

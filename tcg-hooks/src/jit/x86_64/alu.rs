@@ -240,6 +240,14 @@ impl Emitter {
                 }
                 self.sign_extend(rd);
             }
+            Alu::And if imm == 0xff => {
+                let d = self.target(rd, RAX);
+                match self.map.host(a) {
+                    Some(x) => dynasm!(self.ops; .arch x64; movzx Rd(d), Rb(x)),
+                    None => dynasm!(self.ops; .arch x64; movzx Rd(d), BYTE [BYTE rbp + off(a)]),
+                }
+                self.done(rd, d);
+            }
             Alu::And | Alu::Or | Alu::Xor | Alu::Sll | Alu::Srl | Alu::Sra => {
                 let d = self.target(rd, RAX);
                 if self.map.host(a) != Some(d) {

@@ -31,8 +31,9 @@ impl Emitter {
                 self.ops.aim(round, self.label(fast, block));
                 self.go(Target::Block(head), block);
             }
-            Term::Count { turns, fast, last, cold } => {
-                self.count_turns(&turns, self.blocks[usize::from(last)], self.blocks[usize::from(cold)]);
+            Term::Count { turns, fast, once, cold } => {
+                let one = (once != cold).then_some(self.blocks[usize::from(once)]);
+                self.count_turns(&turns, one, self.blocks[usize::from(cold)]);
                 self.go(Target::Block(fast), block);
             }
             Term::Turn { clock, fast, last } => {

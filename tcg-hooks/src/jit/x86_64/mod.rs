@@ -34,7 +34,7 @@ mod remap;
 pub(crate) mod thunks;
 
 use crate::engine::JitFlags;
-use crate::ir::{Check, FIRST_FLOAT, Ir, Kind, Region};
+use crate::ir::{Check, FIRST_FLOAT, Ir, Kind, Region, Term};
 use crate::jit::code_cache::CodeOffset;
 use crate::riscv::Privilege;
 use crate::tb::SiteSet;
@@ -214,6 +214,9 @@ impl Emitter {
         }
         for (i, block) in region.blocks.iter().enumerate() {
             let label = self.blocks[i];
+            if matches!(block.term, Term::Turn { .. }) {
+                self.align();
+            }
             self.marks.push((block.pc, self.here()));
             if i == usize::from(region.entry) && !self.moves_at_borders() {
                 entry = self.here();
@@ -564,7 +567,12 @@ mod tests {
                     crate::tier2::optimise(
                         &mut translator.region,
                         true,
-                        Some(crate::tier2::Ahead { learned: &|_| Default::default(), turns: true, sink: true }),
+                        Some(crate::tier2::Ahead {
+                            learned: &|_| Default::default(),
+                            turns: true,
+                            sink: true,
+                            apart: true,
+                        }),
                     );
                 }
                 for flags in [JitFlags::default(), slow] {
