@@ -6,7 +6,7 @@
 //! ```
 //!
 //! The host finds what can be done at once by itself, over more instructions than these.
-use super::roles;
+use super::{HOSTS, roles};
 use crate::ir::{Alu, Ir, Kind};
 
 /// Does it nothing but write its register, the same later as now? Divisions are long: they are best begun early.
@@ -23,6 +23,15 @@ fn moves(ir: &Ir) -> bool {
 /// May a load not be done behind it?
 fn is_store(ir: &Ir) -> bool {
     ir.kind.may_store() || matches!(ir.kind, Kind::Fence)
+}
+
+/// Do they name more registers than the host has? Else there is nothing to gain.
+pub(super) fn is_crowded(ops: &[Ir]) -> bool {
+    let named = ops.iter().fold(0u32, |named, ir| {
+        let roles = roles(ir);
+        roles.reads.into_iter().chain([roles.writes]).flatten().fold(named, |named, id| named | 1 << id)
+    });
+    named.count_ones() as usize > HOSTS
 }
 
 /// The ops of a block, each as near to the first op that reads what it writes as it can be, if no more values are alive on

@@ -271,7 +271,7 @@ fn folded(mut ops: Vec<Ir>, renewed: u32, sinks: bool) -> Vec<Ir> {
     }
     (0..ops.len()).for_each(|j| fold(&mut ops, j, renewed));
     ops.retain(|ir| !is_dropped(ir));
-    if sinks {
+    if sinks && sink::is_crowded(&ops) {
         sink::sink(&mut ops);
     }
     ops
