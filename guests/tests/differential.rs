@@ -216,8 +216,8 @@ fn random_programs_end_alike_on_the_jit_and_on_the_oracle() {
         for _ in 0..threads {
             scope.spawn(|| {
                 let setups = setups();
-                let mut jits: Vec<Machine> = setups.iter().map(|&setup| jit(setup)).collect();
-                let mut oracle = oracle();
+                // An oracle for each: what a program leaves in devices, as one does that goes astray, is there for the next one.
+                let mut pairs: Vec<(Machine, Machine)> = setups.iter().map(|&setup| (jit(setup), oracle())).collect();
                 loop {
                     let n = next.fetch_add(1, Ordering::Relaxed);
                     if n >= programs || failure.lock().is_ok_and(|f| f.is_some()) {
@@ -226,10 +226,11 @@ fn random_programs_end_alike_on_the_jit_and_on_the_oracle() {
                     let seed = first.wrapping_add(n);
                     let program = Program::generate(seed, &options());
                     let pick = setup_of(seed, &setups);
-                    match compare(&mut jits[pick], &mut oracle, &program) {
+                    let (jit, oracle) = &mut pairs[pick];
+                    match compare(jit, oracle, &program) {
                         Ok(count) => drop(retired.fetch_add(count, Ordering::Relaxed)),
                         Err(what) => {
-                            let end = oracle.cpu().retired.max(jits[pick].cpu().retired).max(1);
+                            let end = oracle.cpu().retired.max(jit.cpu().retired).max(1);
                             let part = first_difference(&program, setups[pick], end);
                             let text = format!(
                                 "seed {seed:#x} with {:?}: {what}\n{part}\nreplay: NOTDIRTY_SEED={seed:#x} \
@@ -241,7 +242,7 @@ fn random_programs_end_alike_on_the_jit_and_on_the_oracle() {
                         }
                     }
                 }
-                let by_oracle: u64 = jits.iter().map(|jit| jit.stats().interpreted).sum();
+                let by_oracle: u64 = pairs.iter().map(|(jit, _)| jit.stats().interpreted).sum();
                 interpreted.fetch_add(by_oracle, Ordering::Relaxed);
             });
         }
