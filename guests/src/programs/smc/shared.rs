@@ -3,7 +3,8 @@
 //! ```text
 //!   hart 0, supervisor mode                       hart 1, supervisor mode
 //!     INTENT = n                                    f = FLAG
-//!     the new code, or the new page's entry         v = call                f <= v <= INTENT, or it fails
+//!     the new code, or the new page's entry         v = call                f <= v <= INTENT, or it fails (a page that is on
+//!                                                                           its way may still show what it held last: f - 1)
 //!     software interrupt ───────────────────▶       machine mode: sfence.vma, fence.i, ACK + 1
 //!     ACK has come: FLAG = n                        COUNT + 1
 //!     waits for some calls
@@ -38,7 +39,7 @@ pub(super) fn code_of_another_hart(m: Form) -> GuestImage {
     let change = |ops: &mut Asm| {
         rv!(ops ; slli t1, s0, 12 ; li.12 t2, LUI_A0 ; or t1, t1, t2 ; sw t1, [s3]);
     };
-    two_harts("code_of_another_hart", m, change)
+    two_harts("code_of_another_hart", m, false, change)
 }
 
 pub(super) fn page_of_another_hart(m: Form) -> GuestImage {
@@ -59,12 +60,13 @@ pub(super) fn page_of_another_hart(m: Form) -> GuestImage {
             ; mv s4, t1
         );
     };
-    two_harts("page_of_another_hart", m, change)
+    two_harts("page_of_another_hart", m, true, change)
 }
 
 /// `change` makes the function return version s0: s3 is where the page in use can be written, s4 the other page; s5, s6
-/// and s7 are the entry, what it holds, and what makes it the other page.
-fn two_harts(name: &'static str, m: Form, change: impl Fn(&mut Asm)) -> GuestImage {
+/// and s7 are the entry, what it holds, and what makes it the other page. Between the store to the entry and its fence hart 1
+/// may see the other page, and there, as it has not done its `fence.i` either, the code of two versions ago: `moves`.
+fn two_harts(name: &'static str, m: Form, moves: bool, change: impl Fn(&mut Asm)) -> GuestImage {
     let mut ops = asm::start();
     frame::start_clock(&mut ops);
     rv!(ops ; li.43 s8, DATA ; li.43 s1, WINDOW as i64 ; csrr t0, mhartid ; beqz t0, >first ; jump ->second, t6 ; first:);
@@ -136,6 +138,11 @@ fn two_harts(name: &'static str, m: Form, change: impl Fn(&mut Asm)) -> GuestIma
         ; .u32 FENCE
         ; ld s3, [s8, INTENT]
         ; bgeu a0, s2, >not_older
+    );
+    if moves {
+        rv!(ops ; beq s3, s2, >older ; addi t0, s2, -1 ; bgeu a0, t0, >not_older ; older:);
+    }
+    rv!(ops
         ; li.12 a0, 1
         ; jump ->fail, t6
         ; not_older:
