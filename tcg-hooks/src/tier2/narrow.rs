@@ -130,10 +130,10 @@ pub(super) fn widths(region: &Region, webs: &Webs, homes: &[Home]) -> Widths {
             _ => false,
         })
         .collect();
-    // What is never shown need not be what it was, nor at home.
+    // What is never shown need not be what it was.
     let may = |w: usize| {
         let web = &webs.webs[w];
-        if web.shown { extended[w] && homes[w] != Home::Memory } else { web.writes != 0 && !web.entry }
+        homes[w] != Home::Memory && (extended[w] || !web.shown && web.writes != 0 && !web.entry)
     };
     let mut narrow: Vec<bool> = (0..webs.webs.len()).map(may).collect();
     loop {

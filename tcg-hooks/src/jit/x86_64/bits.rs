@@ -22,6 +22,7 @@ impl Emitter {
             }
             dynasm!(self.ops; .arch x64; ror Rd(d), n);
         }
+        self.done(ir.rd, d);
     }
 
     pub(super) fn bits(&mut self, ir: &Ir, op: Op) {
