@@ -37,6 +37,10 @@ pub struct FetchPage {
     pub ram: RamAddr,
     /// Where the page starts in the host; alive until the next `serve` that flushes. Read it with volatile loads.
     pub host: *const u8,
+    /// Logarithm of what one leaf of the page tables maps there: it is forgotten together.
+    pub size_log2: u8,
+    /// May what is made of its bytes be kept? Else the next instruction may be refused where this one was not.
+    pub lasting: bool,
     /// Bytes that can be fetched from the address asked for on: to the end of the page, or less where RAM ends, or where the next
     /// ones may be refused.
     pub len_ok: u64,
@@ -133,7 +137,8 @@ impl LiveMmu {
     pub fn fetch<H: Hooks>(&mut self, hooks: &mut H, idx: MmuIdx, va: GuestVirt) -> Result<FetchPage, MemFault> {
         let entry = self.fetch_entry(hooks, idx, va)?;
         let len_ok = u64::from(entry.to) - va.page_offset();
-        Ok(FetchPage { ram: RamAddr::new(entry.ram), host: entry.host, len_ok })
+        let (size_log2, lasting) = (entry.size_log2(), entry.lasting);
+        Ok(FetchPage { ram: RamAddr::new(entry.ram), host: entry.host, size_log2, lasting, len_ok })
     }
 
     /// The 32 bits at `va`, which must be even, in one host access; `None` if not all of them lie on its page.

@@ -50,6 +50,8 @@ pub struct LiveMmu {
     pub(crate) port: OwnPort,
     pub(crate) rings: VcpuRings,
     pub(crate) stats: SlowStats,
+    /// How often translations were forgotten.
+    forgotten: u64,
     /// Not lent to another thread: a wait for the vCPU is refused on the thread that it runs on, and on no other.
     _thread: PhantomData<*const ()>,
 }
@@ -64,8 +66,8 @@ impl LiveMmu {
             return Err(io::Error::new(io::ErrorKind::TimedOut, why));
         }
         let view = space.snapshot();
-        let (rings, stats) = Default::default();
-        Ok(LiveMmu { tlb, view, space: space.clone(), port, rings, stats, _thread: PhantomData })
+        let (rings, stats, forgotten) = Default::default();
+        Ok(LiveMmu { tlb, view, space: space.clone(), port, rings, stats, forgotten, _thread: PhantomData })
     }
 
     /// Start of the owner's bytes: zeroed, 64-byte aligned, `table() - prefix`. They die with this `SoftMmu`.
@@ -93,7 +95,8 @@ impl LiveMmu {
         &self.stats
     }
 
-    /// The addend that emitted code may assume: entries with another carry OTHER and never match there.
+    /// The addend that emitted code may assume in machine mode: entries with another carry OTHER and never match there. For the
+    /// other regimes see [`Selected`](crate::tlb::entry::Selected).
     pub fn flat_addend(&self) -> u64 {
         self.tlb.flat_addend
     }
@@ -102,8 +105,15 @@ impl LiveMmu {
     pub fn set_flat_addend(&mut self, addend: u64) {
         if self.tlb.flat_addend != addend {
             self.tlb.flat_addend = addend;
+            self.tlb.show_selected();
             self.flush_tlb();
         }
+    }
+
+    /// The other regimes assume the wrong addend, if this is set: to measure what the right one is worth. Empties the TLB.
+    pub fn set_flat_beside(&mut self, beside: bool) {
+        self.tlb.flat_beside = beside;
+        self.flush_tlb();
     }
 
     /// Uses only the first `1 << bits` entries of the table: to measure what the rest are worth. Empties the TLB.
@@ -119,6 +129,13 @@ impl LiveMmu {
         self.tlb.entry(self.tlb.slot(va.get().wrapping_add(BIAS)))
     }
 
+    /// Is `va` in RAM that has another addend than emitted code assumes, as far as the TLB knows?
+    pub fn is_elsewhere(&self, va: GuestVirt) -> bool {
+        let entry = self.probe(va);
+        let page = va.get().wrapping_add(BIAS) & !FLAGS;
+        entry.read & !FLAGS == page && page != 0 && entry.read & OTHER != 0
+    }
+
     /// Does the TLB hold a translation of this page that lets plain stores through?
     pub fn is_store_fast(&self, va: GuestVirt) -> bool {
         let biased = va.get().wrapping_add(BIAS) & !FLAGS;
@@ -132,7 +149,8 @@ impl LiveMmu {
     }
 
     /// From [`table`](Self::table) to the table of the regime of the last load or store, or of the last [`select`](Self::select):
-    /// emitted code of that regime probes there, until the next access of another regime.
+    /// emitted code of that regime probes there, until the next access of another regime. It also lies behind the table:
+    /// [`Selected`](crate::tlb::entry::Selected).
     pub fn table_offset(&self) -> u64 {
         self.tlb.table_offset()
     }
@@ -158,12 +176,19 @@ impl LiveMmu {
     /// mapped together with it, or of all pages; of one address space, global translations excepted, or of all.
     /// Costs what it drops.
     pub fn flush_translations(&mut self, va: Option<GuestVirt>, asid: Option<Asid>) {
+        self.forgotten += 1;
         self.stats.dropped += self.tlb.flush_translations(va.map(GuestVirt::get), asid) as u64;
+    }
+
+    /// How often translations were forgotten: an engine that keeps what came from them compares it with what it saw.
+    pub fn forgotten(&self) -> u64 {
+        self.forgotten
     }
 
     /// Empties the TLB, fetch entries too.
     pub fn flush_tlb(&mut self) {
         self.tlb.flush_all();
+        self.forgotten += 1;
         self.stats.flushes += 1;
     }
 

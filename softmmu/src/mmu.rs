@@ -273,6 +273,11 @@ impl SoftMmu {
         self.mmu.set_flat_addend(addend);
     }
 
+    /// See [`LiveMmu::set_flat_beside`].
+    pub fn set_flat_beside(&mut self, beside: bool) {
+        self.mmu.set_flat_beside(beside);
+    }
+
     /// See [`LiveMmu::set_tlb_shape`].
     pub fn set_tlb_shape(&mut self, bits: u32, hashed: bool) {
         self.mmu.set_tlb_shape(bits, hashed);

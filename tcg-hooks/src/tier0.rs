@@ -15,7 +15,7 @@ pub(crate) mod bits;
 
 use crate::exec::Core;
 use crate::ir::{Does, Site};
-use crate::jit::x86_64::context::{Context, NO_SET};
+use crate::jit::x86_64::context::Context;
 use crate::jit::x86_64::helpers::{Outcome, execute};
 use crate::riscv::decode::is_compressed;
 use crate::riscv::trap::Trap;
@@ -112,10 +112,7 @@ pub(crate) fn run(core: &mut Core, ctx: &mut Context, page: Option<FetchPage>) -
         if done >= budget && (jumped || done >= most) {
             break Why::Look;
         }
-        if jumped
-            && ctx.jump_set() != NO_SET
-            && let Some(why) = core.count_run(ctx, pc)
-        {
+        if jumped && let Some(why) = core.count_run(ctx, pc) {
             break why;
         }
         let (insn, next) = match code.insn(pc) {

@@ -46,6 +46,19 @@ pub const TLB_ENTRIES: usize = 1 << TLB_BITS;
 /// and guests like to put cells at the start of pages.
 pub const RESERVATION: i32 = (TLB_ENTRIES << ENTRY_BITS) as i32 + 0xfc0;
 
+/// From the start of the table, behind the reservation: which set loads and stores look in. See [`Selected`].
+pub const SELECTED: i32 = RESERVATION + size_of::<Reservation>() as i32;
+
+/// The set of the loads and stores that come next. Emitted code reads it on the owner's thread (TLB-1).
+#[repr(C)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct Selected {
+    /// From the start of the table to that of the set's.
+    pub offset: u64,
+    /// The set's flat addend: its entries with another one carry OTHER. It stays while the set has entries.
+    pub addend: u64,
+}
+
 /// What LR left for SC: the cell, by its host address, and the value that LR saw there. Emitted code reads and writes it
 /// on the owner's thread (TLB-1).
 #[repr(C)]
@@ -69,7 +82,7 @@ pub const NOTDIRTY: u64 = 1 << 10;
 pub const MMIO: u64 = 1 << 9;
 /// Write comparator: ROM, the store is ignored.
 pub const DISCARD: u64 = 1 << 8;
-/// RAM with another addend than the vCPU's flat one.
+/// RAM with another addend than the set's flat one.
 pub const OTHER: u64 = 1 << 7;
 /// Write comparator, in place of NOTDIRTY: only translated code listens; `aux` points to the line mask.
 pub const CODEPAGE: u64 = 1 << 6;

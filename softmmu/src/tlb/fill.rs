@@ -54,7 +54,7 @@ impl Tlb {
             What::Ram { block, off, readonly } => {
                 let ram = ram_address(block, off + into).page();
                 let addend = host_address(block, off + into).wrapping_sub(va.page_base().get());
-                let other = if addend == self.flat_addend { 0 } else { OTHER };
+                let other = if addend == self.flat_for(addend) { 0 } else { OTHER };
                 let (flags, aux) = match (to.rights.store, *readonly) {
                     (false, _) => (INVALID, 0),
                     (true, true) => (DISCARD, 0),
@@ -120,6 +120,7 @@ impl Tlb {
             page: base,
             from: range.start.saturating_sub(base) as u32,
             to: (range.last - base).min(PAGE_SIZE - 1) as u32 + 1,
+            lasting: to.lasting,
             reach: reach(to),
         };
         if to.lasting {

@@ -27,7 +27,7 @@ impl Tlb {
                 self.sets[set].filled[class] = filled;
             }
             self.forget_beside(set);
-            self.sets[set].big = BigPages::default();
+            (self.sets[set].big, self.sets[set].flat) = (BigPages::default(), None);
         }
         self.chains.loose.clear();
         self.tables.clear();
@@ -74,7 +74,7 @@ impl Tlb {
             self.sets[set].retain_beside(|fetch| fetch.reach.global, |device| device.reach.global);
         } else {
             self.forget_beside(set);
-            self.sets[set].big.sizes = 0;
+            (self.sets[set].big.sizes, self.sets[set].flat) = (0, None);
         }
         dropped
     }

@@ -1,7 +1,7 @@
 //! One vCPU's TLB: a set of tables for each regime and address space in use.
 //!
 //! ```text
-//!   one mapping    [pad][ prefix: the owner's state ][ TlbEntry × 16 Ki ][ Reservation ] [ TlbEntry × 16 Ki ] …
+//!   one mapping    [pad][ prefix: the owner's state ][ TlbEntry × 16 Ki ][ Reservation, Selected ] [ TlbEntry × 16 Ki ] …
 //!                                                    ▲ set 0, machine mode: page-aligned, base in a host register;
 //!                                                      other sets a constant further each, touched only as used
 //!   beside it      FullEntry × 16 Ki, again for each set: the RAM page of an entry; touched only where entries are filled
@@ -32,7 +32,7 @@ pub(crate) mod tables;
 use crate::addr::MmuIdx;
 use crate::translate::Asid;
 use chain::{BigLinks, Chains, FullEntry};
-use entry::{FLAGS, INVALID, RESERVATION, Reservation, TLB_BITS, TLB_ENTRIES, TlbEntry};
+use entry::{FLAGS, INVALID, RESERVATION, Reservation, SELECTED, Selected, TLB_BITS, TLB_ENTRIES, TlbEntry};
 use mapping::Mapping;
 use notdirty_core::{PAGE_SIZE, PageIndex};
 pub(crate) use set::{DeviceEntry, FetchEntry};
@@ -45,7 +45,7 @@ use tables::TableCache;
 const SETS: usize = 32;
 /// From one set's table to the next one's. Not a power of two, so that equal slots do not share the host's cache lines.
 const STRIDE: usize = (TLB_ENTRIES * size_of::<TlbEntry>()) + PAGE_SIZE as usize;
-const _: () = assert!(RESERVATION as usize + size_of::<Reservation>() <= STRIDE);
+const _: () = assert!(SELECTED as usize + size_of::<Selected>() <= STRIDE);
 
 /// An entry of some set.
 type Id = u32;
@@ -90,7 +90,10 @@ pub(crate) struct Tlb {
     hashed: bool,
     /// Where page tables were read.
     pub(crate) tables: TableCache,
+    /// Of set 0. The others have one of their own, that of the first page which was found.
     pub(crate) flat_addend: u64,
+    /// Is it a page beside that? For measurements.
+    pub(crate) flat_beside: bool,
 }
 
 // SAFETY: the raw pointers lead to mappings that this value owns alone, and to devices, which are Send + Sync, and
@@ -137,6 +140,7 @@ impl Tlb {
             hashed: false,
             tables: TableCache::default(),
             flat_addend: 0,
+            flat_beside: false,
         };
         tlb.add_set(Key { idx: MmuIdx::M, asid: Asid::default() });
         Ok(tlb)
@@ -181,7 +185,31 @@ impl Tlb {
             self.data = self.find_set(idx, self.fetching);
             self.data_idx = idx;
             self.current = self.table_of(self.data);
+            self.show_selected();
         }
+    }
+
+    /// Tells emitted code of the set for loads and stores.
+    pub(crate) fn show_selected(&mut self) {
+        let addend = if self.data == 0 { Some(self.flat_addend) } else { self.sets[self.data].flat };
+        // Before the first entry of the set there is nothing that it would be added to.
+        let selected = Selected { offset: self.table_offset(), addend: addend.unwrap_or_default() };
+        // SAFETY: `new` made room for it behind the table, zeroed; only the owner's thread touches it (TLB-1).
+        unsafe { self.table.as_ptr().byte_add(SELECTED as usize).cast::<Selected>().write(selected) }
+    }
+
+    /// The flat addend of the set for loads and stores, which is about to have an entry with this one.
+    pub(crate) fn flat_for(&mut self, addend: u64) -> u64 {
+        if self.data == 0 {
+            return self.flat_addend;
+        }
+        if let Some(flat) = self.sets[self.data].flat {
+            return flat;
+        }
+        let flat = addend.wrapping_add(if self.flat_beside { PAGE_SIZE } else { 0 });
+        self.sets[self.data].flat = Some(flat);
+        self.show_selected();
+        flat
     }
 
     /// The set for another regime's fetches.

@@ -58,7 +58,16 @@ pub(crate) struct FetchEntry {
     /// Offsets in the page between which there is RAM.
     pub(crate) from: u32,
     pub(crate) to: u32,
+    /// Was it kept?
+    pub(crate) lasting: bool,
     pub(super) reach: Reach,
+}
+
+impl FetchEntry {
+    /// Logarithm of what one leaf maps there.
+    pub(crate) fn size_log2(&self) -> u8 {
+        self.reach.size_log2
+    }
 }
 
 pub(super) const NO_FETCH: FetchEntry = FetchEntry {
@@ -68,6 +77,7 @@ pub(super) const NO_FETCH: FetchEntry = FetchEntry {
     page: 0,
     from: 0,
     to: 0,
+    lasting: false,
     reach: Reach { size_log2: notdirty_core::PAGE_BITS as u8, global: false },
 };
 
@@ -90,6 +100,8 @@ pub(super) struct Set {
     pub(super) key: Key,
     /// When it was selected last.
     pub(super) used: u64,
+    /// The addend that its entries are likely to have: that of the first, since the set was empty.
+    pub(super) flat: Option<u64>,
     /// Filled slots; those of global entries are in the second.
     pub(super) filled: [Vec<u16>; 2],
     /// Is there anything in `fetch` or `devices`?
@@ -104,6 +116,7 @@ impl Set {
         Set {
             key,
             used: 0,
+            flat: None,
             filled: Default::default(),
             beside: false,
             fetch: Box::new([NO_FETCH; FETCH_ENTRIES]),
@@ -121,9 +134,11 @@ impl Set {
         self.filled[0].len() + self.filled[1].len()
     }
 
+    /// Neighbours share no slot, mostly; nor do a program and its libraries, which lie at round distances.
     #[inline]
     fn fetch_slot(biased: u64) -> usize {
-        (biased >> notdirty_core::PAGE_BITS) as usize & (FETCH_ENTRIES - 1)
+        let page = biased >> notdirty_core::PAGE_BITS;
+        (page ^ (page >> 6).wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 58) as usize & (FETCH_ENTRIES - 1)
     }
     #[inline]
     pub(super) fn fetch_entry(&self, biased: u64) -> Option<FetchEntry> {

@@ -5,7 +5,7 @@ use crate::clock::Clock;
 use crate::cpu::CpuState;
 use crate::jit::x86_64::context::Context;
 use crate::riscv::csr::{CsrEnv, irq, num};
-use crate::riscv::mmu::{self, Memory};
+use crate::riscv::mmu::{self, Changed, Memory};
 use crate::riscv::trap::{self, Trap};
 use crate::riscv::{Insn, Privilege};
 use crate::tb::TbCache;
@@ -48,6 +48,8 @@ pub(crate) struct Core {
     pub(crate) new_deadline: bool,
     /// No translation of code may be run any more.
     pub(crate) drop_code: bool,
+    /// What `forgotten` of the softmmu was when the jumps were looked at last.
+    pub(crate) forgotten: u64,
     /// What the softmmu's translations were made by, when the last run ended; a host may change it.
     pub(crate) memory: Option<Memory>,
 }
@@ -60,13 +62,11 @@ impl Core {
         (unsafe { mmu.live() }.expect("the vCPU runs"), hooks)
     }
 
-    /// As `split`, for the devices of emitted code, whose addresses are physical; they may be told nothing but the time.
+    /// As `split`, for the devices of emitted code, in the regime that it goes by; they may be told nothing but the time.
     #[inline]
     pub(crate) fn live(&mut self) -> (&mut LiveMmu, &Clock) {
         // SAFETY: as in `split`.
         let mmu = unsafe { self.mmu.live() }.expect("the vCPU runs");
-        // Tier 0 may have been somewhere else.
-        mmu.select(MmuIdx::M);
         (mmu, &self.clock)
     }
 
@@ -78,7 +78,16 @@ impl Core {
         let stale = self.stale.as_mut();
         (
             &mut self.mmu,
-            StoreHooks { tbs: self.tbs.as_mut(), ctx, clock: &self.clock, stale, trace, mask, served: false },
+            StoreHooks {
+                tbs: self.tbs.as_mut(),
+                ctx,
+                clock: &self.clock,
+                stale,
+                trace,
+                mask,
+                served: false,
+                marks: true,
+            },
         )
     }
 
@@ -212,7 +221,7 @@ impl Core {
         if self.mask.has(TraceMask::INT | TraceMask::MMU) {
             self.trace_trap(cpu, trap, epc, from);
         }
-        self.follow_mode(ctx);
+        self.follow_regime(ctx);
     }
 
     /// The lines of a trap that was taken.
@@ -235,11 +244,13 @@ impl Core {
     /// `satp` or PMP changed since `before`.
     pub(crate) fn memory_changed(&mut self, ctx: &mut Context, before: &Memory) {
         let (mmu, hooks) = self.split(ctx);
-        if mmu::changed(before, &hooks.cpu().csr, mmu) {
+        match mmu::changed(before, &hooks.cpu().csr, mmu) {
+            Changed::Nothing => {}
+            Changed::Below => self.forget_jumps(ctx, None, None),
             // Emitted code may be on the stack: not before the loop looks.
-            self.drop_code = true;
+            Changed::All => self.drop_code = true,
         }
-        self.follow_mode(ctx);
+        self.follow_regime(ctx);
     }
 
     /// The registers may have been replaced since the last run.
@@ -253,19 +264,43 @@ impl Core {
         }
     }
 
-    /// The hart may be in another mode than emitted code went by.
+    /// `sfence.vma`, of an address or all, of an address space or all.
+    pub(crate) fn fence(&mut self, ctx: &mut Context, va: Option<u64>, asid: Option<u16>) {
+        let (mmu, _) = self.split(ctx);
+        mmu::fence(mmu, va, asid);
+        self.forget_jumps(ctx, va, asid);
+    }
+
+    fn forget_jumps(&mut self, ctx: &mut Context, va: Option<u64>, asid: Option<u16>) {
+        self.forgotten = self.mmu.forgotten();
+        if let Some(tbs) = &mut self.tbs {
+            tbs.fenced(ctx, va, asid);
+        }
+    }
+
+    /// The oracle, or the host, may have changed how emitted code sees memory.
+    pub(crate) fn settle_regime(&mut self, ctx: &mut Context) {
+        if self.forgotten != self.mmu.forgotten() {
+            self.forget_jumps(ctx, None, None);
+        }
+        // Whatever set the softmmu looked in last.
+        self.follow_other_regime(ctx);
+    }
+
+    /// The hart may be in another regime than emitted code went by: its jumps and its table of the TLB are those of the one that it is in.
     #[inline]
-    pub(crate) fn follow_mode(&self, ctx: &mut Context) {
+    pub(crate) fn follow_regime(&mut self, ctx: &mut Context) {
         // Nearly all that traps, or returns, does so within M-mode.
-        if !(ctx.jump_set() == Privilege::M.index() && ctx.cpu.is_in_plain_m_mode()) {
-            self.follow_other_mode(ctx);
+        if !(ctx.jump_set() == 0 && ctx.cpu.is_in_plain_m_mode()) {
+            self.follow_other_regime(ctx);
         }
     }
 
     #[inline(never)]
-    fn follow_other_mode(&self, ctx: &mut Context) {
-        if let Some(tbs) = &self.tbs {
-            tbs.follow_mode(ctx);
+    fn follow_other_regime(&mut self, ctx: &mut Context) {
+        if let Some(tbs) = &mut self.tbs {
+            tbs.follow_regime(ctx);
+            self.live().0.select(ctx.cpu.data_idx());
         }
     }
 
@@ -293,12 +328,19 @@ pub(crate) struct StoreHooks<'a> {
     mask: TraceMask,
     /// What others posted is being served: the store was not this hart's, whatever its pc is.
     served: bool,
+    /// May walks mark what they go by?
+    marks: bool,
 }
 
 impl StoreHooks<'_> {
     /// The hart.
     pub(crate) fn cpu(&self) -> &CpuState {
         &self.ctx.cpu
+    }
+
+    /// For a look at what the hart does not use yet: it leaves no marks in page tables.
+    pub(crate) fn looking(self) -> Self {
+        StoreHooks { marks: false, ..self }
     }
 
     /// For what others posted: no kill waits for a `fence.i`.
@@ -358,7 +400,8 @@ impl Hooks for StoreHooks<'_> {
         if access.idx == MmuIdx::M && !csr.pmp_is_locked() {
             return Ok(Translation::identity(access.va));
         }
-        Memory::of(csr).translate(self, memory, access)
+        let marks = self.marks;
+        Memory::of(csr).translate(self, memory, access, marks)
     }
 
     fn before_mmio(&mut self) {

@@ -24,9 +24,7 @@ use crate::trace::{TraceMask, TraceSink};
 use crate::translate::{MAX_INSNS, Translator};
 use notdirty_core::{PAGE_SIZE, pin};
 use notdirty_softmmu::tlb::entry::TLB_BITS;
-use notdirty_softmmu::{
-    AddressSpace, FetchPage, GuestPhys, GuestVirt, LiveMmu, MemFault, MmuIdx, Resolved, SoftMmu, VcpuPort,
-};
+use notdirty_softmmu::{AddressSpace, GuestPhys, Resolved, SoftMmu, VcpuPort};
 use std::io;
 use std::ptr::NonNull;
 use std::sync::Arc;
@@ -111,6 +109,7 @@ impl Vcpu {
         let mut flat = flat_addend(space, cfg.entry);
         if !cfg.jit_flags.flat_ram {
             flat = flat.wrapping_add(PAGE_SIZE);
+            mmu.set_flat_beside(true);
         }
         mmu.set_flat_addend(flat);
         if !(cfg.jit_flags.big_tlb && cfg.jit_flags.plain_index) {
@@ -139,6 +138,7 @@ impl Vcpu {
             ctx.settle_flags();
             ctx.forget_jumps();
             ctx.sample_again(true);
+            ctx.elsewhere_again(true);
         }
         Ok(Vcpu {
             ctx,
@@ -158,6 +158,7 @@ impl Vcpu {
                 trap_loop: false,
                 new_deadline: false,
                 drop_code: false,
+                forgotten: 0,
                 memory: None,
             },
             translator: Translator::default(),
@@ -569,12 +570,6 @@ impl Drop for Lent {
         // SAFETY: as in `out_of`; what was borrowed of the context since then is not used any more.
         unsafe { self.home.as_mut() }.cpu.clone_from(&self.cpu);
     }
-}
-
-/// The page of emitted code, whose addresses are physical.
-#[inline]
-fn fetch(mmu: &mut LiveMmu, hooks: &mut super::core::StoreHooks<'_>, pc: u64) -> Result<FetchPage, MemFault> {
-    mmu.fetch(hooks, MmuIdx::M, GuestVirt::new(pc))
 }
 
 /// host - guest for the RAM that `pc` lies in, or where RAM usually is.

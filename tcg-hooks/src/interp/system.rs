@@ -37,7 +37,9 @@ pub(super) fn execute<H: Hooks>(
         // What was stored to page tables is seen by all that follows.
         Op::SfenceVma | Op::SinvalVma | Op::SfenceWInval | Op::SfenceInvalIr => {
             crate::barrier::full();
-            mmu::fence(cpu, memory, insn);
+            if let Some((va, asid)) = mmu::fenced(cpu, insn) {
+                mmu::fence(memory, va, asid);
+            }
             retire(cpu, next, Step::Next)
         }
         // These two do not retire: they are the exception.
@@ -61,7 +63,9 @@ fn csr_access<H: Hooks>(
     insn: &Insn,
 ) -> Result<(), csr::Illegal> {
     let before = Memory::of(&cpu.csr);
-    if csr::execute(cpu, insn, env)? == CsrEffect::Memory && mmu::changed(&before, &cpu.csr, memory) {
+    if csr::execute(cpu, insn, env)? == CsrEffect::Memory
+        && mmu::changed(&before, &cpu.csr, memory) == mmu::Changed::All
+    {
         hooks.flushed();
     }
     Ok(())

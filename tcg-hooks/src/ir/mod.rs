@@ -363,8 +363,10 @@ pub struct Block {
 pub(crate) const LETS_ODD: u8 = 0x80;
 /// Its slow part tests the line.
 pub(crate) const TESTS_LINE: u8 = 0x40;
+/// It takes the addend from the entry.
+pub(crate) const SEES_ADDEND: u8 = 0x20;
 /// How often its access was misaligned, in its TB.
-pub(crate) const COUNT: u8 = 0x3f;
+pub(crate) const COUNT: u8 = 0x1f;
 
 /// A place from which emitted code may call Rust.
 #[derive(Debug, Clone, Copy)]
@@ -377,7 +379,8 @@ pub struct Site {
     pub refund: u16,
     /// What is asked for.
     pub does: Does,
-    /// What its TB saw of its accesses, and what its code was made for: [`COUNT`], [`LETS_ODD`], [`TESTS_LINE`].
+    /// What its TB saw of its accesses, and what its code was made for: [`COUNT`], [`LETS_ODD`],
+    /// [`TESTS_LINE`], [`SEES_ADDEND`].
     pub(crate) learned: u8,
 }
 

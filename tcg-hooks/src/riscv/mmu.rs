@@ -16,6 +16,7 @@ use super::pmp::{ENTRIES, PageRights, Pmp, cfg};
 use super::walk::{Leaf, Regime, Scheme, Tables, walk};
 use super::{Op, Privilege};
 use crate::cpu::CpuState;
+use crate::tb::Regime as CodeRegime;
 use notdirty_core::{PAGE_SIZE, RamAddr};
 use notdirty_softmmu::{
     Access, AccessKind, Asid, CodeInvalidator, FaultCause, GuestPhys, GuestVirt, Hooks, LiveMmu, MmuIdx, Physical,
@@ -52,10 +53,16 @@ impl CpuState {
         self.privilege == Privilege::M && self.csr.mstatus & mstatus::MPRV == 0
     }
 
-    /// Are all addresses that the hart uses now physical, and found in M-mode's set? Only then does emitted code run.
+    /// As what emitted code for the hart is made: all of its addresses are physical, and found in M-mode's set, or they are not.
     #[inline]
-    pub(crate) fn is_physical(&self) -> bool {
-        self.is_in_plain_m_mode() || self.fetch_idx() == MmuIdx::M && self.data_idx() == MmuIdx::M
+    pub(crate) fn regime(&self) -> CodeRegime {
+        if self.is_in_plain_m_mode() {
+            return CodeRegime::physical(Privilege::M);
+        }
+        if self.fetch_idx() == MmuIdx::M && self.data_idx() == MmuIdx::M {
+            return CodeRegime::physical(self.privilege);
+        }
+        CodeRegime::translated(self.privilege, asid(self.csr.satp).0)
     }
 }
 
@@ -103,12 +110,13 @@ impl Memory {
         (self.config[0] | self.config[1]) & u64::from_ne_bytes([cfg::L; 8]) != 0
     }
 
-    /// Where an access goes. `hooks` is told of the marks that it leaves in page tables.
+    /// Where an access goes. `hooks` is told of the marks that it leaves in page tables; if it may leave none, it is refused.
     pub(crate) fn translate<H: Hooks>(
         &self,
         hooks: &mut H,
         memory: &mut Physical<'_>,
         access: Access,
+        marks: bool,
     ) -> Result<Translation, FaultCause> {
         let Access { idx, va, len, kind } = access;
         let machine = idx == MmuIdx::M;
@@ -130,7 +138,7 @@ impl Memory {
                 adue: self.menvcfg & envcfg::ADUE != 0,
                 pbmte: self.menvcfg & envcfg::PBMTE != 0,
             };
-            walk(&mut Guarded { memory, hooks, pmp: &pmp }, regime, va.get(), kind)?
+            walk(&mut Guarded { memory, hooks, pmp: &pmp, marks }, regime, va.get(), kind)?
         };
         let (allowed, lasting) = match pmp.page(machine, leaf.page) {
             PageRights::Whole(rights) => (rights, true),
@@ -150,6 +158,7 @@ struct Guarded<'a, 'm, H> {
     memory: &'a mut Physical<'m>,
     hooks: &'a mut H,
     pmp: &'a Pmp,
+    marks: bool,
 }
 
 impl<H: Hooks> Tables for Guarded<'_, '_, H> {
@@ -159,7 +168,7 @@ impl<H: Hooks> Tables for Guarded<'_, '_, H> {
     }
 
     fn replace(&mut self, at: u64, old: u64, new: u64) -> Option<bool> {
-        if !self.pmp.allows(false, at, 8, AccessKind::Store) {
+        if !self.marks || !self.pmp.allows(false, at, 8, AccessKind::Store) {
             return None;
         }
         self.memory.replace(self.hooks, GuestPhys::new(at), old, new)
@@ -177,38 +186,50 @@ pub(crate) fn follow(csr: &Csrs, mmu: &mut LiveMmu) {
     mmu.set_asid(asid(csr.satp));
 }
 
-/// Something changed that `before` says of the past: what may be kept no more is forgotten. Must translations of code be, too,
-/// as M-mode may not fetch what it might, or may what it might not?
+/// What a change of registers does to what was translated.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Changed {
+    /// Nothing that is kept.
+    Nothing,
+    /// What S-mode and U-mode may do is another thing: their translations are forgotten, and so must be what is known of their jumps.
+    Below,
+    /// M-mode may not fetch what it might, or may what it might not: translated code must be forgotten, too.
+    All,
+}
+
+/// Something changed that `before` says of the past: what may be kept no more is forgotten.
 #[must_use]
-pub(crate) fn changed(before: &Memory, csr: &Csrs, mmu: &mut LiveMmu) -> bool {
+pub(crate) fn changed(before: &Memory, csr: &Csrs, mmu: &mut LiveMmu) -> Changed {
     let now = Memory::of(csr);
     follow(csr, mmu);
     if (before.config, before.addresses) == (now.config, now.addresses) {
-        return false;
+        return Changed::Nothing;
     }
-    let bound = before.is_locked() || now.is_locked();
-    if bound {
+    if before.is_locked() || now.is_locked() {
         mmu.flush_tlb();
-    } else {
-        mmu.flush_translations(None, None);
+        return Changed::All;
     }
-    bound
+    mmu.flush_translations(None, None);
+    Changed::Below
 }
 
-/// `sfence.vma` and what Svinval makes of it.
-pub(crate) fn fence(cpu: &CpuState, mmu: &mut LiveMmu, insn: &Insn) {
-    if !matches!(insn.op, Op::SfenceVma | Op::SinvalVma) {
-        // What these two order is in order.
-        return;
-    }
+/// What `sfence.vma`, and what Svinval makes of it, is about: a virtual address, an address space; or all of them.
+pub(crate) fn fenced(cpu: &CpuState, insn: &Insn) -> Option<(Option<u64>, Option<u16>)> {
     let register = |n: u8| (n != 0).then(|| cpu.x[usize::from(n & 31)]);
-    let va = register(insn.rs1).map(GuestVirt::new);
-    match register(insn.rs2) {
+    // What the other two order is in order.
+    matches!(insn.op, Op::SfenceVma | Op::SinvalVma)
+        .then(|| (register(insn.rs1), register(insn.rs2).map(|asid| asid as u16)))
+}
+
+/// Forgets translations of data, and how code is fetched.
+pub(crate) fn fence(mmu: &mut LiveMmu, va: Option<u64>, asid: Option<u16>) {
+    let va = va.map(GuestVirt::new);
+    match asid {
         None => mmu.flush_translations(va, None),
         Some(asid) => {
             for scheme in [Scheme::Bare, Scheme::Sv39, Scheme::Sv48, Scheme::Sv57] {
                 let scheme = (scheme as u32) << (satp::MODE_SHIFT - satp::ASID_SHIFT);
-                mmu.flush_translations(va, Some(Asid(scheme | u32::from(asid as u16))));
+                mmu.flush_translations(va, Some(Asid(scheme | u32::from(asid))));
             }
         }
     }
@@ -231,7 +252,7 @@ impl<H: Hooks> Hooks for Translated<'_, H> {
         if access.idx == MmuIdx::M && !self.csr.pmp_is_locked() {
             return Ok(Translation::identity(access.va));
         }
-        Memory::of(self.csr).translate(self.hooks, memory, access)
+        Memory::of(self.csr).translate(self.hooks, memory, access, true)
     }
     fn before_mmio(&mut self) {
         self.hooks.before_mmio();

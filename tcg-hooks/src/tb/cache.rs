@@ -4,14 +4,15 @@ use super::hot::HotKeys;
 use super::jumps::JumpTable;
 use super::pages::PageTbs;
 use super::provisional::Provisional;
+use super::regimes::Regimes;
 use super::sites::{Places, SiteSet};
 use super::{Exit, Tb, TbId, TbKey};
 use crate::engine::JitFlags;
 use crate::heat::Heat;
-use crate::ir::{LETS_ODD, TESTS_LINE};
+use crate::ir::{LETS_ODD, SEES_ADDEND, TESTS_LINE};
 use crate::ir::{Region, Site, Span};
 use crate::jit::code_cache::{CodeCache, CodeOffset, place_bytes};
-use crate::jit::x86_64::context::{Context, JUMP_SETS, JumpEntry, NO_SET};
+use crate::jit::x86_64::context::{Context, JUMP_SETS, JumpEntry};
 use crate::jit::x86_64::thunks::{SiteFn, Thunks, assemble};
 use crate::jit::x86_64::{Emitter, LOCAL_BITS};
 use hashbrown::HashMap;
@@ -57,6 +58,8 @@ pub struct TbStats {
     pub odd: u64,
     /// Translations given up because a store of theirs often lay beside code.
     pub beside: u64,
+    /// The same because the RAM of an access often had another addend than assumed.
+    pub elsewhere: u64,
     /// Links made between TBs.
     pub linked: u64,
     /// Entries of lists that were looked at, or cut, to drop TBs: links, and the TBs of a page.
@@ -81,6 +84,7 @@ impl AddAssign for TbStats {
             alone,
             odd,
             beside,
+            elsewhere,
             linked,
             steps,
             bytes,
@@ -97,6 +101,7 @@ impl AddAssign for TbStats {
         self.alone += alone;
         self.odd += odd;
         self.beside += beside;
+        self.elsewhere += elsewhere;
         self.linked += linked;
         self.steps += steps;
         self.bytes += bytes;
@@ -118,8 +123,9 @@ pub(crate) struct TbCache {
     #[expect(clippy::vec_box, reason = "the boxes are what is kept")]
     pub(super) spare: Vec<Box<Tb>>,
     pub(super) by_key: HashMap<TbKey, TbId>,
-    /// Where indirect jumps to TBs go that the jump cache does not know, by mode.
+    /// Where indirect jumps to TBs go that the jump cache does not know, by regime.
     pub(super) jumps: [JumpTable; JUMP_SETS],
+    pub(super) regimes: Regimes,
     pub(super) pages: PageTbs,
     pub(super) provisional: Vec<Provisional>,
     pub(super) chunk_tbs: Vec<Vec<TbId>>,
@@ -127,6 +133,8 @@ pub(crate) struct TbCache {
     pub(super) odd: Places,
     /// Sites with stores that often lie beside code.
     pub(super) beside: Places,
+    /// Sites whose RAM often has another addend than assumed.
+    pub(super) elsewhere: Places,
     pub(super) hot: HotKeys,
     /// Bytes that are kept of the TBs that live, apart from their code.
     pub(super) kept: usize,
@@ -166,12 +174,14 @@ impl TbCache {
             spare: Vec::new(),
             by_key: HashMap::new(),
             jumps: Default::default(),
+            regimes: Regimes::default(),
             pages: PageTbs::default(),
             provisional: Vec::new(),
             chunk_tbs: vec![Vec::new(); chunks],
             ghosts: Ghosts::new(bytes),
             odd: Places::default(),
             beside: Places::default(),
+            elsewhere: Places::default(),
             hot: HotKeys::default(),
             kept: 0,
             live: 0,
@@ -261,7 +271,9 @@ impl TbCache {
         let beside = if self.flags.beside { self.beside.of(region) } else { Some(SiteSet::ALL) };
         self.emitter.odd = odd.unwrap_or(SiteSet::NONE);
         self.emitter.beside = beside.unwrap_or(SiteSet::NONE);
-        self.emitter.mode = key.mode();
+        let elsewhere = self.elsewhere.of(region);
+        self.emitter.elsewhere = elsewhere.unwrap_or(SiteSet::NONE);
+        self.emitter.enter_regime(key.mode(), key.is_translated());
         let (len, entry) = self.emitter.emit(region, id);
         let at = match self.code.reserve(len) {
             Some(at) => at,
@@ -275,6 +287,7 @@ impl TbCache {
         let exits = self.emitter.exits.iter().map(|e| Exit {
             field: if e.field == 0 { 0 } else { at + e.field },
             stub: at + e.stub,
+            via: if e.via == 0 { 0 } else { at + e.via },
             pc: e.pc,
             refund: e.refund,
             to: None,
@@ -288,6 +301,9 @@ impl TbCache {
         }
         if let Some(set) = &beside {
             tb.knows(set, TESTS_LINE);
+        }
+        if let Some(set) = &elsewhere {
+            tb.knows(set, SEES_ADDEND);
         }
         tb.sampled(hot);
         std::mem::swap(&mut tb.bytes, bytes);
@@ -315,29 +331,27 @@ impl TbCache {
         found
     }
 
-    /// Notes a TB in the jump cache of its mode; one that is not new, and so was forgotten there, in the table behind it,
-    /// too.
-    pub(crate) fn remember(&mut self, ctx: &mut Context, key: &TbKey, found: Found, new: bool) {
+    /// Notes a TB in the jump cache in use, which is that of its regime; one that is not new, and so was forgotten there, in the table
+    /// behind it, too. `sizes`: see `noted`.
+    pub(crate) fn remember(
+        &mut self,
+        ctx: &mut Context,
+        key: &TbKey,
+        found: Found,
+        new: bool,
+        sizes: (u8, Option<u8>),
+    ) {
         if self.flags.jump_cache {
-            let (set, pc) = (key.jump_set(), key.pc);
+            let (set, pc) = (ctx.jump_set(), key.pc);
             let entry = JumpEntry { pc, host: self.code.address(found.entry) as u64 };
-            let known = std::mem::replace(ctx.jump_slot(set, pc), entry) == entry;
+            let known = std::mem::replace(ctx.near_slot(pc), entry) == entry;
+            if !known {
+                self.noted(ctx, pc, sizes);
+            }
             if !new && !known {
                 self.jumps[set].insert(pc, entry.host);
-                if set == ctx.jump_set() {
-                    self.jumps[set].publish(ctx);
-                }
+                self.jumps[set].publish(ctx);
             }
-        }
-    }
-
-    /// The hart's mode may have changed: emitted code goes by the jumps of the one that it is in.
-    #[inline]
-    pub(crate) fn follow_mode(&self, ctx: &mut Context) {
-        let set = if ctx.cpu.is_physical() { ctx.cpu.privilege.index() } else { NO_SET };
-        if set != ctx.jump_set() {
-            ctx.select_jumps(set);
-            self.jumps[set].publish(ctx);
         }
     }
 

@@ -2,19 +2,33 @@
 //!
 //! Keeps CHAIN-1: a link is followed only while its target lives. A kill points every incoming jump back to its own
 //! stub before the target's bytes can be used again; a change of the memory map kills the TBs of the pages that it takes away.
-use super::{Exit, TbCache, TbId};
+//! Where addresses are translated, a link is followed only while its target is where it was: whoever runs the one runs the other's
+//! page, as long as it stays on the pages that it was entered by. A jump to another page, or to a TB that reaches over its page's
+//! end, asks the jump cache, which `sfence.vma` empties.
+use super::{Exit, TbCache, TbId, TbKey};
 use crate::jit::x86_64::LOCAL_BITS;
+use notdirty_core::PAGE_BITS;
 
 impl TbCache {
     /// Points the jump of exit `number` to TB `to`, if both still fit together.
     pub(crate) fn link(&mut self, number: u32, to: TbId) {
         let Some(target) = self.get(to) else { return };
         let (entry, key, place) = (target.entry, target.key, target.incoming.len() as u32);
+        let lone = target.pages.1.is_none();
+        let Some(from) = self.get(number >> LOCAL_BITS) else { return };
         // A direct jump stays in its mode.
-        let alike = self.get(number >> LOCAL_BITS).is_some_and(|from| from.key.flags == key.flags);
+        let alike = from.key.flags == key.flags;
+        let stays = !key.is_translated() || from.maps(&key) && lone;
         let chaining = self.flags.chaining;
         let Some(exit) = self.exit_mut(number) else { return };
         if !chaining || !alike || exit.field == 0 || exit.to.is_some() || exit.pc != key.pc {
+            return;
+        }
+        if !stays {
+            let (field, via) = (exit.field, exit.via);
+            if via != 0 {
+                self.code.patch_rel32(field, via);
+            }
             return;
         }
         (exit.to, exit.place) = (Some(to), place);
@@ -62,5 +76,18 @@ impl TbCache {
                 exit.place = place;
             }
         }
+    }
+}
+
+impl super::Tb {
+    /// Does it run only where `key`'s first page is mapped as it is for `key`?
+    pub(super) fn maps(&self, key: &TbKey) -> bool {
+        let ahead = (key.pc >> PAGE_BITS).wrapping_sub(self.key.pc >> PAGE_BITS);
+        let page = match ahead {
+            0 => Some(self.pages.0),
+            1 => self.pages.1,
+            _ => None,
+        };
+        page == Some(key.ram.page())
     }
 }

@@ -214,13 +214,16 @@ impl TbCache {
             ensure!(code.contains(&exit.field) && code.contains(&(exit.field + 3)), "{name} has its jump elsewhere");
             let goes = self.jump_target(exit.field);
             let Some(to) = exit.to else {
-                ensure!(goes == i64::from(exit.stub), "{name} is not linked, but jumps to {goes:#x}");
+                let unlinked = goes == i64::from(exit.stub) || exit.via != 0 && goes == i64::from(exit.via);
+                ensure!(unlinked, "{name} is not linked, but jumps to {goes:#x}");
                 continue;
             };
             let target = self.get(to).ok_or(format!("{name} is linked to TB {to}, which is dead"))?;
             ensure!(goes == i64::from(target.entry), "{name} is linked to TB {to}, but jumps to {goes:#x}");
             ensure!(target.key.flags == tb.key.flags, "{name} leads from one mode to another");
             ensure!(target.key.pc == exit.pc, "{name} leads to {:#x}, but to a TB at {:#x}", exit.pc, target.key.pc);
+            let stays = !tb.key.is_translated() || tb.maps(&target.key) && target.pages.1.is_none();
+            ensure!(stays, "{name} leads where its pages do not");
             let listed = target.incoming.get(exit.place as usize);
             ensure!(listed == Some(&number), "{name} is linked to TB {to}, which lists {listed:x?} in its place");
         }
@@ -244,10 +247,12 @@ impl TbCache {
         let used = ctx.jumps().chain(tables.flat_map(|(set, table)| table.iter().map(move |entry| (set, entry))));
         let mut entries = HashSet::new();
         for (_, tb) in self.live() {
-            entries.insert((tb.key.jump_set(), tb.key.pc, self.code.address(tb.entry) as u64));
+            entries.insert((tb.key.flags, tb.key.pc, self.code.address(tb.entry) as u64));
         }
         for (set, e) in used {
-            ensure!(entries.contains(&(set, e.pc, e.host)), "the jump cache leads from {:#x} to no TB", e.pc);
+            let known = self.regimes.knows(set, e.pc);
+            let known = known.is_some_and(|flags| entries.contains(&(flags, e.pc, e.host)));
+            ensure!(known, "the jump cache leads from {:#x} to no TB", e.pc);
         }
         Ok(())
     }
@@ -355,7 +360,7 @@ mod tests {
             let key = TbKey { ram, pc, flags: 0, instrumentation: 0 };
             let ctx = self.ctx();
             let found = self.tbs.add(ctx, key, pages, &translator.region, &mut Vec::new(), false);
-            self.tbs.remember(ctx, &key, found, false);
+            self.tbs.remember(ctx, &key, found, false, (12, None));
             found
         }
 

@@ -97,8 +97,10 @@ impl TbCache {
         self.kept -= tb.kept();
         self.live -= place_bytes(tb.code.1 as usize);
         self.by_key.remove(&tb.key);
-        ctx.forget_jump(tb.key.jump_set(), tb.key.pc);
-        self.jumps[tb.key.jump_set()].remove(tb.key.pc);
+        for set in self.sets_of(&tb.key) {
+            ctx.forget_jump(set, tb.key.pc);
+            self.jumps[set].remove(tb.key.pc);
+        }
         let guard = pin();
         for (n, page) in [Some(tb.pages.0), tb.pages.1].into_iter().enumerate() {
             let Some(page) = page else { continue };
@@ -202,7 +204,8 @@ impl TbCache {
                 let here = |pc: u64| (first..=last).contains(&pc);
                 let gone = self.get(id).is_some_and(|tb| {
                     let start = tb.key.pc & !(PAGE_SIZE - 1);
-                    here(start) || tb.pages.1.is_some() && here(start.wrapping_add(PAGE_SIZE))
+                    // Where a translated one is seen says nothing of where it lies.
+                    tb.key.is_translated() || here(start) || tb.pages.1.is_some() && here(start.wrapping_add(PAGE_SIZE))
                 });
                 if gone {
                     self.kill(id, ctx);

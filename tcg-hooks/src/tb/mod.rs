@@ -3,6 +3,7 @@
 //! ```text
 //!   TbCache ── by key: (ram address, pc, flags, instrumentation) ─▶ TbId     cache.rs
 //!           ├─ jumps: pc ─▶ host code, behind the jump cache                  jumps.rs
+//!           ├─ regimes: which of those, by mode and address space             regimes.rs
 //!           ├─ pages: RAM page ─▶ [(TbId, its 64-byte lines)]                pages.rs
 //!           ├─ exits and incoming links of each Tb                           chain.rs
 //!           ├─ invalidate(bytes): everything that overlaps dies              invalidate.rs
@@ -22,16 +23,17 @@ mod invalidate;
 mod jumps;
 mod pages;
 mod provisional;
+mod regimes;
 mod show;
 mod sites;
 
 pub use cache::TbStats;
 pub(crate) use cache::{Found, TbCache};
+pub(crate) use regimes::Regime;
 pub(crate) use sites::SiteSet;
 
 use crate::ir::{Region, Site, Span};
 use crate::jit::code_cache::CodeOffset;
-use crate::riscv::Privilege;
 use notdirty_core::{PageIndex, RamAddr};
 use smallvec::SmallVec;
 
@@ -45,23 +47,11 @@ pub struct TbKey {
     pub ram: RamAddr,
     /// The guest address it is executed at.
     pub pc: u64,
-    /// What the translation assumed of the hart: the mode ([`Privilege::index`](crate::riscv::Privilege::index)); M-mode
-    /// without paging is 0.
+    /// What the translation assumed of the hart: its mode ([`Privilege::index`](crate::riscv::Privilege::index)), and whether addresses
+    /// are translated (4); M-mode without is 0.
     pub flags: u32,
     /// Which set of hooks was compiled in; 0 is none.
     pub instrumentation: u32,
-}
-
-impl TbKey {
-    /// The mode that the translation is for.
-    pub(crate) fn mode(&self) -> Privilege {
-        Privilege::ALL[self.jump_set()]
-    }
-
-    /// Which jump cache leads to it.
-    pub(crate) fn jump_set(&self) -> usize {
-        (self.flags as usize & 3).min(Privilege::ALL.len() - 1)
-    }
 }
 
 /// A way out of a TB.
@@ -71,6 +61,8 @@ pub(crate) struct Exit {
     field: CodeOffset,
     /// Where the jump goes while unlinked.
     stub: CodeOffset,
+    /// Where it goes for good if it must not be linked: through the jump cache. 0 where it always may.
+    via: CodeOffset,
     /// Guest address it leads to.
     pub(crate) pc: u64,
     /// A poll gives back this many instructions.

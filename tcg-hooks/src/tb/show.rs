@@ -19,6 +19,7 @@ impl TbCache {
             ("notdirty:miss", t.miss_below),
             ("notdirty:leave", t.leave),
             ("notdirty:site", t.site),
+            ("notdirty:jump", t.jump),
             ("notdirty:again", t.again),
         ];
         all.sort_unstable_by_key(|a| a.1);

@@ -6,6 +6,10 @@
 //!      ▲                                              │ OFTEN
 //!      └── emitted again, and lets them through ◀─────┴─▶ the sites of the TB that were misaligned are noted, it dies
 //!
+//!   an access to RAM with another addend ──▶ the shared routine, the same way
+//!      ▲                                              │
+//!      └── emitted again, and takes the entry's ◀─────┘
+//!
 //!   a store in a page with code, not on code ──▶ the shared routine (`jit/x86_64/again.rs`), which counts down
 //!      ▲                                              │ every `BESIDE`th
 //!      └── emitted again, and tests its line ◀────────┴─▶ Rust: the site is noted, its TB dies
@@ -14,7 +18,7 @@
 //! A site is known by its pc. It is never taken back: letting misaligned accesses through costs one addition, the test of
 //! the line some bytes behind the TB.
 use super::{Tb, TbCache, TbId};
-use crate::ir::{COUNT, LETS_ODD, Region, TESTS_LINE};
+use crate::ir::{COUNT, LETS_ODD, Region, SEES_ADDEND, TESTS_LINE};
 use crate::jit::x86_64::LOCAL_BITS;
 use crate::jit::x86_64::context::Context;
 use crate::tier2::Learned;
@@ -129,9 +133,24 @@ impl TbCache {
         self.emit_again(id, ctx)
     }
 
+    /// The access of site `number` is one of many to RAM that has not the addend which is assumed. If its code does not look for the
+    /// addend in the entry, its TB is dead.
+    pub(crate) fn is_elsewhere(&mut self, ctx: &mut Context, number: u32) -> bool {
+        let id: TbId = number >> LOCAL_BITS;
+        let Some(tb) = self.tbs.get(id as usize).and_then(|tb| tb.as_deref()) else { return false };
+        let Some(site) = tb.sites.get(number as usize % (1 << LOCAL_BITS)) else { return false };
+        if site.learned & SEES_ADDEND != 0 {
+            return false;
+        }
+        self.elsewhere.note(site.pc);
+        self.stats.elsewhere += 1;
+        self.emit_again(id, ctx)
+    }
+
     /// What is known of the instruction at a pc.
     pub(crate) fn learned(&self, pc: u64) -> Learned {
-        Learned { odd: !self.flags.aligned || self.odd.has(pc), beside: self.beside.has(pc) }
+        let odd = !self.flags.aligned || self.odd.has(pc);
+        Learned { odd, beside: self.beside.has(pc), elsewhere: self.elsewhere.has(pc) }
     }
 
     /// Does the emitter check accesses ahead of a loop?

@@ -200,11 +200,13 @@ fn leaves(term: &Term) -> bool {
     leaves
 }
 
-/// What was learned of the instruction at a pc: that its accesses are often misaligned, or beside code.
+/// What was learned of the instruction at a pc: that its accesses are often misaligned, or beside code, or to RAM that has not the
+/// addend which is assumed.
 #[derive(Debug, Clone, Copy, Default)]
 pub(crate) struct Learned {
     pub(crate) odd: bool,
     pub(crate) beside: bool,
+    pub(crate) elsewhere: bool,
 }
 
 /// How loops may be split.

@@ -242,9 +242,9 @@ fn unchecked(region: &Region, ops: &[Ir], checks: &mut Vec<Check>, learned: &dyn
             _ => continue,
         };
         let Some(reach) = reach.filter(|reach| reach.base != 0) else { continue };
-        let Learned { odd, beside } = learned(region.sites[usize::from(ir.site)].pc);
-        // A page with code would fail the check for all.
-        if store && beside {
+        let Learned { odd, beside, elsewhere } = learned(region.sites[usize::from(ir.site)].pc);
+        // A page with code would fail the check for all, and so would one with another addend.
+        if elsewhere || store && beside {
             continue;
         }
         let check = off_base(ops, &reach).or_else(|| off_index(ops, j, mem.bytes()));

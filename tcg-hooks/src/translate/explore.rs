@@ -12,7 +12,7 @@ use crate::ir::Span;
 use crate::riscv::Isa;
 use crate::riscv::decode::Packed;
 use notdirty_core::PAGE_SIZE;
-use notdirty_softmmu::{AccessKind, GuestVirt, Hooks, LiveMmu, MemFault, MmuIdx};
+use notdirty_softmmu::{AccessKind, GuestVirt, Hooks, LiveMmu, MemFault};
 
 /// Bytes behind the copy of the spans, so that there is a word at its last halfword.
 const PAD: usize = 2;
@@ -177,8 +177,12 @@ impl Translator {
         if slot.is_some_and(|p| (p.start..p.end).contains(&inside)) {
             return Ok(());
         }
-        let got = mmu.fetch(hooks, MmuIdx::M, va)?;
-        let page = Page { ram: got.ram, host: got.host, start: inside, end: inside + got.len_ok };
+        let got = mmu.fetch(hooks, self.idx, va)?;
+        if !got.lasting {
+            return Err(MemFault::access(AccessKind::Fetch, va));
+        }
+        let end = inside + got.len_ok;
+        let page = Page { ram: got.ram, host: got.host, start: inside, end, size_log2: got.size_log2 };
         match slot {
             // Asked for from an earlier byte on: the same range if it ends at the same place.
             Some(old) if old.ram != page.ram || old.host != page.host || old.end != page.end => {

@@ -22,7 +22,7 @@ use crate::riscv::Isa;
 use crate::riscv::decode::Packed;
 use crate::riscv::{Op, Privilege};
 use notdirty_core::{PAGE_SIZE, PageIndex, RamAddr};
-use notdirty_softmmu::{Hooks, LiveMmu, MemFault, Pending};
+use notdirty_softmmu::{Hooks, LiveMmu, MemFault, MmuIdx, Pending};
 use plan::Plan;
 
 #[cfg(test)]
@@ -62,6 +62,8 @@ struct Page {
     host: *const u8,
     start: u64,
     end: u64,
+    /// Logarithm of what it was mapped with.
+    size_log2: u8,
 }
 
 /// An instruction that was explored: where, what was read, what it means, what becomes of it.
@@ -122,6 +124,8 @@ pub struct Translator {
     pub isa: Isa,
     /// The mode that it is translated for.
     pub mode: Privilege,
+    /// How it is fetched.
+    pub idx: MmuIdx,
     /// What was made.
     pub region: Region,
 }
@@ -147,6 +151,7 @@ impl Default for Translator {
             bytes: Vec::new(),
             isa: Isa::ALL,
             mode: Privilege::M,
+            idx: MmuIdx::M,
             region: Region::default(),
         }
     }
@@ -202,6 +207,12 @@ impl Translator {
         let page = |n: usize| self.pages[n].map(|p: Page| p.ram.page());
         let first = page(0).expect("the entry was read from it");
         Ok((first, if second { page(1) } else { None }))
+    }
+
+    /// Logarithm of what the second page was mapped with, if the region has bytes there.
+    pub(crate) fn second_size(&self) -> Option<u8> {
+        let used = self.region.spans.iter().any(|span| span.page != 0);
+        self.pages[1].filter(|_| used).map(|page| page.size_log2)
     }
 
     /// What is left to do for who translated: other vCPUs that have yet to answer, or bytes that would not stand

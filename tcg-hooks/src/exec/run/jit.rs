@@ -7,7 +7,7 @@
 //!            └─ enter: emitted code ─▶ a look-up, an exit to be linked ─▶ again;  a kick, the budget, a trap ─▶ the loop
 //! ```
 use super::super::show;
-use super::{Vcpu, fetch};
+use super::Vcpu;
 use crate::engine::JitFlags;
 use crate::jit::x86_64::thunks::{EnterFn, reason};
 use crate::tb::{Found, TbId, TbKey};
@@ -16,15 +16,14 @@ use crate::tier2::{self, Ahead};
 use crate::trace::TraceMask;
 use crate::translate::{Limits, MAX_INSNS};
 use notdirty_core::{PAGE_SIZE, RamAddr};
-use notdirty_softmmu::{AccessKind, GuestVirt, MemFault};
+use notdirty_softmmu::{AccessKind, GuestVirt, MemFault, MmuIdx};
 use std::time::Instant;
 
 impl Vcpu {
     /// Emitted code, for `budget` instructions and up to `MAX_INSNS` more.
     pub(super) fn jit(&mut self, budget: i64) {
         let (ctx, core) = self.parts();
-        // The oracle, or the host, may have changed it.
-        core.follow_mode(ctx);
+        core.settle_regime(ctx);
         core.new_deadline = false;
         (ctx.budget, ctx.slice) = (budget, budget);
         let mut next = self.next_code();
@@ -115,17 +114,11 @@ impl Vcpu {
                 core.take_trap(ctx, &MemFault::misaligned(AccessKind::Fetch, GuestVirt::new(pc)).into());
                 return None;
             }
-            if !ctx.cpu.is_physical() {
-                // Emitted code knows no page tables, nor PMP that binds S-mode or U-mode.
-                ctx.settle(0);
-                match tier0::run(core, ctx, None) {
-                    Why::Look => return None,
-                    Why::Hot | Why::Code(_) => continue,
-                }
-            }
-            let mode = ctx.cpu.privilege;
+            let regime = ctx.cpu.regime();
+            let idx = ctx.cpu.fetch_idx();
             let (mmu, mut hooks) = core.split(ctx);
-            let page = match fetch(mmu, &mut hooks, pc) {
+            let walks = mmu.stats().fetch_miss;
+            let page = match mmu.fetch(&mut hooks, idx, GuestVirt::new(pc)) {
                 Ok(page) => page,
                 Err(fault) => {
                     ctx.settle(0);
@@ -133,23 +126,43 @@ impl Vcpu {
                     return None;
                 }
             };
+            if core.mmu.stats().fetch_miss != walks && core.mmu.port().kicked() {
+                // A walk may have seen a mapping that another hart made after it had written the page, without a fence between: what
+                // was translated of it before dies first. The next fetch walks no more.
+                ctx.settle(0);
+                return None;
+            }
+            if !page.lasting {
+                // PMP divides the page: each instruction is asked for.
+                ctx.settle(0);
+                match tier0::run(core, ctx, None) {
+                    Why::Look => return None,
+                    Why::Code(code) => return Some((code, None)),
+                    Why::Hot => continue,
+                }
+            }
             let ram = RamAddr::new(page.ram.get() + pc % PAGE_SIZE);
-            let key = TbKey { ram, pc, flags: mode.index() as u32, instrumentation: 0 };
+            let key = TbKey { ram, pc, flags: regime.flags(), instrumentation: 0 };
             // The second page only matters to a TB that has bytes there.
             let after = (pc & !(PAGE_SIZE - 1)).wrapping_add(PAGE_SIZE);
-            let found = match core.tbs.as_ref().and_then(|tbs| tbs.find(&key)) {
-                Some((found, None)) => Some(found),
-                Some((found, second)) => {
-                    let (mmu, mut hooks) = core.split(ctx);
-                    let now = fetch(mmu, &mut hooks, after).ok().map(|p| p.ram.page());
-                    (now == second).then_some(found)
+            let (found, mut second) = match core.tbs.as_ref().and_then(|tbs| tbs.find(&key)) {
+                Some((found, None)) => (Some(found), None),
+                Some((found, ram)) => {
+                    let (mmu, hooks) = core.split(ctx);
+                    let now = mmu.fetch(&mut hooks.looking(), idx, GuestVirt::new(after)).ok();
+                    let now = now.filter(|page| page.lasting && Some(page.ram.page()) == ram);
+                    (now.and(Some(found)), now.map(|page| page.size_log2))
                 }
-                None => None,
+                None => (None, None),
             };
             let new = found.is_none();
             let found = match found {
                 Some(found) => found,
-                None if hot || core.is_hot(pc) => self.translate(key)?,
+                None if hot || core.is_hot(pc) => {
+                    let found = self.translate(key, idx)?;
+                    second = self.translator.second_size();
+                    found
+                }
                 None => {
                     ctx.settle(0);
                     match tier0::run(core, ctx, Some(page)) {
@@ -162,7 +175,7 @@ impl Vcpu {
             };
             let (ctx, core) = self.parts();
             if let Some(tbs) = &mut core.tbs {
-                tbs.remember(ctx, &key, found, new);
+                tbs.remember(ctx, &key, found, new, (page.size_log2, second));
             }
             if core.mask.has(TraceMask::EXEC) {
                 let text = format!("TB {:#x}{}", pc, core.symbol(pc));
@@ -172,7 +185,7 @@ impl Vcpu {
         }
     }
 
-    fn translate(&mut self, key: TbKey) -> Option<Found> {
+    fn translate(&mut self, key: TbKey, idx: MmuIdx) -> Option<Found> {
         let start = Instant::now();
         let hot = self.core.tbs.as_mut().is_some_and(|tbs| tbs.take_hot(&key));
         let JitFlags { regions, optimise, heads, .. } = self.flags;
@@ -182,9 +195,10 @@ impl Vcpu {
         if let Some(tbs) = &self.core.tbs {
             tbs.prepare(key.pc);
         }
-        (self.translator.isa, self.translator.mode) = (ctx.cpu.isa, key.mode());
-        let (mmu, mut hooks) = self.core.split(ctx);
-        let made = self.translator.translate(mmu, &mut hooks, key.pc, limits);
+        (self.translator.isa, self.translator.mode, self.translator.idx) = (ctx.cpu.isa, key.mode(), idx);
+        let (mmu, hooks) = self.core.split(ctx);
+        // The first instruction was fetched; none of the others is executed yet.
+        let made = self.translator.translate(mmu, &mut hooks.looking(), key.pc, limits);
         let found = match made {
             Ok(pages) => {
                 let doubts = self.translator.doubts();

@@ -3,7 +3,7 @@
 //!
 //! ```text
 //!   stub, behind the TB:  lea rdx, [base + imm] ; test eax, site ; call routine ; jmp back
-//!   routine:  comparator equal but for OTHER ──────────▶ the access at rdx + the entry's addend ; ret
+//!   routine:  comparator equal but for OTHER ──────────▶ the access at rdx + the entry's addend ; ret     (one of many: site)
 //!             store, equal but for CODEPAGE (and OTHER) ─▶ no code in these halfwords: the same,
 //!                                              but for one of many (`tb/sites.rs`)
 //!             anything else ──────────────────────────▶ eax = site, read from the stub ; jmp site
@@ -16,7 +16,7 @@
 //! The halves are tested before the store, without a fence: whoever announces some re-arms this vCPU and compares the
 //! bytes once that was served (CODE-1), so a store that was past the test by then is seen there.
 use super::asm::{Assembler, Label};
-use super::context::{BASE, BESIDE, TABLE, float_off};
+use super::context::{BASE, BESIDE, ELSEWHERE, TABLE, float_off};
 use super::off;
 use super::regs::{PINS, RAX};
 use crate::ir::{FIRST_FLOAT, MemOp};
@@ -26,13 +26,14 @@ use notdirty_softmmu::HALVES_OFFSET;
 use notdirty_softmmu::tlb::entry::{ADDEND, AUX, CODEPAGE, OTHER, READ, WRITE};
 
 /// Bytes from one routine to the next, at least as many as the longest has.
-const STRIDE: usize = 120;
+const STRIDE: usize = 128;
 /// Places of a value: each guest register in memory, each host register that one may live in, by its number; then the
 /// floating-point registers.
 const PLACES: usize = FLOATS + 32;
 const FLOATS: usize = 32 + 16;
-/// Loads by `MemOp`, of which one is not used, then stores by size.
-const KINDS: usize = 8 + 4;
+/// Loads by `MemOp`, but that all of eight bytes are one, then stores by size.
+const KINDS: usize = LOADS + 4;
+const LOADS: usize = 7;
 /// Those that only find the host address, behind all others.
 const RESOLVE: usize = 1 + KINDS * PLACES;
 /// Bytes of them all.
@@ -50,8 +51,9 @@ pub(super) enum Access {
 /// The place of the routine for a value that lives in `host`, or in memory as `guest`.
 pub(super) fn routine(first: CodeOffset, access: Access, guest: u8, host: Option<u8>) -> CodeOffset {
     let kind = match access {
+        Access::Load(mem) if mem.bytes() == 8 => 3,
         Access::Load(mem) => usize::from(mem.0 & 7),
-        Access::Store(mem) => 8 + usize::from(mem.0 & 3),
+        Access::Store(mem) => LOADS + usize::from(mem.0 & 3),
     };
     let memory = if guest < FIRST_FLOAT { usize::from(guest) } else { FLOATS + usize::from(guest & 31) };
     let place = host.map_or(memory, |host| 32 + usize::from(host & 15));
@@ -100,10 +102,10 @@ pub(super) fn assemble(first: CodeOffset, site: CodeOffset) -> Vec<u8> {
                 FLOATS.. => Some(FIRST_FLOAT + (place - FLOATS) as u8),
                 _ => None,
             };
-            if kind < 8 {
+            if kind < LOADS {
                 load(&mut ops, MemOp(kind as u8), guest, host, out);
             } else {
-                store(&mut ops, 1 << (kind - 8), guest, host, out);
+                store(&mut ops, 1 << (kind - LOADS), guest, host, out);
             }
         }
     }
@@ -128,8 +130,20 @@ fn resolve_load(ops: &mut Assembler, out: Label) {
         ; xor rax, [rbp + rcx + (TABLE + READ)]
         ; test rax, DWORD !(OTHER as i32)
         ; jnz =>out
-        ; add rdx, [rbp + rcx + (TABLE + ADDEND)]
-        ; cmp eax, eax);
+        ; add rdx, [rbp + rcx + (TABLE + ADDEND)]);
+    sample_elsewhere(ops, out);
+    dynasm!(ops; .arch x64; cmp eax, eax);
+}
+
+/// Every so many accesses with another addend go `out`. rax: how the comparator differs.
+fn sample_elsewhere(ops: &mut Assembler, out: Label) {
+    let near = ops.new_label();
+    dynasm!(ops; .arch x64
+        ; test al, BYTE OTHER as u8 as i8
+        ; jz BYTE =>near
+        ; dec DWORD [rbp + ELSEWHERE]
+        ; js =>out
+        ; =>near);
 }
 
 /// The same for a store; if they are counted, every so many beside code go `out`.
@@ -139,7 +153,9 @@ fn resolve_store(ops: &mut Assembler, bytes: u32, counted: bool, out: Label) {
         ; xor rax, [rbp + rcx + (TABLE + WRITE)]
         ; test rax, DWORD !((OTHER | CODEPAGE) as i32)
         ; jnz =>out
-        ; add rdx, [rbp + rcx + (TABLE + ADDEND)]
+        ; add rdx, [rbp + rcx + (TABLE + ADDEND)]);
+    sample_elsewhere(ops, out);
+    dynasm!(ops; .arch x64
         ; test al, CODEPAGE as i8
         ; jz BYTE =>go
         ; mov rax, [rbp + rcx + (TABLE + AUX)]

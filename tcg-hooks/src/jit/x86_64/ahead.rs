@@ -1,9 +1,9 @@
 //! What is checked and counted in front of a loop, and the accesses that need no check then: see `tier2/split.rs`, `turns.rs`.
 use super::alu::with;
 use super::asm::{Flag, Label};
-use super::context::{BUDGET, LIMIT};
+use super::context::{BUDGET, LIMIT, SET_ADDEND};
 use super::regs::{RAX, RCX, RDX};
-use super::{Emitter, off};
+use super::{Addend, Emitter, off};
 use crate::ir::{Check, Cond, Ir, MemOp, Turns};
 use crate::tier2::MOST_INDEX;
 use dynasmrt::dynasm;
@@ -185,8 +185,14 @@ impl Emitter {
             return self.load_from_ram(base, ir, mem);
         }
         let index = self.source(ir.b, RCX);
-        let disp = self.flat.unwrap_or_default() + ir.imm as i32;
-        self.load_into(ir.rd, mem, base, Some((index, shift)), disp);
+        let imm = ir.imm as i32;
+        match self.addend {
+            Addend::Flat(k) => self.load_into(ir.rd, mem, base, Some((index, shift)), k + imm),
+            _ => {
+                dynasm!(self.ops; .arch x64; mov rax, [rbp + SET_ADDEND]; add rax, Rq(base));
+                self.load_into(ir.rd, mem, RAX, Some((index, shift)), imm);
+            }
+        }
     }
 }
 

@@ -17,7 +17,7 @@ pub(super) const CAPACITY: usize = 120 << 10;
 /// `CAPACITY` is found once, at the end.
 const SIZE: usize = CAPACITY.next_power_of_two();
 /// The most bytes that are written at once.
-const ONCE: usize = 48;
+const ONCE: usize = 64;
 
 /// A few instructions that were assembled before, without labels.
 pub(super) struct Template {

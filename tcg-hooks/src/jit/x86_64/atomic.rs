@@ -16,7 +16,7 @@ use super::{Cold, Emitter, again, off};
 use crate::ir::{Ir, MemOp};
 use dynasmrt::dynasm;
 use notdirty_softmmu::AmoOp;
-use notdirty_softmmu::tlb::entry::{ADDEND, READ, RESERVATION, WRITE};
+use notdirty_softmmu::tlb::entry::{READ, RESERVATION, WRITE};
 use std::mem::offset_of;
 
 const TAG: i32 = TABLE + RESERVATION + offset_of!(notdirty_softmmu::tlb::entry::Reservation, tag) as i32;
@@ -34,21 +34,23 @@ pub(super) struct Elsewhere {
     site: u16,
     /// The routine that looks again.
     resolve: again::Resolve,
+    comparator: i32,
+    /// Was it probed for an entry with any addend?
+    own: bool,
 }
 
 impl Emitter {
     /// The probe of an aligned cell, and its host address in rdx; then comes the operation.
     fn cell(&mut self, ir: &Ir, mem: MemOp, comparator: i32) -> Elsewhere {
         let base = self.source(ir.a, RDX);
-        let from = self.probe_aligned(base, mem.bytes(), comparator);
-        match self.flat {
-            Some(k) => dynasm!(self.ops; .arch x64; lea rdx, [Rq(base) + k]),
-            None => {
-                dynasm!(self.ops; .arch x64; mov rcx, [rbp + rcx + (TABLE + ADDEND)]; lea rdx, [Rq(base) + rcx]);
-            }
+        let own = self.elsewhere.has(ir.site);
+        let from = self.probe_aligned(base, mem.bytes(), comparator, own);
+        match self.host_address(0, own) {
+            (false, k) => dynasm!(self.ops; .arch x64; lea rdx, [Rq(base) + k]),
+            (true, _) => dynasm!(self.ops; .arch x64; lea rdx, [Rq(base) + rcx]),
         }
         let resolve = again::Resolve::new(comparator == WRITE, mem);
-        Elsewhere { from, op: self.here(), behind: 0, base, site: ir.site, resolve }
+        Elsewhere { from, op: self.here(), behind: 0, base, site: ir.site, resolve, comparator, own }
     }
 
     /// The operation ends here.
@@ -57,8 +59,12 @@ impl Emitter {
     }
 
     /// Behind a failed probe: RAM that needs no Rust after all, or a site.
-    pub(super) fn cold_cell(&mut self, Elsewhere { from, op, behind, base, site, resolve }: Elsewhere) {
+    pub(super) fn cold_cell(&mut self, elsewhere: Elsewhere) {
+        let Elsewhere { from, op, behind, base, site, resolve, comparator, own } = elsewhere;
         self.ops.close(from);
+        if own {
+            self.unmix(comparator);
+        }
         if base != RDX {
             dynasm!(self.ops; .arch x64; mov rdx, Rq(base));
         }

@@ -6,11 +6,12 @@
 //! ```
 //!
 //! An indirect jump asks the jump cache in line, and behind it the table of all TBs that were looked up
-//! (`tb/jumps.rs`), so no two pcs that share a place in the cache are far dearer than others. Each mode has a jump cache
-//! and a table of its own, and a TB is of one mode: its code for M-mode knows where that cache is, the others load its place.
+//! (`tb/jumps.rs`), so no two pcs that share a place in the cache are far dearer than others. Each regime has a jump cache
+//! and a table of its own (`tb/regimes.rs`), and a TB is of one mode: its code for M-mode knows where that cache is, the others load
+//! its place.
 use crate::cpu::CpuState;
-use crate::riscv::Privilege;
 use crate::riscv::csr::Csrs;
+use notdirty_softmmu::tlb::entry::{SELECTED, Selected};
 use std::mem::offset_of;
 
 /// Of so many stores beside code Rust sees one, while it learns by it.
@@ -19,10 +20,8 @@ const SAMPLE: i32 = 64;
 const MOST_SELDOM: i32 = 1 << 20;
 /// Added to the start of the context to get `rbp`.
 pub(super) const BASE: i32 = 128;
-/// Jump caches: one for each mode.
-pub(crate) const JUMP_SETS: usize = Privilege::ALL.len() + 1;
-/// The one that stays empty, while the hart runs no emitted code.
-pub(crate) const NO_SET: usize = Privilege::ALL.len();
+/// Jump caches: one for each regime in use.
+pub(crate) const JUMP_SETS: usize = 16;
 /// Entries of a jump cache.
 pub(super) const JUMP_ENTRIES: usize = 4096;
 
@@ -64,8 +63,6 @@ pub(crate) struct Context {
     pub(crate) engine: *mut core::ffi::c_void,
     /// Loads and stores of the blocks that were entered, if they are counted.
     pub(crate) accesses: u64,
-    /// Where the TLB is, from where it is; zero, for code that asks (`JitFlags::base_register` off).
-    pub(crate) table_offset: u64,
     /// Not zero while a `fence.i` has something to do: provisional TBs, stores that waited for it.
     pub(crate) code_work: u64,
     /// The vCPU's kick, a byte that is not zero when it was kicked; set with `engine`.
@@ -77,9 +74,12 @@ pub(crate) struct Context {
     beside: i32,
     /// Of so many Rust sees one.
     every: i32,
+    /// The same of accesses to RAM that has another addend than assumed.
+    elsewhere: i32,
+    elsewhere_every: i32,
     /// Where the clock of a loop is when its checks hold no more: see `tier2/split.rs`.
     limit: u64,
-    /// The jump cache of the mode that the hart is in.
+    /// The jump cache of the regime that the hart is in.
     near_jumps: *mut JumpEntry,
     /// Where the table behind it is, and the bits of an offset in it. It has an empty entry.
     far_jumps: *const JumpEntry,
@@ -87,7 +87,7 @@ pub(crate) struct Context {
     /// Which of `jumps` the two are of, and which of those were ever used, a bit each: the others are not initialised.
     jump_set: u32,
     used_sets: u32,
-    /// A jump cache for each mode, by its index.
+    /// A jump cache for each regime: M-mode's with physical addresses, then the others.
     jumps: [[JumpEntry; JUMP_ENTRIES]; JUMP_SETS],
 }
 
@@ -100,7 +100,10 @@ pub(super) const ACCESSES: i32 = offset_of!(Context, accesses) as i32 - BASE;
 pub(super) const SLICE: i32 = offset_of!(Context, slice) as i32 - BASE;
 pub(super) const CODE_WORK: i32 = offset_of!(Context, code_work) as i32 - BASE;
 pub(super) const KICK: i32 = offset_of!(Context, kick) as i32 - BASE;
-pub(super) const TABLE_OFFSET: i32 = offset_of!(Context, table_offset) as i32 - BASE;
+/// From the table to that of the regime of loads and stores, and that one's flat addend.
+pub(super) const TABLE_OFFSET: i32 = TABLE + SELECTED + offset_of!(Selected, offset) as i32;
+pub(super) const SET_ADDEND: i32 = TABLE + SELECTED + offset_of!(Selected, addend) as i32;
+pub(super) const ELSEWHERE: i32 = offset_of!(Context, elsewhere) as i32 - BASE;
 pub(super) const LIMIT: i32 = offset_of!(Context, limit) as i32 - BASE;
 pub(super) const BESIDE: i32 = offset_of!(Context, beside) as i32 - BASE;
 pub(super) const MXCSR: i32 = offset_of!(Context, mxcsr) as i32 - BASE;
@@ -138,13 +141,13 @@ impl Context {
         self.mxcsr = MXCSR_DEFAULT;
     }
 
-    /// The entry for a pc in the jump cache of a mode. A mode that was never entered has an empty one.
+    /// The entry for a pc in the jump cache of a set. One that was never used is empty.
     pub(crate) fn jump_slot(&mut self, set: usize, pc: u64) -> &mut JumpEntry {
         self.prepare_jumps(set);
         &mut self.jumps[set][(pc >> 1) as usize % JUMP_ENTRIES]
     }
 
-    /// The same of the mode that emitted code goes by.
+    /// The same of the set that emitted code goes by.
     #[inline]
     pub(crate) fn near_slot(&mut self, pc: u64) -> &mut JumpEntry {
         // It was prepared when it was selected. Masked twice, so that no bound is left to look at.
@@ -165,6 +168,11 @@ impl Context {
         if self.used_sets >> set & 1 != 0 && self.jump_slot(set, pc).pc == pc {
             *self.jump_slot(set, pc) = JumpEntry::EMPTY;
         }
+    }
+
+    /// No jump of this set leads anywhere. The caller selects it again, if it is in use.
+    pub(crate) fn forget_set(&mut self, set: usize) {
+        self.used_sets &= !(1 << set);
     }
 
     /// The set of jumps that emitted code goes by.
@@ -193,6 +201,19 @@ impl Context {
         let due = self.beside < 0;
         self.beside = if due { self.every } else { self.beside };
         due
+    }
+
+    /// Is it time to look at an access to RAM elsewhere?
+    pub(crate) fn take_elsewhere(&mut self) -> bool {
+        let due = self.elsewhere < 0;
+        self.elsewhere = if due { self.elsewhere_every } else { self.elsewhere };
+        due
+    }
+
+    /// As [`Context::sample_again`].
+    pub(crate) fn elsewhere_again(&mut self, learned: bool) {
+        self.elsewhere_every = if learned { SAMPLE } else { (2 * self.elsewhere_every).clamp(SAMPLE, MOST_SELDOM) };
+        self.elsewhere = self.elsewhere_every;
     }
 
     /// Looks at one of few stores; of fewer still, if the last look taught nothing.

@@ -50,7 +50,7 @@ pub(crate) struct HostLine {
 impl Emitter {
     /// The TB emitted last, for a listing; it was placed at `at`, and its region had these sites.
     pub(crate) fn newest<'a>(&'a self, at: CodeOffset, sites: &'a [Site]) -> HostCode<'a> {
-        let (thunks, flat, map) = (self.thunks, self.flat, self.map);
+        let (thunks, flat, map) = (self.thunks, self.flat(), self.map);
         let (cold, blocks) = self.marks.split_last().map_or((0, &[][..]), |(end, blocks)| (end.1, blocks));
         HostCode { bytes: self.ops.code(), at, thunks, flat, map, blocks, cold, exits: &self.exits, sites }
     }

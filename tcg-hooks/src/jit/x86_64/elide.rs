@@ -11,7 +11,7 @@
 //! cluster with one cold copy, entered where a check failed and left behind the cluster.
 use super::asm::Hole;
 use super::regs::{RAX, RDX};
-use super::{Cold, Emitter};
+use super::{Addend, Cold, Emitter};
 use crate::ir::{Ir, Kind, MemOp};
 use crate::tier2::reach::{self, Reach};
 use notdirty_core::PAGE_SIZE;
@@ -169,10 +169,12 @@ impl Emitter {
     /// The ops of one block, `first..end` of the region's.
     pub(super) fn ops(&mut self, ops: &[Ir], first: u32, end: u32) {
         let block = &ops[first as usize..end as usize];
-        if !self.flags.elide || self.flat.is_none() {
+        if !self.flags.elide || self.addend == Addend::Entry {
             return block.iter().for_each(|ir| self.op(ir));
         }
         let named = self.is_named();
+        let elsewhere = &self.elsewhere;
+        let near = |ir: &Ir| !elsewhere.has(ir.site);
         let Elide { marks, groups, reaches, .. } = &mut self.elide;
         if named {
             reach::reaches(block, reaches);
@@ -188,9 +190,9 @@ impl Emitter {
                 continue;
             }
             let found = if named {
-                group(block, marks, at, FAR, |n| reaches[n])
+                group(block, marks, at, FAR, |n| reaches[n].filter(|_| near(&block[n])))
             } else {
-                group(block, marks, at, REACH, |n| plain(&block[n], 0))
+                group(block, marks, at, REACH, |n| plain(&block[n], 0).filter(|_| near(&block[n])))
             };
             if let Some(group) = found {
                 marks[at] = Mark::Lead(groups.len());

@@ -131,6 +131,9 @@ impl Emitter {
 
     /// A jump that leads out.
     fn exit_from(&mut self, from: Hole, pc: u64) {
+        if self.translated && self.flags.jump_cache && !self.is_near(pc) {
+            return self.cold.push(Cold::Via { from, pc });
+        }
         let exit = self.exit(pc, 0);
         self.exits[usize::from(exit)].field = from.0;
         self.cold.push(Cold::Exit { from, exit });
@@ -191,10 +194,11 @@ impl Emitter {
 
     /// Jumps to the guest address in rax.
     fn jump_indirect(&mut self) {
-        let miss = if self.mode == Privilege::M { self.thunks.miss } else { self.thunks.miss_below };
+        let first = self.mode == Privilege::M && !self.translated;
+        let miss = if first { self.thunks.miss } else { self.thunks.miss_below };
         if self.flags.jump_cache {
             let mask = ((JUMP_ENTRIES - 1) << 1) as i32;
-            if self.mode != Privilege::M {
+            if !first {
                 dynasm!(self.ops; .arch x64
                     ; mov rdx, [rbp + NEAR_JUMPS]
                     ; mov ecx, eax

@@ -22,7 +22,7 @@ use crate::riscv::trap::{self, Trap};
 use crate::riscv::{Format, Insn, Op};
 use crate::tier0::bits;
 use notdirty_core::PAGE_SIZE;
-use notdirty_softmmu::{AccessKind, GuestVirt, MemFault, MemSize, StoreEffect};
+use notdirty_softmmu::{AccessKind, GuestVirt, LiveMmu, MemFault, MemSize, StoreEffect};
 
 /// Families of instructions that are executed alike.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -122,6 +122,7 @@ pub(crate) unsafe extern "C" fn execute_site(ctx: *mut Context, number: u32) -> 
     // Looked at before: a load may load its own base.
     let mut odd = false;
     let beside = ctx.take_sample() && is_store(&site);
+    let elsewhere = ctx.take_elsewhere() && is_elsewhere(core, &ctx.cpu, &site);
     let outcome = match site.does {
         Does::Load | Does::Store => {
             core.counted_twice += 1;
@@ -154,7 +155,7 @@ pub(crate) unsafe extern "C" fn execute_site(ctx: *mut Context, number: u32) -> 
         Does::Begin => fpu::begin(&mut ctx.cpu, &site.insn).map_or_else(Outcome::Trap, |()| Outcome::Next),
     };
     match outcome {
-        Outcome::Next if (odd || beside) && learn(core, ctx, number, beside) => {
+        Outcome::Next if (odd || beside || elsewhere) && learn(core, ctx, number, beside, elsewhere) => {
             ctx.budget += i64::from(site.refund) - 1;
             ctx.cpu.pc = site.pc.wrapping_add(site.insn.len.into());
             answer::GO
@@ -179,16 +180,30 @@ pub(crate) unsafe extern "C" fn execute_site(ctx: *mut Context, number: u32) -> 
     }
 }
 
-/// What an access teaches of its site: that it was misaligned, or one of many stores beside code. Does its TB die of it?
+/// What an access teaches of its site: that it was misaligned, or one of many stores beside code, or of many to RAM with another
+/// addend. Does its TB die of it?
 #[cold]
-fn learn(core: &mut Core, ctx: &mut Context, number: u32, beside: bool) -> bool {
+fn learn(core: &mut Core, ctx: &mut Context, number: u32, beside: bool, elsewhere: bool) -> bool {
     let Some(tbs) = core.tbs.as_mut() else { return false };
+    if elsewhere {
+        let learned = tbs.is_elsewhere(ctx, number);
+        ctx.elsewhere_again(learned);
+        return learned;
+    }
     if !beside {
         return tbs.count_odd(ctx, number);
     }
     let learned = tbs.store_beside(ctx, number);
     ctx.sample_again(learned);
     learned
+}
+
+/// Does an access go to RAM whose entry has another addend than emitted code assumes?
+#[cold]
+fn is_elsewhere(core: &mut Core, cpu: &CpuState, site: &Site) -> bool {
+    let class = CLASSES[site.insn.op as usize];
+    let accesses = matches!(class, Class::Load | Class::Store | Class::Atomic | Class::FloatLoad | Class::FloatStore);
+    accesses && core.live().0.is_elsewhere(address(cpu, &site.insn))
 }
 
 fn is_store(site: &Site) -> bool {
@@ -299,8 +314,9 @@ fn other(core: &mut Core, ctx: &mut Context, site: &Site, next: u64) -> Outcome 
         // What was stored to page tables is seen by all that follows.
         Op::SfenceVma | Op::SinvalVma | Op::SfenceWInval | Op::SfenceInvalIr => {
             barrier::full();
-            let (mmu, hooks) = core.split(ctx);
-            mmu::fence(hooks.cpu(), mmu, insn);
+            if let Some((va, asid)) = mmu::fenced(&ctx.cpu, insn) {
+                core.fence(ctx, va, asid);
+            }
             if core.mmu.port().kicked() { Outcome::Leave(next) } else { Outcome::Go(next) }
         }
         Op::Wfi => {
@@ -343,7 +359,7 @@ fn trap_or_return(core: &mut Core, ctx: &mut Context, insn: &Insn) -> Outcome {
 #[inline]
 fn returned(core: &mut Core, ctx: &mut Context) -> Outcome {
     core.unhandled.returned();
-    core.follow_mode(ctx);
+    core.follow_regime(ctx);
     let pc = ctx.cpu.pc;
     if core.may_interrupt(&ctx.cpu) { Outcome::Leave(pc) } else { Outcome::Go(pc) }
 }
@@ -373,18 +389,26 @@ fn write(cpu: &mut CpuState, rd: u8, value: u64) {
     }
 }
 
+/// With the TBs that died of marks which a walk left in page tables since.
+#[inline]
+fn marked(mmu: &LiveMmu, before: u64, effect: StoreEffect) -> StoreEffect {
+    StoreEffect { killed: mmu.stats().killed.wrapping_sub(before) as u32, ..effect }
+}
+
 fn load(core: &mut Core, ctx: &mut Context, insn: &Insn) -> Result<StoreEffect, MemFault> {
     let (va, size, idx) = (address(&ctx.cpu, insn), size(insn), ctx.cpu.data_idx());
     let (mmu, mut hooks) = core.split(ctx);
+    let before = mmu.stats().killed;
     let raw = mmu.load(&mut hooks, idx, va, size)?;
+    let effect = marked(mmu, before, StoreEffect::NONE);
     let bits = 64 - 8 * insn.op.mem_bytes();
     if insn.op.writes_f() {
         ctx.cpu.f[usize::from(insn.rd & 31)] = if size == MemSize::B4 { fpu::boxed(raw) } else { raw };
-        return Ok(StoreEffect::NONE);
+        return Ok(effect);
     }
     let value = if insn.op.is_signed_load() { ((raw << bits) as i64 >> bits) as u64 } else { raw };
     write(&mut ctx.cpu, insn.rd, value);
-    Ok(StoreEffect::NONE)
+    Ok(effect)
 }
 
 fn store(core: &mut Core, ctx: &mut Context, insn: &Insn) -> Result<StoreEffect, MemFault> {
@@ -392,7 +416,9 @@ fn store(core: &mut Core, ctx: &mut Context, insn: &Insn) -> Result<StoreEffect,
     let (va, size, value) = (address(&ctx.cpu, insn), size(insn), registers[usize::from(insn.rs2 & 31)]);
     let idx = ctx.cpu.data_idx();
     let (mmu, mut hooks) = core.split(ctx);
-    mmu.store(&mut hooks, idx, va, size, value)
+    let before = mmu.stats().killed;
+    let effect = mmu.store(&mut hooks, idx, va, size, value)?;
+    Ok(marked(mmu, before, effect))
 }
 
 /// `cbo.zero`: a line lies within a page, so only the first of its stores may fault.
@@ -412,6 +438,7 @@ fn atomic(core: &mut Core, ctx: &mut Context, insn: &Insn) -> Result<StoreEffect
     let operand = ctx.cpu.x[usize::from(insn.rs2)];
     let (size, idx) = (size(insn), ctx.cpu.data_idx());
     let (mmu, mut hooks) = core.split(ctx);
+    let before = mmu.stats().killed;
     let (old, effect) = match insn.op {
         Op::LrW | Op::LrD => {
             if insn.releases() {
@@ -421,6 +448,7 @@ fn atomic(core: &mut Core, ctx: &mut Context, insn: &Insn) -> Result<StoreEffect
         }
         Op::ScW | Op::ScD => {
             let (stored, effect) = mmu.sc(&mut hooks, idx, va, size, operand)?;
+            let effect = marked(mmu, before, effect);
             write(&mut ctx.cpu, insn.rd, u64::from(!stored));
             return Ok(effect);
         }
@@ -429,6 +457,7 @@ fn atomic(core: &mut Core, ctx: &mut Context, insn: &Insn) -> Result<StoreEffect
             None => return Err(MemFault::access(AccessKind::Store, va)),
         },
     };
+    let effect = marked(mmu, before, effect);
     let value = if size == MemSize::B4 { old as i32 as i64 as u64 } else { old };
     write(&mut ctx.cpu, insn.rd, value);
     Ok(effect)
@@ -440,19 +469,19 @@ fn control(core: &mut Core, ctx: &mut Context, insn: &Insn, next: u64) -> Outcom
         ctx.settle_flags();
     }
     let before = row.filter(|row| row.effect == CsrEffect::Memory).map(|_| Memory::of(&ctx.cpu.csr));
-    let physical = ctx.cpu.is_physical();
+    let regime = (ctx.cpu.regime(), ctx.cpu.data_idx());
     let env = core.csr_env(&ctx.cpu, insn);
     match csr::execute(&mut ctx.cpu, insn, &env) {
         Ok(CsrEffect::Memory) => {
             if let Some(before) = before {
                 core.memory_changed(ctx, &before);
             }
-            Outcome::Leave(next)
+            if core.drop_code { Outcome::Leave(next) } else { Outcome::Go(next) }
         }
-        // MPRV, and what it is about.
-        Ok(_) if physical != ctx.cpu.is_physical() => {
-            core.follow_mode(ctx);
-            Outcome::Leave(next)
+        // MPRV, and what it is about; SUM and MXR.
+        Ok(_) if regime != (ctx.cpu.regime(), ctx.cpu.data_idx()) => {
+            core.follow_regime(ctx);
+            if core.may_interrupt(&ctx.cpu) { Outcome::Leave(next) } else { Outcome::Go(next) }
         }
         Ok(CsrEffect::None) => Outcome::Next,
         Ok(CsrEffect::Interrupts) if core.may_interrupt(&ctx.cpu) => Outcome::Leave(next),

@@ -13,7 +13,12 @@
 //! byte's page, and no entry of one page lies where the next one's would be looked for, so an access over two never
 //! matches. Cells of AMO, LR and SC must be aligned.
 //!
-//! An entry whose addend is not K carries OTHER and never matches, so the last line is right whenever it is reached.
+//! An entry whose addend is not K carries OTHER and never matches, so the last line is right whenever it is reached. Where addresses
+//! are translated, or K is no displacement, the last line is `mov rcx, [rbp + SET_ADDEND] ; mov dst, [base + rcx + imm]`, and
+//! where they are translated, the index is one in the table of the regime: `add rcx, [rbp + TABLE_OFFSET]`. A site that often finds
+//! OTHER is emitted again (`tb/sites.rs`), to let it through and to take the entry's own addend:
+//! `xor rax, [rbp + rcx + comparator] ; test rax, !OTHER ; jne slow ; mov rcx, [rbp + rcx + addend] ; mov dst, [base + rcx + imm]`.
+//!
 //! Behind the TB a shared routine compares again: RAM with another addend, and stores beside code, need no Rust either
 //! (`again.rs`). A store that often lies beside code is emitted again, and tests its line before it comes that far:
 //!
@@ -27,9 +32,9 @@
 //! ```
 use super::again::{Access, MOVED, routine};
 use super::asm::{Assembler, Flag, Hole, Template};
-use super::context::{TABLE, TABLE_OFFSET, float_off};
+use super::context::{SET_ADDEND, TABLE, TABLE_OFFSET, float_off};
 use super::regs::{RAX, RCX, RDX};
-use super::{Emitter, LOCAL_BITS};
+use super::{Addend, Emitter, LOCAL_BITS};
 use crate::engine::JitFlags;
 use crate::ir::{FIRST_FLOAT, Ir, MemOp};
 use crate::tier2::HOST;
@@ -37,7 +42,7 @@ use dynasmrt::dynasm;
 use notdirty_core::{LINE_BITS, PAGE_SIZE};
 use notdirty_softmmu::MASK_OFFSET;
 use notdirty_softmmu::tlb::entry::{
-    ADDEND, AUX, BIAS, CODEPAGE, ENTRY_BITS, FLAGS, HASH_SHIFT, READ, TLB_ENTRIES, WRITE,
+    ADDEND, AUX, BIAS, CODEPAGE, ENTRY_BITS, FLAGS, HASH_SHIFT, OTHER, READ, TLB_ENTRIES, WRITE,
 };
 
 /// A store whose check was done.
@@ -47,6 +52,8 @@ struct Store {
     imm: i32,
     bytes: u32,
     value: u8,
+    /// With its entry's own addend?
+    own: bool,
 }
 
 /// What is behind a failed probe.
@@ -64,6 +71,8 @@ pub(super) struct Slow {
     /// The guest register loaded or stored.
     register: u8,
     access: Access,
+    /// Was it probed for an entry with any addend?
+    own: bool,
 }
 
 const SHIFT: i8 = (notdirty_core::PAGE_BITS - ENTRY_BITS) as i8;
@@ -74,15 +83,62 @@ const INDEX: i32 = ((TLB_ENTRIES - 1) << ENTRY_BITS) as i32;
 
 /// What follows the address of a probe, assembled once.
 pub(super) struct Probes {
+    /// Of physical addresses, and of translated ones.
+    regimes: [Forms; 2],
+    /// Behind a store's, with its address in rdx: carry is set if CODEPAGE is not all that its entry has more, or its line has
+    /// code. In front of the jump back to the store, and behind it.
+    line: [Template; 2],
+}
+
+/// The probes of one regime.
+struct Forms {
     /// By direction and size.
     aligned: [Template; 8],
     /// The same for what may be misaligned.
     odd: [Template; 8],
+    /// Both for entries with any addend.
+    own: [[Template; 8]; 2],
     /// Without the look for the entry, of one byte, by direction.
     page: [Template; 2],
-    /// Behind a store's, with its address in rdx: carry is set if CODEPAGE is not all that its entry has more, or its line has
-    /// code. In front of the jump back to the store, and behind it.
-    line: [Template; 2],
+}
+
+impl Forms {
+    fn new(ops: &mut Assembler, flags: JitFlags, bmi2: bool) -> Forms {
+        let mut make = |look: bool, aligned: bool, own: bool, n: usize| {
+            ops.clear();
+            if look {
+                entry_offset(ops, flags, bmi2);
+            }
+            let more = (1 << (n & 3)) - 1;
+            let mask = !(FLAGS as i32) | if aligned { more } else { 0 };
+            if more != 0 && !aligned {
+                dynasm!(ops; .arch x64; add rax, BYTE more as i8);
+            }
+            let comparator = if n < 4 { READ } else { WRITE };
+            dynasm!(ops; .arch x64; and rax, DWORD mask);
+            if own {
+                dynasm!(ops; .arch x64; xor rax, [rbp + rcx + (TABLE + comparator)]; test rax, DWORD !(OTHER as i32));
+            } else {
+                dynasm!(ops; .arch x64; cmp rax, [rbp + rcx + (TABLE + comparator)]);
+            }
+            ops.jump_if(Flag::NotEqual);
+            ops.to_template()
+        };
+        Forms {
+            aligned: std::array::from_fn(|n| make(true, true, false, n)),
+            odd: std::array::from_fn(|n| make(true, false, false, n)),
+            own: [true, false].map(|aligned| std::array::from_fn(|n| make(true, aligned, true, n))),
+            page: std::array::from_fn(|n| make(false, true, false, 4 * n)),
+        }
+    }
+
+    fn of(&self, odd: bool, own: bool) -> &[Template; 8] {
+        match (odd, own) {
+            (odd, true) => &self.own[usize::from(odd)],
+            (true, false) => &self.odd,
+            (false, false) => &self.aligned,
+        }
+    }
 }
 
 /// By direction and log2 of the size.
@@ -93,26 +149,8 @@ fn slot(comparator: i32, bytes: u32) -> usize {
 impl Probes {
     pub(super) fn new(flags: JitFlags, bmi2: bool) -> Probes {
         let mut ops = Assembler::new();
-        let mut make = |look: bool, aligned: bool, n: usize| {
-            ops.clear();
-            if look {
-                entry_offset(&mut ops, flags, bmi2);
-            }
-            let more = (1 << (n & 3)) - 1;
-            let mask = !(FLAGS as i32) | if aligned { more } else { 0 };
-            if more != 0 && !aligned {
-                dynasm!(ops; .arch x64; add rax, BYTE more as i8);
-            }
-            let comparator = if n < 4 { READ } else { WRITE };
-            dynasm!(ops; .arch x64
-                ; and rax, DWORD mask
-                ; cmp rax, [rbp + rcx + (TABLE + comparator)]);
-            ops.jump_if(Flag::NotEqual);
-            ops.to_template()
-        };
-        let aligned = std::array::from_fn(|n| make(true, true, n));
-        let odd = std::array::from_fn(|n| make(true, false, n));
-        let page = std::array::from_fn(|n| make(false, true, 4 * n));
+        let regimes =
+            [flags, JitFlags { base_register: false, ..flags }].map(|flags| Forms::new(&mut ops, flags, bmi2));
         ops.clear();
         let other = ops.new_label();
         dynasm!(ops; .arch x64
@@ -133,7 +171,7 @@ impl Probes {
             ; xor rax, BYTE CODEPAGE as i8);
         ops.finish();
         let line = [ops.part(0, jump), ops.part(behind, ops.here() as usize)];
-        Probes { aligned, odd, page, line }
+        Probes { regimes, line }
     }
 }
 
@@ -160,68 +198,81 @@ fn entry_offset(ops: &mut Assembler, flags: JitFlags, bmi2: bool) {
 impl Emitter {
     /// Leaves the entry's offset in rcx; the base register survives. Returned is where it jumps when it fails.
     fn probe(&mut self, (base, imm): (u8, i32), site: u16, bytes: u32, comparator: i32) -> Hole {
+        let (odd, own) = (self.odd.has(site), self.elsewhere.has(site));
+        self.probe_as((base, imm), bytes, comparator, odd, own)
+    }
+
+    fn probe_as(&mut self, (base, imm): (u8, i32), bytes: u32, comparator: i32, odd: bool, own: bool) -> Hole {
         dynasm!(self.ops; .arch x64; lea rax, [Rq(base) + (imm + BIAS as i32)]);
-        let probes = if self.odd.has(site) { &self.probes.odd } else { &self.probes.aligned };
+        let probes = self.probes.regimes[usize::from(self.translated)].of(odd, own);
         self.ops.template(&probes[slot(comparator, bytes)]);
         self.ops.hole()
     }
 
-    /// The same for an aligned cell at the base itself, of four bytes or eight.
-    pub(super) fn probe_aligned(&mut self, base: u8, bytes: u32, comparator: i32) -> Hole {
-        dynasm!(self.ops; .arch x64; lea rax, [Rq(base) + BIAS as i32]);
-        self.ops.template(&self.probes.aligned[slot(comparator, bytes)]);
-        self.ops.hole()
+    /// The same for an aligned cell at the base itself, of four bytes or eight; with any addend, if its entry is asked for its `own`.
+    pub(super) fn probe_aligned(&mut self, base: u8, bytes: u32, comparator: i32, own: bool) -> Hole {
+        self.probe_as((base, 0), bytes, comparator, false, own)
     }
 
     /// The same for an aligned access of so many bytes.
     pub(super) fn probe_sized(&mut self, base: u8, imm: i32, bytes: u32, comparator: i32) -> Hole {
-        dynasm!(self.ops; .arch x64; lea rax, [Rq(base) + (imm + BIAS as i32)]);
-        self.ops.template(&self.probes.aligned[slot(comparator, bytes)]);
-        self.ops.hole()
+        self.probe_as((base, imm), bytes, comparator, false, false)
     }
 
     /// The same for the first byte of several accesses.
     pub(super) fn probe_first(&mut self, base: u8, imm: i32, comparator: i32) -> Hole {
-        dynasm!(self.ops; .arch x64; lea rax, [Rq(base) + (imm + BIAS as i32)]);
-        self.ops.template(&self.probes.aligned[slot(comparator, 1)]);
-        self.ops.hole()
+        self.probe_sized(base, imm, 1, comparator)
     }
 
     /// The same for the last byte of several accesses, whose first has been probed: its page is the same one.
     pub(super) fn probe_last(&mut self, base: u8, imm: i32, comparator: i32) -> Hole {
         dynasm!(self.ops; .arch x64; lea rax, [Rq(base) + (imm + BIAS as i32)]);
-        self.ops.template(&self.probes.page[usize::from(comparator != READ)]);
+        let probes = &self.probes.regimes[usize::from(self.translated)].page;
+        self.ops.template(&probes[usize::from(comparator != READ)]);
         self.ops.hole()
     }
 
-    /// Register for the entry's addend, or none, and the displacement: host address = base + register + displacement.
-    fn host_address(&mut self, imm: i32) -> (bool, i32) {
-        match self.flat {
-            Some(k) => (false, k + imm),
-            None => {
-                dynasm!(self.ops; .arch x64; mov rcx, [rbp + rcx + (TABLE + ADDEND)]);
-                (true, imm)
-            }
+    /// Is there an addend in rcx, and what is the displacement beside it? host address = base + rcx + displacement. If it is the entry's
+    /// `own`, rcx is its offset so far.
+    pub(super) fn host_address(&mut self, imm: i32, own: bool) -> (bool, i32) {
+        match self.addend {
+            Addend::Flat(k) if !own => return (false, k + imm),
+            Addend::Set if !own => dynasm!(self.ops; .arch x64; mov rcx, [rbp + SET_ADDEND]),
+            _ => dynasm!(self.ops; .arch x64; mov rcx, [rbp + rcx + (TABLE + ADDEND)]),
         }
+        (true, imm)
+    }
+
+    /// rax as it was before the entry's comparator was mixed into it.
+    pub(super) fn unmix(&mut self, comparator: i32) {
+        dynasm!(self.ops; .arch x64; xor rax, [rbp + rcx + (TABLE + comparator)]);
     }
 
     /// The way round, to here: the slow path writes a loaded register where it lives.
     fn slow(&mut self, from: Hole, site: u16, access: Access, (base, imm): (u8, i32), register: u8) {
-        self.slow.push(Slow { from, back: self.here(), beside: None, imm, site, base, register, access });
+        let (back, own) = (self.here(), self.elsewhere.has(site));
+        self.slow.push(Slow { from, back, beside: None, imm, site, base, register, access, own });
     }
 
-    /// Does its slow part test the mask, and jump back to the store? Where that was learned to be worth its bytes, and can be: The base must survive in its register, the addend
-    /// be K, and the bytes lie in one line, which an address has in common with its place in RAM.
+    /// Does its slow part test the mask, and jump back to the store? Where that was learned to be worth its bytes, and can be: the
+    /// base must survive in its register, the addend be the flat one, and the bytes lie in one line, which an address has in common with its place in RAM.
     fn tests_line(&self, base: u8, site: u16, bytes: u32) -> bool {
-        let flat = self.flat.is_some_and(|k| (k as u64).is_multiple_of(PAGE_SIZE));
+        let flat = match self.addend {
+            Addend::Flat(k) => (k as u64).is_multiple_of(PAGE_SIZE) && !self.elsewhere.has(site),
+            Addend::Set => !self.elsewhere.has(site),
+            Addend::Entry => false,
+        };
         flat && self.beside.has(site) && base != RDX && (bytes == 1 || !self.odd.has(site))
     }
 
     /// Behind a failed probe: the shared routine for this access, which asks Rust if it must. See `again.rs`.
     pub(super) fn slow_part(&mut self, n: usize) {
         // Field by field, each loaded as it was stored.
-        let Slow { from, back, beside, imm, site, base, register, access } = self.slow[n];
+        let Slow { from, back, beside, imm, site, base, register, access, own } = self.slow[n];
         self.ops.close(from);
+        if own {
+            self.unmix(if matches!(access, Access::Load(_)) { READ } else { WRITE });
+        }
         if imm != 0 || base != RDX {
             dynasm!(self.ops; .arch x64; lea rdx, [Rq(base) + imm]);
         }
@@ -249,14 +300,19 @@ impl Emitter {
         let imm = ir.imm as i32;
         let base = self.source(ir.a, RDX);
         let slow = self.probe((base, imm), ir.site, mem.bytes(), READ);
-        self.load_from_ram(base, ir, mem);
+        self.load_at(base, ir, mem, self.elsewhere.has(ir.site));
         self.slow(slow, ir.site, Access::Load(mem), (base, imm), ir.rd);
     }
 
-    /// The load itself. Without a flat addend, rcx is the entry's offset.
+    /// A load that was checked before.
     pub(super) fn load_from_ram(&mut self, base: u8, ir: &Ir, mem: MemOp) {
+        self.load_at(base, ir, mem, false);
+    }
+
+    /// The load itself. With the entry's `own` addend, rcx is the entry's offset.
+    fn load_at(&mut self, base: u8, ir: &Ir, mem: MemOp, own: bool) {
         let imm = ir.imm as i32;
-        let (indexed, disp) = self.host_address(imm);
+        let (indexed, disp) = self.host_address(imm, own);
         self.load_into(ir.rd, mem, base, indexed.then_some((RCX, 0)), disp);
     }
 
@@ -291,13 +347,13 @@ impl Emitter {
 
     /// A store whose check was done.
     pub(super) fn store_from(&mut self, base: u8, ir: &Ir, mem: MemOp) {
-        self.store_to_ram(Store { base, imm: ir.imm as i32, bytes: mem.bytes(), value: ir.b });
+        self.store_to_ram(Store { base, imm: ir.imm as i32, bytes: mem.bytes(), value: ir.b, own: false });
     }
 
     pub(super) fn store(&mut self, ir: &Ir, mem: MemOp) {
         let imm = ir.imm as i32;
         let base = self.source(ir.a, RDX);
-        let store = Store { base, imm, bytes: mem.bytes(), value: ir.b };
+        let store = Store { base, imm, bytes: mem.bytes(), value: ir.b, own: self.elsewhere.has(ir.site) };
         let slow = self.probe((base, imm), ir.site, mem.bytes(), WRITE);
         let beside = self.tests_line(base, ir.site, mem.bytes()).then(|| self.here());
         self.store_to_ram(store);
@@ -305,9 +361,9 @@ impl Emitter {
         self.slow.last_mut().expect("pushed just now").beside = beside;
     }
 
-    /// The store itself. Without a flat addend, rcx is the entry's offset; rax is lost.
-    fn store_to_ram(&mut self, Store { base, imm, bytes, value }: Store) {
-        let (indexed, disp) = self.host_address(imm);
+    /// The store itself. With the entry's `own` addend, rcx is the entry's offset; rax is lost.
+    fn store_to_ram(&mut self, Store { base, imm, bytes, value, own }: Store) {
+        let (indexed, disp) = self.host_address(imm, own);
         if value == 0 {
             macro_rules! zero {
                 ($size:ident) => {

@@ -43,6 +43,7 @@ use asm::{Assembler, Flag, Hole, Label};
 use context::float_off;
 use dynasmrt::dynasm;
 use frames::Border;
+use notdirty_core::PAGE_SIZE;
 use regs::{RAX, RDX, RegMap};
 use thunks::Thunks;
 
@@ -60,6 +61,19 @@ pub(crate) struct EmittedExit {
     pub(crate) pc: u64,
     /// A poll: instructions to give back.
     pub(crate) refund: u16,
+    /// The way through the jump cache; 0 if the jump may always be linked.
+    pub(crate) via: u32,
+}
+
+/// host - guest, of RAM, as accesses find it once they were checked.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Addend {
+    /// A constant.
+    Flat(i32),
+    /// That of the regime's set, which the context knows.
+    Set,
+    /// Each entry's own.
+    Entry,
 }
 
 #[derive(Debug, Clone, Copy)]
@@ -91,6 +105,11 @@ enum Cold {
         pc: u64,
         block: u16,
     },
+    /// A jump to another page, where addresses are translated.
+    Via {
+        from: Hole,
+        pc: u64,
+    },
 }
 
 /// Emits TBs; keeps its memory from one to the next.
@@ -110,8 +129,9 @@ pub(crate) struct Emitter {
     fma: bool,
     probes: mem::Probes,
     thunks: Thunks,
-    /// host - guest, where it fits a displacement.
-    flat: Option<i32>,
+    /// That of physical addresses, and of the TB being emitted.
+    physical: Addend,
+    addend: Addend,
     blocks: Vec<Label>,
     cold: Vec<Cold>,
     /// Behind failed probes: the commonest of what is cold, apart.
@@ -128,14 +148,19 @@ pub(crate) struct Emitter {
     block_insns: u16,
     /// Does one thread store (WRITER-1)? Of the TB being emitted.
     pub(crate) alone: bool,
-    /// The mode that the code is for.
-    pub(crate) mode: Privilege,
+    /// The mode that the code is for, and whether its addresses are translated.
+    mode: Privilege,
+    translated: bool,
+    /// Where the TB being emitted has code: its first page, and the next one too?
+    page: (u64, bool),
     /// Of the block being emitted: where it jumps back to behind the fence that stands before it.
     behind_fence: Option<Label>,
     /// The sites whose probes let misaligned accesses through. Of the TB being emitted.
     pub(crate) odd: SiteSet,
     /// Sites of the region with stores that often lie beside code.
     pub(crate) beside: SiteSet,
+    /// Sites of the region whose RAM often has another addend.
+    pub(crate) elsewhere: SiteSet,
 }
 
 /// Displacement of a guest register in the context.
@@ -148,6 +173,11 @@ impl Emitter {
         // What an access adds to it must fit, too.
         const FARTHEST: i64 = i32::MAX as i64 - DISPLACEMENT;
         let flat = Some(flat_addend as i64).filter(|k| (-FARTHEST..=FARTHEST).contains(k)).map(|k| k as i32);
+        let physical = match flat {
+            _ if !flags.flat_addend => Addend::Entry,
+            Some(k) => Addend::Flat(k),
+            None => Addend::Set,
+        };
         let bmi2 = flags.bmi2 && std::arch::is_x86_feature_detected!("bmi2");
         Emitter {
             ops: Assembler::new(),
@@ -162,7 +192,8 @@ impl Emitter {
             popcnt: flags.popcnt && std::arch::is_x86_feature_detected!("popcnt"),
             probes: mem::Probes::new(flags, bmi2),
             thunks,
-            flat: flat.filter(|_| flags.flat_addend),
+            physical,
+            addend: physical,
             blocks: Vec::new(),
             cold: Vec::new(),
             slow: Vec::new(),
@@ -175,10 +206,19 @@ impl Emitter {
             block_insns: 0,
             alone: false,
             mode: Privilege::M,
+            translated: false,
+            page: (0, false),
             behind_fence: None,
             odd: if flags.aligned { SiteSet::NONE } else { SiteSet::ALL },
             beside: if flags.beside { SiteSet::NONE } else { SiteSet::ALL },
+            elsewhere: SiteSet::NONE,
         }
+    }
+
+    /// What is emitted next is for this mode, and for translated addresses or physical ones.
+    pub(crate) fn enter_regime(&mut self, mode: Privilege, translated: bool) {
+        (self.mode, self.translated) = (mode, translated);
+        self.addend = if translated && self.physical != Addend::Entry { Addend::Set } else { self.physical };
     }
 
     /// Assembles a region as TB number `tb`; the code still lacks [`Emitter::place`]. Returns its length and the
@@ -186,6 +226,7 @@ impl Emitter {
     pub(crate) fn emit(&mut self, region: &Region, tb: u32) -> (usize, u32) {
         self.tb = tb;
         self.region_pc = region.pc;
+        self.page = (region.pc / PAGE_SIZE, region.spans.iter().any(|span| span.page != 0));
         self.ops.clear();
         self.cold.clear();
         self.slow.clear();
@@ -274,9 +315,17 @@ impl Emitter {
         code
     }
 
-    /// May accesses be checked ahead of a loop? Then all RAM at K needs no other addend.
+    /// May accesses be checked ahead of a loop? Then all RAM at the flat addend needs no other.
     pub(crate) fn checks_ahead(&self) -> bool {
-        self.flags.hoist && self.flat.is_some()
+        self.flags.hoist && self.physical != Addend::Entry
+    }
+
+    /// The addend, if it is a constant.
+    fn flat(&self) -> Option<i32> {
+        match self.addend {
+            Addend::Flat(k) => Some(k),
+            _ => None,
+        }
     }
 
     fn here(&self) -> u32 {
@@ -371,6 +420,15 @@ impl Emitter {
             Cold::Exit { from, exit } => {
                 self.ops.close(from);
                 self.leave_stub(exit);
+                if self.translated && self.flags.jump_cache {
+                    self.exits[usize::from(exit)].via = self.here();
+                    let pc = self.exits[usize::from(exit)].pc;
+                    self.go_via(pc);
+                }
+            }
+            Cold::Via { from, pc } => {
+                self.ops.close(from);
+                self.go_via(pc);
             }
             Cold::Poll { from, exit, block } => {
                 self.ops.close(from);
@@ -393,6 +451,19 @@ impl Emitter {
         }
     }
 
+    /// On at `pc` by the jump cache.
+    fn go_via(&mut self, pc: u64) {
+        self.constant(RAX, pc as i64);
+        dynasm!(self.ops; .arch x64; .u8 0xe9);
+        self.external(self.thunks.jump);
+    }
+
+    /// Is a jump from here to `pc` one on the pages of the TB?
+    fn is_near(&self, pc: u64) -> bool {
+        let ahead = (pc / PAGE_SIZE).wrapping_sub(self.page.0);
+        ahead == 0 || ahead == 1 && self.page.1
+    }
+
     /// Back to the exec loop with an exit's number.
     fn leave_stub(&mut self, exit: u16) {
         self.exits[usize::from(exit)].stub = self.here();
@@ -402,7 +473,7 @@ impl Emitter {
     }
 
     fn exit(&mut self, pc: u64, refund: u16) -> u16 {
-        self.exits.push(EmittedExit { field: 0, stub: 0, pc, refund });
+        self.exits.push(EmittedExit { field: 0, stub: 0, pc, refund, via: 0 });
         (self.exits.len() - 1) as u16
     }
 
@@ -467,124 +538,4 @@ impl Emitter {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::riscv::Op;
-    use crate::testkit::encode;
-    use crate::translate::{Limits, MAX_INSNS, Translator};
-    use notdirty_core::{RamBlockSpec, RamList};
-    use notdirty_softmmu::{AddressSpace, GuestPhys, NoHooks};
-    use std::sync::Arc;
-
-    unsafe extern "C" fn nobody(_: *mut context::Context, _: u32) -> u64 {
-        0
-    }
-
-    const RAM: u64 = 0x8000_0000;
-
-    fn translated(code: &[u32]) -> Translator {
-        let ram = Arc::new(RamList::new());
-        let block = ram.add(RamBlockSpec::new("ram", 0x1000)).unwrap();
-        for (n, &word) in code.iter().enumerate() {
-            block.store_raw(4 * n as u64, 4, word.into()).unwrap();
-        }
-        let space = AddressSpace::new(ram);
-        space.map_ram(GuestPhys::new(RAM), &block, 0, 0x1000, 0).unwrap();
-        let mut translator = Translator::default();
-        let limits = Limits { insns: MAX_INSNS, regions: true, optimise: true, heads: false };
-        translator.translate(&mut crate::testkit::Runs::new(&space, 0), &mut NoHooks, RAM, limits).unwrap();
-        translator
-    }
-
-    /// A loop of two fences around `middle`, behind a store; where its fences and the head of its loop are.
-    fn fences(middle: u32, alone: bool, tier2: bool) -> (Vec<usize>, usize) {
-        let fence = 0x0330_000f;
-        let ends = [encode(Op::Addi, 15, 15, 0, -1), encode(Op::Bne, 0, 15, 0, -16), encode(Op::Jalr, 0, 1, 0, 0)];
-        let code = [&[encode(Op::Sd, 0, 2, 10, 0), fence, middle, fence], &ends[..]].concat();
-        let mut translator = translated(&code);
-        if tier2 {
-            crate::tier2::optimise(&mut translator.region, true, None);
-        }
-        let (_, thunks) = thunks::assemble(JitFlags::default(), nobody);
-        let mut emitter = Emitter::new(JitFlags::default(), thunks, 0x1_0000);
-        emitter.alone = alone;
-        emitter.emit(&translator.region, 0);
-        let code = emitter.place(0);
-        let all = |bytes: &[u8]| (0..code.len()).filter(|&at| code[at..].starts_with(bytes)).collect::<Vec<_>>();
-        // sub r15, 5
-        let heads = all(&[0x49, 0x83, 0xef, 5]);
-        assert_eq!(heads.len(), 1);
-        (all(&[0xf0, 0x81, 0x0c, 0x24]), heads[0])
-    }
-
-    #[test]
-    fn a_loop_that_stores_nothing_fences_once_before_it() {
-        for tier2 in [false, true] {
-            for middle in [encode(Op::Add, 11, 11, 12, 0), encode(Op::Ld, 11, 2, 0, 0)] {
-                let (fences, head) = fences(middle, false, tier2);
-                assert!(fences.len() == 1 && fences[0] < head, "{fences:x?}, {head:x}");
-            }
-            for middle in [encode(Op::Sd, 0, 2, 11, 0), encode(Op::ScD, 11, 2, 11, 0)] {
-                let (fences, head) = fences(middle, false, tier2);
-                assert!(fences.len() == 2 && fences[0] > head, "{fences:x?}, {head:x}");
-            }
-            assert_eq!(fences(encode(Op::Add, 11, 11, 12, 0), true, tier2).0, []);
-        }
-    }
-
-    /// Loops over what becomes the most code: accesses that share checks and overlap, calls, divisions, sites.
-    #[test]
-    fn the_longest_code_leaves_room_to_spare() {
-        let shapes: [fn(i32) -> u32; 7] = [
-            // Rounded by frm, of singles whose boxes are not known.
-            |n| encode([Op::FmaddS, Op::FcvtDL][n as usize % 2], n as u8 & 15, 16 + n as u8 % 16, 16, 0x7000),
-            |n| encode([Op::FcvtSD, Op::FminD, Op::Fsd][n as usize % 3], n as u8 & 15, 16, 17, 0x7000),
-            |n| encode([Op::Sd, Op::Ld][n as usize % 2], 27, 28 + (n / 2 % 4) as u8, 27, 1024 + 8 * (n % 100)),
-            |n| if n % 2 == 0 { encode(Op::Bne, 0, 29, 30, 8) } else { encode(Op::Jalr, 1, 5, 0, 444) },
-            |n| encode([Op::Mulhsu, Op::Div, Op::Remw][n as usize % 3], 29, 29, 31, 0),
-            |_| encode(Op::AmoaddD, 29, 30, 31, 0),
-            // Loops of their own; their turns are counted.
-            |n| match n % 16 {
-                0..4 => encode(Op::Ld, 29, 27, 0, 8 * (n % 16)),
-                14 => encode(Op::Addi, 30, 30, 0, -1),
-                15 => encode(Op::Bne, 0, 30, 0, -60),
-                _ => encode([Op::Mulhsu, Op::Div, Op::Remw][n as usize % 3], 28, 29, 31, 0),
-            },
-        ];
-        let mut slow = JitFlags { count: true, ..JitFlags::default() };
-        for name in ["plain_index", "base_register", "budget_register", "bmi2"] {
-            assert!(slow.set(name, false));
-        }
-        for shape in shapes {
-            let last = MAX_INSNS as i32 - 1;
-            let mut code: Vec<u32> = (0..last).map(shape).collect();
-            code.push(encode(Op::Beq, 0, 0, 0, -4 * last));
-            let mut translator = translated(&code);
-            assert_eq!(translator.region.insns as usize, MAX_INSNS);
-            let mut lengths = Vec::new();
-            for tier2 in [false, true] {
-                if tier2 {
-                    crate::tier2::optimise(
-                        &mut translator.region,
-                        true,
-                        Some(crate::tier2::Ahead {
-                            learned: &|_| Default::default(),
-                            turns: true,
-                            sink: true,
-                            apart: true,
-                        }),
-                    );
-                }
-                for flags in [JitFlags::default(), slow] {
-                    let (_, thunks) = thunks::assemble(flags, nobody);
-                    lengths.push(Emitter::new(flags, thunks, 0x1_0000).emit(&translator.region, 0).0);
-                }
-            }
-            // Tier 2 adds to each site ten registers' ways home and back.
-            for (n, len) in lengths.iter().enumerate() {
-                let room = if n < 2 { asm::CAPACITY / 2 } else { asm::CAPACITY * 11 / 16 };
-                assert!((4 * MAX_INSNS..room).contains(len), "{lengths:?}");
-            }
-        }
-    }
-}
+mod tests;

@@ -8,8 +8,9 @@
 //!                          instruction, everything back; or on at `cpu.pc` by the jump cache; or on to `leave`
 //!   shown                  the same where the guest's registers are in the context already
 //!   again                  where the routines behind failed probes begin: again.rs
+//!   jump                   on at the pc in rax by the jump cache of the regime that the hart is in
 //!   miss                   the jump cache does not have the pc in rax: search the table behind it; leave for a look-up
-//!   miss_below             the same in whatever mode the hart is, which loads the place of its jump cache
+//!   miss_below             the same in whatever regime the hart is, which loads the place of its jump cache
 //! ```
 use super::again;
 use super::context::{
@@ -52,6 +53,7 @@ pub(crate) struct Thunks {
     pub(crate) leave: CodeOffset,
     pub(crate) site: CodeOffset,
     pub(crate) shown: CodeOffset,
+    pub(crate) jump: CodeOffset,
     pub(crate) miss: CodeOffset,
     pub(crate) miss_below: CodeOffset,
     pub(crate) again: CodeOffset,
@@ -149,6 +151,8 @@ pub(crate) fn assemble(flags: JitFlags, site: SiteFn) -> (Vec<u8>, Thunks) {
         ; pop r15; pop r14; pop r13; pop r12; pop rbp; pop rbx
         ; ret; .align 16);
 
+    thunks.jump = ops.offset().0 as u32;
+    jump(&mut ops, thunks.miss_below);
     for pins in [true, false] {
         *(if pins { &mut thunks.site } else { &mut thunks.shown }) = ops.offset().0 as u32;
         save(&mut ops, pins);
@@ -170,19 +174,10 @@ pub(crate) fn assemble(flags: JitFlags, site: SiteFn) -> (Vec<u8>, Thunks) {
         ; add rsp, 8);
         load(&mut ops, true);
         dynasm!(ops; .arch x64
-        ; mov rax, [rbp + PC]
+        ; mov rax, [rbp + PC]);
         // The mode may be another one.
-        ; mov rdx, [rbp + NEAR_JUMPS]
-        ; mov ecx, eax
-        ; and ecx, mask
-        ; cmp rax, [rdx + rcx * 8]
-        ; jne >miss
-        ; jmp QWORD [rdx + rcx * 8 + 8]
-        ; miss:);
-        let rel = (thunks.miss_below as i64 - (ops.offset().0 as i64 + 5)) as i32;
+        jump(&mut ops, thunks.miss_below);
         dynasm!(ops; .arch x64
-        ; .u8 0xe9
-        ; .i32 rel
         ; out:
         ; add rsp, 8
         ; mov eax, reason::SITE as i32);
@@ -196,4 +191,18 @@ pub(crate) fn assemble(flags: JitFlags, site: SiteFn) -> (Vec<u8>, Thunks) {
     code.extend(again::assemble(thunks.again, thunks.site));
     thunks.again_end = code.len() as CodeOffset;
     (code, thunks)
+}
+
+/// On at the pc in rax, by the jump cache of whatever regime the hart is in.
+fn jump(ops: &mut VecAssembler<X64Relocation>, miss: CodeOffset) {
+    dynasm!(ops; .arch x64
+        ; mov rdx, [rbp + NEAR_JUMPS]
+        ; mov ecx, eax
+        ; and ecx, ((JUMP_ENTRIES - 1) << 1) as i32
+        ; cmp rax, [rdx + rcx * 8]
+        ; jne >miss
+        ; jmp QWORD [rdx + rcx * 8 + 8]
+        ; miss:);
+    let rel = (miss as i64 - (ops.offset().0 as i64 + 5)) as i32;
+    dynasm!(ops; .arch x64; .u8 0xe9; .i32 rel);
 }

@@ -1,0 +1,219 @@
+//! Which jumps emitted code goes by: a jump cache, with the table behind it, for each way in which the hart sees its code.
+//!
+//! ```text
+//!   Regime: mode, are addresses translated, in which address space ─▶ a set of jumps (context.rs, jumps.rs)
+//!            0: M-mode, physical. Emitted code knows where its jump cache is
+//!            else the one used longest ago makes room
+//!   sfence.vma, PMP ─▶ fenced: sets whose code lies on what was mapped anew are emptied, at the cost of what they hold
+//! ```
+//!
+//! What a set holds is right while the mappings of its code are. A TB itself is known by the RAM that it lies on, so it outlives
+//! every change of mappings, and is found again where the code turns up.
+use super::{TbCache, TbKey};
+use crate::jit::x86_64::context::{Context, JUMP_SETS};
+use crate::riscv::Privilege;
+use hashbrown::HashSet;
+use notdirty_core::PAGE_BITS;
+
+/// How a hart sees its memory, as far as translations of code differ by it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub(crate) struct Regime(u64);
+
+const MODE: u64 = 3;
+const TRANSLATED: u64 = 1 << 2;
+const SPACE_SHIFT: u32 = 32;
+
+impl Regime {
+    /// All addresses are physical.
+    #[inline]
+    pub(crate) const fn physical(mode: Privilege) -> Regime {
+        Regime(mode.index() as u64)
+    }
+
+    /// Loads and stores, and code, or only the former, go by page tables or PMP.
+    #[inline]
+    pub(crate) const fn translated(mode: Privilege, space: u32) -> Regime {
+        Regime(mode.index() as u64 | TRANSLATED | (space as u64) << SPACE_SHIFT)
+    }
+
+    /// What a translation of code depends on: [`TbKey::flags`].
+    #[inline]
+    pub(crate) const fn flags(self) -> u32 {
+        (self.0 & (MODE | TRANSLATED)) as u32
+    }
+
+    const fn is_translated(self) -> bool {
+        self.0 & TRANSLATED != 0
+    }
+
+    /// Of the numbers of address spaces, the ASID is the low half.
+    const fn asid(self) -> u16 {
+        (self.0 >> SPACE_SHIFT) as u16
+    }
+}
+
+impl TbKey {
+    /// The mode that the translation is for.
+    pub(crate) fn mode(&self) -> Privilege {
+        Privilege::ALL[(u64::from(self.flags) & MODE) as usize % Privilege::ALL.len()]
+    }
+
+    /// Are its loads and stores translated?
+    pub(crate) fn is_translated(&self) -> bool {
+        u64::from(self.flags) & TRANSLATED != 0
+    }
+}
+
+/// What is in a set of jumps, if its addresses are translated.
+#[derive(Debug, Default)]
+struct Set {
+    regime: Regime,
+    used: u64,
+    /// Where its jumps lead; some of them more than once.
+    noted: Vec<u64>,
+    /// What its code lies on: a page or a superpage by its address, with the logarithm of its size in the low bits.
+    code: HashSet<u64>,
+    /// The sizes that there are, a bit each.
+    sizes: u64,
+    last: u64,
+}
+
+/// The sets of a vCPU.
+#[derive(Debug)]
+pub(super) struct Regimes {
+    sets: [Set; JUMP_SETS],
+    len: usize,
+    clock: u64,
+}
+
+impl Default for Regimes {
+    fn default() -> Self {
+        // The first is M-mode's.
+        Regimes { sets: Default::default(), len: 1, clock: 0 }
+    }
+}
+
+#[cfg(any(test, feature = "testkit"))]
+impl Regimes {
+    /// The flags of the TBs that a set has jumps to, if there may be one to `pc`.
+    pub(super) fn knows(&self, set: usize, pc: u64) -> Option<u32> {
+        let set = self.sets[..self.len].get(set)?;
+        (!set.regime.is_translated() || set.noted.contains(&pc)).then(|| set.regime.flags())
+    }
+}
+
+impl Set {
+    /// A jump leads to `pc`, on a page that is mapped with so much around it.
+    fn note(&mut self, pc: u64, size_log2: u8) {
+        self.noted.push(pc);
+        let key = key(pc, size_log2);
+        if key != self.last {
+            self.last = key;
+            self.sizes |= 1 << (size_log2 & 63);
+            self.code.insert(key);
+        }
+    }
+
+    /// Does any of its code lie on what `va` was mapped with?
+    fn has(&self, va: u64) -> bool {
+        let mut sizes = self.sizes;
+        while sizes != 0 {
+            let size = sizes.trailing_zeros() as u8;
+            sizes &= sizes - 1;
+            if self.code.contains(&key(va, size)) {
+                return true;
+            }
+        }
+        false
+    }
+
+    fn forget(&mut self) {
+        self.noted.clear();
+        self.code.clear();
+        (self.sizes, self.last) = (0, 0);
+    }
+}
+
+const fn key(va: u64, size_log2: u8) -> u64 {
+    va >> (size_log2 & 63) << (size_log2 & 63) | size_log2 as u64
+}
+
+impl TbCache {
+    /// The hart may be in another regime than emitted code went by.
+    #[inline]
+    pub(crate) fn follow_regime(&mut self, ctx: &mut Context) {
+        let regime = ctx.cpu.regime();
+        if regime != self.regimes.sets[ctx.jump_set()].regime {
+            self.change_regime(ctx, regime);
+        }
+    }
+
+    fn change_regime(&mut self, ctx: &mut Context, regime: Regime) {
+        let Regimes { sets, len, clock } = &mut self.regimes;
+        *clock += 1;
+        let known = sets[..*len].iter().position(|set| set.regime == regime);
+        let set = known.unwrap_or_else(|| {
+            if *len < JUMP_SETS {
+                *len += 1;
+                return *len - 1;
+            }
+            (1..JUMP_SETS).min_by_key(|&set| sets[set].used).unwrap_or(1)
+        });
+        sets[set].used = *clock;
+        if known.is_none() {
+            self.empty(ctx, set);
+            self.regimes.sets[set].regime = regime;
+        }
+        ctx.select_jumps(set);
+        self.jumps[set].publish(ctx);
+    }
+
+    /// No jump of this set leads anywhere.
+    fn empty(&mut self, ctx: &mut Context, set: usize) {
+        if self.regimes.sets[set].regime.is_translated() {
+            for &pc in &self.regimes.sets[set].noted {
+                ctx.forget_jump(set, pc);
+                self.jumps[set].remove(pc);
+            }
+        } else {
+            ctx.forget_set(set);
+            self.jumps[set].clear();
+            if set == ctx.jump_set() {
+                ctx.select_jumps(set);
+            }
+        }
+        self.regimes.sets[set].forget();
+    }
+
+    /// A jump to `pc` was noted in the set in use; its page, and the next if it has bytes there, are mapped with so much around them.
+    pub(super) fn noted(&mut self, ctx: &Context, pc: u64, sizes: (u8, Option<u8>)) {
+        let set = &mut self.regimes.sets[ctx.jump_set()];
+        if set.regime.is_translated() {
+            set.note(pc, sizes.0);
+            if let Some(size) = sizes.1 {
+                set.note((pc >> PAGE_BITS << PAGE_BITS).wrapping_add(1 << PAGE_BITS), size);
+            }
+        }
+    }
+
+    /// What was translated of `va`, or everything, of one address space or all, must be looked up again.
+    pub(crate) fn fenced(&mut self, ctx: &mut Context, va: Option<u64>, asid: Option<u16>) {
+        for n in 1..self.regimes.len {
+            let set = &self.regimes.sets[n];
+            let meant = set.regime.is_translated() && asid.is_none_or(|asid| set.regime.asid() == asid);
+            if meant && !set.noted.is_empty() && va.is_none_or(|va| set.has(va)) {
+                self.empty(ctx, n);
+            }
+        }
+    }
+
+    /// The sets that jumps to this TB may be in.
+    pub(super) fn sets_of(&self, key: &TbKey) -> impl Iterator<Item = usize> + use<> {
+        let flags = key.flags;
+        let mut all = 0u32;
+        for (n, set) in self.regimes.sets[..self.regimes.len].iter().enumerate() {
+            all |= u32::from(set.regime.flags() == flags) << n;
+        }
+        (0..JUMP_SETS).filter(move |n| all >> n & 1 != 0)
+    }
+}
