@@ -92,8 +92,6 @@ fn check_in(case: &SmcCase, form: Form) {
     assert_same_end(&name, &jit, &oracle);
     let killed = jit.stats().tbs_invalidated - before;
     match case.kills {
-        // What is translated under page tables is the engine's affair, so far.
-        Kills::AtLeast(_) if form.mode == Mode::Supervisor => {}
         Kills::AtLeast(least) => {
             assert!(killed >= least, "{name}: {killed} translations died, expected at least {least}")
         }
