@@ -41,6 +41,7 @@ impl Tlb {
             *set.fetch = [NO_FETCH; FETCH_ENTRIES];
             set.devices.fill(None);
             set.beside = false;
+            set.big_beside.clear();
         }
     }
 
@@ -105,11 +106,7 @@ impl Tlb {
                 id = next;
             }
         }
-        let other = |tag: u64, size: u8| tag.wrapping_sub(BIAS) >> size != va >> size;
-        self.sets[set].retain_beside(
-            |fetch| stays(fetch.reach.global) || other(fetch.tag, fetch.reach.size_log2),
-            |device| stays(device.reach.global) || other(device.tag, device.reach.size_log2),
-        );
+        self.sets[set].forget_beside(va, stays);
         dropped
     }
 

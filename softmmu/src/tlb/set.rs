@@ -1,7 +1,7 @@
 //! What one regime and address space has beside its table: which slots are filled, fetch translations, devices, superpages.
 
 use super::Id;
-use super::entry::FLAGS;
+use super::entry::{BIAS, FLAGS};
 use crate::addr::MmuIdx;
 use crate::mmio::{MmioDevice, SizeMask};
 use crate::rights::Rights;
@@ -106,6 +106,8 @@ pub(super) struct Set {
     pub(super) filled: [Vec<u16>; 2],
     /// Is there anything in `fetch` or `devices`?
     pub(super) beside: bool,
+    /// The superpages that some of it is part of, or was: by [`BigPages::key`].
+    pub(super) big_beside: Vec<u64>,
     pub(super) fetch: Box<[FetchEntry; FETCH_ENTRIES]>,
     pub(super) devices: Box<[Option<DeviceEntry>; 1 << DEVICE_BITS]>,
     pub(super) big: BigPages,
@@ -119,6 +121,7 @@ impl Set {
             flat: None,
             filled: Default::default(),
             beside: false,
+            big_beside: Vec::new(),
             fetch: Box::new([NO_FETCH; FETCH_ENTRIES]),
             devices: Box::new([None; 1 << DEVICE_BITS]),
             big: BigPages::default(),
@@ -149,6 +152,7 @@ impl Set {
     pub(super) fn set_fetch(&mut self, entry: FetchEntry) {
         if entry.tag != 0 {
             self.beside = true;
+            self.note_beside(entry.tag, entry.reach);
             self.fetch[Self::fetch_slot(entry.tag)] = entry;
         }
     }
@@ -166,7 +170,48 @@ impl Set {
     pub(super) fn set_device(&mut self, entry: DeviceEntry) {
         if entry.tag != 0 {
             self.beside = true;
+            self.note_beside(entry.tag, entry.reach);
             self.devices[Self::device_slot(entry.tag)] = Some(entry);
+        }
+    }
+
+    fn note_beside(&mut self, tag: u64, reach: Reach) {
+        if u32::from(reach.size_log2) != notdirty_core::PAGE_BITS {
+            let key = BigPages::key(tag.wrapping_sub(BIAS), reach.size_log2);
+            if !self.big_beside.contains(&key) {
+                if self.big_beside.len() == 2 * (FETCH_ENTRIES + (1 << DEVICE_BITS)) {
+                    self.count_beside();
+                }
+                self.big_beside.push(key);
+            }
+        }
+    }
+
+    /// Drops superpages of which nothing is there any more.
+    #[cold]
+    fn count_beside(&mut self) {
+        let fetches = self.fetch.iter().filter(|fetch| fetch.tag != 0).map(|fetch| (fetch.tag, fetch.reach));
+        let devices = self.devices.iter().flatten().map(|device| (device.tag, device.reach));
+        let keys = fetches.chain(devices).map(|(tag, reach)| BigPages::key(tag.wrapping_sub(BIAS), reach.size_log2));
+        self.big_beside = keys.filter(|&key| key as u32 & 63 != notdirty_core::PAGE_BITS).collect();
+    }
+
+    /// Nothing of the page of `va`, nor of what was mapped together with it, is in `fetch` and `devices`, but what `stays`.
+    pub(super) fn forget_beside(&mut self, va: u64, stays: impl Fn(bool) -> bool) {
+        if self.big_beside.iter().any(|&key| key == BigPages::key(va, key as u8 & 63)) {
+            let other = |tag: u64, size: u8| tag.wrapping_sub(BIAS) >> size != va >> size;
+            self.retain_beside(
+                |fetch| stays(fetch.reach.global) || other(fetch.tag, fetch.reach.size_log2),
+                |device| stays(device.reach.global) || other(device.tag, device.reach.size_log2),
+            );
+        } else if self.beside {
+            let tag = va.wrapping_add(BIAS) & !FLAGS;
+            let fetch = &mut self.fetch[Self::fetch_slot(tag)];
+            if fetch.tag == tag && !stays(fetch.reach.global) {
+                *fetch = NO_FETCH;
+            }
+            let device = &mut self.devices[Self::device_slot(tag)];
+            *device = device.take().filter(|device| device.tag != tag || stays(device.reach.global));
         }
     }
 

@@ -5,7 +5,7 @@ use crate::clock::Clock;
 use crate::cpu::CpuState;
 use crate::jit::x86_64::context::Context;
 use crate::riscv::csr::{CsrEnv, irq, num};
-use crate::riscv::mmu::{self, Changed, Memory};
+use crate::riscv::mmu::{self, Changed, Memory, Walker};
 use crate::riscv::trap::{self, Trap};
 use crate::riscv::{Insn, Privilege};
 use crate::tb::TbCache;
@@ -13,7 +13,7 @@ use crate::tier0::Why;
 use crate::trace::{TraceMask, TraceSink};
 use notdirty_core::RamAddr;
 use notdirty_softmmu::{
-    Access, CodeInvalidator, FaultCause, GuestPhys, Hooks, LiveMmu, MmuIdx, Physical, ServeReport, SoftMmu, Started,
+    Access, CodeInvalidator, FaultCause, GuestPhys, Hooks, LiveMmu, Physical, ServeReport, SoftMmu, Started,
     Translation,
 };
 use std::sync::Arc;
@@ -396,12 +396,8 @@ impl CodeInvalidator for StoreHooks<'_> {
 
 impl Hooks for StoreHooks<'_> {
     fn translate(&mut self, memory: &mut Physical<'_>, access: Access) -> Result<Translation, FaultCause> {
-        let csr = &self.ctx.cpu.csr;
-        if access.idx == MmuIdx::M && !csr.pmp_is_locked() {
-            return Ok(Translation::identity(access.va));
-        }
         let marks = self.marks;
-        Memory::of(csr).translate(self, memory, access, marks)
+        Walker::new(&self.ctx.cpu.csr, access.idx).translate(self, memory, access, marks)
     }
 
     fn before_mmio(&mut self) {

@@ -109,8 +109,32 @@ impl Memory {
     fn is_locked(&self) -> bool {
         (self.config[0] | self.config[1]) & u64::from_ne_bytes([cfg::L; 8]) != 0
     }
+}
+
+/// What a translation goes by. Where PMP leaves all memory to S-mode and U-mode, it need not be asked.
+pub(crate) struct Walker {
+    satp: u64,
+    menvcfg: u64,
+    pmp: Option<Pmp>,
+}
+
+impl Walker {
+    /// As the registers are now, for accesses of this regime.
+    #[inline]
+    pub(crate) fn new(csr: &Csrs, idx: MmuIdx) -> Walker {
+        let free = if idx == MmuIdx::M { !csr.pmp_is_locked() } else { csr.pmp_is_open() };
+        Walker { satp: csr.satp, menvcfg: csr.menvcfg, pmp: if free { None } else { Some(Walker::pmp(csr)) } }
+    }
+
+    #[cold]
+    fn pmp(csr: &Csrs) -> Pmp {
+        let (config, addresses) = csr.pmp_words();
+        let config = std::array::from_fn(|n| config[n / 8].to_le_bytes()[n % 8]);
+        Pmp::new(&config, addresses)
+    }
 
     /// Where an access goes. `hooks` is told of the marks that it leaves in page tables; if it may leave none, it is refused.
+    #[inline]
     pub(crate) fn translate<H: Hooks>(
         &self,
         hooks: &mut H,
@@ -120,29 +144,29 @@ impl Memory {
     ) -> Result<Translation, FaultCause> {
         let Access { idx, va, len, kind } = access;
         let machine = idx == MmuIdx::M;
-        if machine && !self.is_locked() {
+        let Walker { satp, menvcfg, pmp } = self;
+        if machine && pmp.is_none() {
             return Ok(Translation::identity(va));
         }
-        let config = std::array::from_fn(|n| self.config[n / 8].to_le_bytes()[n % 8]);
-        let pmp = Pmp::new(&config, &self.addresses);
         let leaf = if machine {
             let page = va.page_base().get();
             Leaf { page, size_log2: 12, rights: Rights::ALL, global: false }
         } else {
             let regime = Regime {
-                scheme: Scheme::of_satp(self.satp).unwrap_or_default(),
-                root: self.satp & satp::PPN,
+                scheme: Scheme::of_satp(*satp).unwrap_or_default(),
+                root: satp & satp::PPN,
                 user: idx.0 & 3 == Privilege::U as u8,
                 sum: idx.0 & SUM != 0,
                 mxr: idx.0 & MXR != 0,
-                adue: self.menvcfg & envcfg::ADUE != 0,
-                pbmte: self.menvcfg & envcfg::PBMTE != 0,
+                adue: menvcfg & envcfg::ADUE != 0,
+                pbmte: menvcfg & envcfg::PBMTE != 0,
             };
-            walk(&mut Guarded { memory, hooks, pmp: &pmp, marks }, regime, va.get(), kind)?
+            walk(&mut Guarded { memory, hooks, pmp: pmp.as_ref(), marks }, regime, va.get(), kind)?
         };
-        let (allowed, lasting) = match pmp.page(machine, leaf.page) {
-            PageRights::Whole(rights) => (rights, true),
-            PageRights::Ask => {
+        let (allowed, lasting) = match pmp.as_ref().map(|pmp| (pmp, pmp.page(machine, leaf.page))) {
+            None => (Rights::ALL, true),
+            Some((_, PageRights::Whole(rights))) => (rights, true),
+            Some((pmp, PageRights::Ask)) => {
                 let allowed = pmp.allows(machine, leaf.page | va.page_offset(), len, kind);
                 (if allowed { Rights::ALL } else { Rights::NONE }, false)
             }
@@ -157,18 +181,19 @@ impl Memory {
 struct Guarded<'a, 'm, H> {
     memory: &'a mut Physical<'m>,
     hooks: &'a mut H,
-    pmp: &'a Pmp,
+    pmp: Option<&'a Pmp>,
     marks: bool,
 }
 
 impl<H: Hooks> Tables for Guarded<'_, '_, H> {
     fn read(&mut self, at: u64) -> Option<u64> {
-        let allowed = self.pmp.allows(false, at, 8, AccessKind::Load);
+        let allowed = self.pmp.is_none_or(|pmp| pmp.allows(false, at, 8, AccessKind::Load));
         self.memory.read(GuestPhys::new(at)).filter(|_| allowed)
     }
 
     fn replace(&mut self, at: u64, old: u64, new: u64) -> Option<bool> {
-        if !self.marks || !self.pmp.allows(false, at, 8, AccessKind::Store) {
+        let allowed = self.pmp.is_none_or(|pmp| pmp.allows(false, at, 8, AccessKind::Store));
+        if !self.marks || !allowed {
             return None;
         }
         self.memory.replace(self.hooks, GuestPhys::new(at), old, new)
@@ -249,10 +274,7 @@ impl<H: Hooks> CodeInvalidator for Translated<'_, H> {
 
 impl<H: Hooks> Hooks for Translated<'_, H> {
     fn translate(&mut self, memory: &mut Physical<'_>, access: Access) -> Result<Translation, FaultCause> {
-        if access.idx == MmuIdx::M && !self.csr.pmp_is_locked() {
-            return Ok(Translation::identity(access.va));
-        }
-        Memory::of(self.csr).translate(self.hooks, memory, access, true)
+        Walker::new(self.csr, access.idx).translate(self.hooks, memory, access, true)
     }
     fn before_mmio(&mut self) {
         self.hooks.before_mmio();
