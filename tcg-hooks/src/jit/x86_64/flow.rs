@@ -140,7 +140,7 @@ impl Emitter {
     }
 
     /// The flags of `a - b`, in 32 bits or 64.
-    fn compare_integers(&mut self, a: u8, b: u8, word: bool) {
+    pub(super) fn compare_integers(&mut self, a: u8, b: u8, word: bool) {
         match (self.map.host(a), b, word) {
             (Some(x), 0, true) => dynasm!(self.ops; .arch x64; test Rd(x), Rd(x)),
             (None, 0, true) => dynasm!(self.ops; .arch x64; cmp DWORD [BYTE rbp + off(a)], 0),

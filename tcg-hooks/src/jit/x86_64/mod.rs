@@ -28,6 +28,8 @@ mod flow;
 mod frames;
 pub(crate) mod helpers;
 pub(crate) mod mem;
+#[cfg(test)]
+mod placed;
 mod rare;
 mod regs;
 mod remap;

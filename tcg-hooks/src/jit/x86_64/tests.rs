@@ -7,7 +7,7 @@ use notdirty_core::{RamBlockSpec, RamList};
 use notdirty_softmmu::{AddressSpace, GuestPhys, NoHooks};
 use std::sync::Arc;
 
-unsafe extern "C" fn nobody(_: *mut context::Context, _: u32) -> u64 {
+pub(super) unsafe extern "C" fn nobody(_: *mut context::Context, _: u32) -> u64 {
     0
 }
 
