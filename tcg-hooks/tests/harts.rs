@@ -296,10 +296,12 @@ fn a_hart_whose_handler_traps_serves_before_it_tries_again() {
             while (Instant::now() < in_handler || !asleep()) && Instant::now() < until {
                 std::thread::yield_now();
             }
-            // Who sleeps counts as re-armed.
+            // What sleeps counts as re-armed; what woke up meanwhile has to answer first, or may store unheard.
             let was = space.ram().dirty().test_and_clear(page, DirtyClient::MIGRATION, &pin());
             assert!(was);
-            let armed = space.ram().rearm(&[PageRange::of_page(page)], Some(Duration::ZERO)).is_ok();
+            let rearm = |timeout| space.ram().rearm(&[PageRange::of_page(page)], Some(timeout)).is_ok();
+            let armed = rearm(Duration::ZERO);
+            let answered = armed || rearm(Duration::from_secs(10));
             let copy = block.load(data, 4).unwrap();
             space.write(GuestPhys::new(HANDLER), &bytes(&[sw(A1, T0, 0)])).unwrap();
             while block.load(data, 4).unwrap() == 0 && Instant::now() < until {
@@ -307,6 +309,7 @@ fn a_hart_whose_handler_traps_serves_before_it_tries_again() {
             }
             port.request_stop();
             taken_in_its_sleep += u32::from(armed && copy == 0);
+            assert!(answered, "it hears nothing");
         });
         assert_eq!(block.load(data, 4).unwrap(), 7);
         assert!(space.ram().dirty().test(page, DirtyClient::MIGRATION, &pin()), "a store that was not marked");
