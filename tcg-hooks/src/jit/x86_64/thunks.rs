@@ -104,6 +104,8 @@ pub(crate) fn assemble(flags: JitFlags, site: SiteFn) -> (Vec<u8>, Thunks) {
     let mask = ((JUMP_ENTRIES - 1) << 1) as i32;
     // M-mode's own falls through to `leave`.
     for machine in [false, true] {
+        // Where its loop lies is worth a tenth of what is found by it.
+        dynasm!(ops; .arch x64; .align 64);
         *(if machine { &mut thunks.miss } else { &mut thunks.miss_below }) = ops.offset().0 as u32;
         // The places from the pc's own on, to the first that is empty; see tb/jumps.rs.
         dynasm!(ops; .arch x64
