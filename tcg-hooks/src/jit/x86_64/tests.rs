@@ -118,3 +118,30 @@ fn the_longest_code_leaves_room_to_spare() {
         }
     }
 }
+
+/// Fourteen values that turns hand on, of which nothing asks for more than 32 bits, and ten host registers.
+#[test]
+fn a_value_that_lives_in_memory_is_extended_though_no_place_may_show_it() {
+    let mut code = vec![encode(Op::Lw, 5, 10, 0, 0)];
+    for r in 16..30 {
+        let next = if r == 29 { 16 } else { r + 1 };
+        code.extend([encode(Op::Xor, r, r, 5, 0), encode(Op::Addw, r, r, next, 0), encode(Op::Roriw, r, r, 0, 7)]);
+    }
+    code.push(encode(Op::Addi, 11, 11, 0, -1));
+    let back = -4 * code.len() as i32;
+    code.extend([encode(Op::Bne, 0, 11, 0, back), encode(Op::Jalr, 0, 1, 0, 0)]);
+    let mut translator = translated(&code);
+    let ahead = crate::tier2::Ahead { learned: &|_| Default::default(), turns: true, sink: true, apart: true };
+    crate::tier2::optimise(&mut translator.region, true, Some(ahead));
+    let region = &translator.region;
+    let turn =
+        region.blocks.iter().find(|block| matches!(block.term, Term::Turn { .. })).expect("its turns are counted");
+    let made = |kind: Kind, named: bool| {
+        let is = |ir: &&Ir| ir.kind == kind && (ir.rd >= crate::tier2::HOST) == named;
+        region.ops_of(turn).iter().filter(is).count()
+    };
+    let roriw = Kind::Bits(Op::Roriw);
+    let [narrow, narrow_home, home] =
+        [(Kind::NarrowRotate, true), (Kind::NarrowRotate, false), (roriw, false)].map(|(k, n)| made(k, n));
+    assert!(narrow > 0 && home > 0 && narrow_home == 0, "{narrow} in registers, {narrow_home} and {home} in memory");
+}
