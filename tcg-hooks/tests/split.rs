@@ -222,3 +222,82 @@ fn a_base_that_moves_is_checked_anew_where_its_page_ends_by_whatever_step() {
     }
     assert!(made > 100, "{made} TBs by tier 2");
 }
+
+/// Near every wrap, and where RAM ends: the last turns that may be counted, and the first that may not.
+#[test]
+fn an_index_is_checked_anew_where_its_page_ends_and_where_it_is_none_of_32_bits() {
+    let flags = JitFlags { samples: false, ..eager() };
+    let (mut rng, mut made) = (Rng::new(5), 0);
+    let edges = [0, 8, 1 << 30, 0x7fff_ffff, 0x8000_0000, 0xffff_ffff_8000_0000, 0xffff_ffff, 1 << 32, u64::MAX];
+    for n in 0..400 {
+        let index: u64 = rng.pick(&edges).wrapping_add_signed(rng.within(-60, 3));
+        let (shift, step) = (rng.within(0, 3) as i32, rng.pick(&[1, 1, 2, 4, 16, -1]));
+        let (added, early) = (rng.pick(&[None, Some(0), Some(1), Some(3), Some(-1)]), rng.chance(30));
+        // Or between the two shifts of a conversion.
+        let between = !early && rng.chance(30);
+        // What is compared moves on both sides: the turns cannot be counted, and the index is the clock.
+        let counted = rng.chance(60);
+        let step_op = rng.pick(&[Op::Addiw, Op::Addi]);
+        let (word, form) = (rng.pick(&[Op::Addiw, Op::Addi]), rng.below(3));
+        let access = rng.pick(&[Op::Lbu, Op::Lw, Op::Ld, Op::Sb, Op::Sd]);
+        // What the first access is to; the step says how far it is from there to what is no RAM.
+        let turns = rng.within(1, 40);
+        let to_end = -(i64::from(step) << shift) * turns + rng.within(-8, 8);
+        let at = if step > 0 { rng.pick(&[HOLE, RAM + SIZE]) } else { HOLE + 0x1000 }.wrapping_add_signed(to_end);
+        let scaled = index.wrapping_add_signed(i64::from(added.unwrap_or(0)));
+        let scaled = if form == 0 { u64::from(scaled as u32) } else { scaled } << shift;
+        let run = |engine| {
+            let mut asm = Asm::at(CODE);
+            constant(&mut asm, ARRAY, at.wrapping_sub(scaled));
+            constant(&mut asm, INDEX, index);
+            asm.word(COUNT, 60).i(addi(V[1], ZERO, 0));
+            let again = asm.here();
+            if early {
+                asm.op(step_op, INDEX, INDEX, 0, step);
+            }
+            let from = if added.is_some() { V[0] } else { INDEX };
+            if let Some(added) = added {
+                asm.op(word, V[0], INDEX, 0, added);
+            }
+            match (form, shift) {
+                (2, 1..) => asm.op([Op::Sh1add, Op::Sh2add, Op::Sh3add][shift as usize - 1], V[0], from, ARRAY, 0),
+                (0, _) => {
+                    asm.op(Op::Slli, V[2], from, 0, 32);
+                    if between {
+                        asm.op(step_op, INDEX, INDEX, 0, step);
+                    }
+                    asm.op(Op::Srli, V[0], V[2], 0, 32 - shift);
+                    asm.op(Op::Add, V[0], V[0], ARRAY, 0)
+                }
+                _ => asm.op(Op::Slli, V[0], from, 0, shift).op(Op::Add, V[0], V[0], ARRAY, 0),
+            };
+            match access {
+                Op::Sb | Op::Sd => asm.op(access, 0, V[0], COUNT, 0),
+                _ => asm.op(access, V[0], V[0], 0, 0).op(Op::Add, V[1], V[1], V[0], 0),
+            };
+            if !(early || between && form == 0) {
+                asm.op(step_op, INDEX, INDEX, 0, step);
+            }
+            asm.i(addi(COUNT, COUNT, -1));
+            if !counted {
+                asm.op(Op::Andi, V[3], COUNT, 0, 0);
+            }
+            let bound = if counted { ZERO } else { V[3] };
+            asm.op(Op::Bne, 0, COUNT, bound, (again as i64 - asm.here() as i64) as i32).stop();
+            let mut machine = machine(engine, flags, &asm, 1);
+            machine.run_to(4000);
+            let made = machine.vm.vcpu.stats().tb.tier2;
+            (machine.vm.vcpu.cpu().x, machine.memory(), made)
+        };
+        let (ours, oracle) = (run(EngineKind::Jit), run(EngineKind::Interp));
+        let told = || {
+            format!(
+                "{n}: {access:?} of {index:#x} {added:?} by {word:?}, {step_op:?} {step}, shift {shift}, {form}, {early}, from {at:#x}"
+            )
+        };
+        assert_eq!(ours.0, oracle.0, "{}", told());
+        assert!(ours.1 == oracle.1, "{}: memory", told());
+        made += ours.2;
+    }
+    assert!(made > 200, "{made} TBs by tier 2");
+}

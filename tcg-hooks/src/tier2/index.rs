@@ -217,7 +217,9 @@ mod tests {
         between.insert(2, imm(Alu::Add, 8, 8, 1));
         let mut after = look_up(3, 4);
         after.insert(1, ir(Kind::Reg(Alu::Add), 8, 8, 9, 0));
-        for (mut ops, index) in [(look_up(3, 4), 29), (look_up(-1, 4), 30), (between, 30), (after, 30)] {
+        // The index itself, moved between the two.
+        let moved = vec![imm(Alu::Sll, 27, 30, 32), imm(Alu::AddW, 30, 30, 4), imm(Alu::Srl, 8, 27, 30)];
+        for (mut ops, index) in [(look_up(3, 4), 29), (look_up(-1, 4), 30), (between, 30), (after, 30), (moved, 30)] {
             let shift = |ops: &[Ir]| ops.iter().filter(|ir| ir.kind == Kind::Imm(Alu::Srl)).count();
             widen(&mut ops, &[index]);
             assert_eq!(shift(&ops), 1);

@@ -118,6 +118,7 @@ mod tests {
         let user = ir(XOR, 8, 8, 5);
         for between in [
             ir(ADD, 10, 10, 0),
+            ir(ADD, 5, 9, 0),
             ir(STORE, 0, 9, 11),
             ir(Kind::Store(MemOp(2)), 0, 9, 11),
             ir(Kind::Load(MemOp(2)), 6, 9, 0),

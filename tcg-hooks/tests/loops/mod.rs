@@ -18,8 +18,8 @@ pub const COUNT: u8 = 31;
 /// More values than there are host registers for, those first.
 pub const MORE: [u8; 14] = [5, 6, 8, 9, 14, 18, 22, 29, 1, 3, 4, 23, 24, 25];
 /// An index that is moved, and what its accesses are off.
-const INDEX: u8 = 19;
-const ARRAY: u8 = 20;
+pub const INDEX: u8 = 19;
+pub const ARRAY: u8 = 20;
 /// With these there are more than are checked in front of a loop.
 const BASES: [u8; 7] = [P, Q, T, 13, 15, 16, 17];
 const BOUND: u8 = 28;
@@ -28,8 +28,8 @@ const REGISTERS: [Op; 18] = {
     use Op::{Add, Addw, And, Mul, Mulw, Or, Sll, Sllw, Slt, Sltu, Sra, Sraw, Srl, Srlw, Sub, Subw, Xor, ZextH};
     [Add, Addw, And, Mul, Mulw, Or, Sll, Sllw, Slt, Sltu, Sra, Sraw, Srl, Srlw, Sub, Subw, Xor, ZextH]
 };
-/// What most is done on: 32 bits.
-const WORDS: [Op; 8] = [Op::Addw, Op::Subw, Op::Mulw, Op::Xor, Op::Or, Op::And, Op::Sllw, Op::Srlw];
+/// What is done on 32 bits, mostly.
+const WORDS: [Op; 10] = [Op::Addw, Op::Subw, Op::Mulw, Op::Xor, Op::Or, Op::And, Op::Sllw, Op::Srlw, Op::Srl, Op::Sra];
 const ROTATIONS: [Op; 6] = [Op::Roriw, Op::Roriw, Op::Roriw, Op::Rori, Op::Rorw, Op::Rolw];
 const BITS: [Op; 14] = [
     Op::Sh1add,
@@ -279,7 +279,7 @@ fn body(rng: &mut Rng, asm: &mut Asm, steps: [i32; 2], shape: Shape) {
 }
 
 /// Any 64 bits.
-fn constant(asm: &mut Asm, register: u8, value: u64) {
+pub fn constant(asm: &mut Asm, register: u8, value: u64) {
     asm.word(register, (value >> 32) as u32).op(Op::Slli, register, register, 0, 32);
     asm.word(7, value as u32).op(Op::Slli, 7, 7, 0, 32).op(Op::Srli, 7, 7, 0, 32);
     asm.op(Op::Or, register, register, 7, 0);
@@ -337,8 +337,10 @@ pub fn program(rng: &mut Rng) -> Asm {
             let at = rng.pick(&[RAM + 0x4000, RAM + 0x1_0000, RAM + SIZE - 0x1000, CODE, STOP - 0x800, HOLE - 0x1000]);
             at + 8 * rng.below(0x200) + if rng.chance(20) { rng.below(8) } else { 0 }
         };
+        // Some lie where others do: what is stored off one is loaded off another.
+        let mut at = place(rng);
         for base in BASES {
-            let at = place(rng);
+            at = if rng.chance(30) { at + 8 * rng.below(3) } else { place(rng) };
             asm.la(base, at);
         }
         // Small, or where it is none of 32 bits any more, or was none; its array begins that much before what there is.
