@@ -301,3 +301,33 @@ fn an_index_is_checked_anew_where_its_page_ends_and_where_it_is_none_of_32_bits(
     }
     assert!(made > 200, "{made} TBs by tier 2");
 }
+
+/// The address is made in another register than the index, which is moved before the load.
+#[test]
+fn a_look_up_whose_index_was_moved_since_is_where_it_was_made() {
+    for form in 0..4 {
+        let run = |engine| {
+            let mut asm = Asm::at(CODE);
+            asm.la(T, RAM + 0x4000).word(COUNT, 500).i(addi(V[1], ZERO, 0));
+            let again = asm.here();
+            asm.op(Op::Andi, V[2], COUNT, 0, 0xff);
+            match form {
+                // Of two ops or of one, the constant before or behind.
+                0 => asm.op(Op::Slli, V[3], V[2], 0, 3).op(Op::Add, V[3], V[3], T, 0).i(addi(V[2], V[2], 1)),
+                1 => asm.op(Op::Slli, V[3], V[2], 0, 3).i(addi(V[2], V[2], 1)).op(Op::Add, V[3], V[3], T, 0),
+                2 => asm.op(Op::Sh3add, V[3], V[2], T, 0).i(addi(V[2], V[2], 1)),
+                _ => asm.i(addi(V[3], V[2], 5)).i(addi(V[2], V[2], 1)).op(Op::Sh3add, V[3], V[3], T, 0),
+            };
+            asm.op(Op::Ld, V[3], V[3], 0, 0).op(Op::Add, V[1], V[1], V[3], 0).op(Op::Add, V[1], V[1], V[2], 0);
+            asm.i(addi(COUNT, COUNT, -1));
+            asm.op(Op::Bne, 0, COUNT, 0, (again as i64 - asm.here() as i64) as i32).stop();
+            let flags = JitFlags { samples: false, ..eager() };
+            let mut machine = machine(engine, flags, &asm, 1);
+            machine.vm.run(CODE);
+            (machine.vm.vcpu.cpu().x, machine.vm.vcpu.stats().tb.tier2)
+        };
+        let (ours, oracle) = (run(EngineKind::Jit), run(EngineKind::Interp));
+        assert_eq!(ours.0, oracle.0, "{form}");
+        assert!(ours.1 > 0);
+    }
+}
