@@ -58,8 +58,8 @@ pub use dirty::{
     NotServed, OwnedClient, PageSet, Snapshot, VcpuId, fence_after_store, lines_of,
 };
 pub use ram::{
-    BeforeRegistration, BeforeWrite, CanWait, MappingError, Pinned, RamBlock, RamBlockSpec, RamError, RamFlags,
-    RamList, RamMapping, RamNotifier, RamRegistration,
+    Announced, BeforeRegistration, BeforeWrite, CanWait, Entered, Held, MappingError, Pinned, RamBlock, RamBlockSpec,
+    RamError, RamFlags, RamList, RamMapping, RamNotifier, RamRegistration, Reservations, Seen, Stripe,
 };
 pub use rcu::{Guard, RcuCell, WaitError, barrier, drop_later, pin, synchronize};
 pub use ring::{

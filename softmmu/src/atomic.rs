@@ -3,7 +3,8 @@
 //! MARK-1: marks come after the host operation, and SC marks only if it wrote. A reservation is the cell and its
 //! width and the value that LR saw; SC is a compare-and-exchange of that value. So a cell that other harts changed and
 //! changed back in between (ABA) does not fail an SC, which the specification would have; lists whose heads are swung by
-//! LR and SC alone, without a count beside the pointer, are the one idiom that notices.
+//! LR and SC alone, without a count beside the pointer, are the one idiom that notices. RAM that was asked to
+//! ([`RamList::break_reservations`](notdirty_core::RamList::break_reservations)) notices: `reserve.rs`.
 //!
 //! Emitted code does the same in line where the comparator is equal, and comes here where it is not.
 
@@ -13,13 +14,14 @@ use crate::fault::{AccessKind, MemFault};
 use crate::host::{self, AmoOp};
 use crate::live::LiveMmu;
 use crate::mmu::Hooks;
+use crate::reserve::STRICT;
 use crate::slow::{Place, aligned};
 use crate::tlb::entry::{BIAS, OTHER, Reservation};
 use std::ptr::with_exposed_provenance_mut;
 use std::sync::atomic::{Ordering, fence};
 
 /// How a reservation names a cell: its host address is that of every alias.
-fn tag(host: *mut u8, size: MemSize) -> u64 {
+pub(crate) fn tag(host: *mut u8, size: MemSize) -> u64 {
     host.expose_provenance() as u64 + u64::from(size == MemSize::B8)
 }
 
@@ -65,8 +67,10 @@ impl LiveMmu {
                 if !silent {
                     self.before(va, ram, size.bytes())?;
                 }
+                let entered = self.enter(silent, ram, size.bytes());
                 // SAFETY: `locate_atomic` found an aligned cell of live, writable RAM.
                 let old = unsafe { host::amo(host, size, op, operand) };
+                drop(entered);
                 let effect =
                     if silent { StoreEffect::NONE } else { self.notdirty_store(hooks, entry, ram, size.bytes()) };
                 Ok((old, effect))
@@ -95,6 +99,7 @@ impl LiveMmu {
         self.tlb.select_data(idx);
         self.stats.accesses += 1;
         match self.locate_atomic(hooks, va, size, AccessKind::Load)? {
+            Place::Ram { host, ram, .. } if self.is_strict() => Ok(self.reserve(host, ram, size)),
             Place::Ram { host, .. } | Place::Rom { host, .. } => {
                 // SAFETY: `locate_atomic` found an aligned cell of live RAM.
                 let value = unsafe { host::load(host, size) };
@@ -128,7 +133,8 @@ impl LiveMmu {
         let (Place::Ram { host, .. } | Place::Rom { host, .. }) = place else {
             return Err(self.fault(AccessKind::Store, va));
         };
-        if reserved.tag != tag(host, size) {
+        let strict = matches!(place, Place::Ram { .. }) && self.is_strict();
+        if reserved.tag != tag(host, size) | if strict { STRICT } else { 0 } {
             return Ok((false, StoreEffect::NONE));
         }
         let Place::Ram { ram, entry, silent, .. } = place else {
@@ -138,8 +144,13 @@ impl LiveMmu {
         if !silent {
             self.before(va, ram, size.bytes())?;
         }
-        // SAFETY: `locate_atomic` found an aligned cell of live, writable RAM.
-        let wrote = unsafe { host::compare_exchange(host, size, reserved.value, value) };
+        let wrote = if strict {
+            self.store_reserved(host, ram, size, (reserved.value, value))
+        } else {
+            let _entered = self.enter(silent, ram, size.bytes());
+            // SAFETY: `locate_atomic` found an aligned cell of live, writable RAM.
+            unsafe { host::compare_exchange(host, size, reserved.value, value) }
+        };
         let effect =
             if wrote && !silent { self.notdirty_store(hooks, entry, ram, size.bytes()) } else { StoreEffect::NONE };
         Ok((wrote, effect))

@@ -86,6 +86,7 @@ pub mod mmio;
 mod mmu;
 mod notdirty;
 mod registry;
+mod reserve;
 mod rights;
 mod safepoint;
 mod slow;

@@ -15,6 +15,7 @@ use crate::addr::{GuestPhys, GuestVirt, MmuIdx};
 use crate::memmap::{AddressSpace, FlatView, What};
 use crate::mmu::{Hooks, ServeReport, SlowStats};
 use crate::registry::Pending;
+use crate::reserve::HeardSets;
 use crate::safepoint::{Drained, OwnPort, Request, VcpuPort};
 use crate::tlb::Tlb;
 use crate::tlb::entry::{BIAS, FLAGS, OTHER, Reservation, TLB_BITS, TlbEntry};
@@ -52,6 +53,7 @@ pub struct LiveMmu {
     pub(crate) stats: SlowStats,
     /// How often translations were forgotten.
     forgotten: u64,
+    pub(crate) heard: HeardSets,
     /// Not lent to another thread: a wait for the vCPU is refused on the thread that it runs on, and on no other.
     _thread: PhantomData<*const ()>,
 }
@@ -66,8 +68,9 @@ impl LiveMmu {
             return Err(io::Error::new(io::ErrorKind::TimedOut, why));
         }
         let view = space.snapshot();
-        let (rings, stats, forgotten) = Default::default();
-        Ok(LiveMmu { tlb, view, space: space.clone(), port, rings, stats, forgotten, _thread: PhantomData })
+        let (rings, stats, forgotten, heard) = Default::default();
+        let space = space.clone();
+        Ok(LiveMmu { tlb, view, space, port, rings, stats, forgotten, heard, _thread: PhantomData })
     }
 
     /// Start of the owner's bytes: zeroed, 64-byte aligned, `table() - prefix`. They die with this `SoftMmu`.
@@ -213,9 +216,13 @@ impl LiveMmu {
     pub fn announce_spans(&mut self, page: PageIndex, spans: impl Iterator<Item = (u64, u64)> + Clone) -> Pending {
         let guard = pin();
         self.space.ram().dirty().announce_spans(page, spans, self.port.id(), &guard);
-        self.stats.refreshed += 1;
-        self.tlb.arm_page(&self.space, page, &guard);
         drop(guard);
+        self.rearm_all(page)
+    }
+
+    /// Arms own entries of the page, and posts the same to every other vCPU.
+    pub(crate) fn rearm_all(&mut self, page: PageIndex) -> Pending {
+        self.arm_page(page);
         let (range, vcpus) = (PageRange::of_page(page), self.space.vcpus());
         let own_space = vcpus.post_others(&self.port, Request::Rearm(range));
         own_space.with(self.space.ram().rearm_others(&[range], vcpus))

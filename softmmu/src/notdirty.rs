@@ -44,9 +44,16 @@ impl LiveMmu {
         ram: RamAddr,
         len: u64,
     ) -> StoreEffect {
-        self.stats.notdirty += 1;
         // MARK-1: partners the RMW of `announce` and of every take of bits.
         fence_after_store();
+        // A cell of reservations, as a rule.
+        if self.space.ram().reservations().is_some()
+            && entry.is_some_and(|entry| self.tlb.is_beside_code(entry, ram, len))
+        {
+            self.stats.code_page += 1;
+            return StoreEffect::NONE;
+        }
+        self.stats.notdirty += 1;
         let guard = pin();
         let page = ram.page();
         let listening = self.space.ram().dirty().listening(page, &guard);
@@ -83,8 +90,11 @@ impl LiveMmu {
     ) -> StoreEffect {
         let entry = self.tlb.entry(slot);
         let host = va.get().wrapping_add(entry.addend);
+        let ram = RamAddr::new(self.tlb.ram_page(slot).base().get() + va.page_offset());
+        let entered = self.enter(false, ram, size.bytes());
         // SAFETY: the write comparator matched but for CODEPAGE: aligned, live, writable RAM.
         unsafe { host::store(with_exposed_provenance_mut(host as usize), size, value) };
+        drop(entered);
         // MARK-1, as in `notdirty_store`.
         fence_after_store();
         // SAFETY: with CODEPAGE, `aux` is the address of a `CodePage`, which lives as long as the RAM list, and so as `self.space`.
@@ -97,8 +107,6 @@ impl LiveMmu {
             }
             return StoreEffect::NONE;
         }
-        let page = self.tlb.ram_page(slot);
-        let ram = RamAddr::new(page.base().get() + va.page_offset());
         let killed = self.kill(hooks, ram, size.bytes());
         self.refresh_entry(slot);
         StoreEffect { killed, ..StoreEffect::NONE }

@@ -115,14 +115,16 @@ impl LiveMmu {
                 if !silent {
                     self.before(va, ram, size.bytes())?;
                 }
+                self.stats.misaligned += u64::from(!aligned(va, size));
+                let entered = self.enter(silent, ram, size.bytes());
                 if aligned(va, size) {
                     // SAFETY: `locate` found `left` bytes of live, writable RAM, here aligned.
                     unsafe { host::store(host, size, value) };
                 } else {
-                    self.stats.misaligned += 1;
                     // SAFETY: as above, at any alignment.
                     unsafe { host::store_misaligned(host, size, value) };
                 }
+                drop(entered);
                 Ok(if silent { StoreEffect::NONE } else { self.notdirty_store(hooks, entry, ram, size.bytes()) })
             }
             Place::Rom { .. } => {
@@ -315,8 +317,11 @@ impl LiveMmu {
         }
         for piece in &pieces {
             match piece.place {
-                // SAFETY: `locate` found at least `len` bytes of live, writable RAM.
-                Place::Ram { host, .. } => unsafe { host::store_bytes(host, piece.len, value >> (8 * piece.at)) },
+                Place::Ram { host, ram, silent, .. } => {
+                    let _entered = self.enter(silent, ram, piece.len);
+                    // SAFETY: `locate` found at least `len` bytes of live, writable RAM.
+                    unsafe { host::store_bytes(host, piece.len, value >> (8 * piece.at)) }
+                }
                 Place::Rom { .. } => self.stats.rom_discard += 1,
                 Place::Mmio { .. } => {}
             }

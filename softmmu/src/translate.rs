@@ -97,8 +97,10 @@ impl<'m> Physical<'m> {
             return None;
         }
         self.mmu.space.ram().before(ram, 8).ok()?;
+        let entered = self.mmu.enter(false, ram, 8);
         // SAFETY: `cell` found an aligned cell of live, writable RAM.
         let wrote = unsafe { host::compare_exchange(host, MemSize::B8, old, new) };
+        drop(entered);
         if wrote {
             // The vCPU leaves behind this instruction if a ring is full: it was kicked.
             let _ = self.mmu.notdirty_store(hooks, None, ram, 8);

@@ -38,6 +38,9 @@ use std::sync::atomic::{AtomicPtr, Ordering};
 pub struct VcpuId(u64);
 
 impl VcpuId {
+    /// No vCPU: what announces the sets of reservations (`ram/reserve.rs`).
+    pub const RESERVED: VcpuId = VcpuId(u64::MAX);
+
     /// A name that no other vCPU has.
     pub fn fresh() -> Self {
         /// Nothing is ordered by it, so it is std's in a model, too. Zero is the default's.
@@ -54,8 +57,9 @@ pub struct CodePage {
     pub mask: AtomicU64,
     /// Bit n of all: bytes 2n and 2n+1 may be code. Written under the page's lock.
     halves: [AtomicU64; HALVES],
-    /// Emitted code reads four bytes that begin in `halves`.
-    _behind: u64,
+    /// Bit n: the n-th line is announced for reservations, and holds no code: what is stored there kills nothing. Written under the
+    /// page's lock. Emitted code reads four bytes that begin in `halves`, so something must be behind them.
+    reserved: AtomicU64,
 }
 
 /// Words of a page's `halves`, of two lines each.
@@ -255,7 +259,8 @@ impl CodePages {
     pub fn owners(&self, page: PageIndex, lines: u64) -> Owned {
         let shard = self.shard(page);
         let owners = shard.get(&page).map_or(&[][..], |owners| owners.as_slice());
-        owners.iter().filter(|owner| owner.1 & lines != 0).map(|owner| owner.0).collect()
+        let has = |owner: &&(VcpuId, u64)| owner.1 & lines != 0 && owner.0 != VcpuId::RESERVED;
+        owners.iter().filter(has).map(|owner| owner.0).collect()
     }
 
     /// The lines that a vCPU has on a page.
@@ -315,7 +320,14 @@ impl DirtyMemory {
             Some(own) => own.1 |= lines,
             None => owners.push((vcpu, lines)),
         }
+        let coded = coded(owners);
         code.mask.fetch_or(lines, Ordering::SeqCst);
+        if vcpu == VcpuId::RESERVED && !ptr::eq(code, &self.code.beyond) {
+            code.reserved.fetch_or(lines & !coded, Ordering::SeqCst);
+        } else if code.reserved.load(Ordering::Relaxed) & lines != 0 {
+            // As the mask: a store that does not see it was visible before the bytes are read.
+            code.reserved.fetch_and(!lines, Ordering::SeqCst);
+        }
         self.test_and_clear(page, DirtyClient::CODE, guard);
         code
     }
@@ -327,6 +339,7 @@ impl DirtyMemory {
         let mut shard = self.code.shard(page);
         let union = owned(&mut shard, page, vcpu, own);
         self.publish_lines(page, code, union, guard);
+        reserve_lines(&shard, page, code);
     }
 
     /// A vCPU is gone, and its translations with it.
@@ -337,7 +350,9 @@ impl DirtyMemory {
             let pages: Vec<PageIndex> = shard.iter().filter(|(_, owners)| own(owners)).map(|(page, _)| *page).collect();
             for page in pages {
                 let union = owned(&mut shard, page, vcpu, 0);
-                self.publish_lines(page, self.code.page_or_insert(page), union, guard);
+                let code = self.code.page_or_insert(page);
+                self.publish_lines(page, code, union, guard);
+                reserve_lines(&shard, page, code);
             }
         }
     }
@@ -372,6 +387,26 @@ impl Default for CodePages {
     }
 }
 
+/// The lines that hold code, of whatever vCPU.
+fn coded(owners: &Owners) -> u64 {
+    owners.iter().filter(|owner| owner.0 != VcpuId::RESERVED).fold(0, |lines, owner| lines | owner.1)
+}
+
+/// Lines of a page may hold code no more, or be no more reserved.
+fn reserve_lines(shard: &Shard, page: PageIndex, code: &CodePage) {
+    if path(page).is_none() {
+        return;
+    }
+    let reserved = shard.get(&page).and_then(|owners| {
+        let reserved = owners.iter().find(|owner| owner.0 == VcpuId::RESERVED)?;
+        Some(reserved.1 & !coded(owners))
+    });
+    // Most pages have none, and had none.
+    if reserved.is_some() || code.reserved.load(Ordering::Relaxed) != 0 {
+        code.reserved.store(reserved.unwrap_or(0), Ordering::SeqCst);
+    }
+}
+
 /// Notes what `vcpu` has on a page; returns the union of what all have.
 fn owned(shard: &mut Shard, page: PageIndex, vcpu: VcpuId, own: u64) -> u64 {
     let Some(owners) = shard.get_mut(&page) else {
@@ -393,7 +428,11 @@ fn owned(shard: &mut Shard, page: PageIndex, vcpu: VcpuId, own: u64) -> u64 {
 
 impl Default for CodePage {
     fn default() -> Self {
-        CodePage { mask: AtomicU64::new(0), halves: core::array::from_fn(|_| AtomicU64::new(0)), _behind: 0 }
+        CodePage {
+            mask: AtomicU64::new(0),
+            halves: core::array::from_fn(|_| AtomicU64::new(0)),
+            reserved: AtomicU64::new(0),
+        }
     }
 }
 
@@ -401,6 +440,13 @@ impl CodePage {
     /// Do `len` bytes at this offset touch code? The bytes must be visible already, as for `CodePages::hit`.
     #[inline]
     pub fn hit(&self, offset: u64, len: u64) -> bool {
+        let lines = self.mask.load(Ordering::SeqCst) & lines_of(offset, len);
+        lines != 0 && lines & !self.reserved.load(Ordering::SeqCst) != 0 && self.has_halves(offset, len)
+    }
+
+    /// May `len` bytes at this offset be of a set that is announced for reservations? Of a line with code, perhaps in vain.
+    #[inline]
+    pub fn may_be_reserved(&self, offset: u64, len: u64) -> bool {
         self.mask.load(Ordering::SeqCst) & lines_of(offset, len) != 0 && self.has_halves(offset, len)
     }
 

@@ -367,7 +367,11 @@ impl RamList {
         if inside {
             self.before_for(ram, len, log)?;
         }
-        let written = write();
+        let written = {
+            // A reservation that is broken by what is written.
+            let _writing = self.reservations().filter(|_| inside).map(|all| all.writing(ram, len));
+            write()
+        };
         // Of a write that failed, too: the host may have discarded a part before it came to what it refuses.
         if inside {
             self.after_for(ram, len, log);

@@ -22,6 +22,7 @@ use super::chunks::Chunks;
 use super::door::Door;
 use super::notify::{Notifiers, RamNotifier, RamRegistration};
 use super::offsets::Offsets;
+use super::reserve::Reservations;
 use super::spec::RamBlockSpec;
 use crate::addr::{PageRange, RamAddr};
 use crate::dirty::{ClientMask, DirtyMemory, Listeners};
@@ -29,7 +30,7 @@ use crate::rcu::{Guard, RcuCell, pin};
 use crate::sync::{AtomicPtr, AtomicU64, Mutex, Ordering, lock};
 use core::{fmt, ptr};
 use std::collections::HashMap;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 /// The blocks of one moment. A block spans its maximum length in the first two.
 #[derive(Default)]
@@ -117,6 +118,7 @@ pub struct RamList {
     notifiers: Arc<Notifiers>,
     listeners: Listeners,
     door: Door,
+    pub(super) reservations: OnceLock<Box<Reservations>>,
     id: u64,
     /// Holding the lock makes a thread the one writer of all the above.
     writer: Mutex<Writer>,
@@ -133,6 +135,7 @@ impl RamList {
             notifiers: Arc::default(),
             listeners: Listeners::default(),
             door: Door::default(),
+            reservations: OnceLock::new(),
             id: NEXT_LIST.fetch_add(1, Ordering::Relaxed),
             writer: Mutex::new(Writer { names: HashMap::new(), next_slot: Some(0), changing: Vec::new() }),
         }
@@ -164,6 +167,9 @@ impl RamList {
         // Before the block can be found. The range may have been another's: its bits mean nothing now.
         let too_many = |_| RamError::Overflow { idstr: block.idstr().to_owned(), length: max_length };
         self.dirty.grow(leased.end.get()).map_err(too_many)?;
+        if let Some(reservations) = self.reservations() {
+            reservations.forget_pages(self, leased);
+        }
         // Logs with rings need not hear of each page: they look for blocks that they do not know.
         self.dirty.mark(leased, ClientMask::EVERYTHING, &guard, |_, _, _| {});
         let old = self.current.load(&guard);

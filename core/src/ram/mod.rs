@@ -17,6 +17,7 @@
 //! | `list.rs` | all blocks, under RCU; `chunks.rs` its sorted structure, `offsets.rs` the owner of each offset |
 //! | `door.rs` | what every writer goes through: subscribers to the old bytes, listeners to the new ones |
 //! | `mapped.rs` | where guests reach a block: what a removal and a shrink may not take |
+//! | `reserve.rs` | reservations that any other store breaks, for RAM that is to keep them so |
 //! | `resize.rs` | a new length, in QEMU's order; memory given back |
 //! | `notify.rs` | listeners to blocks that come, go and change |
 
@@ -30,6 +31,7 @@ mod mapped;
 mod mapping;
 mod notify;
 mod offsets;
+mod reserve;
 mod resize;
 mod spec;
 
@@ -39,4 +41,5 @@ pub use error::RamError;
 pub use list::RamList;
 pub use mapped::{MappingError, RamMapping};
 pub use notify::{RamNotifier, RamRegistration};
+pub use reserve::{Announced, Entered, Held, Reservations, Seen, Stripe};
 pub use spec::{RamBlockSpec, RamFlags};

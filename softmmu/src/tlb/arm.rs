@@ -8,7 +8,9 @@ use super::chain::State;
 use super::entry::{CODEPAGE, NOTDIRTY};
 use super::{Id, Tlb, is_filled};
 use crate::memmap::AddressSpace;
-use notdirty_core::{Guard, PageIndex, PageRange};
+use notdirty_core::{CodePage, Guard, PageIndex, PageRange, RamAddr};
+use std::ptr::with_exposed_provenance;
+use std::sync::atomic::Ordering;
 
 /// The write comparator's flags and `aux` for a page of writable RAM.
 pub(crate) fn store_flags(space: &AddressSpace, page: PageIndex, guard: &Guard) -> (u64, u64) {
@@ -47,6 +49,23 @@ impl Tlb {
         if is_filled(&self.entry_at(id)) && self.full(id).page == page.get() {
             self.set_flags(id, store_flags(space, page, guard));
         }
+    }
+
+    /// Was a store of these bytes, which are visible, through an entry that tells the translator alone, and beside its code? Then
+    /// nothing is told, as of a plain store.
+    #[inline]
+    pub(crate) fn is_beside_code(&self, id: Id, ram: RamAddr, len: u64) -> bool {
+        let entry = self.entry_at(id);
+        if !is_filled(&entry)
+            || entry.write & (NOTDIRTY | CODEPAGE) != CODEPAGE
+            || self.full(id).page != ram.page().get()
+        {
+            return false;
+        }
+        // SAFETY: with CODEPAGE, `aux` is the address of a `CodePage`, which lives as long as the RAM list that the entries are of.
+        let code = unsafe { &*with_exposed_provenance::<CodePage>(entry.aux as usize) };
+        // A page that has no code any more is made fast.
+        !code.hit(ram.page_offset(), len) && code.mask.load(Ordering::Relaxed) != 0
     }
 
     /// As `arm_page`, for ranges of pages in any order, at the cost of their pages or of the loose entries, whichever are

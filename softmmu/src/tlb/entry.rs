@@ -64,7 +64,8 @@ pub struct Selected {
 #[repr(C)]
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub struct Reservation {
-    /// The cell's host address, plus one if it has eight bytes; zero is none. A change of the map that could give the
+    /// The cell's host address, plus one if it has eight bytes, plus two if any other store to it breaks the reservation, of which
+    /// emitted code knows nothing; zero is none. A change of the map that could give the
     /// address another meaning clears it.
     pub tag: u64,
     /// The value, of which as many bytes count as the cell has.
