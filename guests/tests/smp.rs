@@ -3,7 +3,7 @@
 use notdirty::programs::smp::{self, DATA, FLAG, FUNCTION, INTENT, LAST, Litmus};
 use notdirty::programs::{GuestImage, basic};
 use notdirty::{
-    BuildError, ClockKind, EngineKind, ExitBy, GuestExit, ICache, JitFlags, Machine, MachineBuilder, MachineExit,
+    BuildError, ClockKind, EngineKind, ExitBy, GuestExit, ICache, JitFlags, LrSc, Machine, MachineBuilder, MachineExit,
     Program, RunLimits,
 };
 use notdirty_softmmu::GuestPhys;
@@ -54,6 +54,38 @@ fn no_atomic_addition_is_lost() {
 fn a_lock_of_lr_and_sc_lets_one_hart_in() {
     for harts in [2, 4] {
         on_every_engine("lock", harts, || smp::lock(harts, 10_000));
+    }
+}
+
+/// As [`on_every_engine`], where any other store breaks a reservation.
+fn strictly_on_every_engine(what: &str, harts: usize, image: impl Fn() -> GuestImage) {
+    let make = || builder(image(), harts).lrsc(LrSc::Strict);
+    passes(&format!("{what}, {harts} harts, oracle"), make().engine(EngineKind::Interp));
+    passes(&format!("{what}, {harts} harts, JIT"), make());
+    passes(&format!("{what}, {harts} harts, eager JIT"), make().jit_flags(eager()));
+}
+
+#[test]
+fn loops_of_lr_and_sc_get_on_where_any_other_store_breaks_a_reservation() {
+    for harts in [1, 2, 4] {
+        strictly_on_every_engine("counters", harts, || smp::counters(harts, 10_000));
+        strictly_on_every_engine("lock", harts, || smp::lock(harts, 5_000));
+    }
+}
+
+#[test]
+fn an_sc_notices_a_value_that_was_changed_back_if_that_was_asked_for() {
+    strictly_on_every_engine("changed back", 2, || smp::changed_back(100));
+    for engine in [EngineKind::Jit, EngineKind::Interp] {
+        let mut machine = builder(smp::changed_back(100), 2).engine(engine).build().unwrap();
+        assert_ne!(machine.run(&soon()), PASS, "{engine:?}: compare-and-swap notices nothing");
+    }
+}
+
+#[test]
+fn a_free_list_without_a_count_stays_whole_if_any_other_store_breaks_a_reservation() {
+    for harts in [2, 4] {
+        strictly_on_every_engine("free list", harts, || smp::free_list(harts, 5_000));
     }
 }
 

@@ -10,7 +10,7 @@ use notdirty_tcg::{EngineKind, ICache, JitFlags, TraceMask};
 use super::logging;
 use super::plug::{self, Plug};
 use super::signature;
-use crate::machine::{ClockKind, DEFAULT_RAM};
+use crate::machine::{ClockKind, DEFAULT_RAM, LrSc};
 
 /// What to do.
 #[derive(Debug, PartialEq)]
@@ -52,6 +52,8 @@ pub(super) struct Args {
     pub clock: ClockKind,
     /// When the guest's own stores reach its instruction stream.
     pub icache: ICache,
+    /// What an SC notices.
+    pub lrsc: LrSc,
     pub isa: Isa,
     pub jit_flags: JitFlags,
     pub perf_map: bool,
@@ -87,6 +89,7 @@ usage: notdirty                       the embedded demo, with a summary
   --clock host|insns    mtime is the host's time, or 1 tick per 100 instructions (default host)
   --icache coherent|fencei
                         the next instruction sees what the guest wrote (default), or at the latest fence.i does
+  --lrsc cas|strict     sc.w and sc.d fail if the value is another than lr saw (default), or if anything else stored there
   --semihosting on|off  answer semihosting calls, known by their sequence: print, read, time, exit; no files (default on)
   --framebuffer WxH     so many pixels at 0x50000000, 0x00RRGGBB each; registers (width, height, stride) at 0x4ffff000
   --screenshot FILE     write its image there at the end, as PPM
@@ -131,6 +134,7 @@ pub(super) fn parse(args: impl IntoIterator<Item = OsString>) -> Result<Request,
         engine: EngineKind::default(),
         clock: ClockKind::default(),
         icache: ICache::default(),
+        lrsc: LrSc::default(),
         isa: Isa::ALL,
         jit_flags: JitFlags::default(),
         perf_map: false,
@@ -237,6 +241,13 @@ pub(super) fn parse(args: impl IntoIterator<Item = OsString>) -> Result<Request,
                     "coherent" => ICache::Coherent,
                     "fencei" => ICache::FenceI,
                     other => return Err(format!("{shown} {other}: must be coherent or fencei")),
+                }
+            }
+            "lrsc" => {
+                parsed.lrsc = match text()?.as_str() {
+                    "cas" => LrSc::Cas,
+                    "strict" => LrSc::Strict,
+                    other => return Err(format!("{shown} {other}: must be cas or strict")),
                 }
             }
             "d" => {
@@ -419,6 +430,7 @@ mod tests {
             ("run a --engine fast", "--engine fast"),
             ("run a --clock sun", "--clock sun"),
             ("run a --icache wet", "--icache wet"),
+            ("run a --lrsc weak", "--lrsc weak"),
             ("run a --isa rv64gcv", "--isa rv64gcv: v"),
             ("run a -d everything", "everything"),
             ("run a --jit-off everything", "everything"),

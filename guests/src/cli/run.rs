@@ -40,6 +40,7 @@ pub(super) fn run(args: Args) -> ExitCode {
         .icache(args.icache)
         .isa(args.isa)
         .semihosting(args.semihosting)
+        .lrsc(args.lrsc)
         .jit_flags(JitFlags { count: demo || args.stats, ..args.jit_flags })
         .console(console.clone())
         .program(program);

@@ -33,6 +33,16 @@ pub enum ClockKind {
     Insns,
 }
 
+/// What an SC notices of what other harts did since its LR.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum LrSc {
+    /// Another value: SC is a compare-and-swap of the value that LR saw. A value that was changed and changed back is not noticed.
+    #[default]
+    Cas,
+    /// Any store to the same aligned eight bytes, by another hart, a device or the host, whatever its value.
+    Strict,
+}
+
 /// Why there is no machine.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
@@ -97,6 +107,7 @@ pub struct MachineBuilder {
     clock: ClockKind,
     jit_flags: JitFlags,
     icache: ICache,
+    lrsc: LrSc,
     isa: Isa,
     tb_cache_bytes: usize,
     console: Option<Arc<Console>>,
@@ -117,6 +128,7 @@ impl Default for MachineBuilder {
             clock: ClockKind::default(),
             jit_flags: JitFlags::default(),
             icache: ICache::default(),
+            lrsc: LrSc::default(),
             isa: Isa::ALL,
             tb_cache_bytes: DEFAULT_TB_CACHE,
             console: None,
@@ -164,6 +176,12 @@ impl MachineBuilder {
     /// When the guest's own stores reach its instruction stream.
     pub fn icache(mut self, icache: ICache) -> Self {
         self.icache = icache;
+        self
+    }
+
+    /// What an SC notices; another value unless said. One hart that is all that stores has nothing to notice, and pays nothing.
+    pub fn lrsc(mut self, lrsc: LrSc) -> Self {
+        self.lrsc = lrsc;
         self
     }
 
@@ -238,6 +256,9 @@ impl MachineBuilder {
         }
         let console = self.console.unwrap_or_else(|| Console::new(Box::new(io::sink())));
         let mut board = Board::new(self.ram_size, self.max_ram, console)?;
+        if self.lrsc == LrSc::Strict {
+            board.space.ram().break_reservations();
+        }
         let screen = self.framebuffer.map(|(width, height)| Framebuffer::attach(&board.space, width, height));
         board.framebuffer = screen.transpose()?;
         let clock = Arc::new(match self.clock {

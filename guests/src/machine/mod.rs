@@ -27,7 +27,7 @@ use notdirty_tcg::listing::{self, ListError, Listing};
 use notdirty_tcg::{Harts, JitFlags, RunLimits, Vcpu, VcpuExit, VcpuStats};
 
 pub use board::RAM_BASE;
-pub use builder::{BuildError, ClockKind, DEFAULT_RAM, MAX_HARTS, MachineBuilder};
+pub use builder::{BuildError, ClockKind, DEFAULT_RAM, LrSc, MAX_HARTS, MachineBuilder};
 pub use memory::{Memory, PlugError, PlugSpec, Plugged, RamInfo, ResizeError, UnplugError};
 pub use report::{Callers, CrashedHart};
 

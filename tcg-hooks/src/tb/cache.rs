@@ -265,7 +265,9 @@ impl TbCache {
         while self.tbs.len() >= MAX_TBS && self.free.is_empty() {
             self.reclaim(ctx);
         }
-        self.emitter.alone = self.flags.one_writer && self.space.vcpus().one_writer();
+        let one_writer = self.space.vcpus().one_writer();
+        self.emitter.alone = self.flags.one_writer && one_writer;
+        self.emitter.strict = self.space.ram().reservations().is_some() && !one_writer;
         self.keep_limit(ctx);
         let odd = if self.flags.aligned { self.odd.of(region) } else { Some(SiteSet::ALL) };
         let beside = if self.flags.beside { self.beside.of(region) } else { Some(SiteSet::ALL) };

@@ -7,7 +7,8 @@
 //! ```
 //!
 //! A reservation is the host address of the cell, its width and the value that LR saw (`tlb::entry::Reservation`); SC
-//! compares and exchanges. Rust does the same (`softmmu/src/atomic.rs`), so either may finish what the other began.
+//! compares and exchanges. Rust does the same (`softmmu/src/atomic.rs`), so either may finish what the other began. Where any other
+//! store is to break a reservation, and there is another writer, Rust does both.
 use super::alu::with;
 use super::asm::{Flag, Hole};
 use super::context::TABLE;
@@ -78,6 +79,9 @@ impl Emitter {
     }
 
     pub(super) fn load_reserved(&mut self, ir: &Ir, mem: MemOp) {
+        if self.strict {
+            return self.execute_site(ir.site);
+        }
         let elsewhere = self.cell(ir, mem, READ);
         if mem.bytes() == 8 {
             dynasm!(self.ops; .arch x64
@@ -97,6 +101,9 @@ impl Emitter {
     }
 
     pub(super) fn store_conditional(&mut self, ir: &Ir, mem: MemOp) {
+        if self.strict {
+            return self.execute_site(ir.site);
+        }
         let elsewhere = self.cell(ir, mem, WRITE);
         let wide = mem.bytes() == 8;
         if wide {

@@ -141,8 +141,8 @@ pub(crate) unsafe extern "C" fn execute_site(ctx: *mut Context, number: u32) -> 
             // Counted at its block's head already, and again by the `SoftMmu`.
             core.counted_twice += u64::from(access || class == Class::Atomic);
             odd = access && is_odd(&ctx.cpu, &site.insn);
-            if class == Class::Atomic {
-                // In line it is a locked instruction, that fences next to it were left out for: so it is, on a device or a
+            if class == Class::Atomic && !matches!(site.insn.op, Op::LrW | Op::LrD | Op::ScW | Op::ScD) {
+                // An AMO. In line it is a locked instruction, that fences next to it were left out for: so it is, on a device or a
                 // trap.
                 barrier::full();
                 let outcome = execute(core, ctx, &site);

@@ -150,6 +150,8 @@ pub(crate) struct Emitter {
     block_insns: u16,
     /// Does one thread store (WRITER-1)? Of the TB being emitted.
     pub(crate) alone: bool,
+    /// Any other store to its set breaks a reservation: LR and SC are Rust's.
+    pub(crate) strict: bool,
     /// The mode that the code is for, and whether its addresses are translated.
     mode: Privilege,
     translated: bool,
@@ -207,6 +209,7 @@ impl Emitter {
             region_pc: 0,
             block_insns: 0,
             alone: false,
+            strict: false,
             mode: Privilege::M,
             translated: false,
             page: (0, false),
