@@ -139,6 +139,11 @@ impl LiveMmu {
         entry.read & !FLAGS == page && page != 0 && entry.read & OTHER != 0
     }
 
+    /// Does most of the memory that loads and stores of the regime find have another addend than emitted code assumes?
+    pub fn is_scattered(&self) -> bool {
+        self.tlb.is_scattered()
+    }
+
     /// Does the TLB hold a translation of this page that lets plain stores through?
     pub fn is_store_fast(&self, va: GuestVirt) -> bool {
         let biased = va.get().wrapping_add(BIAS) & !FLAGS;

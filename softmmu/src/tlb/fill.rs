@@ -54,7 +54,9 @@ impl Tlb {
             What::Ram { block, off, readonly } => {
                 let ram = ram_address(block, off + into).page();
                 let addend = host_address(block, off + into).wrapping_sub(va.page_base().get());
-                let other = if addend == self.flat_for(addend) { 0 } else { OTHER };
+                let near = addend == self.flat_for(addend);
+                self.sets[self.data].count_fill(near);
+                let other = if near { 0 } else { OTHER };
                 let (flags, aux) = match (to.rights.store, *readonly) {
                     (false, _) => (INVALID, 0),
                     (true, true) => (DISCARD, 0),

@@ -47,6 +47,9 @@ const SETS: usize = 32;
 const STRIDE: usize = (TLB_ENTRIES * size_of::<TlbEntry>()) + PAGE_SIZE as usize;
 const _: () = assert!(SELECTED as usize + size_of::<Selected>() <= STRIDE);
 
+/// Fills after which a set may be one of memory that lies in no order.
+const SCATTERED: u32 = 16;
+
 /// An entry of some set.
 type Id = u32;
 const fn id_of(set: usize, slot: usize) -> Id {
@@ -210,6 +213,12 @@ impl Tlb {
         self.sets[self.data].flat = Some(flat);
         self.show_selected();
         flat
+    }
+
+    /// Have most entries of the set for loads and stores another addend than the flat one?
+    pub(crate) fn is_scattered(&self) -> bool {
+        let Set { near, elsewhere, .. } = self.sets[self.data];
+        elsewhere >= SCATTERED && elsewhere / 4 >= near
     }
 
     /// The set for another regime's fetches.

@@ -102,6 +102,9 @@ pub(super) struct Set {
     pub(super) used: u64,
     /// The addend that its entries are likely to have: that of the first, since the set was empty.
     pub(super) flat: Option<u64>,
+    /// How many entries had it, and how many another, of late.
+    pub(super) near: u32,
+    pub(super) elsewhere: u32,
     /// Filled slots; those of global entries are in the second.
     pub(super) filled: [Vec<u16>; 2],
     /// Is there anything in `fetch` or `devices`?
@@ -119,12 +122,23 @@ impl Set {
             key,
             used: 0,
             flat: None,
+            near: 0,
+            elsewhere: 0,
             filled: Default::default(),
             beside: false,
             big_beside: Vec::new(),
             fetch: Box::new([NO_FETCH; FETCH_ENTRIES]),
             devices: Box::new([None; 1 << DEVICE_BITS]),
             big: BigPages::default(),
+        }
+    }
+
+    /// An entry was filled, with the flat addend or another.
+    pub(super) fn count_fill(&mut self, near: bool) {
+        let count = if near { &mut self.near } else { &mut self.elsewhere };
+        *count += 1;
+        if *count == 1 << 16 {
+            (self.near, self.elsewhere) = (self.near / 2, self.elsewhere / 2);
         }
     }
 

@@ -135,6 +135,8 @@ pub(crate) struct TbCache {
     pub(super) beside: Places,
     /// Sites whose RAM often has another addend than assumed.
     pub(super) elsewhere: Places,
+    /// It is assumed of all sites, as memory lies in no order.
+    pub(crate) scattered: bool,
     pub(super) hot: HotKeys,
     /// Bytes that are kept of the TBs that live, apart from their code.
     pub(super) kept: usize,
@@ -182,6 +184,7 @@ impl TbCache {
             odd: Places::default(),
             beside: Places::default(),
             elsewhere: Places::default(),
+            scattered: false,
             hot: HotKeys::default(),
             kept: 0,
             live: 0,
@@ -273,7 +276,7 @@ impl TbCache {
         let beside = if self.flags.beside { self.beside.of(region) } else { Some(SiteSet::ALL) };
         self.emitter.odd = odd.unwrap_or(SiteSet::NONE);
         self.emitter.beside = beside.unwrap_or(SiteSet::NONE);
-        let elsewhere = self.elsewhere.of(region);
+        let elsewhere = if self.scattered { Some(SiteSet::ALL) } else { self.elsewhere.of(region) };
         self.emitter.elsewhere = elsewhere.unwrap_or(SiteSet::NONE);
         self.emitter.enter_regime(key.mode(), key.is_translated());
         let (len, entry) = self.emitter.emit(region, id);

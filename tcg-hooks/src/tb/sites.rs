@@ -150,7 +150,7 @@ impl TbCache {
     /// What is known of the instruction at a pc.
     pub(crate) fn learned(&self, pc: u64) -> Learned {
         let odd = !self.flags.aligned || self.odd.has(pc);
-        Learned { odd, beside: self.beside.has(pc), elsewhere: self.elsewhere.has(pc) }
+        Learned { odd, beside: self.beside.has(pc), elsewhere: self.scattered || self.elsewhere.has(pc) }
     }
 
     /// Does the emitter check accesses ahead of a loop?

@@ -192,7 +192,9 @@ impl Vcpu {
         let limits = Limits { insns: MAX_INSNS, regions, optimise, heads: hot && heads };
         // SAFETY: as `parts`, with the translator borrowed beside it.
         let ctx = unsafe { self.ctx.as_mut() };
-        if let Some(tbs) = &self.core.tbs {
+        let scattered = self.core.mmu.is_scattered();
+        if let Some(tbs) = &mut self.core.tbs {
+            tbs.scattered = scattered;
             tbs.prepare(key.pc);
         }
         (self.translator.isa, self.translator.mode, self.translator.idx) = (ctx.cpu.isa, key.mode(), idx);
