@@ -27,7 +27,7 @@ const KNOWN: usize = 16;
 /// What this vCPU knows of reservations that other stores break.
 #[derive(Default)]
 pub(crate) struct HeardSets {
-    /// Announced sets whose stores are heard, by the number's low bits, with the epoch in which they are.
+    /// Announced sets with stores that are heard, by the number's low bits, with the epoch in which they are.
     known: [(u64, u64); KNOWN],
     /// What the last LR saw, if it reserved.
     seen: Seen,

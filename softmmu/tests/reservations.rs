@@ -140,7 +140,7 @@ fn a_write_of_the_host_breaks_a_reservation_whatever_it_writes() {
     assert!(!two.breaks(|two| two.vm.space.write(pa(CELL - 8), &[0; 8]).unwrap()));
 }
 
-/// One page table entry, at [`CELL`], whose mark is set by each walk for a store.
+/// One page table entry, at [`CELL`]; each walk for a store sets its mark.
 struct Walker;
 
 impl CodeInvalidator for Walker {

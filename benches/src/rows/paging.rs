@@ -31,7 +31,7 @@ pub fn has_paged(row: &Row) -> bool {
     }
 }
 
-/// A chain of loads whose frames are shuffled may take so many times the time that it takes without page tables.
+/// A chain of loads on shuffled frames may take so many times the time that it takes without page tables.
 pub const CHASE_BAR: f64 = 2.7;
 /// The geometric mean of all rows with shuffled frames, likewise.
 pub const SHUFFLED_BAR: f64 = 1.5;

@@ -147,7 +147,7 @@ struct Table {
     /// By number. The serial tells a set from what it was before it was forgotten.
     sets: BTreeMap<u64, (u64, Heard)>,
     oldest: VecDeque<u64>,
-    /// Sets whose answers are on their way.
+    /// Sets that vCPUs have yet to answer for.
     asked: Vec<u64>,
     /// Writers that are no vCPU: the numbers of the sets that they may write, and the stripes they are counted in.
     writing: HashMap<u64, (core::ops::RangeInclusive<u64>, Vec<usize>)>,

@@ -126,7 +126,7 @@ void finish_checked(uint64_t value)
     some("floating-point state loaded", c->float_loaded);
     if (HARTS > 1)
         some("fences of other harts", c->fences);
-    /* What does not depend on whose turn it was. */
+    /* What does not depend on which process had its turn. */
     print("kernel: forks=%lu threads=%lu zeroed=%lu loaded=%lu float=%lu\n", c->forks, c->threads, c->zeroed,
           c->loaded, c->float_first);
     print("kernel check=%016lx\n", value);

@@ -4,7 +4,7 @@
  *   0x4000_0000  the process: its file, heap, aliases, stack
  *   0x8000_0000  RAM, global pages of 2 MiB, the kernel's
  *
- * Pages of the file that nobody writes are the file's own bytes in the kernel's image; all else is a frame, which counts
+ * Pages of the file that no process writes are the file's own bytes in the kernel's image; all else is a frame, which counts
  * the entries that show it. */
 #include "kernel.h"
 

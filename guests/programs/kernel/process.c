@@ -1,4 +1,4 @@
-/* The table of processes, and whose turn it is. */
+/* The table of processes, and which one has its turn. */
 #include "kernel.h"
 
 struct process processes[PROCESSES];

@@ -216,7 +216,7 @@ pub fn changed_back(rounds: i32) -> GuestImage {
 /// Nodes of [`free_list`].
 const NODES: i32 = 8;
 
-/// A stack of free nodes whose head is swung by LR and SC, without a count beside it: each hart pops two, looks that no other has
+/// A stack of free nodes; LR and SC swing its head, without a count beside it: each hart pops two, looks that no other has
 /// them, and pushes them.
 pub fn free_list(harts: usize, rounds: i32) -> GuestImage {
     let mut ops = program(harts);

@@ -133,7 +133,7 @@ pub(crate) struct TbCache {
     pub(super) odd: Places,
     /// Sites with stores that often lie beside code.
     pub(super) beside: Places,
-    /// Sites whose RAM often has another addend than assumed.
+    /// Sites that often find RAM with another addend than assumed.
     pub(super) elsewhere: Places,
     /// It is assumed of all sites, as memory lies in no order.
     pub(crate) scattered: bool,

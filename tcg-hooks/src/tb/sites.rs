@@ -122,29 +122,24 @@ impl TbCache {
 
     /// The store of site `number` is one of many that lay beside code. If its code does not test the line, its TB is dead.
     pub(crate) fn store_beside(&mut self, ctx: &mut Context, number: u32) -> bool {
-        let id: TbId = number >> LOCAL_BITS;
-        let Some(tb) = self.tbs.get(id as usize).and_then(|tb| tb.as_deref()) else { return false };
-        let Some(site) = tb.sites.get(number as usize % (1 << LOCAL_BITS)) else { return false };
-        if site.learned & TESTS_LINE != 0 {
-            return false;
-        }
-        self.beside.note(site.pc);
+        let Some(pc) = self.unknown(number, TESTS_LINE) else { return false };
+        self.beside.note(pc);
         self.stats.beside += 1;
-        self.emit_again(id, ctx)
+        self.emit_again(number >> LOCAL_BITS, ctx)
     }
 
     /// The access of site `number` is one of many to RAM that has not the addend which is assumed. If its code does not look for the
     /// addend in the entry, its TB is dead.
     pub(crate) fn is_elsewhere(&mut self, ctx: &mut Context, number: u32) -> bool {
-        let id: TbId = number >> LOCAL_BITS;
-        let Some(tb) = self.tbs.get(id as usize).and_then(|tb| tb.as_deref()) else { return false };
-        let Some(site) = tb.sites.get(number as usize % (1 << LOCAL_BITS)) else { return false };
-        if site.learned & SEES_ADDEND != 0 {
-            return false;
-        }
-        self.elsewhere.note(site.pc);
+        let Some(pc) = self.unknown(number, SEES_ADDEND) else { return false };
+        self.elsewhere.note(pc);
         self.stats.elsewhere += 1;
-        self.emit_again(id, ctx)
+        self.emit_again(number >> LOCAL_BITS, ctx)
+    }
+
+    /// The pc of a site, if its code was not made for what `bit` says.
+    fn unknown(&self, number: u32, bit: u8) -> Option<u64> {
+        self.site(number).filter(|site| site.learned & bit == 0).map(|site| site.pc)
     }
 
     /// What is known of the instruction at a pc.

@@ -198,7 +198,7 @@ fn learn(core: &mut Core, ctx: &mut Context, number: u32, beside: bool, elsewher
     learned
 }
 
-/// Does an access go to RAM whose entry has another addend than emitted code assumes?
+/// Does an access go to RAM with an entry that has another addend than emitted code assumes?
 #[cold]
 fn is_elsewhere(core: &mut Core, cpu: &CpuState, site: &Site) -> bool {
     let class = CLASSES[site.insn.op as usize];

@@ -163,7 +163,7 @@ pub(crate) struct Emitter {
     pub(crate) odd: SiteSet,
     /// Sites of the region with stores that often lie beside code.
     pub(crate) beside: SiteSet,
-    /// Sites of the region whose RAM often has another addend.
+    /// Sites of the region that often find RAM with another addend.
     pub(crate) elsewhere: SiteSet,
 }
 

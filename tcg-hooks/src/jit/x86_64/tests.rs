@@ -67,7 +67,7 @@ fn a_loop_that_stores_nothing_fences_once_before_it() {
 #[test]
 fn the_longest_code_leaves_room_to_spare() {
     let shapes: [fn(i32) -> u32; 7] = [
-        // Rounded by frm, of singles whose boxes are not known.
+        // Rounded by frm, of singles with boxes that are not known.
         |n| encode([Op::FmaddS, Op::FcvtDL][n as usize % 2], n as u8 & 15, 16 + n as u8 % 16, 16, 0x7000),
         |n| encode([Op::FcvtSD, Op::FminD, Op::Fsd][n as usize % 3], n as u8 & 15, 16, 17, 0x7000),
         |n| encode([Op::Sd, Op::Ld][n as usize % 2], 27, 28 + (n / 2 % 4) as u8, 27, 1024 + 8 * (n % 100)),
