@@ -19,6 +19,9 @@
 //! OTHER is emitted again (`tb/sites.rs`), to let it through and to take the entry's own addend:
 //! `xor rax, [rbp + rcx + comparator] ; test rax, !OTHER ; jne slow ; mov rcx, [rbp + rcx + addend] ; mov dst, [base + rcx + imm]`.
 //!
+//! A check for several accesses keeps its entry's own addend in the context, if one of their sites was so learned, and they take it
+//! from there: `mov rcx, [rbp + kept] ; mov dst, [base + rcx + imm]`. Where it is for two pages, both must have the same.
+//!
 //! Behind the TB a shared routine compares again: RAM with another addend, and stores beside code, need no Rust either
 //! (`again.rs`). A store that often lies beside code is emitted again, and tests its line before it comes that far:
 //!
@@ -32,7 +35,7 @@
 //! ```
 use super::again::{Access, MOVED, routine};
 use super::asm::{Assembler, Flag, Hole, Template};
-use super::context::{SET_ADDEND, TABLE, TABLE_OFFSET, float_off};
+use super::context::{SET_ADDEND, TABLE, TABLE_OFFSET, float_off, kept_off};
 use super::regs::{RAX, RCX, RDX};
 use super::{Addend, Emitter, LOCAL_BITS};
 use crate::engine::JitFlags;
@@ -52,8 +55,29 @@ struct Store {
     imm: i32,
     bytes: u32,
     value: u8,
-    /// With its entry's own addend?
-    own: bool,
+    addend: Taken,
+}
+
+/// The addend that an access takes whose check was done.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Taken {
+    /// That which is assumed of all.
+    Assumed,
+    /// Its entry's own; rcx is the offset of that, still.
+    Entry,
+    /// That which its check kept here.
+    Kept(u8),
+}
+
+impl Taken {
+    pub(super) fn own(own: bool) -> Taken {
+        if own { Taken::Entry } else { Taken::Assumed }
+    }
+
+    /// Of an access whose check was done before: see `Ir::kept`.
+    pub(super) fn of(ir: &Ir) -> Taken {
+        ir.kept().map_or(Taken::Assumed, Taken::Kept)
+    }
 }
 
 /// What is behind a failed probe.
@@ -98,8 +122,8 @@ struct Forms {
     odd: [Template; 8],
     /// Both for entries with any addend.
     own: [[Template; 8]; 2],
-    /// Without the look for the entry, of one byte, by direction.
-    page: [Template; 2],
+    /// Without the look for the entry, of one byte, by direction, with the assumed addend and with any.
+    page: [[Template; 2]; 2],
 }
 
 impl Forms {
@@ -128,7 +152,7 @@ impl Forms {
             aligned: std::array::from_fn(|n| make(true, true, false, n)),
             odd: std::array::from_fn(|n| make(true, false, false, n)),
             own: [true, false].map(|aligned| std::array::from_fn(|n| make(true, aligned, true, n))),
-            page: std::array::from_fn(|n| make(false, true, false, 4 * n)),
+            page: [false, true].map(|own| std::array::from_fn(|n| make(false, true, own, 4 * n))),
         }
     }
 
@@ -215,29 +239,40 @@ impl Emitter {
     }
 
     /// The same for an aligned access of so many bytes.
-    pub(super) fn probe_sized(&mut self, base: u8, imm: i32, bytes: u32, comparator: i32) -> Hole {
-        self.probe_as((base, imm), bytes, comparator, false, false)
+    pub(super) fn probe_sized(&mut self, base: u8, imm: i32, bytes: u32, comparator: i32, own: bool) -> Hole {
+        self.probe_as((base, imm), bytes, comparator, false, own)
     }
 
     /// The same for the first byte of several accesses.
-    pub(super) fn probe_first(&mut self, base: u8, imm: i32, comparator: i32) -> Hole {
-        self.probe_sized(base, imm, 1, comparator)
+    pub(super) fn probe_first(&mut self, base: u8, imm: i32, comparator: i32, own: bool) -> Hole {
+        self.probe_sized(base, imm, 1, comparator, own)
     }
 
     /// The same for the last byte of several accesses, whose first has been probed: its page is the same one.
-    pub(super) fn probe_last(&mut self, base: u8, imm: i32, comparator: i32) -> Hole {
+    pub(super) fn probe_last(&mut self, base: u8, imm: i32, comparator: i32, own: bool) -> Hole {
         dynasm!(self.ops; .arch x64; lea rax, [Rq(base) + (imm + BIAS as i32)]);
-        let probes = &self.probes.regimes[usize::from(self.translated)].page;
+        let probes = &self.probes.regimes[usize::from(self.translated)].page[usize::from(own)];
         self.ops.template(&probes[usize::from(comparator != READ)]);
         self.ops.hole()
     }
 
-    /// Is there an addend in rcx, and what is the displacement beside it? host address = base + rcx + displacement. If it is the entry's
-    /// `own`, rcx is its offset so far.
-    pub(super) fn host_address(&mut self, imm: i32, own: bool) -> (bool, i32) {
-        match self.addend {
-            Addend::Flat(k) if !own => return (false, k + imm),
-            Addend::Set if !own => dynasm!(self.ops; .arch x64; mov rcx, [rbp + SET_ADDEND]),
+    /// Keeps the addend of the entry that was probed.
+    pub(super) fn keep_addend(&mut self, slot: u8) {
+        dynasm!(self.ops; .arch x64; mov rax, [rbp + rcx + (TABLE + ADDEND)]; mov [rbp + kept_off(slot)], rax);
+    }
+
+    /// Has the entry that was probed the addend that is kept?
+    pub(super) fn compare_addend(&mut self, slot: u8) -> Hole {
+        dynasm!(self.ops; .arch x64; mov rax, [rbp + rcx + (TABLE + ADDEND)]; cmp rax, [rbp + kept_off(slot)]);
+        self.ops.jump_if(Flag::NotEqual)
+    }
+
+    /// Is there an addend in rcx, and what is the displacement beside it? host address = base + rcx + displacement.
+    pub(super) fn host_address(&mut self, imm: i32, addend: Taken) -> (bool, i32) {
+        match (addend, self.addend) {
+            (Taken::Kept(slot), _) => dynasm!(self.ops; .arch x64; mov rcx, [rbp + kept_off(slot)]),
+            (Taken::Assumed, Addend::Flat(k)) => return (false, k + imm),
+            (Taken::Assumed, Addend::Set) => dynasm!(self.ops; .arch x64; mov rcx, [rbp + SET_ADDEND]),
             _ => dynasm!(self.ops; .arch x64; mov rcx, [rbp + rcx + (TABLE + ADDEND)]),
         }
         (true, imm)
@@ -300,19 +335,13 @@ impl Emitter {
         let imm = ir.imm as i32;
         let base = self.source(ir.a, RDX);
         let slow = self.probe((base, imm), ir.site, mem.bytes(), READ);
-        self.load_at(base, ir, mem, self.elsewhere.has(ir.site));
+        self.load_at(base, ir, mem, Taken::own(self.elsewhere.has(ir.site)));
         self.slow(slow, ir.site, Access::Load(mem), (base, imm), ir.rd);
     }
 
-    /// A load that was checked before.
-    pub(super) fn load_from_ram(&mut self, base: u8, ir: &Ir, mem: MemOp) {
-        self.load_at(base, ir, mem, false);
-    }
-
-    /// The load itself. With the entry's `own` addend, rcx is the entry's offset.
-    fn load_at(&mut self, base: u8, ir: &Ir, mem: MemOp, own: bool) {
-        let imm = ir.imm as i32;
-        let (indexed, disp) = self.host_address(imm, own);
+    /// The load itself, once it was checked.
+    pub(super) fn load_at(&mut self, base: u8, ir: &Ir, mem: MemOp, addend: Taken) {
+        let (indexed, disp) = self.host_address(ir.imm as i32, addend);
         self.load_into(ir.rd, mem, base, indexed.then_some((RCX, 0)), disp);
     }
 
@@ -346,24 +375,23 @@ impl Emitter {
     }
 
     /// A store whose check was done.
-    pub(super) fn store_from(&mut self, base: u8, ir: &Ir, mem: MemOp) {
-        self.store_to_ram(Store { base, imm: ir.imm as i32, bytes: mem.bytes(), value: ir.b, own: false });
+    pub(super) fn store_at(&mut self, base: u8, ir: &Ir, mem: MemOp, addend: Taken) {
+        self.store_to_ram(Store { base, imm: ir.imm as i32, bytes: mem.bytes(), value: ir.b, addend });
     }
 
     pub(super) fn store(&mut self, ir: &Ir, mem: MemOp) {
         let imm = ir.imm as i32;
         let base = self.source(ir.a, RDX);
-        let store = Store { base, imm, bytes: mem.bytes(), value: ir.b, own: self.elsewhere.has(ir.site) };
         let slow = self.probe((base, imm), ir.site, mem.bytes(), WRITE);
         let beside = self.tests_line(base, ir.site, mem.bytes()).then(|| self.here());
-        self.store_to_ram(store);
+        self.store_at(base, ir, mem, Taken::own(self.elsewhere.has(ir.site)));
         self.slow(slow, ir.site, Access::Store(mem), (base, imm), ir.b);
         self.slow.last_mut().expect("pushed just now").beside = beside;
     }
 
-    /// The store itself. With the entry's `own` addend, rcx is the entry's offset; rax is lost.
-    fn store_to_ram(&mut self, Store { base, imm, bytes, value, own }: Store) {
-        let (indexed, disp) = self.host_address(imm, own);
+    /// The store itself; rax and rcx are lost.
+    fn store_to_ram(&mut self, Store { base, imm, bytes, value, addend }: Store) {
+        let (indexed, disp) = self.host_address(imm, addend);
         if value == 0 {
             macro_rules! zero {
                 ($size:ident) => {

@@ -351,7 +351,7 @@ impl Emitter {
             Kind::LoadFast(mem, shift) => self.load_fast(ir, mem, shift),
             Kind::StoreFast(mem) => {
                 let base = self.source(ir.a, RDX);
-                self.store_from(base, ir, mem);
+                self.store_at(base, ir, mem, mem::Taken::of(ir));
             }
             Kind::Amo(op, mem) => self.amo(ir, op, mem),
             Kind::LoadReserved(mem) => self.load_reserved(ir, mem),
