@@ -47,7 +47,7 @@ impl Emitter {
         let base = self.source(ir.a, RDX);
         let own = self.elsewhere.has(ir.site);
         let from = self.probe_aligned(base, mem.bytes(), comparator, own);
-        match self.host_address(0, Taken::own(own)) {
+        match self.host_address(0, if own { Taken::Entry } else { Taken::Assumed }) {
             (false, k) => dynasm!(self.ops; .arch x64; lea rdx, [Rq(base) + k]),
             (true, _) => dynasm!(self.ops; .arch x64; lea rdx, [Rq(base) + rcx]),
         }

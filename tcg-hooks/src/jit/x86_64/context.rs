@@ -104,8 +104,9 @@ pub(super) const ACCESSES: i32 = offset_of!(Context, accesses) as i32 - BASE;
 pub(super) const SLICE: i32 = offset_of!(Context, slice) as i32 - BASE;
 pub(super) const CODE_WORK: i32 = offset_of!(Context, code_work) as i32 - BASE;
 pub(super) const KICK: i32 = offset_of!(Context, kick) as i32 - BASE;
-/// From the table to that of the regime of loads and stores, and that one's flat addend.
+/// From the table to that of the regime of loads and stores, where that one is, and its flat addend.
 pub(super) const TABLE_OFFSET: i32 = TABLE + SELECTED + offset_of!(Selected, offset) as i32;
+pub(super) const SET_TABLE: i32 = TABLE + SELECTED + offset_of!(Selected, table) as i32;
 pub(super) const SET_ADDEND: i32 = TABLE + SELECTED + offset_of!(Selected, addend) as i32;
 pub(super) const ELSEWHERE: i32 = offset_of!(Context, elsewhere) as i32 - BASE;
 const KEPT_AT: i32 = offset_of!(Context, kept) as i32 - BASE;

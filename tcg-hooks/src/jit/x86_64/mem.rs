@@ -19,6 +19,9 @@
 //! OTHER is emitted again (`tb/sites.rs`), to let it through and to take the entry's own addend:
 //! `xor rax, [rbp + rcx + comparator] ; test rax, !OTHER ; jne slow ; mov rcx, [rbp + rcx + addend] ; mov dst, [base + rcx + imm]`.
 //!
+//! There the access waits for the entry, so the way to it is short: the index is made from the base itself if nothing is added to it, and
+//! `[rbp + TABLE_OFFSET]` is not added to it if rdx is free to hold that table (`mov rdx, [rbp + SET_TABLE]`).
+//!
 //! A check for several accesses keeps its entry's own addend in the context, if one of their sites was so learned, and they take it
 //! from there: `mov rcx, [rbp + kept] ; mov dst, [base + rcx + imm]`. Where it is for two pages, both must have the same.
 //!
@@ -35,7 +38,7 @@
 //! ```
 use super::again::{Access, MOVED, routine};
 use super::asm::{Assembler, Flag, Hole, Template};
-use super::context::{SET_ADDEND, TABLE, TABLE_OFFSET, float_off, kept_off};
+use super::context::{SET_ADDEND, SET_TABLE, TABLE, TABLE_OFFSET, float_off, kept_off};
 use super::regs::{RAX, RCX, RDX};
 use super::{Addend, Emitter, LOCAL_BITS};
 use crate::engine::JitFlags;
@@ -63,17 +66,15 @@ struct Store {
 pub(super) enum Taken {
     /// That which is assumed of all.
     Assumed,
-    /// Its entry's own; rcx is the offset of that, still.
+    /// Its entry's own; rcx is the offset of that, still, from the first table.
     Entry,
+    /// The same from the table in rdx.
+    EntryOf,
     /// That which its check kept here.
     Kept(u8),
 }
 
 impl Taken {
-    pub(super) fn own(own: bool) -> Taken {
-        if own { Taken::Entry } else { Taken::Assumed }
-    }
-
     /// Of an access whose check was done before: see `Ir::kept`.
     pub(super) fn of(ir: &Ir) -> Taken {
         ir.kept().map_or(Taken::Assumed, Taken::Kept)
@@ -95,8 +96,7 @@ pub(super) struct Slow {
     /// The guest register loaded or stored.
     register: u8,
     access: Access,
-    /// Was it probed for an entry with any addend?
-    own: bool,
+    addend: Taken,
 }
 
 const SHIFT: i8 = (notdirty_core::PAGE_BITS - ENTRY_BITS) as i8;
@@ -120,18 +120,21 @@ struct Forms {
     aligned: [Template; 8],
     /// The same for what may be misaligned.
     odd: [Template; 8],
-    /// Both for entries with any addend.
-    own: [[Template; 8]; 2],
+    /// Both for entries with any addend, in the table that rdx has, or not; the index was begun.
+    own: [[[Template; 8]; 2]; 2],
     /// Without the look for the entry, of one byte, by direction, with the assumed addend and with any.
     page: [[Template; 2]; 2],
 }
 
 impl Forms {
     fn new(ops: &mut Assembler, flags: JitFlags, bmi2: bool) -> Forms {
-        let mut make = |look: bool, aligned: bool, own: bool, n: usize| {
+        let mut make = |look: bool, aligned: bool, own: bool, n: usize, held: bool| {
             ops.clear();
+            if look && !own {
+                begin_index(ops, flags, bmi2, RAX);
+            }
             if look {
-                entry_offset(ops, flags, bmi2);
+                end_index(ops, flags, held);
             }
             let more = (1 << (n & 3)) - 1;
             let mask = !(FLAGS as i32) | if aligned { more } else { 0 };
@@ -140,7 +143,9 @@ impl Forms {
             }
             let comparator = if n < 4 { READ } else { WRITE };
             dynasm!(ops; .arch x64; and rax, DWORD mask);
-            if own {
+            if held {
+                dynasm!(ops; .arch x64; xor rax, [rdx + rcx + comparator]; test rax, DWORD !(OTHER as i32));
+            } else if own {
                 dynasm!(ops; .arch x64; xor rax, [rbp + rcx + (TABLE + comparator)]; test rax, DWORD !(OTHER as i32));
             } else {
                 dynasm!(ops; .arch x64; cmp rax, [rbp + rcx + (TABLE + comparator)]);
@@ -149,18 +154,19 @@ impl Forms {
             ops.to_template()
         };
         Forms {
-            aligned: std::array::from_fn(|n| make(true, true, false, n)),
-            odd: std::array::from_fn(|n| make(true, false, false, n)),
-            own: [true, false].map(|aligned| std::array::from_fn(|n| make(true, aligned, true, n))),
-            page: [false, true].map(|own| std::array::from_fn(|n| make(false, true, own, 4 * n))),
+            aligned: std::array::from_fn(|n| make(true, true, false, n, false)),
+            odd: std::array::from_fn(|n| make(true, false, false, n, false)),
+            own: [false, true]
+                .map(|held| [true, false].map(|aligned| std::array::from_fn(|n| make(true, aligned, true, n, held)))),
+            page: [false, true].map(|own| std::array::from_fn(|n| make(false, true, own, 4 * n, false))),
         }
     }
 
-    fn of(&self, odd: bool, own: bool) -> &[Template; 8] {
-        match (odd, own) {
-            (odd, true) => &self.own[usize::from(odd)],
-            (true, false) => &self.odd,
-            (false, false) => &self.aligned,
+    fn of(&self, odd: bool, addend: Taken) -> &[Template; 8] {
+        match addend {
+            Taken::Entry | Taken::EntryOf => &self.own[usize::from(addend == Taken::EntryOf)][usize::from(odd)],
+            _ if odd => &self.odd,
+            _ => &self.aligned,
         }
     }
 }
@@ -199,48 +205,65 @@ impl Probes {
     }
 }
 
-/// From the biased address in rax, its entry's offset in rcx.
-fn entry_offset(ops: &mut Assembler, flags: JitFlags, bmi2: bool) {
+/// From an address, biased if the index is hashed, the bits of its entry's offset in ecx, and others.
+fn begin_index(ops: &mut Assembler, flags: JitFlags, bmi2: bool, from: u8) {
     if !flags.plain_index {
         dynasm!(ops; .arch x64
-            ; mov ecx, eax
+            ; mov ecx, Rd(from)
             ; shr ecx, BYTE HASH_SHIFT as i8
-            ; xor ecx, eax
+            ; xor ecx, Rd(from)
             ; shr ecx, SHIFT);
     } else if bmi2 {
-        dynasm!(ops; .arch x64; rorx ecx, eax, SHIFT);
+        dynasm!(ops; .arch x64; rorx ecx, Rd(from), SHIFT);
     } else {
-        dynasm!(ops; .arch x64; mov ecx, eax; shr ecx, SHIFT);
+        dynasm!(ops; .arch x64; mov ecx, Rd(from); shr ecx, SHIFT);
+    }
+}
+
+/// Its entry's offset in rcx, from the first table or in the one that rdx is made to hold.
+fn end_index(ops: &mut Assembler, flags: JitFlags, held: bool) {
+    if held {
+        dynasm!(ops; .arch x64; mov rdx, [rbp + SET_TABLE]);
     }
     let index = if flags.big_tlb { INDEX } else { SMALL_INDEX };
     dynasm!(ops; .arch x64; and ecx, DWORD index);
-    if !flags.base_register {
+    if !flags.base_register && !held {
         dynasm!(ops; .arch x64; add rcx, [rbp + TABLE_OFFSET]);
     }
 }
 
 impl Emitter {
-    /// Leaves the entry's offset in rcx; the base register survives. Returned is where it jumps when it fails.
-    fn probe(&mut self, (base, imm): (u8, i32), site: u16, bytes: u32, comparator: i32) -> Hole {
-        let (odd, own) = (self.odd.has(site), self.elsewhere.has(site));
-        self.probe_as((base, imm), bytes, comparator, odd, own)
+    /// Leaves the entry's offset in rcx; the base register survives. Returned is where it jumps when it fails, and the addend that the
+    /// access takes.
+    fn probe(&mut self, (base, imm): (u8, i32), site: u16, bytes: u32, comparator: i32) -> (Hole, Taken) {
+        let addend = match self.elsewhere.has(site) {
+            true if self.translated && base != RDX => Taken::EntryOf,
+            true => Taken::Entry,
+            false => Taken::Assumed,
+        };
+        (self.probe_as((base, imm), bytes, comparator, self.odd.has(site), addend), addend)
     }
 
-    fn probe_as(&mut self, (base, imm): (u8, i32), bytes: u32, comparator: i32, odd: bool, own: bool) -> Hole {
+    fn probe_as(&mut self, (base, imm): (u8, i32), bytes: u32, comparator: i32, odd: bool, addend: Taken) -> Hole {
         dynasm!(self.ops; .arch x64; lea rax, [Rq(base) + (imm + BIAS as i32)]);
-        let probes = self.probes.regimes[usize::from(self.translated)].of(odd, own);
+        if addend != Taken::Assumed {
+            let from = if imm == 0 && self.flags.plain_index { base } else { RAX };
+            begin_index(&mut self.ops, self.flags, self.bmi2, from);
+        }
+        let probes = self.probes.regimes[usize::from(self.translated)].of(odd, addend);
         self.ops.template(&probes[slot(comparator, bytes)]);
         self.ops.hole()
     }
 
     /// The same for an aligned cell at the base itself, of four bytes or eight; with any addend, if its entry is asked for its `own`.
     pub(super) fn probe_aligned(&mut self, base: u8, bytes: u32, comparator: i32, own: bool) -> Hole {
-        self.probe_as((base, 0), bytes, comparator, false, own)
+        self.probe_sized(base, 0, bytes, comparator, own)
     }
 
     /// The same for an aligned access of so many bytes.
     pub(super) fn probe_sized(&mut self, base: u8, imm: i32, bytes: u32, comparator: i32, own: bool) -> Hole {
-        self.probe_as((base, imm), bytes, comparator, false, own)
+        let addend = if own { Taken::Entry } else { Taken::Assumed };
+        self.probe_as((base, imm), bytes, comparator, false, addend)
     }
 
     /// The same for the first byte of several accesses.
@@ -271,6 +294,7 @@ impl Emitter {
     pub(super) fn host_address(&mut self, imm: i32, addend: Taken) -> (bool, i32) {
         match (addend, self.addend) {
             (Taken::Kept(slot), _) => dynasm!(self.ops; .arch x64; mov rcx, [rbp + kept_off(slot)]),
+            (Taken::EntryOf, _) => dynasm!(self.ops; .arch x64; mov rcx, [rdx + rcx + ADDEND]),
             (Taken::Assumed, Addend::Flat(k)) => return (false, k + imm),
             (Taken::Assumed, Addend::Set) => dynasm!(self.ops; .arch x64; mov rcx, [rbp + SET_ADDEND]),
             _ => dynasm!(self.ops; .arch x64; mov rcx, [rbp + rcx + (TABLE + ADDEND)]),
@@ -284,9 +308,9 @@ impl Emitter {
     }
 
     /// The way round, to here: the slow path writes a loaded register where it lives.
-    fn slow(&mut self, from: Hole, site: u16, access: Access, (base, imm): (u8, i32), register: u8) {
-        let (back, own) = (self.here(), self.elsewhere.has(site));
-        self.slow.push(Slow { from, back, beside: None, imm, site, base, register, access, own });
+    fn slow(&mut self, (from, addend): (Hole, Taken), site: u16, access: Access, (base, imm): (u8, i32), register: u8) {
+        let back = self.here();
+        self.slow.push(Slow { from, back, beside: None, imm, site, base, register, access, addend });
     }
 
     /// Does its slow part test the mask, and jump back to the store? Where that was learned to be worth its bytes, and can be: the
@@ -303,9 +327,12 @@ impl Emitter {
     /// Behind a failed probe: the shared routine for this access, which asks Rust if it must. See `again.rs`.
     pub(super) fn slow_part(&mut self, n: usize) {
         // Field by field, each loaded as it was stored.
-        let Slow { from, back, beside, imm, site, base, register, access, own } = self.slow[n];
+        let Slow { from, back, beside, imm, site, base, register, access, addend } = self.slow[n];
         self.ops.close(from);
-        if own {
+        if addend == Taken::EntryOf {
+            dynasm!(self.ops; .arch x64; add rcx, [rbp + TABLE_OFFSET]);
+        }
+        if addend != Taken::Assumed {
             self.unmix(if matches!(access, Access::Load(_)) { READ } else { WRITE });
         }
         if imm != 0 || base != RDX {
@@ -335,7 +362,7 @@ impl Emitter {
         let imm = ir.imm as i32;
         let base = self.source(ir.a, RDX);
         let slow = self.probe((base, imm), ir.site, mem.bytes(), READ);
-        self.load_at(base, ir, mem, Taken::own(self.elsewhere.has(ir.site)));
+        self.load_at(base, ir, mem, slow.1);
         self.slow(slow, ir.site, Access::Load(mem), (base, imm), ir.rd);
     }
 
@@ -384,7 +411,7 @@ impl Emitter {
         let base = self.source(ir.a, RDX);
         let slow = self.probe((base, imm), ir.site, mem.bytes(), WRITE);
         let beside = self.tests_line(base, ir.site, mem.bytes()).then(|| self.here());
-        self.store_at(base, ir, mem, Taken::own(self.elsewhere.has(ir.site)));
+        self.store_at(base, ir, mem, slow.1);
         self.slow(slow, ir.site, Access::Store(mem), (base, imm), ir.b);
         self.slow.last_mut().expect("pushed just now").beside = beside;
     }
