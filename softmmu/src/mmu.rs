@@ -109,8 +109,6 @@ pub struct SlowStats {
     pub dropped: u64,
     /// Pages, or entries, that were looked at to be armed or disarmed.
     pub refreshed: u64,
-    /// Entries that re-arms changed: those that let stores pass unheard.
-    pub armed: u64,
 }
 
 impl AddAssign for SlowStats {
@@ -134,7 +132,6 @@ impl AddAssign for SlowStats {
             flushes,
             dropped,
             refreshed,
-            armed,
         } = other;
         self.accesses += accesses;
         self.load_miss += load_miss;
@@ -154,7 +151,6 @@ impl AddAssign for SlowStats {
         self.flushes += flushes;
         self.dropped += dropped;
         self.refreshed += refreshed;
-        self.armed += armed;
     }
 }
 

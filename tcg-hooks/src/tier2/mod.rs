@@ -34,7 +34,6 @@ mod webs;
 
 pub(crate) use index::MOST as MOST_INDEX;
 pub(crate) use split::DISPLACEMENT;
-pub(crate) use split::MOST_CHECKS;
 
 use crate::ir::{Ir, Kind, Region, Target, Term};
 
