@@ -43,5 +43,5 @@ pub use machine::{
 pub use notdirty_softmmu::{AccessError, GuestPhys, RegionId};
 pub use notdirty_tcg::cpu::CpuState;
 pub use notdirty_tcg::listing::{ListError, Listing};
-pub use notdirty_tcg::riscv::Isa;
+pub use notdirty_tcg::riscv::{Isa, Privilege};
 pub use notdirty_tcg::{EngineKind, ICache, JitFlags, NewCode, RunLimits, TraceMask, TraceSink, VcpuStats};

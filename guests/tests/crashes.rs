@@ -6,7 +6,7 @@ mod common;
 
 use common::Elf;
 use notdirty::programs::crash::{Crash, crash};
-use notdirty::{EngineKind, Machine, MachineExit, Program, RunLimits};
+use notdirty::{CpuState, EngineKind, Machine, MachineExit, Privilege, Program, RAM_BASE, RunLimits};
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
@@ -157,7 +157,7 @@ fn tables_of_frames_with_any_byte_spoiled_are_read_to_the_end() {
                 let mut x = [0; 32];
                 (x[1], x[2]) = (inner, 0x8000_1000);
                 for pc in [inner, inner + 4, inner + 12] {
-                    assert!(machine.callers(pc, &x).1.len() <= 32);
+                    assert!(machine.callers((0, Privilege::M), pc, &x).1.len() <= 32);
                 }
             }
         }
@@ -194,7 +194,7 @@ fn callers_are_looked_for_wherever_the_stack_and_frame_pointers_point() {
         for &fp in &hostile {
             let mut x = [0; 32];
             (x[1], x[2], x[8]) = (fp, sp, fp);
-            let (_, callers) = machine.callers(sp, &x);
+            let (_, callers) = machine.callers((0, Privilege::M), sp, &x);
             assert!(callers.len() <= 32, "sp {sp:#x}, fp {fp:#x}");
         }
     }
@@ -254,5 +254,134 @@ fn a_hart_below_m_mode_does_not_spin_in_vain_while_m_mode_has_an_interrupt_enabl
         assert_eq!(machine.run(&RunLimits { max_insns: Some(10_000), deadline: None }), MachineExit::InsnLimit);
         assert_eq!(machine.spins(0), spins, "{}", machine.places());
         assert!(machine.places().contains("in U-mode"), "{}", machine.places());
+    }
+}
+
+/// A kernel at the top of the address space: its text and its stack are frames in no order, and their own addresses are in no RAM.
+mod paged {
+    use super::*;
+    use notdirty_tcg::riscv::csr::{CsrEffect, csr_write, num};
+
+    const TEXT: u64 = 0xffff_ffff_c000_0000;
+    const STACK: u64 = TEXT + 0x10_0000;
+    const TABLES: u64 = RAM_BASE + 0x1_0000;
+    const TEXT_FRAMES: [u64; 2] = [RAM_BASE + 0x5000, RAM_BASE + 0x3000];
+    const STACK_FRAMES: [u64; 2] = [RAM_BASE + 0x9000, RAM_BASE + 0x7000];
+    /// `inner` is called by `middle` on the first page, and that by `outer` on the second.
+    const INNER: u64 = TEXT + 0x10;
+    const IN_MIDDLE: u64 = TEXT + 0x104;
+    const IN_OUTER: u64 = TEXT + 0x1008;
+
+    fn write(machine: &mut Machine, at: u64, words: &[u64]) {
+        let bytes: Vec<u8> = words.iter().flat_map(|word| word.to_le_bytes()).collect();
+        machine.write(at, &bytes).expect("RAM");
+    }
+
+    /// Before `inner`, which loads from `s1`, in S-mode. Frames lie over the border of the stack's pages.
+    fn machine(fp: bool) -> Machine {
+        let mut machine = Machine::builder().ram_size(1 << 20).build().expect("a machine");
+        let m = &mut machine;
+        let table = |at: u64| at >> 2 | 1;
+        let page = |at: u64, rights: u64| at >> 2 | rights | 0xc1;
+        write(m, TABLES + 511 * 8, &[table(TABLES + 0x1000)]);
+        write(m, TABLES + 0x1000, &[table(TABLES + 0x2000)]);
+        write(m, TABLES + 0x2000, &TEXT_FRAMES.map(|at| page(at, 0xa)));
+        write(m, TABLES + 0x2000 + 256 * 8, &STACK_FRAMES.map(|at| page(at, 6)));
+        // ld a0, 0(s1); jal ra before each return address.
+        m.write(TEXT_FRAMES[0] + 0x10, &0x0004_b503u32.to_le_bytes()).expect("RAM");
+        m.write(TEXT_FRAMES[0] + 0x100, &0x0100_00efu32.to_le_bytes()).expect("RAM");
+        m.write(TEXT_FRAMES[1] + 4, &0x0100_00efu32.to_le_bytes()).expect("RAM");
+        // The frame of middle ends on the first page, that of outer on the second: saved fp, then ra, below each.
+        let (first, second) = (STACK + 0x1000, STACK + 0x1020);
+        write(m, STACK_FRAMES[0] + 0xff0, &[second, IN_MIDDLE]);
+        write(m, STACK_FRAMES[1] + 0x10, &[0, IN_OUTER]);
+        m.start_at(RAM_BASE).expect("RAM");
+        let cpu: &mut CpuState = m.cpu_mut();
+        cpu.csr.allow_all_memory();
+        (cpu.privilege, cpu.pc, cpu.csr.satp) = (Privilege::S, INNER, 8 << 60 | TABLES >> 12);
+        (cpu.csr.medeleg, cpu.csr.stvec) = (0xb1ff, TEXT + 0x20_0000);
+        (cpu.x[1], cpu.x[2], cpu.x[8]) = (IN_MIDDLE, first - 0x10, if fp { first } else { 0 });
+        cpu.x[9] = 0x10;
+        machine
+    }
+
+    fn report(machine: &mut Machine) -> String {
+        let exit = machine.run(&RunLimits { max_insns: Some(100_000), deadline: None });
+        assert!(matches!(exit, MachineExit::Unhandled(_)), "{exit:?}");
+        machine.crash_report(0).expect("a report")
+    }
+
+    fn callers(report: &str) -> Vec<String> {
+        let Some((_, callers)) = report.split_once("called from, ") else { return Vec::new() };
+        let lines = callers.lines().skip(1).map_while(|line| line.trim().strip_prefix("pc "));
+        lines.map(str::to_owned).collect()
+    }
+
+    #[test]
+    fn callers_are_found_through_the_page_tables_of_the_trapped_hart() {
+        for (fp, how) in [(true, "frame pointers"), (false, "what looks like return addresses")] {
+            let mut machine = machine(fp);
+            let before = machine.stats().tlb;
+            let mut ram = vec![0; 1 << 20];
+            machine.read(RAM_BASE, &mut ram).expect("RAM");
+            let report = report(&mut machine);
+            assert!(report.contains(&format!("mtval 0x10, at pc {INNER:#x} in S-mode")), "{report}");
+            let handler = format!("its trap handler at {:#x} is not mapped: instruction page fault", TEXT + 0x20_0000);
+            assert!(report.contains(&handler), "{report}");
+            assert!(report.contains(&format!("called from, by {how}")), "{report}");
+            assert_eq!(callers(&report), [format!("{IN_MIDDLE:#x}"), format!("{IN_OUTER:#x}")], "{report}");
+            assert!(!report.contains("the stack at"), "{report}");
+            // Looked up, and nothing else: no entry, no mark.
+            let after = machine.stats().tlb;
+            let looked = machine.crash_report(0);
+            assert_eq!(looked.as_deref(), Some(&*report));
+            assert_eq!(machine.stats().tlb, after);
+            assert!(after.load_miss <= before.load_miss + 4, "{after:?}");
+            let mut now = vec![0; 1 << 20];
+            machine.read(RAM_BASE, &mut now).expect("RAM");
+            assert!(now == ram, "RAM is as it was");
+        }
+    }
+
+    #[test]
+    fn a_stack_that_is_not_mapped_or_not_for_this_mode_is_told() {
+        // Nothing is there; a physical address is none here; PMP refuses the page; the pages are those of S-mode.
+        for (sp, mode, protect, told) in [
+            (STACK + 0x5000, Privilege::S, false, "not mapped in S-mode"),
+            (STACK_FRAMES[0], Privilege::S, false, "not mapped in S-mode"),
+            (STACK, Privilege::S, true, "refused by PMP, or has no page table in S-mode"),
+            (STACK, Privilege::U, false, "not mapped in U-mode"),
+        ] {
+            let mut machine = machine(true);
+            if mode == Privilege::U {
+                // Its text is for U-mode.
+                write(&mut machine, TABLES + 0x2000, &TEXT_FRAMES.map(|at| at >> 2 | 0xdb));
+            }
+            let cpu = machine.cpu_mut();
+            (cpu.x[2], cpu.x[8], cpu.privilege) = (sp, sp + 0x20, mode);
+            if protect {
+                for (csr, value) in
+                    [(num::PMPADDR0, STACK_FRAMES[0] >> 2 | 0x1ff), (num::PMPADDR0 + 1, !0), (num::PMPCFG0, 0x1f18)]
+                {
+                    let mode = std::mem::replace(&mut cpu.privilege, Privilege::M);
+                    let _: CsrEffect = csr_write(cpu, csr, value).expect("M-mode may");
+                    cpu.privilege = mode;
+                }
+            }
+            let report = report(&mut machine);
+            assert!(report.contains(&format!("  the stack at {sp:#x} is {told}\n")), "{report}");
+            // The register is still right, if code is there.
+            let of_ra = if mode == Privilege::S { vec![format!("{IN_MIDDLE:#x}")] } else { callers(&report) };
+            assert_eq!(callers(&report), of_ra, "{report}");
+        }
+    }
+
+    #[test]
+    fn a_loop_of_one_instruction_is_looked_for_where_the_code_is_mapped() {
+        let mut machine = machine(true);
+        // j .
+        machine.write(TEXT_FRAMES[0] + 0x10, &0x0000_006fu32.to_le_bytes()).expect("RAM");
+        assert_eq!(machine.run(&RunLimits { max_insns: Some(1000), deadline: None }), MachineExit::InsnLimit);
+        assert!(machine.spins(0), "{}", machine.places());
     }
 }

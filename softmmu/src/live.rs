@@ -203,7 +203,7 @@ impl LiveMmu {
     /// Makes own entries of a RAM page tell whichever clients listen now. The translator calls it after `announce`.
     pub fn arm_page(&mut self, page: PageIndex) {
         self.stats.refreshed += 1;
-        self.tlb.arm_page(&self.space, page, &pin());
+        self.stats.armed += self.tlb.arm_page(&self.space, page, &pin()) as u64;
     }
 
     /// First half of CODE-1 in one call: announce the lines, arm own entries, post the re-arm to every other vCPU, of
@@ -294,8 +294,10 @@ impl LiveMmu {
             }
         }
         if !rearms.is_empty() {
-            report.rearmed = self.tlb.arm_ranges(&self.space, &mut rearms, &pin());
-            self.stats.refreshed += report.rearmed;
+            let (cost, armed) = self.tlb.arm_ranges(&self.space, &mut rearms, &pin());
+            report.rearmed = cost;
+            self.stats.refreshed += cost;
+            self.stats.armed += armed;
         }
         self.take_view(drained);
         report

@@ -109,6 +109,8 @@ pub struct SlowStats {
     pub dropped: u64,
     /// Pages, or entries, that were looked at to be armed or disarmed.
     pub refreshed: u64,
+    /// Entries that re-arms changed: those that let stores pass unheard.
+    pub armed: u64,
 }
 
 impl AddAssign for SlowStats {
@@ -132,6 +134,7 @@ impl AddAssign for SlowStats {
             flushes,
             dropped,
             refreshed,
+            armed,
         } = other;
         self.accesses += accesses;
         self.load_miss += load_miss;
@@ -151,6 +154,7 @@ impl AddAssign for SlowStats {
         self.flushes += flushes;
         self.dropped += dropped;
         self.refreshed += refreshed;
+        self.armed += armed;
     }
 }
 

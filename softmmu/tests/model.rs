@@ -478,7 +478,7 @@ impl World {
                     }
                     let first = byte_at(&self.seen, at, 0);
                     let Byte::Ram { off, readonly } = first else { panic!("hit at {at:#x}: {first:?}") };
-                    let end = byte_at(&self.seen, at + PAGE_SIZE - 1, 0);
+                    let end = byte_at(&self.seen, at + (PAGE_SIZE - 1), 0);
                     assert_eq!(end, Byte::Ram { off: off + PAGE_SIZE - 1, readonly });
                     let page = PageIndex::new(start + off / PAGE_SIZE);
                     if stores {

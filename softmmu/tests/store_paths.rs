@@ -6,7 +6,7 @@ use common::{DEV, Live, RAM, ROM, Regs, Vm, emitted_probe_hits, pa, va};
 use notdirty_core::{DirtyClient, PageRange, RamBlockSpec};
 use notdirty_softmmu::MemSize::{B1, B2, B4, B8};
 use notdirty_softmmu::raw::{self, Request};
-use notdirty_softmmu::tlb::entry::{ADDEND, AUX, CODEPAGE, NOTDIRTY, OTHER, READ, WRITE};
+use notdirty_softmmu::tlb::entry::{self, ADDEND, AUX, CODEPAGE, NOTDIRTY, OTHER, READ, WRITE};
 use notdirty_softmmu::{
     AccessKind, AmoOp, CodePage, FaultCause, MemFault, MemSize, MmuIdx, NoHooks, SizeMask, StoreEffect,
 };
@@ -258,12 +258,12 @@ fn a_hole_faults_for_every_kind_of_access() {
 }
 
 #[test]
-fn the_last_page_of_the_address_space_matches_no_empty_entry() {
+fn the_page_whose_biased_address_is_zero_matches_no_empty_entry() {
     let mut vm = Vm::new();
-    let last = u64::MAX - 0xfff;
-    // Pages of the slots where the last page and the one before it would look, so that the flush has something to wipe
+    let zero = 0u64.wrapping_sub(entry::BIAS);
+    // Pages of the slots where that page and the one before it would look, so that the flush has something to wipe
     // there.
-    let same_slot = (1 << 26) - 0x1000;
+    let same_slot = 1 << 26;
     let slot_before = same_slot - 0x1000;
     vm.space.map_alias(pa(same_slot), pa(RAM), 0x1000, 0).unwrap();
     vm.space.map_alias(pa(slot_before), pa(RAM), 0x1000, 0).unwrap();
@@ -271,10 +271,10 @@ fn the_last_page_of_the_address_space_matches_no_empty_entry() {
     for round in 0..2 {
         // Misaligned, and beginning on the page before.
         for back in 1..8 {
-            assert!(!emitted_probe_hits(&vm.mmu, last - back, B8, READ), "round {round}, {back}");
-            assert!(!emitted_probe_hits(&vm.mmu, last - back, B8, WRITE));
+            assert!(!emitted_probe_hits(&vm.mmu, zero - back, B8, READ), "round {round}, {back}");
+            assert!(!emitted_probe_hits(&vm.mmu, zero - back, B8, WRITE));
         }
-        for (at, size) in [(last, B8), (u64::MAX - 7, B8), (u64::MAX, B1)] {
+        for (at, size) in [(zero, B8), (zero + 0xff8, B8), (zero + 0xfff, B1)] {
             assert!(!emitted_probe_hits(&vm.mmu, at, size, READ), "round {round}");
             assert!(!emitted_probe_hits(&vm.mmu, at, size, WRITE));
             assert_eq!(vm.load(at, size), Err(fault(AccessKind::Load, FaultCause::Access, at)));
@@ -286,13 +286,24 @@ fn the_last_page_of_the_address_space_matches_no_empty_entry() {
         }
         vm.mmu.flush_tlb();
     }
-    // What is mapped there works, but never gets an entry. An access past the end wraps to address zero.
+    // What is mapped there works, but never gets an entry.
     let (block, off) = (vm.block.clone(), 0x3000);
-    vm.space.map_ram(pa(last), &block, off, 0x1000, 0).unwrap();
+    vm.space.map_ram(pa(zero), &block, off, 0x1000, 0).unwrap();
+    let _ = vm.mmu.serve(&mut vm.tbs);
+    vm.put(zero + 0xff8, B8, 5);
+    assert_eq!(vm.load(RAM + 0x3ff8, B8), Ok(5));
+    assert!(!emitted_probe_hits(&vm.mmu, zero + 0xff8, B8, WRITE));
+}
+
+#[test]
+fn an_access_past_the_end_of_the_address_space_wraps_to_zero() {
+    let mut vm = Vm::new();
+    let (block, off) = (vm.block.clone(), 0x3000);
+    vm.space.map_ram(pa(u64::MAX - 0xfff), &block, off, 0x1000, 0).unwrap();
     let _ = vm.mmu.serve(&mut vm.tbs);
     vm.put(u64::MAX - 7, B8, 5);
     assert_eq!(vm.load(RAM + 0x3ff8, B8), Ok(5));
-    assert!(!emitted_probe_hits(&vm.mmu, u64::MAX - 7, B8, WRITE));
+    assert!(emitted_probe_hits(&vm.mmu, u64::MAX - 7, B8, WRITE));
     assert_eq!(vm.store(u64::MAX - 3, B8, 5), Err(fault(AccessKind::Store, FaultCause::Access, 0)));
     assert_eq!(vm.mmu.fetch(&mut vm.tbs, MmuIdx::M, va(u64::MAX - 1)).unwrap().len_ok, 2);
 }

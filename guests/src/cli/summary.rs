@@ -74,6 +74,13 @@ pub(super) fn text(stats: &VcpuStats, elapsed: Duration, engine: EngineKind) -> 
         row("", format!("{:>14}  {name}", grouped(*count)));
     }
     row("TLB flushes", grouped(tlb.flushes));
+    let entries = [
+        ("entries dropped by fences of page tables", tlb.dropped),
+        ("entries armed, so that their stores are heard again", tlb.armed),
+    ];
+    for (name, count) in entries.iter().filter(|(_, count)| *count != 0) {
+        row("", format!("{:>14}  {name}", grouped(*count)));
+    }
     out
 }
 
@@ -106,6 +113,19 @@ fn grouped(number: u64) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_fences_drop_and_re_arms_arm_is_told_where_there_is_any() {
+        let mut stats = VcpuStats::default();
+        let of = |stats: &VcpuStats| text(stats, Duration::ZERO, EngineKind::Jit);
+        assert!(of(&stats).ends_with("TLB flushes          0\n"));
+        (stats.tlb.load_miss, stats.tlb.dropped, stats.tlb.armed) = (1234, 1000, 16_384);
+        let text = of(&stats);
+        let line = |words: &str| text.lines().find(|line| line.contains(words)).map(str::trim).map(str::to_owned);
+        assert_eq!(line("load miss").as_deref(), Some("1,234  load miss"));
+        assert_eq!(line("dropped").as_deref(), Some("1,000  entries dropped by fences of page tables"));
+        assert_eq!(line("armed").as_deref(), Some("16,384  entries armed, so that their stores are heard again"));
+    }
 
     #[test]
     fn digits_are_grouped_in_threes() {

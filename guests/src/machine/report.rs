@@ -7,9 +7,14 @@
 //!     called from, by frame pointers: ..        or by DWARF, or what looks like return addresses on the stack
 //!     hart 0: pc .., stuck in its trap handler  every hart
 //! ```
+//!
+//! Code and stack are looked up as the hart would find them in the mode of the trap, by its page tables and PMP; nothing is changed, and
+//! no device is read. What is not mapped is told.
 
 use std::fmt::Write as _;
 
+use notdirty_softmmu::{AccessKind, FaultCause};
+use notdirty_tcg::riscv::Privilege;
 use notdirty_tcg::riscv::csr::irq;
 use notdirty_tcg::riscv::disasm::REGISTERS;
 use notdirty_tcg::riscv::trap::pending_interrupt;
@@ -86,13 +91,16 @@ impl Machine {
     pub fn spins(&self, hart: usize) -> bool {
         let Some(vcpu) = self.vcpu(hart) else { return false };
         let cpu = vcpu.cpu();
-        let mut word = [0; 2];
-        if pending_interrupt(cpu, irq::ALL).is_some() || self.read(cpu.pc, &mut word).is_err() {
+        if pending_interrupt(cpu, irq::ALL).is_some() {
             return false;
         }
-        let low = u16::from_le_bytes(word);
+        let seen = Seen { machine: self, hart, mode: cpu.privilege };
         // c.j with an offset of 0, and jal x0 with one; the upper half of that is zero as well.
-        low == 0xa001 || low == 0x006f && self.read(cpu.pc.wrapping_add(2), &mut word).is_ok() && word == [0; 2]
+        match seen.half(cpu.pc) {
+            Some(0xa001) => true,
+            Some(0x006f) => seen.half(cpu.pc.wrapping_add(2)) == Some(0),
+            _ => false,
+        }
     }
 
     /// The first trap of a hart that no handler takes, in full; `None` if there is none. It ends with a newline.
@@ -104,7 +112,8 @@ impl Machine {
         let base = crash.vector & !3;
         let handler = self.trap_text(&crash.handler);
         let name = self.symbol(base).map(|name| format!(" <{name}>")).unwrap_or_default();
-        let what = if self.is_ram(base) { "traps itself" } else { "is not RAM" };
+        let handled_in = Seen { machine: self, hart, mode: crash.handler.mode };
+        let what = handled_in.why_not(base, AccessKind::Fetch).map_or("traps itself".into(), |why| format!("is {why}"));
         let _ = writeln!(out, "  its trap handler at {base:#x}{name} {what}: {handler}");
         if crash.retired != 0 {
             let _ = writeln!(out, "  registers behind {} instructions of the handler:", crash.retired);
@@ -116,7 +125,13 @@ impl Machine {
             }
             out.push('\n');
         }
-        let (how, callers) = self.callers(crash.first.pc, &crash.x);
+        let mode = crash.first.mode;
+        let seen = Seen { machine: self, hart, mode };
+        // Where addresses are physical, the registers say it.
+        if let Some(why) = seen.why_not(crash.x[2], AccessKind::Load).filter(|why| *why != NOT_RAM) {
+            let _ = writeln!(out, "  the stack at {:#x} is {why}{}", crash.x[2], mode.beside_pc());
+        }
+        let (how, callers) = self.callers((hart, mode), crash.first.pc, &crash.x);
         if !callers.is_empty() {
             out.push_str(match how {
                 Callers::Dwarf => "  called from, by DWARF:\n",
@@ -137,37 +152,101 @@ impl Machine {
         format!("{} (mcause {}), mtval {:#x}, at {place}", trap.name(), trap.cause, trap.tval)
     }
 
-    /// Return addresses of the callers, the nearest first, of code at `pc` with these registers.
-    pub fn callers(&self, pc: u64, x: &[u64; 32]) -> (Callers, Vec<u64>) {
+    /// Return addresses of the callers, the nearest first, of code at `pc` with these registers, as a hart sees its memory in a mode.
+    pub fn callers(&self, (hart, mode): (usize, Privilege), pc: u64, x: &[u64; 32]) -> (Callers, Vec<u64>) {
+        let seen = Seen { machine: self, hart, mode };
         let (ra, sp, fp) = (x[1], x[2], x[8]);
         let mut callers = Vec::new();
         // A jump into the wild: only ra tells where from.
-        if !self.is_ram(pc) && self.is_return(ra) {
+        if !seen.is_code(pc) && seen.is_return(ra) {
             callers.push(ra);
         }
         let from = if callers.is_empty() { (pc, false) } else { (ra, true) };
-        if let Some(found) = unwind::callers(&self.frames, self, from, x, CALLERS - callers.len()) {
+        if let Some(found) = unwind::callers(&self.frames, &seen, from, x, CALLERS - callers.len()) {
             callers.extend(found);
             return (Callers::Dwarf, callers);
         }
-        let chain = self.chain(ra, sp, fp);
+        let chain = seen.chain(ra, sp, fp);
         if !chain.is_empty() {
             callers.extend(chain.into_iter().filter(|at| callers.first() != Some(at)).collect::<Vec<_>>());
             callers.truncate(CALLERS);
             return (Callers::FramePointers, callers);
         }
-        if callers.is_empty() && self.is_return(ra) {
+        if callers.is_empty() && seen.is_return(ra) {
             callers.push(ra);
         }
         // A stack pointer near the end of the address space has no stack above it.
         let Some(aligned) = sp.checked_next_multiple_of(8) else { return (Callers::Scan, callers) };
         for at in (aligned..aligned.saturating_add(SCANNED)).step_by(8) {
-            let Some(word) = self.word(at) else { break };
-            if callers.len() < CALLERS && self.is_return(word) && callers.last() != Some(&word) {
+            let Some(word) = seen.word(at) else { break };
+            if callers.len() < CALLERS && seen.is_return(word) && callers.last() != Some(&word) {
                 callers.push(word);
             }
         }
         (Callers::Scan, callers)
+    }
+
+    fn is_ram(&self, at: u64) -> bool {
+        let memory = self.memory();
+        memory.blocks().iter().any(|block| at.checked_sub(block.base.get()).is_some_and(|off| off < block.size))
+    }
+}
+
+/// Of an address that leads somewhere else.
+const NOT_RAM: &str = "not RAM";
+
+/// Memory as a hart finds it in a mode.
+#[derive(Clone, Copy)]
+struct Seen<'m> {
+    machine: &'m Machine,
+    hart: usize,
+    mode: Privilege,
+}
+
+impl Seen<'_> {
+    /// RAM's bytes at a physical address. Devices have registers that change when they are read.
+    fn ram<const N: usize>(&self, at: u64) -> Option<[u8; N]> {
+        let mut bytes = [0; N];
+        (self.machine.is_ram(at) && self.machine.is_ram(at.checked_add(N as u64 - 1)?)).then_some(())?;
+        self.machine.read(at, &mut bytes).ok()?;
+        Some(bytes)
+    }
+
+    fn physical(&self, at: (u64, u64), kind: AccessKind) -> Result<u64, FaultCause> {
+        let vcpu = self.machine.vcpu(self.hart).ok_or(FaultCause::Access)?;
+        vcpu.cpu().physical(self.mode, at, kind, |at| self.ram(at).map(u64::from_le_bytes))
+    }
+
+    /// The bytes at an address, if they are all in RAM and such an access may reach them.
+    fn bytes<const N: usize>(&self, at: u64, kind: AccessKind) -> Option<[u8; N]> {
+        let len = N as u64;
+        at.checked_add(len - 1)?;
+        if (at & 0xfff) + len <= 0x1000 {
+            return self.ram(self.physical((at, len), kind).ok()?);
+        }
+        let mut bytes = [0; N];
+        for (at, byte) in (at..).zip(&mut bytes) {
+            [*byte] = self.ram(self.physical((at, 1), kind).ok()?)?;
+        }
+        Some(bytes)
+    }
+
+    fn half(&self, at: u64) -> Option<u16> {
+        self.bytes(at, AccessKind::Fetch).map(u16::from_le_bytes)
+    }
+
+    fn is_code(&self, at: u64) -> bool {
+        self.why_not(at, AccessKind::Fetch).is_none()
+    }
+
+    /// Why no such access finds RAM there.
+    fn why_not(&self, at: u64, kind: AccessKind) -> Option<&'static str> {
+        match self.physical((at, 1), kind) {
+            Ok(at) if self.machine.is_ram(at) => None,
+            Ok(_) => Some(NOT_RAM),
+            Err(FaultCause::Page) => Some("not mapped"),
+            Err(_) => Some("refused by PMP, or has no page table"),
+        }
     }
 
     /// `ra` lies below the frame pointer and the caller's frame pointer below that; a leaf function keeps the latter only.
@@ -191,33 +270,20 @@ impl Machine {
         }
         chain
     }
-
-    fn is_ram(&self, at: u64) -> bool {
-        let memory = self.memory();
-        memory.blocks().iter().any(|block| at.checked_sub(block.base.get()).is_some_and(|off| off < block.size))
-    }
 }
 
-impl unwind::Memory for Machine {
+impl unwind::Memory for Seen<'_> {
     fn word(&self, at: u64) -> Option<u64> {
-        let mut bytes = [0; 8];
-        // Devices have registers that change when they are read.
-        (self.is_ram(at) && self.is_ram(at.checked_add(7)?)).then_some(())?;
-        self.read(at, &mut bytes).ok()?;
-        Some(u64::from_le_bytes(bytes))
+        self.bytes(at, AccessKind::Load).map(u64::from_le_bytes)
     }
 
     fn is_return(&self, at: u64) -> bool {
-        let half = |at: u64| {
-            let mut bytes = [0; 2];
-            (self.is_ram(at) && self.read(at, &mut bytes).is_ok()).then(|| u16::from_le_bytes(bytes))
-        };
         if at & 1 != 0 || at < 4 {
             return false;
         }
         // jal and jalr with rd = ra; c.jalr.
-        let long = half(at - 4).is_some_and(|low| matches!(low & 0xfff, 0x0ef | 0x0e7));
-        let short = half(at - 2).is_some_and(|low| low & 0xf07f == 0x9002 && low & 0x0f80 != 0);
-        (long || short) && self.is_ram(at)
+        let long = self.half(at - 4).is_some_and(|low| matches!(low & 0xfff, 0x0ef | 0x0e7));
+        let short = self.half(at - 2).is_some_and(|low| low & 0xf07f == 0x9002 && low & 0x0f80 != 0);
+        (long || short) && self.is_code(at)
     }
 }

@@ -10,7 +10,10 @@ use crate::table::Verdict;
 
 /// What Spike is asked to be: the hart that this is, misaligned accesses (Zicclsm) included.
 const SPIKE_OPTIONS: &[&str] = &[
-    "--isa=rv64imafdc_zicsr_zicntr_zihpm_zifencei_zicclsm_zba_zbb_zbc_zbs_zicond_zicbom_zicboz_sstc_svinval",
+    concat!(
+        "--isa=rv64imafdc_zicsr_zicntr_zihpm_zifencei_zicclsm_zba_zbb_zbc_zbs_zicond_zicbom_zicboz_sstc",
+        "_svinval_svadu_svnapot_svpbmt"
+    ),
     "--priv=msu",
 ];
 

@@ -62,8 +62,6 @@ const ARCH_TESTS_NOT_CLAIMED: &[(&str, &str)] = &[
     ("rv64i_m/Zacas/", "needs Zacas"),
     ("rv64i_m/Zcmop/", "needs Zcmop"),
     ("rv64i_m/Zimop/", "needs Zimop"),
-    ("rv64i_m/Svadu/", "was not built yet"),
-    ("rv64i_m/pmp64/", "was not built yet"),
 ];
 
 /// Programs of riscv-tests/benchmarks that need not pass yet, by how their names begin, and why.

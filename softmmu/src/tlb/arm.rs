@@ -69,15 +69,16 @@ impl Tlb {
     }
 
     /// As `arm_page`, for ranges of pages in any order, at the cost of their pages or of the loose entries, whichever are
-    /// fewer. Returns that.
-    pub(crate) fn arm_ranges(&mut self, space: &AddressSpace, ranges: &mut [PageRange], guard: &Guard) -> u64 {
+    /// fewer. Returns that, and how many entries were to be changed.
+    pub(crate) fn arm_ranges(&mut self, space: &AddressSpace, ranges: &mut [PageRange], guard: &Guard) -> (u64, u64) {
         let loose = self.chains.loose.len() as u64;
         let pages = ranges.iter().fold(0u64, |pages, range| pages.saturating_add(range.len()));
+        let mut armed = 0;
         if pages <= loose {
             for page in ranges.iter().flat_map(PageRange::iter) {
-                self.arm_page(space, page, guard);
+                armed += self.arm_page(space, page, guard) as u64;
             }
-            return pages;
+            return (pages, armed);
         }
         sort(ranges);
         let mut at = 0;
@@ -85,11 +86,12 @@ impl Tlb {
             let page = PageIndex::new(self.full(id).page);
             if covers(ranges, page) {
                 self.set_flags(id, store_flags(space, page, guard));
+                armed += 1;
             }
             // If it is loose no more, the last one came to its place.
             at += usize::from(self.chains.loose.get(at) == Some(&id));
         }
-        loose
+        (loose, armed)
     }
 }
 
@@ -145,12 +147,15 @@ mod tests {
             };
             let ranges: Vec<_> = ranges.iter().map(range).collect();
             let pages: u64 = ranges.iter().map(PageRange::len).sum();
-            let cost = tlb.arm_ranges(&space, &mut ranges.clone(), &pin());
+            let (cost, changed) = tlb.arm_ranges(&space, &mut ranges.clone(), &pin());
             prop_assert_eq!(cost, pages.min(filled as u64));
+            let mut armed = 0;
             for slot in 1..=filled {
-                let armed = tlb.entry(slot).write & NOTDIRTY != 0;
-                prop_assert_eq!(armed, ranges.iter().any(|range| range.contains(page_of(slot))), "slot {}", slot);
+                let is_armed = tlb.entry(slot).write & NOTDIRTY != 0;
+                prop_assert_eq!(is_armed, ranges.iter().any(|range| range.contains(page_of(slot))), "slot {}", slot);
+                armed += u64::from(is_armed);
             }
+            prop_assert_eq!(changed, armed, "each once");
         }
     }
 }

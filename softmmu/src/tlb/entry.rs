@@ -9,7 +9,7 @@
 //! ```
 //!
 //! A probe compares `(va + BIAS) & !(0xfff ^ (size - 1))` with a comparator: equal means this page, aligned, and no
-//! flag; anything else goes slow. The bias makes a zeroed entry match nothing but the last page of the 64-bit space,
+//! flag; anything else goes slow. The bias makes a zeroed entry match nothing but the page 1 GiB below the end of the 64-bit space,
 //! and the slots that are asked for that page are never left zero (`Tlb::EMPTY_ON_TOP`). An access that may be misaligned
 //! looks in the slot of its first byte, for the page of its last.
 
@@ -55,6 +55,8 @@ pub const SELECTED: i32 = RESERVATION + size_of::<Reservation>() as i32;
 pub struct Selected {
     /// From the start of the table to that of the set's.
     pub offset: u64,
+    /// Where the set's table is.
+    pub table: u64,
     /// The set's flat addend: its entries with another one carry OTHER. It stays while the set has entries.
     pub addend: u64,
 }
@@ -72,8 +74,8 @@ pub struct Reservation {
     pub value: u64,
 }
 
-/// Added to an address before it is compared or indexed.
-pub const BIAS: u64 = 0x1000;
+/// Added to an address before it is compared. It does not change which slot a page has, unless the index is hashed.
+pub const BIAS: u64 = 1 << 30;
 
 /// Not a hit, whatever the rest says.
 pub const INVALID: u64 = 1 << 11;
@@ -92,7 +94,9 @@ pub const FLAGS: u64 = 0xfff;
 
 const _: () = assert!(size_of::<TlbEntry>() == 1 << ENTRY_BITS);
 const _: () = assert!(READ == 0 && WRITE == 8 && ADDEND == 16 && AUX == 24);
-const _: () = assert!(BIAS == notdirty_core::PAGE_SIZE && FLAGS == BIAS - 1);
+const _: () = assert!(
+    BIAS.is_multiple_of((TLB_ENTRIES as u64) << notdirty_core::PAGE_BITS) && FLAGS == notdirty_core::PAGE_SIZE - 1
+);
 const _: () = assert!((INVALID | NOTDIRTY | MMIO | DISCARD | OTHER | CODEPAGE) & 7 == 0);
 
 /// How far the upper bits of an address are shifted onto the index, where it is hashed.

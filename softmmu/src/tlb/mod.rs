@@ -104,9 +104,9 @@ pub(crate) struct Tlb {
 unsafe impl Send for Tlb {}
 
 impl Tlb {
-    /// What a slot holds when empty, if it is asked for the last page of the 64-bit space, whose biased address is zero and
-    /// would match zeroes: slot 0 by the last page itself, and the slot of the page before by accesses that begin there
-    /// and end on the last (a probe looks where the first byte is, for the page of the last byte).
+    /// What a slot holds when empty, if it is asked for the page whose biased address is zero and
+    /// would match zeroes: slot 0 by that page itself, and the slot of the page before by accesses that begin there
+    /// and end on it (a probe looks where the first byte is, for the page of the last byte).
     const EMPTY_ON_TOP: TlbEntry = TlbEntry { read: INVALID, write: INVALID, addend: 0, aux: 0 };
 
     pub(crate) fn new(prefix: usize) -> io::Result<Tlb> {
@@ -151,22 +151,22 @@ impl Tlb {
 
     /// Which slots are used, and how an address finds its own. The TLB is empty.
     pub(crate) fn set_shape(&mut self, mask: usize, hashed: bool) {
-        let before = self.slot(Self::BEFORE_LAST);
+        let before = self.slot(Self::BEFORE_ZERO);
         (self.mask, self.hashed) = (mask, hashed);
         for set in 0..self.sets.len() {
             debug_assert!(self.sets[set].is_empty());
-            for slot in [0, before, self.slot(Self::BEFORE_LAST)] {
+            for slot in [0, before, self.slot(Self::BEFORE_ZERO)] {
                 self.set_empty(id_of(set, slot));
             }
         }
     }
 
-    /// The page before the last of the 64-bit space, biased.
-    const BEFORE_LAST: u64 = 0u64.wrapping_sub(PAGE_SIZE);
+    /// The page before the one whose biased address is zero, biased.
+    const BEFORE_ZERO: u64 = 0u64.wrapping_sub(PAGE_SIZE);
 
     /// Nothing is in this slot.
     fn set_empty(&mut self, id: Id) {
-        let on_top = slot_of(id) == 0 || slot_of(id) == self.slot(Self::BEFORE_LAST);
+        let on_top = slot_of(id) == 0 || slot_of(id) == self.slot(Self::BEFORE_ZERO);
         self.set_entry(id, if on_top { Self::EMPTY_ON_TOP } else { TlbEntry::default() });
     }
 
@@ -196,7 +196,8 @@ impl Tlb {
     pub(crate) fn show_selected(&mut self) {
         let addend = if self.data == 0 { Some(self.flat_addend) } else { self.sets[self.data].flat };
         // Before the first entry of the set there is nothing that it would be added to.
-        let selected = Selected { offset: self.table_offset(), addend: addend.unwrap_or_default() };
+        let (offset, addend) = (self.table_offset(), addend.unwrap_or_default());
+        let selected = Selected { offset, table: self.table.addr().get() as u64 + offset, addend };
         // SAFETY: `new` made room for it behind the table, zeroed; only the owner's thread touches it (TLB-1).
         unsafe { self.table.as_ptr().byte_add(SELECTED as usize).cast::<Selected>().write(selected) }
     }
@@ -277,7 +278,7 @@ impl Tlb {
     fn add_set(&mut self, key: Key) -> usize {
         let set = self.sets.len();
         self.sets.push(Set::new(key));
-        for slot in [0, self.slot(Self::BEFORE_LAST)] {
+        for slot in [0, self.slot(Self::BEFORE_ZERO)] {
             self.set_empty(id_of(set, slot));
         }
         set
@@ -466,8 +467,8 @@ mod tests {
                         model.retain(|&id, _| !(set_of(id) == tlb.data && sets[set_of(id)].is_empty()));
                     }
                     Step::Install { slot, page, write, size_log2, global } => {
-                        let (va, reach) = (slot as u64 * PAGE_SIZE - BIAS, Reach { size_log2, global });
-                        let read = va + BIAS;
+                        let (va, reach) = ((slot as u64 * PAGE_SIZE).wrapping_sub(BIAS), Reach { size_log2, global });
+                        let read = va.wrapping_add(BIAS);
                         let entry = TlbEntry { read, write: read | write, addend: 0, aux: 0 };
                         tlb.install(slot, entry, (PageIndex::new(page), page << 12), reach);
                         model.insert(tlb.id(slot), Modelled { va, page, write, reach });

@@ -207,10 +207,19 @@ pub struct Ir {
     pub a: u8,
     /// Second source register.
     pub b: u8,
-    /// Index into [`Region::sites`], for ops that may leave emitted code.
+    /// Index into [`Region::sites`], for ops that may leave emitted code. Of `LoadFast` and `StoreFast`, one more than the place where
+    /// their check keeps the addend, or 0 if it is the one that is assumed of all.
     pub site: u16,
     /// The immediate.
     pub imm: i64,
+}
+
+impl Ir {
+    /// Where its check keeps the addend of an access that was checked before, if it keeps it.
+    pub(crate) fn kept(&self) -> Option<u8> {
+        let fast = matches!(self.kind, Kind::LoadFast(..) | Kind::StoreFast(_));
+        if fast { self.site.checked_sub(1).map(|slot| slot as u8) } else { None }
+    }
 }
 
 /// Where control goes next.
@@ -265,6 +274,8 @@ pub struct Check {
     pub step: i32,
     /// Of its only access, if that is aligned: how many bytes it has.
     pub lone: Option<u8>,
+    /// Where it keeps the addend of its entries, if that may be any; of them all then the same.
+    pub kept: Option<u8>,
     /// The block in which each access has a check.
     pub cold: u16,
 }
@@ -342,9 +353,6 @@ impl Term {
     }
 }
 
-/// So many accesses off one base may share a check; fewer are cheaper with one each.
-pub(crate) const SHARED: u8 = 3;
-
 /// A straight run of guest instructions.
 #[derive(Debug, Clone, Copy)]
 pub struct Block {
@@ -358,8 +366,6 @@ pub struct Block {
     pub end: u32,
     /// Is the budget polled at its head?
     pub poll: bool,
-    /// May [`SHARED`] loads or stores have one base?
-    pub shares: bool,
     /// How it ends.
     pub term: Term,
 }

@@ -41,7 +41,13 @@ impl CpuState {
     pub fn data_idx(&self) -> MmuIdx {
         let status = self.csr.mstatus;
         let mprv = status & mstatus::MPRV != 0;
-        let mode = if mprv { Privilege::from_bits(status >> mstatus::MPP_SHIFT) } else { self.privilege };
+        self.data_idx_of(if mprv { Privilege::from_bits(status >> mstatus::MPP_SHIFT) } else { self.privilege })
+    }
+
+    /// How loads and stores of this mode find memory.
+    #[inline]
+    pub(super) fn data_idx_of(&self, mode: Privilege) -> MmuIdx {
+        let status = self.csr.mstatus;
         let sum = if status & mstatus::SUM != 0 && mode == Privilege::S { SUM } else { 0 };
         let mxr = if status & mstatus::MXR != 0 { MXR } else { 0 };
         self.csr.idx(mode, sum | mxr)
@@ -152,15 +158,7 @@ impl Walker {
             let page = va.page_base().get();
             Leaf { page, size_log2: 12, rights: Rights::ALL, global: false }
         } else {
-            let regime = Regime {
-                scheme: Scheme::of_satp(*satp).unwrap_or_default(),
-                root: satp & satp::PPN,
-                user: idx.0 & 3 == Privilege::U as u8,
-                sum: idx.0 & SUM != 0,
-                mxr: idx.0 & MXR != 0,
-                adue: menvcfg & envcfg::ADUE != 0,
-                pbmte: menvcfg & envcfg::PBMTE != 0,
-            };
+            let regime = regime(*satp, *menvcfg, idx);
             walk(&mut Guarded { memory, hooks, pmp: pmp.as_ref(), marks }, regime, va.get(), kind)?
         };
         let (allowed, lasting) = match pmp.as_ref().map(|pmp| (pmp, pmp.page(machine, leaf.page))) {
@@ -174,6 +172,20 @@ impl Walker {
         // The softmmu takes a missing right for an access fault.
         let Leaf { page, size_log2, rights, global } = leaf;
         Ok(Translation { page: GuestPhys::new(page), size_log2, rights: rights & allowed, global, lasting })
+    }
+}
+
+/// What a walk goes by, of registers as they are and the regime of the access.
+#[inline]
+pub(super) fn regime(satp: u64, menvcfg: u64, idx: MmuIdx) -> Regime {
+    Regime {
+        scheme: Scheme::of_satp(satp).unwrap_or_default(),
+        root: satp & satp::PPN,
+        user: idx.0 & 3 == Privilege::U as u8,
+        sum: idx.0 & SUM != 0,
+        mxr: idx.0 & MXR != 0,
+        adue: menvcfg & envcfg::ADUE != 0,
+        pbmte: menvcfg & envcfg::PBMTE != 0,
     }
 }
 

@@ -7,7 +7,7 @@
 //!   walk: from a virtual page to a physical one       pmp: what may be done there
 //! ```
 //!
-//! `mmu` puts the two together: what the hart's registers make of an address.
+//! `mmu` puts the two together: what the hart's registers make of an address. `peek` does so from outside, and changes nothing.
 pub mod compressed;
 pub mod csr;
 pub mod decode;
@@ -18,6 +18,7 @@ pub mod isa;
 mod llvm_tests;
 pub(crate) mod mmu;
 pub mod opcodes;
+mod peek;
 pub mod pmp;
 pub mod privilege;
 pub mod trap;

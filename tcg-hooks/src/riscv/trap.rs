@@ -310,7 +310,7 @@ mod tests {
         c.csr.mstatus |= mstatus::MIE;
         take_trap(&mut c, &Trap::illegal(0xabcd), 0x8000_0010);
         assert_eq!((c.pc, c.csr.mepc, c.csr.mcause, c.csr.mtval), (0x8000_1000, 0x8000_0010, 2, 0xabcd));
-        assert_eq!(c.csr.mstatus, reset | mstatus::MPIE);
+        assert_eq!(c.csr.mstatus, reset | mstatus::MPP | mstatus::MPIE);
         mret(&mut c);
         assert_eq!(c.pc, 0x8000_0010);
         assert_eq!((c.privilege, c.csr.mstatus), (Privilege::M, reset & !mstatus::MPP | mstatus::MPIE | mstatus::MIE));
@@ -394,7 +394,7 @@ mod tests {
     #[test]
     fn mprv_stays_in_m_mode_and_a_reserved_mode_is_u() {
         let mut c = cpu();
-        c.csr.mstatus |= mstatus::MPRV;
+        c.csr.mstatus |= mstatus::MPP | mstatus::MPRV;
         mret(&mut c);
         assert_eq!((c.privilege, c.csr.mstatus & mstatus::MPRV), (Privilege::M, mstatus::MPRV));
         c.csr.mstatus = c.csr.mstatus & !mstatus::MPP | 2 << mstatus::MPP_SHIFT;

@@ -34,6 +34,7 @@ mod webs;
 
 pub(crate) use index::MOST as MOST_INDEX;
 pub(crate) use split::DISPLACEMENT;
+pub(crate) use split::MOST_CHECKS;
 
 use crate::ir::{Ir, Kind, Region, Target, Term};
 

@@ -29,7 +29,7 @@ const ONCE: u16 = 32;
 /// Values that the turns of a loop have from those before, at most.
 const CARRIED: usize = 31;
 /// Bases that are checked in front of a loop, at most.
-const BASES: usize = 6;
+pub(crate) const MOST_CHECKS: usize = 6;
 /// Instructions of all loops that are split, at most: a TB has room for so many more.
 const COPIED: u32 = 176;
 /// No displacement of a load that makes its own address is longer.
@@ -226,7 +226,7 @@ fn split_one(region: &mut Region, number: u16, ahead: Ahead, room: &mut u32) -> 
 fn push_block(region: &mut Region, block: Block, ops: &[Ir], weight: u32) {
     let first = region.ops.len() as u32;
     region.ops.extend_from_slice(ops);
-    region.blocks.push(Block { first, end: region.ops.len() as u32, shares: true, ..block });
+    region.blocks.push(Block { first, end: region.ops.len() as u32, ..block });
     region.weights.push(weight);
 }
 
@@ -243,19 +243,24 @@ fn unchecked(region: &Region, ops: &[Ir], checks: &mut Vec<Check>, learned: &dyn
         };
         let Some(reach) = reach.filter(|reach| reach.base != 0) else { continue };
         let Learned { odd, beside, elsewhere } = learned(region.sites[usize::from(ir.site)].pc);
-        // A page with code would fail the check for all, and so would one with another addend.
-        if elsewhere || store && beside {
+        // A page with code would fail the check for all.
+        if store && beside {
             continue;
         }
         let check = off_base(ops, &reach).or_else(|| off_index(ops, j, mem.bytes()));
         let lone = reach.exact && !odd;
-        if check.is_some_and(|check| add(checks, Check { store, ..check }, lone)) {
-            ir.kind = if store { Kind::StoreFast(mem) } else { Kind::LoadFast(mem, 0) };
-            if !store {
-                ir.b = 0;
-            }
-            ir.site = 0;
+        let Some(number) = check.and_then(|check| add(checks, Check { store, ..check }, lone)) else { continue };
+        if elsewhere {
+            checks[number].kept = Some(number as u8);
         }
+        ir.kind = if store { Kind::StoreFast(mem) } else { Kind::LoadFast(mem, 0) };
+        if !store {
+            ir.b = 0;
+        }
+        ir.site = number as u16 + 1;
+    }
+    for ir in fast.iter_mut().filter(|ir| ir.kept().is_some_and(|check| checks[usize::from(check)].kept.is_none())) {
+        ir.site = 0;
     }
     let indices: Vec<u8> = checks.iter().filter_map(|check| Some(check.index?.0)).collect();
     widen(&mut fast, &indices);
@@ -283,7 +288,7 @@ fn off_base(ops: &[Ir], reach: &Reach) -> Option<Check> {
     // Off a base that was moved already: as from the head.
     let moved = step * i32::from(reach.value);
     let (first, last) = (reach.first + moved, reach.last + moved);
-    Some(Check { base: reach.base, index: None, store: false, first, last, step, lone: None, cold: 0 })
+    Some(Check { base: reach.base, index: None, store: false, first, last, step, lone: None, kept: None, cold: 0 })
 }
 
 /// The same for an access with an index.
@@ -291,30 +296,30 @@ fn off_index(ops: &[Ir], j: usize, bytes: u32) -> Option<Check> {
     let Indexed { base, index, shift, offset, step } = indexed(ops, j)?;
     let first = i32::try_from(offset).ok().filter(|offset| i64::from(*offset).abs() < DISPLACEMENT)?;
     let last = first + bytes as i32 - 1;
-    Some(Check { base, index: Some((index, shift)), store: false, first, last, step, lone: None, cold: 0 })
+    Some(Check { base, index: Some((index, shift)), store: false, first, last, step, lone: None, kept: None, cold: 0 })
 }
 
-/// Adds the bytes of an access to what is checked; whether they can be. `lone`: if it is the only one, its alignment says
+/// Adds the bytes of an access to what is checked, if they can be: to which check. `lone`: if it is the only one, its alignment says
 /// that it is on one page.
-fn add(checks: &mut Vec<Check>, new: Check, lone: bool) -> bool {
+fn add(checks: &mut Vec<Check>, new: Check, lone: bool) -> Option<usize> {
     let Check { first, last, .. } = new;
     let lone = lone.then_some((last - first + 1) as u8);
     let is_same = |check: &Check| (check.base, check.index, check.store) == (new.base, new.index, new.store);
     let Some(known) = checks.iter().position(is_same) else {
-        let room = last - first < PAGE_SIZE as i32 && checks.len() < BASES;
+        let room = last - first < PAGE_SIZE as i32 && checks.len() < MOST_CHECKS;
         checks.extend(room.then_some(Check { lone, ..new }));
-        return room;
+        return room.then(|| checks.len() - 1);
     };
     let check = &mut checks[known];
     let (from, to) = (check.first.min(first), check.last.max(last));
     if to - from >= PAGE_SIZE as i32 {
-        return false;
+        return None;
     }
     if (check.first, check.last, check.lone) != (first, last, lone) {
         check.lone = None;
     }
     (check.first, check.last) = (from, to);
-    true
+    Some(known)
 }
 
 /// How far a block moves a register each time: not at all, or by one addition of a constant.

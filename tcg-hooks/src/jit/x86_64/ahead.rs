@@ -1,7 +1,8 @@
 //! What is checked and counted in front of a loop, and the accesses that need no check then: see `tier2/split.rs`, `turns.rs`.
 use super::alu::with;
 use super::asm::{Flag, Label};
-use super::context::{BUDGET, LIMIT, SET_ADDEND};
+use super::context::{BUDGET, LIMIT, SET_ADDEND, kept_off};
+use super::mem::Taken;
 use super::regs::{RAX, RCX, RDX};
 use super::{Addend, Emitter, off};
 use crate::ir::{Check, Cond, Ir, MemOp, Turns};
@@ -13,7 +14,7 @@ use notdirty_softmmu::tlb::entry::{READ, WRITE};
 impl Emitter {
     /// The bytes lie on pages of RAM at K; if the base moves, on one page, and the turns are counted that they stay on it.
     pub(super) fn check_ahead(&mut self, ir: &Ir) {
-        let Check { store, index, first, last, step, lone, cold, .. } = self.checks[ir.imm as usize];
+        let Check { store, index, first, last, step, lone, kept, cold, .. } = self.checks[ir.imm as usize];
         let comparator = if store { WRITE } else { READ };
         let mut base = self.source(ir.a, RDX);
         let cold = self.blocks[usize::from(cold)];
@@ -30,19 +31,26 @@ impl Emitter {
             }
             base = RDX;
         }
+        let own = kept.is_some();
         let fail = match lone {
-            Some(bytes) => self.probe_sized(base, first, bytes.into(), comparator),
-            None => {
-                let fail = self.probe_first(base, first, comparator);
-                self.ops.aim(fail, cold);
-                if step == 0 {
-                    self.probe_first(base, last, comparator)
-                } else {
-                    self.probe_last(base, last, comparator)
-                }
-            }
+            Some(bytes) => self.probe_sized(base, first, bytes.into(), comparator, own),
+            None => self.probe_first(base, first, comparator, own),
         };
         self.ops.aim(fail, cold);
+        if let Some(slot) = kept {
+            self.keep_addend(slot);
+        }
+        if lone.is_none() && step == 0 {
+            let fail = self.probe_first(base, last, comparator, own);
+            self.ops.aim(fail, cold);
+            if let Some(slot) = kept {
+                let fail = self.compare_addend(slot);
+                self.ops.aim(fail, cold);
+            }
+        } else if lone.is_none() {
+            let fail = self.probe_last(base, last, comparator, own);
+            self.ops.aim(fail, cold);
+        }
         if step != 0 {
             self.count_trips(base, if step > 0 { last } else { first }, step);
         }
@@ -182,17 +190,17 @@ impl Emitter {
     pub(super) fn load_fast(&mut self, ir: &Ir, mem: MemOp, shift: u8) {
         let base = self.source(ir.a, RDX);
         if ir.b == 0 {
-            return self.load_from_ram(base, ir, mem);
+            return self.load_at(base, ir, mem, Taken::of(ir));
         }
         let index = self.source(ir.b, RCX);
         let imm = ir.imm as i32;
-        match self.addend {
-            Addend::Flat(k) => self.load_into(ir.rd, mem, base, Some((index, shift)), k + imm),
-            _ => {
-                dynasm!(self.ops; .arch x64; mov rax, [rbp + SET_ADDEND]; add rax, Rq(base));
-                self.load_into(ir.rd, mem, RAX, Some((index, shift)), imm);
-            }
-        }
+        let at = match (ir.kept(), self.addend) {
+            (None, Addend::Flat(k)) => return self.load_into(ir.rd, mem, base, Some((index, shift)), k + imm),
+            (None, _) => SET_ADDEND,
+            (Some(slot), _) => kept_off(slot),
+        };
+        dynasm!(self.ops; .arch x64; mov rax, [rbp + at]; add rax, Rq(base));
+        self.load_into(ir.rd, mem, RAX, Some((index, shift)), imm);
     }
 }
 

@@ -12,6 +12,7 @@
 use super::alu::with;
 use super::asm::{Flag, Hole};
 use super::context::TABLE;
+use super::mem::Taken;
 use super::regs::{RAX, RCX, RDX};
 use super::{Cold, Emitter, again, off};
 use crate::ir::{Ir, MemOp};
@@ -46,7 +47,7 @@ impl Emitter {
         let base = self.source(ir.a, RDX);
         let own = self.elsewhere.has(ir.site);
         let from = self.probe_aligned(base, mem.bytes(), comparator, own);
-        match self.host_address(0, own) {
+        match self.host_address(0, if own { Taken::Entry } else { Taken::Assumed }) {
             (false, k) => dynasm!(self.ops; .arch x64; lea rdx, [Rq(base) + k]),
             (true, _) => dynasm!(self.ops; .arch x64; lea rdx, [Rq(base) + rcx]),
         }

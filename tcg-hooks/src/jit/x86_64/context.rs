@@ -20,6 +20,8 @@ const SAMPLE: i32 = 64;
 const MOST_SELDOM: i32 = 1 << 20;
 /// Added to the start of the context to get `rbp`.
 pub(super) const BASE: i32 = 128;
+/// Addends that checks keep at a time: those in front of a loop, then those of the groups of a block.
+pub(super) const KEPT: usize = 16;
 /// Jump caches: one for each regime in use.
 pub(crate) const JUMP_SETS: usize = 16;
 /// Entries of a jump cache.
@@ -77,6 +79,8 @@ pub(crate) struct Context {
     /// The same of accesses to RAM that has another addend than assumed.
     elsewhere: i32,
     elsewhere_every: i32,
+    /// Of checks for several accesses: see `jit/x86_64/mem.rs`.
+    kept: [u64; KEPT],
     /// Where the clock of a loop is when its checks hold no more: see `tier2/split.rs`.
     limit: u64,
     /// The jump cache of the regime that the hart is in.
@@ -100,10 +104,12 @@ pub(super) const ACCESSES: i32 = offset_of!(Context, accesses) as i32 - BASE;
 pub(super) const SLICE: i32 = offset_of!(Context, slice) as i32 - BASE;
 pub(super) const CODE_WORK: i32 = offset_of!(Context, code_work) as i32 - BASE;
 pub(super) const KICK: i32 = offset_of!(Context, kick) as i32 - BASE;
-/// From the table to that of the regime of loads and stores, and that one's flat addend.
+/// From the table to that of the regime of loads and stores, where that one is, and its flat addend.
 pub(super) const TABLE_OFFSET: i32 = TABLE + SELECTED + offset_of!(Selected, offset) as i32;
+pub(super) const SET_TABLE: i32 = TABLE + SELECTED + offset_of!(Selected, table) as i32;
 pub(super) const SET_ADDEND: i32 = TABLE + SELECTED + offset_of!(Selected, addend) as i32;
 pub(super) const ELSEWHERE: i32 = offset_of!(Context, elsewhere) as i32 - BASE;
+const KEPT_AT: i32 = offset_of!(Context, kept) as i32 - BASE;
 pub(super) const LIMIT: i32 = offset_of!(Context, limit) as i32 - BASE;
 pub(super) const BESIDE: i32 = offset_of!(Context, beside) as i32 - BASE;
 pub(super) const MXCSR: i32 = offset_of!(Context, mxcsr) as i32 - BASE;
@@ -127,6 +133,12 @@ pub(crate) const MXCSR_DEFAULT: u32 = 0x1f80;
 pub(super) const fn float_off(register: u8) -> i32 {
     FLOATS + 8 * (register as i32 & 31)
 }
+
+/// Displacement of an addend that a check keeps.
+pub(super) const fn kept_off(slot: u8) -> i32 {
+    KEPT_AT + 8 * (slot as i32 % KEPT as i32)
+}
+
 /// What a jump finds where nothing was looked up yet.
 static NO_JUMPS: [JumpEntry; 1] = [JumpEntry::EMPTY];
 

@@ -10,15 +10,18 @@
 //! meanwhile leaves its page where it was, and only a translation makes a page NOTDIRTY. Groups that overlap are one
 //! cluster with one cold copy, entered where a check failed and left behind the cluster.
 use super::asm::Hole;
+use super::context::KEPT;
+use super::mem::Taken;
 use super::regs::{RAX, RDX};
 use super::{Addend, Cold, Emitter};
-use crate::ir::{Block, Ir, Kind, MemOp, SHARED};
+use crate::ir::{Ir, Kind, MemOp};
+use crate::tier2::MOST_CHECKS;
 use crate::tier2::reach::{self, Reach};
 use notdirty_core::PAGE_SIZE;
 use notdirty_softmmu::tlb::entry::{READ, WRITE};
 
 /// Fewer accesses than this are cheaper with a check each.
-const WORTH: usize = SHARED as usize;
+const WORTH: usize = 3;
 /// The same where the check is for two pages.
 const WORTH_TWO_PAGES: usize = 4;
 /// How far ahead of its first access a group looks, in ops.
@@ -32,8 +35,8 @@ enum Mark {
     Plain,
     /// The first of a group, which it checks for.
     Lead(usize),
-    /// Covered by a check.
-    Member,
+    /// Covered by the check of this group.
+    Member(usize),
 }
 
 #[derive(Debug, Clone, Copy)]
@@ -46,6 +49,8 @@ struct Group {
     last: i32,
     /// Are the first and the last byte looked for each on a page of its own, and not both on one?
     two_pages: bool,
+    /// Where its check keeps the addend, if that may be any.
+    kept: Option<u8>,
     /// One past the last member.
     end: usize,
 }
@@ -124,11 +129,11 @@ fn plain(ir: &Ir, value: u16) -> Option<Reach> {
     Some(Reach { base: ir.a, value, first, last: first + mem.bytes() as i32 - 1, exact: true })
 }
 
-/// The group that the access at `at` leads, if it is worth it; its members are marked. `reach` tells what each touches.
+/// The group that the access at `at` leads, by this number, if it is worth it; its members are marked. `reach` tells what each touches.
 fn group(
     ops: &[Ir],
     marks: &mut [Mark],
-    at: usize,
+    (at, number): (usize, usize),
     far: usize,
     reach: impl Fn(usize) -> Option<Reach>,
 ) -> Option<Group> {
@@ -159,28 +164,23 @@ fn group(
         return None;
     }
     for &i in &members[1..] {
-        marks[i] = Mark::Member;
+        marks[i] = Mark::Member(number);
     }
     let end = members[members.len() - 1] + 1;
-    Some(Group { base: lead.base, comparator, first, last, two_pages: !exact, end })
+    Some(Group { base: lead.base, comparator, first, last, two_pages: !exact, kept: None, end })
 }
 
 impl Emitter {
-    /// The ops of one block.
-    pub(super) fn ops(&mut self, ops: &[Ir], &Block { first, end, shares, .. }: &Block) {
+    /// The ops of one block, `first..end` of the region's.
+    pub(super) fn ops(&mut self, ops: &[Ir], first: u32, end: u32) {
         let block = &ops[first as usize..end as usize];
-        let named = self.is_named();
-        if !(named || shares) || !self.flags.elide || self.addend == Addend::Entry {
+        if !self.flags.elide || self.addend == Addend::Entry {
             return block.iter().for_each(|ir| self.op(ir));
         }
-        self.sharing(block, first, named);
-    }
-
-    /// The same where accesses may share checks.
-    #[inline(never)]
-    fn sharing(&mut self, block: &[Ir], first: u32, named: bool) {
+        let named = self.is_named();
         let elsewhere = &self.elsewhere;
-        let near = |ir: &Ir| !elsewhere.has(ir.site);
+        // A group is of accesses that all take the assumed addend, or all their check's.
+        let like = |n: usize, at: usize| elsewhere.has(block[n].site) == elsewhere.has(block[at].site);
         let Elide { marks, groups, reaches, .. } = &mut self.elide;
         if named {
             reach::reaches(block, reaches);
@@ -192,17 +192,22 @@ impl Emitter {
         marks.resize(block.len(), Mark::Plain);
         groups.clear();
         for at in 0..block.len() {
-            if marks[at] != Mark::Plain || !counts.worth(&block[at]) {
+            let own = elsewhere.has(block[at].site);
+            let kept = own.then_some((MOST_CHECKS + groups.len()) as u8);
+            if marks[at] != Mark::Plain
+                || !counts.worth(&block[at])
+                || kept.is_some_and(|kept| usize::from(kept) >= KEPT)
+            {
                 continue;
             }
             let found = if named {
-                group(block, marks, at, FAR, |n| reaches[n].filter(|_| near(&block[n])))
+                group(block, marks, (at, groups.len()), FAR, |n| reaches[n].filter(|_| like(n, at)))
             } else {
-                group(block, marks, at, REACH, |n| plain(&block[n], 0).filter(|_| near(&block[n])))
+                group(block, marks, (at, groups.len()), REACH, |n| plain(&block[n], 0).filter(|_| like(n, at)))
             };
             if let Some(group) = found {
                 marks[at] = Mark::Lead(groups.len());
-                groups.push(group);
+                groups.push(Group { kept, ..group });
             }
         }
         let mut at = 0;
@@ -225,12 +230,12 @@ impl Emitter {
             let ir = &block[at];
             match self.elide.marks[at] {
                 Mark::Plain => self.op(ir),
-                Mark::Member => self.unchecked(ir),
+                Mark::Member(group) => self.unchecked(ir, self.elide.groups[group].kept),
                 Mark::Lead(group) => {
                     let group = self.elide.groups[group];
                     end = end.max(group.end);
                     self.check(&group, first + at as u32);
-                    self.unchecked(ir);
+                    self.unchecked(ir, group.kept);
                 }
             }
             at += 1;
@@ -257,21 +262,30 @@ impl Emitter {
 
     fn check(&mut self, group: &Group, op: u32) {
         let base = self.source(group.base, RDX);
-        let first = self.probe_first(base, group.first, group.comparator);
+        let own = group.kept.is_some();
+        let first = self.probe_first(base, group.first, group.comparator, own);
+        if let Some(slot) = group.kept {
+            self.keep_addend(slot);
+        }
         let last = if group.two_pages {
-            self.probe_first(base, group.last, group.comparator)
+            self.probe_first(base, group.last, group.comparator, own)
         } else {
-            self.probe_last(base, group.last, group.comparator)
+            self.probe_last(base, group.last, group.comparator, own)
         };
         self.elide.entries.extend([(op, first), (op, last)]);
+        if let Some(slot) = group.kept.filter(|_| group.two_pages) {
+            let other = self.compare_addend(slot);
+            self.elide.entries.push((op, other));
+        }
     }
 
-    /// An access whose check was done.
-    fn unchecked(&mut self, ir: &Ir) {
+    /// An access whose check was done, and kept the addend here, if it did.
+    fn unchecked(&mut self, ir: &Ir, kept: Option<u8>) {
         let base = self.source(ir.a, RDX);
+        let addend = kept.map_or(Taken::Assumed, Taken::Kept);
         match ir.kind {
-            Kind::Load(mem) => self.load_from_ram(base, ir, mem),
-            Kind::Store(mem) => self.store_from(base, ir, mem),
+            Kind::Load(mem) => self.load_at(base, ir, mem, addend),
+            Kind::Store(mem) => self.store_at(base, ir, mem, addend),
             _ => self.op(ir),
         }
     }

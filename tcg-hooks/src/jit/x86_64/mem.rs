@@ -19,6 +19,12 @@
 //! OTHER is emitted again (`tb/sites.rs`), to let it through and to take the entry's own addend:
 //! `xor rax, [rbp + rcx + comparator] ; test rax, !OTHER ; jne slow ; mov rcx, [rbp + rcx + addend] ; mov dst, [base + rcx + imm]`.
 //!
+//! There the access waits for the entry, so the way to it is short: the index is made from the base itself if nothing is added to it, and
+//! `[rbp + TABLE_OFFSET]` is not added to it if rdx is free to hold that table (`mov rdx, [rbp + SET_TABLE]`).
+//!
+//! A check for several accesses keeps its entry's own addend in the context, if one of their sites was so learned, and they take it
+//! from there: `mov rcx, [rbp + kept] ; mov dst, [base + rcx + imm]`. Where it is for two pages, both must have the same.
+//!
 //! Behind the TB a shared routine compares again: RAM with another addend, and stores beside code, need no Rust either
 //! (`again.rs`). A store that often lies beside code is emitted again, and tests its line before it comes that far:
 //!
@@ -32,10 +38,7 @@
 //! ```
 use super::again::{Access, MOVED, routine};
 use super::asm::{Assembler, Flag, Hole, Template};
-use super::context::{SET_ADDEND, TABLE, TABLE_OFFSET, float_off};
-use super::encode::{
-    LEA, MOV, MOV_BYTE_TO, MOV_TO, MOVSX_BYTE, MOVSX_WORD, MOVSXD, MOVZX_BYTE, MOVZX_WORD, NARROW, Opcode, WIDE,
-};
+use super::context::{SET_ADDEND, SET_TABLE, TABLE, TABLE_OFFSET, float_off, kept_off};
 use super::regs::{RAX, RCX, RDX};
 use super::{Addend, Emitter, LOCAL_BITS};
 use crate::engine::JitFlags;
@@ -55,8 +58,27 @@ struct Store {
     imm: i32,
     bytes: u32,
     value: u8,
-    /// With its entry's own addend?
-    own: bool,
+    addend: Taken,
+}
+
+/// The addend that an access takes whose check was done.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Taken {
+    /// That which is assumed of all.
+    Assumed,
+    /// Its entry's own; rcx is the offset of that, still, from the first table.
+    Entry,
+    /// The same from the table in rdx.
+    EntryOf,
+    /// That which its check kept here.
+    Kept(u8),
+}
+
+impl Taken {
+    /// Of an access whose check was done before: see `Ir::kept`.
+    pub(super) fn of(ir: &Ir) -> Taken {
+        ir.kept().map_or(Taken::Assumed, Taken::Kept)
+    }
 }
 
 /// What is behind a failed probe.
@@ -65,8 +87,8 @@ pub(super) struct Slow {
     from: Hole,
     /// Where it goes on.
     back: u32,
-    /// A store that goes on here if only its line's neighbours have code; or 0.
-    beside: u32,
+    /// A store that goes on here if only its line's neighbours have code.
+    beside: Option<u32>,
     /// The address: host register, and what is added.
     imm: i32,
     site: u16,
@@ -74,8 +96,7 @@ pub(super) struct Slow {
     /// The guest register loaded or stored.
     register: u8,
     access: Access,
-    /// Was it probed for an entry with any addend?
-    own: bool,
+    addend: Taken,
 }
 
 const SHIFT: i8 = (notdirty_core::PAGE_BITS - ENTRY_BITS) as i8;
@@ -83,18 +104,6 @@ const SHIFT: i8 = (notdirty_core::PAGE_BITS - ENTRY_BITS) as i8;
 pub(crate) const SMALL_BITS: u32 = 8;
 const SMALL_INDEX: i32 = ((1 << SMALL_BITS) - 1) << ENTRY_BITS;
 const INDEX: i32 = ((TLB_ENTRIES - 1) << ENTRY_BITS) as i32;
-
-/// How a register is loaded, by `MemOp`.
-const LOADS: [(u8, Opcode); 8] = [
-    (NARROW, MOVZX_BYTE),
-    (NARROW, MOVZX_WORD),
-    (NARROW, MOV),
-    (WIDE, MOV),
-    (WIDE, MOVSX_BYTE),
-    (WIDE, MOVSX_WORD),
-    (WIDE, MOVSXD),
-    (WIDE, MOV),
-];
 
 /// What follows the address of a probe, assembled once.
 pub(super) struct Probes {
@@ -111,18 +120,21 @@ struct Forms {
     aligned: [Template; 8],
     /// The same for what may be misaligned.
     odd: [Template; 8],
-    /// Both for entries with any addend.
-    own: [[Template; 8]; 2],
-    /// Without the look for the entry, of one byte, by direction.
-    page: [Template; 2],
+    /// Both for entries with any addend, in the table that rdx has, or not; the index was begun.
+    own: [[[Template; 8]; 2]; 2],
+    /// Without the look for the entry, of one byte, by direction, with the assumed addend and with any.
+    page: [[Template; 2]; 2],
 }
 
 impl Forms {
     fn new(ops: &mut Assembler, flags: JitFlags, bmi2: bool) -> Forms {
-        let mut make = |look: bool, aligned: bool, own: bool, n: usize| {
+        let mut make = |look: bool, aligned: bool, own: bool, n: usize, held: bool| {
             ops.clear();
+            if look && !own {
+                begin_index(ops, flags, bmi2, RAX);
+            }
             if look {
-                entry_offset(ops, flags, bmi2);
+                end_index(ops, flags, held);
             }
             let more = (1 << (n & 3)) - 1;
             let mask = !(FLAGS as i32) | if aligned { more } else { 0 };
@@ -131,7 +143,9 @@ impl Forms {
             }
             let comparator = if n < 4 { READ } else { WRITE };
             dynasm!(ops; .arch x64; and rax, DWORD mask);
-            if own {
+            if held {
+                dynasm!(ops; .arch x64; xor rax, [rdx + rcx + comparator]; test rax, DWORD !(OTHER as i32));
+            } else if own {
                 dynasm!(ops; .arch x64; xor rax, [rbp + rcx + (TABLE + comparator)]; test rax, DWORD !(OTHER as i32));
             } else {
                 dynasm!(ops; .arch x64; cmp rax, [rbp + rcx + (TABLE + comparator)]);
@@ -140,18 +154,19 @@ impl Forms {
             ops.to_template()
         };
         Forms {
-            aligned: std::array::from_fn(|n| make(true, true, false, n)),
-            odd: std::array::from_fn(|n| make(true, false, false, n)),
-            own: [true, false].map(|aligned| std::array::from_fn(|n| make(true, aligned, true, n))),
-            page: std::array::from_fn(|n| make(false, true, false, 4 * n)),
+            aligned: std::array::from_fn(|n| make(true, true, false, n, false)),
+            odd: std::array::from_fn(|n| make(true, false, false, n, false)),
+            own: [false, true]
+                .map(|held| [true, false].map(|aligned| std::array::from_fn(|n| make(true, aligned, true, n, held)))),
+            page: [false, true].map(|own| std::array::from_fn(|n| make(false, true, own, 4 * n, false))),
         }
     }
 
-    fn of(&self, odd: bool, own: bool) -> &[Template; 8] {
-        match (odd, own) {
-            (odd, true) => &self.own[usize::from(odd)],
-            (true, false) => &self.odd,
-            (false, false) => &self.aligned,
+    fn of(&self, odd: bool, addend: Taken) -> &[Template; 8] {
+        match addend {
+            Taken::Entry | Taken::EntryOf => &self.own[usize::from(addend == Taken::EntryOf)][usize::from(odd)],
+            _ if odd => &self.odd,
+            _ => &self.aligned,
         }
     }
 }
@@ -190,77 +205,98 @@ impl Probes {
     }
 }
 
-/// From the biased address in rax, its entry's offset in rcx.
-fn entry_offset(ops: &mut Assembler, flags: JitFlags, bmi2: bool) {
+/// From an address, biased if the index is hashed, the bits of its entry's offset in ecx, and others.
+fn begin_index(ops: &mut Assembler, flags: JitFlags, bmi2: bool, from: u8) {
     if !flags.plain_index {
         dynasm!(ops; .arch x64
-            ; mov ecx, eax
+            ; mov ecx, Rd(from)
             ; shr ecx, BYTE HASH_SHIFT as i8
-            ; xor ecx, eax
+            ; xor ecx, Rd(from)
             ; shr ecx, SHIFT);
     } else if bmi2 {
-        dynasm!(ops; .arch x64; rorx ecx, eax, SHIFT);
+        dynasm!(ops; .arch x64; rorx ecx, Rd(from), SHIFT);
     } else {
-        dynasm!(ops; .arch x64; mov ecx, eax; shr ecx, SHIFT);
+        dynasm!(ops; .arch x64; mov ecx, Rd(from); shr ecx, SHIFT);
+    }
+}
+
+/// Its entry's offset in rcx, from the first table or in the one that rdx is made to hold.
+fn end_index(ops: &mut Assembler, flags: JitFlags, held: bool) {
+    if held {
+        dynasm!(ops; .arch x64; mov rdx, [rbp + SET_TABLE]);
     }
     let index = if flags.big_tlb { INDEX } else { SMALL_INDEX };
     dynasm!(ops; .arch x64; and ecx, DWORD index);
-    if !flags.base_register {
+    if !flags.base_register && !held {
         dynasm!(ops; .arch x64; add rcx, [rbp + TABLE_OFFSET]);
     }
 }
 
 impl Emitter {
-    /// Leaves the entry's offset in rcx; the base register survives. Returned is where it jumps when it fails.
-    #[inline(always)]
-    fn probe(&mut self, (base, imm): (u8, i32), site: u16, bytes: u32, comparator: i32, own: bool) -> Hole {
-        let odd = self.learned && self.odd.has(site);
-        self.probe_as((base, imm), bytes, comparator, odd, own)
+    /// Leaves the entry's offset in rcx; the base register survives. Returned is where it jumps when it fails, and the addend that the
+    /// access takes.
+    fn probe(&mut self, (base, imm): (u8, i32), site: u16, bytes: u32, comparator: i32) -> (Hole, Taken) {
+        let addend = match self.elsewhere.has(site) {
+            true if self.translated && base != RDX => Taken::EntryOf,
+            true => Taken::Entry,
+            false => Taken::Assumed,
+        };
+        (self.probe_as((base, imm), bytes, comparator, self.odd.has(site), addend), addend)
     }
 
-    /// Does a site take its entry's own addend?
-    #[inline(always)]
-    fn takes_own(&self, site: u16) -> bool {
-        self.learned && self.elsewhere.has(site)
-    }
-
-    #[inline(always)]
-    fn probe_as(&mut self, (base, imm): (u8, i32), bytes: u32, comparator: i32, odd: bool, own: bool) -> Hole {
-        self.ops.far(WIDE, LEA, RAX, base, imm + BIAS as i32);
-        let probes = self.probes.regimes[usize::from(self.translated)].of(odd, own);
+    fn probe_as(&mut self, (base, imm): (u8, i32), bytes: u32, comparator: i32, odd: bool, addend: Taken) -> Hole {
+        dynasm!(self.ops; .arch x64; lea rax, [Rq(base) + (imm + BIAS as i32)]);
+        if addend != Taken::Assumed {
+            let from = if imm == 0 && self.flags.plain_index { base } else { RAX };
+            begin_index(&mut self.ops, self.flags, self.bmi2, from);
+        }
+        let probes = self.probes.regimes[usize::from(self.translated)].of(odd, addend);
         self.ops.template(&probes[slot(comparator, bytes)]);
         self.ops.hole()
     }
 
     /// The same for an aligned cell at the base itself, of four bytes or eight; with any addend, if its entry is asked for its `own`.
     pub(super) fn probe_aligned(&mut self, base: u8, bytes: u32, comparator: i32, own: bool) -> Hole {
-        self.probe_as((base, 0), bytes, comparator, false, own)
+        self.probe_sized(base, 0, bytes, comparator, own)
     }
 
     /// The same for an aligned access of so many bytes.
-    pub(super) fn probe_sized(&mut self, base: u8, imm: i32, bytes: u32, comparator: i32) -> Hole {
-        self.probe_as((base, imm), bytes, comparator, false, false)
+    pub(super) fn probe_sized(&mut self, base: u8, imm: i32, bytes: u32, comparator: i32, own: bool) -> Hole {
+        let addend = if own { Taken::Entry } else { Taken::Assumed };
+        self.probe_as((base, imm), bytes, comparator, false, addend)
     }
 
     /// The same for the first byte of several accesses.
-    pub(super) fn probe_first(&mut self, base: u8, imm: i32, comparator: i32) -> Hole {
-        self.probe_sized(base, imm, 1, comparator)
+    pub(super) fn probe_first(&mut self, base: u8, imm: i32, comparator: i32, own: bool) -> Hole {
+        self.probe_sized(base, imm, 1, comparator, own)
     }
 
     /// The same for the last byte of several accesses, whose first has been probed: its page is the same one.
-    pub(super) fn probe_last(&mut self, base: u8, imm: i32, comparator: i32) -> Hole {
-        self.ops.far(WIDE, LEA, RAX, base, imm + BIAS as i32);
-        let probes = &self.probes.regimes[usize::from(self.translated)].page;
+    pub(super) fn probe_last(&mut self, base: u8, imm: i32, comparator: i32, own: bool) -> Hole {
+        dynasm!(self.ops; .arch x64; lea rax, [Rq(base) + (imm + BIAS as i32)]);
+        let probes = &self.probes.regimes[usize::from(self.translated)].page[usize::from(own)];
         self.ops.template(&probes[usize::from(comparator != READ)]);
         self.ops.hole()
     }
 
-    /// Is there an addend in rcx, and what is the displacement beside it? host address = base + rcx + displacement. If it is the entry's
-    /// `own`, rcx is its offset so far.
-    pub(super) fn host_address(&mut self, imm: i32, own: bool) -> (bool, i32) {
-        match self.addend {
-            Addend::Flat(k) if !own => return (false, k + imm),
-            Addend::Set if !own => dynasm!(self.ops; .arch x64; mov rcx, [rbp + SET_ADDEND]),
+    /// Keeps the addend of the entry that was probed.
+    pub(super) fn keep_addend(&mut self, slot: u8) {
+        dynasm!(self.ops; .arch x64; mov rax, [rbp + rcx + (TABLE + ADDEND)]; mov [rbp + kept_off(slot)], rax);
+    }
+
+    /// Has the entry that was probed the addend that is kept?
+    pub(super) fn compare_addend(&mut self, slot: u8) -> Hole {
+        dynasm!(self.ops; .arch x64; mov rax, [rbp + rcx + (TABLE + ADDEND)]; cmp rax, [rbp + kept_off(slot)]);
+        self.ops.jump_if(Flag::NotEqual)
+    }
+
+    /// Is there an addend in rcx, and what is the displacement beside it? host address = base + rcx + displacement.
+    pub(super) fn host_address(&mut self, imm: i32, addend: Taken) -> (bool, i32) {
+        match (addend, self.addend) {
+            (Taken::Kept(slot), _) => dynasm!(self.ops; .arch x64; mov rcx, [rbp + kept_off(slot)]),
+            (Taken::EntryOf, _) => dynasm!(self.ops; .arch x64; mov rcx, [rdx + rcx + ADDEND]),
+            (Taken::Assumed, Addend::Flat(k)) => return (false, k + imm),
+            (Taken::Assumed, Addend::Set) => dynasm!(self.ops; .arch x64; mov rcx, [rbp + SET_ADDEND]),
             _ => dynasm!(self.ops; .arch x64; mov rcx, [rbp + rcx + (TABLE + ADDEND)]),
         }
         (true, imm)
@@ -272,20 +308,14 @@ impl Emitter {
     }
 
     /// The way round, to here: the slow path writes a loaded register where it lives.
-    #[inline(always)]
-    fn slow(&mut self, (from, beside): (Hole, u32), ir: &Ir, access: Access, base: u8, register: u8, own: bool) {
-        let (back, imm, site) = (self.here(), ir.imm as i32, ir.site);
-        self.slow.push(Slow { from, back, beside, imm, site, base, register, access, own });
+    fn slow(&mut self, (from, addend): (Hole, Taken), site: u16, access: Access, (base, imm): (u8, i32), register: u8) {
+        let back = self.here();
+        self.slow.push(Slow { from, back, beside: None, imm, site, base, register, access, addend });
     }
 
     /// Does its slow part test the mask, and jump back to the store? Where that was learned to be worth its bytes, and can be: the
     /// base must survive in its register, the addend be the flat one, and the bytes lie in one line, which an address has in common with its place in RAM.
-    #[inline(always)]
     fn tests_line(&self, base: u8, site: u16, bytes: u32) -> bool {
-        self.learned && self.learned_line(base, site, bytes)
-    }
-
-    fn learned_line(&self, base: u8, site: u16, bytes: u32) -> bool {
         let flat = match self.addend {
             Addend::Flat(k) => (k as u64).is_multiple_of(PAGE_SIZE) && !self.elsewhere.has(site),
             Addend::Set => !self.elsewhere.has(site),
@@ -297,25 +327,28 @@ impl Emitter {
     /// Behind a failed probe: the shared routine for this access, which asks Rust if it must. See `again.rs`.
     pub(super) fn slow_part(&mut self, n: usize) {
         // Field by field, each loaded as it was stored.
-        let Slow { from, back, beside, imm, site, base, register, access, own } = self.slow[n];
+        let Slow { from, back, beside, imm, site, base, register, access, addend } = self.slow[n];
         self.ops.close(from);
-        if own {
-            self.unmix(if access.loads() { READ } else { WRITE });
+        if addend == Taken::EntryOf {
+            dynasm!(self.ops; .arch x64; add rcx, [rbp + TABLE_OFFSET]);
+        }
+        if addend != Taken::Assumed {
+            self.unmix(if matches!(access, Access::Load(_)) { READ } else { WRITE });
         }
         if imm != 0 || base != RDX {
-            self.ops.near(WIDE, LEA, RDX, base, imm);
+            dynasm!(self.ops; .arch x64; lea rdx, [Rq(base) + imm]);
         }
-        if beside != 0 {
+        if let Some(store) = beside {
             // With rax and rcx as the probe left them, and as it leaves them. The mask is tested before the store, without a
             // fence, as halves are there: no line is announced but by a RMW of the mask.
             self.ops.template(&self.probes.line[0]);
-            self.ops.jump_back_if(Flag::NotBelow, beside);
+            self.ops.jump_back_if(Flag::NotBelow, store);
             self.ops.template(&self.probes.line[1]);
         }
         let moved = self.moves_at_borders();
         let number = self.tb << LOCAL_BITS | u32::from(site) | if moved { MOVED } else { 0 };
         // test eax, number; call
-        self.ops.put(0xa9 | u64::from(number) << 8 | 0xe8 << 40, 6);
+        dynasm!(self.ops; .arch x64; .u8 0xa9; .i32 number as i32; .u8 0xe8);
         self.external(routine(self.thunks.again, access, register, self.map.host(register)));
         if moved {
             let done = self.ops.jump_if(Flag::Equal);
@@ -325,37 +358,43 @@ impl Emitter {
         self.ops.jump_to(back);
     }
 
-    #[inline(never)]
     pub(super) fn load(&mut self, ir: &Ir, mem: MemOp) {
-        let (imm, own) = (ir.imm as i32, self.takes_own(ir.site));
-        let base = self.source(ir.a, RDX);
-        let from = self.probe((base, imm), ir.site, mem.bytes(), READ, own);
-        self.load_at(base, ir, mem, own);
-        self.slow((from, 0), ir, Access::load(mem), base, ir.rd, own);
-    }
-
-    /// A load that was checked before.
-    pub(super) fn load_from_ram(&mut self, base: u8, ir: &Ir, mem: MemOp) {
-        self.load_at(base, ir, mem, false);
-    }
-
-    /// The load itself. With the entry's `own` addend, rcx is the entry's offset.
-    #[inline(always)]
-    fn load_at(&mut self, base: u8, ir: &Ir, mem: MemOp, own: bool) {
         let imm = ir.imm as i32;
-        let (indexed, disp) = self.host_address(imm, own);
+        let base = self.source(ir.a, RDX);
+        let slow = self.probe((base, imm), ir.site, mem.bytes(), READ);
+        self.load_at(base, ir, mem, slow.1);
+        self.slow(slow, ir.site, Access::Load(mem), (base, imm), ir.rd);
+    }
+
+    /// The load itself, once it was checked.
+    pub(super) fn load_at(&mut self, base: u8, ir: &Ir, mem: MemOp, addend: Taken) {
+        let (indexed, disp) = self.host_address(ir.imm as i32, addend);
         self.load_into(ir.rd, mem, base, indexed.then_some((RCX, 0)), disp);
     }
 
     /// Loads from host memory: `base + disp`, and maybe an index, shifted.
-    #[inline(always)]
     pub(super) fn load_into(&mut self, rd: u8, mem: MemOp, base: u8, index: Option<(u8, u8)>, disp: i32) {
         // What is loaded into x0 is loaded, and forgotten.
         let d = if rd == 0 { RAX } else { self.target(rd, RAX) };
-        let (width, op) = LOADS[usize::from(mem.0 & 7)];
-        match index {
-            None => self.ops.far(width, op, d, base, disp),
-            Some(index) => self.ops.indexed(width, op, d, base, index, disp),
+        macro_rules! go {
+            ($op:ident $reg:ident $size:ident) => {
+                match index {
+                    None => dynasm!(self.ops; .arch x64; $op $reg(d), $size [Rq(base) + disp]),
+                    Some((x, 0)) => dynasm!(self.ops; .arch x64; $op $reg(d), $size [Rq(base) + Rq(x) + disp]),
+                    Some((x, 1)) => dynasm!(self.ops; .arch x64; $op $reg(d), $size [Rq(base) + 2 * Rq(x) + disp]),
+                    Some((x, 2)) => dynasm!(self.ops; .arch x64; $op $reg(d), $size [Rq(base) + 4 * Rq(x) + disp]),
+                    Some((x, _)) => dynasm!(self.ops; .arch x64; $op $reg(d), $size [Rq(base) + 8 * Rq(x) + disp]),
+                }
+            };
+        }
+        match (mem.bytes(), mem.signed()) {
+            (1, true) => go!(movsx Rq BYTE),
+            (1, false) => go!(movzx Rd BYTE),
+            (2, true) => go!(movsx Rq WORD),
+            (2, false) => go!(movzx Rd WORD),
+            (4, true) => go!(movsxd Rq DWORD),
+            (4, false) => go!(mov Rd DWORD),
+            _ => go!(mov Rq QWORD),
         }
         if rd != 0 {
             self.done(rd, d);
@@ -363,24 +402,23 @@ impl Emitter {
     }
 
     /// A store whose check was done.
-    pub(super) fn store_from(&mut self, base: u8, ir: &Ir, mem: MemOp) {
-        self.store_to_ram(Store { base, imm: ir.imm as i32, bytes: mem.bytes(), value: ir.b, own: false });
+    pub(super) fn store_at(&mut self, base: u8, ir: &Ir, mem: MemOp, addend: Taken) {
+        self.store_to_ram(Store { base, imm: ir.imm as i32, bytes: mem.bytes(), value: ir.b, addend });
     }
 
-    #[inline(never)]
     pub(super) fn store(&mut self, ir: &Ir, mem: MemOp) {
-        let (imm, own) = (ir.imm as i32, self.takes_own(ir.site));
+        let imm = ir.imm as i32;
         let base = self.source(ir.a, RDX);
-        let from = self.probe((base, imm), ir.site, mem.bytes(), WRITE, own);
-        let beside = if self.tests_line(base, ir.site, mem.bytes()) { self.here() } else { 0 };
-        self.store_to_ram(Store { base, imm, bytes: mem.bytes(), value: ir.b, own });
-        self.slow((from, beside), ir, Access::store(mem.bytes()), base, ir.b, own);
+        let slow = self.probe((base, imm), ir.site, mem.bytes(), WRITE);
+        let beside = self.tests_line(base, ir.site, mem.bytes()).then(|| self.here());
+        self.store_at(base, ir, mem, slow.1);
+        self.slow(slow, ir.site, Access::Store(mem), (base, imm), ir.b);
+        self.slow.last_mut().expect("pushed just now").beside = beside;
     }
 
-    /// The store itself. With the entry's `own` addend, rcx is the entry's offset; rax is lost.
-    #[inline(always)]
-    fn store_to_ram(&mut self, Store { base, imm, bytes, value, own }: Store) {
-        let (indexed, disp) = self.host_address(imm, own);
+    /// The store itself; rax and rcx are lost.
+    fn store_to_ram(&mut self, Store { base, imm, bytes, value, addend }: Store) {
+        let (indexed, disp) = self.host_address(imm, addend);
         if value == 0 {
             macro_rules! zero {
                 ($size:ident) => {
@@ -406,16 +444,20 @@ impl Emitter {
         } else {
             self.source(value, RAX)
         };
-        if bytes == 2 {
-            // The prefix for two bytes.
-            self.ops.push(0x66);
+        macro_rules! go {
+            ($reg:ident) => {
+                if indexed {
+                    dynasm!(self.ops; .arch x64; mov [Rq(base) + rcx + disp], $reg(value))
+                } else {
+                    dynasm!(self.ops; .arch x64; mov [Rq(base) + disp], $reg(value))
+                }
+            };
         }
-        let width = if bytes == 8 { WIDE } else { NARROW };
-        let op = if bytes == 1 { MOV_BYTE_TO } else { MOV_TO };
-        if indexed {
-            self.ops.indexed(width, op, value, base, (RCX, 0), disp);
-        } else {
-            self.ops.far(width, op, value, base, disp);
+        match bytes {
+            1 => go!(Rb),
+            2 => go!(Rw),
+            4 => go!(Rd),
+            _ => go!(Rq),
         }
     }
 }

@@ -23,7 +23,6 @@ mod bits;
 pub(crate) mod context;
 pub(crate) mod disasm;
 mod elide;
-mod encode;
 mod float;
 mod flow;
 mod frames;
@@ -45,7 +44,6 @@ use crate::tier2::{DISPLACEMENT, Frames};
 use asm::{Assembler, Flag, Hole, Label};
 use context::float_off;
 use dynasmrt::dynasm;
-use encode::{MOV, MOV_TO, NARROW, WIDE, XOR};
 use frames::Border;
 use notdirty_core::PAGE_SIZE;
 use regs::{RAX, RDX, RegMap};
@@ -161,8 +159,6 @@ pub(crate) struct Emitter {
     page: (u64, bool),
     /// Of the block being emitted: where it jumps back to behind the fence that stands before it.
     behind_fence: Option<Label>,
-    /// Was anything learned of the sites of the TB being emitted? Otherwise none is in the three sets.
-    learned: bool,
     /// The sites whose probes let misaligned accesses through. Of the TB being emitted.
     pub(crate) odd: SiteSet,
     /// Sites of the region with stores that often lie beside code.
@@ -218,7 +214,6 @@ impl Emitter {
             translated: false,
             page: (0, false),
             behind_fence: None,
-            learned: true,
             odd: if flags.aligned { SiteSet::NONE } else { SiteSet::ALL },
             beside: if flags.beside { SiteSet::NONE } else { SiteSet::ALL },
             elsewhere: SiteSet::NONE,
@@ -237,7 +232,6 @@ impl Emitter {
         self.tb = tb;
         self.region_pc = region.pc;
         self.page = (region.pc / PAGE_SIZE, region.spans.iter().any(|span| span.page != 0));
-        self.learned = [&self.odd, &self.beside, &self.elsewhere].into_iter().any(|set| !set.is_empty());
         self.ops.clear();
         self.cold.clear();
         self.slow.clear();
@@ -298,7 +292,7 @@ impl Emitter {
                 }
             }
             self.block_insns = block.insns + 1;
-            self.ops(&region.ops, block);
+            self.ops(&region.ops, block.first, block.end);
             self.terminator(&block.term, i as u16);
         }
         self.marks.push((u64::MAX, self.here()));
@@ -343,32 +337,21 @@ impl Emitter {
         self.ops.here()
     }
 
-    /// One op. What is common is a jump to a function with a frame of its own; the rest has one together.
     fn op(&mut self, ir: &Ir) {
         match ir.kind {
             Kind::Li => self.li(ir.rd, ir.imm),
             Kind::Mov => self.copy(ir.rd, ir.a),
             Kind::Reg(op) => self.alu(op, ir.rd, ir.a, ir.b),
             Kind::Imm(op) => self.alu_imm(op, ir.rd, ir.a, ir.imm),
-            Kind::Load(mem) => self.load(ir, mem),
-            Kind::Store(mem) => self.store(ir, mem),
-            _ => self.other_op(ir),
-        }
-    }
-
-    #[inline(never)]
-    fn other_op(&mut self, ir: &Ir) {
-        match ir.kind {
-            Kind::Li | Kind::Mov | Kind::Reg(_) | Kind::Imm(_) | Kind::Load(_) | Kind::Store(_) => {
-                unreachable!("a common op")
-            }
             Kind::NarrowRotate => self.narrow_rotate(ir),
             Kind::Bits(op) => self.bits(ir, op),
+            Kind::Load(mem) => self.load(ir, mem),
+            Kind::Store(mem) => self.store(ir, mem),
             Kind::Check => self.check_ahead(ir),
             Kind::LoadFast(mem, shift) => self.load_fast(ir, mem, shift),
             Kind::StoreFast(mem) => {
                 let base = self.source(ir.a, RDX);
-                self.store_from(base, ir, mem);
+                self.store_at(base, ir, mem, mem::Taken::of(ir));
             }
             Kind::Amo(op, mem) => self.amo(ir, op, mem),
             Kind::LoadReserved(mem) => self.load_reserved(ir, mem),
@@ -434,7 +417,7 @@ impl Emitter {
     /// The four bytes of a displacement to a thunk.
     fn external(&mut self, target: CodeOffset) {
         self.externals.push((self.here(), target));
-        self.ops.push_i32(0);
+        dynasm!(self.ops; .arch x64; .i32 0);
     }
 
     fn cold_part(&mut self, region: &Region, cold: Cold) {
@@ -500,14 +483,15 @@ impl Emitter {
     }
 
     /// Moves a constant into a guest register.
-    #[inline(never)]
     fn li(&mut self, rd: u8, imm: i64) {
-        match (self.map.host(rd), i32::try_from(imm)) {
-            (Some(host), _) => self.constant(host, imm),
-            (None, Ok(imm)) => self.ops.slot_constant(off(rd), imm),
-            (None, Err(_)) => {
+        match self.map.host(rd) {
+            Some(host) => self.constant(host, imm),
+            None if i32::try_from(imm).is_ok() => {
+                dynasm!(self.ops; .arch x64; mov QWORD [BYTE rbp + off(rd)], imm as i32);
+            }
+            None => {
                 self.constant(RAX, imm);
-                self.ops.slot(WIDE, MOV_TO, RAX, off(rd));
+                dynasm!(self.ops; .arch x64; mov [BYTE rbp + off(rd)], rax);
             }
         }
     }
@@ -515,14 +499,17 @@ impl Emitter {
     /// Moves a constant into a host register; flags are lost.
     fn constant(&mut self, host: u8, imm: i64) {
         if imm == 0 {
-            self.ops.two(NARROW, XOR, host, host);
+            dynasm!(self.ops; .arch x64; xor Rd(host), Rd(host));
+        } else if u32::try_from(imm).is_ok() {
+            dynasm!(self.ops; .arch x64; mov Rd(host), imm as i32);
+        } else if i32::try_from(imm).is_ok() {
+            dynasm!(self.ops; .arch x64; mov Rq(host), DWORD imm as i32);
         } else {
-            self.ops.constant(host, imm);
+            dynasm!(self.ops; .arch x64; mov Rq(host), QWORD imm);
         }
     }
 
     /// The host register that holds a guest register now: its own, or `scratch` after a load.
-    #[inline(always)]
     fn source(&mut self, guest: u8, scratch: u8) -> u8 {
         match self.map.host(guest) {
             Some(host) => host,
@@ -531,20 +518,18 @@ impl Emitter {
                 scratch
             }
             None => {
-                self.ops.slot(WIDE, MOV, scratch, off(guest));
+                dynasm!(self.ops; .arch x64; mov Rq(scratch), [BYTE rbp + off(guest)]);
                 scratch
             }
         }
     }
 
     /// The host register to compute a guest register in: its own, or `scratch`; then [`Emitter::done`].
-    #[inline(always)]
     fn target(&self, guest: u8, scratch: u8) -> u8 {
         self.map.host(guest).unwrap_or(scratch)
     }
 
     /// Writes a computed value back, if its register lives in memory.
-    #[inline(always)]
     fn done(&mut self, guest: u8, host: u8) {
         if self.map.host(guest).is_some() {
             return;
@@ -552,7 +537,7 @@ impl Emitter {
         if guest >= FIRST_FLOAT {
             dynasm!(self.ops; .arch x64; mov [rbp + float_off(guest)], Rq(host));
         } else {
-            self.ops.slot(WIDE, MOV_TO, host, off(guest));
+            dynasm!(self.ops; .arch x64; mov [BYTE rbp + off(guest)], Rq(host));
         }
     }
 }

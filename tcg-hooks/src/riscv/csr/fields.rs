@@ -44,8 +44,9 @@ pub mod mstatus {
     pub const SD: u64 = 1 << 63;
     /// What `sstatus` shows.
     pub const SSTATUS: u64 = SIE | SPIE | SPP | FS | XS | SUM | MXR | 3 << 32 | SD;
-    /// Interrupts off, the mode before is M's.
-    pub(in super::super) const RESET: u64 = MPP | UXL | SXL;
+    /// Interrupts off, no MPRV. The mode before, which the manual leaves open, is U: so it is in QEMU and Spike, and upstream's tests
+    /// set it without clearing it.
+    pub(in super::super) const RESET: u64 = UXL | SXL;
 }
 
 /// Bits of `mie`, `mip`, and `mideleg`.

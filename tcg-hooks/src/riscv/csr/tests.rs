@@ -278,3 +278,12 @@ fn no_number_panics() {
         assert!(h.read(csr).is_ok() || h.write(csr, !0).is_err(), "{csr:#x}");
     }
 }
+
+#[test]
+fn out_of_reset_interrupts_are_off_and_the_mode_before_is_u_as_in_qemu_and_spike() {
+    let mut h = Hart::new();
+    assert_eq!(h.read(num::MSTATUS), Ok(mstatus::UXL | mstatus::SXL));
+    // Upstream's tests of marks set S-mode there without clearing what was.
+    assert_eq!(h.write(num::MSTATUS, mstatus::MPRV | 1 << mstatus::MPP_SHIFT), Ok(CsrEffect::Interrupts));
+    assert_eq!(h.read(num::MSTATUS), Ok(mstatus::UXL | mstatus::SXL | mstatus::MPRV | 1 << mstatus::MPP_SHIFT));
+}
