@@ -55,6 +55,8 @@ pub struct JitFlags {
     pub sink: bool,
     /// Give turns that are counted values of their own, which nothing outside may ask for.
     pub apart: bool,
+    /// Check at a hot region's entry what its accesses share off bases that it leaves alone, and off constants.
+    pub share: bool,
     /// Let a hot region end at the heads of loops that it has no room for, where regions of their own have them whole.
     pub heads: bool,
     /// Use all 16 Ki entries of the TLB; off: 256, as QEMU starts with.
@@ -102,6 +104,7 @@ impl Default for JitFlags {
             turns: true,
             sink: true,
             apart: true,
+            share: true,
             heads: true,
             big_tlb: true,
             plain_index: true,
@@ -122,7 +125,7 @@ impl Default for JitFlags {
 
 impl JitFlags {
     /// Names of the switches, in the order of [`JitFlags::set`]'s bits.
-    pub const NAMES: [&str; 27] = [
+    pub const NAMES: [&str; 28] = [
         "regions",
         "pinned",
         "remap",
@@ -137,6 +140,7 @@ impl JitFlags {
         "turns",
         "sink",
         "apart",
+        "share",
         "heads",
         "big_tlb",
         "plain_index",
@@ -174,6 +178,7 @@ impl JitFlags {
             "turns" => &mut self.turns,
             "sink" => &mut self.sink,
             "apart" => &mut self.apart,
+            "share" => &mut self.share,
             "heads" => &mut self.heads,
             "big_tlb" => &mut self.big_tlb,
             "plain_index" => &mut self.plain_index,

@@ -125,8 +125,9 @@ pub fn region(space: &Arc<AddressSpace>, pc: u64, flags: JitFlags, symbols: Symb
     let (thunk_code, thunks) = thunks::assemble(flags, execute_site);
     let mut emitter = Emitter::new(flags, thunks, flat);
     if hot {
-        let ahead =
-            Ahead { learned: &|_| Learned::default(), turns: flags.turns, sink: flags.sink, apart: flags.apart };
+        let learned = &|_| Learned::default();
+        let JitFlags { turns, sink, apart, share, .. } = flags;
+        let ahead = Ahead { learned, turns, sink, apart, share };
         tier2::optimise(&mut translator.region, true, emitter.checks_ahead().then_some(ahead));
     }
     emitter.emit(&translator.region, 0);

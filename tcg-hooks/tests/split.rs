@@ -104,7 +104,11 @@ impl Machine {
 }
 
 fn stats_of(rng: &mut Rng, seed: u64) -> VcpuStats {
-    let asm = if rng.chance(15) { crowd(rng) } else { program(rng) };
+    let asm = match rng.below(100) {
+        0..15 => crowd(rng),
+        15..35 => globals::globals(rng),
+        _ => program(rng),
+    };
     let mut flags = JitFlags { samples: false, ..eager() };
     if rng.chance(30) {
         let name = rng.pick(&[
@@ -118,6 +122,7 @@ fn stats_of(rng: &mut Rng, seed: u64) -> VcpuStats {
             "turns",
             "sink",
             "apart",
+            "share",
             "budget_register",
         ]);
         assert!(flags.set(name, false));

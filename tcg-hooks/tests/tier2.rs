@@ -121,3 +121,38 @@ fn a_region_of_the_most_blocks_and_ops_is_translated() {
     };
     assert!(run(EngineKind::Jit) == run(EngineKind::Interp));
 }
+
+/// What a loop with calls reads and counts lies at constant addresses on one page, where code lies as well, if it is `beside`.
+fn counters(setup: &Setup, beside: bool) -> Vm {
+    let mut vm = Vm::with(setup);
+    let mut asm = Asm::at(CODE);
+    let at = |n: u64| if beside { CODE + 0x800 + 8 * n } else { CODE + 0x3000 + 8 * n };
+    asm.word(COUNT, 200_000).word(5, 1);
+    let again = asm.here();
+    for n in 0..6 {
+        // Some turns leave each of them alone.
+        asm.op(Op::Andi, 28, COUNT, 0, 1 << n).op(Op::Bne, 0, 28, ZERO, 24);
+        asm.la(29, at(n)).op(Op::Ld, 30, 29, 0, 0).op(Op::Add, 30, 30, 5, 0).op(Op::Sd, 0, 29, 30, 0);
+    }
+    asm.i(addi(COUNT, COUNT, -1));
+    asm.op(Op::Bne, 0, COUNT, 0, (again as i64 - asm.here() as i64) as i32).stop();
+    asm.put(&vm);
+    vm.run(CODE);
+    vm
+}
+
+/// A store beside code has no entry that a check could find, so each check fails, until the TB is made without it.
+#[test]
+fn a_region_whose_checks_at_the_entry_never_hold_is_made_without_them() {
+    for beside in [false, true] {
+        let oracle = counters(&Setup { engine: EngineKind::Interp, ..Setup::default() }, beside);
+        let flags = JitFlags { samples: false, ..eager() };
+        let ours = counters(&Setup { flags, ..Setup::default() }, beside);
+        let (a, b) = (ours.vcpu.cpu(), oracle.vcpu.cpu());
+        assert_eq!((a.x, a.retired), (b.x, b.retired));
+        let stats = ours.vcpu.stats();
+        // What is refused, tier 0 runs, up to a jump.
+        assert!(stats.tier0 < 5_000, "{} instructions by tier 0", stats.tier0);
+        assert!(stats.tier0 > if beside { 16 } else { 0 }, "nothing was refused");
+    }
+}

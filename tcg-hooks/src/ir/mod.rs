@@ -440,6 +440,8 @@ pub struct Region {
     pub loops: bool,
     /// What is checked in front of loops.
     pub checks: Vec<Check>,
+    /// What is checked at the entry, in tier 2; off the region's own address if the base is `x0`.
+    pub shared: Vec<Check>,
     /// In tier 2: how often an instruction of each block runs, as an estimate.
     pub(crate) weights: Vec<u32>,
     /// Where values are, if tier 2 gave them host registers.
@@ -456,6 +458,7 @@ impl Region {
         self.insns = 0;
         self.loops = false;
         self.checks.clear();
+        self.shared.clear();
         self.weights.clear();
         self.frames.clear();
     }

@@ -6,11 +6,13 @@
 //!                                └─▶ the key is noted, the TB dies ──▶ translated anew, for as long as it stands
 //! ```
 //!
+//! What refuses often, as a check at its entry fails (`tier2/share.rs`), is made anew, too, without those.
+//!
 //! Emitted code counts nothing for it. The note is used up: code that is written again and again is cheap to make.
-use super::{Tb, TbCache, TbKey};
+use super::{Tb, TbCache, TbId, TbKey};
 use crate::jit::x86_64::LOCAL_BITS;
 use crate::jit::x86_64::context::Context;
-use hashbrown::HashSet;
+use hashbrown::{HashMap, HashSet};
 
 /// Slices that end in a TB before it is worth a longer translation: some 100 us.
 const ENOUGH: u8 = 8;
@@ -19,9 +21,18 @@ const DONE: u8 = u8::MAX;
 /// Keys noted at most; one that is never looked up again stays noted.
 const MOST: usize = 1024;
 
+/// Refusals that are looked at together, and in how many instructions they are too many.
+const REFUSALS: u32 = 16;
+const OFTEN: u64 = REFUSALS as u64 * 8192;
+
 /// Keys of TBs to be made by tier 2.
 #[derive(Debug, Default)]
-pub(super) struct HotKeys(HashSet<TbKey>);
+pub(super) struct HotKeys {
+    keys: HashSet<TbKey>,
+    /// TBs that were refused: how often, and since when, by instructions retired. Those that were too often are made without
+    /// checks at their entry.
+    refused: HashMap<TbKey, (u32, u64)>,
+}
 
 impl Tb {
     /// Samples count, or were counted.
@@ -45,16 +56,46 @@ impl TbCache {
             return;
         }
         let key = tb.key;
-        if self.hot.0.len() == MOST {
-            self.hot.0.clear();
+        self.make_again(id, key, ctx);
+    }
+
+    /// The TB dies, and is made by tier 2 when it is run next.
+    fn make_again(&mut self, id: TbId, key: TbKey, ctx: &mut Context) {
+        if self.hot.keys.len() == MOST {
+            self.hot.keys.clear();
         }
-        self.hot.0.insert(key);
+        self.hot.keys.insert(key);
         self.kill(id, ctx);
         self.heat.kindle(key.pc);
     }
 
+    /// What the TB of exit `number` checks at its entry did not hold.
+    pub(crate) fn refuse(&mut self, number: u32, ctx: &mut Context) {
+        let id = number >> LOCAL_BITS;
+        let Some(tb) = self.get(id) else { return };
+        let (key, now) = (tb.key, ctx.cpu.retired);
+        if self.hot.refused.len() == MOST {
+            self.hot.refused.clear();
+        }
+        let (count, since) = self.hot.refused.entry(key).or_insert((0, now));
+        *count += 1;
+        if *count < REFUSALS {
+            return;
+        }
+        if now.wrapping_sub(*since) > OFTEN {
+            (*count, *since) = (0, now);
+        } else {
+            self.make_again(id, key, ctx);
+        }
+    }
+
+    /// May tier 2 check anything at the entry of the TB of this key?
+    pub(crate) fn may_share(&self, key: &TbKey) -> bool {
+        self.hot.refused.get(key).is_none_or(|refused| refused.0 < REFUSALS)
+    }
+
     /// Shall tier 2 make the TB of this key? Asked once.
     pub(crate) fn take_hot(&mut self, key: &TbKey) -> bool {
-        self.flags.optimises_hot() && (!self.flags.samples || self.hot.0.remove(key))
+        self.flags.optimises_hot() && (!self.flags.samples || self.hot.keys.remove(key))
     }
 }

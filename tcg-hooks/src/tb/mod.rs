@@ -57,7 +57,7 @@ pub struct TbKey {
 /// A way out of a TB.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Exit {
-    /// The displacement of its jump, in the code cache; 0 for a poll.
+    /// The displacement of its jump, in the code cache; 0 for a poll or a refusal.
     field: CodeOffset,
     /// Where the jump goes while unlinked.
     stub: CodeOffset,
@@ -71,6 +71,13 @@ pub(crate) struct Exit {
     to: Option<TbId>,
     /// Where that TB lists it among its incoming exits.
     place: u32,
+}
+
+impl Exit {
+    /// Is it one that leads nowhere, as what is checked at the entry did not hold?
+    pub(crate) fn is_refusal(&self) -> bool {
+        self.field == 0 && self.refund == 0
+    }
 }
 
 /// What the tables hold of a TB: two thirds of a key, with its number, in use; a third of an entry of the table of jumps;

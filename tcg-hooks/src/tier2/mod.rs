@@ -26,6 +26,7 @@ mod alloc;
 mod index;
 mod narrow;
 pub(crate) mod reach;
+mod share;
 mod simplify;
 mod sink;
 mod split;
@@ -210,7 +211,7 @@ pub(crate) struct Learned {
     pub(crate) elsewhere: bool,
 }
 
-/// How loops may be split.
+/// What may be checked ahead of where it is used, and how loops may be split.
 #[derive(Clone, Copy)]
 pub(crate) struct Ahead<'a> {
     /// Of their accesses.
@@ -221,6 +222,8 @@ pub(crate) struct Ahead<'a> {
     pub(crate) sink: bool,
     /// Are the values of turns that are counted apart from those around them?
     pub(crate) apart: bool,
+    /// Is anything checked at the region's entry?
+    pub(crate) share: bool,
 }
 
 /// Gives the region's values host registers, if that is worth it, or `always`, where it has not too many ops; `ahead`, if loops
@@ -232,7 +235,13 @@ pub(crate) fn optimise(region: &mut Region, always: bool, ahead: Option<Ahead>) 
     }
     region.weights.clear();
     region.weights.extend_from_slice(&region.weights_of_cycles()[..region.blocks.len()]);
-    let always = ahead.is_some_and(|ahead| split::split(region, ahead)) || always;
+    let mut always = always;
+    if let Some(ahead) = ahead {
+        always |= split::split(region, ahead);
+        if ahead.share {
+            share::share(region, ahead);
+        }
+    }
     let webs = webs::Webs::of(region);
     let homes = alloc::allocate(&webs);
     if always || alloc::cost(region, &webs, &homes) < alloc::cost_before(&webs) {

@@ -33,10 +33,14 @@ pub(crate) struct Reach {
 const MOST: i64 = 1 << 24;
 /// Registers, as ops name them.
 const NAMES: usize = HOST as usize + super::HOSTS;
+/// Bases that nothing writes, behind those: what each guest register held at the region's entry; and, in place of that of `x0`,
+/// the region's own address.
+pub(crate) const ENTRY: u8 = NAMES as u8;
+const BASES: usize = NAMES + 32;
 
 /// What is known of a register's value.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Known {
+pub(super) enum Known {
     Nothing,
     /// `lo ..= hi`, as an unsigned number of 64 bits.
     Range(i64, i64),
@@ -56,28 +60,60 @@ fn range(lo: i64, hi: i64) -> Known {
 /// What is known of all registers at some place in a block.
 struct State {
     known: [Known; NAMES],
-    values: [u16; NAMES],
+    values: [u16; BASES],
+    /// The region's address, if constants are known as so much more than that.
+    pc: Option<u64>,
+}
+
+/// What is known of the guest registers at the head of a block, off what they held at the region's entry.
+#[derive(Clone, PartialEq, Eq)]
+pub(super) struct Facts {
+    known: [Known; 32],
+    /// Does what was checked at the entry hold still?
+    checked: bool,
+}
+
+impl Facts {
+    /// At the entry: each register holds what it holds.
+    pub(super) fn at_entry() -> Facts {
+        let itself = |g: usize| Known::Off { base: ENTRY + g as u8, value: 0, lo: 0, hi: 0 };
+        Facts { known: std::array::from_fn(itself), checked: true }
+    }
+
+    /// What holds whichever of two ways led here.
+    pub(super) fn meet(&mut self, other: &Facts) {
+        for (a, _) in self.known.iter_mut().zip(&other.known).filter(|(a, b)| a != b) {
+            *a = Known::Nothing;
+        }
+        self.checked &= other.checked;
+    }
+
+    fn state(&self, pc: u64) -> State {
+        let mut state = State { known: [Known::Nothing; NAMES], values: [0; BASES], pc: Some(pc) };
+        state.known[..32].copy_from_slice(&self.known);
+        if !self.checked {
+            state.values[usize::from(ENTRY)..].fill(1);
+        }
+        state
+    }
+
+    /// The reach of each access of a block's ops, off a base from [`ENTRY`] on where what was checked of that at the entry holds
+    /// still; and what is known at the block's end.
+    pub(super) fn through(&self, pc: u64, ops: &[Ir], out: &mut Vec<Option<Reach>>) -> Facts {
+        let mut state = self.state(pc);
+        state.go(ops, out);
+        let checked = state.values[usize::from(ENTRY)] == 0;
+        let lasting = |g: usize| match state.known[g] {
+            Known::Off { base, .. } if base < ENTRY || !checked => Known::Nothing,
+            known => known,
+        };
+        Facts { known: std::array::from_fn(lasting), checked }
+    }
 }
 
 /// The reach of each access of a block's ops.
 pub(crate) fn reaches(ops: &[Ir], out: &mut Vec<Option<Reach>>) {
-    out.clear();
-    let mut state = State { known: [Known::Nothing; NAMES], values: [0; NAMES] };
-    for ir in ops {
-        out.push(match ir.kind {
-            Kind::Load(mem) => state.reach(ir.a, ir.imm, mem.bytes()),
-            // A page with code somewhere in the range would send all of them the long way round.
-            Kind::Store(mem) => state.reach(ir.a, ir.imm, mem.bytes()).filter(|reach| reach.exact),
-            _ => None,
-        });
-        // Rust may write more than the op says.
-        if ir.kind.may_leave() {
-            state.forget();
-        } else if writes_integer(ir) {
-            let known = state.result(ir);
-            state.write(ir.rd, known);
-        }
-    }
+    State { known: [Known::Nothing; NAMES], values: [0; BASES], pc: None }.go(ops, out);
 }
 
 /// Floating-point registers, which share numbers with nothing, are not followed; neither is x0.
@@ -86,6 +122,31 @@ fn writes_integer(ir: &Ir) -> bool {
 }
 
 impl State {
+    fn go(&mut self, ops: &[Ir], out: &mut Vec<Option<Reach>>) {
+        out.clear();
+        for ir in ops {
+            out.push(match ir.kind {
+                Kind::Load(mem) => self.reach(ir.a, ir.imm, mem.bytes()),
+                // A page with code somewhere in the range would send all of them the long way round.
+                Kind::Store(mem) => self.reach(ir.a, ir.imm, mem.bytes()).filter(|reach| reach.exact),
+                _ => None,
+            });
+            // Rust may write more than the op says.
+            if ir.kind.may_leave() {
+                self.forget();
+            } else if writes_integer(ir) {
+                let known = self.result(ir);
+                self.write(ir.rd, known);
+            }
+        }
+    }
+
+    /// So much more than the region's address as this constant is, if constants are known so, and it is near.
+    fn off_pc(&self, constant: i64) -> Option<i64> {
+        let distance = constant.wrapping_sub(self.pc? as i64);
+        (-MOST..=MOST).contains(&distance).then_some(distance)
+    }
+
     fn known(&self, name: u8) -> Known {
         match name {
             0 => Known::Range(0, 0),
@@ -98,6 +159,9 @@ impl State {
         match self.known(name) {
             Known::Off { base, value, lo, hi } => {
                 (*self.values.get(usize::from(base))? == value).then_some((base, value, lo, hi))
+            }
+            Known::Range(lo, hi) if self.values[usize::from(ENTRY)] == 0 => {
+                self.off_pc(lo).zip(self.off_pc(hi)).map(|(lo, hi)| (ENTRY, 0, lo, hi))
             }
             _ => None,
         }
@@ -136,7 +200,10 @@ impl State {
     /// What the op writes.
     fn result(&self, ir: &Ir) -> Known {
         match ir.kind {
-            Kind::Li => range(ir.imm, ir.imm),
+            Kind::Li => match (range(ir.imm, ir.imm), self.off_pc(ir.imm)) {
+                (Known::Nothing, Some(off)) => Known::Off { base: ENTRY, value: 0, lo: off, hi: off },
+                (known, _) => known,
+            },
             Kind::Mov => match self.known(ir.a) {
                 Known::Nothing => self.off(ir.a, 0, 0),
                 known => known,

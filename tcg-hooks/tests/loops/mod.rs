@@ -1,5 +1,7 @@
 //! Random loops: their accesses are off bases that move, or have an index, or are look-ups; what is between them is any arithmetic.
 
+pub mod globals;
+
 use crate::common::*;
 use notdirty_tcg::riscv::Op;
 use notdirty_tcg::testkit::Rng;

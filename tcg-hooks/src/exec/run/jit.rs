@@ -48,6 +48,17 @@ impl Vcpu {
                 }
                 number => match tbs.exit(number) {
                     None => break,
+                    Some(exit) if exit.is_refusal() => {
+                        ctx.cpu.pc = exit.pc;
+                        ctx.settle(0);
+                        tbs.refuse(number, ctx);
+                        // It was not begun, so something else must get on; whether there is a kick is asked behind it.
+                        let code = self.go_round();
+                        if kicked {
+                            break;
+                        }
+                        code
+                    }
                     Some(exit) if exit.refund != 0 => {
                         ctx.budget += i64::from(exit.refund);
                         ctx.cpu.pc = exit.pc;
@@ -88,6 +99,16 @@ impl Vcpu {
             let why = enter(ctx, code);
             (*ctx).settle_flags();
             why
+        }
+    }
+
+    /// Host code to go on with, behind what tier 0 runs from here: up to a jump at least.
+    fn go_round(&mut self) -> Option<*const u8> {
+        let (ctx, core) = self.parts();
+        match tier0::run(core, ctx, None) {
+            Why::Look => None,
+            Why::Code(code) => Some(code),
+            Why::Hot => self.find_or_translate().map(|(code, _)| code),
         }
     }
 
@@ -208,12 +229,9 @@ impl Vcpu {
                 self.translator.swap_bytes(&mut bytes);
                 if let Some(tbs) = self.core.tbs.as_ref().filter(|_| hot) {
                     let learned = |pc| tbs.learned(pc);
-                    let ahead = Ahead {
-                        learned: &learned,
-                        turns: self.flags.turns,
-                        sink: self.flags.sink,
-                        apart: self.flags.apart,
-                    };
+                    let JitFlags { turns, sink, apart, .. } = self.flags;
+                    let share = self.flags.share && !scattered && tbs.may_share(&key);
+                    let ahead = Ahead { learned: &learned, turns, sink, apart, share };
                     let ahead = tbs.checks_ahead().then_some(ahead);
                     tier2::optimise(&mut self.translator.region, !self.flags.samples, ahead);
                 }

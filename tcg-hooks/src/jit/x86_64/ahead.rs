@@ -2,9 +2,9 @@
 use super::alu::with;
 use super::asm::{Flag, Label};
 use super::context::{BUDGET, LIMIT, SET_ADDEND, kept_off};
-use super::mem::Taken;
-use super::regs::{RAX, RCX, RDX};
-use super::{Addend, Emitter, off};
+use super::mem::{NOWHERE, Taken};
+use super::regs::{RAX, RCX, RDX, RegMap};
+use super::{Addend, Cold, Emitter, off};
 use crate::ir::{Check, Cond, Ir, MemOp, Turns};
 use crate::tier2::MOST_INDEX;
 use dynasmrt::dynasm;
@@ -54,6 +54,42 @@ impl Emitter {
         if step != 0 {
             self.count_trips(base, if step > 0 { last } else { first }, step);
         }
+    }
+
+    /// What a region checks at its entry, where all registers are as between TBs.
+    pub(super) fn check_shared(&mut self, shared: &[Check]) {
+        if shared.is_empty() {
+            return;
+        }
+        self.map = RegMap::new(self.flags.pinned);
+        let label = self.ops.new_label();
+        for &Check { base, store, first, last, lone, .. } in shared {
+            let comparator = if store { WRITE } else { READ };
+            if base == 0 && lone.is_some() {
+                let fail = self.probe_constant(self.region_pc.wrapping_add_signed(first.into()), comparator);
+                self.ops.aim(fail, label);
+                continue;
+            }
+            if let Some(bytes) = lone {
+                let base = self.source(base, RDX);
+                let fail = self.probe_sized(base, first, bytes.into(), comparator, false);
+                self.ops.aim(fail, label);
+                continue;
+            }
+            let (base, first, last) = match base {
+                0 => {
+                    self.constant(RDX, self.region_pc.wrapping_add_signed(first.into()) as i64);
+                    (RDX, 0, last - first)
+                }
+                _ => (self.source(base, RDX), first, last),
+            };
+            for at in [first, last] {
+                let fail = self.probe_first(base, at, comparator, false);
+                self.ops.aim(fail, label);
+            }
+        }
+        let exit = self.exit(self.region_pc, 0);
+        self.cold.push(Cold::Refusal { label, exit });
     }
 
     /// What follows begins in a block of 32 bytes, as TBs do: a short loop is fetched in as few pieces as can be then.
@@ -186,8 +222,39 @@ impl Emitter {
         dynasm!(self.ops; .arch x64; mov [rbp + LIMIT], rax);
     }
 
+    /// A store that was checked before.
+    pub(super) fn store_fast(&mut self, ir: &Ir, mem: MemOp) {
+        if ir.a == 0 {
+            let (base, disp) = self.place_of(ir.imm);
+            return self.store_into((base, false), disp, ir.b, mem.bytes());
+        }
+        let base = self.source(ir.a, RDX);
+        self.store_at(base, ir, mem, Taken::of(ir));
+    }
+
+    /// Where the host has what is at a constant address: a register, or [`NOWHERE`], and a displacement.
+    fn place_of(&mut self, address: i64) -> (u8, i32) {
+        if let Addend::Flat(k) = self.addend
+            && let Ok(place) = i32::try_from(address.wrapping_add(k.into()))
+        {
+            return (NOWHERE, place);
+        }
+        match self.addend {
+            Addend::Flat(k) => self.constant(RDX, address.wrapping_add(k.into())),
+            _ => {
+                self.constant(RDX, address);
+                dynasm!(self.ops; .arch x64; add rdx, [rbp + SET_ADDEND]);
+            }
+        }
+        (RDX, 0)
+    }
+
     /// A load that was checked before, maybe with an index.
     pub(super) fn load_fast(&mut self, ir: &Ir, mem: MemOp, shift: u8) {
+        if ir.a == 0 {
+            let (base, disp) = self.place_of(ir.imm);
+            return self.load_into(ir.rd, mem, base, None, disp);
+        }
         let base = self.source(ir.a, RDX);
         if ir.b == 0 {
             return self.load_at(base, ir, mem, Taken::of(ir));

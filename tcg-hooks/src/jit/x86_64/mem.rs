@@ -51,6 +51,9 @@ use notdirty_softmmu::tlb::entry::{
     ADDEND, AUX, BIAS, CODEPAGE, ENTRY_BITS, FLAGS, HASH_SHIFT, OTHER, READ, TLB_ENTRIES, WRITE,
 };
 
+/// In place of a base: the displacement is the whole address.
+pub(super) const NOWHERE: u8 = u8::MAX;
+
 /// A store whose check was done.
 #[derive(Debug, Clone, Copy)]
 struct Store {
@@ -205,6 +208,11 @@ impl Probes {
     }
 }
 
+/// The bits of an entry's offset.
+fn index_mask(flags: JitFlags) -> i32 {
+    if flags.big_tlb { INDEX } else { SMALL_INDEX }
+}
+
 /// From an address, biased if the index is hashed, the bits of its entry's offset in ecx, and others.
 fn begin_index(ops: &mut Assembler, flags: JitFlags, bmi2: bool, from: u8) {
     if !flags.plain_index {
@@ -225,8 +233,7 @@ fn end_index(ops: &mut Assembler, flags: JitFlags, held: bool) {
     if held {
         dynasm!(ops; .arch x64; mov rdx, [rbp + SET_TABLE]);
     }
-    let index = if flags.big_tlb { INDEX } else { SMALL_INDEX };
-    dynasm!(ops; .arch x64; and ecx, DWORD index);
+    dynasm!(ops; .arch x64; and ecx, DWORD index_mask(flags));
     if !flags.base_register && !held {
         dynasm!(ops; .arch x64; add rcx, [rbp + TABLE_OFFSET]);
     }
@@ -269,6 +276,19 @@ impl Emitter {
     /// The same for the first byte of several accesses.
     pub(super) fn probe_first(&mut self, base: u8, imm: i32, comparator: i32, own: bool) -> Hole {
         self.probe_sized(base, imm, 1, comparator, own)
+    }
+
+    /// The same for a byte at a constant address.
+    pub(super) fn probe_constant(&mut self, address: u64, comparator: i32) -> Hole {
+        if !self.flags.plain_index || !self.flags.base_register || self.translated {
+            self.constant(RDX, address as i64);
+            return self.probe_first(RDX, 0, comparator, false);
+        }
+        let biased = address.wrapping_add(BIAS);
+        let entry = (biased as u32).rotate_right(SHIFT as u32) as i32 & index_mask(self.flags);
+        self.constant(RAX, (biased & !FLAGS) as i64);
+        dynasm!(self.ops; .arch x64; cmp rax, [rbp + (TABLE + comparator + entry)]);
+        self.ops.jump_if(Flag::NotEqual)
     }
 
     /// The same for the last byte of several accesses, whose first has been probed: its page is the same one.
@@ -379,6 +399,7 @@ impl Emitter {
         macro_rules! go {
             ($op:ident $reg:ident $size:ident) => {
                 match index {
+                    None if base == NOWHERE => dynasm!(self.ops; .arch x64; $op $reg(d), $size [disp]),
                     None => dynasm!(self.ops; .arch x64; $op $reg(d), $size [Rq(base) + disp]),
                     Some((x, 0)) => dynasm!(self.ops; .arch x64; $op $reg(d), $size [Rq(base) + Rq(x) + disp]),
                     Some((x, 1)) => dynasm!(self.ops; .arch x64; $op $reg(d), $size [Rq(base) + 2 * Rq(x) + disp]),
@@ -419,11 +440,18 @@ impl Emitter {
     /// The store itself; rax and rcx are lost.
     fn store_to_ram(&mut self, Store { base, imm, bytes, value, addend }: Store) {
         let (indexed, disp) = self.host_address(imm, addend);
+        self.store_into((base, indexed), disp, value, bytes);
+    }
+
+    /// Stores to host memory: `base + disp`, and maybe rcx more.
+    pub(super) fn store_into(&mut self, (base, indexed): (u8, bool), disp: i32, value: u8, bytes: u32) {
         if value == 0 {
             macro_rules! zero {
                 ($size:ident) => {
                     if indexed {
                         dynasm!(self.ops; .arch x64; mov $size [Rq(base) + rcx + disp], 0)
+                    } else if base == NOWHERE {
+                        dynasm!(self.ops; .arch x64; mov $size [disp], 0)
                     } else {
                         dynasm!(self.ops; .arch x64; mov $size [Rq(base) + disp], 0)
                     }
@@ -448,6 +476,8 @@ impl Emitter {
             ($reg:ident) => {
                 if indexed {
                     dynasm!(self.ops; .arch x64; mov [Rq(base) + rcx + disp], $reg(value))
+                } else if base == NOWHERE {
+                    dynasm!(self.ops; .arch x64; mov [disp], $reg(value))
                 } else {
                     dynasm!(self.ops; .arch x64; mov [Rq(base) + disp], $reg(value))
                 }

@@ -107,6 +107,11 @@ enum Cold {
         pc: u64,
         block: u16,
     },
+    /// What is checked at the entry does not hold.
+    Refusal {
+        label: Label,
+        exit: u16,
+    },
     /// A jump to another page, where addresses are translated.
     Via {
         from: Hole,
@@ -247,6 +252,8 @@ impl Emitter {
         self.frames.copy_from(&region.frames);
         self.checks.clone_from(&region.checks);
         let mut entry = 0;
+        self.check_shared(&region.shared);
+        let in_front = self.here() != 0;
         if self.is_named() {
             self.remap.forget();
             self.come_in();
@@ -254,7 +261,8 @@ impl Emitter {
             self.remap(region);
             self.swap_at_entry();
         }
-        if self.moves_at_borders() {
+        let in_front = in_front || self.moves_at_borders();
+        if in_front {
             let label = self.blocks[usize::from(region.entry)];
             dynasm!(self.ops; .arch x64; jmp =>label);
         }
@@ -264,7 +272,7 @@ impl Emitter {
                 self.align();
             }
             self.marks.push((block.pc, self.here()));
-            if i == usize::from(region.entry) && !self.moves_at_borders() {
+            if i == usize::from(region.entry) && !in_front {
                 entry = self.here();
             }
             dynasm!(self.ops; .arch x64; =>label);
@@ -349,10 +357,7 @@ impl Emitter {
             Kind::Store(mem) => self.store(ir, mem),
             Kind::Check => self.check_ahead(ir),
             Kind::LoadFast(mem, shift) => self.load_fast(ir, mem, shift),
-            Kind::StoreFast(mem) => {
-                let base = self.source(ir.a, RDX);
-                self.store_at(base, ir, mem, mem::Taken::of(ir));
-            }
+            Kind::StoreFast(mem) => self.store_fast(ir, mem),
             Kind::Amo(op, mem) => self.amo(ir, op, mem),
             Kind::LoadReserved(mem) => self.load_reserved(ir, mem),
             Kind::StoreConditional(mem) => self.store_conditional(ir, mem),
@@ -434,6 +439,10 @@ impl Emitter {
             Cold::Via { from, pc } => {
                 self.ops.close(from);
                 self.go_via(pc);
+            }
+            Cold::Refusal { label, exit } => {
+                dynasm!(self.ops; .arch x64; =>label);
+                self.leave_stub(exit);
             }
             Cold::Poll { from, exit, block } => {
                 self.ops.close(from);

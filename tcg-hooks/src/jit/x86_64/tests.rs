@@ -103,6 +103,7 @@ fn the_longest_code_leaves_room_to_spare() {
                         turns: true,
                         sink: true,
                         apart: true,
+                        share: true,
                     }),
                 );
             }
@@ -131,7 +132,8 @@ fn a_value_that_lives_in_memory_is_extended_though_no_place_may_show_it() {
     let back = -4 * code.len() as i32;
     code.extend([encode(Op::Bne, 0, 11, 0, back), encode(Op::Jalr, 0, 1, 0, 0)]);
     let mut translator = translated(&code);
-    let ahead = crate::tier2::Ahead { learned: &|_| Default::default(), turns: true, sink: true, apart: true };
+    let ahead =
+        crate::tier2::Ahead { learned: &|_| Default::default(), turns: true, sink: true, apart: true, share: true };
     crate::tier2::optimise(&mut translator.region, true, Some(ahead));
     let region = &translator.region;
     let turn =
