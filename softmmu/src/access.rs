@@ -78,6 +78,32 @@ impl LiveMmu {
         self.load_slow(hooks, va, size)
     }
 
+    /// As [`load`](Self::load), in the regime that was selected last, by code that looked for the entry in vain.
+    ///
+    /// # Errors
+    /// As there.
+    #[inline]
+    pub fn load_missed<H: Hooks>(&mut self, hooks: &mut H, va: GuestVirt, size: MemSize) -> Result<u64, MemFault> {
+        self.stats.accesses += 1;
+        self.load_slow(hooks, va, size)
+    }
+
+    /// As [`store`](Self::store), in the regime that was selected last, by code that looked for the entry in vain.
+    ///
+    /// # Errors
+    /// As there.
+    #[inline]
+    pub fn store_missed<H: Hooks>(
+        &mut self,
+        hooks: &mut H,
+        va: GuestVirt,
+        size: MemSize,
+        value: u64,
+    ) -> Result<StoreEffect, MemFault> {
+        self.stats.accesses += 1;
+        self.store_slow(hooks, va, size, value)
+    }
+
     /// Stores a value. Misaligned stores to RAM work. It never serves requests.
     ///
     /// # Errors

@@ -84,7 +84,10 @@ impl<'m> Physical<'m> {
     /// The eight bytes at `at`, in one host access; `None` if that is no multiple of eight, or not RAM.
     #[inline]
     pub fn read(&mut self, at: GuestPhys) -> Option<u64> {
-        let (host, ..) = self.cell(at)?;
+        let host = match self.mmu.tlb.tables.get(at.get()) {
+            Some(page) if at.get().is_multiple_of(8) => page.host.wrapping_add(at.page_offset() as usize),
+            _ => self.cell(at)?.0,
+        };
         // SAFETY: `cell` found an aligned cell of live RAM.
         Some(unsafe { host::load(host, MemSize::B8) })
     }
@@ -109,21 +112,20 @@ impl<'m> Physical<'m> {
     }
 
     /// Where the cell at `at` is: in the host, in RAM, and whether it is ROM.
-    #[inline]
+    #[cold]
     fn cell(&mut self, at: GuestPhys) -> Option<(*mut u8, RamAddr, bool)> {
         if !at.get().is_multiple_of(8) {
             return None;
         }
         let page = self.mmu.tlb.tables.get(at.get());
         let TablePage { host, ram, readonly, .. } = match page {
-            Some(page) => page,
+            Some(page) => *page,
             None => self.add_page(at)?,
         };
         let off = at.page_offset();
         Some((host.wrapping_add(off as usize), RamAddr::new(ram.get() + off), readonly))
     }
 
-    #[cold]
     fn add_page(&mut self, at: GuestPhys) -> Option<TablePage> {
         let LiveMmu { view, tlb, .. } = &mut *self.mmu;
         let (block, off, readonly, whole) = match (view.page(at), view.resolve(at)) {

@@ -3,6 +3,7 @@
 use super::Tlb;
 use super::entry::{BIAS, DISCARD, FLAGS, INVALID, OTHER, TlbEntry};
 use super::set::{DeviceEntry, FetchEntry, Reach};
+use super::tables::RamSpan;
 use crate::addr::GuestVirt;
 use crate::memmap::{AddressSpace, FlatView, Resolved, Span, What};
 use crate::tlb::arm::store_flags;
@@ -45,6 +46,11 @@ impl Tlb {
         let biased = va.get().wrapping_add(BIAS);
         let page = biased & !FLAGS;
         let at = to.at(va);
+        let phys = at.page_base().get();
+        if let Some(into) = self.tables.span.page_at(phys).filter(|_| page != 0) {
+            self.fill_ram(space, va, to, into);
+            return Filled::Entry;
+        }
         let (range, into) = match view.page(at) {
             Span::Whole(range, into) if page != 0 => (range, into),
             Span::Whole(..) | Span::Mixed => return Filled::Mixed,
@@ -52,19 +58,9 @@ impl Tlb {
         };
         match &range.what {
             What::Ram { block, off, readonly } => {
-                let ram = ram_address(block, off + into).page();
-                let addend = host_address(block, off + into).wrapping_sub(va.page_base().get());
-                let near = addend == self.flat_for(addend);
-                self.sets[self.data].count_fill(near);
-                let other = if near { 0 } else { OTHER };
-                let (flags, aux) = match (to.rights.store, *readonly) {
-                    (false, _) => (INVALID, 0),
-                    (true, true) => (DISCARD, 0),
-                    (true, false) => store_flags(space, ram, &pin()),
-                };
-                let unreadable = if to.rights.load { 0 } else { INVALID };
-                let entry = TlbEntry { read: page | other | unreadable, write: page | other | flags, addend, aux };
-                self.install(self.slot(biased), entry, (ram, at.page_base().get()), reach(to));
+                let (host, ram) = (host_address(block, *off), ram_address(block, *off).get());
+                self.tables.span = RamSpan { start: range.start, last: range.last, host, ram, readonly: *readonly };
+                self.fill_ram(space, va, to, into);
                 Filled::Entry
             }
             What::Mmio { dev, off } => {
@@ -86,6 +82,26 @@ impl Tlb {
                 Filled::Device
             }
         }
+    }
+
+    /// The same of a page so far inside the span that was found.
+    fn fill_ram(&mut self, space: &AddressSpace, va: GuestVirt, to: &Translation, into: u64) {
+        let biased = va.get().wrapping_add(BIAS);
+        let (page, at) = (biased & !FLAGS, to.at(va).page_base().get());
+        let RamSpan { host, ram, readonly, .. } = self.tables.span;
+        let ram = RamAddr::new(ram + into).page();
+        let addend = (host + into).wrapping_sub(va.page_base().get());
+        let near = addend == self.flat_for(addend);
+        self.sets[self.data].count_fill(near);
+        let other = if near { 0 } else { OTHER };
+        let (flags, aux) = match (to.rights.store, readonly) {
+            (false, _) => (INVALID, 0),
+            (true, true) => (DISCARD, 0),
+            (true, false) => store_flags(space, ram, &pin()),
+        };
+        let unreadable = if to.rights.load { 0 } else { INVALID };
+        let entry = TlbEntry { read: page | other | unreadable, write: page | other | flags, addend, aux };
+        self.install(self.slot(biased), entry, (ram, at), reach(to));
     }
 
     /// Notes the device at `va` on a page of several regions, so that it is not looked for again.

@@ -225,7 +225,9 @@ impl Set {
                 *fetch = NO_FETCH;
             }
             let device = &mut self.devices[Self::device_slot(tag)];
-            *device = device.take().filter(|device| device.tag != tag || stays(device.reach.global));
+            if device.as_ref().is_some_and(|device| device.tag == tag && !stays(device.reach.global)) {
+                *device = None;
+            }
         }
     }
 

@@ -1,6 +1,6 @@
 //! Where page tables lie: a walk finds a table's page without the memory map.
 
-use notdirty_core::{PAGE_BITS, RamAddr};
+use notdirty_core::{PAGE_BITS, PAGE_SIZE, RamAddr};
 
 const ENTRIES: usize = 64;
 
@@ -22,13 +22,40 @@ impl TablePage {
     }
 }
 
-/// The pages that walks read last.
-pub(crate) struct TableCache(Box<[TablePage; ENTRIES]>);
+/// A range of RAM in the memory map, as far as whole pages need no second look. The vCPU's view keeps it alive.
+#[derive(Clone, Copy)]
+pub(crate) struct RamSpan {
+    /// Its first and last byte, by physical addresses. One that is empty ends before it starts.
+    pub(crate) start: u64,
+    pub(crate) last: u64,
+    /// Of its first byte, whose page may begin before it.
+    pub(crate) host: u64,
+    pub(crate) ram: u64,
+    pub(crate) readonly: bool,
+}
+
+impl RamSpan {
+    const EMPTY: RamSpan = RamSpan { start: 1, last: 0, host: 0, ram: 0, readonly: false };
+
+    /// How far inside the page at `first` is, if all of it is inside.
+    #[inline]
+    pub(crate) fn page_at(&self, first: u64) -> Option<u64> {
+        let into = first.wrapping_sub(self.start);
+        (first >= self.start && first | (PAGE_SIZE - 1) <= self.last).then_some(into)
+    }
+}
+
+/// What walks, and fills, found last in the memory map.
+pub(crate) struct TableCache {
+    pages: Box<[TablePage; ENTRIES]>,
+    /// Most fills are of pages of one range.
+    pub(crate) span: RamSpan,
+}
 
 impl Default for TableCache {
     fn default() -> Self {
         let empty = TablePage { tag: 0, host: std::ptr::null_mut(), ram: RamAddr::new(0), readonly: false };
-        TableCache(Box::new([empty; ENTRIES]))
+        TableCache { pages: Box::new([empty; ENTRIES]), span: RamSpan::EMPTY }
     }
 }
 
@@ -40,20 +67,21 @@ impl TableCache {
 
     /// The page of a physical address, if a walk was there.
     #[inline]
-    pub(crate) fn get(&self, at: u64) -> Option<TablePage> {
+    pub(crate) fn get(&self, at: u64) -> Option<&TablePage> {
         let page = at >> PAGE_BITS;
-        let found = self.0[Self::slot(page)];
+        let found = &self.pages[Self::slot(page)];
         (found.tag == page + 1).then_some(found)
     }
 
     pub(crate) fn add(&mut self, page: TablePage) {
-        self.0[Self::slot(page.tag - 1)] = page;
+        self.pages[Self::slot(page.tag - 1)] = page;
     }
 
     /// The map changed.
     pub(crate) fn clear(&mut self) {
-        for entry in self.0.iter_mut() {
+        for entry in self.pages.iter_mut() {
             entry.tag = 0;
         }
+        self.span = RamSpan::EMPTY;
     }
 }

@@ -161,17 +161,18 @@ impl Walker {
             let regime = regime(*satp, *menvcfg, idx);
             walk(&mut Guarded { memory, hooks, pmp: pmp.as_ref(), marks }, regime, va.get(), kind)?
         };
-        let (allowed, lasting) = match pmp.as_ref().map(|pmp| (pmp, pmp.page(machine, leaf.page))) {
-            None => (Rights::ALL, true),
-            Some((_, PageRights::Whole(rights))) => (rights, true),
-            Some((pmp, PageRights::Ask)) => {
-                let allowed = pmp.allows(machine, leaf.page | va.page_offset(), len, kind);
+        let Leaf { page, size_log2, rights, global } = leaf;
+        let to = Translation { page: GuestPhys::new(page), size_log2, rights, global, lasting: true };
+        let Some(pmp) = pmp else { return Ok(to) };
+        let (allowed, lasting) = match pmp.page(machine, page) {
+            PageRights::Whole(rights) => (rights, true),
+            PageRights::Ask => {
+                let allowed = pmp.allows(machine, page | va.page_offset(), len, kind);
                 (if allowed { Rights::ALL } else { Rights::NONE }, false)
             }
         };
         // The softmmu takes a missing right for an access fault.
-        let Leaf { page, size_log2, rights, global } = leaf;
-        Ok(Translation { page: GuestPhys::new(page), size_log2, rights: rights & allowed, global, lasting })
+        Ok(Translation { rights: rights & allowed, lasting, ..to })
     }
 }
 
@@ -199,8 +200,10 @@ struct Guarded<'a, 'm, H> {
 
 impl<H: Hooks> Tables for Guarded<'_, '_, H> {
     fn read(&mut self, at: u64) -> Option<u64> {
-        let allowed = self.pmp.is_none_or(|pmp| pmp.allows(false, at, 8, AccessKind::Load));
-        self.memory.read(GuestPhys::new(at)).filter(|_| allowed)
+        if self.pmp.is_some_and(|pmp| !pmp.allows(false, at, 8, AccessKind::Load)) {
+            return None;
+        }
+        self.memory.read(GuestPhys::new(at))
     }
 
     fn replace(&mut self, at: u64, old: u64, new: u64) -> Option<bool> {

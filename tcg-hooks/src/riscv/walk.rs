@@ -111,6 +111,8 @@ const D: u64 = 1 << 7;
 const RESERVED: u64 = 0x7f << 54;
 const PBMT: u64 = 3 << 61;
 const N: u64 = 1 << 63;
+/// What an entry that leads to another table has not.
+const NOT_OF_TABLES: u64 = A | D | U | N | PBMT | RESERVED;
 /// Svnapot knows one size, 16 pages: what the low bits of its ppn are.
 const NAPOT_64K: u64 = 0b1000;
 const NAPOT_BITS: u32 = 4;
@@ -133,20 +135,17 @@ pub fn walk(tables: &mut impl Tables, regime: Regime, va: u64, kind: AccessKind)
     if (va << unused) as i64 >> unused != va as i64 {
         return Err(FaultCause::Page);
     }
-    let (mut table, mut level, mut global) = (regime.root << PAGE_BITS, levels - 1, false);
+    let (mut table, mut shift, mut above) = (regime.root << PAGE_BITS, PAGE_BITS + VPN_BITS * (levels - 1), 0);
     loop {
-        let shift = PAGE_BITS + VPN_BITS * level;
         let at = table | (va >> shift & ((1 << VPN_BITS) - 1)) << 3;
         let entry = tables.read(at).ok_or(FaultCause::Access)?;
-        if is_table(entry) {
-            if entry & (A | D | U | N | PBMT | RESERVED) != 0 || level == 0 {
-                return Err(FaultCause::Page);
-            }
-            global |= entry & G != 0;
-            (table, level) = (ppn(entry) << PAGE_BITS, level - 1);
+        if entry & (V | R | W | X | NOT_OF_TABLES) == V && shift != PAGE_BITS {
+            above |= entry;
+            (table, shift) = (ppn(entry) << PAGE_BITS, shift - VPN_BITS);
             continue;
         }
-        let size = leaf_size(regime, entry, level).ok_or(FaultCause::Page)?;
+        // Another entry that leads to a table is refused as a leaf that permits nothing.
+        let size = leaf_size(regime, entry, shift).ok_or(FaultCause::Page)?;
         let rights = permitted(regime, entry);
         if !rights.has(kind) {
             return Err(FaultCause::Page);
@@ -164,31 +163,39 @@ pub fn walk(tables: &mut impl Tables, regime: Regime, va: u64, kind: AccessKind)
         let inside = (1u64 << size) - 1;
         let page = ((ppn(entry) << PAGE_BITS) & !inside | va & inside) >> PAGE_BITS << PAGE_BITS;
         let rights = Rights { store: rights.store && wanted & D != 0, ..rights };
-        return Ok(Leaf { page, size_log2: size as u8, rights, global: global || entry & G != 0 });
+        return Ok(Leaf { page, size_log2: size as u8, rights, global: (above | entry) & G != 0 });
     }
 }
 
-/// Does a valid entry lead to another table?
-const fn is_table(entry: u64) -> bool {
-    entry & (V | R | W | X) == V
+/// The size that a leaf which stands for `1 << shift` bytes maps, as a logarithm; `None` if it is not valid.
+#[inline]
+fn leaf_size(regime: Regime, entry: u64, shift: u32) -> Option<u32> {
+    if entry & V == 0 || entry & (R | W) == W {
+        return None;
+    }
+    if entry & (N | PBMT | RESERVED) != 0 {
+        return rare_size(regime, entry, shift);
+    }
+    (ppn(entry) & ((1 << (shift - PAGE_BITS)) - 1) == 0).then_some(shift)
 }
 
-/// The size that a leaf maps, as a logarithm; `None` if it is not valid.
-fn leaf_size(regime: Regime, entry: u64, level: u32) -> Option<u32> {
+/// The same of one with bits of an extension.
+#[cold]
+fn rare_size(regime: Regime, entry: u64, shift: u32) -> Option<u32> {
     let types = (entry & PBMT).count_ones();
     let types_ok = types == 0 || regime.pbmte && types == 1;
-    if entry & V == 0 || entry & (R | W) == W || entry & RESERVED != 0 || !types_ok {
+    if entry & RESERVED != 0 || !types_ok {
         return None;
     }
     if entry & N != 0 {
         let low = ppn(entry) & ((1 << NAPOT_BITS) - 1);
-        return (level == 0 && low == NAPOT_64K).then_some(PAGE_BITS + NAPOT_BITS);
+        return (shift == PAGE_BITS && low == NAPOT_64K).then_some(PAGE_BITS + NAPOT_BITS);
     }
-    let below = VPN_BITS * level;
-    (ppn(entry) & ((1 << below) - 1) == 0).then_some(PAGE_BITS + below)
+    (ppn(entry) & ((1 << (shift - PAGE_BITS)) - 1) == 0).then_some(shift)
 }
 
 /// What a valid leaf permits, A and D aside.
+#[inline]
 fn permitted(regime: Regime, entry: u64) -> Rights {
     let of_user = entry & U != 0;
     let data = of_user == regime.user || of_user && regime.sum;

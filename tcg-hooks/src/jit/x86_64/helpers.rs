@@ -130,7 +130,7 @@ pub(crate) unsafe extern "C" fn execute_site(ctx: *mut Context, number: u32) -> 
                 if site.does == Does::Load { device_load(core, ctx, &site) } else { device_store(core, ctx, &site) };
             device.unwrap_or_else(|| {
                 odd = is_odd(&ctx.cpu, &site.insn);
-                execute(core, ctx, &site)
+                missed(core, ctx, &site)
             })
         }
         // Most of what is executed here; by the short way.
@@ -216,9 +216,7 @@ fn device_load(core: &mut Core, ctx: &mut Context, site: &Site) -> Option<Outcom
     let mem = MEM_OPS[site.insn.op as usize];
     let (mmu, clock) = core.live();
     let raw = mmu.load_device(address(&ctx.cpu, &site.insn), mem.size(), || clock.publish(ctx.cpu.retired))?;
-    let unused = 64 - 8 * mem.bytes();
-    let value = if mem.signed() { ((raw << unused) as i64 >> unused) as u64 } else { raw };
-    write(&mut ctx.cpu, site.insn.rd, value);
+    write(&mut ctx.cpu, site.insn.rd, extended(mem, raw));
     Some(behind_device(core, site))
 }
 
@@ -230,6 +228,33 @@ fn device_store(core: &mut Core, ctx: &mut Context, site: &Site) -> Option<Outco
     let value = ctx.cpu.x[usize::from(site.insn.rs2 & 31)];
     mmu.store_device(address(&ctx.cpu, &site.insn), mem.size(), value, || clock.publish(ctx.cpu.retired))?;
     Some(behind_device(core, site))
+}
+
+/// The same of a load or a store to RAM whose entry was not to be had in line.
+#[inline]
+fn missed(core: &mut Core, ctx: &mut Context, site: &Site) -> Outcome {
+    let (mem, va) = (MEM_OPS[site.insn.op as usize], address(&ctx.cpu, &site.insn));
+    let value = ctx.cpu.x[usize::from(site.insn.rs2 & 31)];
+    let loads = site.does == Does::Load;
+    let (mmu, mut hooks) = core.split(ctx);
+    let before = mmu.stats().killed;
+    let result = if loads {
+        mmu.load_missed(&mut hooks, va, mem.size()).map(|raw| (raw, StoreEffect::NONE))
+    } else {
+        mmu.store_missed(&mut hooks, va, mem.size(), value).map(|effect| (0, effect))
+    };
+    let result = result.map(|(raw, effect)| (raw, marked(mmu, before, effect)));
+    if let (true, Ok((raw, _))) = (loads, &result) {
+        write(&mut ctx.cpu, site.insn.rd, extended(mem, *raw));
+    }
+    accessed(core, result.map(|(_, effect)| effect), site.pc.wrapping_add(site.insn.len.into()))
+}
+
+/// What a load of these bytes gives.
+#[inline]
+fn extended(mem: MemOp, raw: u64) -> u64 {
+    let unused = 64 - 8 * mem.bytes();
+    if mem.signed() { ((raw << unused) as i64 >> unused) as u64 } else { raw }
 }
 
 /// It may have raised an interrupt, or written code.
