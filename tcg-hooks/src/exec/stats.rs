@@ -17,7 +17,7 @@ pub struct VcpuStats {
     pub tbs_evicted: u64,
     /// Everything about TBs.
     pub tb: TbStats,
-    /// Time spent translating.
+    /// Time spent translating; where there were many translations, as some of them say.
     pub translate_time: Duration,
     /// Times that emitted code was entered.
     pub entries: u64,

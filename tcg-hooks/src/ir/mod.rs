@@ -353,6 +353,9 @@ impl Term {
     }
 }
 
+/// So many accesses off one base may share a check; fewer are cheaper with one each.
+pub(crate) const SHARED: u8 = 3;
+
 /// A straight run of guest instructions.
 #[derive(Debug, Clone, Copy)]
 pub struct Block {
@@ -366,6 +369,8 @@ pub struct Block {
     pub end: u32,
     /// Is the budget polled at its head?
     pub poll: bool,
+    /// May [`SHARED`] loads or stores have one base?
+    pub shares: bool,
     /// How it ends.
     pub term: Term,
 }

@@ -45,6 +45,10 @@ impl SiteSet {
         self.0[usize::from(site) / 64 % self.0.len()] >> (site % 64) & 1 != 0
     }
 
+    pub(crate) fn is_empty(&self) -> bool {
+        self.0.iter().fold(0, |all, word| all | word) == 0
+    }
+
     fn add(&mut self, site: usize) {
         let len = self.0.len();
         self.0[site / 64 % len] |= 1 << (site % 64);

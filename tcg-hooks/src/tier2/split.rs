@@ -226,7 +226,7 @@ fn split_one(region: &mut Region, number: u16, ahead: Ahead, room: &mut u32) -> 
 fn push_block(region: &mut Region, block: Block, ops: &[Ir], weight: u32) {
     let first = region.ops.len() as u32;
     region.ops.extend_from_slice(ops);
-    region.blocks.push(Block { first, end: region.ops.len() as u32, ..block });
+    region.blocks.push(Block { first, end: region.ops.len() as u32, shares: true, ..block });
     region.weights.push(weight);
 }
 

@@ -8,7 +8,7 @@
 use super::float::Unit;
 use super::plan::Plan;
 use crate::cpu::CpuState;
-use crate::ir::{Alu, Does, FIRST_FLOAT, Ir, Kind, MemOp, Region, Site, Target, Term};
+use crate::ir::{Alu, Does, FIRST_FLOAT, Ir, Kind, MemOp, Region, SHARED, Site, Target, Term};
 use crate::riscv::csr::{self, CsrEffect, Gate, Rule, Value};
 use crate::riscv::decode::Packed;
 use crate::riscv::{Format, Insn, Op, Privilege};
@@ -38,6 +38,10 @@ pub(super) struct Lower {
     /// Where those writes are, in the region's ops.
     writes: [u32; 32],
     pub(super) unit: Unit,
+    /// How many loads and stores off each base there are, and the most of them.
+    accesses: [u8; 64],
+    // As wide as it is read: what is written as a byte and read as a word waits.
+    most: u32,
     barrier: Barrier,
 }
 
@@ -57,6 +61,8 @@ impl Default for Lower {
             unread: 0,
             writes: [0; 32],
             unit: Unit::default(),
+            accesses: [0; 64],
+            most: 0,
             barrier: Barrier::Stored,
         }
     }
@@ -67,11 +73,25 @@ impl Lower {
     pub(super) fn start(&mut self) {
         (self.known, self.unread) = (self.optimise.into(), 0);
         self.unit = Unit::default();
+        (self.accesses, self.most) = ([0; 64], 0);
         self.barrier = Barrier::Stored;
     }
 
     fn value(&self, register: u8) -> Option<u64> {
         (self.known >> (register & 31) & 1 != 0).then(|| self.values[usize::from(register & 31)])
+    }
+
+    /// May accesses of the block share a check?
+    pub(super) fn shares(&self) -> bool {
+        self.most >= SHARED.into()
+    }
+
+    /// There is a load, or a store, off a base.
+    #[inline(always)]
+    fn count_access(&mut self, base: u8, store: bool) {
+        let count = &mut self.accesses[usize::from(base & 31) | usize::from(store) << 5];
+        *count = count.saturating_add(1);
+        self.most = self.most.max((*count).into());
     }
 
     /// A plain instruction, number `count` of its block.
@@ -87,11 +107,11 @@ impl Lower {
             Plan::Reg(alu) => self.reg(region, alu, rd, a, b),
             Plan::Load(mem) => {
                 let site = push_site(region, pc, packed.insn(), count, Does::Load);
-                self.push(region, Ir { kind: Kind::Load(mem), rd, a, b, site, imm });
+                self.push_kind(region, Ir { kind: Kind::Load(mem), rd, a, b, site, imm });
             }
             Plan::Store(mem) => {
                 let site = push_site(region, pc, packed.insn(), count, Does::Store);
-                self.push(region, Ir { kind: Kind::Store(mem), rd: 0, a, b, site, imm });
+                self.push_kind(region, Ir { kind: Kind::Store(mem), rd: 0, a, b, site, imm });
             }
             Plan::Upper => self.li(region, rd, imm),
             Plan::UpperPc => self.li(region, rd, pc.wrapping_add(imm as u64) as i64),
@@ -99,12 +119,17 @@ impl Lower {
             // The host's total store order is as strong as any other fence.
             Plan::Fence => {}
             Plan::Float => self.float(region, pc, packed.insn(), count),
-            Plan::Bits => {
-                let (b, reads) = if insn.op.format() == Format::R { (b, 1 << a | 1 << b) } else { (0, 1 << a) };
-                self.write(region, Ir { kind: Kind::Bits(insn.op), rd, a, b, site: 0, imm }, reads);
-            }
+            Plan::Bits => self.bits(region, packed.insn()),
             _ => self.rare(region, pc, packed.insn(), count),
         }
+    }
+
+    /// Bit manipulation and Zicond.
+    #[inline(never)]
+    fn bits(&mut self, region: &mut Region, insn: Insn) {
+        let Insn { op, rd, rs1: a, rs2: b, .. } = insn;
+        let (b, reads) = if op.format() == Format::R { (b, 1 << a | 1 << b) } else { (0, 1 << a) };
+        self.write(region, Ir { kind: Kind::Bits(op), rd, a, b, site: 0, imm: insn.imm.into() }, reads);
     }
 
     /// A, Zicsr, `fence.i`, and what is left to Rust.
@@ -142,6 +167,7 @@ impl Lower {
     }
 
     /// Stores before are seen before loads behind are done.
+    #[inline(never)]
     fn fence(&mut self, region: &mut Region) {
         if self.barrier == Barrier::Stored {
             self.barrier = Barrier::Wanted;
@@ -153,11 +179,18 @@ impl Lower {
     }
 
     /// The barrier that was asked for, if it was.
+    #[inline(always)]
     fn barrier(&mut self, region: &mut Region) {
         if self.barrier == Barrier::Wanted {
-            region.ops.push(Ir { kind: Kind::Fence, rd: 0, a: 0, b: 0, site: 0, imm: 0 });
-            self.barrier = Barrier::Done;
+            self.push_barrier(region);
         }
+    }
+
+    #[cold]
+    #[inline(never)]
+    fn push_barrier(&mut self, region: &mut Region) {
+        region.ops.push(Ir { kind: Kind::Fence, rd: 0, a: 0, b: 0, site: 0, imm: 0 });
+        self.barrier = Barrier::Done;
     }
 
     /// What the block does ends here; its terminator is behind.
@@ -166,6 +199,8 @@ impl Lower {
     }
 
     /// The instruction that ends a block; `targets` are where a direct one goes, and what follows it.
+    // In line: what it returns is too wide for registers, and would be read as words sooner than its parts are written.
+    #[inline(always)]
     pub(super) fn terminator(
         &mut self,
         region: &mut Region,
@@ -197,6 +232,7 @@ impl Lower {
         }
     }
 
+    #[inline(never)]
     fn li(&mut self, region: &mut Region, rd: u8, imm: i64) {
         self.write(region, Ir { kind: Kind::Li, rd, a: 0, b: 0, site: 0, imm }, 0);
     }
@@ -209,6 +245,15 @@ impl Lower {
 
     #[inline]
     fn imm(&mut self, region: &mut Region, op: Alu, rd: u8, a: u8, imm: i64) {
+        if self.known >> (a & 31) & 1 != 0 || op == Alu::Add && imm == 0 {
+            return self.imm_known(region, op, rd, a, imm);
+        }
+        self.write(region, Ir { kind: Kind::Imm(op), rd, a, b: 0, site: 0, imm }, 1 << a);
+    }
+
+    /// The same where the register has a value that is known, or is moved.
+    #[inline(never)]
+    fn imm_known(&mut self, region: &mut Region, op: Alu, rd: u8, a: u8, imm: i64) {
         if let Some(value) = self.value(a).and_then(|a| fold_alu(op, a, imm as u64)) {
             return self.li(region, rd, value as i64);
         }
@@ -221,22 +266,29 @@ impl Lower {
     #[inline]
     fn reg(&mut self, region: &mut Region, op: Alu, rd: u8, a: u8, b: u8) {
         if self.known & (1 << (a & 31) | 1 << (b & 31)) != 0 {
-            match (self.value(a), self.value(b)) {
-                (Some(x), Some(y)) => {
-                    if let Some(value) = fold_alu(op, x, y) {
-                        return self.li(region, rd, value as i64);
-                    }
+            return self.reg_known(region, op, rd, a, b);
+        }
+        self.write(region, Ir { kind: Kind::Reg(op), rd, a, b, site: 0, imm: 0 }, 1 << a | 1 << b);
+    }
+
+    /// The same where one of the two has a value that is known.
+    #[inline(never)]
+    fn reg_known(&mut self, region: &mut Region, op: Alu, rd: u8, a: u8, b: u8) {
+        match (self.value(a), self.value(b)) {
+            (Some(x), Some(y)) => {
+                if let Some(value) = fold_alu(op, x, y) {
+                    return self.li(region, rd, value as i64);
                 }
-                (_, Some(0)) if matches!(op, Alu::Add | Alu::Sub | Alu::Or | Alu::Xor) => {
-                    return self.mov(region, rd, a);
-                }
-                (Some(0), _) if matches!(op, Alu::Add | Alu::Or | Alu::Xor) => return self.mov(region, rd, b),
-                (_, Some(y)) if takes_imm(op) && i32::try_from(y as i64).is_ok() => {
-                    let ir = Ir { kind: Kind::Imm(op), rd, a, b: 0, site: 0, imm: y as i64 };
-                    return self.write(region, ir, 1 << a);
-                }
-                _ => {}
             }
+            (_, Some(0)) if matches!(op, Alu::Add | Alu::Sub | Alu::Or | Alu::Xor) => {
+                return self.mov(region, rd, a);
+            }
+            (Some(0), _) if matches!(op, Alu::Add | Alu::Or | Alu::Xor) => return self.mov(region, rd, b),
+            (_, Some(y)) if takes_imm(op) && i32::try_from(y as i64).is_ok() => {
+                let ir = Ir { kind: Kind::Imm(op), rd, a, b: 0, site: 0, imm: y as i64 };
+                return self.write(region, ir, 1 << a);
+            }
+            _ => {}
         }
         self.write(region, Ir { kind: Kind::Reg(op), rd, a, b, site: 0, imm: 0 }, 1 << a | 1 << b);
     }
@@ -275,8 +327,14 @@ impl Lower {
     }
 
     /// An op that may fault or have an effect: a handler sees every register.
-    #[inline]
+    #[inline(never)]
     pub(super) fn push(&mut self, region: &mut Region, ir: Ir) {
+        self.push_kind(region, ir);
+    }
+
+    /// The same for a kind that the compiler knows.
+    #[inline(always)]
+    fn push_kind(&mut self, region: &mut Region, ir: Ir) {
         self.unread = 0;
         match ir.kind {
             // A locked instruction, before and behind which every store is seen; `execute_site` sees to that, too.
@@ -286,6 +344,11 @@ impl Lower {
                 self.barrier = Barrier::Stored;
             }
             _ => self.barrier(region),
+        }
+        match ir.kind {
+            Kind::Load(_) => self.count_access(ir.a, false),
+            Kind::Store(_) => self.count_access(ir.a, true),
+            _ => {}
         }
         if ir.rd < FIRST_FLOAT {
             self.known &= !(1 << ir.rd) | 1;

@@ -274,8 +274,8 @@ impl Translator {
         self.region.insns = self.found.len() as u32;
         self.region.entry = self.slots[(pc - self.base) as usize / 2].block;
         (self.lower.optimise, self.lower.mode) = (limits.optimise, self.mode);
-        for i in 0..self.leaders.len() {
-            self.block(self.leaders[i]);
+        for n in 0..self.leaders.len() {
+            self.block(n);
         }
         self.mark_polls();
     }
@@ -287,37 +287,57 @@ impl Translator {
         }
     }
 
-    fn block(&mut self, start: u32) {
+    /// Makes the block of a leader.
+    fn block(&mut self, number: usize) {
+        let start = self.leaders[number];
         let (first, sites) = (self.region.ops.len() as u32, self.region.sites.len());
         self.lower.start();
         let mut count = 0u16;
-        let mut at = usize::from(self.slots[start as usize / 2].at);
-        let term = loop {
-            let found = &self.found[at];
-            let (packed, plan, next) = (&found.insn, found.plan, found.next());
-            let pc = self.base.wrapping_add(found.off.into());
+        let slot = self.slots[start as usize / 2];
+        let mut rest = self.found[usize::from(slot.at)..].iter();
+        // Where the next block begins, if this one comes there: up to there it need not be asked whether there is one.
+        let mut following = number + 1;
+        let mut stop = self.leaders.get(following).map_or(u32::MAX, |&leader| leader);
+        loop {
+            let found = rest.next().expect("what a slot has was found");
+            let (plan, next) = (found.plan, found.next());
             count += 1;
             if plan.ends_block() {
-                let insn = packed.insn();
-                let fall = self.target(self.base.wrapping_add(next.into()));
-                let to = if insn.op == Op::Jalr { fall } else { self.target(insn.target(pc)) };
-                self.lower.end(&mut self.region);
-                break self.lower.terminator(&mut self.region, plan, pc, insn, count, (to, fall));
+                break;
             }
-            self.lower.insn(&mut self.region, plan, pc, packed, count);
-            let slot = self.slots.get(next as usize / 2).copied();
-            match slot {
-                Some(Slot { at, block: NONE }) if at != NONE => {}
-                _ => {
-                    self.lower.end(&mut self.region);
-                    break Term::Goto(self.target(self.base.wrapping_add(next.into())));
+            let pc = self.base.wrapping_add(found.off.into());
+            self.lower.insn(&mut self.region, plan, pc, &found.insn, count);
+            // Over one that begins inside an instruction.
+            while stop < next {
+                following += 1;
+                stop = self.leaders.get(following).map_or(u32::MAX, |&leader| leader);
+            }
+            // Mostly the one behind, or else known by its place.
+            if next == stop || rest.as_slice().first().is_none_or(|found| found.off != next) {
+                match self.slots.get(next as usize / 2) {
+                    Some(&Slot { at, .. }) if next != stop && at != NONE => rest = self.found[usize::from(at)..].iter(),
+                    _ => break,
                 }
             }
-            // Mostly the one behind: known before the slot is.
-            at += 1;
-            if self.found.get(at).is_none_or(|found| found.off != next) {
-                at = slot.map_or(0, |slot| slot.at.into());
-            }
+        }
+        let last = self.found.len() - rest.len() - 1;
+        self.close(start, (first, sites), count, last);
+    }
+
+    /// Ends a block with what was found last.
+    // Apart from what runs for each instruction, to which it leaves its registers.
+    #[inline(never)]
+    fn close(&mut self, start: u32, (first, sites): (u32, usize), count: u16, last: usize) {
+        let found = &self.found[last];
+        let (insn, plan, off, next) = (found.insn.insn(), found.plan, found.off, found.next());
+        self.lower.end(&mut self.region);
+        let fall = self.target(self.base.wrapping_add(next.into()));
+        let term = if plan.ends_block() {
+            let pc = self.base.wrapping_add(off.into());
+            let to = if insn.op == Op::Jalr { fall } else { self.target(insn.target(pc)) };
+            self.lower.terminator(&mut self.region, plan, pc, insn, count, (to, fall))
+        } else {
+            Term::Goto(fall)
         };
         // Sites have their place in the block; what counts is how much of its charge is still to come.
         for site in &mut self.region.sites[sites..] {
@@ -325,7 +345,8 @@ impl Translator {
         }
         let end = self.region.ops.len() as u32;
         let pc = self.base.wrapping_add(start.into());
-        self.region.blocks.push(Block { pc, insns: count, first, end, poll: false, term });
+        let shares = self.lower.shares();
+        self.region.blocks.push(Block { pc, insns: count, first, end, poll: false, shares, term });
     }
 
     /// A block polls if it is the entry (chains and indirect jumps come in there) or if an edge goes back to it.

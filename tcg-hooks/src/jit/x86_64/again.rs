@@ -41,23 +41,35 @@ pub(super) const LEN: usize = (RESOLVE + 3) * STRIDE;
 /// Set in the number of a site whose stub has more to do before Rust is called.
 pub(super) const MOVED: u32 = 1 << 31;
 
-/// What a failed probe was for.
+/// What a failed probe was for: one of `KINDS`.
 #[derive(Debug, Clone, Copy)]
-pub(super) enum Access {
-    Load(MemOp),
-    Store(MemOp),
+pub(super) struct Access(u8);
+
+impl Access {
+    #[inline(always)]
+    pub(super) fn load(mem: MemOp) -> Access {
+        let kind = mem.0 & 7;
+        // Of eight bytes no sign is extended.
+        Access(if kind == LOADS as u8 { 3 } else { kind })
+    }
+
+    #[inline(always)]
+    pub(super) fn store(bytes: u32) -> Access {
+        Access((LOADS as u32 + (bytes.trailing_zeros() & 3)) as u8)
+    }
+
+    pub(super) fn loads(self) -> bool {
+        usize::from(self.0) < LOADS
+    }
 }
 
 /// The place of the routine for a value that lives in `host`, or in memory as `guest`.
-pub(super) fn routine(first: CodeOffset, access: Access, guest: u8, host: Option<u8>) -> CodeOffset {
-    let kind = match access {
-        Access::Load(mem) if mem.bytes() == 8 => 3,
-        Access::Load(mem) => usize::from(mem.0 & 7),
-        Access::Store(mem) => LOADS + usize::from(mem.0 & 3),
-    };
-    let memory = if guest < FIRST_FLOAT { usize::from(guest) } else { FLOATS + usize::from(guest & 31) };
-    let place = host.map_or(memory, |host| 32 + usize::from(host & 15));
-    first + ((1 + kind * PLACES + place) * STRIDE) as CodeOffset
+#[inline(always)]
+pub(super) fn routine(first: CodeOffset, Access(kind): Access, guest: u8, host: Option<u8>) -> CodeOffset {
+    let memory = if guest < FIRST_FLOAT { guest } else { FLOATS as u8 + (guest & 31) };
+    let place = host.map_or(memory, |host| 32 + (host & 15));
+    let (kind, place) = (CodeOffset::from(kind), CodeOffset::from(place));
+    first + (1 + kind * PLACES as CodeOffset + place) * STRIDE as CodeOffset
 }
 
 /// The routine that finds an aligned cell's host address: to rdx, with the zero flag set; or it is not to be had without

@@ -97,29 +97,29 @@ impl Assembler {
     /// `jcc`, to a place behind.
     #[inline]
     pub(super) fn jump_if(&mut self, flag: Flag) -> Hole {
-        self.extend(&[0x0f, 0x80 | flag as u8, 0, 0, 0, 0]);
+        self.put(0x800f | u64::from(flag as u8) << 8, 6);
         Hole(self.len as u32 - 4)
     }
 
     /// `jmp`, to a place behind.
     #[inline]
     pub(super) fn jump(&mut self) -> Hole {
-        self.extend(&[0xe9, 0, 0, 0, 0]);
+        self.put(0xe9, 5);
         Hole(self.len as u32 - 4)
     }
 
     /// `jmp`, to a place passed.
     #[inline]
     pub(super) fn jump_to(&mut self, place: u32) {
-        let Hole(field) = self.jump();
-        self.fill(field, place.wrapping_sub(field + 4));
+        let distance = place.wrapping_sub(self.len as u32 + 5);
+        self.put(0xe9 | u64::from(distance) << 8, 5);
     }
 
     /// `jcc`, to a place passed.
     #[inline]
     pub(super) fn jump_back_if(&mut self, flag: Flag, place: u32) {
-        let Hole(field) = self.jump_if(flag);
-        self.fill(field, place.wrapping_sub(field + 4));
+        let distance = place.wrapping_sub(self.len as u32 + 6);
+        self.put(0x800f | u64::from(flag as u8) << 8 | u64::from(distance) << 16, 6);
     }
 
     /// The displacement emitted last.
@@ -173,6 +173,15 @@ impl Assembler {
     pub(super) fn skip_to(&mut self, to: usize) {
         self.bytes[self.len..to].fill(0xcc);
         self.len = to;
+    }
+
+    /// The lowest bytes of a word: eight are written, and so many counted.
+    #[inline(always)]
+    pub(super) fn put(&mut self, word: u64, len: usize) {
+        debug_assert!(len <= 8, "a word has eight bytes");
+        let at = self.len % SIZE;
+        self.bytes[at..at + 8].copy_from_slice(&word.to_le_bytes());
+        self.len += len;
     }
 
     /// The code as it stands.

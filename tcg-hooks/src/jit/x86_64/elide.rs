@@ -14,14 +14,14 @@ use super::context::KEPT;
 use super::mem::Taken;
 use super::regs::{RAX, RDX};
 use super::{Addend, Cold, Emitter};
-use crate::ir::{Ir, Kind, MemOp};
+use crate::ir::{Block, Ir, Kind, MemOp, SHARED};
 use crate::tier2::MOST_CHECKS;
 use crate::tier2::reach::{self, Reach};
 use notdirty_core::PAGE_SIZE;
 use notdirty_softmmu::tlb::entry::{READ, WRITE};
 
 /// Fewer accesses than this are cheaper with a check each.
-const WORTH: usize = 3;
+const WORTH: usize = SHARED as usize;
 /// The same where the check is for two pages.
 const WORTH_TWO_PAGES: usize = 4;
 /// How far ahead of its first access a group looks, in ops.
@@ -171,13 +171,19 @@ fn group(
 }
 
 impl Emitter {
-    /// The ops of one block, `first..end` of the region's.
-    pub(super) fn ops(&mut self, ops: &[Ir], first: u32, end: u32) {
+    /// The ops of one block.
+    pub(super) fn ops(&mut self, ops: &[Ir], &Block { first, end, shares, .. }: &Block) {
         let block = &ops[first as usize..end as usize];
-        if !self.flags.elide || self.addend == Addend::Entry {
+        let named = self.is_named();
+        if !(named || shares) || !self.flags.elide || self.addend == Addend::Entry {
             return block.iter().for_each(|ir| self.op(ir));
         }
-        let named = self.is_named();
+        self.sharing(block, first, named);
+    }
+
+    /// The same where accesses may share checks.
+    #[inline(never)]
+    fn sharing(&mut self, block: &[Ir], first: u32, named: bool) {
         let elsewhere = &self.elsewhere;
         // A group is of accesses that all take the assumed addend, or all their check's.
         let like = |n: usize, at: usize| elsewhere.has(block[n].site) == elsewhere.has(block[at].site);

@@ -1,7 +1,7 @@
 //! Control flow: between blocks, out through exits, and through the jump cache.
-use super::alu::with;
 use super::asm::{Flag, Hole, Label};
 use super::context::{BUDGET, JUMP_ENTRIES, JUMPS, LIMIT, NEAR_JUMPS};
+use super::encode::{CMP, NARROW, TEST, WIDE};
 use super::frames::Border;
 use super::regs::RAX;
 use super::{Cold, Emitter, off};
@@ -78,10 +78,13 @@ impl Emitter {
     /// hart is visible, so the fences inside are nothing.
     pub(super) fn fence_before(&mut self, region: &Region, block: u16) {
         self.behind_fence = None;
+        if self.alone || !self.flags.optimise {
+            return;
+        }
         let Block { first, end, term, .. } = region.blocks[usize::from(block)];
         let mut loops = false;
         term.each_target(|target| loops |= target == Target::Block(block));
-        if !loops || self.alone || !self.flags.optimise {
+        if !loops {
             return;
         }
         let ops = &region.ops[first as usize..end as usize];
@@ -142,17 +145,17 @@ impl Emitter {
     /// The flags of `a - b`, in 32 bits or 64.
     pub(super) fn compare_integers(&mut self, a: u8, b: u8, word: bool) {
         match (self.map.host(a), b, word) {
-            (Some(x), 0, true) => dynasm!(self.ops; .arch x64; test Rd(x), Rd(x)),
+            (Some(x), 0, true) => self.ops.two(NARROW, TEST, x, x),
             (None, 0, true) => dynasm!(self.ops; .arch x64; cmp DWORD [BYTE rbp + off(a)], 0),
-            (Some(x), 0, false) => dynasm!(self.ops; .arch x64; test Rq(x), Rq(x)),
+            (Some(x), 0, false) => self.ops.two(WIDE, TEST, x, x),
             (None, 0, false) => dynasm!(self.ops; .arch x64; cmp QWORD [BYTE rbp + off(a)], 0),
             (_, _, true) => {
                 let x = self.source(a, RAX);
-                with!(self, cmp, Rd, x, b);
+                self.with(NARROW, CMP, x, b);
             }
             (_, _, false) => {
                 let x = self.source(a, RAX);
-                with!(self, cmp, Rq, x, b);
+                self.with(WIDE, CMP, x, b);
             }
         }
     }

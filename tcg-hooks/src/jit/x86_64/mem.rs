@@ -39,6 +39,9 @@
 use super::again::{Access, MOVED, routine};
 use super::asm::{Assembler, Flag, Hole, Template};
 use super::context::{SET_ADDEND, SET_TABLE, TABLE, TABLE_OFFSET, float_off, kept_off};
+use super::encode::{
+    LEA, MOV, MOV_BYTE_TO, MOV_TO, MOVSX_BYTE, MOVSX_WORD, MOVSXD, MOVZX_BYTE, MOVZX_WORD, NARROW, Opcode, WIDE,
+};
 use super::regs::{RAX, RCX, RDX};
 use super::{Addend, Emitter, LOCAL_BITS};
 use crate::engine::JitFlags;
@@ -90,8 +93,8 @@ pub(super) struct Slow {
     from: Hole,
     /// Where it goes on.
     back: u32,
-    /// A store that goes on here if only its line's neighbours have code.
-    beside: Option<u32>,
+    /// A store that goes on here if only its line's neighbours have code; or 0.
+    beside: u32,
     /// The address: host register, and what is added.
     imm: i32,
     site: u16,
@@ -107,6 +110,18 @@ const SHIFT: i8 = (notdirty_core::PAGE_BITS - ENTRY_BITS) as i8;
 pub(crate) const SMALL_BITS: u32 = 8;
 const SMALL_INDEX: i32 = ((1 << SMALL_BITS) - 1) << ENTRY_BITS;
 const INDEX: i32 = ((TLB_ENTRIES - 1) << ENTRY_BITS) as i32;
+
+/// How a register is loaded, by `MemOp`.
+const LOADS: [(u8, Opcode); 8] = [
+    (NARROW, MOVZX_BYTE),
+    (NARROW, MOVZX_WORD),
+    (NARROW, MOV),
+    (WIDE, MOV),
+    (WIDE, MOVSX_BYTE),
+    (WIDE, MOVSX_WORD),
+    (WIDE, MOVSXD),
+    (WIDE, MOV),
+];
 
 /// What follows the address of a probe, assembled once.
 pub(super) struct Probes {
@@ -240,19 +255,26 @@ fn end_index(ops: &mut Assembler, flags: JitFlags, held: bool) {
 }
 
 impl Emitter {
-    /// Leaves the entry's offset in rcx; the base register survives. Returned is where it jumps when it fails, and the addend that the
-    /// access takes.
-    fn probe(&mut self, (base, imm): (u8, i32), site: u16, bytes: u32, comparator: i32) -> (Hole, Taken) {
-        let addend = match self.elsewhere.has(site) {
+    /// Leaves the entry's offset in rcx; the base register survives. Returned is where it jumps when it fails.
+    #[inline(always)]
+    fn probe(&mut self, (base, imm): (u8, i32), site: u16, bytes: u32, comparator: i32, addend: Taken) -> Hole {
+        let odd = self.learned && self.odd.has(site);
+        self.probe_as((base, imm), bytes, comparator, odd, addend)
+    }
+
+    /// The addend that an access of a site takes, off a base register.
+    #[inline(always)]
+    fn taken(&self, site: u16, base: u8) -> Taken {
+        match self.learned && self.elsewhere.has(site) {
             true if self.translated && base != RDX => Taken::EntryOf,
             true => Taken::Entry,
             false => Taken::Assumed,
-        };
-        (self.probe_as((base, imm), bytes, comparator, self.odd.has(site), addend), addend)
+        }
     }
 
+    #[inline(always)]
     fn probe_as(&mut self, (base, imm): (u8, i32), bytes: u32, comparator: i32, odd: bool, addend: Taken) -> Hole {
-        dynasm!(self.ops; .arch x64; lea rax, [Rq(base) + (imm + BIAS as i32)]);
+        self.ops.far(WIDE, LEA, RAX, base, imm + BIAS as i32);
         if addend != Taken::Assumed {
             let from = if imm == 0 && self.flags.plain_index { base } else { RAX };
             begin_index(&mut self.ops, self.flags, self.bmi2, from);
@@ -293,7 +315,7 @@ impl Emitter {
 
     /// The same for the last byte of several accesses, whose first has been probed: its page is the same one.
     pub(super) fn probe_last(&mut self, base: u8, imm: i32, comparator: i32, own: bool) -> Hole {
-        dynasm!(self.ops; .arch x64; lea rax, [Rq(base) + (imm + BIAS as i32)]);
+        self.ops.far(WIDE, LEA, RAX, base, imm + BIAS as i32);
         let probes = &self.probes.regimes[usize::from(self.translated)].page[usize::from(own)];
         self.ops.template(&probes[usize::from(comparator != READ)]);
         self.ops.hole()
@@ -328,14 +350,20 @@ impl Emitter {
     }
 
     /// The way round, to here: the slow path writes a loaded register where it lives.
-    fn slow(&mut self, (from, addend): (Hole, Taken), site: u16, access: Access, (base, imm): (u8, i32), register: u8) {
-        let back = self.here();
-        self.slow.push(Slow { from, back, beside: None, imm, site, base, register, access, addend });
+    #[inline(always)]
+    fn slow(&mut self, (from, beside): (Hole, u32), ir: &Ir, access: Access, base: u8, register: u8, addend: Taken) {
+        let (back, imm, site) = (self.here(), ir.imm as i32, ir.site);
+        self.slow.push(Slow { from, back, beside, imm, site, base, register, access, addend });
     }
 
     /// Does its slow part test the mask, and jump back to the store? Where that was learned to be worth its bytes, and can be: the
     /// base must survive in its register, the addend be the flat one, and the bytes lie in one line, which an address has in common with its place in RAM.
+    #[inline(always)]
     fn tests_line(&self, base: u8, site: u16, bytes: u32) -> bool {
+        self.learned && self.learned_line(base, site, bytes)
+    }
+
+    fn learned_line(&self, base: u8, site: u16, bytes: u32) -> bool {
         let flat = match self.addend {
             Addend::Flat(k) => (k as u64).is_multiple_of(PAGE_SIZE) && !self.elsewhere.has(site),
             Addend::Set => !self.elsewhere.has(site),
@@ -353,22 +381,22 @@ impl Emitter {
             dynasm!(self.ops; .arch x64; add rcx, [rbp + TABLE_OFFSET]);
         }
         if addend != Taken::Assumed {
-            self.unmix(if matches!(access, Access::Load(_)) { READ } else { WRITE });
+            self.unmix(if access.loads() { READ } else { WRITE });
         }
         if imm != 0 || base != RDX {
-            dynasm!(self.ops; .arch x64; lea rdx, [Rq(base) + imm]);
+            self.ops.near(WIDE, LEA, RDX, base, imm);
         }
-        if let Some(store) = beside {
+        if beside != 0 {
             // With rax and rcx as the probe left them, and as it leaves them. The mask is tested before the store, without a
             // fence, as halves are there: no line is announced but by a RMW of the mask.
             self.ops.template(&self.probes.line[0]);
-            self.ops.jump_back_if(Flag::NotBelow, store);
+            self.ops.jump_back_if(Flag::NotBelow, beside);
             self.ops.template(&self.probes.line[1]);
         }
         let moved = self.moves_at_borders();
         let number = self.tb << LOCAL_BITS | u32::from(site) | if moved { MOVED } else { 0 };
         // test eax, number; call
-        dynasm!(self.ops; .arch x64; .u8 0xa9; .i32 number as i32; .u8 0xe8);
+        self.ops.put(0xa9 | u64::from(number) << 8 | 0xe8 << 40, 6);
         self.external(routine(self.thunks.again, access, register, self.map.host(register)));
         if moved {
             let done = self.ops.jump_if(Flag::Equal);
@@ -378,44 +406,33 @@ impl Emitter {
         self.ops.jump_to(back);
     }
 
+    #[inline(never)]
     pub(super) fn load(&mut self, ir: &Ir, mem: MemOp) {
         let imm = ir.imm as i32;
         let base = self.source(ir.a, RDX);
-        let slow = self.probe((base, imm), ir.site, mem.bytes(), READ);
-        self.load_at(base, ir, mem, slow.1);
-        self.slow(slow, ir.site, Access::Load(mem), (base, imm), ir.rd);
+        let addend = self.taken(ir.site, base);
+        let from = self.probe((base, imm), ir.site, mem.bytes(), READ, addend);
+        self.load_at(base, ir, mem, addend);
+        self.slow((from, 0), ir, Access::load(mem), base, ir.rd, addend);
     }
 
     /// The load itself, once it was checked.
+    #[inline(always)]
     pub(super) fn load_at(&mut self, base: u8, ir: &Ir, mem: MemOp, addend: Taken) {
         let (indexed, disp) = self.host_address(ir.imm as i32, addend);
         self.load_into(ir.rd, mem, base, indexed.then_some((RCX, 0)), disp);
     }
 
     /// Loads from host memory: `base + disp`, and maybe an index, shifted.
+    #[inline(always)]
     pub(super) fn load_into(&mut self, rd: u8, mem: MemOp, base: u8, index: Option<(u8, u8)>, disp: i32) {
         // What is loaded into x0 is loaded, and forgotten.
         let d = if rd == 0 { RAX } else { self.target(rd, RAX) };
-        macro_rules! go {
-            ($op:ident $reg:ident $size:ident) => {
-                match index {
-                    None if base == NOWHERE => dynasm!(self.ops; .arch x64; $op $reg(d), $size [disp]),
-                    None => dynasm!(self.ops; .arch x64; $op $reg(d), $size [Rq(base) + disp]),
-                    Some((x, 0)) => dynasm!(self.ops; .arch x64; $op $reg(d), $size [Rq(base) + Rq(x) + disp]),
-                    Some((x, 1)) => dynasm!(self.ops; .arch x64; $op $reg(d), $size [Rq(base) + 2 * Rq(x) + disp]),
-                    Some((x, 2)) => dynasm!(self.ops; .arch x64; $op $reg(d), $size [Rq(base) + 4 * Rq(x) + disp]),
-                    Some((x, _)) => dynasm!(self.ops; .arch x64; $op $reg(d), $size [Rq(base) + 8 * Rq(x) + disp]),
-                }
-            };
-        }
-        match (mem.bytes(), mem.signed()) {
-            (1, true) => go!(movsx Rq BYTE),
-            (1, false) => go!(movzx Rd BYTE),
-            (2, true) => go!(movsx Rq WORD),
-            (2, false) => go!(movzx Rd WORD),
-            (4, true) => go!(movsxd Rq DWORD),
-            (4, false) => go!(mov Rd DWORD),
-            _ => go!(mov Rq QWORD),
+        let (width, op) = LOADS[usize::from(mem.0 & 7)];
+        match index {
+            None if base == NOWHERE => self.ops.absolute(width, op, d, disp),
+            None => self.ops.far(width, op, d, base, disp),
+            Some(index) => self.ops.indexed(width, op, d, base, index, disp),
         }
         if rd != 0 {
             self.done(rd, d);
@@ -427,23 +444,26 @@ impl Emitter {
         self.store_to_ram(Store { base, imm: ir.imm as i32, bytes: mem.bytes(), value: ir.b, addend });
     }
 
+    #[inline(never)]
     pub(super) fn store(&mut self, ir: &Ir, mem: MemOp) {
         let imm = ir.imm as i32;
         let base = self.source(ir.a, RDX);
-        let slow = self.probe((base, imm), ir.site, mem.bytes(), WRITE);
-        let beside = self.tests_line(base, ir.site, mem.bytes()).then(|| self.here());
-        self.store_at(base, ir, mem, slow.1);
-        self.slow(slow, ir.site, Access::Store(mem), (base, imm), ir.b);
-        self.slow.last_mut().expect("pushed just now").beside = beside;
+        let addend = self.taken(ir.site, base);
+        let from = self.probe((base, imm), ir.site, mem.bytes(), WRITE, addend);
+        let beside = if self.tests_line(base, ir.site, mem.bytes()) { self.here() } else { 0 };
+        self.store_at(base, ir, mem, addend);
+        self.slow((from, beside), ir, Access::store(mem.bytes()), base, ir.b, addend);
     }
 
     /// The store itself; rax and rcx are lost.
+    #[inline(always)]
     fn store_to_ram(&mut self, Store { base, imm, bytes, value, addend }: Store) {
         let (indexed, disp) = self.host_address(imm, addend);
         self.store_into((base, indexed), disp, value, bytes);
     }
 
     /// Stores to host memory: `base + disp`, and maybe rcx more.
+    #[inline(always)]
     pub(super) fn store_into(&mut self, (base, indexed): (u8, bool), disp: i32, value: u8, bytes: u32) {
         if value == 0 {
             macro_rules! zero {
@@ -472,22 +492,18 @@ impl Emitter {
         } else {
             self.source(value, RAX)
         };
-        macro_rules! go {
-            ($reg:ident) => {
-                if indexed {
-                    dynasm!(self.ops; .arch x64; mov [Rq(base) + rcx + disp], $reg(value))
-                } else if base == NOWHERE {
-                    dynasm!(self.ops; .arch x64; mov [disp], $reg(value))
-                } else {
-                    dynasm!(self.ops; .arch x64; mov [Rq(base) + disp], $reg(value))
-                }
-            };
+        if bytes == 2 {
+            // The prefix for two bytes.
+            self.ops.push(0x66);
         }
-        match bytes {
-            1 => go!(Rb),
-            2 => go!(Rw),
-            4 => go!(Rd),
-            _ => go!(Rq),
+        let width = if bytes == 8 { WIDE } else { NARROW };
+        let op = if bytes == 1 { MOV_BYTE_TO } else { MOV_TO };
+        if indexed {
+            self.ops.indexed(width, op, value, base, (RCX, 0), disp);
+        } else if base == NOWHERE {
+            self.ops.absolute(width, op, value, disp);
+        } else {
+            self.ops.far(width, op, value, base, disp);
         }
     }
 }

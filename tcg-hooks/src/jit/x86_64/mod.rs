@@ -23,6 +23,7 @@ mod bits;
 pub(crate) mod context;
 pub(crate) mod disasm;
 mod elide;
+mod encode;
 mod float;
 mod flow;
 mod frames;
@@ -44,6 +45,7 @@ use crate::tier2::{DISPLACEMENT, Frames};
 use asm::{Assembler, Flag, Hole, Label};
 use context::float_off;
 use dynasmrt::dynasm;
+use encode::{MOV, MOV_TO, NARROW, WIDE, XOR};
 use frames::Border;
 use notdirty_core::PAGE_SIZE;
 use regs::{RAX, RDX, RegMap};
@@ -164,6 +166,8 @@ pub(crate) struct Emitter {
     page: (u64, bool),
     /// Of the block being emitted: where it jumps back to behind the fence that stands before it.
     behind_fence: Option<Label>,
+    /// Was anything learned of the sites of the TB being emitted? Otherwise none is in the three sets.
+    learned: bool,
     /// The sites whose probes let misaligned accesses through. Of the TB being emitted.
     pub(crate) odd: SiteSet,
     /// Sites of the region with stores that often lie beside code.
@@ -219,6 +223,7 @@ impl Emitter {
             translated: false,
             page: (0, false),
             behind_fence: None,
+            learned: true,
             odd: if flags.aligned { SiteSet::NONE } else { SiteSet::ALL },
             beside: if flags.beside { SiteSet::NONE } else { SiteSet::ALL },
             elsewhere: SiteSet::NONE,
@@ -237,6 +242,7 @@ impl Emitter {
         self.tb = tb;
         self.region_pc = region.pc;
         self.page = (region.pc / PAGE_SIZE, region.spans.iter().any(|span| span.page != 0));
+        self.learned = [&self.odd, &self.beside, &self.elsewhere].into_iter().any(|set| !set.is_empty());
         self.ops.clear();
         self.cold.clear();
         self.slow.clear();
@@ -300,7 +306,7 @@ impl Emitter {
                 }
             }
             self.block_insns = block.insns + 1;
-            self.ops(&region.ops, block.first, block.end);
+            self.ops(&region.ops, block);
             self.terminator(&block.term, i as u16);
         }
         self.marks.push((u64::MAX, self.here()));
@@ -345,16 +351,27 @@ impl Emitter {
         self.ops.here()
     }
 
+    /// One op. What is common is a jump to a function with a frame of its own; the rest has one together.
     fn op(&mut self, ir: &Ir) {
         match ir.kind {
             Kind::Li => self.li(ir.rd, ir.imm),
             Kind::Mov => self.copy(ir.rd, ir.a),
             Kind::Reg(op) => self.alu(op, ir.rd, ir.a, ir.b),
             Kind::Imm(op) => self.alu_imm(op, ir.rd, ir.a, ir.imm),
-            Kind::NarrowRotate => self.narrow_rotate(ir),
-            Kind::Bits(op) => self.bits(ir, op),
             Kind::Load(mem) => self.load(ir, mem),
             Kind::Store(mem) => self.store(ir, mem),
+            _ => self.other_op(ir),
+        }
+    }
+
+    #[inline(never)]
+    fn other_op(&mut self, ir: &Ir) {
+        match ir.kind {
+            Kind::Li | Kind::Mov | Kind::Reg(_) | Kind::Imm(_) | Kind::Load(_) | Kind::Store(_) => {
+                unreachable!("a common op")
+            }
+            Kind::NarrowRotate => self.narrow_rotate(ir),
+            Kind::Bits(op) => self.bits(ir, op),
             Kind::Check => self.check_ahead(ir),
             Kind::LoadFast(mem, shift) => self.load_fast(ir, mem, shift),
             Kind::StoreFast(mem) => self.store_fast(ir, mem),
@@ -422,7 +439,7 @@ impl Emitter {
     /// The four bytes of a displacement to a thunk.
     fn external(&mut self, target: CodeOffset) {
         self.externals.push((self.here(), target));
-        dynasm!(self.ops; .arch x64; .i32 0);
+        self.ops.push_i32(0);
     }
 
     fn cold_part(&mut self, region: &Region, cold: Cold) {
@@ -492,15 +509,14 @@ impl Emitter {
     }
 
     /// Moves a constant into a guest register.
+    #[inline(never)]
     fn li(&mut self, rd: u8, imm: i64) {
-        match self.map.host(rd) {
-            Some(host) => self.constant(host, imm),
-            None if i32::try_from(imm).is_ok() => {
-                dynasm!(self.ops; .arch x64; mov QWORD [BYTE rbp + off(rd)], imm as i32);
-            }
-            None => {
+        match (self.map.host(rd), i32::try_from(imm)) {
+            (Some(host), _) => self.constant(host, imm),
+            (None, Ok(imm)) => self.ops.slot_constant(off(rd), imm),
+            (None, Err(_)) => {
                 self.constant(RAX, imm);
-                dynasm!(self.ops; .arch x64; mov [BYTE rbp + off(rd)], rax);
+                self.ops.slot(WIDE, MOV_TO, RAX, off(rd));
             }
         }
     }
@@ -508,17 +524,14 @@ impl Emitter {
     /// Moves a constant into a host register; flags are lost.
     fn constant(&mut self, host: u8, imm: i64) {
         if imm == 0 {
-            dynasm!(self.ops; .arch x64; xor Rd(host), Rd(host));
-        } else if u32::try_from(imm).is_ok() {
-            dynasm!(self.ops; .arch x64; mov Rd(host), imm as i32);
-        } else if i32::try_from(imm).is_ok() {
-            dynasm!(self.ops; .arch x64; mov Rq(host), DWORD imm as i32);
+            self.ops.two(NARROW, XOR, host, host);
         } else {
-            dynasm!(self.ops; .arch x64; mov Rq(host), QWORD imm);
+            self.ops.constant(host, imm);
         }
     }
 
     /// The host register that holds a guest register now: its own, or `scratch` after a load.
+    #[inline(always)]
     fn source(&mut self, guest: u8, scratch: u8) -> u8 {
         match self.map.host(guest) {
             Some(host) => host,
@@ -527,18 +540,20 @@ impl Emitter {
                 scratch
             }
             None => {
-                dynasm!(self.ops; .arch x64; mov Rq(scratch), [BYTE rbp + off(guest)]);
+                self.ops.slot(WIDE, MOV, scratch, off(guest));
                 scratch
             }
         }
     }
 
     /// The host register to compute a guest register in: its own, or `scratch`; then [`Emitter::done`].
+    #[inline(always)]
     fn target(&self, guest: u8, scratch: u8) -> u8 {
         self.map.host(guest).unwrap_or(scratch)
     }
 
     /// Writes a computed value back, if its register lives in memory.
+    #[inline(always)]
     fn done(&mut self, guest: u8, host: u8) {
         if self.map.host(guest).is_some() {
             return;
@@ -546,7 +561,7 @@ impl Emitter {
         if guest >= FIRST_FLOAT {
             dynasm!(self.ops; .arch x64; mov [rbp + float_off(guest)], Rq(host));
         } else {
-            dynasm!(self.ops; .arch x64; mov [BYTE rbp + off(guest)], Rq(host));
+            self.ops.slot(WIDE, MOV_TO, host, off(guest));
         }
     }
 }

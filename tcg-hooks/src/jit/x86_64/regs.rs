@@ -22,17 +22,21 @@ pub(super) const RDX: u8 = 2;
 pub(super) const PINS: [(u8, u8); 10] =
     [(2, 3), (8, 12), (9, 13), (10, 7), (11, 6), (12, 8), (13, 9), (14, 10), (15, 11), (16, 14)];
 
-/// The host register of a guest register, if it has one.
+/// The host register of a guest register, if it has one: a byte for each that can be named, so that nothing is compared but the
+/// byte.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct RegMap([Option<u8>; HOST as usize + HOSTS]);
+pub(super) struct RegMap([u8; 256]);
+
+/// In memory.
+const NOWHERE: u8 = u8::MAX;
 
 impl RegMap {
     /// The map, or the empty one when pinning is off.
     pub(super) fn new(pinned: bool) -> RegMap {
-        let mut map = [None; HOST as usize + HOSTS];
+        let mut map = [NOWHERE; 256];
         if pinned {
             for (guest, host) in PINS {
-                map[guest as usize] = Some(host);
+                map[usize::from(guest)] = host;
             }
         }
         RegMap(map)
@@ -42,26 +46,27 @@ impl RegMap {
     pub(super) fn named() -> RegMap {
         let mut map = RegMap::new(false);
         for (k, (_, host)) in PINS.into_iter().enumerate() {
-            map.0[usize::from(HOST) + k] = Some(host);
+            map.0[usize::from(HOST) + k] = host;
         }
         map
     }
 
     /// Where a guest register lives, if not in memory, as all floating-point ones do.
-    #[inline]
+    #[inline(always)]
     pub(super) fn host(&self, guest: u8) -> Option<u8> {
-        self.0.get(guest as usize).copied().flatten()
+        let host = self.0[usize::from(guest)];
+        (host != NOWHERE).then_some(host)
     }
 
     /// Gives host register `h` of guest register `g` to `r`.
     pub(super) fn exchange(&mut self, h: u8, g: u8, r: u8) {
-        self.0[g as usize & 31] = None;
-        self.0[r as usize & 31] = Some(h);
+        self.0[g as usize & 31] = NOWHERE;
+        self.0[r as usize & 31] = h;
     }
 
     /// The pinned pairs in use.
     pub(super) fn pins(&self) -> impl Iterator<Item = (u8, u8)> + '_ {
-        PINS.into_iter().filter(|p| self.0[p.0 as usize].is_some())
+        PINS.into_iter().filter(|p| self.host(p.0).is_some())
     }
 }
 
