@@ -12,7 +12,8 @@
 #   make conformance   C guests; CORPUS=dir: every ELF in dir on both engines (default ../corpora/programs); riscv-tests
 #                      as built in ../corpora/riscv-tests/isa, riscv-arch-test as built below ../corpora/riscv-arch-test or
 #                      ../corpora/arch-test, compared with Spike's signatures where ../corpora/riscv-isa-sim/build/spike
-#                      is; CORPORA=dir for ../corpora, SWITCHES=1 for each of the JIT's switches off
+#                      is; MicroPython's tests on its port for this board, as built in ../corpora/micropython/ports/qemu, in QEMU
+#                      too; CORPORA=dir for ../corpora, SWITCHES=1 for each of the JIT's switches off
 #   make guests        the C guest programs, into guests/programs/build
 #   make unicorn       the GPL-2.0-only package with Unicorn as another engine (slow: builds its C sources)
 #   make deps          Debian packages for all of it, by name, when root

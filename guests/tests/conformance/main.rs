@@ -6,6 +6,7 @@
 //!   kernel.rs   ours too, a small one
 //!   corpus      $NOTDIRTY_CORPUS, directories joined by ':'; by default ../corpora/programs beside the project. ELF files
 //!               that others wrote; NAME.out beside NAME.elf is the expected output
+//!   micropython.rs   MicroPython's own port for this board, as it was built in ../corpora, with its tests
 //!   upstream.rs riscv-tests and riscv-arch-test, as they were built in ../corpora, on every engine with one and two
 //!               harts, with a table of what passed and what is not claimed
 //! ```
@@ -14,6 +15,7 @@
 //! `make conformance` runs these tests and shows what was run.
 
 mod kernel;
+mod micropython;
 mod run;
 mod signatures;
 mod table;

@@ -122,12 +122,31 @@ fn run(job: &Job, limit: u64) -> Run {
     Run { signature: job.signature.and_then(|_| fs::read_to_string(&signature.0).ok()), ..run }
 }
 
+/// QEMU with a program of no firmware on its board, if it is installed; its serial line is standard input and output.
+pub fn qemu(program: &Path) -> Option<Command> {
+    const QEMU: &str = "qemu-system-riscv64";
+    let there = Command::new(QEMU).arg("--version").stdout(Stdio::null()).stderr(Stdio::null()).status();
+    if !there.is_ok_and(|status| status.success()) {
+        println!("SKIPPED {} in QEMU: no {QEMU}", name(program));
+        return None;
+    }
+    let mut qemu = Command::new(QEMU);
+    qemu.args(["-M", "virt", "-m", "128M", "-bios", "none", "-nographic", "-monitor", "none", "-semihosting"]);
+    qemu.args(["-serial", "stdio", "-kernel"]).arg(program);
+    Some(qemu)
+}
+
 /// Runs a command without input, and kills it when it takes longer than `limit`.
-pub fn capture(mut command: Command, limit: Duration) -> Run {
+pub fn capture(command: Command, limit: Duration) -> Run {
+    capture_with(command, Stdio::null(), limit)
+}
+
+/// The same with input.
+pub fn capture_with(mut command: Command, input: Stdio, limit: Duration) -> Run {
     // Files and not pipes: nothing here can block on the other.
     let (output, errors) = (Scratch::new("stdout"), Scratch::new("stderr"));
     let mut child = command
-        .stdin(Stdio::null())
+        .stdin(input)
         .stdout(File::create(&output.0).expect("temporary file"))
         .stderr(File::create(&errors.0).expect("temporary file"))
         .spawn()

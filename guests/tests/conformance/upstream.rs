@@ -72,7 +72,7 @@ fn not_claimed(name: &str, list: &[(&str, &'static str)]) -> Option<&'static str
     list.iter().find(|(start, _)| name.starts_with(start)).map(|(_, reason)| *reason)
 }
 
-fn corpora() -> PathBuf {
+pub fn corpora() -> PathBuf {
     let root = Path::new(env!("CARGO_MANIFEST_DIR")).parent().expect("the package lies in the workspace");
     root.join(std::env::var("NOTDIRTY_CORPORA").ok().filter(|dir| !dir.is_empty()).as_deref().unwrap_or("../corpora"))
 }
