@@ -67,7 +67,7 @@ impl World {
     }
 
     fn flags(&self, alias: u64) -> u64 {
-        let slot = (VIRT / PAGE_SIZE + alias + 1) % ALIASES;
+        let slot = (VIRT / PAGE_SIZE + alias) % ALIASES;
         let at = (slot << ENTRY_BITS) + self.mmu.table_offset() + WRITE as u64;
         // SAFETY: an entry of the set that is in use, below the number of its slots.
         let write = unsafe { self.mmu.table().cast::<u8>().add(at as usize).cast::<u64>().read() };
