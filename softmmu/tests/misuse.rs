@@ -315,3 +315,46 @@ fn what_a_vcpu_that_runs_here_refuses_says_what_to_do() {
     let fault = vm.mmu.load(&mut NoHooks, MmuIdx::M, va(8), MemSize::B8).expect_err("a hole");
     assert_eq!(fault.to_string(), "load at 0x8: nothing there takes it");
 }
+
+#[test]
+fn an_access_that_is_called_missed_is_done_like_any_other_though_its_entry_was_never_looked_for() {
+    let mut vm = Vm::new();
+    let start = vm.block.offset().get();
+    let Vm { mmu, tbs, .. } = &mut vm;
+    // Nothing was selected; nothing is there.
+    assert!(mmu.load_missed(tbs, va(0x40), MemSize::B8).is_err());
+    assert!(mmu.store_missed(tbs, va(u64::MAX - 2), MemSize::B8, 0).is_err());
+    for idx in [MmuIdx::M, MmuIdx::S] {
+        mmu.select(idx);
+        for size in MemSize::ALL {
+            let mut want = *mmu.stats();
+            let value = 0x8182_8384_8586_8788 & size.mask();
+            // Without an entry, with one, and with one beside code; then across two pages.
+            for at in [RAM + 0x5008, RAM + 0x5008, RAM + 0x5010, RAM + 0x5008] {
+                let _ = mmu.store_missed(tbs, va(at), size, value).unwrap();
+                assert_eq!(mmu.load_missed(tbs, va(at), size), Ok(value));
+                tbs.translate(mmu, start + 0x5800, 8);
+            }
+            assert_eq!(mmu.stats().misaligned, want.misaligned, "they are aligned");
+            want.accesses += 8;
+            assert_eq!(mmu.stats().accesses, want.accesses);
+            if size != MemSize::B1 {
+                for at in [RAM + 0x6ffd, RAM + 0x6fff, RAM + 0x6001] {
+                    let _ = mmu.store_missed(tbs, va(at), size, value).unwrap();
+                    assert_eq!(mmu.load_missed(tbs, va(at), size), Ok(value));
+                }
+                assert!(mmu.stats().misaligned > want.misaligned);
+            }
+            // Code that lies there dies.
+            tbs.translate(mmu, start + 0x5008, 8);
+            let killed = mmu.stats().killed;
+            assert_ne!(mmu.store_missed(tbs, va(RAM + 0x5008), size, 1).unwrap().killed, 0);
+            assert_eq!(mmu.stats().killed, killed + 1);
+        }
+        let _ = mmu.store_missed(tbs, va(common::DEV + 8), MemSize::B4, 5).unwrap();
+        assert_eq!(mmu.load_missed(tbs, va(common::DEV + 8), MemSize::B4), Ok(5));
+        assert!(mmu.load_missed(tbs, va(common::DEV + 9), MemSize::B4).is_err());
+        let _ = mmu.store_missed(tbs, va(common::ROM), MemSize::B8, 5).unwrap();
+        assert_eq!(mmu.load_missed(tbs, va(common::ROM), MemSize::B8), Ok(0));
+    }
+}

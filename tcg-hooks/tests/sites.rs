@@ -4,27 +4,58 @@
 mod common;
 
 use common::*;
-use notdirty_core::DirtyClient;
+use notdirty_core::{DirtyClient, RamBlockSpec};
+use notdirty_softmmu::GuestPhys;
 use notdirty_tcg::riscv::Op;
-use notdirty_tcg::{EngineKind, VcpuStats};
+use notdirty_tcg::{EngineKind, JitFlags, VcpuStats};
 
 const DATA: u64 = RAM + 0x6_0000;
 const COUNT: u8 = 9;
 
 /// Runs `body` again and again, with a0 at `at`, on both engines; what the JIT counted.
 fn looped(body: impl Fn(&mut Asm), at: u64, turns: u32) -> VcpuStats {
+    looped_from(RAM + 0x1000, |_| (), body, at, turns)
+}
+
+/// RAM whose addend is not the one that is assumed of all.
+const DIMM: u64 = 0xb000_0000;
+
+/// Pages of it, shown in no order: of the first two only is the addend the same.
+const SHUFFLED: u64 = DIMM + 0x1_0000;
+const SHOWN: [u64; 6] = [4, 5, 0, 3, 2, 1];
+
+/// The same of code that lies at `code`, behind what is done once.
+fn looped_from(code: u64, once: impl Fn(&mut Asm), body: impl Fn(&mut Asm), at: u64, turns: u32) -> VcpuStats {
+    looped_with(Setup::default().flags, code, once, body, at, turns)
+}
+
+fn looped_with(
+    flags: JitFlags,
+    code: u64,
+    once: impl Fn(&mut Asm),
+    body: impl Fn(&mut Asm),
+    at: u64,
+    turns: u32,
+) -> VcpuStats {
     let run = |engine| {
-        let mut vm = Vm::with(&Setup { engine, ..Setup::default() });
-        let mut asm = Asm::at(RAM + 0x1000);
+        let mut vm = Vm::with(&Setup { engine, flags, ..Setup::default() });
+        let dimm = vm.list.add(RamBlockSpec::new("dimm", 0x6000)).unwrap();
+        vm.space.map_ram(GuestPhys::new(DIMM), &dimm, 0, 0x6000, 0).unwrap();
+        for (n, page) in (0..).zip(SHOWN) {
+            vm.space.map_ram(GuestPhys::new(SHUFFLED + n * 0x1000), &dimm, page * 0x1000, 0x1000, 0).unwrap();
+        }
+        let mut asm = Asm::at(code);
         asm.la(A0, at).word(COUNT, turns);
+        once(&mut asm);
         let again = asm.here();
         body(&mut asm);
         asm.i(addi(COUNT, COUNT, -1));
         asm.op(Op::Bne, 0, COUNT, 0, (again as i64 - asm.here() as i64) as i32).stop();
         asm.put(&vm);
-        vm.run(RAM + 0x1000);
-        let mut memory = [0; 0x3000];
-        vm.space.read(notdirty_softmmu::GuestPhys::new(DATA), &mut memory).unwrap();
+        vm.run(code);
+        let mut memory = [[0; 0x6000]; 2];
+        vm.space.read(GuestPhys::new(DATA), &mut memory[0]).unwrap();
+        vm.space.read(GuestPhys::new(DIMM), &mut memory[1]).unwrap();
         (vm.vcpu.cpu().x, memory, vm.vcpu.stats())
     };
     let (ours, exact) = (run(EngineKind::Jit), run(EngineKind::Interp));
@@ -174,4 +205,100 @@ fn a_store_that_hits_code_is_heard_though_its_site_was_learned() {
     );
     assert_eq!(stats.tb.beside, 1);
     assert!((15..=25).contains(&stats.tbs_invalidated), "{} times", stats.tbs_invalidated);
+}
+
+#[test]
+fn accesses_that_are_sampled_as_they_find_another_addend_are_aligned_still() {
+    for (store, load) in [(Op::Sb, Op::Lb), (Op::Sh, Op::Lhu), (Op::Sw, Op::Lw), (Op::Sd, Op::Ld)] {
+        let stats = looped(
+            |asm| {
+                asm.op(load, A1, A0, 0, 8).i(addi(A1, A1, 7)).op(store, 0, A0, A1, 8);
+            },
+            DIMM,
+            100_000,
+        );
+        assert!(stats.tb.elsewhere >= 1, "{store:?}: none was learned");
+        assert_eq!(stats.tlb.misaligned, 0, "{store:?}");
+        assert!(stats.tier0 < 1000, "{store:?}: {} instructions of a hot loop in tier 0", stats.tier0);
+    }
+}
+
+#[test]
+fn a_store_beside_code_with_another_addend_asks_the_softmmu_seldom_once_its_site_was_learned() {
+    let stats = looped_from(
+        DIMM + 0x1000,
+        |_| (),
+        |asm| {
+            asm.op(Op::Ld, A1, A0, 0, 0x700).i(addi(A1, A1, 7)).op(Op::Sd, 0, A0, A1, 0x700);
+            // On the page of the code, in no line of it.
+            asm.op(Op::Ld, A2, A0, 0, -0x800).i(addi(A2, A2, 1)).op(Op::Sd, 0, A0, A2, -0x800);
+        },
+        DIMM + 0x2000,
+        100_000,
+    );
+    assert!(stats.tb.elsewhere >= 1, "none was learned");
+    let asked = stats.tlb.code_page + stats.tlb.notdirty;
+    assert!(asked < 5_000, "{asked} stores of 100,000 asked");
+}
+
+/// The first of many base registers; each leads to a page of its own, as far as there are as many.
+const BASES: u8 = 13;
+
+#[test]
+fn each_of_many_checks_keeps_the_addend_of_its_own_pages() {
+    let hot = JitFlags { samples: false, ..eager() };
+    // Checked ahead of the loop, and more than are; with few accesses in a turn, and with many.
+    for (bases, passes) in [(2u8, 1), (3, 1), (6, 1), (12, 3)] {
+        let once = |asm: &mut Asm| {
+            for n in 0..bases {
+                asm.la(BASES + n, SHUFFLED + u64::from(n) % 6 * 0x1000 + 0x100 * u64::from(n));
+            }
+        };
+        let body = |asm: &mut Asm| {
+            for pass in 0..passes {
+                for base in BASES..BASES + bases {
+                    asm.op(Op::Ld, A1, base, 0, 8 * pass).op(Op::Add, A2, A2, A1, 0);
+                }
+            }
+            for pass in 0..passes {
+                for base in BASES..BASES + bases {
+                    asm.op(Op::Sd, 0, base, A2, 8 * pass).i(addi(A2, A2, 1));
+                }
+            }
+        };
+        let stats = looped_with(hot, RAM + 0x1000, once, body, SHUFFLED, 20_000);
+        assert!(stats.tb.elsewhere >= 1 && stats.tb.tier2 >= 1, "{bases} bases: {:?}", stats.tb);
+    }
+}
+
+#[test]
+fn a_check_for_two_pages_with_two_addends_serves_neither_with_the_others() {
+    let hot = JitFlags { samples: false, ..eager() };
+    // Where the two have one addend, and where they have two; off a base, and off a table whose index is masked.
+    for border in 1..6 {
+        let once = |asm: &mut Asm| {
+            asm.la(BASES, SHUFFLED + border * 0x1000);
+        };
+        let off_base = |asm: &mut Asm| {
+            asm.op(Op::Ld, A1, BASES, 0, -8).op(Op::Ld, A2, BASES, 0, 8).op(Op::Add, A2, A2, A1, 0);
+            asm.i(addi(A2, A2, 3)).op(Op::Sd, 0, BASES, A2, -16).op(Op::Sd, 0, BASES, A1, 16);
+            asm.op(Op::Sd, 0, BASES, A2, -8).op(Op::Sd, 0, BASES, COUNT, 8);
+        };
+        let off_table = |asm: &mut Asm| {
+            let index = BASES + 1;
+            for shift in 0..6 {
+                asm.op(Op::Srli, index, COUNT, 0, shift).op(Op::Andi, index, index, 0, 0xff);
+                asm.op(Op::Slli, index, index, 0, 3).op(Op::Add, index, index, BASES, 0);
+                asm.op(Op::Ld, A1, index, 0, -0x400).op(Op::Add, A2, A2, A1, 0);
+            }
+            asm.op(Op::Andi, index, COUNT, 0, 0xff).op(Op::Slli, index, index, 0, 3);
+            asm.op(Op::Add, index, index, BASES, 0).op(Op::Sd, 0, index, A2, -0x400);
+        };
+        for stats in [
+            looped_with(hot, RAM + 0x1000, once, off_base, SHUFFLED, 20_000),
+            looped_with(hot, RAM + 0x1000, once, off_table, SHUFFLED, 20_000),
+        ] {
+            assert!(stats.tb.elsewhere >= 1 && stats.tb.tier2 >= 1, "border {border}: {:?}", stats.tb);
+        }
+    }
 }
