@@ -3,9 +3,11 @@
 mod common;
 
 use common::{Live, RAM, Vm, pa, va};
-use notdirty_core::{RamBlockSpec, RamError, RamList};
+use notdirty_core::{RamAddr, RamBlockSpec, RamError, RamList};
 use notdirty_softmmu::MemSize::B8;
-use notdirty_softmmu::{AddressSpace, MapError, MmuIdx};
+use notdirty_softmmu::{
+    Access, AddressSpace, CodeInvalidator, FaultCause, Hooks, MapError, MmuIdx, Physical, Translation,
+};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -180,4 +182,154 @@ fn waiting_for_an_unmap_ends_when_every_vcpu_has_let_go_or_is_parked() {
         }
         assert!(waiter.join().unwrap());
     });
+}
+
+#[test]
+fn a_page_that_was_never_used_is_what_the_map_says_now_and_not_part_of_the_ram_that_was_found_last() {
+    let mut vm = Vm::new();
+    let (page, at) = (0x1000, 0x2_0000_0000);
+    let block = vm.ram.add(RamBlockSpec::new("dimm", 0x40 * page)).unwrap();
+    vm.ram.fill(&block, 0, 0x40 * page, 0x55).unwrap();
+    let id = vm.space.map_ram(pa(at), &block, 0, 0x40 * page, 0).unwrap();
+    let _ = vm.mmu.serve(&mut vm.tbs);
+    let byte = |off: u64| {
+        let mut byte = [0];
+        block.read_bytes(off, &mut byte).unwrap();
+        byte[0]
+    };
+    let mut fresh = 0x20;
+    // Finds the range, by a page of it that has no entry yet; then the change.
+    let mut found = |vm: &mut Vm| {
+        fresh += 1;
+        vm.put(at + fresh * page, B8, 1);
+    };
+    let (dev, alias, rom, half) = (at + page, at + 2 * page, at + 3 * page, at + 4 * page);
+    for by_flush in [false, true] {
+        // Many changes at once are one flush.
+        let served = |vm: &mut Vm| {
+            for n in 0..if by_flush { 100 } else { 0 } {
+                let far = vm.space.map_ram(pa((0x40 + 2 * n) << 32), &block, 0, page, 0).unwrap();
+                vm.space.unmap(far).unwrap();
+            }
+            assert_eq!(vm.mmu.serve(&mut vm.tbs).flushed, by_flush);
+        };
+        found(&mut vm);
+        let over = vm.space.map_mmio(pa(dev), page, vm.dev.clone(), 1).unwrap();
+        served(&mut vm);
+        vm.put(dev + 8, B8, 7);
+        assert_eq!((vm.dev.log().last(), byte(page + 8)), (Some(&(8, B8, 7)), 0x55));
+        vm.space.unmap(over).unwrap();
+        served(&mut vm);
+
+        found(&mut vm);
+        let over = vm.space.map_alias(pa(alias), pa(RAM + 3 * page), page, 1).unwrap();
+        served(&mut vm);
+        vm.put(alias + 8, B8, 9);
+        assert_eq!((vm.load(RAM + 3 * page + 8, B8), byte(2 * page + 8)), (Ok(9), 0x55));
+        vm.space.unmap(over).unwrap();
+        served(&mut vm);
+
+        found(&mut vm);
+        let over = vm.space.map_rom(pa(rom), &vm.rom, 0, page, 1).unwrap();
+        served(&mut vm);
+        vm.put(rom + 8, B8, 9);
+        assert_eq!((vm.load(rom + 8, B8), byte(3 * page + 8)), (Ok(0), 0x55));
+        // ROM was found last, and what lies behind it is none.
+        vm.put(rom + 10 * page, B8, 3);
+        assert_eq!(byte(13 * page), 3);
+        vm.ram.fill(&block, 13 * page, 1, 0x55).unwrap();
+        vm.space.unmap(over).unwrap();
+        served(&mut vm);
+
+        found(&mut vm);
+        let over = vm.space.map_mmio(pa(half + 0x800), 0x800, vm.dev.clone(), 1).unwrap();
+        served(&mut vm);
+        // The range ends in the middle of the page, and begins again behind it.
+        vm.put(at + 7 * page, B8, 1);
+        vm.put(half - 2 * page, B8, 1);
+        vm.put(half + 0x808, B8, 11);
+        vm.put(half + 8, B8, 12);
+        assert_eq!((vm.dev.log().last(), byte(4 * page + 0x808)), (Some(&(8, B8, 11)), 0x55));
+        assert_eq!(byte(4 * page + 8), 12);
+        vm.space.unmap(over).unwrap();
+        served(&mut vm);
+        vm.ram.fill(&block, 0, 0x20 * page, 0x55).unwrap();
+    }
+    found(&mut vm);
+    let _ = vm.space.resize_mapping(id, 0x38 * page).unwrap();
+    let _ = vm.mmu.serve(&mut vm.tbs);
+    assert!(vm.store(at + 0x38 * page, B8, 1).is_err() && vm.store(at + 0x37 * page, B8, 1).is_ok());
+    found(&mut vm);
+    vm.space.unmap(id).unwrap();
+    let _ = vm.mmu.serve(&mut vm.tbs);
+    assert!(vm.store(at + 0x36 * page, B8, 1).is_err());
+    assert_eq!(byte(0x36 * page), 0x55);
+}
+
+/// Reads, and marks, one cell of a page table at each miss.
+struct Walks {
+    at: u64,
+    read: Option<u64>,
+    marked: Option<bool>,
+}
+
+impl CodeInvalidator for Walks {
+    fn code_written(&mut self, _: RamAddr, _: u64) -> usize {
+        0
+    }
+}
+
+impl Hooks for Walks {
+    fn translate(&mut self, memory: &mut Physical<'_>, _: Access) -> Result<Translation, FaultCause> {
+        self.read = memory.read(pa(self.at));
+        let old = self.read.unwrap_or(0);
+        self.marked = memory.replace(self, pa(self.at), old, old | 1);
+        // The page is known now: what lies across its cells is no cell still.
+        for beside in 1..8 {
+            assert_eq!(memory.read(pa(self.at + beside)), None);
+            assert_eq!(memory.replace(self, pa(self.at + beside), 0, 0), None);
+        }
+        Err(FaultCause::Page)
+    }
+}
+
+#[test]
+fn a_page_of_page_tables_that_goes_or_becomes_rom_or_a_device_is_read_there_no_more() {
+    let (page, at) = (0x1000, 0x2_0000_0000);
+    for by_flush in [false, true] {
+        let mut vm = Vm::new();
+        let block = vm.ram.add(RamBlockSpec::new("dimm", 4 * page)).unwrap();
+        let id = vm.space.map_ram(pa(at), &block, 0, 4 * page, 0).unwrap();
+        vm.ram.write(&block, page, &0x100u64.to_le_bytes()).unwrap();
+        vm.ram.write(&vm.rom, 0, &0x200u64.to_le_bytes()).unwrap();
+        let walk = |vm: &mut Vm| {
+            for n in 0..if by_flush { 100 } else { 0 } {
+                let far = vm.space.map_ram(pa((0x40 + 2 * n) << 32), &vm.block, 0, page, 0).unwrap();
+                vm.space.unmap(far).unwrap();
+            }
+            let _ = vm.mmu.serve(&mut vm.tbs);
+            let mut walks = Walks { at: at + page, read: None, marked: None };
+            // Twice: the second one knows where the page is.
+            for _ in 0..2 {
+                assert!(vm.mmu.load(&mut walks, MmuIdx::S, va(0x1234), B8).is_err());
+            }
+            (walks.read, walks.marked)
+        };
+        assert_eq!(walk(&mut vm), (Some(0x101), Some(true)));
+        let over = vm.space.map_rom(pa(at + page), &vm.rom, 0, page, 1).unwrap();
+        assert_eq!(walk(&mut vm), (Some(0x200), None));
+        vm.space.unmap(over).unwrap();
+        assert_eq!(walk(&mut vm), (Some(0x101), Some(true)));
+        let over = vm.space.map_alias(pa(at + page), pa(RAM), page, 1).unwrap();
+        assert_eq!(walk(&mut vm), (Some(1), Some(true)));
+        vm.space.unmap(over).unwrap();
+        assert_eq!(walk(&mut vm), (Some(0x101), Some(true)));
+        let over = vm.space.map_mmio(pa(at + page), page, vm.dev.clone(), 1).unwrap();
+        assert_eq!(walk(&mut vm), (None, None));
+        vm.space.unmap(over).unwrap();
+        assert_eq!(walk(&mut vm), (Some(0x101), Some(true)));
+        vm.space.unmap(id).unwrap();
+        assert_eq!(walk(&mut vm), (None, None));
+        assert!(vm.dev.log().is_empty());
+    }
 }

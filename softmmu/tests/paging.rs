@@ -543,3 +543,40 @@ fn a_device_and_the_memory_beside_it_are_used_through_page_tables() {
     }
     assert!(dev.log().iter().all(|&(_, _, value)| value != 1));
 }
+
+#[test]
+fn a_page_that_may_be_stored_to_and_not_loaded_from_is_asked_about_at_each_load() {
+    let mut world = mapped(|page| page % 16);
+    let entry = V | A | D | W | (RAM + 9 * PAGE_SIZE);
+    world.step(Step::Map { asid: 0, page: 20, entry, by_host: true }).unwrap();
+    let World { mmu, engine, .. } = &mut world;
+    let at = va(VIRT + 20 * PAGE_SIZE + 8);
+    let refused = Err(MemFault { kind: AccessKind::Load, cause: FaultCause::Page, addr: at });
+    for n in 0..3 {
+        let _ = mmu.store(engine, MmuIdx::S, at, MemSize::B8, n).unwrap();
+        assert_eq!(mmu.load(engine, MmuIdx::S, at, MemSize::B8), refused);
+        assert_eq!(mmu.load_missed(engine, at, MemSize::B8), refused);
+    }
+    assert_eq!(engine.asked, 1 + 6, "the stores ask once");
+}
+
+#[test]
+fn a_flush_of_one_page_forgets_no_device_but_that_of_the_page_and_none_that_is_global() {
+    for global in [0, G] {
+        let mut world = mapped(|page| page % 16);
+        let dev = common::Regs::new(notdirty_softmmu::SizeMask::ALL);
+        world.space.map_mmio(pa(common::DEV), 0x1000, dev, 0).unwrap();
+        let entry = V | A | D | R | W | global | common::DEV;
+        world.step(Step::Map { asid: 0, page: 20, entry, by_host: true }).unwrap();
+        let World { mmu, engine, .. } = &mut world;
+        let at = |page: u64| va(VIRT + page * PAGE_SIZE);
+        mmu.load(engine, MmuIdx::S, at(20), MemSize::B8).unwrap();
+        for page in (0..PAGES).filter(|&page| page != 20 || global != 0) {
+            mmu.flush_translations(Some(at(page)), Some(Asid(0)));
+            assert!(mmu.load_device(at(20), MemSize::B8, || ()).is_some(), "{page}");
+        }
+        let asid = (global == 0).then_some(Asid(0));
+        mmu.flush_translations(Some(at(20)), asid);
+        assert!(mmu.load_device(at(20), MemSize::B8, || ()).is_none());
+    }
+}

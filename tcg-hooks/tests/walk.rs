@@ -179,10 +179,16 @@ fn entry() -> impl Strategy<Value = u64> {
     (low, ppn, high).prop_map(|(low, ppn, high)| low | ppn << 10 | high & 0x3ff << 54)
 }
 
+/// A bit of a table's entry: G, which it may have, or one that it may not have.
+fn of_table() -> impl Strategy<Value = u64> {
+    let spoils = prop::sample::select(vec![4, 6, 7, 54, 55, 56, 57, 58, 59, 60, 61, 62, 63]);
+    prop_oneof![12 => Just(0u64), 3 => Just(1 << 5), 2 => spoils.prop_map(|bit: u32| 1 << bit)]
+}
+
 prop_compose! {
     fn case()(
         regime in regime(), va in any::<u64>(), sign in 0..12u32, kind in kind(),
-        path in prop::collection::vec((entry(), 0..40u8), 5), rivals in prop::collection::vec(entry(), 0..3), race in 0..6u32,
+        path in prop::collection::vec((entry(), 0..40u8, of_table()), 5), rivals in prop::collection::vec(entry(), 0..3), race in 0..6u32,
     ) -> (Memory, Regime, u64, AccessKind) {
         let levels = regime.scheme.levels();
         let unused = 64 - (12 + 9 * levels);
@@ -190,10 +196,10 @@ prop_compose! {
         let va = if sign != 0 && levels != 0 { ((va << unused) as i64 >> unused) as u64 } else { va };
         let mut memory = Memory { rivals: if race == 0 { rivals } else { Vec::new() }, ..Memory::default() };
         let mut table = regime.root << 12;
-        for (n, &(entry, dice)) in path.iter().enumerate().take(levels as usize) {
+        for (n, &(entry, dice, more)) in path.iter().enumerate().take(levels as usize) {
             let level = levels - 1 - n as u32;
             // Nine of ten tables lead on where they may.
-            let entry = if level > 0 && dice % 3 != 0 { entry & 0x3f_ffff_ffff_fc00 | 1 } else { entry };
+            let entry = if level > 0 && dice % 3 != 0 { entry & 0x3f_ffff_ffff_fc00 | 1 | more } else { entry };
             let at = table + (va >> (12 + 9 * level) & 0x1ff) * 8;
             memory.entries.insert(at, entry);
             match dice {
@@ -203,6 +209,8 @@ prop_compose! {
             }
             table = (entry >> 10 & ((1 << 44) - 1)) << 12;
         }
+        // Below the last level is none: what lies where one would be looked for is not read.
+        memory.entries.entry(table + (va >> 3 & 0x1ff) * 8).or_insert(0xcf);
         (memory, regime, va, kind)
     }
 }
