@@ -136,6 +136,8 @@ const ROWS: &[Row] = &[
     row("switch", Group::Compute, "start", 1.0),
     row("crc32", Group::Compute, "byte", 1.0),
     row("sha256", Group::Compute, "byte", 1.0),
+    row("lookups", Group::Compute, "look-up", 2.0),
+    row("huffman", Group::Compute, "symbol", 2.5),
     row("matrix", Group::Compute, "mul-add", 1.0),
     row("nbody", Group::Float, "step", 1.5),
     row("stats", Group::Float, "value", 1.5),
