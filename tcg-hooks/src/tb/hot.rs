@@ -14,8 +14,8 @@ use crate::jit::x86_64::LOCAL_BITS;
 use crate::jit::x86_64::context::Context;
 use hashbrown::{HashMap, HashSet};
 
-/// Slices that end in a TB before it is worth a longer translation: some 100 us.
-const ENOUGH: u8 = 8;
+/// Slices that end in a TB before it is worth a longer translation: some 600 us at full speed.
+const ENOUGH: u8 = 5;
 /// No sample counts.
 const DONE: u8 = u8::MAX;
 /// Keys noted at most; one that is never looked up again stays noted.

@@ -336,9 +336,11 @@ fn other(core: &mut Core, ctx: &mut Context, site: &Site, next: u64) -> Outcome 
         }
         // What the host keeps coherent needs no management.
         Op::CboInval | Op::CboClean | Op::CboFlush => accessed(core, Ok(StoreEffect::NONE), next),
-        // What was stored to page tables is seen by all that follows.
+        // What was stored to page tables is seen by all that follows; by this thread it is at once.
         Op::SfenceVma | Op::SinvalVma | Op::SfenceWInval | Op::SfenceInvalIr => {
-            barrier::full();
+            if !core.live().0.space().vcpus().one_writer() {
+                barrier::full();
+            }
             if let Some((va, asid)) = mmu::fenced(&ctx.cpu, insn) {
                 core.fence(ctx, va, asid);
             }

@@ -287,3 +287,17 @@ fn out_of_reset_interrupts_are_off_and_the_mode_before_is_u_as_in_qemu_and_spike
     assert_eq!(h.write(num::MSTATUS, mstatus::MPRV | 1 << mstatus::MPP_SHIFT), Ok(CsrEffect::Interrupts));
     assert_eq!(h.read(num::MSTATUS), Ok(mstatus::UXL | mstatus::SXL | mstatus::MPRV | 1 << mstatus::MPP_SHIFT));
 }
+
+#[test]
+fn supervisor_mode_raises_and_clears_what_is_delegated_to_it_and_nothing_else() {
+    let mut h = Hart::new();
+    for (delegated, raised) in [(0, 0), (irq::STI | irq::SEI, 0), (irq::SSI, irq::SSI)] {
+        (h.cpu.csr.mip, h.cpu.csr.mideleg, h.cpu.privilege) = (0, delegated, Privilege::S);
+        assert_eq!(h.write(num::SIP, irq::ALL), Ok(CsrEffect::Interrupts));
+        assert_eq!((h.read(num::SIP), h.cpu.csr.mip), (Ok(raised), raised), "{delegated:#x}");
+        // What M-mode raised, it clears as far as it might have raised it.
+        h.cpu.csr.mip = irq::SUPERVISOR;
+        assert_eq!(h.write(num::SIP, 0), Ok(CsrEffect::Interrupts));
+        assert_eq!(h.cpu.csr.mip, irq::SUPERVISOR & !raised, "{delegated:#x}");
+    }
+}
