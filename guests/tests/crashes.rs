@@ -236,8 +236,8 @@ fn a_trap_that_is_delegated_is_told_with_its_modes_and_the_handler_of_s_mode() {
     let MachineExit::Unhandled(crash) = exit else { panic!("{exit:?}") };
     assert_eq!((crash.vector, crash.first.trap.cause), (64, 5));
     let report = machine.crash_report(0).expect("a report");
-    assert!(report.contains("load access fault (mcause 5), mtval 0x0, at pc 0x8000002c in U-mode"), "{report}");
-    assert!(report.contains("its trap handler at 0x40 is not RAM: instruction access fault"), "{report}");
+    assert!(report.contains("load access fault (scause 5), stval 0x0, at pc 0x8000002c in U-mode"), "{report}");
+    assert!(report.contains("its trap handler at 0x40 (stvec) is not RAM: instruction access fault"), "{report}");
     assert!(report.contains("hart 0: pc 0x40 in S-mode, stuck in its trap handler"), "{report}");
 }
 
@@ -325,8 +325,9 @@ mod paged {
             let mut ram = vec![0; 1 << 20];
             machine.read(RAM_BASE, &mut ram).expect("RAM");
             let report = report(&mut machine);
-            assert!(report.contains(&format!("mtval 0x10, at pc {INNER:#x} in S-mode")), "{report}");
-            let handler = format!("its trap handler at {:#x} is not mapped: instruction page fault", TEXT + 0x20_0000);
+            assert!(report.contains(&format!("stval 0x10, at pc {INNER:#x} in S-mode")), "{report}");
+            let handler =
+                format!("its trap handler at {:#x} (stvec) is not mapped: instruction page fault", TEXT + 0x20_0000);
             assert!(report.contains(&handler), "{report}");
             assert!(report.contains(&format!("called from, by {how}")), "{report}");
             assert_eq!(callers(&report), [format!("{IN_MIDDLE:#x}"), format!("{IN_OUTER:#x}")], "{report}");

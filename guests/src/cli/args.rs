@@ -1,7 +1,7 @@
 //! Command line: read by hand, since there is little of it and every error should name its flag and its value.
 
 use std::ffi::OsString;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use notdirty_tcg::riscv::Isa;
@@ -69,7 +69,8 @@ pub(super) struct Args {
 }
 
 const USAGE: &str = "\
-notdirty runs bare-metal RISC-V guests (RV64GC with B, Zbc, Zicond, Zicbom and Zicboz; M, S and U).
+notdirty runs bare-metal RISC-V guests (RV64GC with B, Zbc, Zicond, Zicbom, Zicboz and Zicbop; M, S and U;
+Sv39, Sv48 and Sv57).
 
 usage: notdirty                       the embedded demo, with a summary
        notdirty run FILE [options]    an ELF64 file, or a raw image with --load-addr
@@ -77,7 +78,7 @@ usage: notdirty                       the embedded demo, with a summary
                                       the code at a symbol or address: guest, IR, host
        notdirty smc-test [options]    the suite of self-modifying guests (smc-test --help)
 
-  -m SIZE               RAM at 0x80000000: bytes with K, M, G, else MiB (default 128M)
+  -m SIZE               RAM at 0x80000000: bytes with K, M, G, T, else MiB (default 128M)
   --maxmem SIZE         RAM there may ever be, what is plugged included (default: no bound)
   --plug SIZE@ADDR:AFTER
                         plug RAM while the guest runs: AFTER is 100ms, 2s, or insns:N; may be given again
@@ -233,7 +234,7 @@ pub(super) fn parse(args: impl IntoIterator<Item = OsString>) -> Result<Request,
             "isa" => {
                 let value = text()?;
                 parsed.isa = Isa::parse(&value).map_err(|part| {
-                    format!("--isa {value}: {part} is not one of the extensions there are ({})", Isa::ALL)
+                    format!("--isa {value}: {part} is not among what can be left out ({}; S and U with Sstc are always there)", Isa::ALL)
                 })?;
             }
             "icache" => {
@@ -256,8 +257,8 @@ pub(super) fn parse(args: impl IntoIterator<Item = OsString>) -> Result<Request,
                         return Ok(Request::Print(trace_help()));
                     }
                     let mask = TraceMask::by_name(item);
-                    parsed.trace =
-                        parsed.trace | mask.ok_or_else(|| format!("{shown} {item}: no such item (-d help)"))?;
+                    parsed.trace = parsed.trace
+                        | mask.ok_or_else(|| format!("{shown} {item}: no such item; -d help lists them"))?;
                 }
             }
             "semihosting" => {
@@ -281,7 +282,7 @@ pub(super) fn parse(args: impl IntoIterator<Item = OsString>) -> Result<Request,
                         return Ok(Request::Print(JitFlags::NAMES.join("\n") + "\n"));
                     }
                     if !parsed.jit_flags.set(item, false) {
-                        return Err(format!("{shown} {item}: no such optimisation (--jit-off help)"));
+                        return Err(format!("{shown} {item}: no such optimisation; --jit-off help lists them"));
                     }
                 }
             }
@@ -299,11 +300,17 @@ pub(super) fn parse(args: impl IntoIterator<Item = OsString>) -> Result<Request,
         }
         Some(word) if word == "disas" => {
             let file = words.next().ok_or("disas needs a FILE and a symbol or address")?;
-            let place = words.next().ok_or("disas needs a symbol or address behind the FILE")?;
+            let place = words.next().ok_or("disas needs a symbol or address after the FILE")?;
             let place = place.into_string().map_err(|v| format!("disas {}: not valid text", v.display()))?;
             parsed.command = Command::Disas(file.into(), place);
         }
+        Some(word) if Path::new(&word).is_file() => {
+            return Err(format!("unknown command {0}; a file is run by: notdirty run {0}", word.display()));
+        }
         Some(word) => return Err(format!("unknown command {}", word.display())),
+    }
+    if parsed.trace_file.is_some() && parsed.trace == TraceMask::none() {
+        return Err("-D needs -d ITEM, for what goes to the file".into());
     }
     if parsed.screenshot.is_some() && parsed.framebuffer.is_none() {
         return Err("--screenshot needs --framebuffer WxH".into());
@@ -407,6 +414,9 @@ mod tests {
             ("disas a main --signature s", "--signature is for run FILE"),
             ("disas a main --isa rv64imac", "--isa is for run FILE"),
             ("run a --screenshot b.ppm", "--screenshot needs --framebuffer"),
+            ("run a -D log", "-D needs -d ITEM"),
+            ("Cargo.toml", "unknown command Cargo.toml; a file is run by: notdirty run Cargo.toml"),
+            ("run a --isa rv64gc_sstc", "sstc is not among what can be left out"),
             ("run a --perf-map=x", "--perf-map takes no value"),
             ("run a b", "unexpected argument b"),
             ("run a --frobnicate", "--frobnicate"),

@@ -107,6 +107,7 @@ pub(super) fn run(args: Args) -> ExitCode {
         report.map_or_else(places, |report| format!("\n{}", report.trim_end()))
     };
     let broken = console.take_error();
+    let ended = matches!(exit, MachineExit::Guest(_));
     let mut code = match exit {
         MachineExit::Guest(exit) => {
             if exit.by == ExitBy::Reset {
@@ -175,7 +176,7 @@ pub(super) fn run(args: Args) -> ExitCode {
         }
     }
     // The last lines of a trace are written when its machine is gone.
-    let summary = (demo || args.stats).then(|| summary_of(&machine, elapsed, &args, &plugged.done));
+    let summary = (demo || args.stats).then(|| summary_of(&machine, elapsed, &args, &plugged.done, ended));
     drop(machine);
     if let Some(what) = cut.get() {
         code = complain(Code::Host, what);
@@ -193,9 +194,10 @@ pub(super) fn run(args: Args) -> ExitCode {
     code
 }
 
-fn summary_of(machine: &Machine, elapsed: Duration, args: &Args, plugged: &[String]) -> String {
+fn summary_of(machine: &Machine, elapsed: Duration, args: &Args, plugged: &[String], ended: bool) -> String {
     let mut text = summary::text(&machine.stats(), elapsed, args.engine);
-    for hart in (0..machine.harts()).filter(|&hart| machine.spins(hart)) {
+    // A guest that ended the run by a store has such a loop behind the store.
+    for hart in (0..machine.harts()).filter(|&hart| !ended && machine.spins(hart)) {
         let Some(cpu) = machine.vcpu(hart).map(|vcpu| vcpu.cpu()) else { continue };
         let place = machine.place(cpu.pc) + cpu.privilege.beside_pc();
         let _ = writeln!(text, "  {:<20} hart {hart} jumps to itself with interrupts off, {place}", "for ever");

@@ -43,6 +43,10 @@ const PRESENT: &[&str] = &[
     // Of the modes.
     "sstc",
     "svinval",
+    "svnapot",
+    "svpbmt",
+    "svade",
+    "svadu",
     // Hints: they run as the base instructions that encode them.
     "zihintpause",
     "zihintntl",
@@ -248,6 +252,7 @@ mod tests {
             "rv64imac",
             "RV64IMAC_Zicsr_Zifencei",
             "rv64imac_zicsr",
+            "rv64gc_sstc1p0_svadu1p0_svinval1p0_svnapot1p0_svpbmt1p0",
             "rv64i2p0m2p0a2p0c2p0",
             "rv64imaczicsr2p0",
             "rv64imac_zicclsm1p0_za64rs1p0_ziccif1p0_zic64b1p0_zihpm2p0_ztso1p0",

@@ -54,8 +54,8 @@ pub(super) fn describe(head: &[u8]) -> String {
         Some((.., what)) => format!("it is {what}"),
         None if head.is_empty() => "it is empty".into(),
         None => {
-            let found = &head[..head.len().min(4)];
-            format!("it starts with {found:02x?}, not with 7f 45 4c 46 (raw images need --load-addr)")
+            let found: Vec<_> = head.iter().take(4).map(|byte| format!("{byte:02x}")).collect();
+            format!("it starts with {}, not with 7f 45 4c 46 (raw images need --load-addr)", found.join(" "))
         }
     }
 }
@@ -63,6 +63,11 @@ pub(super) fn describe(head: &[u8]) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_bytes_of_an_unknown_file_are_told_as_those_of_elf_are() {
+        assert!(describe(b"type").starts_with("it starts with 74 79 70 65, not with 7f 45 4c 46"));
+    }
 
     #[test]
     fn a_file_is_known_by_its_first_bytes() {

@@ -9,11 +9,13 @@ use core::fmt::{self, Debug, Formatter};
 
 /// A longer name is cut where it is shown.
 const SHOWN: usize = 1024;
+/// Bytes after a symbol without a size that are called after it, at most: the last label of a file would name all memory above.
+const REACH: u64 = 1 << 20;
 
 #[derive(Clone, Copy)]
 struct Symbol {
     addr: u64,
-    /// 0 means "up to the next symbol".
+    /// 0 means "up to the next symbol", at most `REACH`.
     size: u64,
     /// Its name in the strings.
     start: usize,
@@ -71,7 +73,7 @@ impl SymbolTable {
         let first = self.entries.partition_point(|symbol| symbol.addr < start);
         let symbol = &self.entries[first];
         let offset = addr - symbol.addr;
-        if symbol.size != 0 && offset >= symbol.size {
+        if offset >= if symbol.size != 0 { symbol.size } else { REACH } {
             return None;
         }
         let name = self.name(symbol);
@@ -161,6 +163,13 @@ mod tests {
         assert_eq!(table.resolve(0x204).as_deref(), Some("sized+0x4"));
         assert_eq!(table.resolve(0x210), None);
         assert_eq!(table.address("alias"), Some(0x200));
+    }
+
+    #[test]
+    fn an_address_far_above_the_last_label_has_no_name() {
+        let table = SymbolTable::new(vec![(0x8000_0000, 0, "end".into())]);
+        assert_eq!(table.resolve(0x8000_0010).as_deref(), Some("end+0x10"));
+        assert_eq!(table.resolve(0x1_0000_0000), None);
     }
 
     #[test]

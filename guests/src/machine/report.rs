@@ -2,7 +2,7 @@
 //!
 //! ```text
 //!   unhandled trap on hart 0: load access fault (mcause 5), mtval 0x10, at pc 0x80000046 <main+0x6>
-//!     its trap handler at 0x0 is not RAM: instruction access fault (mcause 1), mtval 0x0, at pc 0x0
+//!     its trap handler at 0x0 (mtvec) is not RAM: instruction access fault (mcause 1), mtval 0x0, at pc 0x0
 //!     zero ..  ra ..  sp ..  gp ..              registers, four in a row
 //!     called from, by frame pointers: ..        or by DWARF, or what looks like return addresses on the stack
 //!     hart 0: pc .., stuck in its trap handler  every hart
@@ -107,16 +107,19 @@ impl Machine {
     pub fn crash_report(&self, hart: usize) -> Option<String> {
         let crash = self.vcpu(hart)?.unhandled()?;
         let mut out = String::new();
+        // Whose CSRs hold the cause: those of the mode that the handler runs in.
+        let by = if crash.handler.mode == Privilege::M { 'm' } else { 's' };
         // Writing to a String cannot fail.
-        let _ = writeln!(out, "unhandled trap on hart {hart}: {}", self.trap_text(&crash.first));
+        let _ = writeln!(out, "unhandled trap on hart {hart}: {}", self.trap_text(&crash.first, by));
         let base = crash.vector & !3;
-        let handler = self.trap_text(&crash.handler);
+        let handler = self.trap_text(&crash.handler, by);
         let name = self.symbol(base).map(|name| format!(" <{name}>")).unwrap_or_default();
         let handled_in = Seen { machine: self, hart, mode: crash.handler.mode };
         let what = handled_in.why_not(base, AccessKind::Fetch).map_or("traps itself".into(), |why| format!("is {why}"));
-        let _ = writeln!(out, "  its trap handler at {base:#x}{name} {what}: {handler}");
+        let _ = writeln!(out, "  its trap handler at {base:#x}{name} ({by}tvec) {what}: {handler}");
         if crash.retired != 0 {
-            let _ = writeln!(out, "  registers behind {} instructions of the handler:", crash.retired);
+            let insns = if crash.retired == 1 { "instruction" } else { "instructions" };
+            let _ = writeln!(out, "  registers after {} {insns} of the handler:", crash.retired);
         }
         for row in 0..8 {
             for column in 0..4 {
@@ -146,10 +149,10 @@ impl Machine {
         Some(out)
     }
 
-    fn trap_text(&self, at: &TrapAt) -> String {
+    fn trap_text(&self, at: &TrapAt, by: char) -> String {
         let TrapAt { trap, pc, mode } = at;
         let place = self.place(*pc) + mode.beside_pc();
-        format!("{} (mcause {}), mtval {:#x}, at {place}", trap.name(), trap.cause, trap.tval)
+        format!("{} ({by}cause {}), {by}tval {:#x}, at {place}", trap.name(), trap.cause, trap.tval)
     }
 
     /// Return addresses of the callers, the nearest first, of code at `pc` with these registers, as a hart sees its memory in a mode.

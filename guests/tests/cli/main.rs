@@ -347,6 +347,33 @@ fn traces_go_to_standard_error_or_to_a_file() {
 }
 
 #[test]
+fn a_traced_trap_and_fault_are_named() {
+    let image = Temp::new(&[0; 4]);
+    for engine in ENGINES {
+        let output = notdirty(&["run", image.name(), "--load-addr", "0x80000000", "--engine", engine, "-d", "int,mmu"]);
+        assert_eq!(code(&output), 3);
+        let said = stderr(&output);
+        assert!(said.contains("trap: illegal instruction, cause 0x2 tval 0x0 at 0x80000000, to 0x0\n"), "{said}");
+        assert!(said.contains("\ninstruction access fault at 0x0 by pc 0x0\n"), "{said}");
+    }
+}
+
+#[test]
+fn the_loop_behind_the_store_that_ends_the_run_is_not_said_to_hang() {
+    // lui t1, 5; addi t1, t1, 0x555; lui t0, 0x100; sw t1, 0(t0); j .
+    let words = [0x0000_5337_u32, 0x5553_0313, 0x0010_02b7, 0x0062_a023, 0x0000_006f];
+    let image = Temp::new(&words.map(u32::to_le_bytes).concat());
+    let run = |entry| {
+        let args = ["--load-addr", "0x80000000", "--entry", entry, "--stats", "--timeout", "0.3"];
+        notdirty(&[&["run", image.name()][..], &args].concat())
+    };
+    let ended = run("0x80000000");
+    assert_eq!((code(&ended), stderr(&ended).contains("for ever")), (0, false), "{}", stderr(&ended));
+    let hung = run("0x80000010");
+    assert_eq!((code(&hung), stderr(&hung).contains("for ever")), (124, true), "{}", stderr(&hung));
+}
+
+#[test]
 fn help_and_version_are_printed() {
     for flag in ["--help", "-h", "help"] {
         let output = notdirty(&[flag]);

@@ -229,14 +229,15 @@ impl Core {
     #[inline(never)]
     fn trace_trap(&mut self, cpu: &CpuState, trap: &Trap, epc: u64, from: Privilege) {
         if self.mask.has(TraceMask::INT) {
-            let (Trap { cause, tval }, to) = (trap, cpu.pc);
-            let (from, mode) = (from.beside_pc(), cpu.privilege.beside_pc());
-            let text = format!("trap cause {cause:#x} tval {tval:#x} at {epc:#x}{from}, to {to:#x}{mode}");
+            let (Trap { cause, tval }, name, to) = (trap, trap.name(), cpu.pc);
+            let (at, by) = (self.symbol(epc) + from.beside_pc(), self.symbol(to) + cpu.privilege.beside_pc());
+            let text = format!("trap: {name}, cause {cause:#x} tval {tval:#x} at {epc:#x}{at}, to {to:#x}{by}");
             self.say(TraceMask::INT, &text);
         }
         let memory = matches!(trap.cause, 1 | 4..=7 | 12 | 13 | 15);
         if memory && self.mask.has(TraceMask::MMU) {
-            let text = format!("fault {} at {:#x} by pc {epc:#x}", trap.cause, trap.tval);
+            let (name, at) = (trap.name(), self.symbol(epc) + from.beside_pc());
+            let text = format!("{name} at {:#x} by pc {epc:#x}{at}", trap.tval);
             self.say(TraceMask::MMU, &text);
         }
     }
