@@ -361,20 +361,81 @@ fn a_lock_that_refuses_all_binds_the_next_instruction_though_its_code_is_known()
 }
 
 #[test]
-fn a_mark_that_a_load_leaves_in_the_next_instruction_is_in_it() {
+fn a_mark_that_an_access_leaves_in_the_next_instruction_is_in_it() {
+    // The code lies in the table itself: the access to page 9 sets bits of that page's entry, which is the instruction behind it.
+    // As they were, they are a load, `slti`, `auipc`, each to sp; as they are marked, nothing that is on.
+    let other = TABLES + 0x8000;
+    // The last two accesses are compressed, behind `c.nop`.
+    let (load, store) = (encode(Op::Ld, A1, S0, 0, 0), encode(Op::Sd, 0, S0, A1, 0));
+    for (access, to, rights, marks) in [
+        (load, DATA, 0x102, 0x40),
+        (load, other, 0x112, 0x40),
+        (store, other, 0x116, 0xc0),
+        (0x600c_0001, other, 0x112, 0x40),
+        (0xe00c_0001, other, 0x116, 0xc0),
+    ] {
+        for (name, setup) in engines() {
+            let table = TABLES + 0x2000;
+            let mut vm = paged(&setup, &[(4, table, RX), (5, DATA, RW), (9, to, rights)]);
+            vm.put(table + 8 * 8, &[addi(A0, A0, 1), access]);
+            let cpu = vm.vcpu.cpu_mut();
+            cpu.csr.menvcfg = 1 << 61;
+            cpu.csr.mstatus |= 1 << 18;
+            (cpu.x[usize::from(S0)], cpu.x[usize::from(SP)]) = (0x9000, 0x5000);
+            vm.run(0x4000 + 8 * 8);
+            let entry = to >> 2 | rights | 1;
+            let found = vm.vcpu.cpu().csr.mtval;
+            let old = setup.icache == ICache::FenceI && found == 0;
+            assert!(
+                old || found == entry | marks && vm.x(SP) == 0x5000,
+                "{name}, {access:#x}: {found:#x}, sp {:#x}",
+                vm.x(SP)
+            );
+            assert_eq!(vm.vcpu.cpu().csr.mcause, cause::ILLEGAL, "{name}");
+        }
+    }
+}
+
+#[test]
+fn a_site_that_takes_its_entrys_addend_takes_that_of_its_own_address_space() {
+    const ROUNDS: u64 = 40;
+    const TURNS: u64 = 500;
+    let (code, second) = (TABLES + 0x6000, TABLES + 0xa000);
     for (name, setup) in engines() {
-        // The code lies in the table itself: the load of page 9 sets A of that page's entry, which is the instruction behind it.
-        let table = TABLES + 0x2000;
-        let mut vm = paged(&setup, &[(4, table, RX), (5, DATA, RW), (9, DATA, 2)]);
-        vm.put(table + 8 * 8, &[addi(A0, A0, 1), encode(Op::Ld, A1, S0, 0, 0)]);
+        // Page 6 is found first, and page 5 has another addend than that; its frame is another in the second space.
+        let mut vm = paged(&setup, &[(4, code, RX), (5, DATA, RW), (6, DATA + 0x3000, RW)]);
+        let write = |at: u64, value: u64| vm.space.write(GuestPhys::new(at), &value.to_le_bytes()).unwrap();
+        write(second, (second + 0x1000) >> 2 | 1);
+        write(second + 0x1000, (second + 0x2000) >> 2 | 1);
+        for (page, to, rights) in [(4, code, RX), (5, DATA + 0x1000, RW), (6, DATA + 0x3000, RW)] {
+            write(second + 0x2000 + page * 8, to >> 2 | rights | 1);
+        }
+        write(DATA, 3);
+        write(DATA + 0x1000, 1000);
+        let (count, near, other) = (9, 13, 14);
+        let mut asm = Asm::at(0x4000);
+        let round = asm.here();
+        asm.word(count, TURNS as u32);
+        let again = asm.here();
+        asm.op(Op::Ld, A1, near, 0, 0).op(Op::Ld, A1, S0, 0, 0).op(Op::Add, A2, A2, A1, 0);
+        asm.op(Op::Sd, 0, S0, A2, 8).i(addi(count, count, -1));
+        asm.op(Op::Bne, 0, count, 0, (again as i64 - asm.here() as i64) as i32);
+        asm.op(Op::Csrrw, other, other, 0, num::SATP.into()).i(addi(A0, A0, -1));
+        asm.op(Op::Bne, 0, A0, 0, (round as i64 - asm.here() as i64) as i32).i(0);
+        vm.put(code, &asm.code);
         let cpu = vm.vcpu.cpu_mut();
-        cpu.csr.menvcfg = 1 << 61;
-        (cpu.x[usize::from(S0)], cpu.x[usize::from(SP)]) = (0x9000, 0x5000);
-        vm.run(0x4000 + 8 * 8);
-        // A load as it was; floating point, which is off, as it is marked.
-        let entry = (DATA >> 2) as u32 | 3;
-        let old = setup.icache == ICache::FenceI && vm.vcpu.cpu().csr.mtval == 0;
-        assert!(old || vm.vcpu.cpu().csr.mtval == u64::from(entry | 0x40), "{name}: {:#x}", vm.vcpu.cpu().csr.mtval);
-        assert_eq!(vm.vcpu.cpu().csr.mcause, cause::ILLEGAL, "{name}");
+        for (register, value) in [(S0, 0x5000), (near, 0x6000), (other, 8 << 60 | 1 << 44 | second >> 12), (A0, ROUNDS)]
+        {
+            cpu.x[usize::from(register)] = value;
+        }
+        (cpu.x[usize::from(A1)], cpu.x[usize::from(A2)]) = (0, 0);
+        vm.run(0x4000);
+        let sum = ROUNDS / 2 * TURNS * (3 + 1000);
+        let mut last = [[0; 8]; 2];
+        vm.space.read(GuestPhys::new(DATA + 8), &mut last[0]).unwrap();
+        vm.space.read(GuestPhys::new(DATA + 0x1008), &mut last[1]).unwrap();
+        assert_eq!(vm.x(A2), sum, "{name}");
+        assert_eq!(last.map(u64::from_le_bytes), [sum - 1000 * TURNS, sum], "{name}");
+        assert!(setup.engine == EngineKind::Interp || vm.vcpu.stats().tb.elsewhere >= 1, "{name}: none was learned");
     }
 }
