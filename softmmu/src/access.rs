@@ -57,7 +57,7 @@ impl LiveMmu {
     /// Loads a value, zero-extended. Misaligned loads of RAM work.
     ///
     /// # Errors
-    /// [`MemFault`]: nothing is mapped there, or the device takes no such width.
+    /// [`MemFault`]: [`Hooks::translate`] refuses it, nothing is mapped there, or the device takes no such width.
     #[inline]
     pub fn load<H: Hooks>(
         &mut self,
@@ -107,7 +107,7 @@ impl LiveMmu {
     /// Stores a value. Misaligned stores to RAM work. It never serves requests.
     ///
     /// # Errors
-    /// [`MemFault`] as for [`load`](Self::load); then nothing was written.
+    /// [`MemFault`] as for [`load`](Self::load); then nothing was written, of either page.
     #[inline]
     pub fn store<H: Hooks>(
         &mut self,
@@ -158,7 +158,7 @@ impl LiveMmu {
     /// The page that `va`, which is even, is fetched from. Devices and holes cannot be fetched from.
     ///
     /// # Errors
-    /// [`MemFault`]: no RAM is mapped there, or it is refused.
+    /// [`MemFault`]: [`Hooks::translate`] refuses it, or no RAM is mapped there.
     #[inline]
     pub fn fetch<H: Hooks>(&mut self, hooks: &mut H, idx: MmuIdx, va: GuestVirt) -> Result<FetchPage, MemFault> {
         let entry = self.fetch_entry(hooks, idx, va)?;
@@ -170,7 +170,7 @@ impl LiveMmu {
     /// The 32 bits at `va`, which must be even, in one host access; `None` if not all of them lie on its page.
     ///
     /// # Errors
-    /// [`MemFault`]: no RAM is mapped there, or the address is odd.
+    /// [`MemFault`]: [`Hooks::translate`] refuses it, no RAM is mapped there, or the address is odd.
     #[inline]
     pub fn fetch_u32<H: Hooks>(&mut self, hooks: &mut H, idx: MmuIdx, va: GuestVirt) -> Result<Option<u32>, MemFault> {
         if va.get() & 1 != 0 {
@@ -187,7 +187,7 @@ impl LiveMmu {
     /// The 16 bits at `va`, which must be even.
     ///
     /// # Errors
-    /// [`MemFault`]: no RAM is mapped there, or the address is odd.
+    /// [`MemFault`]: [`Hooks::translate`] refuses it, no RAM is mapped there, or the address is odd.
     #[inline]
     pub fn fetch_u16<H: Hooks>(&mut self, hooks: &mut H, idx: MmuIdx, va: GuestVirt) -> Result<u16, MemFault> {
         if va.get() & 1 != 0 {

@@ -68,7 +68,8 @@ address! {
     GuestPhys
 }
 
-/// The translation regime of an access: privilege now, address-space modifiers later.
+/// The translation regime of an access: the privilege that it is made with. Each has translations of its own; an embedder may use
+/// other numbers than these.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
 pub struct MmuIdx(pub u8);
 
@@ -77,7 +78,8 @@ impl MmuIdx {
     pub const U: MmuIdx = MmuIdx(0);
     /// Supervisor mode.
     pub const S: MmuIdx = MmuIdx(1);
-    /// Machine mode: no translation.
+    /// Machine mode: one address space. [`Hooks::translate`](crate::Hooks::translate) is asked here too, for what protection says; what
+    /// it answered is forgotten by [`LiveMmu::flush_tlb`](crate::LiveMmu::flush_tlb) only.
     pub const M: MmuIdx = MmuIdx(3);
 }
 

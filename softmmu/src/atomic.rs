@@ -29,7 +29,7 @@ impl LiveMmu {
     /// Atomic read-modify-write; the old value, zero-extended. On a device it is a load and a store.
     ///
     /// # Errors
-    /// [`MemFault`]: not naturally aligned, or nothing there takes it.
+    /// [`MemFault`]: not naturally aligned, refused by [`Hooks::translate`] as a store, or nothing there takes it.
     #[inline]
     pub fn amo<H: Hooks>(
         &mut self,
@@ -93,7 +93,7 @@ impl LiveMmu {
     /// Load-reserved. Devices cannot be reserved.
     ///
     /// # Errors
-    /// [`MemFault`]: not naturally aligned, or no RAM.
+    /// [`MemFault`]: not naturally aligned, refused by [`Hooks::translate`], or no RAM.
     pub fn lr<H: Hooks>(&mut self, hooks: &mut H, idx: MmuIdx, va: GuestVirt, size: MemSize) -> Result<u64, MemFault> {
         self.clear_reservation();
         self.tlb.select_data(idx);
@@ -112,11 +112,12 @@ impl LiveMmu {
         }
     }
 
-    /// Store-conditional: did it write? It does if the last LR was of the same cell and width and its value stands.
+    /// Store-conditional: did it write? It does if the last LR was of the same cell and width and its value stands; with
+    /// [`RamList::break_reservations`](notdirty_core::RamList::break_reservations), if nothing else stored there since.
     /// To ROM it succeeds as plain stores do: the value is ignored.
     ///
     /// # Errors
-    /// [`MemFault`]: not naturally aligned, or no RAM.
+    /// [`MemFault`]: not naturally aligned, refused by [`Hooks::translate`], or no RAM.
     pub fn sc<H: Hooks>(
         &mut self,
         hooks: &mut H,

@@ -18,7 +18,7 @@
 //! ```
 //!
 //! A program without a translator, its RAM, a device, a vCPU and a log; `examples/alone.rs` goes on with threads, rings, a second
-//! address space, memory that comes and goes, and a subscriber to old bytes:
+//! address space, memory that comes and goes, and a subscriber to old bytes, and `examples/tables.rs` has page tables:
 //!
 //! ```
 //! use notdirty_core::{DirtyClient, RamBlockSpec, RamList};

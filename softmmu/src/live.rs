@@ -169,8 +169,9 @@ impl LiveMmu {
         self.tlb.select_data(idx);
     }
 
-    /// The address space of all regimes but machine mode, from here on. Those left keep their translations, the last ones used of
-    /// a bounded number.
+    /// The address space of all regimes but machine mode, from here on; a new vCPU has `Asid(0)`. Other address spaces keep their
+    /// translations: a vCPU has 31 tables, each of one such regime in one address space, and what needs one more takes that
+    /// which was unused for longest, whose translations are asked for again.
     pub fn set_asid(&mut self, asid: Asid) {
         self.tlb.set_asid(asid);
     }
@@ -180,9 +181,9 @@ impl LiveMmu {
         self.tlb.asid()
     }
 
-    /// Forgets what was translated for the regimes that are not machine mode, and nothing else: of the page of `va`, with whatever was
-    /// mapped together with it, or of all pages; of one address space, global translations excepted, or of all.
-    /// Costs what it drops.
+    /// Forgets what was translated for the regimes that are not machine mode, and nothing else. `va`: the page of this address, with
+    /// whatever was mapped together with it; `None`: all pages. `asid`: this address space, global translations excepted; `None`: all
+    /// of them. Other vCPUs are not told: each calls it for itself. Costs what it drops.
     pub fn flush_translations(&mut self, va: Option<GuestVirt>, asid: Option<Asid>) {
         self.forgotten += 1;
         self.stats.dropped += self.tlb.flush_translations(va.map(GuestVirt::get), asid) as u64;

@@ -32,8 +32,11 @@ pub trait Hooks: CodeInvalidator {
     /// Where does this access go? Asked on each miss, in the middle of the access: page tables are read, and their marks set, through
     /// `memory`, to which this passes itself. What comes back may be kept until [`LiveMmu::flush_translations`] says otherwise.
     ///
+    /// The address space is the one that [`LiveMmu::set_asid`] named last; the hooks know its page tables. The default maps each
+    /// address to itself. For tables, rights and two address spaces see `examples/tables.rs`.
+    ///
     /// # Errors
-    /// Why the access does not take place.
+    /// Why the access does not take place; it becomes the cause of the [`MemFault`](crate::MemFault) that the access returns.
     #[inline]
     fn translate(&mut self, memory: &mut Physical<'_>, access: Access) -> Result<Translation, FaultCause>
     where

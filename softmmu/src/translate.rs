@@ -26,16 +26,16 @@ use std::ptr::with_exposed_provenance_mut;
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, Default)]
 pub struct Asid(pub u32);
 
-/// An access that has no entry: what it is about.
+/// An access that has no entry: what [`Hooks::translate`] is asked about. Of an access over two pages each page is asked about.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Access {
-    /// By whom.
+    /// The regime that the access was made in.
     pub idx: MmuIdx,
     /// Its first byte on this page.
     pub va: GuestVirt,
     /// Its bytes from there on, on this page; 1 to 8.
     pub len: u64,
-    /// What it wants.
+    /// What it wants. LR loads; SC and AMOs store.
     pub kind: AccessKind,
 }
 
@@ -44,9 +44,12 @@ pub struct Access {
 pub struct Translation {
     /// The physical page; what lies below a page in it is ignored.
     pub page: GuestPhys,
-    /// Logarithm of what was mapped as one: [`LiveMmu::flush_translations`] of any address there forgets all of it. 12 is a page.
+    /// Base-2 logarithm of the bytes mapped as one, aligned to that: [`LiveMmu::flush_translations`] of any address there forgets all of
+    /// it. 12 is a page, and the least; more than 63 counts as 63.
     pub size_log2: u8,
-    /// What may be done there until it is forgotten. An access whose kind is not among them is an access fault.
+    /// What may be done there until it is forgotten. If the kind of this access is not among them, the access ends in
+    /// [`FaultCause::Access`](crate::FaultCause::Access): where the page tables refuse it, return `Err(FaultCause::Page)` instead. A later
+    /// access of another kind is asked about again, so a page without its dirty mark is given without `store`.
     pub rights: Rights,
     /// It holds in every address space, and outlives a flush of one.
     pub global: bool,
@@ -81,7 +84,7 @@ impl<'m> Physical<'m> {
         Physical { mmu }
     }
 
-    /// The eight bytes at `at`, in one host access; `None` if that is no multiple of eight, or not RAM.
+    /// The eight bytes at `at` as a little-endian number, in one host access; `None` if `at` is no multiple of eight, or not RAM.
     #[inline]
     pub fn read(&mut self, at: GuestPhys) -> Option<u64> {
         let host = match self.mmu.tlb.tables.get(at.get()) {
@@ -92,8 +95,9 @@ impl<'m> Physical<'m> {
         Some(unsafe { host::load(host, MemSize::B8) })
     }
 
-    /// Replaces the eight bytes at `at` if they are `old`, atomically, as a store does: dirty bits are set, and code that
-    /// lies there is reported to `hooks`. Were they? `None` if that is no multiple of eight, not RAM, or ROM.
+    /// Replaces the eight bytes at `at` (little-endian) if they are `old`, atomically, as a store does: dirty bits are set, and code that
+    /// lies there is reported to `hooks`. `Some(true)` if they were replaced, `Some(false)` if they were others: read again. `None` if
+    /// `at` is no multiple of eight, not RAM, or ROM.
     pub fn replace<H: Hooks>(&mut self, hooks: &mut H, at: GuestPhys, old: u64, new: u64) -> Option<bool> {
         let (host, ram, readonly) = self.cell(at)?;
         if readonly {
