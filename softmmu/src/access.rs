@@ -9,7 +9,7 @@ use crate::host;
 use crate::live::LiveMmu;
 use crate::mmu::Hooks;
 use crate::tlb::FetchEntry;
-use crate::tlb::entry::{BIAS, FLAGS, OTHER};
+use crate::tlb::entry::{BIAS, FLAGS, INVALID, OTHER};
 use crate::translate::Access;
 use notdirty_core::RamAddr;
 
@@ -85,6 +85,11 @@ impl LiveMmu {
     #[inline]
     pub fn load_missed<H: Hooks>(&mut self, hooks: &mut H, va: GuestVirt, size: MemSize) -> Result<u64, MemFault> {
         self.stats.accesses += 1;
+        let biased = va.get().wrapping_add(BIAS);
+        let comparator = self.tlb.read_comparator(self.tlb.slot(biased));
+        if comparator & (!FLAGS | INVALID) != biased & !FLAGS && self.tlb.device(biased).is_none() {
+            return self.load_refilled(hooks, va, size);
+        }
         self.load_slow(hooks, va, size)
     }
 

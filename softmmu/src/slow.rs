@@ -68,6 +68,36 @@ impl LiveMmu {
             return Ok(unsafe { host::load_misaligned(with_exposed_provenance(host as usize), size) });
         }
         let (place, left) = self.locate(hooks, va, size.bytes(), AccessKind::Load)?;
+        self.load_at(hooks, va, size, place, left)
+    }
+
+    /// A load of a page of which nothing is known yet: mostly RAM, whose entry is made.
+    #[inline(never)]
+    pub(crate) fn load_refilled<H: Hooks>(
+        &mut self,
+        hooks: &mut H,
+        va: GuestVirt,
+        size: MemSize,
+    ) -> Result<u64, MemFault> {
+        let (to, filled) = self.refill(hooks, va, size.bytes(), AccessKind::Load)?;
+        if filled == Filled::Entry && aligned(va, size) {
+            let slot = self.tlb.slot(va.get().wrapping_add(BIAS));
+            let host = va.get().wrapping_add(self.tlb.addend(slot));
+            // SAFETY: the slot was just filled with a live page of RAM that may be loaded, which the access does not leave.
+            return Ok(unsafe { host::load(with_exposed_provenance(host as usize), size) });
+        }
+        let (place, left) = self.filled_place(va, AccessKind::Load, &to, filled)?;
+        self.load_at(hooks, va, size, place, left)
+    }
+
+    fn load_at<H: Hooks>(
+        &mut self,
+        hooks: &mut H,
+        va: GuestVirt,
+        size: MemSize,
+        place: Place,
+        left: u64,
+    ) -> Result<u64, MemFault> {
         if left < size.bytes() {
             return self.load_pieces(hooks, va, size);
         }
@@ -205,16 +235,38 @@ impl LiveMmu {
         len: u64,
         kind: AccessKind,
     ) -> Result<(Place, u64), MemFault> {
+        let (to, filled) = self.refill(hooks, va, len, kind)?;
+        self.filled_place(va, kind, &to, filled)
+    }
+
+    /// Asks where the page of `va` is, and notes it if that may be.
+    #[inline]
+    fn refill<H: Hooks>(
+        &mut self,
+        hooks: &mut H,
+        va: GuestVirt,
+        len: u64,
+        kind: AccessKind,
+    ) -> Result<(Translation, Filled), MemFault> {
         match kind {
             AccessKind::Store => self.stats.store_miss += 1,
             _ => self.stats.load_miss += 1,
         }
         let len = len.min(PAGE_SIZE - va.page_offset());
         let to = self.translate(hooks, Access { idx: self.tlb.data_idx(), va, len, kind })?;
-        if !to.lasting {
-            return self.locate_mixed(va, &to).ok_or_else(|| self.fault(kind, va));
-        }
-        match self.tlb.fill(&self.space, &self.view, va, &to) {
+        // What may not be kept is asked for each time, as on a page of several regions.
+        let filled = if to.lasting { self.tlb.fill(&self.space, &self.view, va, &to) } else { Filled::Mixed };
+        Ok((to, filled))
+    }
+
+    fn filled_place(
+        &mut self,
+        va: GuestVirt,
+        kind: AccessKind,
+        to: &Translation,
+        filled: Filled,
+    ) -> Result<(Place, u64), MemFault> {
+        match filled {
             Filled::Entry => {
                 let slot = self.tlb.slot(va.get().wrapping_add(BIAS));
                 let entry = self.tlb.entry(slot);
@@ -222,7 +274,7 @@ impl LiveMmu {
                 Ok((self.place(slot, comparator, va), PAGE_SIZE - va.page_offset()))
             }
             Filled::Device => self.device_place(va, kind).ok_or_else(|| self.fault(kind, va)),
-            Filled::Mixed => self.locate_mixed(va, &to).ok_or_else(|| self.fault(kind, va)),
+            Filled::Mixed => self.locate_mixed(va, to).ok_or_else(|| self.fault(kind, va)),
             Filled::Empty => Err(self.fault(kind, va)),
         }
     }
