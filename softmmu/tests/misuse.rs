@@ -10,7 +10,8 @@ use notdirty_core::{
 };
 use notdirty_softmmu::raw::{self, Request};
 use notdirty_softmmu::{
-    AccessError, AddressSpace, CodeInvalidator, Hooks, LiveMmu, MapError, MemSize, MmioDevice, MmuIdx, NoHooks, SoftMmu,
+    Access, AccessError, AddressSpace, AmoOp, Asid, CodeInvalidator, FaultCause, GuestPhys, Hooks, LiveMmu, MapError,
+    MemSize, MmioDevice, MmuIdx, NoHooks, Physical, Resolved, Rights, SoftMmu, Translation,
 };
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{Arc, Mutex, Weak};
@@ -356,5 +357,129 @@ fn an_access_that_is_called_missed_is_done_like_any_other_though_its_entry_was_n
         assert!(mmu.load_missed(tbs, va(common::DEV + 9), MemSize::B4).is_err());
         let _ = mmu.store_missed(tbs, va(common::ROM), MemSize::B8, 5).unwrap();
         assert_eq!(mmu.load_missed(tbs, va(common::ROM), MemSize::B8), Ok(0));
+    }
+}
+
+/// Says of every access something else, and changes what it finds on the way.
+struct Liar {
+    state: u64,
+}
+
+impl Liar {
+    fn below(&mut self, n: u64) -> u64 {
+        self.state ^= self.state << 13;
+        self.state ^= self.state >> 7;
+        self.state ^= self.state << 17;
+        (self.state >> 11) % n
+    }
+
+    fn flip(&mut self) -> bool {
+        self.below(2) == 0
+    }
+
+    /// Around RAM, ROM, the device, what lies over RAM, holes, and the ends of the address space.
+    fn place(&mut self) -> u64 {
+        let base = [RAM, RAM, RAM + 0xf000, common::ROM, common::DEV, 0, 0u64.wrapping_sub(1 << 30), u64::MAX - 0x1fff];
+        let base = base[self.below(8) as usize];
+        base.wrapping_add(self.below(0x4000)).wrapping_sub(self.below(0x1000))
+    }
+}
+
+impl CodeInvalidator for Liar {
+    fn code_written(&mut self, _: RamAddr, _: u64) -> usize {
+        self.below(3) as usize
+    }
+}
+
+impl Hooks for Liar {
+    fn translate(&mut self, memory: &mut Physical<'_>, access: Access) -> Result<Translation, FaultCause> {
+        let at = GuestPhys::new(self.place());
+        let old = memory.read(at).unwrap_or(1);
+        if self.below(4) == 0 {
+            let new = self.below(u64::MAX);
+            let _ = memory.replace(self, at, old, new);
+        }
+        if self.below(8) == 0 {
+            return Err(if self.flip() { FaultCause::Page } else { FaultCause::Access });
+        }
+        let rights = Rights { load: self.below(4) != 0, store: self.below(4) != 0, fetch: self.flip() };
+        let page = if self.flip() { self.place() } else { access.va.get() };
+        let size_log2 = [12, 12, 12, 0, 13, 21, 63, 64, 255][self.below(9) as usize];
+        let (global, lasting) = (self.flip(), self.below(8) != 0);
+        Ok(Translation { page: GuestPhys::new(page), size_log2, rights, global, lasting })
+    }
+}
+
+#[test]
+fn a_translator_that_lies_gets_wrong_answers_and_stores_nowhere_but_to_what_is_mapped() {
+    for seed in 1..60 {
+        let mut vm = Vm::new();
+        let canary = vm.ram.add(RamBlockSpec::new("canary", 0x8000)).unwrap();
+        let mut liar = Liar { state: seed * 0x9e37_79b9 };
+        let mut over = Vec::new();
+        for _ in 0..3000 {
+            let (at, n) = (va(liar.place()), liar.below(22));
+            let idx = [MmuIdx::M, MmuIdx::S, MmuIdx::U][liar.below(3) as usize];
+            let size = MemSize::ALL[liar.below(4) as usize];
+            let value = liar.below(u64::MAX);
+            let aligned = va(at.get() & !(size.bytes() - 1));
+            let Vm { mmu, space, dev, block, rom, tbs, .. } = &mut vm;
+            match n {
+                0..3 => drop(mmu.load(&mut liar, idx, at, size)),
+                3..6 => drop(mmu.store(&mut liar, idx, at, size, value)),
+                6..8 => drop(mmu.load_missed(&mut liar, at, size)),
+                8..10 => drop(mmu.store_missed(&mut liar, at, size, value)),
+                10 => drop(mmu.amo(&mut liar, idx, aligned, MemSize::B8, AmoOp::Add, value)),
+                11 => drop(mmu.fetch_u32(&mut liar, idx, va(at.get() & !1))),
+                12 => mmu.select(idx),
+                13 => mmu.set_asid(Asid(value as u32 % 40)),
+                14 => mmu.flush_translations(
+                    (!value.is_multiple_of(3)).then_some(at),
+                    value.is_multiple_of(2).then_some(Asid(value as u32 % 40)),
+                ),
+                15 => drop(mmu.load_device(at, size, || ())),
+                16 => drop(mmu.store_device(at, size, value, || ())),
+                17 => {
+                    let page = block.offset().page().get() + value % 16;
+                    let _ = mmu.announce_code(PageIndex::new(page), value);
+                }
+                18 if value.is_multiple_of(8) => mmu.set_flat_addend(value),
+                18 if value % 8 == 1 => mmu.set_tlb_shape(value as u32 % 20, value % 16 == 1),
+                19 => {
+                    let at = pa(RAM + value % 0x10 * 0x1000 + value % 2 * 0x800);
+                    let priority = 1 + over.len() as i32;
+                    over.extend(match value % 3 {
+                        0 => space.map_mmio(at, 0x800, dev.clone(), priority),
+                        1 => space.map_rom(pa(at.get() & !0xfff), rom, 0, 0x1000, priority),
+                        _ => {
+                            space.map_alias(pa(at.get() & !0xfff), pa(RAM + value / 64 % 16 * 0x1000), 0x1000, priority)
+                        }
+                    });
+                }
+                20 if !over.is_empty() => {
+                    let id = over.swap_remove(value as usize % over.len());
+                    space.unmap(id).unwrap();
+                }
+                _ => drop(mmu.serve(tbs)),
+            }
+        }
+        let mut bytes = [0; 0x8000];
+        canary.read_bytes(0, &mut bytes).unwrap();
+        assert!(bytes.iter().all(|&byte| byte == 0), "seed {seed}");
+        let mut rom = [0; 0x2000];
+        vm.rom.read_bytes(0, &mut rom).unwrap();
+        assert!(rom.iter().all(|&byte| byte == 0), "seed {seed}: ROM was written");
+        // To one that tells the truth, it is what the map says.
+        let _ = vm.mmu.serve(&mut vm.tbs);
+        vm.mmu.flush_tlb();
+        vm.mmu.set_tlb_shape(14, false);
+        for page in 0..16 {
+            let at = RAM + page * 0x1000 + 0x400;
+            let mut want = [0; 8];
+            if matches!(vm.space.snapshot().resolve(pa(at)), Resolved::Ram { .. }) {
+                vm.space.read(pa(at), &mut want).unwrap();
+                assert_eq!(vm.load(at, MemSize::B8), Ok(u64::from_le_bytes(want)), "seed {seed}");
+            }
+        }
     }
 }

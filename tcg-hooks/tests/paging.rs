@@ -439,3 +439,49 @@ fn a_site_that_takes_its_entrys_addend_takes_that_of_its_own_address_space() {
         assert!(setup.engine == EngineKind::Interp || vm.vcpu.stats().tb.elsewhere >= 1, "{name}: none was learned");
     }
 }
+
+#[test]
+fn eight_bytes_that_pmp_refuses_are_refused_amid_their_page_and_amid_a_page_table() {
+    let (code, data, leaves) = (DATA, DATA + 0x1000, TABLES + 0x2000);
+    let (load, store) = (encode(Op::Ld, A1, S0, 0, 0x100), encode(Op::Sd, 0, S0, A1, 0x100));
+    let beside = [
+        encode(Op::Ld, A1, S0, 0, 0xf8),
+        encode(Op::Sd, 0, S0, A1, 0x108),
+        encode(Op::Ld, A1, S0, 0, 0x108),
+        encode(Op::Sd, 0, S0, A1, 0xf8),
+    ];
+    let none = vec![];
+    // Where, what is left of its rights, what goes before, the access, and its fault.
+    for (refused, rights, before, access, wanted, tval) in [
+        (data + 0x100, 0, beside.to_vec(), load, cause::LOAD_ACCESS, 0x5100),
+        (data + 0x100, 0, beside.to_vec(), store, cause::STORE_ACCESS, 0x5100),
+        (data + 0x100, 1, [beside.to_vec(), vec![load]].concat(), store, cause::STORE_ACCESS, 0x5100),
+        (leaves + 5 * 8, 0, none.clone(), load, cause::LOAD_ACCESS, 0x5100),
+        (leaves + 5 * 8, 0, none.clone(), store, cause::STORE_ACCESS, 0x5100),
+        (TABLES + 0x1000, 0, none.clone(), 0x13, cause::FETCH_ACCESS, 0x4000),
+        // It can be read, and not marked.
+        (leaves + 6 * 8, 1, vec![encode(Op::Lui, S0, 0, 0, 0x6000)], load, cause::LOAD_ACCESS, 0x6100),
+    ] {
+        for (name, setup) in engines() {
+            let mut vm = paged(&setup, &[(4, code, RX), (5, data, RW), (6, data, 2)]);
+            vm.put(code, &before);
+            vm.put(code + 4 * before.len() as u64, &[access]);
+            // M-mode says so, and goes there.
+            let mut first = Asm::at(TABLES + 0xf000);
+            for (register, number) in [(T4, num::PMPADDR0), (T5, num::PMPADDR0 + 1), (T6, num::PMPCFG0)] {
+                first.op(Op::Csrrw, ZERO, register, 0, number.into());
+            }
+            first.op(Op::Mret, 0, 0, 0, 0);
+            first.put(&vm);
+            let cpu = vm.vcpu.cpu_mut();
+            for (register, value) in [(T4, refused >> 2), (T5, u64::MAX >> 10), (T6, 0x1f18 | rights), (S0, 0x5000)] {
+                cpu.x[usize::from(register)] = value;
+            }
+            (cpu.csr.menvcfg, cpu.csr.mepc, cpu.privilege) = (1 << 61, 0x4000, Privilege::M);
+            cpu.csr.mstatus = cpu.csr.mstatus & !mstatus::MPP | 1 << 11;
+            vm.run(TABLES + 0xf000);
+            let csr = &vm.vcpu.cpu().csr;
+            assert_eq!((csr.mcause, csr.mtval), (wanted, tval), "{name}: {refused:#x}, {rights}, {access:#x}");
+        }
+    }
+}
