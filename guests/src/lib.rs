@@ -26,6 +26,8 @@
 //! Deliberately absent: globals (a machine is a value, and `Send`), signals, a PLIC and other devices that
 //! interrupt, a device tree or an ACPI table to tell a guest of plugged RAM: it probes.
 
+#![warn(clippy::missing_errors_doc)]
+
 pub mod cli;
 pub mod devices;
 pub mod load;

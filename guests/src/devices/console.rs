@@ -99,6 +99,9 @@ impl Console {
     }
 
     /// From now on a thread of its own does the writing.
+    ///
+    /// # Errors
+    /// The host gives no thread; then what the guest prints is lost.
     pub fn write_behind(&self) -> io::Result<()> {
         let out = self.out.clone();
         let Some(mut sink) = out.state().sink.take() else { return Ok(()) };
@@ -125,6 +128,9 @@ impl Console {
     }
 
     /// Feeds what `source` gives, in a thread of its own, until its end; that end is silent.
+    ///
+    /// # Errors
+    /// The host gives no thread.
     pub fn feed_from(self: &Arc<Self>, mut source: impl Read + Send + 'static) -> io::Result<()> {
         let console = Arc::downgrade(self);
         thread::Builder::new().name("console in".into()).spawn(move || {
@@ -147,6 +153,9 @@ impl Console {
 
     /// Gives the guest something to read. Does not wait for it to be read, as the guest may not run yet: what has no room
     /// is refused, all of it.
+    ///
+    /// # Errors
+    /// [`ConsoleFull`]: more bytes than there is room for; none was taken.
     pub fn feed(&self, bytes: &[u8]) -> Result<(), ConsoleFull> {
         let mut input = self.input();
         let room = BACKLOG.saturating_sub(input.len());

@@ -86,6 +86,9 @@ struct Screen {
 
 impl Framebuffer {
     /// Puts a framebuffer of that size, all black, on the bus.
+    ///
+    /// # Errors
+    /// [`FramebufferError`]: a side of 0 pixels or too many, no RAM for them, their place on the bus is taken, or another log is VGA's.
     pub fn attach(space: &Arc<AddressSpace>, width: u32, height: u32) -> Result<Arc<Framebuffer>, FramebufferError> {
         let side = 1..=MAX_SIDE;
         if !side.contains(&width) || !side.contains(&height) {
@@ -119,6 +122,9 @@ impl Framebuffer {
 
     /// Brings the image up to date: lines that were drawn since the last time are converted. Not on a vCPU's own thread
     /// while it runs, hence in no device's callback: it would wait for itself. To look at the image is fine there.
+    ///
+    /// # Errors
+    /// [`LogError`]: a vCPU did not answer in time, or runs on this thread. What was drawn comes with the next redraw.
     pub fn redraw(&self, timeout: Option<Duration>) -> Result<Redraw, LogError> {
         let _alone = self.redraws.lock().unwrap_or_else(PoisonError::into_inner);
         let harvest = self.log.sync(timeout)?;
@@ -162,6 +168,9 @@ impl Framebuffer {
     }
 
     /// Writes the image of the last redraw as a binary PPM.
+    ///
+    /// # Errors
+    /// What `to` says.
     pub fn write_ppm(&self, to: &mut impl Write) -> io::Result<()> {
         write!(to, "P6\n{} {}\n255\n", self.width, self.height)?;
         to.write_all(&self.image())

@@ -116,6 +116,9 @@ pub struct ElfFile<'f> {
 }
 
 /// Reads and checks a whole file against the RAM it is to be loaded into.
+///
+/// # Errors
+/// [`ElfError`]: it is no ELF64 file for RISC-V, is damaged, or has a segment or entry outside `ram`; field and offset are named.
 pub fn parse(file: &[u8], ram: Range<u64>) -> Result<ElfFile<'_>, ElfError> {
     let bytes = Bytes(file);
     if !file.starts_with(b"\x7fELF") {

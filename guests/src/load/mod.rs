@@ -126,6 +126,9 @@ pub struct Loaded {
 }
 
 /// Loads a program; what is written over live code invalidates it.
+///
+/// # Errors
+/// [`LoadError`]: the file cannot be read, is of a kind that does not run here, or does not lie in `ram`.
 pub fn load(program: &Program, space: &AddressSpace, ram: Range<u64>) -> Result<Loaded, LoadError> {
     match program {
         Program::File(path) => load_file(&mut Source::open(path)?, space, ram),

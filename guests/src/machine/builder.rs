@@ -29,7 +29,7 @@ pub enum ClockKind {
     /// The host's.
     #[default]
     Host,
-    /// The instruction count: a run can be repeated exactly.
+    /// The instruction count, a tick of 10 MHz for each 100: a run can be repeated exactly. For one hart only.
     Insns,
 }
 
@@ -142,7 +142,7 @@ impl Default for MachineBuilder {
 }
 
 impl MachineBuilder {
-    /// Bytes of RAM; 128 MiB unless said.
+    /// Bytes of RAM, a multiple of 4 KiB; 128 MiB unless said.
     pub fn ram_size(mut self, bytes: u64) -> Self {
         self.ram_size = bytes;
         self
@@ -215,7 +215,7 @@ impl MachineBuilder {
         self
     }
 
-    /// Where to start, if not where the program says.
+    /// Where to start, in M-mode, if not where the program says: an even address in RAM.
     pub fn entry(mut self, entry: u64) -> Self {
         self.entry = Some(entry);
         self
@@ -241,6 +241,9 @@ impl MachineBuilder {
     }
 
     /// The machine, its program loaded, its harts at the entry.
+    ///
+    /// # Errors
+    /// [`BuildError`]: a setting that cannot be, a program that cannot be loaded, or a host without memory.
     pub fn build(self) -> Result<Machine, BuildError> {
         if self.ram_size == 0 || !self.ram_size.is_multiple_of(PAGE_SIZE) || self.ram_size > PHYS_END - RAM_BASE {
             return Err(BuildError::RamSize { size: self.ram_size });

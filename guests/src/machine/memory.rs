@@ -227,12 +227,18 @@ impl Memory {
     }
 
     /// Reads guest memory.
+    ///
+    /// # Errors
+    /// [`AccessError`] with the first address that fails; `into` may be filled in part.
     pub fn read(&self, addr: u64, into: &mut [u8]) -> Result<(), AccessError> {
         self.0.space.read(GuestPhys::new(addr), into)
     }
 
     /// Writes guest memory, as a device would by DMA: the bytes, then the dirty marks and the word to every vCPU to
     /// drop code that lay there. A vCPU hears of it at its next safe point, or `fence.i`.
+    ///
+    /// # Errors
+    /// [`AccessError`] with the first address that fails. Of bytes that are not all mapped, none is written.
     pub fn write(&self, addr: u64, from: &[u8]) -> Result<(), AccessError> {
         self.0.space.write(GuestPhys::new(addr), from)
     }
@@ -251,6 +257,9 @@ impl Memory {
     }
 
     /// Could [`plug`](Self::plug) do this now, as far as is known without asking the host? Nothing changes.
+    ///
+    /// # Errors
+    /// [`PlugError`], as from [`plug`](Self::plug).
     pub fn check_plug(&self, base: u64, size: u64) -> Result<(), PlugError> {
         if size == 0 || !size.is_multiple_of(PAGE_SIZE) || !base.is_multiple_of(PAGE_SIZE) {
             return Err(PlugError::Unaligned { base: GuestPhys::new(base), size });
@@ -263,6 +272,10 @@ impl Memory {
     }
 
     /// Puts `size` bytes of zeroed RAM at `base`, where nothing may be. Every vCPU sees them from its next safe point.
+    ///
+    /// # Errors
+    /// [`PlugError`]: `base` or `size` (bytes) is no multiple of a page, the place is taken or past the end of the address space, the
+    /// machine may not have so much, there is RAM of this name, or the host gives none. Nothing was changed.
     pub fn plug(&self, name: &str, base: u64, size: u64, spec: PlugSpec) -> Result<Plugged, PlugError> {
         if !base.is_multiple_of(PAGE_SIZE) {
             return Err(PlugError::Unaligned { base: GuestPhys::new(base), size });
@@ -316,6 +329,9 @@ impl Memory {
 
     /// Takes RAM away: from then on the guest gets access faults there, and the memory goes back to the host. Waits until
     /// every vCPU has let go, at most `timeout`; a vCPU that is not running does not hold it. On an error the RAM stays.
+    ///
+    /// # Errors
+    /// [`UnplugError`]: not plugged (any more), mapped at a second address, in use by another call, or no answer in time.
     pub fn unplug(&self, plugged: &Plugged, timeout: Duration) -> Result<(), UnplugError> {
         let (block, region) = self.borrow(plugged)?;
         let done = self.take_out(&block, region, timeout);

@@ -148,7 +148,8 @@ impl Machine {
         }
     }
 
-    /// Runs until the guest ends or a limit is met.
+    /// Runs until the guest ends or a limit is met, and goes on from there when it is called again. A guest that ended stays so until
+    /// [`start_at`](Self::start_at).
     pub fn run(&mut self, limits: &RunLimits) -> MachineExit {
         if let Some(exit) = self.board.latch.get() {
             return MachineExit::Guest(exit);
@@ -172,6 +173,9 @@ impl Machine {
     }
 
     /// Loads a program over what is there, whatever runs there now; returns its entry. The hart stays where it is.
+    ///
+    /// # Errors
+    /// [`BuildError::Load`]: it cannot be read, or does not lie in RAM; symbols are then those of the program before.
     pub fn load(&mut self, program: &Program) -> Result<u64, BuildError> {
         self.board.remove_htif()?;
         let loaded = load::load(program, &self.board.space, self.board.ram_range());
@@ -194,6 +198,9 @@ impl Machine {
     }
 
     /// Harts and devices as after power-on, each hart at `entry` with its number in a0; RAM stays as it is.
+    ///
+    /// # Errors
+    /// [`BuildError::Entry`]: `entry` is odd or not in RAM. Nothing was reset.
     pub fn start_at(&mut self, entry: u64) -> Result<(), BuildError> {
         let ram = self.board.ram_range();
         if !ram.contains(&entry) || !entry.is_multiple_of(2) {
@@ -213,12 +220,18 @@ impl Machine {
     }
 
     /// Writes guest memory. Code that lay there is dropped before this returns.
+    ///
+    /// # Errors
+    /// [`AccessError`] with the first address that fails. Of bytes that are not all mapped, none is written.
     pub fn write(&mut self, addr: u64, bytes: &[u8]) -> Result<WriteReport, AccessError> {
         self.board.space.write(GuestPhys::new(addr), bytes)?;
         Ok(WriteReport { tbs_killed: self.serve() })
     }
 
     /// Reads guest memory.
+    ///
+    /// # Errors
+    /// [`AccessError`] with the first address that fails; `into` may be filled in part.
     pub fn read(&self, addr: u64, into: &mut [u8]) -> Result<(), AccessError> {
         self.board.space.read(GuestPhys::new(addr), into)
     }
@@ -230,6 +243,9 @@ impl Machine {
     }
 
     /// Adds RAM at `base`.
+    ///
+    /// # Errors
+    /// [`PlugError`], as from [`Memory::plug`].
     pub fn add_ram(&mut self, name: &str, base: u64, size: u64) -> Result<Plugged, PlugError> {
         let plugged = self.board.memory.plug(name, base, size, PlugSpec::default())?;
         self.serve();
@@ -237,6 +253,9 @@ impl Machine {
     }
 
     /// Shows added RAM at a second address.
+    ///
+    /// # Errors
+    /// [`PlugError::NotPlugged`], or [`PlugError::Map`]: `base` is no multiple of a page, or too high.
     pub fn map_again(&mut self, ram: &Plugged, base: u64) -> Result<RegionId, PlugError> {
         let region = self.board.memory.map_again(ram, base)?;
         self.serve();
@@ -244,6 +263,9 @@ impl Machine {
     }
 
     /// Shows at `base` what is visible at `target`.
+    ///
+    /// # Errors
+    /// [`MapError`]: `len` is 0 or wraps, or `base` and `target` differ in their offset in a page.
     pub fn map_alias(&mut self, base: u64, target: u64, len: u64) -> Result<RegionId, MapError> {
         let region = self.board.space.map_alias(GuestPhys::new(base), GuestPhys::new(target), len, 0)?;
         self.serve();
@@ -251,6 +273,9 @@ impl Machine {
     }
 
     /// Takes a mapping away.
+    ///
+    /// # Errors
+    /// [`MapError::UnknownRegion`].
     pub fn unmap(&mut self, region: RegionId) -> Result<(), MapError> {
         self.board.space.unmap(region)?;
         self.serve();
@@ -268,7 +293,8 @@ impl Machine {
         self.vcpus[0].cpu()
     }
 
-    /// The registers of hart 0, to change them.
+    /// The registers of hart 0, to change them between runs. S and U have no memory until PMP allows some:
+    /// `csr.allow_all_memory()`.
     pub fn cpu_mut(&mut self) -> &mut CpuState {
         self.vcpus[0].cpu_mut()
     }
@@ -318,6 +344,9 @@ impl Machine {
 
     /// The code at `addr` as guest instructions, IR and host code. It is translated anew, with these switches, and not
     /// run.
+    ///
+    /// # Errors
+    /// [`ListError`]: no instruction can be fetched at `addr`, or the host has no memory for a TLB.
     pub fn listing(&self, addr: u64, flags: JitFlags) -> Result<Listing, ListError> {
         listing::region(&self.board.space, addr, flags, &|addr| self.symbol(addr))
     }

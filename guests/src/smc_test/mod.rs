@@ -247,6 +247,9 @@ pub enum Emitted {
 }
 
 /// Writes the cases as ELF files into a directory, which is made if it is not there.
+///
+/// # Errors
+/// The directory or a file in it cannot be written; what was written before stays.
 pub fn emit<'c>(
     dir: &Path,
     cases: impl IntoIterator<Item = &'c Case>,

@@ -42,6 +42,10 @@ impl Memory {
     /// every vCPU from its next safe point. What is cut off goes back to the host when every vCPU has let go, for which
     /// this waits at most `timeout`; should the host refuse it, it comes back with its old bytes if the RAM grows again. On
     /// an error the RAM is as it was.
+    ///
+    /// # Errors
+    /// [`ResizeError::InUse`]: not plugged, in use by another call, mapped twice, or no answer in time; [`ResizeError::Refused`]: `size` is no
+    /// multiple of a page, over the `max_size` or the machine's maximum, or the place above is taken.
     pub fn resize(&self, plugged: &Plugged, size: u64, timeout: Duration) -> Result<(), ResizeError> {
         let (block, region) = self.borrow(plugged)?;
         let old = block.used_length();
