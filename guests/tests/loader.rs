@@ -66,7 +66,7 @@ fn each_bad_field_is_named_with_its_place() {
         ("e_ident[EI_CLASS] at offset 0x4 is 1 (ELF32)", |f| f[4] = 1),
         ("e_ident[EI_DATA] at offset 0x5 is 2 (big-endian)", |f| f[5] = 2),
         ("e_ident[EI_VERSION] at offset 0x6", |f| f[6] = 9),
-        ("e_type at offset 0x10 is 1 (relocatable)", |f| f[0x10] = 1),
+        ("e_type at offset 0x10 is 1 (relocatable: link it first)", |f| f[0x10] = 1),
         ("e_type at offset 0x10 is 4 (core dump)", |f| f[0x10] = 4),
         ("e_machine at offset 0x12 is 62 (x86-64)", |f| put(f, 0x12, &[62, 0])),
         ("e_machine at offset 0x12 is 40 (ARM)", |f| (f[4], f[0x12]) = (1, 40)),

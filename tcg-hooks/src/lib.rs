@@ -43,6 +43,8 @@
 //! Deliberately absent: files, devices, threads (the `notdirty` package has them), and locks around translated code
 //! (each vCPU owns its own).
 
+#![warn(clippy::missing_errors_doc)]
+
 mod barrier;
 pub mod clock;
 pub mod cpu;

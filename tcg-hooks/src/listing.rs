@@ -109,6 +109,9 @@ impl CodeInvalidator for Idle {
 impl Hooks for Idle {}
 
 /// Translates the region at `pc` in M-mode, and runs nothing.
+///
+/// # Errors
+/// [`ListError`]: no instruction can be fetched at `pc`, or the host has no memory for a TLB.
 pub fn region(space: &Arc<AddressSpace>, pc: u64, flags: JitFlags, symbols: Symbols<'_>) -> Result<Listing, ListError> {
     if pc & 1 != 0 {
         return Err(ListError::Fetch(MemFault::access(AccessKind::Fetch, GuestVirt::new(pc))));

@@ -29,6 +29,9 @@ impl<W: Write> PerfMap<W> {
     }
 
     /// Adds code.
+    ///
+    /// # Errors
+    /// It cannot be written.
     pub fn code(&mut self, code: &NewCode<'_>) -> io::Result<()> {
         let name = code.name.replace(char::is_control, "?");
         writeln!(self.out, "{:x} {:x} {name}", code.address, code.bytes.len())?;
@@ -64,6 +67,9 @@ const LOAD_HEADER: usize = 56;
 
 impl<W: Write> JitDump<W> {
     /// A dump that goes to `out`; times are those of `perf record -k mono`.
+    ///
+    /// # Errors
+    /// Its header cannot be written.
     pub fn new(out: W) -> io::Result<Self> {
         Self::with_clock(out, monotonic)
     }
@@ -81,6 +87,9 @@ impl<W: Write> JitDump<W> {
     }
 
     /// Adds code.
+    ///
+    /// # Errors
+    /// It cannot be written.
     pub fn code(&mut self, code: &NewCode<'_>) -> io::Result<()> {
         let name = code.name.replace(char::is_control, "?");
         let size = LOAD_HEADER + name.len() + 1 + code.bytes.len();
@@ -141,6 +150,9 @@ const MARKER: usize = 4096;
 
 impl Marker {
     /// Marks this file, which must be open for reading.
+    ///
+    /// # Errors
+    /// The host does not map the file.
     pub fn new(dump: &File) -> io::Result<Marker> {
         // SAFETY: a new private mapping at an address of the kernel's choice; the descriptor is open.
         let at = unsafe {

@@ -64,7 +64,7 @@ pub enum ElfError {
     /// A segment has no RAM under it.
     #[error(
         "segment {index}: p_paddr {start:#x} + p_memsz {len:#x} (program header at offset {offset:#x}) is outside RAM \
-         {:#x}..{:#x}", ram.start, ram.end
+         {:#x}..{:#x} (link it for there, or give more RAM)", ram.start, ram.end
     )]
     SegmentOutsideRam {
         /// Number of the program header.
@@ -79,7 +79,7 @@ pub enum ElfError {
         ram: Range<u64>,
     },
     /// The entry point has no RAM under it.
-    #[error("e_entry {entry:#x} at offset 0x18 is outside RAM {:#x}..{:#x}", ram.start, ram.end)]
+    #[error("e_entry {entry:#x} at offset 0x18 is outside RAM {:#x}..{:#x} (link it for there)", ram.start, ram.end)]
     EntryOutsideRam {
         /// The entry point.
         entry: u64,
@@ -310,7 +310,7 @@ fn check_header(bytes: Bytes<'_>) -> Result<(), ElfError> {
     match bytes.u16(0x10, "e_type")? {
         // A static position-independent file runs where its addresses say, like any other.
         2 | 3 => {}
-        1 => return wrong("e_type", 0x10, "1 (relocatable)".into(), "2 (executable)"),
+        1 => return wrong("e_type", 0x10, "1 (relocatable: link it first)".into(), "2 (executable)"),
         4 => return wrong("e_type", 0x10, "4 (core dump)".into(), "2 (executable)"),
         other => return wrong("e_type", 0x10, other.to_string(), "2 (executable)"),
     }

@@ -47,6 +47,9 @@ pub fn step<H: Hooks>(cpu: &mut CpuState, mmu: &mut LiveMmu, hooks: &mut H, env:
 
 /// Fetches and decodes at `cpu.pc`, a halfword at a time: the second one is only looked at if the first asks for it,
 /// and when it faults, the fault names its address.
+///
+/// # Errors
+/// [`MemFault`] of the halfword that cannot be fetched.
 pub fn fetch<H: Hooks>(cpu: &CpuState, memory: &mut LiveMmu, hooks: &mut H) -> Result<Insn, MemFault> {
     let idx = cpu.fetch_idx();
     mmu::follow(&cpu.csr, memory);

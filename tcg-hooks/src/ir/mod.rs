@@ -369,7 +369,7 @@ pub struct Block {
     pub end: u32,
     /// Is the budget polled at its head?
     pub poll: bool,
-    /// May [`SHARED`] loads or stores have one base?
+    /// May `SHARED` loads or stores have one base?
     pub shares: bool,
     /// How it ends.
     pub term: Term,

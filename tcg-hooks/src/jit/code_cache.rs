@@ -127,6 +127,9 @@ impl CodeCache {
     pub const MIN_BYTES: usize = 1 << 21;
 
     /// Reserves `bytes` (rounded up to at least [`CodeCache::MIN_BYTES`]) and copies `thunks` to its start.
+    ///
+    /// # Errors
+    /// The host gives no memory that is both writable and executable, by two views.
     pub fn new(bytes: usize, thunks: &[u8]) -> io::Result<CodeCache> {
         let len = bytes.clamp(Self::MIN_BYTES, 1 << 30).next_multiple_of(1 << 16);
         // Not every sandbox has the first kind.

@@ -226,6 +226,9 @@ fn reach(cpu: &CpuState, csr: u16) -> Result<&'static Row, Illegal> {
 }
 
 /// Reads a CSR as an instruction does that has not retired yet.
+///
+/// # Errors
+/// [`Illegal`]: there is no such CSR, or it is closed to this mode.
 pub fn csr_read(cpu: &CpuState, csr: u16, env: &CsrEnv) -> Result<u64, Illegal> {
     Ok(read(cpu, reach(cpu, csr)?, csr, env))
 }
@@ -251,6 +254,9 @@ fn read(cpu: &CpuState, row: &Row, csr: u16, env: &CsrEnv) -> u64 {
 }
 
 /// Writes a CSR as an instruction does that has not retired yet. Bits a register cannot hold are dropped (WARL).
+///
+/// # Errors
+/// [`Illegal`]: there is no such CSR, it is closed to this mode, or only read.
 pub fn csr_write(cpu: &mut CpuState, csr: u16, value: u64) -> Result<CsrEffect, Illegal> {
     if table::read_only(csr) {
         return Err(Illegal);
@@ -281,6 +287,9 @@ pub fn difference(a: &Csrs, b: &Csrs) -> Option<String> {
 
 /// Runs one Zicsr instruction, up to but without the retirement: the CSR and `rd` change, `pc` and
 /// [`CpuState::retired`] do not. Nothing changes when it is illegal.
+///
+/// # Errors
+/// [`Illegal`]: no Zicsr instruction, or as for [`csr_read`] and [`csr_write`].
 pub fn execute(cpu: &mut CpuState, insn: &Insn, env: &CsrEnv) -> Result<CsrEffect, Illegal> {
     let csr = insn.csr();
     let operand = match insn.op {

@@ -106,6 +106,9 @@ pub const fn boxed(bits: u64) -> u64 {
 }
 
 /// What every instruction of F and D begins with: it is illegal while the unit is off.
+///
+/// # Errors
+/// An illegal instruction, with its bits as `tval`.
 pub fn begin(cpu: &mut CpuState, insn: &Insn) -> Result<(), Trap> {
     if cpu.csr.mstatus & mstatus::FS == 0 {
         return Err(Trap::illegal(insn.bits()));
@@ -117,6 +120,9 @@ pub fn begin(cpu: &mut CpuState, insn: &Insn) -> Result<(), Trap> {
 }
 
 /// Executes one instruction that is no load or store, up to but without the retirement.
+///
+/// # Errors
+/// An illegal instruction: the unit is off, there is no such rounding mode, or it is none of F and D.
 pub fn execute(cpu: &mut CpuState, insn: &Insn) -> Result<(), Trap> {
     execute_with::<false>(cpu, insn)
 }

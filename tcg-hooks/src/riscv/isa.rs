@@ -83,7 +83,10 @@ impl Isa {
             | (self.has(Extension::M) as u64) << 12
     }
 
-    /// The set that an ISA string names: `rv64gc_zba`, `rv64imac`. `Err` is the part that is not known.
+    /// The set that an ISA string names: `rv64gc_zba`, `rv64imac`.
+    ///
+    /// # Errors
+    /// The part that is not known: all of `text`, if it does not start with `rv64i` or `rv64g`.
     pub fn parse(text: &str) -> Result<Isa, String> {
         let lower = text.to_ascii_lowercase();
         let mut parts = lower.split('_');

@@ -160,6 +160,9 @@ impl Default for Translator {
 impl Translator {
     /// Translates from `pc`. The result is in `region`; returned are the RAM pages it lies on (the second only if
     /// it has bytes there).
+    ///
+    /// # Errors
+    /// [`MemFault`] of the first instruction at `pc`: then there is no TB.
     pub fn translate<H: Hooks>(
         &mut self,
         mmu: &mut LiveMmu,

@@ -3,10 +3,13 @@ use super::Vcpu;
 use notdirty_softmmu::Started;
 
 impl Vcpu {
-    /// Do all structures that know of a TB agree? `Err` says which two do not, now or at any check since
+    /// Do all structures that know of a TB agree? Now, and at any check since
     /// [`Vcpu::set_checking`]. An engine without TBs has nothing to disagree.
     ///
     /// It holds between runs, while no other vCPU runs and no request of another thread is under way.
+    ///
+    /// # Errors
+    /// Which two do not, in words.
     pub fn check_invariants(&self) -> Result<(), String> {
         let Some(tbs) = &self.core.tbs else { return Ok(()) };
         match &tbs.checker.damage {
