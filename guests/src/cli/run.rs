@@ -98,7 +98,7 @@ pub(super) fn run(args: Args) -> ExitCode {
     let (exit, plugged) = plug::run(&mut machine, &args.plugs, &RunLimits { max_insns: args.max_insns, deadline });
     let elapsed = start.elapsed();
 
-    let place = || machine.place(machine.cpu().pc);
+    let place = || machine.place(machine.cpu().pc) + machine.cpu().privilege.beside_pc();
     // One hart's place is on the line that says why.
     let places = || if machine.harts() > 1 { format!("\n{}", machine.places().trim_end()) } else { String::new() };
     // A hart that is stuck in a trap while others go on.

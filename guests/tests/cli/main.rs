@@ -374,6 +374,17 @@ fn the_loop_behind_the_store_that_ends_the_run_is_not_said_to_hang() {
 }
 
 #[test]
+fn the_place_where_a_run_was_stopped_names_the_mode() {
+    // PMP opened, mepc = the last word, mret to U-mode, j .
+    let open = [0xfff0_0293_u32, 0x3b02_9073, 0x01f0_0293, 0x3a02_9073];
+    let leave = [0x0000_0297_u32, 0x0102_8293, 0x3412_9073, 0x3020_0073, 0x0000_006f];
+    let image = Temp::new(&[&open[..], &leave].concat().iter().flat_map(|word| word.to_le_bytes()).collect::<Vec<_>>());
+    let output = notdirty(&["run", image.name(), "--load-addr", "0x80000000", "--max-insns", "1000"]);
+    assert_eq!(code(&output), 125);
+    assert!(stderr(&output).contains("pc 0x80000020 in U-mode"), "{}", stderr(&output));
+}
+
+#[test]
 fn help_and_version_are_printed() {
     for flag in ["--help", "-h", "help"] {
         let output = notdirty(&[flag]);
