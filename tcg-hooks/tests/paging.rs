@@ -5,6 +5,7 @@
 mod common;
 
 use common::*;
+use notdirty_core::RamBlockSpec;
 use notdirty_softmmu::GuestPhys;
 use notdirty_tcg::riscv::csr::{self, mstatus, num};
 use notdirty_tcg::riscv::trap::cause;
@@ -483,5 +484,71 @@ fn eight_bytes_that_pmp_refuses_are_refused_amid_their_page_and_amid_a_page_tabl
             let csr = &vm.vcpu.cpu().csr;
             assert_eq!((csr.mcause, csr.mtval), (wanted, tval), "{name}: {refused:#x}, {rights}, {access:#x}");
         }
+    }
+}
+
+#[test]
+fn memory_that_comes_and_goes_under_s_mode_is_used_while_it_is_there_and_its_tables_are_walked_no_longer() {
+    // In another place of the cache of tables than the others are.
+    const DIMM: u64 = 0x1_0000_7000;
+    let flag = TABLES + 0x9000;
+    for (name, setup) in engines() {
+        let mut vm = paged(&setup, &[(4, DATA, RX)]);
+        let dimm = vm.list.add(RamBlockSpec::new("dimm", 0x2000)).unwrap();
+        // The last table lies in what comes and goes, as does the page that it shows.
+        vm.space.write(GuestPhys::new(TABLES + 0x1008), &(DIMM >> 2 | 1).to_le_bytes()).unwrap();
+        let (value, bad, faults, good) = (13, 14, 15, 16);
+        let mut asm = Asm::at(0x4000);
+        let again = asm.here();
+        asm.op(Op::Ld, A1, S0, 0, 0)
+            .op(Op::Sd, 0, S0, value, 8)
+            .i(encode(Op::Beq, 0, A1, value, 8))
+            .i(addi(bad, bad, 1));
+        asm.i(addi(good, good, 1)).op(Op::Andi, A1, good, 0, 7).i(encode(Op::Bne, 0, A1, 0, 8));
+        asm.op(Op::SfenceVma, 0, 0, 0, 0);
+        asm.op(Op::Jal, 0, 0, 0, (again as i64 - asm.here() as i64) as i32);
+        vm.put(DATA, &asm.code);
+        // M-mode, behind a fault: back, unless it is over.
+        let mut back = Asm::at(TABLES + 0xf000);
+        back.i(addi(faults, faults, 1)).la(T4, flag).op(Op::Ld, T4, T4, 0, 0).i(encode(Op::Bne, 0, T4, 0, 36));
+        back.word(T5, 0x4000).op(Op::Csrrw, 0, T5, 0, num::MEPC.into());
+        back.word(T6, 0x800).op(Op::Csrrs, 0, T6, 0, num::MSTATUS.into()).op(Op::Mret, 0, 0, 0, 0);
+        back.i(addi(T4, T4, 0)).i(addi(T4, T4, 0)).stop();
+        back.put(&vm);
+        let cpu = vm.vcpu.cpu_mut();
+        cpu.csr.menvcfg = 1 << 61;
+        for (register, to) in [(S0, 0x20_0000), (value, 0x77), (bad, 0), (faults, 0), (good, 0), (S11, TABLES + 0xf000)]
+        {
+            cpu.x[usize::from(register)] = to;
+        }
+        let (space, list) = (vm.space.clone(), vm.list.clone());
+        std::thread::scope(|scope| {
+            scope.spawn(|| {
+                let pause = || std::thread::sleep(Duration::from_micros(300));
+                for _ in 0..100 {
+                    list.fill(&dimm, 0, 0x2000, 0).unwrap();
+                    list.write(&dimm, 0, &((DIMM + 0x1000) >> 2 | 7).to_le_bytes()).unwrap();
+                    list.write(&dimm, 0x1000, &0x77u64.to_le_bytes()).unwrap();
+                    let id = space.map_ram(GuestPhys::new(DIMM), &dimm, 0, 0x2000, 0).unwrap();
+                    pause();
+                    assert!(space.unmap_and_wait(id, Some(Duration::from_secs(20))).unwrap());
+                    list.fill(&dimm, 0, 0x2000, 0x99).unwrap();
+                    // A walk that still looked there would find, and mark, a page.
+                    let entry = ((DATA + 0x1000) >> 2 | 7).to_le_bytes();
+                    list.write(&dimm, 0, &entry).unwrap();
+                    pause();
+                    let mut bytes = [0; 0x2000];
+                    dimm.read_bytes(0, &mut bytes).unwrap();
+                    assert!(
+                        bytes[..8] == entry && bytes[8..].iter().all(|&byte| byte == 0x99),
+                        "{name}: stored to, or marked, where it is no more"
+                    );
+                }
+                space.write(GuestPhys::new(flag), &[1]).unwrap();
+            });
+            vm.run(0x4000);
+        });
+        assert_eq!(vm.x(bad), 0, "{name}");
+        assert!(vm.x(faults) > 0 && vm.x(good) > 0, "{name}: {} faults, {} turns", vm.x(faults), vm.x(good));
     }
 }
