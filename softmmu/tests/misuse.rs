@@ -9,6 +9,7 @@ use notdirty_core::{
     barrier, pin,
 };
 use notdirty_softmmu::raw::{self, Request};
+use notdirty_softmmu::tlb::entry;
 use notdirty_softmmu::{
     Access, AccessError, AddressSpace, AmoOp, Asid, CodeInvalidator, FaultCause, GuestPhys, Hooks, LiveMmu, MapError,
     MemSize, MmioDevice, MmuIdx, NoHooks, Physical, Resolved, Rights, SoftMmu, Translation,
@@ -480,6 +481,30 @@ fn a_translator_that_lies_gets_wrong_answers_and_stores_nowhere_but_to_what_is_m
                 vm.space.read(pa(at), &mut want).unwrap();
                 assert_eq!(vm.load(at, MemSize::B8), Ok(u64::from_le_bytes(want)), "seed {seed}");
             }
+        }
+    }
+}
+
+#[test]
+fn in_no_shape_of_the_table_does_an_empty_slot_match_the_page_whose_biased_address_is_zero() {
+    let mut vm = Vm::new();
+    let zero = 0u64.wrapping_sub(entry::BIAS);
+    for (bits, hashed) in
+        [(4, false), (4, true), (9, true), (entry::TLB_BITS, true), (1, false), (entry::TLB_BITS, false)]
+    {
+        vm.mmu.set_tlb_shape(bits, hashed);
+        for idx in [MmuIdx::M, MmuIdx::S, MmuIdx::U] {
+            vm.mmu.select(idx);
+            // By itself, and by an access that begins on the page before.
+            for at in [zero, zero - 1] {
+                // SAFETY: an entry is four words, of which these are the comparators (`entry`).
+                let [read, write, ..] =
+                    unsafe { core::mem::transmute::<entry::TlbEntry, [u64; 4]>(vm.mmu.probe(va(at))) };
+                assert!(read & !entry::OTHER != 0 && write & !entry::OTHER != 0, "{bits} {hashed} {at:#x}");
+            }
+            assert!(vm.mmu.load(&mut vm.tbs, idx, va(zero), MemSize::B8).is_err());
+            assert!(vm.mmu.load(&mut vm.tbs, idx, va(zero - 3), MemSize::B8).is_err());
+            vm.put(RAM, MemSize::B8, 1);
         }
     }
 }

@@ -319,30 +319,6 @@ fn the_page_whose_biased_address_is_zero_gets_no_entry_though_the_ram_around_it_
 }
 
 #[test]
-fn in_no_shape_of_the_table_does_an_empty_slot_match_the_page_whose_biased_address_is_zero() {
-    let mut vm = Vm::new();
-    let zero = 0u64.wrapping_sub(entry::BIAS);
-    for (bits, hashed) in
-        [(4, false), (4, true), (9, true), (entry::TLB_BITS, true), (1, false), (entry::TLB_BITS, false)]
-    {
-        vm.mmu.set_tlb_shape(bits, hashed);
-        for idx in [MmuIdx::M, MmuIdx::S, MmuIdx::U] {
-            vm.mmu.select(idx);
-            // By itself, and by an access that begins on the page before.
-            for at in [zero, zero - 1] {
-                // SAFETY: an entry is four words, of which these are the comparators (`entry`).
-                let [read, write, ..] =
-                    unsafe { core::mem::transmute::<entry::TlbEntry, [u64; 4]>(vm.mmu.probe(va(at))) };
-                assert!(read & !OTHER != 0 && write & !OTHER != 0, "{bits} {hashed} {at:#x}");
-            }
-            assert!(vm.mmu.load(&mut vm.tbs, idx, va(zero), B8).is_err());
-            assert!(vm.mmu.load(&mut vm.tbs, idx, va(zero - 3), B8).is_err());
-            vm.put(RAM, B8, 1);
-        }
-    }
-}
-
-#[test]
 fn an_access_past_the_end_of_the_address_space_wraps_to_zero() {
     let mut vm = Vm::new();
     let (block, off) = (vm.block.clone(), 0x3000);
