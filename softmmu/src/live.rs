@@ -171,7 +171,7 @@ impl LiveMmu {
 
     /// The address space of all regimes but machine mode, from here on; a new vCPU has `Asid(0)`. Other address spaces keep their
     /// translations: a vCPU has 31 tables, each of one such regime in one address space, and what needs one more takes that
-    /// which was unused for longest, whose translations are asked for again.
+    /// which was unused for longest; its translations are asked for again.
     pub fn set_asid(&mut self, asid: Asid) {
         self.tlb.set_asid(asid);
     }

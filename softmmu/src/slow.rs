@@ -71,7 +71,7 @@ impl LiveMmu {
         self.load_at(hooks, va, size, place, left)
     }
 
-    /// A load of a page of which nothing is known yet: mostly RAM, whose entry is made.
+    /// A load of a page that has no entry yet. It is mostly RAM: the entry is made, and the load is done by it.
     #[inline(never)]
     pub(crate) fn load_refilled<H: Hooks>(
         &mut self,

@@ -61,7 +61,7 @@ impl World {
         let _ = self.mmu.store(&mut OnePage, MmuIdx::S, at, MemSize::B8, alias).unwrap();
     }
 
-    /// Aliases whose stores call nothing.
+    /// Aliases that are stored to without a call.
     fn fast(&self) -> u64 {
         (0..ALIASES).filter(|n| self.mmu.is_store_fast(va(VIRT + n * PAGE_SIZE))).count() as u64
     }

@@ -17,7 +17,7 @@ fn looped(body: impl Fn(&mut Asm), at: u64, turns: u32) -> VcpuStats {
     looped_from(RAM + 0x1000, |_| (), body, at, turns)
 }
 
-/// RAM whose addend is not the one that is assumed of all.
+/// RAM with another addend than the one that is assumed of all.
 const DIMM: u64 = 0xb000_0000;
 
 /// Pages of it, shown in no order: of the first two only is the addend the same.
@@ -274,7 +274,7 @@ fn each_of_many_checks_keeps_the_addend_of_its_own_pages() {
 #[test]
 fn a_check_for_two_pages_with_two_addends_serves_neither_with_the_others() {
     let hot = JitFlags { samples: false, ..eager() };
-    // Where the two have one addend, and where they have two; off a base, and off a table whose index is masked.
+    // Where the two have one addend, and where they have two; off a base, and off a table with a masked index.
     for border in 1..6 {
         let once = |asm: &mut Asm| {
             asm.la(BASES, SHUFFLED + border * 0x1000);

@@ -107,7 +107,7 @@ impl Machine {
     pub fn crash_report(&self, hart: usize) -> Option<String> {
         let crash = self.vcpu(hart)?.unhandled()?;
         let mut out = String::new();
-        // Whose CSRs hold the cause: those of the mode that the handler runs in.
+        // The CSRs of the mode that the handler runs in hold the cause.
         let by = if crash.handler.mode == Privilege::M { 'm' } else { 's' };
         // Writing to a String cannot fail.
         let _ = writeln!(out, "unhandled trap on hart {hart}: {}", self.trap_text(&crash.first, by));

@@ -18,8 +18,8 @@ pub(crate) enum Filled {
     Entry,
     /// A device's page is known now.
     Device,
-    /// There is something, but no entry can describe it: regions smaller than a page, or the page whose
-    /// biased address is zero. Each access asks the view.
+    /// There is something, but no entry can describe it: regions smaller than a page, or the page with
+    /// the biased address zero. Each access asks the view.
     Mixed,
     /// Nothing is there.
     Empty,

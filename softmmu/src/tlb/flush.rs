@@ -86,7 +86,7 @@ impl Tlb {
         let page = va.wrapping_add(BIAS) & !FLAGS;
         let id = id_of(set, self.slot(page));
         let stays = |global: bool| keep_global && global;
-        // The page whose biased address is zero has no entry: zero is what empty slots hold.
+        // The page with the biased address zero has no entry: zero is what empty slots hold.
         if page != 0 && self.entry_at(id).read & !FLAGS == page && !stays(self.full(id).reach.global) {
             self.drop_entry(id);
             dropped += 1;

@@ -104,7 +104,7 @@ pub(crate) struct Tlb {
 unsafe impl Send for Tlb {}
 
 impl Tlb {
-    /// What a slot holds when empty, if it is asked for the page whose biased address is zero and
+    /// What a slot holds when empty, if it is asked for the page that has the biased address zero and
     /// would match zeroes: slot 0 by that page itself, and the slot of the page before by accesses that begin there
     /// and end on it (a probe looks where the first byte is, for the page of the last byte).
     const EMPTY_ON_TOP: TlbEntry = TlbEntry { read: INVALID, write: INVALID, addend: 0, aux: 0 };
@@ -161,7 +161,7 @@ impl Tlb {
         }
     }
 
-    /// The page before the one whose biased address is zero, biased.
+    /// The page before the one with the biased address zero, biased.
     const BEFORE_ZERO: u64 = 0u64.wrapping_sub(PAGE_SIZE);
 
     /// Nothing is in this slot.

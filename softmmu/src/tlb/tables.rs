@@ -28,7 +28,7 @@ pub(crate) struct RamSpan {
     /// Its first and last byte, by physical addresses. One that is empty ends before it starts.
     pub(crate) start: u64,
     pub(crate) last: u64,
-    /// Of its first byte, whose page may begin before it.
+    /// Of its first byte; that need not be the first of a page.
     pub(crate) host: u64,
     pub(crate) ram: u64,
     pub(crate) readonly: bool,

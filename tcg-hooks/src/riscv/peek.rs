@@ -1,4 +1,4 @@
-//! Where an address leads, for who looks at a hart from outside and changes nothing: crash reports, debuggers.
+//! Where an address leads, for crash reports and debuggers, which look at a hart from outside and change nothing.
 //!
 //! It goes by the registers and the page tables as they are, not by what a TLB keeps. A walk that would set marks counts as having
 //! set them, where it may; nothing is written.

@@ -258,7 +258,7 @@ fn virt(rng: &mut Rng) -> u64 {
     }
     let unused = 64 - bits;
     let high = ((va << unused) as i64 >> unused) as u64;
-    // A few whose high bits are no sign.
+    // A few with high bits that are no sign.
     if rng.chance(95) { high } else { va | rng.bits() << 57 }
 }
 

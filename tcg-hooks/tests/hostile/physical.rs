@@ -1,4 +1,4 @@
-//! A guest whose addresses are physical: random code in any mode, and handlers that give it new wild pointers.
+//! A guest with physical addresses: random code in any mode, and handlers that give it new wild pointers.
 use super::common::{self, Asm, RAM, T5, T6};
 use super::world::{ALIAS, Guest, HALF, RAM_LEN, ROM, ROM_LEN, SUPERVISOR, TOP, World};
 use notdirty_softmmu::GuestPhys;

@@ -71,7 +71,7 @@ pub struct World {
     canaries: Vec<Canary>,
     pub wild: Vec<u64>,
     pub retired: u64,
-    /// Bursts at whose end a hart was translated.
+    /// Bursts that ended with a hart's addresses translated.
     pub ended_below: u64,
 }
 

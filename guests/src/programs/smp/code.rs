@@ -1,7 +1,7 @@
 //! Code that one hart writes and another runs.
 use super::*;
 
-/// Puts `lui a0, n` for the version in `t0` at FUNCTION, whose address is s6; uses t1 and t2.
+/// Puts `lui a0, n` for the version in `t0` at FUNCTION, which s6 points to; uses t1 and t2.
 fn write_function(ops: &mut Asm) {
     rv!(ops
         ; slli t1, t0, 12

@@ -8,7 +8,7 @@ pub enum Litmus {
     Mp,
     /// Store buffering: with full fences, one of two sees the other's store.
     Sb,
-    /// The same with a fence of stores before loads whose `fm` is reserved.
+    /// The same with a fence of stores before loads that has a reserved `fm`.
     SbReserved,
     /// The same with `lr.rl` for fence and load.
     SbRelease,

@@ -285,7 +285,7 @@ impl Emitter {
         }
     }
 
-    /// An access whose check was done, and kept the addend here, if it did.
+    /// An access behind its check, which kept the addend here, if it kept it.
     fn unchecked(&mut self, ir: &Ir, kept: Option<u8>) {
         let base = self.source(ir.a, RDX);
         let addend = kept.map_or(Taken::Assumed, Taken::Kept);

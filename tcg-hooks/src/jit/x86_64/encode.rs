@@ -59,7 +59,7 @@ impl Opcode {
 pub(super) const WIDE: u8 = 0x48;
 /// Of 32 bits.
 pub(super) const NARROW: u8 = 0x40;
-/// The register number of rbp, whose ModRM stands for a displacement without a base where there is none.
+/// The register number of rbp: in a ModRM it stands for a displacement without a base where there is none.
 const RBP: u8 = 5;
 /// That of rsp and of r12 in ModRM: SIB follows.
 const SIB: u8 = 4;

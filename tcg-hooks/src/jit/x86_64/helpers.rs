@@ -230,7 +230,7 @@ fn device_store(core: &mut Core, ctx: &mut Context, site: &Site) -> Option<Outco
     Some(behind_device(core, site))
 }
 
-/// The same of a load or a store to RAM whose entry was not to be had in line. Apart, so that devices have what they need in registers.
+/// The same of RAM, where the probe in line found no entry. Apart, so that devices have what they need in registers.
 #[inline(never)]
 fn missed(core: &mut Core, ctx: &mut Context, site: &Site) -> Outcome {
     let (mem, va) = (MEM_OPS[site.insn.op as usize], address(&ctx.cpu, &site.insn));

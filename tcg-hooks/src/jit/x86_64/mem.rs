@@ -67,7 +67,7 @@ struct Store {
     addend: Taken,
 }
 
-/// The addend that an access takes whose check was done.
+/// The addend that an access takes behind its check.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Taken {
     /// That which is assumed of all.
@@ -81,7 +81,7 @@ pub(super) enum Taken {
 }
 
 impl Taken {
-    /// Of an access whose check was done before: see `Ir::kept`.
+    /// Of an access that was checked before: see `Ir::kept`.
     pub(super) fn of(ir: &Ir) -> Taken {
         ir.kept().map_or(Taken::Assumed, Taken::Kept)
     }
