@@ -298,3 +298,4 @@ impl Emitter {
 }
 
 const _: () = assert!(RAX != RDX);
+const _: () = assert!(MOST_CHECKS < KEPT, "groups keep their addends behind those of the checks in front of a loop");
