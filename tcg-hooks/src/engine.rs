@@ -45,6 +45,9 @@ pub struct JitFlags {
     pub aligned: bool,
     /// Test a store's line behind the TB only where it often lies beside code; off: at every store.
     pub beside: bool,
+    /// Guess the addend of a load that often finds RAM with another than assumed: that of the load before it at this site, so that
+    /// the address does not wait for the TLB entry; off: take the entry's own.
+    pub guess: bool,
     /// Let several accesses off one base register share one TLB check.
     pub elide: bool,
     /// Check in front of a loop of one block what its accesses share; in tier 2.
@@ -99,6 +102,7 @@ impl Default for JitFlags {
             flat_ram: true,
             aligned: true,
             beside: true,
+            guess: true,
             elide: true,
             hoist: true,
             turns: true,
@@ -125,7 +129,7 @@ impl Default for JitFlags {
 
 impl JitFlags {
     /// Names of the switches, in the order of [`JitFlags::set`]'s bits.
-    pub const NAMES: [&str; 28] = [
+    pub const NAMES: [&str; 29] = [
         "regions",
         "pinned",
         "remap",
@@ -135,6 +139,7 @@ impl JitFlags {
         "flat_ram",
         "aligned",
         "beside",
+        "guess",
         "elide",
         "hoist",
         "turns",
@@ -173,6 +178,7 @@ impl JitFlags {
             "flat_ram" => &mut self.flat_ram,
             "aligned" => &mut self.aligned,
             "beside" => &mut self.beside,
+            "guess" => &mut self.guess,
             "elide" => &mut self.elide,
             "hoist" => &mut self.hoist,
             "turns" => &mut self.turns,

@@ -442,6 +442,47 @@ fn a_site_that_takes_its_entrys_addend_takes_that_of_its_own_address_space() {
 }
 
 #[test]
+fn a_chain_of_loads_guesses_addends_until_they_are_often_wrong_and_is_right_always() {
+    const TURNS: u64 = 40_000;
+    let code = TABLES + 0x6000;
+    for (name, setup) in engines() {
+        for (alternate, far) in [(false, 0x7000), (true, 0x5000)] {
+            // Page 6 is found first, and the others have addends of their own.
+            let map = [(4, code, RX), (5, DATA, RW), (6, DATA + 0x3000, RW), (7, DATA + 0x1000, RW)];
+            let mut vm = paged(&setup, &map);
+            // Three nodes in a ring, on two pages or on one; each names the next, and has a value.
+            let nodes = if alternate { [0x5000, 0x7010, 0x5020] } else { [far, far + 0x10, far + 0x20] };
+            for (n, node) in nodes.into_iter().enumerate() {
+                let frame = if node < 0x6000 { DATA } else { DATA + 0x1000 };
+                let at = GuestPhys::new(frame + node % 0x1000);
+                let bytes = [nodes[(n + 1) % 3], 10 + n as u64].map(u64::to_le_bytes).concat();
+                vm.space.write(at, &bytes).unwrap();
+            }
+            let (near, count) = (13, 9);
+            let mut asm = Asm::at(0x4000);
+            asm.word(count, TURNS as u32);
+            let again = asm.here();
+            asm.op(Op::Ld, A1, near, 0, 0).op(Op::Ld, A1, S0, 0, 8).op(Op::Add, A2, A2, A1, 0);
+            asm.op(Op::Ld, S0, S0, 0, 0).i(addi(count, count, -1));
+            asm.op(Op::Bne, 0, count, 0, (again as i64 - asm.here() as i64) as i32).i(0);
+            vm.put(code, &asm.code);
+            let cpu = vm.vcpu.cpu_mut();
+            for (register, value) in [(S0, nodes[0]), (near, 0x6000), (A2, 0)] {
+                cpu.x[usize::from(register)] = value;
+            }
+            vm.run(0x4000);
+            assert_eq!(vm.x(A2), (0..TURNS).map(|n| 10 + n % 3).sum::<u64>(), "{name}");
+            assert_eq!(vm.x(S0), nodes[(TURNS % 3) as usize], "{name}");
+            if setup.engine == EngineKind::Jit {
+                let tb = vm.vcpu.stats().tb;
+                assert!(tb.elsewhere >= 1, "{name}: none was learned");
+                assert_eq!(tb.guessed != 0, alternate, "{name}: {}", tb.guessed);
+            }
+        }
+    }
+}
+
+#[test]
 fn eight_bytes_that_pmp_refuses_are_refused_amid_their_page_and_amid_a_page_table() {
     let (code, data, leaves) = (DATA, DATA + 0x1000, TABLES + 0x2000);
     let (load, store) = (encode(Op::Ld, A1, S0, 0, 0x100), encode(Op::Sd, 0, S0, A1, 0x100));

@@ -139,6 +139,7 @@ impl Vcpu {
             ctx.forget_jumps();
             ctx.sample_again(true);
             ctx.elsewhere_again(true);
+            ctx.count_guesses();
         }
         Ok(Vcpu {
             ctx,

@@ -60,6 +60,8 @@ pub struct TbStats {
     pub beside: u64,
     /// The same because the RAM of an access often had another addend than assumed.
     pub elsewhere: u64,
+    /// The same because loads often guessed an addend wrong.
+    pub guessed: u64,
     /// Links made between TBs.
     pub linked: u64,
     /// Entries of lists that were looked at, or cut, to drop TBs: links, and the TBs of a page.
@@ -85,6 +87,7 @@ impl AddAssign for TbStats {
             odd,
             beside,
             elsewhere,
+            guessed,
             linked,
             steps,
             bytes,
@@ -102,6 +105,7 @@ impl AddAssign for TbStats {
         self.odd += odd;
         self.beside += beside;
         self.elsewhere += elsewhere;
+        self.guessed += guessed;
         self.linked += linked;
         self.steps += steps;
         self.bytes += bytes;
@@ -135,6 +139,8 @@ pub(crate) struct TbCache {
     pub(super) beside: Places,
     /// Sites that often find RAM with another addend than assumed.
     pub(super) elsewhere: Places,
+    /// Sites of those whose addend is not that of the access before.
+    pub(super) varied: Places,
     /// It is assumed of all sites, as memory lies in no order.
     pub(crate) scattered: bool,
     pub(super) hot: HotKeys,
@@ -184,6 +190,7 @@ impl TbCache {
             odd: Places::default(),
             beside: Places::default(),
             elsewhere: Places::default(),
+            varied: Places::default(),
             scattered: false,
             hot: HotKeys::default(),
             kept: 0,
@@ -278,6 +285,7 @@ impl TbCache {
         self.emitter.beside = beside.unwrap_or(SiteSet::NONE);
         let elsewhere = if self.scattered { Some(SiteSet::ALL) } else { self.elsewhere.of(region) };
         self.emitter.elsewhere = elsewhere.unwrap_or(SiteSet::NONE);
+        self.emitter.varied = self.varied.of(region).unwrap_or(SiteSet::NONE);
         self.emitter.enter_regime(key.mode(), key.is_translated());
         let (len, entry) = self.emitter.emit(region, id);
         let at = match self.code.reserve(len) {

@@ -15,6 +15,10 @@
 //!      └── emitted again, and tests its line ◀────────┴─▶ Rust: the site is noted, its TB dies
 //! ```
 //!
+//!   a load that takes the entry's addend ──▶ goes by the one before it at the site, and compares ── wrong ──▶ corrects it, and counts
+//!      ▲                                                                                                          │
+//!      └── emitted again, and waits for the entry ◀── more than one for each `WORTH_GUESSING` instructions ◀──────┘ after a slice
+//!
 //! A site is known by its pc. It is never taken back: letting misaligned accesses through costs one addition, the test of
 //! the line some bytes behind the TB.
 use super::{Tb, TbCache, TbId};
@@ -49,7 +53,7 @@ impl SiteSet {
         self.0.iter().fold(0, |all, word| all | word) == 0
     }
 
-    fn add(&mut self, site: usize) {
+    pub(crate) fn add(&mut self, site: usize) {
         let len = self.0.len();
         self.0[site / 64 % len] |= 1 << (site % 64);
     }
@@ -139,6 +143,15 @@ impl TbCache {
         self.elsewhere.note(pc);
         self.stats.elsewhere += 1;
         self.emit_again(number >> LOCAL_BITS, ctx)
+    }
+
+    /// The load of site `number` is one of many that guess an addend wrong: its TB is dead.
+    pub(crate) fn guesses_wrong(&mut self, ctx: &mut Context, number: u32) {
+        // Its TB may have died meanwhile, and another have its number: then this is learned of a site that did not need it.
+        let Some(pc) = self.site(number).map(|site| site.pc) else { return };
+        self.varied.note(pc);
+        self.stats.guessed += 1;
+        self.emit_again(number >> LOCAL_BITS, ctx);
     }
 
     /// The pc of a site, if its code was not made for what `bit` says.

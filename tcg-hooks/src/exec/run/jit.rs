@@ -83,7 +83,11 @@ impl Vcpu {
                 },
             };
         }
-        self.parts().0.settle(0);
+        let (ctx, core) = self.parts();
+        ctx.settle(0);
+        if let (Some(number), Some(tbs)) = (ctx.wrong_guesses(), &mut core.tbs) {
+            tbs.guesses_wrong(ctx, number);
+        }
     }
 
     /// Runs emitted code until it leaves.

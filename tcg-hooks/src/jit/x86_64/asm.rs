@@ -44,6 +44,7 @@ pub(super) enum Flag {
     Equal = 4,
     NotEqual = 5,
     Sign = 8,
+    NotSign = 9,
     Parity = 10,
     Less = 12,
     NotLess = 13,

@@ -22,6 +22,12 @@ const MOST_SELDOM: i32 = 1 << 20;
 pub(super) const BASE: i32 = 128;
 /// Addends that checks keep at a time: those in front of a loop, then those of the groups of a block.
 pub(super) const KEPT: usize = 16;
+/// Addends that loads guess: those of a few TBs share them.
+pub(super) const GUESSES: usize = 64;
+/// So many wrong guesses are worth a look at how many were right.
+const GUESSED_WRONG: i32 = 64;
+/// A wrong guess costs what so many instructions cost, or less.
+const WORTH_GUESSING: u64 = 128;
 /// Jump caches: one for each regime in use.
 pub(crate) const JUMP_SETS: usize = 16;
 /// Entries of a jump cache.
@@ -93,6 +99,12 @@ pub(crate) struct Context {
     used_sets: u32,
     /// A jump cache for each regime: M-mode's with physical addresses, then the others.
     jumps: [[JumpEntry; JUMP_ENTRIES]; JUMP_SETS],
+    /// What loads guess, how many more wrong guesses are let pass, the site of one that was wrong then, and how many instructions
+    /// had retired when the count began: see `tb/sites.rs`.
+    guesses: [u64; GUESSES],
+    guesses_left: i32,
+    wrong_site: u32,
+    guessing_since: u64,
 }
 
 /// Bytes reserved before the TLB.
@@ -110,6 +122,9 @@ pub(super) const SET_TABLE: i32 = TABLE + SELECTED + offset_of!(Selected, table)
 pub(super) const SET_ADDEND: i32 = TABLE + SELECTED + offset_of!(Selected, addend) as i32;
 pub(super) const ELSEWHERE: i32 = offset_of!(Context, elsewhere) as i32 - BASE;
 const KEPT_AT: i32 = offset_of!(Context, kept) as i32 - BASE;
+const GUESSES_AT: i32 = offset_of!(Context, guesses) as i32 - BASE;
+pub(super) const GUESSES_LEFT: i32 = offset_of!(Context, guesses_left) as i32 - BASE;
+pub(super) const WRONG_SITE: i32 = offset_of!(Context, wrong_site) as i32 - BASE;
 pub(super) const LIMIT: i32 = offset_of!(Context, limit) as i32 - BASE;
 pub(super) const BESIDE: i32 = offset_of!(Context, beside) as i32 - BASE;
 pub(super) const MXCSR: i32 = offset_of!(Context, mxcsr) as i32 - BASE;
@@ -137,6 +152,11 @@ pub(super) const fn float_off(register: u8) -> i32 {
 /// Displacement of an addend that a check keeps.
 pub(super) const fn kept_off(slot: u8) -> i32 {
     KEPT_AT + 8 * (slot as i32 % KEPT as i32)
+}
+
+/// Displacement of an addend that a load guesses.
+pub(super) const fn guess_off(slot: u8) -> i32 {
+    GUESSES_AT + 8 * (slot as i32 % GUESSES as i32)
 }
 
 /// What a jump finds where nothing was looked up yet.
@@ -232,6 +252,22 @@ impl Context {
     pub(crate) fn sample_again(&mut self, learned: bool) {
         self.every = if learned { SAMPLE } else { (2 * self.every).min(MOST_SELDOM) };
         self.beside = self.every;
+    }
+
+    /// Counts wrong guesses from here on.
+    pub(crate) fn count_guesses(&mut self) {
+        (self.guesses_left, self.guessing_since) = (GUESSED_WRONG, self.cpu.retired);
+    }
+
+    /// After a slice: a site that guesses wrong, if that is too often for as many instructions.
+    pub(crate) fn wrong_guesses(&mut self) -> Option<u32> {
+        if self.guesses_left >= 0 {
+            return None;
+        }
+        let wrong = i64::from(GUESSED_WRONG) - i64::from(self.guesses_left);
+        let insns = self.cpu.retired.wrapping_sub(self.guessing_since);
+        self.count_guesses();
+        (insns < wrong as u64 * WORTH_GUESSING).then_some(self.wrong_site)
     }
 
     /// Empties the jump caches, and leaves no table behind the one that is in use.

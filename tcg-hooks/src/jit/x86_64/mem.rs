@@ -22,6 +22,8 @@
 //! There the access waits for the entry, so the way to it is short: the index is made from the base itself if nothing is added to it, and
 //! `[rbp + TABLE_OFFSET]` is not added to it if rdx is free to hold that table (`mov rdx, [rbp + SET_TABLE]`).
 //!
+//! A load whose value is the next one's base does not even wait for that: see `guess.rs`.
+//!
 //! A check for several accesses keeps its entry's own addend in the context, if one of their sites was so learned, and they take it
 //! from there: `mov rcx, [rbp + kept] ; mov dst, [base + rcx + imm]`. Where it is for two pages, both must have the same.
 //!
@@ -76,6 +78,8 @@ pub(super) enum Taken {
     Entry,
     /// The same from the table in rdx.
     EntryOf,
+    /// The same, guessed to be what this place has.
+    Guessed(u8),
     /// That which its check kept here.
     Kept(u8),
 }
@@ -182,7 +186,8 @@ impl Forms {
 
     fn of(&self, odd: bool, addend: Taken) -> &[Template; 8] {
         match addend {
-            Taken::Entry | Taken::EntryOf => &self.own[usize::from(addend == Taken::EntryOf)][usize::from(odd)],
+            Taken::Entry => &self.own[0][usize::from(odd)],
+            Taken::EntryOf | Taken::Guessed(_) => &self.own[1][usize::from(odd)],
             _ if odd => &self.odd,
             _ => &self.aligned,
         }
@@ -336,7 +341,7 @@ impl Emitter {
     pub(super) fn host_address(&mut self, imm: i32, addend: Taken) -> (bool, i32) {
         match (addend, self.addend) {
             (Taken::Kept(slot), _) => dynasm!(self.ops; .arch x64; mov rcx, [rbp + kept_off(slot)]),
-            (Taken::EntryOf, _) => dynasm!(self.ops; .arch x64; mov rcx, [rdx + rcx + ADDEND]),
+            (Taken::EntryOf | Taken::Guessed(_), _) => dynasm!(self.ops; .arch x64; mov rcx, [rdx + rcx + ADDEND]),
             (Taken::Assumed, Addend::Flat(k)) => return (false, k + imm),
             (Taken::Assumed, Addend::Set) => dynasm!(self.ops; .arch x64; mov rcx, [rbp + SET_ADDEND]),
             _ => dynasm!(self.ops; .arch x64; mov rcx, [rbp + rcx + (TABLE + ADDEND)]),
@@ -377,7 +382,7 @@ impl Emitter {
         // Field by field, each loaded as it was stored.
         let Slow { from, back, beside, imm, site, base, register, access, addend } = self.slow[n];
         self.ops.close(from);
-        if addend == Taken::EntryOf {
+        if matches!(addend, Taken::EntryOf | Taken::Guessed(_)) {
             dynasm!(self.ops; .arch x64; add rcx, [rbp + TABLE_OFFSET]);
         }
         if addend != Taken::Assumed {
@@ -410,9 +415,12 @@ impl Emitter {
     pub(super) fn load(&mut self, ir: &Ir, mem: MemOp) {
         let imm = ir.imm as i32;
         let base = self.source(ir.a, RDX);
-        let addend = self.taken(ir.site, base);
+        let addend = self.guessed(self.taken(ir.site, base), ir.site);
         let from = self.probe((base, imm), ir.site, mem.bytes(), READ, addend);
-        self.load_at(base, ir, mem, addend);
+        match addend {
+            Taken::Guessed(slot) => self.load_guessed(base, ir, mem, slot),
+            _ => self.load_at(base, ir, mem, addend),
+        }
         self.slow((from, 0), ir, Access::load(mem), base, ir.rd, addend);
     }
 

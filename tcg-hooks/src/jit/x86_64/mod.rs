@@ -27,6 +27,7 @@ mod encode;
 mod float;
 mod flow;
 mod frames;
+mod guess;
 pub(crate) mod helpers;
 pub(crate) mod mem;
 #[cfg(test)]
@@ -145,6 +146,8 @@ pub(crate) struct Emitter {
     cold: Vec<Cold>,
     /// Behind failed probes: the commonest of what is cold, apart.
     slow: Vec<mem::Slow>,
+    /// Behind wrong guesses of addends.
+    wrong: Vec<guess::Wrong>,
     elide: elide::Elide,
     externals: Vec<(u32, CodeOffset)>,
     /// The exits of the TB emitted last.
@@ -174,6 +177,9 @@ pub(crate) struct Emitter {
     pub(crate) beside: SiteSet,
     /// Sites of the region that often find RAM with another addend.
     pub(crate) elsewhere: SiteSet,
+    /// Of those, the ones that do not guess it; and the loads that do.
+    pub(crate) varied: SiteSet,
+    guessing: SiteSet,
 }
 
 /// Displacement of a guest register in the context.
@@ -210,6 +216,7 @@ impl Emitter {
             blocks: Vec::new(),
             cold: Vec::new(),
             slow: Vec::new(),
+            wrong: Vec::new(),
             elide: elide::Elide::default(),
             externals: Vec::new(),
             exits: Vec::new(),
@@ -227,6 +234,8 @@ impl Emitter {
             odd: if flags.aligned { SiteSet::NONE } else { SiteSet::ALL },
             beside: if flags.beside { SiteSet::NONE } else { SiteSet::ALL },
             elsewhere: SiteSet::NONE,
+            varied: SiteSet::NONE,
+            guessing: SiteSet::NONE,
         }
     }
 
@@ -246,6 +255,7 @@ impl Emitter {
         self.ops.clear();
         self.cold.clear();
         self.slow.clear();
+        self.wrong.clear();
         self.externals.clear();
         self.elide.clear();
         self.exits.clear();
@@ -258,6 +268,7 @@ impl Emitter {
         self.frames.copy_from(&region.frames);
         self.checks.clone_from(&region.checks);
         let mut entry = 0;
+        self.find_guessing(region);
         self.check_shared(&region.shared);
         let in_front = self.here() != 0;
         if self.is_named() {
@@ -318,6 +329,9 @@ impl Emitter {
         }
         for n in 0..self.slow.len() {
             self.slow_part(n);
+        }
+        for n in 0..self.wrong.len() {
+            self.wrong_part(n);
         }
         self.swap_routines();
         self.ops.finish();
