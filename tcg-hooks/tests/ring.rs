@@ -173,18 +173,27 @@ fn a_harvester_on_another_thread_keeps_a_copy_of_what_is_written_meanwhile() {
         vm.vcpu.cpu_mut().pc = RAM;
         let (block, space) = (vm.block.clone(), vm.space.clone());
         log(&vm.list).stop(); // once started and stopped, it must leave nothing behind
-        let (started, ended) = (AtomicBool::new(false), AtomicBool::new(false));
+        let [started, filled, ended] = [const { AtomicBool::new(false) }; 3];
         std::thread::scope(|s| {
-            let (started, ended, vcpu) = (&started, &ended, &mut vm.vcpu);
+            let (started, filled, vcpu) = (&started, &filled, &mut vm.vcpu);
+            let ended = Ends(&ended);
+            let over = ended.0;
+            // Until the ring was full once: how quick the others are is chance, and a page that the device wrote is in no ring.
+            let wait = move || {
+                while !filled.load(Ordering::Acquire) && !over.load(Ordering::Acquire) {
+                    std::thread::yield_now();
+                }
+            };
             let list = vm.list.clone();
             let harvester = s.spawn(move || {
                 let log = log(&list);
                 let mut copy = vec![0; 8 * MIB as usize];
                 block.read_bytes(0, &mut copy).unwrap();
                 started.store(true, Ordering::Release);
+                wait();
                 let (mut syncs, mut pages) = (0, 0);
                 loop {
-                    let last = ended.load(Ordering::Acquire);
+                    let last = over.load(Ordering::Acquire);
                     let harvest = log.sync(MINUTE).unwrap();
                     for page in harvest.ranges().flat_map(|range| range.iter()) {
                         let off = page.base().get() - block.offset().get();
@@ -206,6 +215,7 @@ fn a_harvester_on_another_thread_keeps_a_copy_of_what_is_written_meanwhile() {
                 assert!(pages >= PAGES, "{name}");
             });
             let device = s.spawn(move || {
+                wait();
                 for n in 0..2000u64 {
                     space.write(GuestPhys::new(DATA + n * 37 % PAGES * PAGE_SIZE + 2040), &n.to_le_bytes()).unwrap();
                 }
@@ -218,6 +228,7 @@ fn a_harvester_on_another_thread_keeps_a_copy_of_what_is_written_meanwhile() {
                 match vcpu.run(&soon()) {
                     VcpuExit::RingFull => {
                         assert!(!harvester.is_finished(), "{name}: the harvester gave up");
+                        filled.store(true, Ordering::Release);
                         full += 1;
                     }
                     exit => {
@@ -229,8 +240,17 @@ fn a_harvester_on_another_thread_keeps_a_copy_of_what_is_written_meanwhile() {
             }
             assert!(full > 0, "{name}: its ring is smaller than what it dirties");
             device.join().unwrap();
-            ended.store(true, Ordering::Release);
+            drop(ended);
             harvester.join().unwrap();
         });
+    }
+}
+
+/// Tells the harvester that the program ended, or that its test fails.
+struct Ends<'a>(&'a AtomicBool);
+
+impl Drop for Ends<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::Release);
     }
 }
