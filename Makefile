@@ -7,6 +7,8 @@
 #                      QEMU and the host; ROW=name for one row or group (ROW=dirty: the second table, ROW=programs: the
 #                      third, of SOURCES=dir), RUNS=n, JSON=1 for a machine: one object a table; the fourth table holds
 #                      programs under page tables against themselves without
+#   make bench-against AGAINST=FILE   the rows of the first table on this build and on FILE, a notdirty of an earlier commit, each
+#                      at most 1.03 times as long; ROW=name, RUNS=n
 #   make bench-flags what each of the JIT's switches is worth; ROW=name, RUNS=n
 #   make mutants       mutation testing of core: SHARD=k/n, FILES='core/src/ring/*.rs'; goes on where it stopped (.ci/mutants)
 #   make conformance   C guests; CORPUS=dir: every ELF in dir on both engines (default ../corpora/programs); riscv-tests
@@ -29,7 +31,7 @@ NOTDIRTY_PROGRAMS ?= 1000000
 # Members of the workspace that plain tests leave out, and why: Unicorn compiles minutes of C.
 ALL := --workspace --exclude notdirty-unicorn
 
-.PHONY: mutants all test test-deep valgrind bench bench-flags conformance guests unicorn deps lint deny clean
+.PHONY: mutants all test test-deep valgrind bench bench-flags bench-against conformance guests unicorn deps lint deny clean
 all:
 	$(CARGO) build --release $(CARGO_FLAGS)
 
@@ -85,6 +87,11 @@ bench-flags:
 	$(MAKE) --no-print-directory guests
 	$(CARGO) build --release $(CARGO_FLAGS) -p notdirty
 	$(CARGO) run --release $(CARGO_FLAGS) -p notdirty-benches --bin flags -- $(if $(ROW),ROW=$(ROW)) $(if $(RUNS),RUNS=$(RUNS))
+
+bench-against:
+	$(MAKE) --no-print-directory guests
+	$(CARGO) build --release $(CARGO_FLAGS) -p notdirty
+	AGAINST="$(abspath $(AGAINST))" $(CARGO) run --release $(CARGO_FLAGS) -p notdirty-benches --bin against -- $(if $(ROW),ROW=$(ROW)) $(if $(RUNS),RUNS=$(RUNS))
 
 bench:
 	.ci/deps bench

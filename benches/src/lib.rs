@@ -15,12 +15,14 @@
 //!    │
 //!  report.rs    one table, or JSON; host.rs has the facts for its header
 //!
+//!  against.rs   rows on this build against an earlier one
 //!  paged.rs     the fourth table: programs under page tables against themselves without
 //!  dirty/       the second table: the dirty memory and what it is held against, in one process, round after round
 //! ```
 //!
 //! Absent on purpose: stored baselines. A figure stands beside its peer's from the same minutes or it is not a figure.
 
+pub mod against;
 pub mod args;
 pub mod dirty;
 pub mod host;

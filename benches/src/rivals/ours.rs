@@ -7,7 +7,12 @@ use crate::host;
 
 /// `notdirty run`, built in release; `None` if it is not there.
 pub fn find(target: &Path) -> Option<Rival> {
-    let binary = target.join("notdirty").display().to_string();
+    at(&target.join("notdirty"))
+}
+
+/// The same, wherever it is.
+pub fn at(binary: &Path) -> Option<Rival> {
+    let binary = binary.display().to_string();
     let version = host::first_line(&binary, &["--version"]).unwrap_or_else(|| "notdirty".into());
     Path::new(&binary).is_file().then(|| Rival {
         name: "notdirty",
