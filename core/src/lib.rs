@@ -54,12 +54,14 @@ pub mod sync;
 pub use addr::{LINE_BITS, PAGE_BITS, PAGE_SIZE, PageIndex, PageRange, RamAddr};
 pub use dirty::{
     Answers, ClientMask, CodePage, CodePages, DirtyClient, DirtyListener, DirtyLog, DirtyMemory, HALVES_OFFSET,
-    Harvest, Listening, LogBuilder, LogClient, LogError, LogRegion, LogScope, MASK_OFFSET, MAX_REARM_RANGES, NoRoom,
-    NotServed, OwnedClient, PageSet, Snapshot, VcpuId, fence_after_store, lines_of,
+    Harvest, LineLog, LinesTaken, Listening, LogBuilder, LogClient, LogError, LogRegion, LogScope, MASK_OFFSET,
+    MAX_REARM_RANGES, NOTED_OFFSET, NOTED_STORES, NoRoom, NotServed, OwnedClient, PageSet, STORES_OFFSET, Snapshot,
+    VcpuId, WRITTEN_OFFSET, fence_after_store, lines_of,
 };
 pub use ram::{
-    Announced, BeforeRegistration, BeforeWrite, CanWait, Entered, Held, MappingError, Pinned, RamBlock, RamBlockSpec,
-    RamError, RamFlags, RamList, RamMapping, RamNotifier, RamRegistration, Reservations, Seen, Stripe,
+    Announced, BeforeRegistration, BeforeWrite, CanWait, Delta, Entered, Held, Image, ImageError, MappingError, Pinned,
+    PutBack, RamBlock, RamBlockSpec, RamError, RamFlags, RamList, RamMapping, RamNotifier, RamRegistration,
+    Reservations, Seen, Stripe,
 };
 pub use rcu::{Guard, RcuCell, WaitError, barrier, drop_later, pin, synchronize};
 pub use ring::{

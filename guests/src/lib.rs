@@ -39,9 +39,11 @@ pub use devices::console::{Captured, Console, ConsoleFull};
 pub use devices::exit::{ExitBy, GuestExit};
 pub use load::{LoadError, Program, SymbolTable};
 pub use machine::{
-    BuildError, Callers, ClockKind, CrashedHart, LrSc, MAX_HARTS, Machine, MachineBuilder, MachineExit, Memory,
-    PlugError, PlugSpec, Plugged, RAM_BASE, RamInfo, ResizeError, Stop, UnplugError, WeakStop, WriteReport,
+    BuildError, Callers, Checkpoint, CheckpointError, ClockKind, CrashedHart, Difference, LrSc, MAX_HARTS, Machine,
+    MachineBuilder, MachineExit, Memory, PlugError, PlugSpec, Plugged, RAM_BASE, RamInfo, ResizeError, Stop,
+    UnplugError, WeakStop, WriteReport,
 };
+pub use notdirty_core::PutBack;
 pub use notdirty_softmmu::{AccessError, GuestPhys, RegionId};
 pub use notdirty_tcg::cpu::CpuState;
 pub use notdirty_tcg::listing::{ListError, Listing};

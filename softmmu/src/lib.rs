@@ -80,6 +80,7 @@ pub mod addr;
 mod atomic;
 pub mod fault;
 mod host;
+mod lines;
 mod live;
 pub mod memmap;
 pub mod mmio;
@@ -90,6 +91,7 @@ mod reserve;
 mod rights;
 mod safepoint;
 mod slow;
+mod state;
 pub mod tlb;
 mod translate;
 
@@ -101,10 +103,14 @@ pub use live::LiveMmu;
 pub use memmap::{AccessError, AddressSpace, FlatView, MapError, RegionId, Resolved};
 pub use mmio::{MmioDevice, SizeMask};
 pub use mmu::{CodeInvalidator, Hooks, NoHooks, Running, ServeReport, SlowStats, SoftMmu};
-pub use notdirty_core::{CodePage, CodePages, HALVES_OFFSET, MASK_OFFSET, VcpuId, lines_of};
+pub use notdirty_core::{
+    CodePage, CodePages, HALVES_OFFSET, MASK_OFFSET, NOTED_OFFSET, NOTED_STORES, STORES_OFFSET, VcpuId, WRITTEN_OFFSET,
+    lines_of,
+};
 pub use registry::{Pending, VcpuRegistry};
 pub use rights::Rights;
 pub use safepoint::{Started, VcpuPort};
+pub use state::{AsValue, DeviceState, Fields, Part, Saved, Stateful, Value};
 pub use translate::{Access, Asid, Physical, Translation};
 
 /// For the tests of this workspace only: requests and answers by hand. A program's requests are made in this crate, and its

@@ -12,13 +12,14 @@
 //! good across any number of loads and stores.
 
 use crate::addr::{GuestPhys, GuestVirt, MmuIdx};
+use crate::lines::Noted;
 use crate::memmap::{AddressSpace, FlatView, What};
 use crate::mmu::{Hooks, ServeReport, SlowStats};
 use crate::registry::Pending;
 use crate::reserve::HeardSets;
 use crate::safepoint::{Drained, OwnPort, Request, VcpuPort};
 use crate::tlb::Tlb;
-use crate::tlb::entry::{BIAS, FLAGS, OTHER, Reservation, TLB_BITS, TlbEntry};
+use crate::tlb::entry::{BIAS, FLAGS, NotedList, OTHER, Reservation, TLB_BITS, TlbEntry};
 use crate::tlb::fill::ram_address;
 use crate::translate::Asid;
 use notdirty_core::{PAGE_SIZE, PageIndex, PageRange, RamAddr, VcpuRings, drop_later, pin};
@@ -54,6 +55,7 @@ pub struct LiveMmu {
     /// How often translations were forgotten.
     forgotten: u64,
     pub(crate) heard: HeardSets,
+    pub(crate) noted: Noted,
     /// Not lent to another thread: a wait for the vCPU is refused on the thread that it runs on, and on no other.
     _thread: PhantomData<*const ()>,
 }
@@ -68,9 +70,9 @@ impl LiveMmu {
             return Err(io::Error::new(io::ErrorKind::TimedOut, why));
         }
         let view = space.snapshot();
-        let (rings, stats, forgotten, heard) = Default::default();
+        let (rings, stats, forgotten, heard, noted) = Default::default();
         let space = space.clone();
-        Ok(LiveMmu { tlb, view, space, port, rings, stats, forgotten, heard, _thread: PhantomData })
+        Ok(LiveMmu { tlb, view, space, port, rings, stats, forgotten, heard, noted, _thread: PhantomData })
     }
 
     /// Start of the owner's bytes: zeroed, 64-byte aligned, `table() - prefix`. They die with this `SoftMmu`.
@@ -285,6 +287,8 @@ impl LiveMmu {
                 Request::FlushAll => {
                     // The order matters: no entry may outlive the view that keeps its memory alive.
                     self.flush_tlb();
+                    // Perhaps another vCPU is about to come (WRITER-1).
+                    self.tlb.set_noted_list(NotedList { alone: 0, ..self.tlb.noted_list() });
                     hooks.flushed();
                     self.clear_reservation();
                     // Nothing is left of the old view, so it may be any newer one.

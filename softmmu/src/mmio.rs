@@ -1,6 +1,7 @@
 //! Devices behind addresses, and the cutting of an access into widths that a device understands.
 
 use crate::addr::MemSize;
+use crate::state::DeviceState;
 use std::cell::Cell;
 use std::ptr;
 
@@ -62,6 +63,19 @@ pub trait MmioDevice: Send + Sync {
     /// [exact](SizeMask::exactly); narrower ones are access faults. The answer must not change while the device is mapped.
     fn sizes(&self) -> SizeMask {
         SizeMask::ALL
+    }
+    /// What it remembers from one access to the next, for checkpoints.
+    fn state(&self) -> DeviceState<'_> {
+        DeviceState::Unknown
+    }
+    /// May its state change without an access to it, by a thread or a call of its own? If not, a restore leaves it alone as long as no
+    /// vCPU has called a device.
+    fn changes_alone(&self) -> bool {
+        true
+    }
+    /// What it is called where a message must name it.
+    fn name(&self) -> &str {
+        std::any::type_name::<Self>()
     }
 }
 

@@ -295,6 +295,15 @@ impl SoftMmu {
         self.mmu.ring_is_full()
     }
 
+    /// The vCPU, which is parked: the borrow says that its engine is not in emitted code.
+    #[inline]
+    pub(crate) fn parked_mut(&mut self) -> &mut LiveMmu {
+        if !self.mmu.port.is_parked() {
+            self.mmu.port.park();
+        }
+        &mut self.mmu
+    }
+
     /// Forgets the reservation (reset).
     pub fn clear_reservation(&mut self) {
         self.mmu.clear_reservation();

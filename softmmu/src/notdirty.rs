@@ -46,6 +46,7 @@ impl LiveMmu {
     ) -> StoreEffect {
         // MARK-1: partners the RMW of `announce` and of every take of bits.
         fence_after_store();
+        self.note_lines(ram, len);
         // A cell of reservations, as a rule.
         if self.space.ram().reservations().is_some()
             && entry.is_some_and(|entry| self.tlb.is_beside_code(entry, ram, len))

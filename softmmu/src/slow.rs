@@ -4,6 +4,7 @@
 //!   miss, flag or misalignment
 //!     ├─ no flag, within the page ─────── misaligned: host access
 //!     ├─ CODEPAGE, aligned ───────────── host store, test the halves, only a hit goes on        notdirty.rs
+//!     ├─ LINES, aligned ──────────────── host store, note the line                              lines.rs
 //!     ├─ locate: entry, else device, else translate and fill, else (mixed page) the view; nothing there ─▶ access fault
 //!     ├─ bytes reach past the page or the region ─▶ pieces: all located, then RAM, then devices (SAFE-1)
 //!     ├─ RAM, nothing listens ─────────── host store (the first one: the miss)
@@ -24,7 +25,7 @@ use crate::memmap::Resolved;
 use crate::mmio::{self, MmioDevice, SizeMask};
 use crate::mmu::Hooks;
 use crate::tlb::DeviceEntry;
-use crate::tlb::entry::{BIAS, CODEPAGE, DISCARD, FLAGS, INVALID, NOTDIRTY, OTHER};
+use crate::tlb::entry::{BIAS, CODEPAGE, DISCARD, FLAGS, INVALID, LINES, NOTDIRTY, OTHER};
 use crate::tlb::fill::{Filled, host_address, ram_address};
 use crate::translate::{Access, Physical, Translation};
 use notdirty_core::{PAGE_SIZE, RamAddr};
@@ -134,6 +135,9 @@ impl LiveMmu {
         if self.tlb.write_comparator(slot) & !OTHER == wanted(biased, size) | CODEPAGE {
             return Ok(self.store_to_code_page(hooks, slot, va, size, value));
         }
+        if self.tlb.write_comparator(slot) & !OTHER == wanted(biased, size) | LINES {
+            return Ok(self.store_and_note(slot, va, size, value));
+        }
         if fits_page(va, size) && self.tlb.write_comparator(slot) & !OTHER == biased & !FLAGS && biased > FLAGS {
             let host = va.get().wrapping_add(self.tlb.addend(slot));
             if aligned(va, size) {
@@ -224,7 +228,12 @@ impl LiveMmu {
         if comparator & DISCARD != 0 {
             Place::Rom { host }
         } else {
-            Place::Ram { host, ram, entry: Some(self.tlb.id(slot)), silent: comparator & (NOTDIRTY | CODEPAGE) == 0 }
+            Place::Ram {
+                host,
+                ram,
+                entry: Some(self.tlb.id(slot)),
+                silent: comparator & (NOTDIRTY | CODEPAGE | LINES) == 0,
+            }
         }
     }
 

@@ -131,7 +131,7 @@ impl<'m> Physical<'m> {
     }
 
     fn add_page(&mut self, at: GuestPhys) -> Option<TablePage> {
-        let LiveMmu { view, tlb, .. } = &mut *self.mmu;
+        let LiveMmu { view, tlb, space, .. } = &mut *self.mmu;
         let (block, off, readonly, whole) = match (view.page(at), view.resolve(at)) {
             (Span::Whole(..), Resolved::Ram { block, off, readonly, .. }) => (block, off, readonly, true),
             (Span::Mixed, Resolved::Ram { block, off, readonly, len_left: 8.. }) => (block, off, readonly, false),
@@ -141,6 +141,7 @@ impl<'m> Physical<'m> {
         let off = off - at.page_offset();
         let host = with_exposed_provenance_mut(host_address(block, off) as usize);
         let page = TablePage::new(at.get(), host, ram_address(block, off), readonly);
+        space.code().page_or_insert(ram_address(block, off).page()).note_table();
         if whole {
             tlb.tables.add(page);
         }

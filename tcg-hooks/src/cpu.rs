@@ -9,7 +9,7 @@ use crate::riscv::{Isa, Privilege};
 
 /// Architectural state of one hart. `repr(C)`: emitted code reaches it by offsets.
 #[repr(C)]
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq)]
 pub struct CpuState {
     /// Integer registers; `x[0]` is zero: a run begins by making it so.
     pub x: [u64; 32],

@@ -11,6 +11,7 @@
 //! Between two polls emitted code runs at most `MAX_INSNS` instructions, so a limit is kept exactly by stopping that
 //! far before it and letting the oracle do the rest.
 mod core;
+mod exits;
 mod harts;
 mod limits;
 mod pace;
@@ -21,9 +22,10 @@ mod stats;
 mod unhandled;
 
 pub(crate) use self::core::Core;
+pub use exits::Exit;
 pub use harts::Harts;
 pub use limits::{RunLimits, VcpuExit};
-pub use run::{Vcpu, VcpuConfig};
+pub use run::{Vcpu, VcpuConfig, VcpuState};
 pub use semihost::{SemihostAnswer, Semihosting};
 pub use stats::VcpuStats;
 pub use unhandled::{TrapAt, UnhandledTrap};

@@ -71,6 +71,7 @@ pub mod translate;
 
 pub use engine::{EngineKind, ICache, JitFlags};
 pub use exec::{
-    Harts, RunLimits, SemihostAnswer, Semihosting, TrapAt, UnhandledTrap, Vcpu, VcpuConfig, VcpuExit, VcpuStats,
+    Exit, Harts, RunLimits, SemihostAnswer, Semihosting, TrapAt, UnhandledTrap, Vcpu, VcpuConfig, VcpuExit, VcpuState,
+    VcpuStats,
 };
 pub use trace::{NewCode, TraceMask, TraceSink};

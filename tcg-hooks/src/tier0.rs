@@ -99,8 +99,10 @@ impl Code {
 /// `cpu.retired` is exact before and after. `page` is that of `cpu.pc`, if it was fetched already.
 pub(crate) fn run(core: &mut Core, ctx: &mut Context, page: Option<FetchPage>) -> Why {
     let mut code = match page {
-        Some(page) => Code::page(ctx.cpu.isa, ctx.cpu.privilege, ctx.cpu.pc, page),
-        None => Code::nowhere(ctx.cpu.isa, ctx.cpu.privilege),
+        Some(page) if !core.exits.has_on_page(ctx.cpu.pc) => {
+            Code::page(ctx.cpu.isa, ctx.cpu.privilege, ctx.cpu.pc, page)
+        }
+        _ => Code::nowhere(ctx.cpu.isa, ctx.cpu.privilege),
     };
     // How loads and stores find memory; what changes that is a trap, or rare.
     let mut idx = ctx.cpu.data_idx();
@@ -121,6 +123,10 @@ pub(crate) fn run(core: &mut Core, ctx: &mut Context, page: Option<FetchPage>) -
             Some(found) => found,
             None => {
                 show(ctx, pc, start, done);
+                if core.exits.has(pc) {
+                    core.exit_here();
+                    break Why::Look;
+                }
                 match fetch(core, ctx, &mut code) {
                     Ok(insn) => (insn, pc.wrapping_add(insn.len.into())),
                     Err(fault) => {
@@ -174,9 +180,11 @@ fn show(ctx: &mut Context, pc: u64, start: u64, done: u64) {
 /// The instruction at `cpu.pc` by the long way, and the page it starts on for those behind it.
 fn fetch(core: &mut Core, ctx: &mut Context, code: &mut Code) -> Result<Insn, MemFault> {
     let (pc, mode, idx) = (ctx.cpu.pc, ctx.cpu.privilege, ctx.cpu.fetch_idx());
+    let exits = core.exits.has_on_page(pc);
     let (mmu, mut hooks) = core.split(ctx);
     let page = mmu.fetch(&mut hooks, idx, GuestVirt::new(pc))?;
-    *code = Code::page(code.isa, mode, pc, page);
+    // Where a run shall end, each instruction is asked for.
+    *code = if exits { Code::nowhere(code.isa, mode) } else { Code::page(code.isa, mode, pc, page) };
     if let Some((insn, _)) = code.insn(pc) {
         return Ok(insn);
     }
@@ -337,6 +345,7 @@ fn rare(core: &mut Core, ctx: &mut Context, insn: &Insn, pc: u64) -> Flow {
         Outcome::Go(pc) => Flow::Jump(pc),
         Outcome::Leave(pc) => Flow::Look(pc),
         Outcome::Trap(cause) => trap(core, ctx, &cause),
+        Outcome::Exit => Flow::Trapped,
     }
 }
 

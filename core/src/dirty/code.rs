@@ -23,6 +23,7 @@
 //! bytes are visible; if it hits, the shard says exactly which vCPUs' lines these are: a vCPU that announces one after that has
 //! yet to read the bytes, and sees them. Leaves never move and are freed only with the whole.
 
+use super::lines::NotedPage;
 use super::{ClientMask, DirtyClient, DirtyMemory};
 use crate::addr::{LINE_BITS, PAGE_SIZE, PageIndex, PageRange, RamAddr};
 use crate::rcu::Guard;
@@ -49,12 +50,14 @@ impl VcpuId {
     }
 }
 
-/// One page of guest RAM, as far as translated code is concerned.
-#[repr(C)]
+/// One page of guest RAM: where translated code lies, and which lines were written (`lines.rs`).
+#[repr(C, align(64))]
 #[derive(Debug)]
 pub struct CodePage {
     /// Bit n: the n-th 64-byte line holds translated or announced code, of whatever vCPU.
     pub mask: AtomicU64,
+    /// What vCPUs stored there since it was last taken.
+    pub(super) noted: NotedPage,
     /// Bit n of all: bytes 2n and 2n+1 may be code. Written under the page's lock.
     halves: [AtomicU64; HALVES],
     /// Bit n: the n-th line is announced for reservations, and holds no code: what is stored there kills nothing. Written under the
@@ -69,7 +72,10 @@ pub const HALVES_OFFSET: i32 = core::mem::offset_of!(CodePage, halves) as i32;
 /// The same for the mask.
 pub const MASK_OFFSET: i32 = core::mem::offset_of!(CodePage, mask) as i32;
 
-const _: () = assert!(MODEL || HALVES_OFFSET == 8 && size_of::<CodePage>() == 16 + 8 * HALVES);
+/// The same for what is noted of stores.
+pub const NOTED_OFFSET: i32 = core::mem::offset_of!(CodePage, noted) as i32;
+
+const _: () = assert!(MODEL || HALVES_OFFSET == 32 && size_of::<CodePage>() == (40 + 8 * HALVES).next_multiple_of(64));
 
 /// Some bytes `[from, to)` of a page as bits of the words of `halves`.
 fn halves_of(from: u64, to: u64) -> impl Iterator<Item = (usize, u64)> {
@@ -430,6 +436,7 @@ impl Default for CodePage {
     fn default() -> Self {
         CodePage {
             mask: AtomicU64::new(0),
+            noted: NotedPage::default(),
             halves: core::array::from_fn(|_| AtomicU64::new(0)),
             reserved: AtomicU64::new(0),
         }

@@ -20,14 +20,16 @@ mod blocks;
 mod client;
 mod code;
 mod harvest;
+mod lines;
 mod log;
 mod pages;
 mod scope;
 
 pub use client::{ClientMask, DirtyClient, Listening, NoRoom, OwnedClient};
-pub use code::{CodePage, CodePages, HALVES_OFFSET, MASK_OFFSET, Owned, VcpuId, lines_of};
+pub use code::{CodePage, CodePages, HALVES_OFFSET, MASK_OFFSET, NOTED_OFFSET, Owned, VcpuId, lines_of};
 pub(crate) use harvest::Listeners;
 pub use harvest::{Answers, DirtyListener, Harvest, MAX_RANGES as MAX_REARM_RANGES, NotServed};
+pub use lines::{LineLog, LinesTaken, NOTED_STORES, STORES_OFFSET, WRITTEN_OFFSET};
 pub use log::{DirtyLog, LogBuilder, LogError};
 pub use pages::{PageSet, Snapshot};
 pub(crate) use pages::{Run, Words};
@@ -40,6 +42,7 @@ use crate::sync::{Mutex, Ordering, fence};
 use bitmap::{SUMMARY_LINE_PAGES, Taken};
 use blocks::Blocks;
 use core::fmt;
+use lines::Lines;
 use std::sync::Arc;
 
 /// More pages than any host can hold; a wrong number, most likely.
@@ -92,13 +95,14 @@ pub struct DirtyMemory {
     rings: RingTable,
     logs: log::Registry,
     code: CodePages,
+    lines: Lines,
 }
 
 impl DirtyMemory {
     /// Dirty memory that covers no page yet.
     pub fn new() -> Self {
         let logs = Mutex::new(Vec::new());
-        Self { blocks: Blocks::new(), rings: RingTable::new(), logs, code: CodePages::new() }
+        Self { blocks: Blocks::new(), rings: RingTable::new(), logs, code: CodePages::new(), lines: Lines::default() }
     }
 
     /// The clients that have rings.
@@ -386,6 +390,12 @@ impl DirtyMemory {
     /// Whether any bit in `range` is set.
     pub fn any_set(&self, range: PageRange, client: DirtyClient, guard: &Guard) -> bool {
         self.next_set(range, client, guard).is_some()
+    }
+
+    /// Does no client but the translator track anything?
+    #[inline]
+    pub(crate) fn tracks_nothing(&self) -> bool {
+        self.blocks.tracking().without(ClientMask::CODE).is_empty()
     }
 
     /// What wants to hear the next store to `page`: the clients whose bit is 0. If nothing does, its TLB entry may be fast.

@@ -130,6 +130,69 @@ pub(super) unsafe fn fill(to: *mut u8, len: usize, value: u8) {
     }
 }
 
+/// Copies a line of 64 bytes, both aligned to that.
+///
+/// # Safety
+/// Both are mapped, `from` readable, `to` writable, and they do not overlap.
+#[inline(always)]
+pub(super) unsafe fn copy_line(to: *mut u8, from: *const u8) {
+    #[cfg(target_arch = "x86_64")]
+    // SAFETY: the caller's promise. To the compiler an asm is some access of unknown order, as a volatile one is; the host does each
+    // of the four in one piece or in aligned halves.
+    unsafe {
+        core::arch::asm!(
+            "movups {a}, [{from}]",
+            "movups {b}, [{from} + 16]",
+            "movups {c}, [{from} + 32]",
+            "movups {d}, [{from} + 48]",
+            "movups [{to}], {a}",
+            "movups [{to} + 16], {b}",
+            "movups [{to} + 32], {c}",
+            "movups [{to} + 48], {d}",
+            from = in(reg) from, to = in(reg) to,
+            a = out(xmm_reg) _, b = out(xmm_reg) _, c = out(xmm_reg) _, d = out(xmm_reg) _,
+            options(nostack, preserves_flags)
+        );
+    }
+    #[cfg(not(target_arch = "x86_64"))]
+    for n in (0..64).step_by(8) {
+        // SAFETY: the caller's promise.
+        unsafe { store(to.add(n), 8, load(from.cast_mut().add(n), 8)) };
+    }
+}
+
+/// Copies 4,096 bytes.
+///
+/// # Safety
+/// As [`copy_line`].
+#[inline(always)]
+pub(super) unsafe fn copy_page(to: *mut u8, from: *const u8) {
+    for off in (0..4096).step_by(64) {
+        // SAFETY: the caller's promise.
+        unsafe { copy_line(to.add(off), from.add(off)) };
+    }
+}
+
+/// Are two lines the same?
+///
+/// # Safety
+/// Both are mapped and readable, and aligned to eight.
+#[inline]
+pub(super) unsafe fn same_line(a: *mut u8, b: *mut u8) -> bool {
+    // SAFETY: the caller's promise.
+    (0..64).step_by(8).all(|n| unsafe { load(a.add(n), 8) == load(b.add(n), 8) })
+}
+
+/// Is a line all zeroes?
+///
+/// # Safety
+/// It is mapped and readable, and aligned to eight.
+#[inline]
+pub(super) unsafe fn line_is_zero(at: *mut u8) -> bool {
+    // SAFETY: the caller's promise.
+    (0..64).step_by(8).fold(0, |all, n| all | unsafe { load(at.add(n), 8) }) == 0
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -238,6 +238,7 @@ impl RamList {
         let range = PageRange::of_bytes(ram, len);
         self.kill_lines(ram, len, range);
         let dirty = self.dirty();
+        dirty.note_others(ram, len);
         match log {
             None => dirty.set(range, ClientMask::ALL, &pin()),
             Some(log) => {
@@ -249,6 +250,12 @@ impl RamList {
                 }
             }
         }
+    }
+
+    /// Posts kills for bytes that are visible, without a mark.
+    pub(super) fn kill_written(&self, ram: RamAddr, len: u64) {
+        fence_after_store();
+        self.kill_lines(ram, len, PageRange::of_bytes(ram, len));
     }
 
     /// Posts kills to the vCPUs that have translations of these bytes.

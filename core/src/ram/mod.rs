@@ -16,6 +16,7 @@
 //! | `error.rs` | what can go wrong |
 //! | `list.rs` | all blocks, under RCU; `chunks.rs` its sorted structure, `offsets.rs` the owner of each offset |
 //! | `door.rs` | what every writer goes through: subscribers to the old bytes, listeners to the new ones |
+//! | `image.rs` | all RAM as it was, and the way back to it: what a checkpoint stands on |
 //! | `mapped.rs` | where guests reach a block: what a removal and a shrink may not take |
 //! | `reserve.rs` | reservations that any other store breaks, for RAM that is to keep them so |
 //! | `resize.rs` | a new length, in QEMU's order; memory given back |
@@ -26,6 +27,7 @@ mod block;
 mod chunks;
 mod door;
 mod error;
+mod image;
 mod list;
 mod mapped;
 mod mapping;
@@ -38,6 +40,7 @@ mod spec;
 pub use block::RamBlock;
 pub use door::{BeforeRegistration, BeforeWrite, CanWait, Pinned};
 pub use error::RamError;
+pub use image::{Delta, Image, ImageError, PutBack};
 pub use list::RamList;
 pub use mapped::{MappingError, RamMapping};
 pub use notify::{RamNotifier, RamRegistration};

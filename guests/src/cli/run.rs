@@ -140,6 +140,10 @@ pub(super) fn run(args: Args) -> ExitCode {
         }
         MachineExit::Stopped if broken.is_some() => Code::Host.into(),
         // Nobody here has logs with rings, or stops it for another reason.
+        // The command line asks for none.
+        MachineExit::Pc { pc, .. } | MachineExit::Trap { pc, .. } => {
+            complain(Code::Host, &format!("{name}: stopped at {pc:#x}, {}", place()))
+        }
         MachineExit::RingFull => complain(Code::Host, &format!("{name}: a dirty ring is full, {}", place())),
         MachineExit::Stopped if interrupted.signal() != 0 => {
             let (name_of, elapsed) = (interrupted.name(), elapsed.as_secs_f64());

@@ -19,7 +19,7 @@ use std::sync::atomic::{
 };
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 
-use notdirty_softmmu::{MemSize, MmioDevice, SizeMask, VcpuPort};
+use notdirty_softmmu::{DeviceState, MemSize, MmioDevice, SizeMask, Stateful, VcpuPort};
 use notdirty_tcg::clock::Clock;
 
 /// `mip` bit of the machine software interrupt.
@@ -112,6 +112,27 @@ fn merge(old: u64, at: u64, size: MemSize, value: u64) -> u64 {
     old & !(size.mask() << shift) | (value & size.mask()) << shift
 }
 
+notdirty_softmmu::fields! {
+    /// The deadlines of all harts. Their lines, `msip` among them, are the harts' own state.
+    pub struct AclintState: "clint", version 1 {
+        mtimecmp: Vec<u64>,
+    }
+}
+
+impl Stateful for Aclint {
+    type State = AclintState;
+
+    fn save(&self) -> AclintState {
+        AclintState { mtimecmp: self.harts.iter().map(|hart| hart.mtimecmp.load(Relaxed)).collect() }
+    }
+
+    fn restore(&self, state: &AclintState) {
+        for (hart, mtimecmp) in self.harts.iter().zip(&state.mtimecmp) {
+            hart.mtimecmp.store(*mtimecmp, Relaxed);
+        }
+    }
+}
+
 /// Some of the registers, as one device.
 struct Window {
     aclint: Arc<Aclint>,
@@ -126,6 +147,18 @@ impl MmioDevice for Window {
 
     fn write(&self, offset: u64, size: MemSize, value: u64) {
         self.aclint.write(self.base + offset, size, value);
+    }
+
+    fn state(&self) -> DeviceState<'_> {
+        DeviceState::Kept(&*self.aclint)
+    }
+
+    fn changes_alone(&self) -> bool {
+        false
+    }
+
+    fn name(&self) -> &str {
+        "CLINT"
     }
 
     /// A byte or half of a timer would tear.

@@ -12,6 +12,7 @@
 //! With a thread, a sink that blocks holds no vCPU that has something else to do, and an unfinished line is passed on a moment
 //! later, so that prompts are seen. A sink that fails gets nothing any more; `on_failure` says so.
 
+use notdirty_softmmu::Stateful;
 use std::collections::VecDeque;
 use std::io::{self, Read, Write};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
@@ -74,11 +75,39 @@ struct Out {
 pub struct Console {
     out: Arc<Out>,
     input: Mutex<VecDeque<u8>>,
+    /// Something was printed since the last flush began.
+    printed: AtomicBool,
     /// Length of `input`, to be asked without its lock.
     pending: AtomicUsize,
     room: Condvar,
     /// No more will be fed.
     ended: AtomicBool,
+}
+
+notdirty_softmmu::fields! {
+    /// What the guest has yet to read. What it printed was printed.
+    pub struct ConsoleState: "console", version 1 {
+        input: Vec<u8>,
+    }
+}
+
+impl Stateful for Console {
+    type State = ConsoleState;
+
+    fn save(&self) -> ConsoleState {
+        ConsoleState { input: self.input().iter().copied().collect() }
+    }
+
+    fn restore(&self, state: &ConsoleState) {
+        if state.input.is_empty() && self.pending.load(Ordering::Acquire) == 0 {
+            return;
+        }
+        let mut input = self.input();
+        input.clear();
+        input.extend(&state.input);
+        self.pending.store(input.len(), Ordering::Release);
+        self.room.notify_all();
+    }
 }
 
 impl Console {
@@ -88,6 +117,7 @@ impl Console {
         Arc::new(Console {
             out: Arc::new(Out { state: Mutex::new(state), ..Out::default() }),
             input: Mutex::default(),
+            printed: AtomicBool::new(false),
             pending: AtomicUsize::new(0),
             room: Condvar::new(),
             ended: AtomicBool::new(false),
@@ -202,6 +232,7 @@ impl Console {
 
     /// Prints what the guest sent.
     pub fn put(&self, bytes: &[u8]) {
+        self.printed.store(true, Ordering::Release);
         let mut state = self.out.state();
         while state.sink.is_none() && state.waiting.len() >= OUT_BACKLOG && !state.failed {
             let Some(waited) = self.out.wait(state, Duration::ZERO) else { return };
@@ -223,6 +254,10 @@ impl Console {
 
     /// Passes on what waits, and waits until it is written or has failed; or until no vCPU may wait any more.
     pub fn flush(&self) {
+        if !self.printed.load(Ordering::Acquire) {
+            return;
+        }
+        self.printed.store(false, Ordering::Release);
         self.flush_soon();
         let mut state = self.out.state();
         while state.sink.is_none() && (state.writing || !state.waiting.is_empty()) && !state.failed {

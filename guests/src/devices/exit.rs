@@ -1,8 +1,9 @@
 //! The guest's wish to end: the first one counts, and every vCPU hears of it.
 
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 
-use notdirty_softmmu::VcpuPort;
+use notdirty_softmmu::{Stateful, VcpuPort};
 
 /// Through which door a guest ended its run.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -52,6 +53,8 @@ impl GuestExit {
 #[derive(Default)]
 pub struct ExitLatch {
     state: Mutex<State>,
+    /// Is there an exit? To be asked without the lock.
+    ended: AtomicBool,
 }
 
 #[derive(Default)]
@@ -77,6 +80,7 @@ impl ExitLatch {
         let mut state = self.state();
         if state.exit.is_none() {
             state.exit = Some(exit);
+            self.ended.store(true, Ordering::Release);
             state.ports.iter().filter_map(Weak::upgrade).for_each(|port| port.request_stop());
         }
     }
@@ -88,12 +92,41 @@ impl ExitLatch {
 
     /// The exit, if there was one.
     pub fn get(&self) -> Option<GuestExit> {
-        self.state().exit
+        if self.ended.load(Ordering::Acquire) { self.state().exit } else { None }
     }
 
     /// Forgets the exit: the machine is to be run again.
     pub fn clear(&self) {
-        self.state().exit = None;
+        let mut state = self.state();
+        state.exit = None;
+        self.ended.store(false, Ordering::Release);
+    }
+}
+
+notdirty_softmmu::fields! {
+    /// How the guest ended, if it did: a number for the way, from 1 on.
+    pub struct ExitState: "exit", version 1 {
+        by: u8,
+        code: u64,
+    }
+}
+
+/// In the order of their numbers.
+const WAYS: [ExitBy; 5] = [ExitBy::Finisher, ExitBy::Reset, ExitBy::Tohost, ExitBy::HtifSyscall, ExitBy::Semihosting];
+
+impl Stateful for ExitLatch {
+    type State = ExitState;
+
+    fn save(&self) -> ExitState {
+        let way = |by| WAYS.iter().position(|way| *way == by).map_or(0, |at| at as u8 + 1);
+        self.get().map_or(ExitState::default(), |exit| ExitState { by: way(exit.by), code: exit.code })
+    }
+
+    fn restore(&self, state: &ExitState) {
+        let by = usize::from(state.by).checked_sub(1).and_then(|at| WAYS.get(at));
+        let mut own = self.state();
+        own.exit = by.map(|by| GuestExit { code: state.code, by: *by });
+        self.ended.store(by.is_some(), Ordering::Release);
     }
 }
 

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use notdirty_softmmu::{MemSize, MmioDevice, SizeMask};
+use notdirty_softmmu::{DeviceState, MemSize, MmioDevice, SizeMask};
 
 use super::exit::{ExitBy, ExitLatch, GuestExit};
 
@@ -44,6 +44,19 @@ impl MmioDevice for Finisher {
             _ => return,
         };
         self.latch.set(exit);
+    }
+
+    /// The end that it asked for is the latch's.
+    fn state(&self) -> DeviceState<'_> {
+        DeviceState::Kept(&*self.latch)
+    }
+
+    fn changes_alone(&self) -> bool {
+        false
+    }
+
+    fn name(&self) -> &str {
+        "test finisher"
     }
 
     /// A single byte cannot hold a command; QEMU's takes no double word either.

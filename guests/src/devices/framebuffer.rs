@@ -21,7 +21,9 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use notdirty_core::{DirtyClient, DirtyLog, LogError, PAGE_SIZE, RamBlock, RamBlockSpec, RamError};
-use notdirty_softmmu::{AddressSpace, GuestPhys, MapError, MemSize, MmioDevice, RegionId, SizeMask};
+use notdirty_softmmu::{
+    AddressSpace, DeviceState, GuestPhys, MapError, MemSize, MmioDevice, RegionId, SizeMask, Stateful,
+};
 
 /// Where the registers are.
 pub const REGISTERS: u64 = PIXELS - PAGE_SIZE;
@@ -236,7 +238,38 @@ struct Registers {
     frames: Arc<AtomicU32>,
 }
 
+notdirty_softmmu::fields! {
+    /// How many frames were drawn. The pixels are RAM.
+    pub struct FramebufferState: "framebuffer", version 1 {
+        frames: u32,
+    }
+}
+
+impl Stateful for Registers {
+    type State = FramebufferState;
+
+    fn save(&self) -> FramebufferState {
+        FramebufferState { frames: self.frames.load(Ordering::Relaxed) }
+    }
+
+    fn restore(&self, state: &FramebufferState) {
+        self.frames.store(state.frames, Ordering::Release);
+    }
+}
+
 impl MmioDevice for Registers {
+    fn state(&self) -> DeviceState<'_> {
+        DeviceState::Kept(self)
+    }
+
+    fn changes_alone(&self) -> bool {
+        false
+    }
+
+    fn name(&self) -> &str {
+        "framebuffer"
+    }
+
     fn read(&self, offset: u64, _size: MemSize) -> u64 {
         u64::from(match offset {
             0x00 => self.width,

@@ -22,7 +22,7 @@
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, Weak};
 use std::thread::{self, ThreadId};
 
-use notdirty_softmmu::{AddressSpace, GuestPhys, MemSize, MmioDevice};
+use notdirty_softmmu::{AddressSpace, DeviceState, GuestPhys, MemSize, MmioDevice, Stateful};
 
 use super::console::Console;
 use super::exit::{ExitBy, ExitLatch, GuestExit};
@@ -228,7 +228,44 @@ fn merge(old: u64, at: u64, size: MemSize, value: u64) -> u64 {
     old & !(size.mask() << shift) | (value & size.mask()) << shift
 }
 
+notdirty_softmmu::fields! {
+    /// The two words, and how far a conversation is.
+    pub struct HtifState: "htif", version 1 {
+        tohost: u64,
+        fromhost: u64,
+        half: bool,
+        nudge: bool,
+        wants_input: bool,
+    }
+}
+
+impl Stateful for Htif {
+    type State = HtifState;
+
+    fn save(&self) -> HtifState {
+        let Words { tohost, fromhost, half, nudge, wants_input, .. } = *self.words();
+        HtifState { tohost, fromhost, half, nudge, wants_input }
+    }
+
+    fn restore(&self, state: &HtifState) {
+        let &HtifState { tohost, fromhost, half, nudge, wants_input } = state;
+        *self.words() = Words { tohost, fromhost, half, nudge, server: None, wants_input };
+    }
+}
+
 impl MmioDevice for Word {
+    fn state(&self) -> DeviceState<'_> {
+        DeviceState::Kept(&*self.htif)
+    }
+
+    fn changes_alone(&self) -> bool {
+        false
+    }
+
+    fn name(&self) -> &str {
+        "HTIF"
+    }
+
     fn read(&self, offset: u64, size: MemSize) -> u64 {
         let mut words = self.htif.words();
         if !self.tohost

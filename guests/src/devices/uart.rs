@@ -5,7 +5,7 @@
 
 use std::sync::{Arc, Mutex, PoisonError};
 
-use notdirty_softmmu::{MemSize, MmioDevice};
+use notdirty_softmmu::{DeviceState, MemSize, MmioDevice, Stateful};
 
 use super::console::Console;
 
@@ -26,7 +26,7 @@ const IDLE_POLLS: u8 = 8;
 /// Carrier, data set ready, clear to send: the other end is connected.
 const MSR_CONNECTED: u8 = 0xb0;
 
-#[derive(Default)]
+#[derive(Clone, Default)]
 struct Registers {
     ier: u8,
     lcr: u8,
@@ -80,7 +80,54 @@ impl Uart {
     }
 }
 
+notdirty_softmmu::fields! {
+    /// The registers. What waits to be read is the console's.
+    pub struct UartState: "uart", version 1 {
+        ier: u8,
+        lcr: u8,
+        mcr: u8,
+        scr: u8,
+        dll: u8,
+        dlm: u8,
+        fifos: bool,
+        thre_pending: bool,
+        idle_polls: u8,
+        has_looped: bool,
+        looped: u8,
+    }
+}
+
+impl Stateful for Uart {
+    type State = UartState;
+
+    fn save(&self) -> UartState {
+        let Registers { ier, lcr, mcr, scr, divisor: [dll, dlm], fifos, thre_pending, idle_polls, looped } =
+            self.registers.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        let (has_looped, looped) = (looped.is_some(), looped.unwrap_or(0));
+        UartState { ier, lcr, mcr, scr, dll, dlm, fifos, thre_pending, idle_polls, has_looped, looped }
+    }
+
+    fn restore(&self, state: &UartState) {
+        let &UartState { ier, lcr, mcr, scr, dll, dlm, fifos, thre_pending, idle_polls, has_looped, looped } = state;
+        let (divisor, looped) = ([dll, dlm], has_looped.then_some(looped));
+        *self.registers.lock().unwrap_or_else(PoisonError::into_inner) =
+            Registers { ier, lcr, mcr, scr, divisor, fifos, thre_pending, idle_polls, looped };
+    }
+}
+
 impl MmioDevice for Uart {
+    fn state(&self) -> DeviceState<'_> {
+        DeviceState::Kept(self)
+    }
+
+    fn changes_alone(&self) -> bool {
+        false
+    }
+
+    fn name(&self) -> &str {
+        "UART"
+    }
+
     fn read(&self, offset: u64, _size: MemSize) -> u64 {
         let mut r = self.registers.lock().unwrap_or_else(PoisonError::into_inner);
         let dlab = r.lcr & LCR_DLAB != 0;

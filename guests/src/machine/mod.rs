@@ -12,6 +12,7 @@
 
 mod board;
 mod builder;
+mod checkpoint;
 mod memory;
 mod report;
 mod run;
@@ -24,10 +25,12 @@ use notdirty_softmmu::{AccessError, AddressSpace, GuestPhys, MapError, RegionId,
 use notdirty_tcg::clock::Clock;
 use notdirty_tcg::cpu::CpuState;
 use notdirty_tcg::listing::{self, ListError, Listing};
-use notdirty_tcg::{Harts, JitFlags, RunLimits, Vcpu, VcpuExit, VcpuStats};
+use notdirty_tcg::riscv::trap::Trap;
+use notdirty_tcg::{Exit, Harts, JitFlags, RunLimits, Vcpu, VcpuExit, VcpuStats};
 
 pub use board::RAM_BASE;
 pub use builder::{BuildError, ClockKind, DEFAULT_RAM, LrSc, MAX_HARTS, MachineBuilder};
+pub use checkpoint::{Checkpoint, CheckpointError, Difference};
 pub use memory::{Memory, PlugError, PlugSpec, Plugged, RamInfo, ResizeError, UnplugError};
 pub use report::{Callers, CrashedHart};
 
@@ -49,6 +52,22 @@ pub enum MachineExit {
     Stopped,
     /// A hart's dirty ring is at its soft limit; further runs end in the same way at once. Sync the log, and run on.
     RingFull,
+    /// A hart is about to execute the instruction at an address of [`Machine::set_exits`].
+    Pc {
+        /// Which hart.
+        hart: usize,
+        /// Where it is.
+        pc: u64,
+    },
+    /// A hart is about to take an exception of [`Machine::set_trap_exits`].
+    Trap {
+        /// Which hart.
+        hart: usize,
+        /// The instruction that trapped.
+        pc: u64,
+        /// Why.
+        trap: Trap,
+    },
     /// The guest waits for an interrupt that nothing can raise.
     Hung,
     /// A trap has no handler, or one that traps itself; [`Machine::crash_report`] has more. Of several harts, all are
@@ -113,6 +132,11 @@ pub struct Machine {
     frames: FrameTables,
     /// A [`Stop`] was used since a run last ended by one.
     asked: Arc<AtomicBool>,
+    checkpoints: Option<Box<checkpoint::Checkpoints>>,
+    /// How often vCPUs had called devices when these were last as the current checkpoint says.
+    settled_calls: Option<u64>,
+    /// Pages whose entries a restore arms; kept for its memory.
+    to_arm: Vec<notdirty_core::PageIndex>,
     /// Until when an odd low half of `tohost` waits for its high half, in instructions of the only hart.
     half_end: Option<u64>,
 }
@@ -144,6 +168,9 @@ impl Machine {
             symbols,
             frames: FrameTables::default(),
             asked: Arc::default(),
+            checkpoints: None,
+            settled_calls: None,
+            to_arm: Vec::new(),
             half_end: None,
         }
     }
@@ -163,8 +190,30 @@ impl Machine {
             (None, VcpuExit::Deadline) => MachineExit::Deadline,
             (None, VcpuExit::Stopped) => MachineExit::Stopped,
             (None, VcpuExit::RingFull) => MachineExit::RingFull,
+            (None, VcpuExit::Exit(why)) => self.exited(why),
             (None, VcpuExit::Hung) => self.crashed().map_or(MachineExit::Hung, MachineExit::Unhandled),
         }
+    }
+
+    /// Which hart met an exit.
+    fn exited(&self, why: Exit) -> MachineExit {
+        let hart = self.vcpus.iter().position(|vcpu| vcpu.last_exit() == Some(why)).unwrap_or(0);
+        let pc = self.vcpus[hart].cpu().pc;
+        match why {
+            Exit::Trap(trap) => MachineExit::Trap { hart, pc, trap },
+            _ => MachineExit::Pc { hart, pc },
+        }
+    }
+
+    /// From now on a run ends before a hart executes the instruction at one of these addresses, also where it was translated before;
+    /// they take the place of those of the last call. A run that begins at one executes it, and so goes on from there.
+    pub fn set_exits(&mut self, pcs: &[u64]) {
+        self.vcpus.iter_mut().for_each(|vcpu| vcpu.set_exits(pcs));
+    }
+
+    /// From now on a run ends before a hart takes an exception whose bit, by the number of its cause, is set in `causes`.
+    pub fn set_trap_exits(&mut self, causes: u64) {
+        self.vcpus.iter_mut().for_each(|vcpu| vcpu.set_trap_exits(causes));
     }
 
     /// Runs without limits.
@@ -207,6 +256,7 @@ impl Machine {
             return Err(BuildError::Entry { entry, ram });
         }
         self.vcpus.iter_mut().for_each(|vcpu| vcpu.reset(entry));
+        self.settled_calls = None;
         self.board.reset();
         self.clock.reset();
         self.asked.store(false, Ordering::Release);

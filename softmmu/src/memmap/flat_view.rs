@@ -142,7 +142,8 @@ impl FlatView {
     }
 
     /// Which of the views of one address space it is: a later one has a larger number.
-    pub(crate) fn version(&self) -> u64 {
+    /// Goes up with each change of the map.
+    pub fn version(&self) -> u64 {
         self.version
     }
 

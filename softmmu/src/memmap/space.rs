@@ -128,6 +128,12 @@ impl AddressSpace {
         self.ram.dirty().code()
     }
 
+    /// Goes up with each change of the map.
+    #[inline]
+    pub fn version(&self) -> u64 {
+        self.view(&pin()).version()
+    }
+
     /// The vCPUs that run on it.
     pub fn vcpus(&self) -> &VcpuRegistry {
         &self.vcpus

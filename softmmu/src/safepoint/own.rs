@@ -136,6 +136,12 @@ impl OwnPort {
         Some(queue.starts)
     }
 
+    /// Does the vCPU not run? For its owner, whose `&mut` says that nobody starts it meanwhile.
+    #[inline]
+    pub(crate) fn is_parked(&self) -> bool {
+        self.live.load(Ordering::Relaxed) == 0
+    }
+
     /// Does the vCPU run, on this thread?
     #[inline]
     pub(crate) fn is_live(&self) -> bool {

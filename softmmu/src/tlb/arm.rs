@@ -5,7 +5,7 @@
 //! posts afterwards, so what it reads here is never older than the last request it served.
 
 use super::chain::State;
-use super::entry::{CODEPAGE, NOTDIRTY};
+use super::entry::{CODEPAGE, LINES, NOTDIRTY};
 use super::{Id, Tlb, is_filled};
 use crate::memmap::AddressSpace;
 use notdirty_core::{CodePage, Guard, PageIndex, PageRange, RamAddr};
@@ -14,15 +14,20 @@ use std::sync::atomic::Ordering;
 
 /// The write comparator's flags and `aux` for a page of writable RAM.
 pub(crate) fn store_flags(space: &AddressSpace, page: PageIndex, guard: &Guard) -> (u64, u64) {
-    let listening = space.ram().dirty().listening(page, guard);
-    if listening.is_empty() {
-        (0, 0)
-    } else if listening.only_code() {
-        let code = std::ptr::from_ref(space.code().page_or_insert(page));
-        (CODEPAGE, code.expose_provenance() as u64)
-    } else {
-        (NOTDIRTY, 0)
+    let dirty = space.ram().dirty();
+    let listening = dirty.listening(page, guard);
+    if !(listening.is_empty() || listening.only_code()) {
+        return (NOTDIRTY, 0);
     }
+    let flags = if listening.is_empty() { 0 } else { CODEPAGE };
+    if let Some(noted) = dirty.noted_page(page) {
+        return (flags | LINES, std::ptr::from_ref(noted).expose_provenance() as u64);
+    }
+    if flags == 0 {
+        return (0, 0);
+    }
+    let code = std::ptr::from_ref(space.code().page_or_insert(page));
+    (flags, code.expose_provenance() as u64)
 }
 
 impl Tlb {
@@ -34,7 +39,7 @@ impl Tlb {
         if flags.0 != 0 {
             self.collect(page, State::Fast, &mut found);
         }
-        if flags.0 == NOTDIRTY {
+        if flags.0 & (NOTDIRTY | LINES) != 0 {
             self.collect(page, State::Code, &mut found);
         }
         for &id in &found {
@@ -57,7 +62,7 @@ impl Tlb {
     pub(crate) fn is_beside_code(&self, id: Id, ram: RamAddr, len: u64) -> bool {
         let entry = self.entry_at(id);
         if !is_filled(&entry)
-            || entry.write & (NOTDIRTY | CODEPAGE) != CODEPAGE
+            || entry.write & (NOTDIRTY | CODEPAGE | LINES) != CODEPAGE
             || self.full(id).page != ram.page().get()
         {
             return false;

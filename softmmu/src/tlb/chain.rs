@@ -1,15 +1,15 @@
 //! Which entries show a RAM page, in whatever set and at whatever virtual address, by what their stores do.
 //!
 //! ```text
-//!   FAST    a store calls nothing                          ─┐ loose: a re-arm has to find them
-//!   CODE    a store tests the page's code (CODEPAGE)       ─┘
+//!   FAST    a store calls nothing, or notes its line (LINES) ─┐ loose: a re-arm has to find them
+//!   CODE    a store tests the page's code (CODEPAGE)         ─┘
 //!   ARMED   a store is told (NOTDIRTY), or there is none (ROM, no right to store): a re-arm has nothing to do there
 //! ```
 //!
 //! A slow store disarms its own entry: that becomes loose, and its aliases stay as they are, until each is stored through. So a
 //! store costs the same however many aliases its page has, and a re-arm costs the entries that were disarmed since the last.
 
-use super::entry::{CODEPAGE, DISCARD, INVALID, NOTDIRTY, TLB_ENTRIES, TlbEntry};
+use super::entry::{CODEPAGE, DISCARD, INVALID, LINES, NOTDIRTY, TLB_ENTRIES, TlbEntry};
 use super::mapping::Mapping;
 use super::set::{BigPages, Reach};
 use super::{Id, Tlb, id_of, is_filled, set_of, slot_of};
@@ -164,7 +164,7 @@ impl Tlb {
         if entry.write & (DISCARD | INVALID) != 0 {
             return;
         }
-        let write = entry.write & !(NOTDIRTY | CODEPAGE) | flags;
+        let write = entry.write & !(NOTDIRTY | CODEPAGE | LINES) | flags;
         let (old, state) = (State::of(entry.write), State::of(write));
         if old == state {
             self.set_entry(id, TlbEntry { write, aux, ..entry });

@@ -4,8 +4,8 @@
 //!    0         8         16        24        32
 //!    │ read    │ write   │ addend  │ aux     │       comparator = (page's address + BIAS) | flags
 //!
-//!    63 ······ 12 │ 11      10       9    8       7     6        5..3 │ 2..0
-//!    page + BIAS  │ INVALID NOTDIRTY MMIO DISCARD OTHER CODEPAGE free │ stay zero: alignment of the access
+//!    63 ······ 12 │ 11      10       9    8       7     6        5     4,3  │ 2..0
+//!    page + BIAS  │ INVALID NOTDIRTY MMIO DISCARD OTHER CODEPAGE LINES free │ stay zero: alignment of the access
 //! ```
 //!
 //! A probe compares `(va + BIAS) & !(0xfff ^ (size - 1))` with a comparator: equal means this page, aligned, and no
@@ -23,7 +23,7 @@ pub struct TlbEntry {
     pub(crate) write: u64,
     /// Host address = guest address + addend.
     pub(crate) addend: u64,
-    /// With CODEPAGE: host address of the page's line mask (a `CodePage`).
+    /// With CODEPAGE or LINES: host address of what is known of the page's lines (a `CodePage`).
     pub(crate) aux: u64,
 }
 
@@ -61,6 +61,22 @@ pub struct Selected {
     pub addend: u64,
 }
 
+/// From the start of the table, behind what is selected: the pages whose lines were noted. See [`NotedList`].
+pub const NOTED_LIST: i32 = SELECTED + size_of::<Selected>() as i32;
+
+/// Where the next page goes whose first store since the last take is noted: the host address of its `CodePage`. Emitted code
+/// reads and writes it on the owner's thread (TLB-1).
+#[repr(C)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct NotedList {
+    /// Host address of the next place.
+    pub top: u64,
+    /// There are no more places from here on.
+    pub end: u64,
+    /// Not zero: no other vCPU stores to this RAM, so none notes lines of a page at the same time (WRITER-1).
+    pub alone: u64,
+}
+
 /// What LR left for SC: the cell, by its host address, and the value that LR saw there. Emitted code reads and writes it
 /// on the owner's thread (TLB-1).
 #[repr(C)]
@@ -89,6 +105,8 @@ pub const DISCARD: u64 = 1 << 8;
 pub const OTHER: u64 = 1 << 7;
 /// Write comparator, in place of NOTDIRTY: only translated code listens; `aux` points to the line mask.
 pub const CODEPAGE: u64 = 1 << 6;
+/// Write comparator: a checkpoint wants to know which lines are written; `aux` points to where they are noted. Beside CODEPAGE, or alone.
+pub const LINES: u64 = 1 << 5;
 /// Every bit of a comparator that is not the page.
 pub const FLAGS: u64 = 0xfff;
 
@@ -97,7 +115,7 @@ const _: () = assert!(READ == 0 && WRITE == 8 && ADDEND == 16 && AUX == 24);
 const _: () = assert!(
     BIAS.is_multiple_of((TLB_ENTRIES as u64) << notdirty_core::PAGE_BITS) && FLAGS == notdirty_core::PAGE_SIZE - 1
 );
-const _: () = assert!((INVALID | NOTDIRTY | MMIO | DISCARD | OTHER | CODEPAGE) & 7 == 0);
+const _: () = assert!((INVALID | NOTDIRTY | MMIO | DISCARD | OTHER | CODEPAGE | LINES) & 7 == 0);
 
 /// How far the upper bits of an address are shifted onto the index, where it is hashed.
 pub const HASH_SHIFT: u32 = TLB_BITS;

@@ -32,7 +32,10 @@ pub(crate) mod tables;
 use crate::addr::MmuIdx;
 use crate::translate::Asid;
 use chain::{BigLinks, Chains, FullEntry};
-use entry::{FLAGS, INVALID, RESERVATION, Reservation, SELECTED, Selected, TLB_BITS, TLB_ENTRIES, TlbEntry};
+use entry::{
+    FLAGS, INVALID, NOTED_LIST, NotedList, RESERVATION, Reservation, SELECTED, Selected, TLB_BITS, TLB_ENTRIES,
+    TlbEntry,
+};
 use mapping::Mapping;
 use notdirty_core::{PAGE_SIZE, PageIndex};
 pub(crate) use set::{DeviceEntry, FetchEntry};
@@ -45,7 +48,7 @@ use tables::TableCache;
 const SETS: usize = 32;
 /// From one set's table to the next one's. Not a power of two, so that equal slots do not share the host's cache lines.
 const STRIDE: usize = (TLB_ENTRIES * size_of::<TlbEntry>()) + PAGE_SIZE as usize;
-const _: () = assert!(SELECTED as usize + size_of::<Selected>() <= STRIDE);
+const _: () = assert!(NOTED_LIST as usize + size_of::<NotedList>() <= STRIDE);
 
 /// Fills after which a set may be one of memory that lies in no order.
 const SCATTERED: u32 = 16;
@@ -282,6 +285,18 @@ impl Tlb {
             self.set_empty(id_of(set, slot));
         }
         set
+    }
+
+    /// Where the next page goes whose lines are noted.
+    #[inline]
+    pub(crate) fn noted_list(&self) -> NotedList {
+        // SAFETY: `new` made room for it behind the table, zeroed; only the owner's thread touches it (TLB-1).
+        unsafe { self.table.as_ptr().byte_add(NOTED_LIST as usize).cast::<NotedList>().read() }
+    }
+    #[inline]
+    pub(crate) fn set_noted_list(&mut self, list: NotedList) {
+        // SAFETY: as above, and `&mut self`.
+        unsafe { self.table.as_ptr().byte_add(NOTED_LIST as usize).cast::<NotedList>().write(list) }
     }
 
     /// What LR left for SC.

@@ -29,6 +29,15 @@ pub struct Clock {
     shift: AtomicU64,
 }
 
+notdirty_softmmu::fields! {
+    /// The guest's time at one moment.
+    pub struct ClockState: "clock", version 1 {
+        mtime: u64,
+        retired: u64,
+        idle: u64,
+    }
+}
+
 #[derive(Debug)]
 enum Source {
     Host(HostClock),
@@ -83,6 +92,24 @@ impl Clock {
             idle.store(0, Relaxed);
         }
         self.set_mtime(0);
+    }
+
+    /// What it shows, and what is behind that, to be [restored](Self::restore).
+    pub fn save(&self) -> ClockState {
+        let (retired, idle) = match &self.source {
+            Source::Insns { retired, idle } => (retired.load(Relaxed), idle.load(Relaxed)),
+            Source::Host(_) => (0, 0),
+        };
+        ClockState { mtime: self.mtime(), retired, idle }
+    }
+
+    /// The guest's time as it was. The host's goes on from there.
+    pub fn restore(&self, state: &ClockState) {
+        if let Source::Insns { retired, idle } = &self.source {
+            retired.store(state.retired, Relaxed);
+            idle.store(state.idle, Relaxed);
+        }
+        self.set_mtime(state.mtime);
     }
 
     /// Tells how many instructions the hart has retired. Nothing, if the host is the clock.

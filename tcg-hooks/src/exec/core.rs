@@ -1,4 +1,5 @@
 //! What the helpers work on while emitted code runs: everything of a vCPU but the context.
+use super::exits::{Exit, Exits};
 use super::semihost::Semihosting;
 use super::unhandled::Traps;
 use crate::clock::Clock;
@@ -38,11 +39,15 @@ pub(crate) struct Core {
     pub(crate) counted_twice: u64,
     /// Instructions that tier 0 executed.
     pub(crate) tier0_insns: u64,
-    /// Who answers semihosting calls.
+    /// Semihosting calls.
+    pub(crate) semihosted: u64,
+    /// Who answers them.
     pub(crate) semihosting: Option<Arc<dyn Semihosting>>,
     /// Exceptions that are not handled yet.
     pub(crate) unhandled: Traps,
-    /// The hart is stuck in its trap handler: the loop must look.
+    /// Where and why a run shall end.
+    pub(crate) exits: Exits,
+    /// The hart is stuck in its trap handler, or an exit was met: the loop must look.
     pub(crate) trap_loop: bool,
     /// It gave its timer another deadline, which the slice was not cut for.
     pub(crate) new_deadline: bool,
@@ -50,6 +55,8 @@ pub(crate) struct Core {
     pub(crate) drop_code: bool,
     /// What `forgotten` of the softmmu was when the jumps were looked at last.
     pub(crate) forgotten: u64,
+    /// What it was when a checkpoint was taken or restored last.
+    pub(crate) saved_forgotten: u64,
     /// What the softmmu's translations were made by, when the last run ended; a host may change it.
     pub(crate) memory: Option<Memory>,
 }
@@ -205,6 +212,10 @@ impl Core {
 
     /// Enters the handler for a trap at `cpu.pc`.
     pub(crate) fn take_trap(&mut self, ctx: &mut Context, trap: &Trap) {
+        if self.exits.stops(trap) {
+            self.trap_loop = true;
+            return;
+        }
         self.traps += 1;
         let cpu = &mut ctx.cpu;
         let (epc, from) = (cpu.pc, cpu.privilege);
@@ -222,6 +233,12 @@ impl Core {
             self.trace_trap(cpu, trap, epc, from);
         }
         self.follow_regime(ctx);
+    }
+
+    /// A run shall end before the instruction at `cpu.pc`: the loop must look.
+    pub(crate) fn exit_here(&mut self) {
+        self.exits.why = Some(Exit::Pc);
+        self.trap_loop = true;
     }
 
     /// The lines of a trap that was taken.
@@ -270,6 +287,11 @@ impl Core {
         let (mmu, _) = self.split(ctx);
         mmu::fence(mmu, va, asid);
         self.forget_jumps(ctx, va, asid);
+    }
+
+    /// Translations were forgotten while the hart was parked.
+    pub(crate) fn forget_all_jumps(&mut self, ctx: &mut Context) {
+        self.forget_jumps(ctx, None, None);
     }
 
     fn forget_jumps(&mut self, ctx: &mut Context, va: Option<u64>, asid: Option<u16>) {

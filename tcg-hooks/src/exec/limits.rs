@@ -1,4 +1,5 @@
 //! When a run ends.
+use super::Exit;
 use std::time::Instant;
 
 /// When to stop by itself.
@@ -22,6 +23,8 @@ pub enum VcpuExit {
     /// A dirty ring is at its soft limit. The instruction that crossed it has retired, and none behind it; each further run
     /// ends in this way at once, until the ring was harvested and reset (`DirtyLog::sync`).
     RingFull,
+    /// An exit that was asked for: [`Vcpu::set_exits`](super::Vcpu::set_exits), [`Vcpu::set_trap_exits`](super::Vcpu::set_trap_exits).
+    Exit(Exit),
     /// In `wfi` with nothing that could ever wake it, or in a handler that traps into itself; of several harts, all.
     Hung,
 }

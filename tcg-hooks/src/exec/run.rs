@@ -2,8 +2,12 @@
 #[cfg(any(test, feature = "testkit"))]
 mod check;
 mod jit;
+mod state;
+
+pub use state::VcpuState;
 
 use super::core::Core;
+use super::exits::Exits;
 use super::pace::Pace;
 use super::semihost::Semihosting;
 use super::unhandled::{TrapAt, Traps, UnhandledTrap};
@@ -154,12 +158,15 @@ impl Vcpu {
                 traps: 0,
                 counted_twice: 0,
                 tier0_insns: 0,
+                semihosted: 0,
                 semihosting: None,
                 unhandled: Traps::default(),
+                exits: Exits::default(),
                 trap_loop: false,
                 new_deadline: false,
                 drop_code: false,
                 forgotten: 0,
+                saved_forgotten: 0,
                 memory: None,
             },
             translator: Translator::default(),
@@ -219,6 +226,7 @@ impl Vcpu {
     fn drop_hidden_state(&mut self) {
         self.core.mmu.clear_reservation();
         (self.core.waiting, self.core.trap_loop) = (false, false);
+        self.core.exits.why = None;
         self.core.unhandled.forget();
     }
 
@@ -278,6 +286,7 @@ impl Vcpu {
         let before = self.cpu().retired;
         // What the host put there, by `cpu_mut`, is no register.
         self.parts().0.cpu.x[0] = 0;
+        self.core.exits.last = None;
         let exit = self.run_loop(limits);
         self.core.memory = Some(Memory::of(&self.cpu().csr));
         self.retired += self.cpu().retired.wrapping_sub(before);
@@ -299,7 +308,8 @@ impl Vcpu {
                 core.serve(ctx);
             }
             let (ctx, core) = self.parts();
-            if std::mem::take(&mut first) {
+            let begins = std::mem::take(&mut first);
+            if begins {
                 core.begin_memory(ctx);
             }
             if std::mem::take(&mut core.drop_code)
@@ -323,6 +333,10 @@ impl Vcpu {
                 return VcpuExit::Deadline;
             }
             if std::mem::take(&mut self.core.trap_loop) {
+                if let Some(why) = self.core.exits.why.take() {
+                    self.core.exits.last = Some(why);
+                    return VcpuExit::Exit(why);
+                }
                 running = None;
                 match self.trapped(limits) {
                     Some(exit) => return exit,
@@ -351,10 +365,15 @@ impl Vcpu {
             if let Some(cause) = trap::pending_interrupt(&ctx.cpu, mip) {
                 core.take_trap(ctx, &Trap::interrupt(cause));
             }
+            if begins && self.core.exits.has(self.cpu().pc) {
+                // It goes on from where the last run ended.
+                self.interpret(1, true);
+                continue;
+            }
             let (n, exact) = self.slice(limits);
             match self.engine {
-                EngineKind::Interp => self.interpret(n),
-                EngineKind::Jit if exact && n < WORTH_ENTERING => self.interpret(n),
+                EngineKind::Interp => self.interpret(n, false),
+                EngineKind::Jit if exact && n < WORTH_ENTERING => self.interpret(n, false),
                 EngineKind::Jit => {
                     let slack = if exact { MAX_INSNS as u64 } else { 0 };
                     self.jit((n - slack) as i64);
@@ -478,12 +497,16 @@ impl Vcpu {
         None
     }
 
-    /// Up to `n` instructions by the oracle; stops early where the loop must look.
-    fn interpret(&mut self, n: u64) {
+    /// Up to `n` instructions by the oracle; stops early where the loop must look. `past`: an exit at the first one is not looked at.
+    fn interpret(&mut self, n: u64, past: bool) {
         let exec = self.core.mask.has(TraceMask::EXEC) && self.engine == EngineKind::Interp;
         let clock = self.core.clock.clone();
         let mut lent = Lent::out_of(self.ctx);
-        for _ in 0..n {
+        for at in 0..n {
+            if self.core.exits.has(lent.cpu.pc) && !(past && at == 0) {
+                self.core.exit_here();
+                return;
+            }
             if exec {
                 let pc = lent.cpu.pc;
                 let text = format!("{pc:#x}{}", self.core.symbol(pc));

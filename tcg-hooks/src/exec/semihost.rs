@@ -36,6 +36,7 @@ impl Core {
     /// not retired yet.
     pub(crate) fn semihost(&mut self, ctx: &mut Context) -> Option<u64> {
         let answers = self.semihosting.clone()?;
+        self.semihosted += 1;
         let (pc, idx) = (ctx.cpu.pc, ctx.cpu.fetch_idx());
         for (at, want) in [(pc, EBREAK), (pc.wrapping_sub(4), BEFORE), (pc.wrapping_add(4), BEHIND)] {
             let (mmu, mut hooks) = self.split(ctx);

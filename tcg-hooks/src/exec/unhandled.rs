@@ -48,7 +48,7 @@ pub struct UnhandledTrap {
 }
 
 /// A hart's exceptions since the last return from a trap.
-#[derive(Debug, Default)]
+#[derive(Debug, Clone, PartialEq, Default)]
 pub(crate) struct Traps {
     open: bool,
     /// An exception came while it was open: `x` and `nested` are those of its first, `last` is the last.

@@ -111,6 +111,11 @@ impl Memory {
         Memory { satp: csr.satp, menvcfg: csr.menvcfg, config, addresses: *addresses }
     }
 
+    /// But for the page table, are they the same?
+    pub(crate) fn has_rights_of(&self, other: &Memory) -> bool {
+        *self == Memory { satp: self.satp, ..*other }
+    }
+
     /// Does PMP bind M-mode?
     fn is_locked(&self) -> bool {
         (self.config[0] | self.config[1]) & u64::from_ne_bytes([cfg::L; 8]) != 0

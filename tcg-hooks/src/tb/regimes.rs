@@ -196,6 +196,14 @@ impl TbCache {
         }
     }
 
+    /// Every jump must be looked up again, in whatever set.
+    pub(crate) fn forget_all_jumps(&mut self, ctx: &mut Context) {
+        for n in 0..self.regimes.len {
+            self.empty(ctx, n);
+        }
+        self.jumps[ctx.jump_set()].publish(ctx);
+    }
+
     /// What was translated of `va`, or everything, of one address space or all, must be looked up again.
     pub(crate) fn fenced(&mut self, ctx: &mut Context, va: Option<u64>, asid: Option<u16>) {
         for n in 1..self.regimes.len {

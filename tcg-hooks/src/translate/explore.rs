@@ -9,8 +9,8 @@ use super::plan::{Plan, plan_of};
 use super::{Found, Limits, NONE, Page, READ, Slot, Translator, UNNUMBERED, WINDOW};
 use crate::fetch::prefetch;
 use crate::ir::Span;
-use crate::riscv::Isa;
 use crate::riscv::decode::Packed;
+use crate::riscv::{Isa, Op};
 use notdirty_core::PAGE_SIZE;
 use notdirty_softmmu::{AccessKind, GuestVirt, Hooks, LiveMmu, MemFault};
 
@@ -315,6 +315,9 @@ impl Translator {
                     }
                     Stop::Met => {
                         self.mark(off);
+                        if self.slots[off as usize / 2].at == super::EXIT {
+                            off = self.exit(mmu, hooks, off)?;
+                        }
                         break;
                     }
                     Stop::Full => break,
@@ -330,6 +333,24 @@ impl Translator {
             }
         }
         Ok(())
+    }
+
+    /// A run shall end at `off`: what is there is read, so that it is known when it changes, and is a site that leaves.
+    #[cold]
+    fn exit<H: Hooks>(&mut self, mmu: &mut LiveMmu, hooks: &mut H, off: u32) -> Result<u32, MemFault> {
+        let bits = match self.fetch(mmu, hooks, off) {
+            Ok(bits) => bits,
+            Err(fault) if self.found.is_empty() => return Err(fault),
+            Err(_) => {
+                self.slots[off as usize / 2].at = NONE;
+                return Ok(off);
+            }
+        };
+        let (at, insn) = (off as usize, decoded(bits));
+        self.read[at..at + insn.len() as usize].copy_from_slice(&bits.to_le_bytes()[..insn.len() as usize]);
+        let insn = Packed { op: Op::Illegal, ..insn };
+        push(&mut self.slots, &mut self.found, off, bits, insn);
+        Ok(off + insn.len())
     }
 
     /// The instruction at `off`, on pages that may not have been asked for.

@@ -24,6 +24,7 @@ use crate::riscv::{Op, Privilege};
 use notdirty_core::{PAGE_SIZE, PageIndex, RamAddr};
 use notdirty_softmmu::{Hooks, LiveMmu, MemFault, MmuIdx, Pending};
 use plan::Plan;
+use std::sync::Arc;
 
 #[cfg(test)]
 pub(crate) use lower::fold_alu;
@@ -34,6 +35,8 @@ const WINDOW: usize = 2 * PAGE_SIZE as usize / 2;
 /// Bytes of the same, and of an instruction that begins in the last of them.
 const READ: usize = 2 * WINDOW + 4;
 const NONE: u16 = u16::MAX;
+/// An instruction where a run shall end, before it was met.
+const EXIT: u16 = u16::MAX - 1;
 /// A leader, before blocks have numbers.
 const UNNUMBERED: u16 = u16::MAX - 1;
 
@@ -126,6 +129,8 @@ pub struct Translator {
     pub mode: Privilege,
     /// How it is fetched.
     pub idx: MmuIdx,
+    /// Where a run shall end, in rising order: the instructions there are sites that leave.
+    pub exits: Arc<[u64]>,
     /// What was made.
     pub region: Region,
 }
@@ -152,6 +157,7 @@ impl Default for Translator {
             isa: Isa::ALL,
             mode: Privilege::M,
             idx: MmuIdx::M,
+            exits: Arc::default(),
             region: Region::default(),
         }
     }
@@ -178,10 +184,10 @@ impl Translator {
         for left in (0..TRIES).rev() {
             self.forget();
             self.heads.clear();
-            self.explore(mmu, hooks, pc, limits)?;
+            self.explore_to_exits(mmu, hooks, pc, limits)?;
             if limits.heads && self.found.len() >= limits.insns && self.find_heads(pc) {
                 self.forget();
-                self.explore(mmu, hooks, pc, limits)?;
+                self.explore_to_exits(mmu, hooks, pc, limits)?;
             }
             self.make_spans();
             // CODE-1: announce, then read what counts.
@@ -235,6 +241,30 @@ impl Translator {
     /// The pages whose lines may have been announced for instructions that were not there any more.
     pub(crate) fn overannounced(&self) -> impl Iterator<Item = PageIndex> {
         self.pages.iter().flatten().filter(|_| !self.still).map(|page| page.ram.page())
+    }
+
+    fn explore_to_exits<H: Hooks>(
+        &mut self,
+        mmu: &mut LiveMmu,
+        hooks: &mut H,
+        pc: u64,
+        limits: Limits,
+    ) -> Result<(), MemFault> {
+        self.mark_exits(EXIT);
+        let explored = self.explore(mmu, hooks, pc, limits);
+        self.mark_exits(NONE);
+        explored
+    }
+
+    /// Where a run shall end, as far as that was not met, and may yet be.
+    fn mark_exits(&mut self, mark: u16) {
+        let first = self.exits.partition_point(|pc| *pc < self.base);
+        for pc in &self.exits[first..] {
+            let Some(slot) = self.slots.get_mut((pc - self.base) as usize / 2) else { break };
+            if matches!(slot.at, NONE | EXIT) {
+                slot.at = mark;
+            }
+        }
     }
 
     fn forget(&mut self) {

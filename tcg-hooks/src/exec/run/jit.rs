@@ -17,6 +17,7 @@ use crate::trace::TraceMask;
 use crate::translate::{Limits, MAX_INSNS};
 use notdirty_core::{PAGE_SIZE, RamAddr};
 use notdirty_softmmu::{AccessKind, GuestVirt, MemFault, MmuIdx};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 /// So many translations of a vCPU are timed one by one; later ones are one of [`TIMED`], for all of those.
@@ -171,7 +172,7 @@ impl Vcpu {
                 }
             }
             let ram = RamAddr::new(page.ram.get() + pc % PAGE_SIZE);
-            let key = TbKey { ram, pc, flags: regime.flags(), instrumentation: 0 };
+            let key = TbKey { ram, pc, flags: regime.flags(), instrumentation: core.exits.number() };
             // The second page only matters to a TB that has bytes there.
             let after = (pc & !(PAGE_SIZE - 1)).wrapping_add(PAGE_SIZE);
             let (found, mut second) = match core.tbs.as_ref().and_then(|tbs| tbs.find(&key)) {
@@ -234,6 +235,9 @@ impl Vcpu {
             tbs.prepare(key.pc);
         }
         (self.translator.isa, self.translator.mode, self.translator.idx) = (ctx.cpu.isa, key.mode(), idx);
+        if !Arc::ptr_eq(&self.translator.exits, self.core.exits.pcs()) {
+            self.translator.exits = self.core.exits.pcs().clone();
+        }
         let (mmu, hooks) = self.core.split(ctx);
         // The first instruction was fetched; none of the others is executed yet.
         let made = self.translator.translate(mmu, &mut hooks.looking(), key.pc, limits);
@@ -280,7 +284,7 @@ impl Vcpu {
                 ctx.settle(0);
                 // The translator asks for more than the guest does: an instruction on one range of RAM. One more than
                 // emitted code runs over its budget is what `slice` leaves room for.
-                self.interpret(1);
+                self.interpret(1, false);
                 None
             }
         };

@@ -4,6 +4,7 @@
 //! ```text
 //!   stub, behind the TB:  lea rdx, [base + imm] ; test eax, site ; call routine ; jmp back
 //!   routine:  comparator equal but for OTHER ──────────▶ the access at rdx + the entry's addend ; ret     (one of many: site)
+//!             store, equal but for LINES too ──────────▶ the line is noted (core's dirty/lines.rs), then the same
 //!             store, equal but for CODEPAGE (and OTHER) ─▶ no code in these halfwords: the same,
 //!                                              but for one of many (`tb/sites.rs`)
 //!             anything else ──────────────────────────▶ eax = site, read from the stub ; jmp site
@@ -16,14 +17,15 @@
 //! The halves are tested before the store, without a fence: whoever announces some re-arms this vCPU and compares the
 //! bytes once that was served (CODE-1), so a store that was past the test by then is seen there.
 use super::asm::{Assembler, Label};
-use super::context::{BASE, BESIDE, ELSEWHERE, TABLE, float_off};
+use super::context::{BASE, BESIDE, ELSEWHERE, NOTED_ALONE, NOTED_END, NOTED_TOP, TABLE, float_off};
 use super::off;
 use super::regs::{PINS, RAX};
 use crate::ir::{FIRST_FLOAT, MemOp};
 use crate::jit::code_cache::CodeOffset;
 use dynasmrt::dynasm;
-use notdirty_softmmu::HALVES_OFFSET;
-use notdirty_softmmu::tlb::entry::{ADDEND, AUX, CODEPAGE, OTHER, READ, WRITE};
+use notdirty_core::LINE_BITS;
+use notdirty_softmmu::tlb::entry::{ADDEND, AUX, CODEPAGE, LINES, OTHER, READ, WRITE};
+use notdirty_softmmu::{HALVES_OFFSET, NOTED_OFFSET, NOTED_STORES, STORES_OFFSET, WRITTEN_OFFSET};
 
 /// Bytes from one routine to the next, at least as many as the longest has.
 const STRIDE: usize = 128;
@@ -36,8 +38,12 @@ const KINDS: usize = LOADS + 4;
 const LOADS: usize = 7;
 /// Those that only find the host address, behind all others.
 const RESOLVE: usize = 1 + KINDS * PLACES;
+/// What the flags of an entry ask of a store, by the logarithm of its size; then what they ask of an atomic's, of four bytes and eight.
+const FLAGGED: usize = RESOLVE + 3;
+/// Bytes from one of them to the next.
+const WIDE_STRIDE: usize = 256;
 /// Bytes of them all.
-pub(super) const LEN: usize = (RESOLVE + 3) * STRIDE;
+pub(super) const LEN: usize = FLAGGED * STRIDE + 6 * WIDE_STRIDE;
 /// Set in the number of a site whose stub has more to do before Rust is called.
 pub(super) const MOVED: u32 = 1 << 31;
 
@@ -102,6 +108,7 @@ pub(super) fn assemble(first: CodeOffset, site: CodeOffset) -> Vec<u8> {
     dynasm!(ops; .arch x64; .i32 site.wrapping_sub(behind) as i32; ret);
     let mut hosts = PINS.map(|(_, host)| (32 + usize::from(host), host));
     hosts.sort_unstable();
+    let flagged = [(); 6].map(|()| ops.new_label());
     for kind in 0..KINDS {
         let memory = (0..32).map(|guest| (guest, RAX));
         let floats = (0..32).map(|n| (FLOATS + n, RAX));
@@ -117,7 +124,7 @@ pub(super) fn assemble(first: CodeOffset, site: CodeOffset) -> Vec<u8> {
             if kind < LOADS {
                 load(&mut ops, MemOp(kind as u8), guest, host, out);
             } else {
-                store(&mut ops, 1 << (kind - LOADS), guest, host, out);
+                store(&mut ops, kind - LOADS, guest, host, (flagged[kind - LOADS], out));
             }
         }
     }
@@ -126,11 +133,17 @@ pub(super) fn assemble(first: CodeOffset, site: CodeOffset) -> Vec<u8> {
         ops.skip_to((RESOLVE + n) * STRIDE);
         match n {
             0 => resolve_load(&mut ops, out),
-            _ => resolve_store(&mut ops, 2 << n, false, out),
+            _ => resolve_store(&mut ops, (flagged[n + 3], out)),
         }
         dynasm!(ops; .arch x64; ret);
         dynasm!(ops; .arch x64; =>out; test rsp, rsp; ret);
     }
+    for (n, start) in flagged.into_iter().enumerate() {
+        ops.skip_to(FLAGGED * STRIDE + n * WIDE_STRIDE);
+        let (size, counted) = if n < 4 { (n, true) } else { (n - 2, false) };
+        flagged_store(&mut ops, 1 << size, counted, start);
+    }
+    assert!(ops.here() as usize <= LEN, "the last is no longer than the stride");
     ops.skip_to(LEN);
     ops.finish();
     ops.code().to_vec()
@@ -158,18 +171,34 @@ fn sample_elsewhere(ops: &mut Assembler, out: Label) {
         ; =>near);
 }
 
-/// The same for a store; if they are counted, every so many beside code go `out`.
-fn resolve_store(ops: &mut Assembler, bytes: u32, counted: bool, out: Label) {
+/// The same for a store; what its page's flags ask for, `flagged` does.
+fn resolve_store(ops: &mut Assembler, (flagged, out): (Label, Label)) {
     let go = ops.new_label();
     dynasm!(ops; .arch x64
         ; xor rax, [rbp + rcx + (TABLE + WRITE)]
-        ; test rax, DWORD !((OTHER | CODEPAGE) as i32)
+        ; test rax, DWORD !((OTHER | CODEPAGE | LINES) as i32)
         ; jnz =>out
         ; add rdx, [rbp + rcx + (TABLE + ADDEND)]);
     sample_elsewhere(ops, out);
     dynasm!(ops; .arch x64
-        ; test al, CODEPAGE as i8
+        ; test al, BYTE (CODEPAGE | LINES) as i8
         ; jz BYTE =>go
+        ; call =>flagged
+        ; jc =>out
+        ; =>go
+        ; cmp eax, eax);
+}
+
+/// What is asked of a store to the host address in rdx through the entry at rcx, with these flags in al; rdx survives. With the carry
+/// flag set Rust must do it. If they are counted, every so many beside code do.
+fn flagged_store(ops: &mut Assembler, bytes: u32, counted: bool, start: Label) {
+    let [code, done, rust] = [(); 3].map(|()| ops.new_label());
+    dynasm!(ops; .arch x64; =>start; test al, BYTE LINES as i8; jz =>code);
+    note_line(ops, bytes, rust);
+    dynasm!(ops; .arch x64
+        ; =>code
+        ; test al, BYTE CODEPAGE as i8
+        ; jz =>done
         ; mov rax, [rbp + rcx + (TABLE + AUX)]
         ; mov ecx, edx
         ; shr ecx, 4
@@ -180,19 +209,71 @@ fn resolve_store(ops: &mut Assembler, bytes: u32, counted: bool, out: Label) {
         ; and ecx, 7
         ; shr eax, cl
         ; test al, ((1 << bytes.div_ceil(2)) - 1) as i8
-        ; jnz =>out);
+        ; jnz =>rust);
     if counted {
-        dynasm!(ops; .arch x64; dec DWORD [rbp + BESIDE]; js =>out);
+        dynasm!(ops; .arch x64; dec DWORD [rbp + BESIDE]; js =>rust);
     }
     if bytes > 1 {
         // From an odd address on it is a half more.
         dynasm!(ops; .arch x64
             ; test dl, 1
-            ; jz BYTE =>go
+            ; jz BYTE =>done
             ; test al, 1 << (bytes / 2)
-            ; jnz =>out);
+            ; jnz =>rust);
     }
-    dynasm!(ops; .arch x64; cmp eax, eax; =>go);
+    dynasm!(ops; .arch x64; =>done; clc; ret; =>rust; stc; ret);
+}
+
+/// Notes the line of a store; rax, rcx and rdx survive. `rust` if nothing was noted.
+fn note_line(ops: &mut Assembler, bytes: u32, rust: Label) {
+    let [go, back, shared, rare, out, noted] = [(); 6].map(|()| ops.new_label());
+    let (written, stores) = (NOTED_OFFSET + WRITTEN_OFFSET, NOTED_OFFSET + STORES_OFFSET);
+    dynasm!(ops; .arch x64; push rax; push rcx; mov rax, [rbp + rcx + (TABLE + AUX)]);
+    if bytes > 1 {
+        // Over two lines, which is rare.
+        dynasm!(ops; .arch x64
+            ; mov ecx, edx
+            ; and ecx, 63
+            ; cmp ecx, (64 - bytes) as i32
+            ; ja =>out);
+    }
+    dynasm!(ops; .arch x64
+        ; mov ecx, [BYTE rax + stores as i8]
+        ; dec ecx
+        ; cmp ecx, (NOTED_STORES - 2) as i32
+        ; ja =>rare
+        ; =>go
+        ; inc DWORD [BYTE rax + stores as i8]
+        ; ror rdx, LINE_BITS as i8
+        ; mov rcx, [BYTE rax + written as i8]
+        ; bts rcx, rdx
+        ; jc BYTE =>back
+        ; cmp BYTE [rbp + NOTED_ALONE], 0
+        ; je BYTE =>shared
+        ; mov [BYTE rax + written as i8], rcx
+        ; =>back
+        ; rol rdx, LINE_BITS as i8
+        ; pop rcx
+        ; pop rax
+        ; jmp =>noted
+        ; =>shared
+        ; lock or [BYTE rax + written as i8], rcx
+        ; jmp BYTE =>back
+        ; =>rare
+        ; inc ecx
+        ; jnz =>out
+        ; mov rcx, [rbp + NOTED_TOP]
+        ; cmp rcx, [rbp + NOTED_END]
+        ; jae =>out
+        ; mov [rcx], rax
+        ; add rcx, BYTE 8
+        ; mov [rbp + NOTED_TOP], rcx
+        ; jmp =>go
+        ; =>out
+        ; pop rcx
+        ; pop rax
+        ; jmp =>rust
+        ; =>noted);
 }
 
 fn load(ops: &mut Assembler, mem: MemOp, guest: Option<u8>, d: u8, out: Label) {
@@ -214,21 +295,22 @@ fn load(ops: &mut Assembler, mem: MemOp, guest: Option<u8>, d: u8, out: Label) {
     dynasm!(ops; .arch x64; ret);
 }
 
-fn store(ops: &mut Assembler, bytes: u32, guest: Option<u8>, value: u8, out: Label) {
-    resolve_store(ops, bytes, true, out);
+fn store(ops: &mut Assembler, size: usize, guest: Option<u8>, value: u8, to: (Label, Label)) {
+    resolve_store(ops, to);
     match guest {
         Some(0) => dynasm!(ops; .arch x64; mov eax, DWORD 0),
         Some(guest @ FIRST_FLOAT..) => dynasm!(ops; .arch x64; mov rax, [rbp + float_off(guest)]),
         Some(guest) => dynasm!(ops; .arch x64; mov rax, [BYTE rbp + off(guest)]),
         None => {}
     }
-    match bytes {
-        1 => dynasm!(ops; .arch x64; mov [rdx], Rb(value)),
-        2 => dynasm!(ops; .arch x64; mov [rdx], Rw(value)),
-        4 => dynasm!(ops; .arch x64; mov [rdx], Rd(value)),
+    match size {
+        0 => dynasm!(ops; .arch x64; mov [rdx], Rb(value)),
+        1 => dynasm!(ops; .arch x64; mov [rdx], Rw(value)),
+        2 => dynasm!(ops; .arch x64; mov [rdx], Rd(value)),
         _ => dynasm!(ops; .arch x64; mov [rdx], Rq(value)),
     }
     dynasm!(ops; .arch x64; ret);
 }
 
-const _: () = assert!(CODEPAGE < 0x80 && BASE == 128, "one byte each");
+const _: () = assert!(CODEPAGE < 0x80 && LINES < 0x80 && BASE == 128, "one byte each");
+const _: () = assert!(NOTED_OFFSET + STORES_OFFSET < 0x80 && NOTED_STORES > 2 && NOTED_STORES < 0x80, "one byte each");

@@ -11,7 +11,7 @@
 //! its place.
 use crate::cpu::CpuState;
 use crate::riscv::csr::Csrs;
-use notdirty_softmmu::tlb::entry::{SELECTED, Selected};
+use notdirty_softmmu::tlb::entry::{NOTED_LIST, NotedList, SELECTED, Selected};
 use std::mem::offset_of;
 
 /// Of so many stores beside code Rust sees one, while it learns by it.
@@ -120,6 +120,10 @@ pub(super) const KICK: i32 = offset_of!(Context, kick) as i32 - BASE;
 pub(super) const TABLE_OFFSET: i32 = TABLE + SELECTED + offset_of!(Selected, offset) as i32;
 pub(super) const SET_TABLE: i32 = TABLE + SELECTED + offset_of!(Selected, table) as i32;
 pub(super) const SET_ADDEND: i32 = TABLE + SELECTED + offset_of!(Selected, addend) as i32;
+/// The pages whose lines were noted: see softmmu's `lines.rs`.
+pub(super) const NOTED_TOP: i32 = TABLE + NOTED_LIST + offset_of!(NotedList, top) as i32;
+pub(super) const NOTED_END: i32 = TABLE + NOTED_LIST + offset_of!(NotedList, end) as i32;
+pub(super) const NOTED_ALONE: i32 = TABLE + NOTED_LIST + offset_of!(NotedList, alone) as i32;
 pub(super) const ELSEWHERE: i32 = offset_of!(Context, elsewhere) as i32 - BASE;
 const KEPT_AT: i32 = offset_of!(Context, kept) as i32 - BASE;
 const GUESSES_AT: i32 = offset_of!(Context, guesses) as i32 - BASE;

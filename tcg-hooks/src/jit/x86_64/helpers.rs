@@ -98,6 +98,8 @@ pub(crate) enum Outcome {
     Go(u64),
     /// It did not retire.
     Trap(Trap),
+    /// It was not executed: a run shall end there.
+    Exit,
 }
 
 /// Executes the instruction of site `number` for the vCPU that `ctx` belongs to.
@@ -170,6 +172,10 @@ pub(crate) unsafe extern "C" fn execute_site(ctx: *mut Context, number: u32) -> 
             ctx.budget += i64::from(site.refund) - 1;
             ctx.cpu.pc = pc;
             answer::GO
+        }
+        Outcome::Exit => {
+            ctx.budget += i64::from(site.refund);
+            answer::LEAVE
         }
         Outcome::Trap(trap) => {
             ctx.budget += i64::from(site.refund);
@@ -376,6 +382,11 @@ fn trap_or_return(core: &mut Core, ctx: &mut Context, insn: &Insn) -> Outcome {
         Op::Sret if ctx.cpu.may_execute(Op::Sret) => {
             trap::sret(&mut ctx.cpu);
             returned(core, ctx)
+        }
+        // What was read there is another instruction: where a run shall end, nothing is.
+        Op::Illegal if core.exits.has(ctx.cpu.pc) => {
+            core.exit_here();
+            Outcome::Exit
         }
         // Of `mret` and `sret` too.
         _ => Outcome::Trap(Trap::not_allowed(insn)),

@@ -1,0 +1,330 @@
+//! Checkpoints: a moment of the machine, and the way back to it at the cost of what was written since.
+//!
+//! ```text
+//!   root ── delta ─▶ node ── delta ─▶ node             a tree; a node holds the state of harts and devices, and which lines
+//!     └──── delta ─▶ node                              of RAM differ from its parent's, with both bytes
+//!
+//!   Machine { image: RAM at the current node; current ─▶ node }
+//!   restore(same node)      what was noted since ─▶ lines from the image                        core ram/image/
+//!   restore(another node)   the same, then each delta on the path, up and down
+//! ```
+//!
+//! RAM is put back by what writers noted (LINE-1); harts, clock and devices by their plain values. Translations whose bytes are the
+//! same live on.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use notdirty_core::{Delta, Image, ImageError, PutBack, RamAddr, pin};
+use notdirty_softmmu::{DeviceState, MmioDevice, Resolved, Saved, Stateful};
+use notdirty_tcg::clock::ClockState;
+use notdirty_tcg::{Vcpu, VcpuState};
+
+use super::Machine;
+use crate::devices::console::ConsoleState;
+
+/// A checkpoint that cannot be taken, or not be restored. Nothing was changed.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum CheckpointError {
+    /// A device remembers something and does not say what.
+    #[error("the device {name} at {at:#x} cannot be saved: it says nothing of its state (MmioDevice::state)")]
+    Device {
+        /// What it is called.
+        name: String,
+        /// Where it is.
+        at: u64,
+    },
+    /// The host has no memory, or somebody else notes what is written.
+    #[error(transparent)]
+    Image(#[from] ImageError),
+    /// The checkpoint is of another machine.
+    #[error("the checkpoint is of another machine")]
+    OtherMachine,
+    /// RAM was plugged, unplugged or resized, or the map changed, since the checkpoint.
+    #[error("RAM or its map has changed since the checkpoint")]
+    MapChanged,
+}
+
+/// A moment of one machine. It can be dropped at any time, in any order.
+#[derive(Clone, Debug)]
+pub struct Checkpoint {
+    node: Arc<Node>,
+}
+
+impl Checkpoint {
+    /// Lines of 64 bytes that differ from the checkpoint that was current when this one was taken.
+    pub fn lines(&self) -> usize {
+        self.node.delta.lines()
+    }
+
+    /// The registers of a hart at that moment.
+    pub fn hart(&self, hart: usize) -> Option<&VcpuState> {
+        self.node.state.harts.get(hart)
+    }
+}
+
+#[derive(Debug)]
+struct Node {
+    machine: u64,
+    parent: Option<Arc<Node>>,
+    depth: u64,
+    delta: Delta,
+    state: MachineState,
+}
+
+impl Drop for Node {
+    fn drop(&mut self) {
+        // A long branch is not unwound on the stack.
+        let mut next = self.parent.take();
+        while let Some(parent) = next {
+            next = Arc::into_inner(parent).and_then(|mut last| last.parent.take());
+        }
+    }
+}
+
+/// All but RAM.
+struct MachineState {
+    harts: Vec<VcpuState>,
+    clock: ClockState,
+    console: ConsoleState,
+    devices: Vec<(Arc<dyn MmioDevice>, Saved)>,
+    half_end: Option<u64>,
+    /// Of the RAM list and of the view: what must be the same to go back.
+    versions: (u64, u64),
+}
+
+impl std::fmt::Debug for MachineState {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let devices: Vec<_> = self.devices.iter().map(|(_, saved)| saved).collect();
+        f.debug_struct("MachineState").field("harts", &self.harts).field("devices", &devices).finish_non_exhaustive()
+    }
+}
+
+/// What a machine with checkpoints has.
+pub(super) struct Checkpoints {
+    id: u64,
+    image: Image,
+    current: Arc<Node>,
+}
+
+/// Memory or state that is not what the checkpoint says; see [`Machine::verify`].
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum Difference {
+    /// A line of RAM.
+    #[error("RAM differs at {:#x}", .at.get())]
+    Ram {
+        /// The line, in the space of all RAM.
+        at: RamAddr,
+    },
+    /// A hart.
+    #[error("the state of hart {hart} differs")]
+    Hart {
+        /// Which.
+        hart: usize,
+    },
+    /// A device, the clock or the console.
+    #[error("the state of {what} differs")]
+    Device {
+        /// Which.
+        what: String,
+    },
+    /// The machine was not restored to this checkpoint last.
+    #[error("the machine is not at this checkpoint")]
+    NotThere,
+}
+
+impl Machine {
+    /// The machine as it is, to come back to. The first one copies all RAM that is in use, and from then on stores note which lines they
+    /// write, until the machine goes; further ones cost the lines that were written since the checkpoint that was taken or restored last.
+    ///
+    /// # Errors
+    /// [`CheckpointError`]: a device does not say what its state is, or the host has no memory.
+    pub fn checkpoint(&mut self) -> Result<Checkpoint, CheckpointError> {
+        let devices = self.stateful_devices()?;
+        self.serve();
+        let harts = self.vcpus.iter_mut().map(|vcpu| vcpu.save()).collect();
+        let state = MachineState {
+            harts,
+            clock: self.clock.save(),
+            console: self.board.console.save(),
+            devices: devices.into_iter().filter_map(saved).collect(),
+            half_end: self.half_end,
+            versions: self.versions(),
+        };
+        let node = match &mut self.checkpoints {
+            None => {
+                let image = Image::take(self.board.space.ram())?;
+                self.vcpus.iter_mut().for_each(|vcpu| vcpu.arm_all());
+                static NEXT: AtomicU64 = AtomicU64::new(0);
+                let id = NEXT.fetch_add(1, Ordering::Relaxed);
+                let node = Arc::new(Node { machine: id, parent: None, depth: 0, delta: Delta::default(), state });
+                self.checkpoints = Some(Box::new(Checkpoints { id, image, current: node.clone() }));
+                node
+            }
+            Some(at) => {
+                let (mut delta, mut arm) = (Delta::default(), Vec::new());
+                for vcpu in &mut self.vcpus {
+                    vcpu.take_noted(|page| arm.extend(at.image.advance(page, &mut delta).then(|| page.index())));
+                }
+                at.image.advance_rest(&mut delta, |page| arm.push(page));
+                for page in arm {
+                    self.vcpus.iter_mut().for_each(|vcpu| vcpu.arm_noted(page));
+                }
+                let (parent, depth) = (Some(at.current.clone()), at.current.depth + 1);
+                let node = Arc::new(Node { machine: at.id, parent, depth, delta, state });
+                at.current = node.clone();
+                node
+            }
+        };
+        self.vcpus.iter_mut().for_each(|vcpu| vcpu.saved());
+        self.settled_calls = Some(self.device_calls());
+        Ok(Checkpoint { node })
+    }
+
+    /// The machine as it was.
+    ///
+    /// # Errors
+    /// [`CheckpointError::OtherMachine`], [`CheckpointError::MapChanged`].
+    pub fn restore(&mut self, to: &Checkpoint) -> Result<PutBack, CheckpointError> {
+        let versions = self.versions();
+        let Some(at) = &mut self.checkpoints else { return Err(CheckpointError::OtherMachine) };
+        if at.id != to.node.machine {
+            return Err(CheckpointError::OtherMachine);
+        }
+        if to.node.state.versions != versions {
+            return Err(CheckpointError::MapChanged);
+        }
+        let (image, mut done) = (&mut at.image, PutBack::default());
+        for vcpu in &mut self.vcpus {
+            vcpu.take_noted(|page| {
+                if image.put_back(page, &mut done) {
+                    self.to_arm.push(page.index());
+                }
+            });
+        }
+        image.put_back_rest(&mut done, |page| self.to_arm.push(page));
+        let moved = (!Arc::ptr_eq(&at.current, &to.node)).then(|| std::mem::replace(&mut at.current, to.node.clone()));
+        if let Some(from) = &moved {
+            go(image, from, &to.node, &mut done);
+        }
+        for page in self.to_arm.drain(..) {
+            self.vcpus.iter_mut().for_each(|vcpu| vcpu.arm_noted(page));
+        }
+        let state = &to.node.state;
+        for (vcpu, saved) in self.vcpus.iter_mut().zip(&state.harts) {
+            vcpu.restore(saved, done.tables);
+        }
+        self.clock.restore(&state.clock);
+        self.board.console.restore(&state.console);
+        let calls = self.device_calls();
+        let quiet = moved.is_none() && self.settled_calls == Some(calls);
+        for (device, saved) in &state.devices {
+            if quiet && !device.changes_alone() {
+                continue;
+            }
+            if let DeviceState::Kept(part) = device.state() {
+                part.restore_any(saved);
+            }
+        }
+        self.settled_calls = Some(calls);
+        self.half_end = state.half_end;
+        Ok(done)
+    }
+
+    /// Is the machine, which was just restored, what the checkpoint says? All RAM and state is compared: for tests, and for a fuzzer
+    /// that trusts nobody every so many runs.
+    ///
+    /// # Errors
+    /// The first [`Difference`].
+    pub fn verify(&mut self, with: &Checkpoint) -> Result<(), Difference> {
+        let at = self.checkpoints.as_ref().filter(|at| Arc::ptr_eq(&at.current, &with.node));
+        let at = at.ok_or(Difference::NotThere)?;
+        if let Some(at) = at.image.difference() {
+            return Err(Difference::Ram { at });
+        }
+        let state = &with.node.state;
+        for (hart, (vcpu, saved)) in self.vcpus.iter_mut().zip(&state.harts).enumerate() {
+            if vcpu.save() != *saved {
+                return Err(Difference::Hart { hart });
+            }
+        }
+        if self.board.console.save() != state.console {
+            return Err(Difference::Device { what: "console".into() });
+        }
+        if self.clock.is_insns() && self.clock.save() != state.clock {
+            return Err(Difference::Device { what: "clock".into() });
+        }
+        for (device, saved) in &state.devices {
+            if let DeviceState::Kept(part) = device.state()
+                && part.save_any() != *saved
+            {
+                return Err(Difference::Device { what: device.name().into() });
+            }
+        }
+        Ok(())
+    }
+
+    /// How often vCPUs have called devices.
+    fn device_calls(&self) -> u64 {
+        self.vcpus.iter().map(Vcpu::device_calls).sum()
+    }
+
+    /// What must be the same for a checkpoint to be restored.
+    fn versions(&self) -> (u64, u64) {
+        let space = &self.board.space;
+        (space.ram().version(), space.view(&pin()).version())
+    }
+
+    /// The devices on the bus, each part once.
+    fn stateful_devices(&self) -> Result<Vec<Arc<dyn MmioDevice>>, CheckpointError> {
+        let view = self.board.space.snapshot();
+        let mut devices: Vec<Arc<dyn MmioDevice>> = Vec::new();
+        let mut parts = Vec::new();
+        for (start, _, what) in view.ranges() {
+            let Resolved::Mmio { dev, .. } = what else { continue };
+            match dev.state() {
+                DeviceState::Kept(part) => {
+                    let part = std::ptr::from_ref(part).cast::<()>();
+                    if !parts.contains(&part) {
+                        parts.push(part);
+                        devices.push(dev.clone());
+                    }
+                }
+                DeviceState::Stateless => {}
+                _ => return Err(CheckpointError::Device { name: dev.name().to_owned(), at: start.get() }),
+            }
+        }
+        Ok(devices)
+    }
+}
+
+fn saved(device: Arc<dyn MmioDevice>) -> Option<(Arc<dyn MmioDevice>, Saved)> {
+    let saved = match device.state() {
+        DeviceState::Kept(part) => part.save_any(),
+        _ => return None,
+    };
+    Some((device, saved))
+}
+
+/// From one node, where RAM is, to another of the same tree.
+fn go(image: &mut Image, from: &Arc<Node>, to: &Arc<Node>, done: &mut PutBack) {
+    let (mut up, mut down) = (from, to);
+    let mut path = Vec::new();
+    while !Arc::ptr_eq(up, down) {
+        // One tree has one root, so neither runs out of parents first.
+        if up.depth >= down.depth {
+            image.step(&up.delta, false, done);
+            let Some(parent) = &up.parent else { break };
+            up = parent;
+        } else {
+            path.push(down);
+            let Some(parent) = &down.parent else { break };
+            down = parent;
+        }
+    }
+    for node in path.into_iter().rev() {
+        image.step(&node.delta, true, done);
+    }
+}

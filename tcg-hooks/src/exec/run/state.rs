@@ -1,0 +1,137 @@
+//! A hart's whole state, as a checkpoint keeps it: registers, and what they do not show.
+//!
+//! ```text
+//!   VcpuState  cpu │ in wfi │ reservation │ interrupt lines, deadline │ an exception that is not handled yet
+//!   not in it:  translations, TLB, counters of what was done        they follow from memory, or concern the host
+//! ```
+//!
+//! Where the guest may see a store to its code late (`ICache::FenceI`), what is late is seen when a state is taken or restored: the
+//! ISA allows it at any time, and so the run after a restore is that after the checkpoint.
+
+use super::super::exits::Exit;
+use super::super::unhandled::Traps;
+use super::Vcpu;
+use crate::cpu::CpuState;
+use crate::riscv::mmu::Memory;
+use notdirty_core::{CodePage, PageIndex};
+use notdirty_softmmu::tlb::entry::Reservation;
+use std::sync::atomic::Ordering;
+
+/// See the head of this file.
+#[derive(Debug, Clone, PartialEq)]
+pub struct VcpuState {
+    cpu: CpuState,
+    waiting: bool,
+    trap_loop: bool,
+    unhandled: Traps,
+    irq: u64,
+    timer_deadline: u64,
+    reservation: Reservation,
+}
+
+impl VcpuState {
+    /// The registers.
+    pub fn cpu(&self) -> &CpuState {
+        &self.cpu
+    }
+
+    /// In `wfi`.
+    pub fn is_waiting(&self) -> bool {
+        self.waiting
+    }
+}
+
+impl Vcpu {
+    /// The hart as it is between two runs.
+    pub fn save(&mut self) -> VcpuState {
+        let (ctx, core) = self.parts();
+        core.fence_i(ctx);
+        let port = core.mmu.port();
+        VcpuState {
+            cpu: ctx.cpu.clone(),
+            waiting: core.waiting,
+            trap_loop: core.trap_loop,
+            unhandled: core.unhandled.clone(),
+            irq: port.irq.load(Ordering::Acquire),
+            timer_deadline: port.timer_deadline.load(Ordering::Acquire),
+            reservation: core.mmu.reservation(),
+        }
+    }
+
+    /// The hart as it was, in a machine whose memory is as it was then, too. `tables`: page tables were among what changed. A stop that
+    /// was asked for is forgotten.
+    pub fn restore(&mut self, state: &VcpuState, tables: bool) {
+        let (ctx, core) = self.parts();
+        if core.stale.as_ref().is_some_and(|stale| !stale.is_empty()) {
+            core.fence_i(ctx);
+        }
+        // A fence since then, or another page table: what is kept of translations is of a time that did not come.
+        if tables || core.mmu.forgotten() != core.saved_forgotten {
+            core.mmu.forget_translations();
+            core.forget_all_jumps(ctx);
+            core.saved_forgotten = core.mmu.forgotten();
+        }
+        let (now, then) = (Memory::of(&ctx.cpu.csr), Memory::of(&state.cpu.csr));
+        if now.has_rights_of(&then) {
+            // The next run needs to look no further: `satp` alone may differ, and is followed.
+            core.memory = Some(then);
+        }
+        ctx.cpu.clone_from(&state.cpu);
+        (core.waiting, core.trap_loop) = (state.waiting, state.trap_loop);
+        core.exits.why = None;
+        core.unhandled.clone_from(&state.unhandled);
+        let port = core.mmu.port();
+        port.irq.store(state.irq, Ordering::Release);
+        port.timer_deadline.store(state.timer_deadline, Ordering::Release);
+        port.take_stop();
+        core.mmu.set_reservation(state.reservation);
+    }
+
+    /// How often it has called devices, semihosting among them.
+    pub fn device_calls(&self) -> u64 {
+        let stats = self.core.mmu.stats();
+        stats.mmio_read + stats.mmio_write + self.core.semihosted
+    }
+
+    /// From now on runs end before the instructions at these addresses, whatever was translated before; a run that begins at one executes
+    /// it. They take the place of those of the last call.
+    pub fn set_exits(&mut self, pcs: &[u64]) {
+        let (ctx, core) = self.parts();
+        if core.exits.set_pcs(pcs)
+            && let Some(tbs) = &mut core.tbs
+        {
+            tbs.forget_all_jumps(ctx);
+        }
+    }
+
+    /// The exit that ended the last run, if one did.
+    pub fn last_exit(&self) -> Option<Exit> {
+        self.core.exits.last
+    }
+
+    /// From now on runs end before exceptions of these causes, a bit for each, are taken.
+    pub fn set_trap_exits(&mut self, causes: u64) {
+        self.core.exits.set_traps(causes);
+    }
+
+    /// A checkpoint was taken: translations of now are right until one is forgotten.
+    pub fn saved(&mut self) {
+        self.core.saved_forgotten = self.core.mmu.forgotten();
+    }
+
+    /// See [`SoftMmu::take_noted`](notdirty_softmmu::SoftMmu::take_noted).
+    #[inline]
+    pub fn take_noted(&mut self, take: impl FnMut(&CodePage)) {
+        self.core.mmu.take_noted(take);
+    }
+
+    /// Makes the entries of a page say what is to be done at a store now.
+    pub fn arm_noted(&mut self, page: PageIndex) {
+        self.core.mmu.arm_noted(page);
+    }
+
+    /// The same of all pages, as a checkpoint begins.
+    pub fn arm_all(&mut self) {
+        self.core.mmu.arm_all();
+    }
+}
