@@ -45,6 +45,7 @@ pub use machine::{
 };
 pub use notdirty_core::PutBack;
 pub use notdirty_softmmu::{AccessError, GuestPhys, RegionId};
+pub use notdirty_tcg::cover::Edges;
 pub use notdirty_tcg::cpu::CpuState;
 pub use notdirty_tcg::listing::{ListError, Listing};
 pub use notdirty_tcg::riscv::{Isa, Privilege};

@@ -80,6 +80,16 @@ impl LiveMmu {
         self.tlb.prefix()
     }
 
+    /// One more in a counter of coverage; those beyond the last are none.
+    #[inline]
+    pub fn count_coverage(&mut self, at: usize) {
+        let mut all = self.tlb.coverage();
+        // SAFETY: plain bytes of the TLB's mapping, of which no other reference lives while the vCPU is borrowed.
+        if let Some(count) = unsafe { all.as_mut() }.get_mut(at) {
+            *count = count.wrapping_add(1);
+        }
+    }
+
     /// Start of the table, page-aligned. It never moves. Emitted code reads it on the owner's thread only.
     pub fn table(&self) -> NonNull<TlbEntry> {
         self.tlb.table()

@@ -304,6 +304,12 @@ impl SoftMmu {
         &mut self.mmu
     }
 
+    /// The counters of coverage that emitted code keeps behind the table ([`tlb::COVERAGE_AT`](crate::tlb::COVERAGE_AT)); zero at first.
+    pub fn coverage(&mut self) -> &mut [u8] {
+        // SAFETY: plain bytes of the TLB's mapping, and the vCPU is not in emitted code, as the borrow says.
+        unsafe { self.parked_mut().tlb.coverage().as_mut() }
+    }
+
     /// Forgets the reservation (reset).
     pub fn clear_reservation(&mut self) {
         self.mmu.clear_reservation();

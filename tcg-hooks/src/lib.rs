@@ -47,6 +47,7 @@
 
 mod barrier;
 pub mod clock;
+pub mod cover;
 pub mod cpu;
 pub mod engine;
 pub mod exec;

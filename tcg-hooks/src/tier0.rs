@@ -141,7 +141,11 @@ pub(crate) fn run(core: &mut Core, ctx: &mut Context, page: Option<FetchPage>) -
                 }
             }
         };
-        match step(core, ctx, &insn, (pc, next), &mut idx, start.wrapping_add(done)) {
+        let flow = step(core, ctx, &insn, (pc, next), &mut idx, start.wrapping_add(done));
+        if core.edges.is_some() {
+            cover(core, &insn, pc, &flow);
+        }
+        match flow {
             Flow::Next(next) => (pc, jumped) = (next, false),
             Flow::Jump(next) => (pc, jumped) = (next, true),
             Flow::Look(next) => {
@@ -168,6 +172,14 @@ pub(crate) fn run(core: &mut Core, ctx: &mut Context, page: Option<FetchPage>) -
     ctx.slice = ctx.budget;
     core.tier0_insns += done;
     why
+}
+
+/// Counts the edge that a branch or an indirect jump went.
+#[cold]
+fn cover(core: &mut Core, insn: &Insn, pc: u64, flow: &Flow) {
+    if let Flow::Next(next) | Flow::Jump(next) = *flow {
+        core.cover(insn.op, pc, next);
+    }
 }
 
 /// Brings `pc` and `retired` up to date.

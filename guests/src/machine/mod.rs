@@ -23,6 +23,7 @@ use std::sync::{Arc, PoisonError, RwLock, Weak};
 
 use notdirty_softmmu::{AccessError, AddressSpace, GuestPhys, MapError, RegionId, VcpuPort};
 use notdirty_tcg::clock::Clock;
+use notdirty_tcg::cover::Edges;
 use notdirty_tcg::cpu::CpuState;
 use notdirty_tcg::listing::{self, ListError, Listing};
 use notdirty_tcg::riscv::trap::Trap;
@@ -132,6 +133,8 @@ pub struct Machine {
     frames: FrameTables,
     /// A [`Stop`] was used since a run last ended by one.
     asked: Arc<AtomicBool>,
+    /// The numbers of edges, if they are counted.
+    edges: Option<Arc<Edges>>,
     checkpoints: Option<Box<checkpoint::Checkpoints>>,
     /// How often vCPUs had called devices when these were last as the current checkpoint says.
     settled_calls: Option<u64>,
@@ -168,6 +171,7 @@ impl Machine {
             symbols,
             frames: FrameTables::default(),
             asked: Arc::default(),
+            edges: None,
             checkpoints: None,
             settled_calls: None,
             to_arm: Vec::new(),
@@ -209,6 +213,23 @@ impl Machine {
     /// they take the place of those of the last call. A run that begins at one executes it, and so goes on from there.
     pub fn set_exits(&mut self, pcs: &[u64]) {
         self.vcpus.iter_mut().for_each(|vcpu| vcpu.set_exits(pcs));
+    }
+
+    /// From now on edges are counted, in code that was translated before, too: see [`notdirty_tcg::cover`]. With the numbers of another
+    /// machine's edges the same edge has the same counter here.
+    pub fn set_coverage(&mut self, edges: Option<Arc<Edges>>) {
+        self.vcpus.iter_mut().for_each(|vcpu| vcpu.set_coverage(edges.clone()));
+        self.edges = edges;
+    }
+
+    /// A hart's counters, as many as are in use, to be read, and cleared, between runs; none if there is no such hart, or edges are not
+    /// counted. A checkpoint has no part in them.
+    pub fn coverage(&mut self, hart: usize) -> &mut [u8] {
+        let counters = self.edges.as_ref().map_or(0, |edges| edges.counters());
+        match self.vcpus.get_mut(hart) {
+            Some(vcpu) => &mut vcpu.coverage()[..counters],
+            None => &mut [],
+        }
     }
 
     /// From now on a run ends before a hart takes an exception whose bit, by the number of its cause, is set in `causes`.

@@ -48,6 +48,10 @@ use tables::TableCache;
 const SETS: usize = 32;
 /// From one set's table to the next one's. Not a power of two, so that equal slots do not share the host's cache lines.
 const STRIDE: usize = (TLB_ENTRIES * size_of::<TlbEntry>()) + PAGE_SIZE as usize;
+/// From the start of the table, behind the tables of all sets: the counters of coverage, of which emitted code alone knows more.
+pub const COVERAGE_AT: i32 = (SETS * STRIDE) as i32;
+/// How many there are.
+pub const COVERAGE_BYTES: usize = 1 << 20;
 const _: () = assert!(NOTED_LIST as usize + size_of::<NotedList>() <= STRIDE);
 
 /// Fills after which a set may be one of memory that lies in no order.
@@ -120,7 +124,7 @@ impl Tlb {
         }
         let room = prefix.checked_next_multiple_of(page).filter(|&room| room <= 1 << 30);
         let room = room.ok_or_else(|| refused("the TLB's prefix must be at most 1 GiB"))?;
-        let shared = Mapping::zeroed(room + SETS * STRIDE)?;
+        let shared = Mapping::zeroed(room + SETS * STRIDE + COVERAGE_BYTES)?;
         let side = Mapping::zeroed(SETS * TLB_ENTRIES * size_of::<FullEntry>())?;
         let bigs = Mapping::zeroed(SETS * TLB_ENTRIES * size_of::<BigLinks>())?;
         // SAFETY: `room` and `room - prefix` lie inside the mapping.
@@ -297,6 +301,13 @@ impl Tlb {
     pub(crate) fn set_noted_list(&mut self, list: NotedList) {
         // SAFETY: as above, and `&mut self`.
         unsafe { self.table.as_ptr().byte_add(NOTED_LIST as usize).cast::<NotedList>().write(list) }
+    }
+
+    /// The counters of coverage. Only the owner's thread touches them (TLB-1), as emitted code or by this.
+    pub(crate) fn coverage(&self) -> NonNull<[u8]> {
+        // SAFETY: `new` made room for them.
+        let start = unsafe { self.table.cast::<u8>().byte_add(COVERAGE_AT as usize) };
+        NonNull::slice_from_raw_parts(start, COVERAGE_BYTES)
     }
 
     /// What LR left for SC.

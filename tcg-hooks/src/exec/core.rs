@@ -3,12 +3,13 @@ use super::exits::{Exit, Exits};
 use super::semihost::Semihosting;
 use super::unhandled::Traps;
 use crate::clock::Clock;
+use crate::cover::{self, Edges};
 use crate::cpu::CpuState;
 use crate::jit::x86_64::context::Context;
 use crate::riscv::csr::{CsrEnv, irq, num};
 use crate::riscv::mmu::{self, Changed, Memory, Walker};
 use crate::riscv::trap::{self, Trap};
-use crate::riscv::{Insn, Privilege};
+use crate::riscv::{Insn, Op, Privilege};
 use crate::tb::TbCache;
 use crate::tier0::Why;
 use crate::trace::{TraceMask, TraceSink};
@@ -45,6 +46,8 @@ pub(crate) struct Core {
     pub(crate) semihosting: Option<Arc<dyn Semihosting>>,
     /// Exceptions that are not handled yet.
     pub(crate) unhandled: Traps,
+    /// If edges are counted, their numbers.
+    pub(crate) edges: Option<Arc<Edges>>,
     /// Where and why a run shall end.
     pub(crate) exits: Exits,
     /// The hart is stuck in its trap handler, or an exit was met: the loop must look.
@@ -233,6 +236,23 @@ impl Core {
             self.trace_trap(cpu, trap, epc, from);
         }
         self.follow_regime(ctx);
+    }
+
+    /// An instruction at `pc` was executed by Rust, and the next one is at `next`: counts the edge, if it is one.
+    #[inline]
+    pub(crate) fn cover(&mut self, op: Op, pc: u64, next: u64) {
+        if let Some(edges) = &self.edges
+            && (op.is_branch() || op == Op::Jalr)
+        {
+            let at = if op == Op::Jalr { cover::indirect(pc, next) } else { edges.number(pc, next) as usize };
+            self.live().0.count_coverage(at);
+        }
+    }
+
+    /// Part of the key of TBs: what is made into them beside the guest's instructions.
+    #[inline]
+    pub(crate) fn instrumentation(&self) -> u32 {
+        self.exits.number() << 1 | u32::from(self.edges.is_some())
     }
 
     /// A run shall end before the instruction at `cpu.pc`: the loop must look.

@@ -161,6 +161,7 @@ impl Vcpu {
                 semihosted: 0,
                 semihosting: None,
                 unhandled: Traps::default(),
+                edges: None,
                 exits: Exits::default(),
                 trap_loop: false,
                 new_deadline: false,
@@ -524,7 +525,8 @@ impl Vcpu {
                 ctx.cpu = cpu.clone();
                 trap::interrupt_state(cpu)
             });
-            let mut returns = false;
+            let (mut returns, at_pc) = (false, cpu.pc);
+            let op = fetched.as_ref().map_or(Op::Illegal, |insn| insn.op);
             let step = match fetched {
                 Ok(insn) => {
                     // The lines and the clock as they are at this instruction, as emitted code sees them.
@@ -537,6 +539,9 @@ impl Vcpu {
             };
             self.interpreted += 1;
             let (ctx, core) = self.parts();
+            if core.edges.is_some() && matches!(step, Step::Next) {
+                core.cover(op, at_pc, lent.cpu.pc);
+            }
             match step {
                 Step::Next if returns => core.unhandled.returned(),
                 Step::Next => {}

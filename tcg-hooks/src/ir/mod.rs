@@ -171,6 +171,8 @@ pub enum Kind {
     FenceI,
     /// The whole instruction is done in Rust: most CSRs
     Rust,
+    /// The counter at `imm` of those of coverage goes up by `b`, a byte
+    Cover,
 }
 
 impl Kind {
@@ -316,8 +318,8 @@ pub enum Term {
     Turn { clock: u8, fast: u16, last: u16 },
     /// All checks held: `fast`. They may lead to `cold`. The clock is a register that the loop moves, with its step.
     Fork { fast: u16, cold: u16, clock: Option<(u8, i32)> },
-    /// `jalr`: to `(base + imm) & !1`; `link` is the register and value to write.
-    Indirect { base: u8, imm: i32, link: Option<(u8, u64)> },
+    /// `jalr`: to `(base + imm) & !1`; `link` is the register and value to write; with `cover` the jump is counted, see `cover.rs`.
+    Indirect { base: u8, imm: i32, link: Option<(u8, u64)>, cover: Option<u16> },
     /// Rust executes the instruction of this site, and control goes on elsewhere.
     System { site: u16 },
 }

@@ -88,6 +88,7 @@ impl fmt::Display for Ir {
                 write!(f, "  #{}", self.site)
             }
             Kind::FloatOn => write!(f, "fpu {}  #{}", if self.imm == 2 { "dirty" } else { "on" }, self.site),
+            Kind::Cover => write!(f, "coverage[{}] += {}", self.imm, self.b as i8),
             Kind::Box => write!(f, "{rd} = box {rd}"),
             Kind::Fence => write!(f, "fence"),
             Kind::Rust => write!(f, "rust #{}", self.site),
@@ -125,7 +126,7 @@ impl fmt::Display for Term {
                 write!(f, "b{fast} until {} is at the last turn, b{last}", register(clock))
             }
             Term::Fork { fast, cold, .. } => write!(f, "if checked goto b{fast} else b{cold}"),
-            Term::Indirect { base, imm, link } => {
+            Term::Indirect { base, imm, link, .. } => {
                 write!(f, "jump [{} + {}]", register(base), Signed(imm.into()))?;
                 if let Some((rd, ret)) = link {
                     write!(f, ", {} = {ret:#x}", X[rd as usize & 31])?;

@@ -179,7 +179,7 @@ fn roles(ir: &Ir) -> Roles {
         Kind::Check => (false, true, true, false),
         Kind::LoadFast(..) => (true, true, true, false),
         Kind::StoreFast(_) => (false, true, true, false),
-        Kind::Box | Kind::Fence => (false, false, false, false),
+        Kind::Box | Kind::Fence | Kind::Cover => (false, false, false, false),
     };
     let get = |has: bool, id: u8| if has { register(id) } else { None };
     Roles { writes: get(writes, ir.rd), reads: [get(a, ir.a), get(b, ir.b)], site }

@@ -226,7 +226,7 @@ impl Lower {
                     self.li(region, rd, next_pc as i64);
                     return Term::Goto(Target::Exit(to));
                 }
-                Term::Indirect { base: rs1, imm: insn.imm, link: (rd != 0).then_some((rd, next_pc)) }
+                Term::Indirect { base: rs1, imm: insn.imm, link: (rd != 0).then_some((rd, next_pc)), cover: None }
             }
             _ => Term::System { site: push_site(region, pc, insn, count, Does::Execute) },
         }

@@ -17,6 +17,7 @@ mod source;
 #[cfg(test)]
 mod tests;
 
+use crate::cover::{self, Edges};
 use crate::ir::{Block, Region, Target, Term};
 use crate::riscv::Isa;
 use crate::riscv::decode::Packed;
@@ -131,6 +132,10 @@ pub struct Translator {
     pub idx: MmuIdx,
     /// Where a run shall end, in rising order: the instructions there are sites that leave.
     pub exits: Arc<[u64]>,
+    /// If edges are counted, their numbers.
+    pub edges: Option<Arc<Edges>>,
+    /// Of each block, where its last instruction is, and whether that is an indirect jump; kept if edges are counted.
+    lasts: Vec<(u64, bool)>,
     /// What was made.
     pub region: Region,
 }
@@ -158,6 +163,8 @@ impl Default for Translator {
             mode: Privilege::M,
             idx: MmuIdx::M,
             exits: Arc::default(),
+            edges: None,
+            lasts: Vec::new(),
             region: Region::default(),
         }
     }
@@ -278,6 +285,7 @@ impl Translator {
         self.leaders.clear();
         self.queue.clear();
         self.runs.clear();
+        self.lasts.clear();
         self.region.clear();
     }
 
@@ -311,6 +319,9 @@ impl Translator {
             self.block(n);
         }
         self.mark_polls();
+        if let Some(edges) = self.edges.as_deref() {
+            cover::cover(&mut self.region, &self.lasts, edges);
+        }
     }
 
     fn target(&self, pc: u64) -> Target {
@@ -364,6 +375,9 @@ impl Translator {
         let found = &self.found[last];
         let (insn, plan, off, next) = (found.insn.insn(), found.plan, found.off, found.next());
         self.lower.end(&mut self.region);
+        if self.edges.is_some() {
+            self.lasts.push((self.base.wrapping_add(off.into()), insn.op == Op::Jalr));
+        }
         let fall = self.target(self.base.wrapping_add(next.into()));
         let term = if plan.ends_block() {
             let pc = self.base.wrapping_add(off.into());

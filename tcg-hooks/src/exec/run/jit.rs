@@ -172,7 +172,7 @@ impl Vcpu {
                 }
             }
             let ram = RamAddr::new(page.ram.get() + pc % PAGE_SIZE);
-            let key = TbKey { ram, pc, flags: regime.flags(), instrumentation: core.exits.number() };
+            let key = TbKey { ram, pc, flags: regime.flags(), instrumentation: core.instrumentation() };
             // The second page only matters to a TB that has bytes there.
             let after = (pc & !(PAGE_SIZE - 1)).wrapping_add(PAGE_SIZE);
             let (found, mut second) = match core.tbs.as_ref().and_then(|tbs| tbs.find(&key)) {
@@ -238,6 +238,9 @@ impl Vcpu {
         if !Arc::ptr_eq(&self.translator.exits, self.core.exits.pcs()) {
             self.translator.exits = self.core.exits.pcs().clone();
         }
+        if self.translator.edges.is_some() != self.core.edges.is_some() {
+            self.translator.edges.clone_from(&self.core.edges);
+        }
         let (mmu, hooks) = self.core.split(ctx);
         // The first instruction was fetched; none of the others is executed yet.
         let made = self.translator.translate(mmu, &mut hooks.looking(), key.pc, limits);
@@ -251,7 +254,8 @@ impl Vcpu {
                     let JitFlags { turns, sink, apart, .. } = self.flags;
                     let share = self.flags.share && !scattered && tbs.may_share(&key);
                     let ahead = Ahead { learned: &learned, turns, sink, apart, share };
-                    let ahead = tbs.checks_ahead().then_some(ahead);
+                    // A loop whose checks come ahead is polled in other places, between an edge and its count.
+                    let ahead = (tbs.checks_ahead() && self.translator.edges.is_none()).then_some(ahead);
                     tier2::optimise(&mut self.translator.region, !self.flags.samples, ahead);
                 }
                 let region = &self.translator.region;

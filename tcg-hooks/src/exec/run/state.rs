@@ -11,10 +11,12 @@
 use super::super::exits::Exit;
 use super::super::unhandled::Traps;
 use super::Vcpu;
+use crate::cover::Edges;
 use crate::cpu::CpuState;
 use crate::riscv::mmu::Memory;
 use notdirty_core::{CodePage, PageIndex};
 use notdirty_softmmu::tlb::entry::Reservation;
+use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 /// See the head of this file.
@@ -85,6 +87,27 @@ impl Vcpu {
         port.timer_deadline.store(state.timer_deadline, Ordering::Release);
         port.take_stop();
         core.mmu.set_reservation(state.reservation);
+    }
+
+    /// Counts edges from now on, also where code was translated before, or no more; the numbers of edges may be shared with other harts.
+    pub fn set_coverage(&mut self, edges: Option<Arc<Edges>>) {
+        let core = &mut self.core;
+        if core.edges.is_none() && edges.is_none() {
+            return;
+        }
+        let other = core.edges.as_ref().zip(edges.as_ref()).is_some_and(|(old, new)| !Arc::ptr_eq(old, new));
+        core.edges = edges;
+        self.translator.edges = None;
+        let (ctx, core) = self.parts();
+        if let Some(tbs) = &mut core.tbs {
+            // Numbers of another table mean nothing.
+            if other { tbs.clear(ctx) } else { tbs.forget_all_jumps(ctx) }
+        }
+    }
+
+    /// The counters: see [`cover`](crate::cover).
+    pub fn coverage(&mut self) -> &mut [u8] {
+        self.core.mmu.coverage()
     }
 
     /// How often it has called devices, semihosting among them.

@@ -11,6 +11,7 @@
 //! its place.
 use crate::cpu::CpuState;
 use crate::riscv::csr::Csrs;
+use notdirty_softmmu::tlb::COVERAGE_AT;
 use notdirty_softmmu::tlb::entry::{NOTED_LIST, NotedList, SELECTED, Selected};
 use std::mem::offset_of;
 
@@ -123,6 +124,8 @@ pub(super) const SET_ADDEND: i32 = TABLE + SELECTED + offset_of!(Selected, adden
 /// The pages whose lines were noted: see softmmu's `lines.rs`.
 pub(super) const NOTED_TOP: i32 = TABLE + NOTED_LIST + offset_of!(NotedList, top) as i32;
 pub(super) const NOTED_END: i32 = TABLE + NOTED_LIST + offset_of!(NotedList, end) as i32;
+/// The counters of coverage.
+pub(super) const COVERAGE: i32 = TABLE + COVERAGE_AT;
 pub(super) const NOTED_ALONE: i32 = TABLE + NOTED_LIST + offset_of!(NotedList, alone) as i32;
 pub(super) const ELSEWHERE: i32 = offset_of!(Context, elsewhere) as i32 - BASE;
 const KEPT_AT: i32 = offset_of!(Context, kept) as i32 - BASE;

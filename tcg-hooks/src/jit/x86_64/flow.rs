@@ -1,10 +1,11 @@
 //! Control flow: between blocks, out through exits, and through the jump cache.
 use super::asm::{Flag, Hole, Label};
-use super::context::{BUDGET, JUMP_ENTRIES, JUMPS, LIMIT, NEAR_JUMPS};
+use super::context::{BUDGET, COVERAGE, JUMP_ENTRIES, JUMPS, LIMIT, NEAR_JUMPS};
 use super::encode::{CMP, NARROW, TEST, WIDE};
 use super::frames::Border;
 use super::regs::RAX;
 use super::{Cold, Emitter, off};
+use crate::cover::INDIRECT;
 use crate::ir::{Block, Cond, Kind, Region, Target, Term};
 use crate::riscv::Privilege;
 use dynasmrt::dynasm;
@@ -49,7 +50,7 @@ impl Emitter {
                 }
                 self.go(Target::Block(fast), block);
             }
-            Term::Indirect { base, imm, link } => {
+            Term::Indirect { base, imm, link, cover } => {
                 let x = self.source(base, RAX);
                 match imm {
                     0 if x == RAX => dynasm!(self.ops; .arch x64; and rax, BYTE -2),
@@ -60,6 +61,14 @@ impl Emitter {
                     self.link_register(rd, ret);
                 }
                 self.go_out(Border::End(block));
+                if let Some(mix) = cover {
+                    dynasm!(self.ops; .arch x64
+                        ; mov ecx, eax
+                        ; shr ecx, 1
+                        ; xor ecx, i32::from(mix)
+                        ; and ecx, (INDIRECT - 1) as i32
+                        ; inc BYTE [rbp + rcx + COVERAGE]);
+                }
                 self.jump_indirect();
             }
             Term::System { site } => {

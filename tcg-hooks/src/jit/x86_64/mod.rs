@@ -407,6 +407,13 @@ impl Emitter {
             Kind::Fence if self.alone || self.behind_fence.is_some() => {}
             Kind::Fence => self.fence(),
             Kind::Rust => self.execute_site(ir.site),
+            Kind::Cover => {
+                let at = context::COVERAGE + ir.imm as i32;
+                match ir.b {
+                    1 => dynasm!(self.ops; .arch x64; inc BYTE [rbp + at]),
+                    _ => dynasm!(self.ops; .arch x64; dec BYTE [rbp + at]),
+                }
+            }
         }
     }
 

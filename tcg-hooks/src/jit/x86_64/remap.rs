@@ -54,7 +54,7 @@ fn choose(region: &Region, swaps: &mut Vec<Swap>) {
         };
         for ir in &region.ops[block.first as usize..block.end as usize] {
             match ir.kind {
-                Kind::Rust | Kind::Fence | Kind::FenceI | Kind::FloatOn | Kind::Box => continue,
+                Kind::Rust | Kind::Fence | Kind::FenceI | Kind::FloatOn | Kind::Box | Kind::Cover => continue,
                 Kind::Li | Kind::ReadState | Kind::ReadCounter => used(ir.rd),
                 Kind::Store(_) => {
                     used(ir.a);

@@ -1,0 +1,164 @@
+//! Edge coverage: which ways control went, as counters of a byte each.
+//!
+//! ```text
+//!   conditional branch   an edge for each way, (pc of the branch, pc gone to): its number is given out when it is first met
+//!   jalr                 (pc, target) hashed onto the first INDIRECT counters
+//!   jal, straight on     nothing: whoever comes there came by one of the above
+//!
+//!   a vCPU's counters │ INDIRECT │ numbers in the order of their giving out … │     behind its TLB, so that emitted code has them
+//! ```
+//!
+//! An edge is the guest's alone: which TBs there are, and which tier runs, changes no count. Emitted code counts by one
+//! instruction; where the way on is polled, or has other ways to it, in a block of its own in between.
+
+use crate::ir::{Block, Ir, Kind, Region, Target, Term};
+use hashbrown::HashMap;
+use notdirty_softmmu::tlb::COVERAGE_BYTES;
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+/// Counters for indirect jumps, in front of all others.
+pub const INDIRECT: usize = 4096;
+
+/// The numbers of edges. Harts of a machine share them, and machines may.
+#[derive(Debug, Default)]
+pub struct Edges(Mutex<HashMap<(u64, u64), u32>>);
+
+impl Edges {
+    fn map(&self) -> MutexGuard<'_, HashMap<(u64, u64), u32>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The counter of a direct edge. When there is no room for more, edges share counters.
+    pub fn number(&self, from: u64, to: u64) -> u32 {
+        let mut map = self.map();
+        let next = map.len() as u32;
+        let n = *map.entry((from, to)).or_insert(next);
+        (INDIRECT + n as usize % (COVERAGE_BYTES - INDIRECT)) as u32
+    }
+
+    /// How many counters are in use, those of indirect jumps among them.
+    pub fn counters(&self) -> usize {
+        (INDIRECT + self.map().len()).min(COVERAGE_BYTES)
+    }
+
+    /// Each direct edge, from and to, with its counter.
+    pub fn all(&self) -> Vec<((u64, u64), u32)> {
+        let map = self.map();
+        let mut all: Vec<_> = map.keys().copied().collect();
+        drop(map);
+        all.sort_unstable();
+        all.into_iter().map(|(from, to)| ((from, to), self.number(from, to))).collect()
+    }
+}
+
+/// What the target of an indirect jump at `from` is mixed with.
+pub(crate) const fn mix(from: u64) -> u16 {
+    ((from >> 1).wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 48) as u16 & (INDIRECT - 1) as u16
+}
+
+/// The counter of an indirect jump.
+pub(crate) const fn indirect(from: u64, to: u64) -> usize {
+    ((to >> 1) as usize ^ mix(from) as usize) & (INDIRECT - 1)
+}
+
+/// One way out of a block: what to count on it.
+#[derive(Default)]
+struct Way {
+    counts: Vec<(u32, u8)>,
+}
+
+/// Counts the edges of a region; `lasts`: where the last instruction of each block is, and whether that is an indirect jump. The polls
+/// are known.
+pub(crate) fn cover(region: &mut Region, lasts: &[(u64, bool)], edges: &Edges) {
+    let old = std::mem::take(&mut region.blocks);
+    let mut comes = vec![0u32; old.len()];
+    for block in &old {
+        block.term.each_target(|target| {
+            if let Target::Block(to) = target {
+                comes[usize::from(to)] += 1;
+            }
+        });
+    }
+    let pc_of = |target: Target| match target {
+        Target::Block(to) => old[usize::from(to)].pc,
+        Target::Exit(pc) => pc,
+    };
+    // May what is counted on the way there be counted at its head?
+    let at_head = |target: Target| match target {
+        Target::Block(to) => comes[usize::from(to)] == 1 && to != region.entry && !old[usize::from(to)].poll,
+        Target::Exit(_) => false,
+    };
+    let mut heads: Vec<Vec<(u32, u8)>> = vec![Vec::new(); old.len()];
+    let mut ends: Vec<Option<u32>> = vec![None; old.len()];
+    // By block: what is counted between it and where it goes when its condition fails, and holds.
+    let mut between: Vec<[Option<Way>; 2]> = Vec::with_capacity(old.len());
+    for (n, block) in old.iter().enumerate() {
+        let mut ways = [None, None];
+        if let Term::Branch { taken, fall, .. } = block.term {
+            let own = Target::Block(n as u16);
+            let ids = [fall, taken].map(|to| edges.number(lasts[n].0, pc_of(to)));
+            // A loop of one block stays one: its way round is counted in front of the branch, and taken back on the way out.
+            let round = [fall, taken].iter().position(|to| *to == own).filter(|_| fall != taken);
+            ends[n] = round.map(|way| ids[way]);
+            for (way, to) in [fall, taken].into_iter().enumerate().filter(|(way, _)| round != Some(*way)) {
+                let mut counts = vec![(ids[way], 1)];
+                counts.extend(ends[n].map(|id| (id, u8::MAX)));
+                match to {
+                    Target::Block(b) if at_head(to) => heads[usize::from(b)] = counts,
+                    _ => ways[way] = Some(Way { counts }),
+                }
+            }
+        }
+        if let (Term::Goto(to), (from, true)) = (block.term, lasts[n]) {
+            // An indirect jump to where it is known to go.
+            ends[n] = Some(indirect(from, pc_of(to)) as u32);
+        }
+        between.push(ways);
+    }
+    // Where blocks come to lie.
+    let mut place = Vec::with_capacity(old.len());
+    let mut next = 0u16;
+    for ways in &between {
+        place.push(next);
+        next += 1 + ways.iter().flatten().count() as u16;
+    }
+    let moved = |target: Target| match target {
+        Target::Block(to) => Target::Block(place[usize::from(to)]),
+        exit => exit,
+    };
+    let old_ops = std::mem::take(&mut region.ops);
+    let count = |(id, by): (u32, u8)| Ir { kind: Kind::Cover, rd: 0, a: 0, b: by, site: 0, imm: id.into() };
+    for (n, (mut block, ways)) in old.iter().copied().zip(between).enumerate() {
+        let first = region.ops.len() as u32;
+        region.ops.extend(heads[n].iter().copied().map(count));
+        region.ops.extend_from_slice(&old_ops[block.first as usize..block.end as usize]);
+        region.ops.extend(ends[n].map(|id| count((id, 1))));
+        (block.first, block.end) = (first, region.ops.len() as u32);
+        let mut added: Vec<(Target, Way)> = Vec::new();
+        match &mut block.term {
+            Term::Branch { taken, fall, .. } => {
+                for (to, way) in [fall, taken].into_iter().zip(ways) {
+                    match way {
+                        Some(way) => {
+                            let at = place[n] + 1 + added.len() as u16;
+                            added.push((std::mem::replace(to, Target::Block(at)), way));
+                        }
+                        None => *to = moved(*to),
+                    }
+                }
+            }
+            Term::Goto(to) => *to = moved(*to),
+            Term::Indirect { cover, .. } => *cover = Some(mix(lasts[n].0)),
+            _ => {}
+        }
+        region.blocks.push(block);
+        for (to, way) in added {
+            let first = region.ops.len() as u32;
+            region.ops.extend(way.counts.into_iter().map(count));
+            let (end, pc) = (region.ops.len() as u32, pc_of(to));
+            let term = Term::Goto(moved(to));
+            region.blocks.push(Block { pc, insns: 0, first, end, poll: false, shares: false, term });
+        }
+    }
+    region.entry = place[usize::from(region.entry)];
+}
