@@ -6,7 +6,8 @@
 #   make bench         our JIT beside QEMU and Unicorn, the dirty memory beside what others do, programs of others beside
 #                      QEMU and the host; ROW=name for one row or group (ROW=dirty: the second table, ROW=programs: the
 #                      third, of SOURCES=dir), RUNS=n, JSON=1 for a machine: one object a table; the fourth table holds
-#                      programs under page tables against themselves without
+#                      programs under page tables against themselves without, the fifth (ROW=fuzz) a fuzzer's loop
+#                      beside Unicorn's
 #   make bench-against AGAINST=FILE   the rows of the first table on this build and on FILE, a notdirty of an earlier commit, each
 #                      at most 1.03 times as long; ROW=name, RUNS=n
 #   make bench-flags what each of the JIT's switches is worth; ROW=name, RUNS=n
@@ -100,6 +101,7 @@ bench:
 	$(CARGO) run --release $(CARGO_FLAGS) -p notdirty-benches --bin side_by_side -- $(if $(ROW),ROW=$(ROW)) $(if $(RUNS),RUNS=$(RUNS)) $(if $(JSON),--json)
 	$(CARGO) run --release $(CARGO_FLAGS) -p notdirty-benches --bin dirty -- $(if $(ROW),ROW=$(ROW)) $(if $(RUNS),RUNS=$(RUNS)) $(if $(JSON),--json)
 	$(if $(JSON),,$(CARGO) run --release $(CARGO_FLAGS) -p notdirty-benches --bin paged -- $(if $(ROW),ROW=$(ROW)) $(if $(RUNS),RUNS=$(RUNS)))
+	$(if $(JSON),,$(CARGO) run --release $(CARGO_FLAGS) -p notdirty-benches --bin fuzz -- $(if $(ROW),ROW=$(ROW)) $(if $(RUNS),RUNS=$(RUNS)))
 	@$(MAKE) --no-print-directory -C guests/programs beside RISCV_CC="$(RISCV_CC)" $(if $(SOURCES),SOURCES="$(abspath $(SOURCES))") >&2
 	$(CARGO) run --release $(CARGO_FLAGS) -p notdirty-benches --bin programs -- $(if $(ROW),ROW=$(ROW)) $(if $(RUNS),RUNS=$(RUNS)) $(if $(JSON),--json)
 

@@ -17,6 +17,7 @@
 //!
 //!  against.rs   rows on this build against an earlier one
 //!  paged.rs     the fourth table: programs under page tables against themselves without
+//!  fuzz/        the fifth table: a fuzzer's loop, run and reset, beside the best one known on Unicorn
 //!  dirty/       the second table: the dirty memory and what it is held against, in one process, round after round
 //! ```
 //!
@@ -25,6 +26,7 @@
 pub mod against;
 pub mod args;
 pub mod dirty;
+pub mod fuzz;
 pub mod host;
 pub mod line;
 pub mod paged;

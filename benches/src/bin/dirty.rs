@@ -8,7 +8,7 @@ use notdirty_benches::args::{Args, Rows};
 use notdirty_benches::dirty::row::Entry;
 use notdirty_benches::dirty::{ROWS, heap, pick, rounds, table};
 use notdirty_benches::host::Host;
-use notdirty_benches::rows;
+use notdirty_benches::{fuzz, rows};
 
 /// Rows about memory count what is allocated.
 #[global_allocator]
@@ -16,7 +16,9 @@ static HEAP: heap::Counting = heap::Counting;
 
 fn main() -> ExitCode {
     let names = ROWS.iter().map(|row| row.name).collect();
-    let elsewhere = |word: &str| !rows::pick(word).is_empty() || !rows::programs::pick(word).is_empty();
+    let elsewhere = |word: &str| {
+        !rows::pick(word).is_empty() || !rows::programs::pick(word).is_empty() || !fuzz::pick(word).is_empty()
+    };
     let rows = Rows { all: ROWS.to_vec(), names, pick, elsewhere };
     match Args::parse(std::env::args().skip(1), rows, 7, &["--json"]) {
         Ok(args) => run(&args),

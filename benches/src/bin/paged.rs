@@ -8,7 +8,7 @@ use notdirty_benches::args::{Args, Rows};
 use notdirty_benches::host::Host;
 use notdirty_benches::rivals::qemu;
 use notdirty_benches::rows::{self, Row, paging};
-use notdirty_benches::{dirty, paged, table};
+use notdirty_benches::{dirty, fuzz, paged, table};
 
 fn all() -> Vec<Row> {
     rows::all().into_iter().filter(paging::has_paged).collect()
@@ -21,7 +21,10 @@ fn pick(word: &str) -> Vec<Row> {
 fn main() -> ExitCode {
     let names = all().iter().map(|row| row.name).collect();
     let elsewhere = |word: &str| {
-        !rows::pick(word).is_empty() || !dirty::pick(word).is_empty() || !rows::programs::pick(word).is_empty()
+        !rows::pick(word).is_empty()
+            || !dirty::pick(word).is_empty()
+            || !rows::programs::pick(word).is_empty()
+            || !fuzz::pick(word).is_empty()
     };
     table::main("paged", Rows { all: all(), names, pick, elsewhere }, &["--quick"], run)
 }

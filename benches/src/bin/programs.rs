@@ -8,11 +8,12 @@ use notdirty_benches::args::{Args, Rows};
 use notdirty_benches::rivals::{native, qemu};
 use notdirty_benches::rows::programs::{all, pick};
 use notdirty_benches::rows::{self, Row};
-use notdirty_benches::{dirty, table};
+use notdirty_benches::{dirty, fuzz, table};
 
 fn main() -> ExitCode {
     let names = all().iter().map(|row| row.name).collect();
-    let elsewhere = |word: &str| !rows::pick(word).is_empty() || !dirty::pick(word).is_empty();
+    let elsewhere =
+        |word: &str| !rows::pick(word).is_empty() || !dirty::pick(word).is_empty() || !fuzz::pick(word).is_empty();
     table::main("programs", Rows { all: all(), names, pick, elsewhere }, &["--json"], run)
 }
 

@@ -7,12 +7,14 @@ use std::process::ExitCode;
 use notdirty_benches::args::{Args, Rows};
 use notdirty_benches::rivals::{qemu, unicorn};
 use notdirty_benches::rows::{self, Row, pick};
-use notdirty_benches::{dirty, table};
+use notdirty_benches::{dirty, fuzz, table};
 
 fn main() -> ExitCode {
     let all = rows::all();
     let names = all.iter().map(|row| row.name).collect();
-    let elsewhere = |word: &str| !dirty::pick(word).is_empty() || !rows::programs::pick(word).is_empty();
+    let elsewhere = |word: &str| {
+        !dirty::pick(word).is_empty() || !rows::programs::pick(word).is_empty() || !fuzz::pick(word).is_empty()
+    };
     table::main("side_by_side", Rows { all, names, pick, elsewhere }, &["--quick", "--json"], run)
 }
 

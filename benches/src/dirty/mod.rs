@@ -93,8 +93,10 @@ mod tests {
         let here = ROWS.iter().flat_map(|row| [row.name, row.group.name()]);
         let first = rows::all().into_iter().flat_map(|row| [row.name, row.group.name()]);
         let third = programs::all().into_iter().flat_map(|row| [row.name, row.group.name()]);
-        for name in here.chain(first).chain(third) {
-            let tables = [!pick(name).is_empty(), !rows::pick(name).is_empty(), !programs::pick(name).is_empty()];
+        let fifth = crate::fuzz::ROWS.iter().map(|row| row.name);
+        for name in here.chain(first).chain(third).chain(fifth) {
+            let fuzz = !crate::fuzz::pick(name).is_empty();
+            let tables = [!pick(name).is_empty(), !rows::pick(name).is_empty(), !programs::pick(name).is_empty(), fuzz];
             assert_eq!(tables.iter().filter(|&&has| has).count(), 1, "{name}");
         }
     }

@@ -7,6 +7,8 @@
 //!    │
 //!  bin/notdirty-unicorn-run.rs    runs one guest; the contender of the benchmarks
 //!    │
+//!  bin/notdirty-unicorn-fuzz.rs   the best snapshot-fuzzing loop known; the contender of the fifth table
+//!
 //!  smc_test.rs                    runs a directory of them, each in a process of its own: the self-modifying suite
 //!    └── host.rs                  its cases in which the host writes
 //! ```
