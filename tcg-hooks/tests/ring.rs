@@ -6,7 +6,7 @@ mod common;
 use common::{A0, Asm, RAM, Setup, T0, T1, T2, T6, Vm, ZERO, eager};
 use notdirty_core::{DirtyClient, DirtyLog, PAGE_SIZE, PageIndex, RamList};
 use notdirty_softmmu::GuestPhys;
-use notdirty_tcg::riscv::Op;
+use notdirty_tcg::riscv::{Op, Privilege};
 use notdirty_tcg::{EngineKind, JitFlags, RunLimits, VcpuExit};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -125,6 +125,75 @@ fn a_full_ring_is_an_exit_behind_a_store_over_two_pages_and_behind_an_atomic() {
     let back = again.wrapping_sub(asm.here()) as i32;
     asm.op(Op::Bne, 0, T1, ZERO, back).stop();
     exits_are_precise(&asm, 1000, |n| (5 + 4 * (n * SOFT - 1) + 1, RAM + 4 * 5 + 4));
+}
+
+/// In S-mode under Sv39, with A and D by the walk: each access is to a page whose entry lies in a page of its own.
+#[test]
+fn a_full_ring_is_an_exit_behind_the_access_whose_walk_filled_it() {
+    const ACCESSES: u64 = 200;
+    const TABLES: u64 = RAM + MIB;
+    let leaves = TABLES + 2 * PAGE_SIZE;
+    // What marks its entry, and what writes its page, too; from an empty ring, and from one with an odd number of entries.
+    for (op, each) in [(Op::Ld, 1), (Op::Sd, 2), (Op::AmoaddD, 2)] {
+        for before in [0, 1] {
+            for (name, setup) in engines() {
+                let mut vm = Vm::with(&setup);
+                let write = |at: u64, entry: u64| vm.space.write(GuestPhys::new(at), &entry.to_le_bytes()).unwrap();
+                write(TABLES, 0xcf);
+                write(TABLES + 8, (TABLES + PAGE_SIZE) >> 2 | 1);
+                write(TABLES + 16, RAM >> 2 | 0xcf);
+                for n in 0..ACCESSES {
+                    write(TABLES + PAGE_SIZE + 8 * n, (leaves + n * PAGE_SIZE) >> 2 | 1);
+                    write(leaves + n * PAGE_SIZE, (DATA + n * PAGE_SIZE) >> 2 | 7);
+                }
+                let mut asm = Asm::at(RAM);
+                asm.op(Op::Lui, T0, 0, 0, 1 << 30).op(Op::Lui, T2, 0, 0, 2 * MIB as i32).word(T1, ACCESSES as u32);
+                asm.la(A0, DATA + 1000 * PAGE_SIZE);
+                for _ in 0..before {
+                    asm.op(Op::Sd, 0, A0, T1, 0);
+                }
+                let again = asm.here();
+                asm.op(op, if op == Op::Sd { 0 } else { T6 }, T0, T1, 0).op(Op::Add, T0, T0, T2, 0);
+                asm.op(Op::Addi, T1, T1, 0, -1);
+                asm.op(Op::Bne, 0, T1, ZERO, again.wrapping_sub(asm.here()) as i32).stop();
+                asm.put(&vm);
+                let log = log(&vm.list);
+                let cpu = vm.vcpu.cpu_mut();
+                cpu.csr.allow_all_memory();
+                (cpu.csr.satp, cpu.csr.menvcfg, cpu.privilege) = (8 << 60 | TABLES >> 12, 1 << 61, Privilege::S);
+                cpu.pc = RAM;
+                let mut wanted: Vec<u64> = (0..before).map(|_| DATA + 1000 * PAGE_SIZE).collect();
+                for n in 0..ACCESSES {
+                    wanted.push(leaves + n * PAGE_SIZE);
+                    wanted.extend((each == 2).then_some(DATA + n * PAGE_SIZE));
+                    let last = n == ACCESSES - 1;
+                    if (wanted.len() as u64) < SOFT && !last {
+                        continue;
+                    }
+                    let exit = vm.vcpu.run(&soon());
+                    if wanted.len() as u64 >= SOFT {
+                        assert_eq!(exit, VcpuExit::RingFull, "{name}, {op:?}, {n}");
+                        let now = (again - RAM) / 4 + 4 * n + 1;
+                        assert_eq!((vm.vcpu.cpu().retired, vm.vcpu.cpu().pc), (now, again + 4), "{name}, {op:?}, {n}");
+                    } else {
+                        assert_eq!(exit, VcpuExit::Stopped, "{name}, {op:?}");
+                    }
+                    let harvest = log.sync(None).unwrap().commit();
+                    let found: Vec<_> = harvest.ranges().flat_map(|range| range.iter()).map(PageIndex::get).collect();
+                    wanted.sort_unstable();
+                    let pages: Vec<_> = wanted.drain(..).map(|at| vm.page(at).get()).collect();
+                    assert_eq!(found, pages, "{name}, {op:?}, {n}");
+                }
+                log.stop();
+                let marks = if each == 1 { 0x40 } else { 0xc0 };
+                for n in 0..ACCESSES {
+                    let mut entry = [0; 8];
+                    vm.space.read(GuestPhys::new(leaves + n * PAGE_SIZE), &mut entry).unwrap();
+                    assert_eq!(u64::from_le_bytes(entry) & 0xff, 7 | marks, "{name}, {op:?}: entry {n}");
+                }
+            }
+        }
+    }
 }
 
 /// A limit that is met by the very instruction is found behind the ring, not instead of it.
