@@ -7,8 +7,8 @@ use notdirty_core::RamBlockSpec;
 use notdirty_softmmu::GuestPhys;
 use notdirty_softmmu::raw::{self, Request};
 use notdirty_tcg::clock::Clock;
-use notdirty_tcg::riscv::Op;
-use notdirty_tcg::{RunLimits, Vcpu, VcpuExit};
+use notdirty_tcg::riscv::{Op, Privilege};
+use notdirty_tcg::{EngineKind, JitFlags, RunLimits, Vcpu, VcpuExit};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
@@ -256,4 +256,117 @@ fn two_vcpus_on_one_space_share_data_and_each_has_its_own_code() {
         let _ = vm.vcpu.port().take_stop();
     }
     assert_eq!(vm.block.load(0x3000, 8).unwrap(), 98);
+}
+
+#[test]
+fn page_tables_that_one_hart_stores_lead_another_to_either_page_and_marks_bring_no_old_entry_back() {
+    // The first hart, in S-mode, forgets all translations each turn, loads by one entry and calls by another; the second stores both
+    // entries, unmarked, and reads them again. A mark that were no compare-and-swap of what the walk read would put an old one back.
+    const TABLES: u64 = RAM + 0x1_0000;
+    let (leaves, data, code) = (TABLES + 0x2000, RAM + 0x2_0000, RAM + 0x2_2000);
+    let (seen, called) = (S0, S1);
+    for (name, setup, turns) in [
+        ("translated", Setup::default(), 30_000),
+        ("tiers", Setup { flags: JitFlags::default(), ..Setup::default() }, 30_000),
+        ("oracle", Setup { engine: EngineKind::Interp, ..Setup::default() }, 10_000),
+    ] {
+        let mut vm = Vm::with(&setup);
+        let write = |at: u64, value: u64| vm.space.write(GuestPhys::new(at), &value.to_le_bytes()).unwrap();
+        // Devices and RAM as they are, and behind the first GiB the two pages.
+        for (n, entry) in [0xcf, (TABLES + 0x1000) >> 2 | 1, RAM >> 2 | 0xcf].into_iter().enumerate() {
+            write(TABLES + 8 * n as u64, entry);
+        }
+        write(TABLES + 0x1000, leaves >> 2 | 1);
+        for n in 0..2 {
+            write(data + n * 0x1000, 1 + n);
+            vm.put(code + n * 0x1000, &[li(A0, 1 + n as i32), ret()]);
+        }
+        let entries = [data, data + 0x1000, code, code + 0x1000].map(|at| at >> 2 | if at < code { 7 } else { 0xb });
+        let [a, b, c, d] = [20u8, 21, 22, 23];
+        write(leaves, entries[0]);
+        write(leaves + 8, entries[2]);
+
+        // What it loads and what the call returns less one are 0 or 1, and both come.
+        let mut reader = Asm::at(RAM);
+        reader.word(T1, turns);
+        let again = reader.here();
+        reader.op(Op::SfenceVma, 0, 0, 0, 0).op(Op::Ld, A1, A2, 0, 0).op(Op::Sd, 0, A2, A1, 8);
+        reader.op(Op::Addi, A1, A1, 0, -1).op(Op::Jalr, RA, A3, 0, 0).op(Op::Addi, A0, A0, 0, -1);
+        reader.op(Op::Or, T3, T3, A0, 0).op(Op::Or, T3, T3, A1, 0);
+        reader.op(Op::Add, seen, seen, A1, 0).op(Op::Add, called, called, A0, 0).op(Op::Addi, T1, T1, 0, -1);
+        reader.op(Op::Bne, 0, T1, ZERO, again.wrapping_sub(reader.here()) as i32).stop();
+        reader.put(&vm);
+        let mut writer = Asm::at(RAM + 0x4000);
+        let again = writer.here();
+        for pair in [[a, c], [b, d]] {
+            writer.op(Op::Sd, 0, A2, pair[0], 0).op(Op::Sd, 0, A2, pair[1], 8);
+            // Not what this hart's own stores forward, and for long enough that a walk in the middle of it ends.
+            writer.op(Op::Fence, 0, 0, 0, 0xff).op(Op::Addi, T1, ZERO, 0, 20);
+            let look = writer.here();
+            for (n, entry) in pair.into_iter().enumerate() {
+                writer.op(Op::Ld, T0, A2, 0, 8 * n as i32).op(Op::Xor, T0, T0, entry, 0);
+                // But for the marks it is what was stored.
+                writer.op(Op::Srli, T0, T0, 0, 8).op(Op::Or, T3, T3, T0, 0);
+            }
+            writer.op(Op::Addi, T1, T1, 0, -1);
+            let back = look.wrapping_sub(writer.here()) as i32;
+            writer.op(Op::Bne, 0, T1, ZERO, back);
+        }
+        writer.op(Op::Addi, T2, T2, 0, 1);
+        writer.op(Op::Jal, 0, 0, 0, again.wrapping_sub(writer.here()) as i32);
+        writer.put(&vm);
+
+        let mut second = vcpu_on(&vm.space, &setup, Arc::new(Clock::insns()));
+        for vcpu in [&mut vm.vcpu, &mut second] {
+            vcpu.cpu_mut().csr.allow_all_memory();
+            vcpu.cpu_mut().x = [0; 32];
+        }
+        let cpu = second.cpu_mut();
+        for (register, value) in [(a, entries[0]), (b, entries[1]), (c, entries[2]), (d, entries[3]), (A2, leaves)] {
+            cpu.x[usize::from(register)] = value;
+        }
+        cpu.pc = RAM + 0x4000;
+        let cpu = vm.vcpu.cpu_mut();
+        (cpu.csr.satp, cpu.csr.menvcfg, cpu.privilege) = (8 << 60 | TABLES >> 12, 1 << 61, Privilege::S);
+        (cpu.x[usize::from(A2)], cpu.x[usize::from(A3)]) = (1 << 30, (1 << 30) + 0x1000);
+        let end = AtomicBool::new(false);
+        let mut all = 0;
+        let rounds = std::thread::scope(|scope| {
+            let (end, second) = (&end, &mut second);
+            let writer = scope.spawn(move || {
+                while !end.load(Ordering::Acquire) {
+                    let until = second.cpu().retired + 1000;
+                    second.run(&RunLimits { max_insns: Some(until), deadline: None });
+                }
+                (second.cpu().x[usize::from(T3)], second.cpu().x[usize::from(T2)])
+            });
+            let raise = Raise(end);
+            // Until it saw all four pages, if the host runs one thread at a time.
+            let started = Instant::now();
+            loop {
+                vm.run(RAM);
+                all += u64::from(turns);
+                let both = [seen, called].map(|register| vm.x(register)).iter().all(|&ones| ones > 0 && ones < all);
+                if both || started.elapsed() > Duration::from_secs(60) {
+                    break;
+                }
+            }
+            drop(raise);
+            let (wrong, rounds) = writer.join().unwrap();
+            assert_eq!(wrong, 0, "{name}: an entry was not what was stored, after {rounds} rounds");
+            rounds
+        });
+        assert!(vm.x(T3) <= 1, "{name}: neither page, {:#x}", vm.x(T3));
+        for (what, ones) in [("loads", vm.x(seen)), ("calls", vm.x(called))] {
+            assert!(ones > 0 && ones < all, "{name}: {ones} {what} of {all} by one of the entries, {rounds} rounds");
+        }
+        // It stands still: what it stored last holds from the next fence on.
+        let now = [0, 8].map(|at| vm.block.load(leaves - RAM + at, 8).unwrap() >> 10 << 12);
+        let mut last = Asm::at(RAM + 0x8000);
+        last.op(Op::SfenceVma, 0, 0, 0, 0).op(Op::Ld, A1, A2, 0, 0).op(Op::Jalr, RA, A3, 0, 0).stop();
+        last.put(&vm);
+        vm.run(RAM + 0x8000);
+        assert_eq!(vm.x(A1), 1 + (now[0] - data) / 0x1000, "{name}");
+        assert_eq!(vm.x(A0), 1 + (now[1] - code) / 0x1000, "{name}");
+    }
 }
