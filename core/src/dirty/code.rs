@@ -372,8 +372,8 @@ impl DirtyMemory {
         let was = code.mask.load(Ordering::Relaxed);
         let gone = was & !union;
         // Lines that come without their bytes: all of them.
-        for (word, cell) in code.halves.iter().enumerate().filter(|_| union & !was != 0) {
-            cell.fetch_or(if MODEL { u64::MAX } else { line_halves((union & !was) >> (2 * word)) }, Ordering::Relaxed);
+        for (word, bits) in words_of(union & !was) {
+            code.halves[word].fetch_or(bits, Ordering::Relaxed);
         }
         code.mask.store(union, Ordering::SeqCst);
         if gone != 0 {
@@ -471,13 +471,25 @@ impl CodePage {
 
     /// These lines hold no code any more. With the page's lock held.
     fn forget_halves(&self, lines: u64) {
-        for (word, cell) in self.halves.iter().enumerate() {
-            let bits = if MODEL { u64::from(lines != 0).wrapping_neg() } else { line_halves(lines >> (2 * word)) };
-            if bits != 0 {
-                cell.store(cell.load(Ordering::Relaxed) & !bits, Ordering::Relaxed);
-            }
+        for (word, bits) in words_of(lines) {
+            let cell = &self.halves[word];
+            cell.store(cell.load(Ordering::Relaxed) & !bits, Ordering::Relaxed);
         }
     }
+}
+
+/// The words of `halves` that some lines have a part in, and their halves there. In a model one word stands for all.
+fn words_of(lines: u64) -> impl Iterator<Item = (usize, u64)> {
+    let mut left = lines;
+    std::iter::from_fn(move || {
+        if left == 0 {
+            return None;
+        }
+        let word = left.trailing_zeros() as usize / 2;
+        let bits = line_halves(left >> (2 * word));
+        left = if MODEL { 0 } else { left & !(3 << (2 * word)) };
+        Some(if MODEL { (0, u64::MAX) } else { (word, bits) })
+    })
 }
 
 /// The halves of the two lowest lines.

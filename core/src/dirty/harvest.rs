@@ -118,6 +118,9 @@ impl<L: DirtyListener + 'static> Known for Weak<L> {
     }
 }
 
+/// Some of them, kept alive while they are called.
+type Kept = SmallVec<[Arc<dyn Known>; 2]>;
+
 impl Listeners {
     pub(crate) fn add<L: DirtyListener + 'static>(&self, listener: Weak<L>) {
         let mut all = lock(&self.0);
@@ -127,7 +130,7 @@ impl Listeners {
 
     /// Those of this moment. A later one fills its entries after the bits that the caller took (the lock orders them), so
     /// it need not be asked. They are called with no lock held.
-    fn all(&self) -> SmallVec<[Arc<dyn Known>; 2]> {
+    fn all(&self) -> Kept {
         lock(&self.0).iter().cloned().collect()
     }
 
@@ -139,7 +142,9 @@ impl Listeners {
     /// Calls each but that one.
     fn each_other(&self, but: &dyn DirtyListener, mut call: impl FnMut(&dyn DirtyListener)) {
         let but = core::ptr::from_ref(but).cast();
-        self.all().iter().filter(|listener| listener.at() != but).for_each(|listener| listener.call(&mut call));
+        // Apart before they are kept alive: mostly there is no other.
+        let others = lock(&self.0).iter().filter(|listener| listener.at() != but).cloned().collect::<Kept>();
+        others.iter().for_each(|listener| listener.call(&mut call));
     }
 
     /// The second step of HARVEST-1: each is asked, then each is waited for.
