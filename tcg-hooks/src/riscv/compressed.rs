@@ -3,6 +3,7 @@
 //! Reserved encodings, and those of extensions that we lack (Zcb, Zcmop), are illegal. HINTs expand to what they look like, which changes nothing: they write `x0`, or shift by zero.
 use super::decode::{Insn, Packed};
 use super::opcodes::Op;
+use crate::translate::plan::plan_of;
 
 /// An [`Insn`] without its length.
 #[derive(Clone, Copy)]
@@ -46,8 +47,10 @@ pub fn expand(h: u16) -> Insn {
 #[inline(always)]
 pub(super) fn packed_short(h: u16) -> Packed {
     match FORMS.get(usize::from(h & 3) << 14 | usize::from(h >> 2)) {
-        Some(&Short { op, rd, rs1, rs2, imm }) => Packed { op, operands: u32::from_le_bytes([rd, rs1, rs2, 2]), imm },
-        None => Packed { op: Op::Illegal, operands: 2 << 24, imm: h.into() },
+        Some(&Short { op, rd, rs1, rs2, imm }) => {
+            Packed { op, plan: plan_of(op), operands: u32::from_le_bytes([rd, rs1, rs2, 2]), imm }
+        }
+        None => Packed { op: Op::Illegal, plan: plan_of(Op::Illegal), operands: 2 << 24, imm: h.into() },
     }
 }
 

@@ -10,6 +10,7 @@
 use super::compressed::{expand, packed_short};
 use super::opcodes::{Format, Op, PATTERNS, Pattern};
 use super::privilege::Privilege;
+use crate::translate::plan::{Plan, plan, plan_of};
 
 /// A decoded instruction. Register fields that its format lacks are 0.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -116,6 +117,8 @@ impl Insn {
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Packed {
     pub(crate) op: Op,
+    /// What the translator makes of it.
+    pub(crate) plan: Plan,
     /// `rd`, `rs1`, `rs2` and the length, a byte each, from the lowest.
     pub(crate) operands: u32,
     pub(crate) imm: i32,
@@ -126,7 +129,7 @@ impl Packed {
     #[inline(always)]
     pub(crate) fn long(bits: u32) -> Packed {
         let Slot { first, choose, .. } = INDEX[key(bits)];
-        let mut row = &ROWS[usize::from(first.wrapping_add(u16::from(choice(bits) & choose))) % ROWS.len()];
+        let mut row = &ROWS[usize::from(first.wrapping_add(choice(bits) & choose)) % ROWS.len()];
         if bits & row.mask != row.value {
             row = rare(bits);
         }
@@ -149,7 +152,7 @@ impl Packed {
     #[cold]
     pub(crate) fn filtered(self, isa: super::Isa, bits: u32) -> Packed {
         let Insn { op, rd, rs1, rs2, len, imm } = isa.filter(self.insn(), bits);
-        Packed { op, operands: u32::from_le_bytes([rd, rs1, rs2, len]), imm }
+        Packed { op, plan: plan_of(op), operands: u32::from_le_bytes([rd, rs1, rs2, len]), imm }
     }
 
     #[inline(always)]
@@ -186,8 +189,8 @@ pub fn decode(bits: u32) -> Insn {
 fn rare(bits: u32) -> &'static Row {
     // No key of OP-FP has a list of its own: its funct3 may be a rounding mode.
     let key = if bits & 0x7c == OP_FP { FLOATS + (bits >> 25) as usize } else { key(bits) };
-    let Slot { first, more, .. } = INDEX[key];
-    let mut rows = (0..=u16::from(more)).map(|n| &ROWS[usize::from(first.wrapping_add(n)) % ROWS.len()]);
+    let Slot { others, more, .. } = INDEX[key];
+    let mut rows = (0..more).map(|n| &ROWS[usize::from(others.wrapping_add(n)) % ROWS.len()]);
     rows.find(|row| bits & row.mask == row.value).unwrap_or(&NOTHING)
 }
 
@@ -196,11 +199,20 @@ const fn key(bits: u32) -> usize {
     ((bits >> 2 & 0x1f) << 3 | bits >> 12 & 7) as usize
 }
 
-/// What tells arithmetic operations of one key apart: bits 25 and 30 of the word, as bits 0 and 1. Words with other bits
+/// What tells arithmetic operations of one key apart: bits 25 and 30 of the word, as bits 0 and 5. Words with other bits
 /// of the seven set are found behind those four.
-#[inline]
-const fn choice(bits: u32) -> u8 {
-    ((bits >> 25 & 1) | (bits >> 29 & 2)) as u8
+#[inline(always)]
+const fn choice(bits: u32) -> u16 {
+    (bits >> 25) as u16
+}
+
+/// Which bits of [`choice`] pick a row of a key's.
+const fn chooses(key: usize) -> u16 {
+    match (key >> 3, key & 7) {
+        (0b01100 | 0b01110, _) => 0x21,
+        (0b00100 | 0b00110, 5) => 0x20,
+        _ => 0,
+    }
 }
 
 /// The opcode of floating-point arithmetic, which is looked up by its upper seven bits.
@@ -213,10 +225,12 @@ const KEYS: usize = FLOATS + 128;
 #[derive(Clone, Copy)]
 struct Slot {
     first: u16,
-    /// Which bits of [`choice`] pick one of them.
-    choose: u8,
-    /// How many are behind `first`, to be looked at in turn.
-    more: u8,
+    /// Which bits of [`choice`], added to `first`, pick one of them.
+    choose: u16,
+    /// Where the others are, to be looked at in turn.
+    others: u16,
+    /// How many those are.
+    more: u16,
 }
 
 static ROWS: [Row; 512] = TABLES.0;
@@ -238,19 +252,21 @@ const fn has_key(p: &Pattern, key: usize) -> bool {
 
 const TABLES: ([Row; 512], [Slot; KEYS]) = {
     let mut rows = [NOTHING; 512];
-    let mut index = [Slot { first: 0, choose: 0, more: 0 }; KEYS];
-    // Row 0 is nothing, for keys that have none.
-    let (mut n, mut k) = (1, 0);
+    let mut index = [Slot { first: 0, choose: 0, others: 0, more: 0 }; KEYS];
+    // Row 0 is nothing, for keys that have none. Then come those that are chosen: bit 5 leads from one block of 32 to the
+    // next, which so holds the rows of sixteen keys.
+    let (mut chosen, mut n, mut k) = (64, 64 * 3, 0);
     while k < KEYS {
-        let choose = match (k >> 3, k & 7) {
-            (0b01100 | 0b01110, _) => 3,
-            (0b00100 | 0b00110, 5) => 2,
-            _ => 0u8,
-        };
-        let first = n;
+        let choose = chooses(k);
         if choose != 0 {
-            n += choose as usize + 1;
+            index[k].first = chosen;
+            index[k].choose = choose;
+            chosen += 2;
+            if chosen % 32 == 0 {
+                chosen += 32;
+            }
         }
+        index[k].others = n;
         let mut i = 0;
         while i < PATTERNS.len() {
             let p = &PATTERNS[i];
@@ -258,31 +274,36 @@ const TABLES: ([Row; 512], [Slot; KEYS]) = {
             if !has_key(p, k) {
                 continue;
             }
-            let at = first + (choice(p.value) & choose) as usize;
-            if choose != 0 && rows[at].mask == NOTHING.mask {
-                rows[at] = row(p);
-            } else if k >= FLOATS && p.format.has_rounding() {
-                // As `frm` says, the four modes below 4, and 4.
-                rows[n] = Row { mask: p.mask | 0x7000, value: p.value | 0x7000, ..row(p) };
-                rows[n + 1] = Row { mask: p.mask | 0x4000, ..row(p) };
-                rows[n + 2] = Row { mask: p.mask | 0x7000, value: p.value | 0x4000, ..row(p) };
-                n += 3;
+            let at = (index[k].first + (choice(p.value) & choose)) as usize;
+            let at = if choose != 0 && rows[at].mask == NOTHING.mask {
+                at
             } else {
-                rows[n] = row(p);
                 n += 1;
+                n as usize - 1
+            };
+            rows[at] = row(p);
+            if k >= FLOATS && p.format.has_rounding() {
+                // As `frm` says, the four modes below 4, and 4.
+                rows[at] = Row { mask: p.mask | 0x7000, value: p.value | 0x7000, ..row(p) };
+                rows[at + 1] = Row { mask: p.mask | 0x4000, ..row(p) };
+                rows[at + 2] = Row { mask: p.mask | 0x7000, value: p.value | 0x4000, ..row(p) };
+                n += 2;
             }
         }
-        if n > first {
-            index[k] = Slot { first: first as u16, choose, more: (n - first - 1) as u8 };
+        index[k].more = n - index[k].others;
+        if choose == 0 && index[k].more != 0 {
+            index[k].first = index[k].others;
         }
         k += 1;
     }
-    assert!(n <= rows.len(), "widen the table");
+    assert!(chosen <= 64 * 3 && n as usize <= rows.len(), "widen the table");
     (rows, index)
 };
 
-/// A pattern, and where its operands are: the immediate is two pieces of the word, each shifted and masked.
+/// A pattern, and where its operands are: the immediate is two pieces of the word, each shifted and masked. What the
+/// translator asks of an operation lies beside it, as to look it up by the operation would be one more load that waits.
 #[derive(Clone, Copy)]
+#[repr(align(32))]
 struct Row {
     mask: u32,
     value: u32,
@@ -292,14 +313,28 @@ struct Row {
     /// Of the word shifted down to its `rd`.
     low: u8,
     op: Op,
+    plan: Plan,
     /// Branches and jumps have more pieces.
     far: bool,
-    /// Of `rd`, `rs1` and `rs2`, a byte each.
+    /// Of `rd` and `rs1`, a byte each.
     operands: u32,
+    /// Of `rs2`, in the byte above.
+    rs2: u32,
 }
 
 /// Matches no word; its operands are those of an illegal instruction.
-const NOTHING: Row = Row { mask: 0, value: 1, imm: -1, shift: 0, low: 0, op: Op::Illegal, far: false, operands: 0 };
+const NOTHING: Row = Row {
+    mask: 0,
+    value: 1,
+    imm: -1,
+    shift: 0,
+    low: 0,
+    op: Op::Illegal,
+    plan: plan(Op::Illegal),
+    far: false,
+    operands: 0,
+    rs2: 0,
+};
 
 const fn row(p: &Pattern) -> Row {
     let (shift, imm, low) = match p.format {
@@ -324,10 +359,10 @@ const fn row(p: &Pattern) -> Row {
         shift,
         low,
         op: p.op,
+        plan: plan(p.op),
         far: matches!(p.format, Format::B | Format::J),
-        operands: if p.op.writes_rd() { 31 } else { 0 }
-            | if rs1 { 31 << 8 } else { 0 }
-            | if p.op.reads_rs2() { 31 << 16 } else { 0 },
+        operands: if p.op.writes_rd() { 31 } else { 0 } | if rs1 { 31 << 8 } else { 0 },
+        rs2: if p.op.reads_rs2() { 31 << 16 } else { 0 },
     }
 }
 
@@ -344,8 +379,8 @@ impl Row {
             };
         }
         // rs1 is eight bits above rd already.
-        let operands = (bits >> 7 & 0x1f1f | bits >> 4 & 0x1f_0000) & self.operands | 4 << 24;
-        Packed { op: self.op, operands, imm }
+        let operands = bits >> 7 & self.operands | bits >> 4 & self.rs2 | 4 << 24;
+        Packed { op: self.op, plan: self.plan, operands, imm }
     }
 }
 

@@ -6,7 +6,7 @@
 //!   runs, sorted and merged ─▶ spans
 //! ```
 use super::plan::{Plan, plan_of};
-use super::{Found, Limits, NONE, Page, READ, Slot, Translator, UNNUMBERED, WINDOW};
+use super::{EXIT, Found, Limits, NONE, Page, READ, Slot, Translator, UNNUMBERED, WINDOW};
 use crate::fetch::prefetch;
 use crate::ir::Span;
 use crate::riscv::decode::Packed;
@@ -104,66 +104,74 @@ enum Stop {
     Ends,
 }
 
-/// Reads on from `off` as far as it goes without asking anybody; returns where it stopped.
-// Out of line and with arguments of its own: their lengths and pointers stay in registers.
-#[inline(never)]
-fn straight(
-    slots: &mut [Slot; WINDOW],
-    found: &mut Vec<Found>,
-    read: &mut [u8; READ],
-    open: Open,
-    mut off: u32,
-    most: usize,
-    isa: Isa,
-) -> (u32, Stop) {
-    while found.len() < most {
-        let Some(slot) = slots.get(off as usize / 2) else { break };
-        if slot.at != NONE {
-            return (off, Stop::Met);
-        }
-        let Some(word) = open.word(off) else { return (off, Stop::Blind) };
-        // The way on depends on a jump, which is predicted, and not on what was looked up.
-        let (len, plan) = if word & 3 == 3 {
-            read[off as usize..off as usize + 4].copy_from_slice(&word.to_le_bytes());
-            (4, note(slots, found, off, word, isa))
-        } else {
-            read[off as usize..off as usize + 2].copy_from_slice(&(word as u16).to_le_bytes());
-            (2, note(slots, found, off, word & 0xffff, isa))
-        };
-        off += len;
-        if plan.ends_block() {
-            return (off, Stop::Ends);
-        }
-    }
-    (off, Stop::Full)
-}
-
-/// Notes the instruction at `off`.
-#[inline(always)]
-fn note(slots: &mut [Slot; WINDOW], found: &mut Vec<Found>, off: u32, bits: u32, isa: Isa) -> Plan {
-    // Apart: the two decoded instructions, where they meet, would go through memory, and be read sooner than the parts
-    // that were just written can be had as a whole.
-    if isa != Isa::ALL { note_of(slots, found, off, bits, isa) } else { push(slots, found, off, bits, decoded(bits)) }
-}
-
-/// The same where not everything is an instruction.
-#[cold]
-#[inline(never)]
-fn note_of(slots: &mut [Slot; WINDOW], found: &mut Vec<Found>, off: u32, bits: u32, isa: Isa) -> Plan {
-    push(slots, found, off, bits, decoded(bits).filtered(isa, bits))
-}
-
-#[inline(always)]
 fn decoded(bits: u32) -> Packed {
     if bits & 3 == 3 { Packed::long(bits) } else { Packed::short(bits as u16) }
 }
 
-#[inline(always)]
-fn push(slots: &mut [Slot; WINDOW], found: &mut Vec<Found>, off: u32, bits: u32, insn: Packed) -> Plan {
-    let plan = plan_of(insn.op);
-    slots[off as usize / 2].at = found.len() as u16;
-    found.push(Found { off, bits, insn, plan });
-    plan
+/// Reads on from `off` as far as it goes without asking anybody, behind branches too if there is a list for them; returns
+/// where it stopped.
+// Out of line and with arguments of its own: their lengths and pointers stay in registers.
+#[inline(never)]
+fn straight<const ALL: bool>(
+    slots: &mut [Slot; WINDOW],
+    found: &mut Vec<Found>,
+    read: &mut [u8; READ],
+    (open, off): (Open, u32),
+    most: usize,
+    isa: Isa,
+    mut branches: Option<&mut Vec<u16>>,
+) -> (u32, Stop) {
+    let mut number = found.len();
+    let left = most.saturating_sub(number);
+    found.reserve(left);
+    let mut room = found.spare_capacity_mut()[..left].iter_mut();
+    // In halfwords, as slots are; what is open behind the first place is one bound.
+    let mut half = off as usize / 2;
+    let end = if off < open.from { 0 } else { (open.from + open.places).div_ceil(2) as usize }.min(WINDOW);
+    let base = open.host.wrapping_sub(open.from as usize);
+    let why = loop {
+        if half >= end {
+            break match slots.get(half) {
+                None => Stop::Full,
+                Some(slot) if slot.at == NONE => Stop::Blind,
+                Some(_) => Stop::Met,
+            };
+        }
+        let slot = &mut slots[half];
+        if slot.at != NONE {
+            break Stop::Met;
+        }
+        let Some(place) = room.next() else { break Stop::Full };
+        // SAFETY: from the first place to one past the last, `open` has four bytes that `fetch` said can be read; the page
+        // lives until the next `serve`, which `translate` does not call.
+        let word = unsafe { crate::fetch::word(base.wrapping_add(2 * half)) };
+        slot.at = number as u16;
+        number += 1;
+        let off = 2 * half;
+        // The way on depends on a jump, which is predicted, and not on what was looked up.
+        let (bits, mut insn) = if word & 3 == 3 {
+            read[off..off + 4].copy_from_slice(&word.to_le_bytes());
+            half += 2;
+            (word, Packed::long(word))
+        } else {
+            read[off..off + 2].copy_from_slice(&(word as u16).to_le_bytes());
+            half += 1;
+            (word & 0xffff, Packed::short(word as u16))
+        };
+        if !ALL {
+            insn = insn.filtered(isa, bits);
+        }
+        place.write(Found { off: off as u32, bits, insn });
+        if insn.plan.ends_block() {
+            match &mut branches {
+                Some(branches) if matches!(insn.plan, Plan::Branch(_)) => branches.push(number as u16 - 1),
+                _ => break Stop::Ends,
+            }
+        }
+    };
+    // SAFETY: `room` gave out as many places as were counted, one behind the other, and each was written.
+    unsafe { found.set_len(number) };
+    (2 * half as u32, if number >= most && !matches!(why, Stop::Ends) { Stop::Full } else { why })
 }
 
 impl Translator {
@@ -287,11 +295,18 @@ impl Translator {
         let mut head = 0;
         while let Some(&start) = self.queue.get(head) {
             head += 1;
+            if !matches!(self.slots[start as usize / 2].at, NONE | EXIT) {
+                continue;
+            }
             let mut off = start;
             loop {
+                // Apart: where not everything is an instruction is seldom.
+                let straight = if self.isa == Isa::ALL { straight::<true> } else { straight::<false> };
+                let branches = limits.regions.then_some(&mut self.branches);
+                let (slots, found, read) = (&mut self.slots, &mut self.found, &mut self.read);
                 let why;
-                (off, why) =
-                    straight(&mut self.slots, &mut self.found, &mut self.read, open, off, limits.insns, self.isa);
+                (off, why) = straight(slots, found, read, (open, off), limits.insns, self.isa, branches);
+                self.follow_branches();
                 match why {
                     Stop::Blind => {
                         match self.fetch(mmu, hooks, off) {
@@ -299,14 +314,12 @@ impl Translator {
                                 open = self.open(off);
                                 open.prefetch(off);
                                 // Over the end of what is open, two bytes on the next page or the last of all.
-                                if open.word(off).is_none() {
-                                    let (at, len) = (off as usize, if bits & 3 == 3 { 4 } else { 2 });
-                                    self.read[at..at + len].copy_from_slice(&bits.to_le_bytes()[..len]);
-                                    note(&mut self.slots, &mut self.found, off, bits, self.isa);
-                                    off = self.found.last().map_or(off, Found::next);
-                                } else {
+                                if open.word(off).is_some() {
                                     continue;
                                 }
+                                let insn = decoded(bits);
+                                let all = self.isa == Isa::ALL;
+                                off = self.note(off, bits, if all { insn } else { insn.filtered(self.isa, bits) });
                             }
                             // Only the first instruction's fault is the guest's; others are met when they are reached.
                             Err(fault) if self.found.is_empty() => return Err(fault),
@@ -315,7 +328,7 @@ impl Translator {
                     }
                     Stop::Met => {
                         self.mark(off);
-                        if self.slots[off as usize / 2].at == super::EXIT {
+                        if self.slots[off as usize / 2].at == EXIT {
                             off = self.exit(mmu, hooks, off)?;
                         }
                         break;
@@ -324,7 +337,7 @@ impl Translator {
                     Stop::Ends => {}
                 }
                 let last = self.found.last().copied();
-                if last.is_none_or(|found| found.plan.ends_block() && !self.follow(found, limits.regions)) {
+                if last.is_none_or(|found| found.insn.plan.ends_block() && !self.follow(found, limits.regions)) {
                     break;
                 }
             }
@@ -346,11 +359,16 @@ impl Translator {
                 return Ok(off);
             }
         };
-        let (at, insn) = (off as usize, decoded(bits));
-        self.read[at..at + insn.len() as usize].copy_from_slice(&bits.to_le_bytes()[..insn.len() as usize]);
-        let insn = Packed { op: Op::Illegal, ..insn };
-        push(&mut self.slots, &mut self.found, off, bits, insn);
-        Ok(off + insn.len())
+        Ok(self.note(off, bits, Packed { op: Op::Illegal, plan: plan_of(Op::Illegal), ..decoded(bits) }))
+    }
+
+    /// Notes the instruction at `off`; returns what follows it.
+    fn note(&mut self, off: u32, bits: u32, insn: Packed) -> u32 {
+        let (at, len) = (off as usize, insn.len() as usize);
+        self.read[at..at + len].copy_from_slice(&bits.to_le_bytes()[..len]);
+        self.slots[at / 2].at = self.found.len() as u16;
+        self.found.push(Found { off, bits, insn });
+        off + insn.len()
     }
 
     /// The instruction at `off`, on pages that may not have been asked for.
@@ -366,11 +384,19 @@ impl Translator {
         self.half(off).ok_or(MemFault::access(AccessKind::Fetch, last))
     }
 
+    /// The same as below of the branches that were passed.
+    fn follow_branches(&mut self) {
+        for n in 0..self.branches.len() {
+            self.follow(self.found[usize::from(self.branches[n])], true);
+        }
+        self.branches.clear();
+    }
+
     /// Notes where an instruction may go; does exploring go straight on?
     fn follow(&mut self, found: Found, regions: bool) -> bool {
-        let branch = matches!(found.plan, Plan::Branch(_));
+        let branch = matches!(found.insn.plan, Plan::Branch(_));
         let (rd, imm) = (found.insn.operands as u8, found.insn.imm);
-        if regions && (branch || found.plan == Plan::Jump && rd == 0) {
+        if regions && (branch || found.insn.plan == Plan::Jump && rd == 0) {
             let target = self.base.wrapping_add_signed(i64::from(found.off) + i64::from(imm));
             if let Some(target) = self.offset(target).filter(|target| !self.heads.contains(target)) {
                 self.queue.push(target);
@@ -388,7 +414,7 @@ impl Translator {
     pub(super) fn find_heads(&mut self, pc: u64) -> bool {
         let entry = (pc - self.base) as u32;
         for found in &self.found {
-            if found.off >= entry && matches!(found.plan, Plan::Branch(_)) {
+            if found.off >= entry && matches!(found.insn.plan, Plan::Branch(_)) {
                 let target = self.base.wrapping_add_signed(i64::from(found.off) + i64::from(found.insn.imm));
                 let head = self.offset(target).filter(|&head| head < entry && !self.heads.contains(&head));
                 self.heads.extend(head);

@@ -27,9 +27,11 @@ enum Barrier {
 
 /// State of the pass within one block.
 pub(super) struct Lower {
-    pub(super) optimise: bool,
+    optimise: bool,
+    /// All registers, if dead writes are dropped; or none.
+    drops: u32,
     /// The mode that it is for: which registers are reached at all, and which without a question.
-    pub(super) mode: Privilege,
+    mode: Privilege,
     /// Registers whose value is known, a bit each; none, if that is not wanted.
     known: u32,
     values: [u64; 32],
@@ -55,6 +57,7 @@ impl Default for Lower {
     fn default() -> Lower {
         Lower {
             optimise: false,
+            drops: 0,
             mode: Privilege::M,
             known: 0,
             values: [0; 32],
@@ -69,6 +72,12 @@ impl Default for Lower {
 }
 
 impl Lower {
+    /// What is wanted, and for which mode.
+    pub(super) fn set(&mut self, optimise: bool, mode: Privilege) {
+        (self.optimise, self.mode) = (optimise, mode);
+        self.drops = if optimise { u32::MAX } else { 0 };
+    }
+
     /// A new block begins.
     pub(super) fn start(&mut self) {
         (self.known, self.unread) = (self.optimise.into(), 0);
@@ -90,7 +99,8 @@ impl Lower {
     #[inline(always)]
     fn count_access(&mut self, base: u8, store: bool) {
         let count = &mut self.accesses[usize::from(base & 31) | usize::from(store) << 5];
-        *count = count.saturating_add(1);
+        // After 256 it begins anew, and `most` knows enough by then.
+        *count = count.wrapping_add(1);
         self.most = self.most.max((*count).into());
     }
 
@@ -98,11 +108,11 @@ impl Lower {
     // `packed` is taken apart anew by each call and site: one `Insn` for all would be put together in memory, and read
     // sooner than the parts that were just written can be had as a whole.
     #[inline]
-    pub(super) fn insn(&mut self, region: &mut Region, plan: Plan, pc: u64, packed: &Packed, count: u16) {
+    pub(super) fn insn(&mut self, region: &mut Region, pc: u64, packed: &Packed, count: u16) {
         let insn = packed.insn();
         let Insn { rd, rs1: a, rs2: b, .. } = insn;
         let imm = i64::from(insn.imm);
-        match plan {
+        match packed.plan {
             Plan::Imm(alu) => self.imm(region, alu, rd, a, imm),
             Plan::Reg(alu) => self.reg(region, alu, rd, a, b),
             Plan::Load(mem) => {
@@ -198,7 +208,7 @@ impl Lower {
         self.barrier(region);
     }
 
-    /// The instruction that ends a block; `targets` are where a direct one goes, and what follows it.
+    /// The instruction that ends a block, but a branch; a direct one goes `to`.
     // In line: what it returns is too wide for registers, and would be read as words sooner than its parts are written.
     #[inline(always)]
     pub(super) fn terminator(
@@ -208,13 +218,11 @@ impl Lower {
         pc: u64,
         insn: Insn,
         count: u16,
-        targets: (Target, Target),
+        to: Target,
     ) -> Term {
-        let Insn { rd, rs1, rs2, .. } = insn;
-        let (to, next) = targets;
+        let Insn { rd, rs1, .. } = insn;
         let next_pc = pc.wrapping_add(insn.len.into());
         match plan {
-            Plan::Branch(cond) => Term::Branch { cond, a: rs1, b: rs2, word: false, taken: to, fall: next },
             Plan::Jump => {
                 self.li(region, rd, next_pc as i64);
                 // What is called is a TB of its own, though it may be in sight.
@@ -305,9 +313,7 @@ impl Lower {
             self.remove(region, rd);
         }
         self.writes[rd] = region.ops.len() as u32;
-        if self.optimise {
-            self.unread |= bit;
-        }
+        self.unread |= bit & self.drops;
         self.known &= !bit;
         if ir.kind == Kind::Li && self.optimise {
             self.known |= bit;

@@ -12,7 +12,7 @@
 mod explore;
 mod float;
 mod lower;
-mod plan;
+pub(crate) mod plan;
 mod source;
 #[cfg(test)]
 mod tests;
@@ -21,7 +21,7 @@ use crate::cover::{self, Edges};
 use crate::ir::{Block, Region, Target, Term};
 use crate::riscv::Isa;
 use crate::riscv::decode::Packed;
-use crate::riscv::{Op, Privilege};
+use crate::riscv::{Insn, Op, Privilege};
 use notdirty_core::{PAGE_SIZE, PageIndex, RamAddr};
 use notdirty_softmmu::{Hooks, LiveMmu, MemFault, MmuIdx, Pending};
 use plan::Plan;
@@ -70,13 +70,12 @@ struct Page {
     size_log2: u8,
 }
 
-/// An instruction that was explored: where, what was read, what it means, what becomes of it.
+/// An instruction that was explored: where, what was read, what it means.
 #[derive(Clone, Copy)]
 struct Found {
     off: u32,
     bits: u32,
     insn: Packed,
-    plan: Plan,
 }
 
 impl Found {
@@ -109,6 +108,8 @@ pub struct Translator {
     leaders: Vec<u32>,
     /// Where exploring goes on, in turn.
     queue: Vec<u32>,
+    /// What was passed and has yet to be followed, by its place in `found`.
+    branches: Vec<u16>,
     /// Where exploring does not go: heads of loops that are in this region's way.
     heads: Vec<u32>,
     /// What was explored in one go: from, to.
@@ -150,6 +151,7 @@ impl Default for Translator {
             found: Vec::new(),
             leaders: Vec::new(),
             queue: Vec::new(),
+            branches: Vec::new(),
             heads: Vec::new(),
             runs: Vec::new(),
             pages: [None; 2],
@@ -314,7 +316,7 @@ impl Translator {
         self.region.pc = pc;
         self.region.insns = self.found.len() as u32;
         self.region.entry = self.slots[(pc - self.base) as usize / 2].block;
-        (self.lower.optimise, self.lower.mode) = (limits.optimise, self.mode);
+        self.lower.set(limits.optimise, self.mode);
         for n in 0..self.leaders.len() {
             self.block(n);
         }
@@ -344,22 +346,27 @@ impl Translator {
         let mut stop = self.leaders.get(following).map_or(u32::MAX, |&leader| leader);
         loop {
             let found = rest.next().expect("what a slot has was found");
-            let (plan, next) = (found.plan, found.next());
+            let (plan, next) = (found.insn.plan, found.next());
             count += 1;
             if plan.ends_block() {
                 break;
             }
             let pc = self.base.wrapping_add(found.off.into());
-            self.lower.insn(&mut self.region, plan, pc, &found.insn, count);
-            // Over one that begins inside an instruction.
-            while stop < next {
-                following += 1;
-                stop = self.leaders.get(following).map_or(u32::MAX, |&leader| leader);
+            self.lower.insn(&mut self.region, pc, &found.insn, count);
+            if next >= stop {
+                // Over one that begins inside an instruction.
+                while stop < next {
+                    following += 1;
+                    stop = self.leaders.get(following).map_or(u32::MAX, |&leader| leader);
+                }
+                if stop == next {
+                    break;
+                }
             }
             // Mostly the one behind, or else known by its place.
-            if next == stop || rest.as_slice().first().is_none_or(|found| found.off != next) {
+            if rest.as_slice().first().is_none_or(|found| found.off != next) {
                 match self.slots.get(next as usize / 2) {
-                    Some(&Slot { at, .. }) if next != stop && at != NONE => rest = self.found[usize::from(at)..].iter(),
+                    Some(&Slot { at, .. }) if at != NONE => rest = self.found[usize::from(at)..].iter(),
                     _ => break,
                 }
             }
@@ -373,27 +380,39 @@ impl Translator {
     #[inline(never)]
     fn close(&mut self, start: u32, (first, sites): (u32, usize), count: u16, last: usize) {
         let found = &self.found[last];
-        let (insn, plan, off, next) = (found.insn.insn(), found.plan, found.off, found.next());
+        let (insn, plan, off, next) = (found.insn.insn(), found.insn.plan, found.off, found.next());
         self.lower.end(&mut self.region);
         if self.edges.is_some() {
             self.lasts.push((self.base.wrapping_add(off.into()), insn.op == Op::Jalr));
         }
         let fall = self.target(self.base.wrapping_add(next.into()));
-        let term = if plan.ends_block() {
-            let pc = self.base.wrapping_add(off.into());
-            let to = if insn.op == Op::Jalr { fall } else { self.target(insn.target(pc)) };
-            self.lower.terminator(&mut self.region, plan, pc, insn, count, (to, fall))
-        } else {
-            Term::Goto(fall)
-        };
+        let pc = self.base.wrapping_add(off.into());
+        let block = (start, first, count);
+        match plan {
+            // Here, and not in `Lower`: a terminator is too wide to be made in one place and kept in another.
+            Plan::Branch(cond) => {
+                let taken = self.target(insn.target(pc));
+                let Insn { rs1: a, rs2: b, .. } = insn;
+                self.push_block(block, Term::Branch { cond, a, b, word: false, taken, fall });
+            }
+            _ if plan.ends_block() => {
+                let to = if insn.op == Op::Jalr { fall } else { self.target(insn.target(pc)) };
+                let term = self.lower.terminator(&mut self.region, plan, pc, insn, count, to);
+                self.push_block(block, term);
+            }
+            _ => self.push_block(block, Term::Goto(fall)),
+        }
         // Sites have their place in the block; what counts is how much of its charge is still to come.
         for site in &mut self.region.sites[sites..] {
             site.refund = count + 1 - site.refund;
         }
-        let end = self.region.ops.len() as u32;
-        let pc = self.base.wrapping_add(start.into());
+    }
+
+    #[inline(always)]
+    fn push_block(&mut self, (start, first, insns): (u32, u32, u16), term: Term) {
+        let (pc, end) = (self.base.wrapping_add(start.into()), self.region.ops.len() as u32);
         let shares = self.lower.shares();
-        self.region.blocks.push(Block { pc, insns: count, first, end, poll: false, shares, term });
+        self.region.blocks.push(Block { pc, insns, first, end, poll: false, shares, term });
     }
 
     /// A block polls if it is the entry (chains and indirect jumps come in there) or if an edge goes back to it.

@@ -1,11 +1,11 @@
-//! What the translator does with each operation, looked up rather than asked for: one load, where chains of matches
-//! are mispredicted.
+//! What the translator does with each operation, looked up rather than asked for: chains of matches are mispredicted. The
+//! decoder has it in its rows of 32-bit forms.
 use crate::ir::{Alu, Cond, MemOp};
 use crate::riscv::Op;
 
 /// What becomes of an instruction.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Plan {
+pub(crate) enum Plan {
     /// `lui`
     Upper,
     /// `auipc`
@@ -43,11 +43,12 @@ static PLANS: [Plan; Op::ALL.len() + 1] = {
 
 /// The plan for an operation.
 #[inline]
-pub(super) fn plan_of(op: Op) -> Plan {
+pub(crate) fn plan_of(op: Op) -> Plan {
     PLANS[op as usize]
 }
 
-const fn plan(op: Op) -> Plan {
+/// The same, to make tables of.
+pub(crate) const fn plan(op: Op) -> Plan {
     let size = MemOp(op.mem_bytes().trailing_zeros() as u8 & 3 | if op.is_signed_load() { 4 } else { 0 });
     match op {
         Op::Lui => Plan::Upper,
@@ -126,7 +127,7 @@ const fn arithmetic(op: Op) -> Plan {
 impl Plan {
     /// Does control not simply go on behind it?
     #[inline]
-    pub(super) fn ends_block(self) -> bool {
+    pub(crate) fn ends_block(self) -> bool {
         matches!(self, Plan::Branch(_) | Plan::Jump | Plan::Indirect | Plan::System)
     }
 }
