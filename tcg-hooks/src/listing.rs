@@ -136,7 +136,7 @@ pub fn region(space: &Arc<AddressSpace>, pc: u64, flags: JitFlags, symbols: Symb
     emitter.emit(&translator.region, 0);
     let at = thunk_code.len().next_multiple_of(4096) as u32;
     emitter.place(at);
-    Ok(describe(&translator, &emitter.newest(at, &translator.region.sites), symbols))
+    Ok(describe(&translator, &emitter.newest(at, &translator.region), symbols))
 }
 
 fn describe(translator: &Translator, code: &HostCode<'_>, symbols: Symbols<'_>) -> Listing {

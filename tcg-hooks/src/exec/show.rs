@@ -29,7 +29,7 @@ pub(super) fn tb(core: &mut Core, translator: &Translator, found: Found) {
     }
     let address = tbs.code_address(found.id);
     if mask.has(TraceMask::OUT_ASM) {
-        let code = tbs.newest(found.id, &region.sites);
+        let code = tbs.newest(found.id, region);
         let text = listing::out_asm(pc, &code, address, &|pc| trace.symbol(pc));
         trace.line(TraceMask::OUT_ASM, &text);
     }

@@ -1,13 +1,13 @@
 //! What listings and profilers ask of the TB cache.
 use super::{TbCache, TbId};
-use crate::ir::Site;
+use crate::ir::Region;
 use crate::jit::code_cache::CodeOffset;
 use crate::jit::x86_64::disasm::HostCode;
 
 impl TbCache {
-    /// The TB that was added last, with all that its emitter knows; its region had these sites.
-    pub(crate) fn newest<'a>(&'a self, id: TbId, sites: &'a [Site]) -> HostCode<'a> {
-        self.emitter.newest(self.get(id).map_or(0, |tb| tb.code.0), sites)
+    /// The TB that was added last, with all that its emitter knows; it was made from this region.
+    pub(crate) fn newest<'a>(&'a self, id: TbId, region: &'a Region) -> HostCode<'a> {
+        self.emitter.newest(self.get(id).map_or(0, |tb| tb.code.0), region)
     }
 
     /// The thunks: name, place, bytes.

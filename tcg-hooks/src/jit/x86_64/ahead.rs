@@ -17,7 +17,7 @@ impl Emitter {
         let Check { store, index, first, last, step, lone, kept, cold, .. } = self.checks[ir.imm as usize];
         let comparator = if store { WRITE } else { READ };
         let mut base = self.source(ir.a, RDX);
-        let cold = self.blocks[usize::from(cold)];
+        let cold = Label::first(cold);
         if let Some((_, shift)) = index {
             let index = self.source(ir.b, RAX);
             dynasm!(self.ops; .arch x64; cmp Rq(index), MOST_INDEX);

@@ -29,6 +29,14 @@ pub(super) struct Template {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Label(u32);
 
+impl Label {
+    /// Number `n` of those that were made first.
+    #[inline(always)]
+    pub(super) fn first(n: u16) -> Label {
+        Label(n.into())
+    }
+}
+
 const UNBOUND: u32 = u32::MAX;
 
 /// A four-byte displacement, the last bytes of its instruction, that waits for its place: see [`Assembler::close`].
@@ -93,6 +101,17 @@ impl Assembler {
     pub(super) fn new_label(&mut self) -> Label {
         self.places.push(UNBOUND);
         Label(self.places.len() as u32 - 1)
+    }
+
+    /// So many labels, the first of all: see [`Label::first`].
+    pub(super) fn first_labels(&mut self, count: usize) {
+        debug_assert!(self.places.is_empty(), "the first of all");
+        self.places.resize(count, UNBOUND);
+    }
+
+    /// Where a label is that was bound.
+    pub(super) fn place(&self, label: Label) -> u32 {
+        self.places[label.0 as usize]
     }
 
     /// `jcc`, to a place behind.
@@ -174,6 +193,16 @@ impl Assembler {
     pub(super) fn skip_to(&mut self, to: usize) {
         self.bytes[self.len..to].fill(0xcc);
         self.len = to;
+    }
+
+    /// The lowest bytes of two words: sixteen are written, and so many counted.
+    #[inline(always)]
+    pub(super) fn put_two(&mut self, words: [u64; 2], len: usize) {
+        debug_assert!(len <= 16, "two words have sixteen bytes");
+        let at = self.len % SIZE;
+        self.bytes[at..at + 8].copy_from_slice(&words[0].to_le_bytes());
+        self.bytes[at + 8..at + 16].copy_from_slice(&words[1].to_le_bytes());
+        self.len += len;
     }
 
     /// The lowest bytes of a word: eight are written, and so many counted.

@@ -7,11 +7,12 @@
 //!   0049  mov    rdi,[rsi+ram+0x10]               ram = host - guest
 //!   0107  call   site                             ; 80000014: ld a0,16(a1)
 //! ```
+use super::asm::Label;
 use super::context::{BASE, Context, JUMP_ENTRIES, JUMPS, TABLE};
 use super::regs::{PINS, RegMap};
 use super::{EmittedExit, Emitter, LOCAL_BITS, Thunks};
 use crate::cpu::CpuState;
-use crate::ir::Site;
+use crate::ir::{Region, Site};
 use crate::jit::code_cache::CodeOffset;
 use crate::riscv::disasm::{REGISTERS, text};
 use hashbrown::HashMap;
@@ -23,7 +24,7 @@ use notdirty_softmmu::tlb::entry::{ADDEND, AUX, READ, WRITE};
 use std::mem::offset_of;
 
 /// The code of one TB, and what is known about it.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone)]
 pub(crate) struct HostCode<'a> {
     pub(crate) bytes: &'a [u8],
     /// Its place in the code cache, where the thunks have theirs.
@@ -32,7 +33,7 @@ pub(crate) struct HostCode<'a> {
     flat: Option<i32>,
     map: RegMap,
     /// Guest pc and offset of each block.
-    pub(crate) blocks: &'a [(u64, u32)],
+    pub(crate) blocks: Vec<(u64, u32)>,
     /// Offset of what is behind the blocks.
     pub(crate) cold: u32,
     exits: &'a [EmittedExit],
@@ -48,10 +49,12 @@ pub(crate) struct HostLine {
 }
 
 impl Emitter {
-    /// The TB emitted last, for a listing; it was placed at `at`, and its region had these sites.
-    pub(crate) fn newest<'a>(&'a self, at: CodeOffset, sites: &'a [Site]) -> HostCode<'a> {
+    /// The TB emitted last, for a listing; it was placed at `at`, and made from this region.
+    pub(crate) fn newest<'a>(&'a self, at: CodeOffset, region: &'a Region) -> HostCode<'a> {
         let (thunks, flat, map) = (self.thunks, self.flat(), self.map);
-        let (cold, blocks) = self.marks.split_last().map_or((0, &[][..]), |(end, blocks)| (end.1, blocks));
+        let place = |n| self.ops.place(Label::first(n));
+        let blocks = region.blocks.iter().zip(0..).map(|(block, n)| (block.pc, place(n))).collect();
+        let (cold, sites) = (self.behind, &region.sites);
         HostCode { bytes: self.ops.code(), at, thunks, flat, map, blocks, cold, exits: &self.exits, sites }
     }
 }

@@ -129,9 +129,8 @@ impl Assembler {
         let Ok(short) = i8::try_from(disp) else { return self.far(width, op, reg, base, disp) };
         let head = 2 + op.len();
         let sib = usize::from(base & 7 == SIB);
-        let tail = modrm(1, reg, base) | 0x24 << 8 | u64::from(short as u8) << (8 + 8 * sib);
-        // Where there is no SIB, the displacement lies over the place that it would have.
-        let tail = if sib == 0 { tail & 0xff | u64::from(short as u8) << 8 } else { tail };
+        let short = u64::from(short as u8);
+        let tail = modrm(1, reg, base) | if sib == 0 { short } else { 0x24 | short << 8 } << 8;
         self.put(rex(width, reg, base) | u64::from(op.0) << 8 | tail << (8 * head - 8), head + sib + 1);
     }
 

@@ -33,8 +33,8 @@ impl Emitter {
                 self.go(Target::Block(head), block);
             }
             Term::Count { turns, fast, once, cold } => {
-                let one = (once != cold).then_some(self.blocks[usize::from(once)]);
-                self.count_turns(&turns, one, self.blocks[usize::from(cold)]);
+                let one = (once != cold).then_some(Label::first(once));
+                self.count_turns(&turns, one, Label::first(cold));
                 self.go(Target::Block(fast), block);
             }
             Term::Turn { clock, fast, last } => {
@@ -107,7 +107,7 @@ impl Emitter {
 
     /// Where a jump from `block` to `to` leads.
     fn label(&self, to: u16, block: u16) -> Label {
-        self.behind_fence.filter(|_| to == block).unwrap_or(self.blocks[usize::from(to)])
+        self.behind_fence.filter(|_| to == block).unwrap_or(Label::first(to))
     }
 
     /// A jump that is taken but once in some 128 instructions, of a block of so many that is a loop.

@@ -400,15 +400,22 @@ impl Emitter {
         }
         let moved = self.moves_at_borders();
         let number = self.tb << LOCAL_BITS | u32::from(site) | if moved { MOVED } else { 0 };
+        let target = routine(self.thunks.again, access, register, self.map.host(register));
         // test eax, number; call
-        self.ops.put(0xa9 | u64::from(number) << 8 | 0xe8 << 40, 6);
-        self.external(routine(self.thunks.again, access, register, self.map.host(register)));
+        let call = 0xa9 | u64::from(number) << 8 | 0xe8 << 40;
+        let field = self.here() + 6;
+        self.externals.push((field, target));
         if moved {
+            self.ops.put_two([call, 0], 10);
             let done = self.ops.jump_if(Flag::Equal);
             self.execute_site(site);
             self.ops.close(done);
+            self.ops.jump_to(back);
+        } else {
+            // jmp
+            let distance = back.wrapping_sub(field + 9);
+            self.ops.put_two([call, 0xe9 << 16 | u64::from(distance) << 24], 15);
         }
-        self.ops.jump_to(back);
     }
 
     #[inline(never)]

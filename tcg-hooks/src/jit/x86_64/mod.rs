@@ -142,7 +142,6 @@ pub(crate) struct Emitter {
     /// That of physical addresses, and of the TB being emitted.
     physical: Addend,
     addend: Addend,
-    blocks: Vec<Label>,
     cold: Vec<Cold>,
     /// Behind failed probes: the commonest of what is cold, apart.
     slow: Vec<mem::Slow>,
@@ -152,8 +151,8 @@ pub(crate) struct Emitter {
     externals: Vec<(u32, CodeOffset)>,
     /// The exits of the TB emitted last.
     pub(crate) exits: Vec<EmittedExit>,
-    /// For listings: guest pc and offset of its blocks, and last the offset of what is behind them.
-    marks: Vec<(u64, u32)>,
+    /// For listings: the offset of what is behind its blocks.
+    behind: u32,
     tb: u32,
     region_pc: u64,
     /// Instructions of the block being emitted, and one.
@@ -213,14 +212,13 @@ impl Emitter {
             thunks,
             physical,
             addend: physical,
-            blocks: Vec::new(),
             cold: Vec::new(),
             slow: Vec::new(),
             wrong: Vec::new(),
             elide: elide::Elide::default(),
             externals: Vec::new(),
             exits: Vec::new(),
-            marks: Vec::new(),
+            behind: 0,
             tb: 0,
             region_pc: 0,
             block_insns: 0,
@@ -259,12 +257,8 @@ impl Emitter {
         self.externals.clear();
         self.elide.clear();
         self.exits.clear();
-        self.marks.clear();
-        self.blocks.clear();
-        for _ in &region.blocks {
-            let label = self.ops.new_label();
-            self.blocks.push(label);
-        }
+        // Block n has label n.
+        self.ops.first_labels(region.blocks.len());
         self.frames.copy_from(&region.frames);
         self.checks.clone_from(&region.checks);
         let mut entry = 0;
@@ -280,15 +274,14 @@ impl Emitter {
         }
         let in_front = in_front || self.moves_at_borders();
         if in_front {
-            let label = self.blocks[usize::from(region.entry)];
+            let label = Label::first(region.entry);
             dynasm!(self.ops; .arch x64; jmp =>label);
         }
         for (i, block) in region.blocks.iter().enumerate() {
-            let label = self.blocks[i];
+            let label = Label::first(i as u16);
             if matches!(block.term, Term::Turn { .. }) {
                 self.align();
             }
-            self.marks.push((block.pc, self.here()));
             if i == usize::from(region.entry) && !in_front {
                 entry = self.here();
             }
@@ -320,7 +313,7 @@ impl Emitter {
             self.ops(&region.ops, block);
             self.terminator(&block.term, i as u16);
         }
-        self.marks.push((u64::MAX, self.here()));
+        self.behind = self.here();
         let mut n = 0;
         while n < self.cold.len() {
             let cold = self.cold[n];
