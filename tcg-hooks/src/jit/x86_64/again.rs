@@ -133,7 +133,11 @@ pub(super) fn assemble(first: CodeOffset, site: CodeOffset) -> Vec<u8> {
         ops.skip_to((RESOLVE + n) * STRIDE);
         match n {
             0 => resolve_load(&mut ops, out),
-            _ => resolve_store(&mut ops, (flagged[n + 3], out)),
+            _ => {
+                let sampled = resolve_store(&mut ops, (flagged[n + 3], out));
+                dynasm!(ops; .arch x64; ret);
+                sample_stores(&mut ops, sampled, out);
+            }
         }
         dynasm!(ops; .arch x64; ret);
         dynasm!(ops; .arch x64; =>out; test rsp, rsp; ret);
@@ -151,51 +155,55 @@ pub(super) fn assemble(first: CodeOffset, site: CodeOffset) -> Vec<u8> {
 
 /// From a guest address in rdx to its host address, with the zero flag set; or `out`, with it clear or a site to come.
 fn resolve_load(ops: &mut Assembler, out: Label) {
+    let near = ops.new_label();
     dynasm!(ops; .arch x64
         ; xor rax, [rbp + rcx + (TABLE + READ)]
         ; test rax, DWORD !(OTHER as i32)
         ; jnz =>out
-        ; add rdx, [rbp + rcx + (TABLE + ADDEND)]);
-    sample_elsewhere(ops, out);
-    dynasm!(ops; .arch x64; cmp eax, eax);
-}
-
-/// Every so many accesses with another addend go `out`. rax: how the comparator differs.
-fn sample_elsewhere(ops: &mut Assembler, out: Label) {
-    let near = ops.new_label();
-    dynasm!(ops; .arch x64
+        ; add rdx, [rbp + rcx + (TABLE + ADDEND)]
+        // Every so many with another addend go `out`.
         ; test al, BYTE OTHER as u8 as i8
         ; jz BYTE =>near
         ; dec DWORD [rbp + ELSEWHERE]
         ; js =>out
-        ; =>near);
+        ; =>near
+        ; cmp eax, eax);
 }
 
-/// The same for a store; what its page's flags ask for, `flagged` does.
-fn resolve_store(ops: &mut Assembler, (flagged, out): (Label, Label)) {
-    let go = ops.new_label();
+/// Of stores with another addend, which come from the first label and go on at the second, every so many go `out`.
+fn sample_stores(ops: &mut Assembler, (from, back): (Label, Label), out: Label) {
+    dynasm!(ops; .arch x64; =>from; dec DWORD [rbp + ELSEWHERE]; jns BYTE =>back; jmp =>out);
+}
+
+/// The same for a store; what its page's flags ask for, `flagged` does. What `sample_stores` is to join.
+fn resolve_store(ops: &mut Assembler, (flagged, out): (Label, Label)) -> (Label, Label) {
+    let (go, from, back) = (ops.new_label(), ops.new_label(), ops.new_label());
     dynasm!(ops; .arch x64
         ; xor rax, [rbp + rcx + (TABLE + WRITE)]
         ; test rax, DWORD !((OTHER | CODEPAGE | LINES) as i32)
         ; jnz =>out
-        ; add rdx, [rbp + rcx + (TABLE + ADDEND)]);
-    sample_elsewhere(ops, out);
-    dynasm!(ops; .arch x64
+        ; add rdx, [rbp + rcx + (TABLE + ADDEND)]
+        // Most come for a flag, and take no jump.
+        ; test al, BYTE OTHER as u8 as i8
+        ; jnz BYTE =>from
+        ; =>back
         ; test al, BYTE (CODEPAGE | LINES) as i8
         ; jz BYTE =>go
         ; call =>flagged
         ; jc =>out
         ; =>go
         ; cmp eax, eax);
+    (from, back)
 }
 
 /// What is asked of a store to the host address in rdx through the entry at rcx, with these flags in al; rdx survives. With the carry
 /// flag set Rust must do it. If they are counted, every so many beside code do.
 fn flagged_store(ops: &mut Assembler, bytes: u32, counted: bool, start: Label) {
-    let [code, done, rust] = [(); 3].map(|()| ops.new_label());
-    dynasm!(ops; .arch x64; =>start; test al, BYTE LINES as i8; jz =>code);
-    note_line(ops, bytes, rust);
+    let [lines, code, done, rust] = [(); 4].map(|()| ops.new_label());
     dynasm!(ops; .arch x64
+        ; =>start
+        ; test al, BYTE LINES as i8
+        ; jnz =>lines
         ; =>code
         ; test al, BYTE CODEPAGE as i8
         ; jz =>done
@@ -221,7 +229,9 @@ fn flagged_store(ops: &mut Assembler, bytes: u32, counted: bool, start: Label) {
             ; test al, 1 << (bytes / 2)
             ; jnz =>rust);
     }
-    dynasm!(ops; .arch x64; =>done; clc; ret; =>rust; stc; ret);
+    dynasm!(ops; .arch x64; =>done; clc; ret; =>rust; stc; ret; =>lines);
+    note_line(ops, bytes, rust);
+    dynasm!(ops; .arch x64; jmp =>code);
 }
 
 /// Notes the line of a store; rax, rcx and rdx survive. `rust` if nothing was noted.
@@ -296,7 +306,7 @@ fn load(ops: &mut Assembler, mem: MemOp, guest: Option<u8>, d: u8, out: Label) {
 }
 
 fn store(ops: &mut Assembler, size: usize, guest: Option<u8>, value: u8, to: (Label, Label)) {
-    resolve_store(ops, to);
+    let sampled = resolve_store(ops, to);
     match guest {
         Some(0) => dynasm!(ops; .arch x64; mov eax, DWORD 0),
         Some(guest @ FIRST_FLOAT..) => dynasm!(ops; .arch x64; mov rax, [rbp + float_off(guest)]),
@@ -310,6 +320,7 @@ fn store(ops: &mut Assembler, size: usize, guest: Option<u8>, value: u8, to: (La
         _ => dynasm!(ops; .arch x64; mov [rdx], Rq(value)),
     }
     dynasm!(ops; .arch x64; ret);
+    sample_stores(ops, sampled, to.1);
 }
 
 const _: () = assert!(CODEPAGE < 0x80 && LINES < 0x80 && BASE == 128, "one byte each");

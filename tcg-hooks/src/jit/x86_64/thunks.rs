@@ -189,6 +189,8 @@ pub(crate) fn assemble(flags: JitFlags, site: SiteFn) -> (Vec<u8>, Thunks) {
         dynasm!(ops; .arch x64; .u8 0xe9; .i32 rel; .align 16);
     }
     let mut code = ops.finalize().expect("no relocation leaves the thunks");
+    // Each of these routines is as long as two lines of the host's cache, and has no part in a third.
+    code.resize(code.len().next_multiple_of(64), 0xcc);
     thunks.again = code.len() as CodeOffset;
     code.extend(again::assemble(thunks.again, thunks.site));
     thunks.again_end = code.len() as CodeOffset;
