@@ -115,7 +115,7 @@ const POPULATE: usize = 128 << 10;
 /// Bytes that are asked for ahead of a TB.
 const AHEAD: usize = 24 * 64;
 /// What is in use at first; of a small cache half, as what is kept of TBs counts, too.
-const START: usize = 1 << 19;
+const START: usize = 1 << 18;
 
 // SAFETY: the mappings belong to this value alone and have no thread affinity.
 unsafe impl Send for CodeCache {}
@@ -477,7 +477,7 @@ mod tests {
     fn a_chunk_that_is_retired_is_not_filled_again_before_the_cache_grows() {
         let mut cache = CodeCache::new(0, &[0x90]).unwrap();
         for _ in 0..4 {
-            cache.next_chunk(false);
+            cache.next_chunk(true);
         }
         let at = cache.reserve(64).unwrap();
         for left in (2..=4).rev() {
