@@ -167,6 +167,8 @@ impl TbCache {
         if self.chunk_tbs[chunk].is_empty() {
             return;
         }
+        // Each kill pins; this makes that a count.
+        let _pinned = pin();
         log::debug!("the code cache evicts the {} TBs of its oldest chunk", self.chunk_tbs[chunk].len());
         while let Some(&id) = self.chunk_tbs[chunk].last() {
             // First where it is, then what it leads to.

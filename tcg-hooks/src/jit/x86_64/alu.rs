@@ -78,6 +78,15 @@ impl Emitter {
     /// `rd = a op b` by a two-operand instruction.
     #[inline(always)]
     fn two(&mut self, op: Opcode, rd: u8, a: u8, b: u8) {
+        if let (Some(d), Some(x), Some(y)) = (self.map.host(rd), self.map.host(a), self.map.host(b)) {
+            let (x, y) = if y == d && op != SUB { (y, x) } else { (x, y) };
+            if x == d {
+                return self.ops.two(WIDE, op, d, y);
+            }
+            if y != d {
+                return self.ops.moved_two(op, d, x, y);
+            }
+        }
         let d = self.target(rd, RAX);
         let commutes = op != SUB;
         let (a, b) = if commutes && self.map.host(b) == Some(d) { (b, a) } else { (a, b) };
@@ -254,6 +263,9 @@ impl Emitter {
                     Alu::Or => Which::Or,
                     _ => Which::Xor,
                 };
+                if let (Some((d, x)), Ok(imm)) = (self.apart(rd, a), i8::try_from(imm32)) {
+                    return self.ops.moved_immediate(which, d, x, imm);
+                }
                 let d = self.moved(WIDE, rd, a);
                 self.ops.immediate(WIDE, which, d, imm32);
                 self.done(rd, d);
@@ -264,6 +276,9 @@ impl Emitter {
                     Alu::Srl => Shift::Right,
                     _ => Shift::RightSigned,
                 };
+                if let Some((d, x)) = self.apart(rd, a) {
+                    return self.ops.moved_shift(which, d, x, (imm & 63) as u8);
+                }
                 let d = self.moved(WIDE, rd, a);
                 self.ops.shift(WIDE, which, d, (imm & 63) as u8);
                 self.done(rd, d);
@@ -293,6 +308,13 @@ impl Emitter {
             }
             _ => unreachable!("{op:?} has no immediate form"),
         }
+    }
+
+    /// The host registers of two guest registers, if they have some, and not the same.
+    #[inline(always)]
+    fn apart(&self, rd: u8, a: u8) -> Option<(u8, u8)> {
+        let (d, x) = (self.map.host(rd)?, self.map.host(a)?);
+        (d != x).then_some((d, x))
     }
 
     /// The register in which `rd` is made, with `a` in it.

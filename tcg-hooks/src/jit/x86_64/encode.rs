@@ -75,12 +75,39 @@ fn modrm(mode: u8, reg: u8, rm: u8) -> u64 {
     u64::from(mode << 6 | (reg & 7) << 3 | rm & 7)
 }
 
+/// `mov reg, from`, three bytes.
+#[inline(always)]
+fn moving(reg: u8, from: u8) -> u64 {
+    rex(WIDE, reg, from) | u64::from(MOV.0) << 8 | modrm(3, reg, from) << 16
+}
+
 impl Assembler {
     /// `op reg, rm`, both host registers.
     #[inline(always)]
     pub(super) fn two(&mut self, width: u8, op: Opcode, reg: u8, rm: u8) {
         let word = rex(width, reg, rm) | u64::from(op.0) << 8 | modrm(3, reg, rm) << (8 + 8 * op.len());
         self.put(word, 2 + op.len());
+    }
+
+    /// `mov reg, from ; op reg, rm`, all three host registers.
+    #[inline(always)]
+    pub(super) fn moved_two(&mut self, op: Opcode, reg: u8, from: u8, rm: u8) {
+        let word = rex(WIDE, reg, rm) | u64::from(op.0) << 8 | modrm(3, reg, rm) << (8 + 8 * op.len());
+        self.put(moving(reg, from) | word << 24, 5 + op.len());
+    }
+
+    /// `mov reg, from`, and arithmetic with an immediate of one byte.
+    #[inline(always)]
+    pub(super) fn moved_immediate(&mut self, which: Which, reg: u8, from: u8, imm: i8) {
+        let word = rex(WIDE, 0, reg) | 0x83 << 8 | modrm(3, which as u8, reg) << 16 | u64::from(imm as u8) << 24;
+        self.put(moving(reg, from) | word << 24, 7);
+    }
+
+    /// `mov reg, from`, and a shift by an immediate.
+    #[inline(always)]
+    pub(super) fn moved_shift(&mut self, which: Shift, reg: u8, from: u8, by: u8) {
+        let word = rex(WIDE, 0, reg) | 0xc1 << 8 | modrm(3, which as u8, reg) << 16 | u64::from(by) << 24;
+        self.put(moving(reg, from) | word << 24, 7);
     }
 
     /// `op reg, [rbp + disp]`, or with the memory operand first.
@@ -252,6 +279,31 @@ mod tests {
                 assert_eq!(text(|asm| asm.two(NARROW, TEST, a as u8, b as u8)), format!("test {narrow},{x}"));
                 assert_eq!(text(|asm| asm.two(NARROW, MOVZX_BYTE, a as u8, b as u8)), format!("movzx {x},{byte}"));
             }
+        }
+    }
+
+    #[test]
+    fn what_is_made_in_another_register_is_moved_there_first() {
+        let bytes = |emit: &dyn Fn(&mut Assembler)| {
+            let mut asm = Assembler::new();
+            emit(&mut asm);
+            asm.code().to_vec()
+        };
+        for (d, x, y) in (0..16).flat_map(|d| (0..16).flat_map(move |x| (0..16).map(move |y| (d, x, y)))) {
+            let apart = |op: &dyn Fn(&mut Assembler)| {
+                bytes(&|asm| {
+                    asm.two(WIDE, MOV, d, x);
+                    op(asm);
+                })
+            };
+            for op in [ADD, IMUL] {
+                assert_eq!(bytes(&|asm| asm.moved_two(op, d, x, y)), apart(&|asm| asm.two(WIDE, op, d, y)));
+            }
+            let imm = i8::try_from(y).expect("a small number") - 8;
+            let together = bytes(&|asm| asm.moved_immediate(Which::Xor, d, x, imm));
+            assert_eq!(together, apart(&|asm| asm.immediate(WIDE, Which::Xor, d, imm.into())));
+            let together = bytes(&|asm| asm.moved_shift(Shift::RightSigned, d, x, y));
+            assert_eq!(together, apart(&|asm| asm.shift(WIDE, Shift::RightSigned, d, y)));
         }
     }
 
