@@ -31,6 +31,13 @@ use std::time::Duration;
 /// Proof that memory reached through RCU stays alive. Belongs to its thread.
 pub struct Guard(epoch::Guard);
 
+/// Goes up in the child of a fork: what a process shares with its parent by accident, as pages of a shared mapping, it makes anew then.
+/// It hears of forks by `fork`, and not by a system call that goes past libc.
+#[inline]
+pub fn forks() -> u64 {
+    collector::forks()
+}
+
 /// Starts a read section. Sections nest; an inner one costs a counter.
 #[inline]
 pub fn pin() -> Guard {

@@ -45,8 +45,7 @@ fn programs() -> Vec<(&'static str, Program)> {
 fn every_engine_and_every_switch_counts_the_same() {
     let off = JitFlags::default();
     let ways = [
-        ("regions, no optimise, tier0 off", JitFlags { tier0: false, optimise: false, tier2: false, ..off }),
-        ("no regions tier0 off", JitFlags { tier0: false, regions: false, tier2: false, ..off }),
+        ("tier 0 off", JitFlags { tier0: false, ..off }),
         ("tier 0 off, no turns", JitFlags { tier0: false, turns: false, ..off }),
         ("tier 0 off, no tier2", JitFlags { tier0: false, tier2: false, ..off }),
         ("no regions", JitFlags { regions: false, ..off }),
@@ -62,7 +61,7 @@ fn every_engine_and_every_switch_counts_the_same() {
             let want = counts(&mut oracle, &edges);
             assert!(!want.0.is_empty(), "{name}: it branches");
             for (way, flags) in ways {
-                for piece in [insns, 777] {
+                for piece in [insns, 777, 1_500] {
                     let edges = Arc::new(Edges::default());
                     let mut jit = machine(&program, EngineKind::Jit, flags);
                     jit.set_coverage(Some(edges.clone()));

@@ -128,9 +128,11 @@ pub(crate) fn cover(region: &mut Region, lasts: &[(u64, bool)], edges: &Edges) {
     };
     let old_ops = std::mem::take(&mut region.ops);
     let count = |(id, by): (u32, u8)| Ir { kind: Kind::Cover, rd: 0, a: 0, b: by, site: 0, imm: id.into() };
+    // Tier 2 may poll there, between an edge and its count.
+    let at_the_head = |counted| Ir { a: 1, ..count(counted) };
     for (n, (mut block, ways)) in old.iter().copied().zip(between).enumerate() {
         let first = region.ops.len() as u32;
-        region.ops.extend(heads[n].iter().copied().map(count));
+        region.ops.extend(heads[n].iter().copied().map(at_the_head));
         region.ops.extend_from_slice(&old_ops[block.first as usize..block.end as usize]);
         region.ops.extend(ends[n].map(|id| count((id, 1))));
         (block.first, block.end) = (first, region.ops.len() as u32);
@@ -154,7 +156,7 @@ pub(crate) fn cover(region: &mut Region, lasts: &[(u64, bool)], edges: &Edges) {
         region.blocks.push(block);
         for (to, way) in added {
             let first = region.ops.len() as u32;
-            region.ops.extend(way.counts.into_iter().map(count));
+            region.ops.extend(way.counts.into_iter().map(at_the_head));
             let (end, pc) = (region.ops.len() as u32, pc_of(to));
             let term = Term::Goto(moved(to));
             region.blocks.push(Block { pc, insns: 0, first, end, poll: false, shares: false, term });

@@ -20,6 +20,8 @@ use std::sync::{Mutex, MutexGuard, Once, PoisonError};
 
 /// How often this process, and those that it was forked of, are a child.
 static GENERATION: AtomicU64 = AtomicU64::new(0);
+/// The same, whatever guards were held.
+static FORKS: AtomicU64 = AtomicU64::new(0);
 static CURRENT: Mutex<Option<(u64, Collector)>> = Mutex::new(None);
 
 thread_local! {
@@ -86,6 +88,12 @@ pub(super) fn hear_of_forks() {
     let _ = (&ONCE, before as extern "C" fn(), parent as extern "C" fn(), child as extern "C" fn());
 }
 
+/// How often this process, and those that it was forked of, are a child of a fork since the first call of this, or of `pin`.
+pub(super) fn forks() -> u64 {
+    hear_of_forks();
+    FORKS.load(Ordering::Acquire)
+}
+
 extern "C" fn before() {
     let held = (reclaim::hold(), current());
     let _ = HELD.try_with(|slot| *slot.borrow_mut() = Some(held));
@@ -99,6 +107,7 @@ extern "C" fn parent() {
 }
 
 extern "C" fn child() {
+    FORKS.fetch_add(1, Ordering::Release);
     if let Some((queue, current)) = HELD.try_with(|slot| slot.borrow_mut().take()).ok().flatten() {
         if !is_pinned() {
             GENERATION.fetch_add(1, Ordering::Relaxed);

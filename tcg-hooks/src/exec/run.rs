@@ -26,6 +26,7 @@ use crate::riscv::trap::{self, Trap, cause};
 use crate::tb::TbCache;
 use crate::trace::{TraceMask, TraceSink};
 use crate::translate::{MAX_INSNS, Translator};
+use notdirty_core::rcu::forks;
 use notdirty_core::{PAGE_SIZE, pin};
 use notdirty_softmmu::tlb::entry::TLB_BITS;
 use notdirty_softmmu::{AddressSpace, GuestPhys, Resolved, SoftMmu, VcpuPort};
@@ -97,6 +98,8 @@ pub struct Vcpu {
     pace: Pace,
     /// Those that run beside it.
     harts: Option<Arc<Harts>>,
+    /// What `forks` was when its translations began.
+    forks: u64,
 }
 
 // SAFETY: `ctx` points into memory that `core.mmu` owns, and moves with it; all else is `Send`. The raw `engine`
@@ -180,6 +183,7 @@ impl Vcpu {
             // Where a slice ends a TB may begin: what is traced shall repeat exactly, with the instruction clock.
             pace: if mask.has(TraceMask::OF_TBS) { Pace::fixed() } else { Pace::by_time() },
             harts: None,
+            forks: forks(),
         })
     }
 
@@ -191,6 +195,7 @@ impl Vcpu {
 
     /// Back to reset at `entry`; translations and counters stay.
     pub fn reset(&mut self, entry: u64) {
+        self.part_from_parent();
         let hart_id = self.cpu().hart_id;
         let isa = self.cpu().isa;
         *self.cpu_mut() = CpuState { isa, ..CpuState::new(hart_id, entry) };
@@ -207,6 +212,27 @@ impl Vcpu {
     fn parts(&mut self) -> (&mut Context, &mut Core) {
         // SAFETY: as `ctx`, with `&mut self`; the context is not inside `Core` but in memory that it owns.
         (unsafe { self.ctx.as_mut() }, &mut self.core)
+    }
+
+    /// In the child of a fork its translations are the parent's, too, and so are writes to them: it must have some of its own.
+    #[inline]
+    fn part_from_parent(&mut self) {
+        if self.forks != forks() {
+            self.begin_in_child();
+        }
+    }
+
+    #[cold]
+    fn begin_in_child(&mut self) {
+        self.forks = forks();
+        let (ctx, core) = self.parts();
+        if let Some(tbs) = &mut core.tbs
+            && !tbs.part_from_parent(ctx, execute_site)
+        {
+            log::warn!("no memory for translations in the child of a fork: instructions are interpreted");
+            core.tbs = None;
+            self.engine = EngineKind::Interp;
+        }
     }
 
     /// The registers.
@@ -275,6 +301,7 @@ impl Vcpu {
 
     /// Serves what others posted, as a run would first of all; returns how many TBs died.
     pub fn serve(&mut self) -> usize {
+        self.part_from_parent();
         let (ctx, core) = self.parts();
         if let Some((_started, served)) = core.start(ctx) {
             return served.killed as usize;
@@ -284,6 +311,7 @@ impl Vcpu {
 
     /// Runs until a limit, a stop, or for ever. Between runs the vCPU is parked: nobody waits for it.
     pub fn run(&mut self, limits: &RunLimits) -> VcpuExit {
+        self.part_from_parent();
         let before = self.cpu().retired;
         // What the host put there, by `cpu_mut`, is no register.
         self.parts().0.cpu.x[0] = 0;

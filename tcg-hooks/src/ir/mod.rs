@@ -171,7 +171,7 @@ pub enum Kind {
     FenceI,
     /// The whole instruction is done in Rust: most CSRs
     Rust,
-    /// The counter at `imm` of those of coverage goes up by `b`, a byte
+    /// The counter at `imm` of those of coverage goes up by `b`, a byte; with `a`, for the way on which control came to its block
     Cover,
 }
 

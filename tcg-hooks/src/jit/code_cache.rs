@@ -259,6 +259,42 @@ impl CodeCache {
         self.free.restart(self.current);
     }
 
+    /// In the child of a fork: both views, at their addresses, are of memory of its own from now on, empty; the parent's is left alone.
+    /// The caller forgets what was there, and then calls [`CodeCache::restart`].
+    ///
+    /// # Errors
+    /// The host has no memory. What is at the addresses then must not be executed or written any more.
+    pub fn part_from_parent(&mut self) -> io::Result<()> {
+        let (flags, len) = (libc::MAP_SHARED | libc::MAP_NORESERVE | libc::MAP_ANONYMOUS | libc::MAP_FIXED, self.len);
+        let (rw, rx) = (self.rw.as_ptr().cast::<libc::c_void>(), self.rx.as_ptr().cast::<libc::c_void>());
+        // SAFETY: it takes the place of a mapping that is ours, as long as this, and nobody is in its code: it is entered through `&mut`
+        // of the cache's owner only.
+        if unsafe { libc::mmap(rw, len, libc::PROT_READ | libc::PROT_WRITE, flags, -1, 0) } == libc::MAP_FAILED {
+            return Err(io::Error::last_os_error());
+        }
+        // SAFETY: as above; from size 0 it makes a second mapping of the first one's pages.
+        let second = unsafe { libc::mremap(rw, 0, len, libc::MREMAP_MAYMOVE | libc::MREMAP_FIXED, rx) };
+        if second == libc::MAP_FAILED {
+            return Err(io::Error::last_os_error());
+        }
+        // SAFETY: as above.
+        match unsafe { libc::mprotect(rx, len, libc::PROT_READ | libc::PROT_EXEC) } {
+            0 => Ok(()),
+            _ => Err(io::Error::last_os_error()),
+        }
+    }
+
+    /// Begins anew with the thunks, with nothing else in it.
+    pub fn restart(&mut self, thunks: &[u8]) {
+        self.ring = START.min(self.len / 2).div_ceil(self.chunk_len).clamp(2, self.chunks);
+        self.order = VecDeque::from([0]);
+        self.unused = (1..self.chunks).rev().collect();
+        (self.current, self.populated) = (0, 4096);
+        self.free = Free { chunks: vec![(0, 0); self.chunks], ..Free::default() };
+        self.copy(0, thunks);
+        self.pos = self.first;
+    }
+
     /// Copies `code` to a reserved place.
     pub fn write(&mut self, at: CodeOffset, code: &[u8]) {
         self.copy(at as usize, code);

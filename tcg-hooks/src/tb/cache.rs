@@ -205,6 +205,18 @@ impl TbCache {
     }
 
     /// The TB for this key, and the second page it has bytes on: it is valid while that page is where it was.
+    /// This process is the child of a fork: begins anew, in memory of its own. `false`: the host has none, and there can be no TBs.
+    #[cold]
+    pub(crate) fn part_from_parent(&mut self, ctx: &mut Context, site: SiteFn) -> bool {
+        if self.code.part_from_parent().is_err() {
+            return false;
+        }
+        self.clear(ctx);
+        self.code.restart(&assemble(self.flags, site).0);
+        self.chunk_tbs.iter_mut().for_each(Vec::clear);
+        true
+    }
+
     pub(crate) fn find(&self, key: &TbKey) -> Option<(Found, Option<PageIndex>)> {
         let id = *self.by_key.get(key)?;
         let tb = self.get(id)?;

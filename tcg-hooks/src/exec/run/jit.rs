@@ -254,8 +254,7 @@ impl Vcpu {
                     let JitFlags { turns, sink, apart, .. } = self.flags;
                     let share = self.flags.share && !scattered && tbs.may_share(&key);
                     let ahead = Ahead { learned: &learned, turns, sink, apart, share };
-                    // A loop whose checks come ahead is polled in other places, between an edge and its count.
-                    let ahead = (tbs.checks_ahead() && self.translator.edges.is_none()).then_some(ahead);
+                    let ahead = tbs.checks_ahead().then_some(ahead);
                     tier2::optimise(&mut self.translator.region, !self.flags.samples, ahead);
                 }
                 let region = &self.translator.region;

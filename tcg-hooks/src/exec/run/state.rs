@@ -46,6 +46,7 @@ impl VcpuState {
 impl Vcpu {
     /// The hart as it is between two runs.
     pub fn save(&mut self) -> VcpuState {
+        self.part_from_parent();
         let (ctx, core) = self.parts();
         core.fence_i(ctx);
         let port = core.mmu.port();
@@ -63,6 +64,7 @@ impl Vcpu {
     /// The hart as it was, in a machine whose memory is as it was then, too. `tables`: page tables were among what changed. A stop that
     /// was asked for is forgotten.
     pub fn restore(&mut self, state: &VcpuState, tables: bool) {
+        self.part_from_parent();
         let (ctx, core) = self.parts();
         if core.stale.as_ref().is_some_and(|stale| !stale.is_empty()) {
             core.fence_i(ctx);
@@ -91,6 +93,7 @@ impl Vcpu {
 
     /// Counts edges from now on, also where code was translated before, or no more; the numbers of edges may be shared with other harts.
     pub fn set_coverage(&mut self, edges: Option<Arc<Edges>>) {
+        self.part_from_parent();
         let core = &mut self.core;
         if core.edges.is_none() && edges.is_none() {
             return;
@@ -119,6 +122,7 @@ impl Vcpu {
     /// From now on runs end before the instructions at these addresses, whatever was translated before; a run that begins at one executes
     /// it. They take the place of those of the last call.
     pub fn set_exits(&mut self, pcs: &[u64]) {
+        self.part_from_parent();
         let (ctx, core) = self.parts();
         if core.exits.set_pcs(pcs)
             && let Some(tbs) = &mut core.tbs

@@ -38,7 +38,7 @@ mod remap;
 pub(crate) mod thunks;
 
 use crate::engine::JitFlags;
-use crate::ir::{Check, FIRST_FLOAT, Ir, Kind, Region, Term};
+use crate::ir::{Block, Check, FIRST_FLOAT, Ir, Kind, Region, Term};
 use crate::jit::code_cache::CodeOffset;
 use crate::riscv::Privilege;
 use crate::tb::SiteSet;
@@ -400,13 +400,15 @@ impl Emitter {
             Kind::Fence if self.alone || self.behind_fence.is_some() => {}
             Kind::Fence => self.fence(),
             Kind::Rust => self.execute_site(ir.site),
-            Kind::Cover => {
-                let at = context::COVERAGE + ir.imm as i32;
-                match ir.b {
-                    1 => dynasm!(self.ops; .arch x64; inc BYTE [rbp + at]),
-                    _ => dynasm!(self.ops; .arch x64; dec BYTE [rbp + at]),
-                }
-            }
+            Kind::Cover => self.cover(ir),
+        }
+    }
+
+    fn cover(&mut self, ir: &Ir) {
+        let at = context::COVERAGE + ir.imm as i32;
+        match ir.b {
+            1 => dynasm!(self.ops; .arch x64; inc BYTE [rbp + at]),
+            _ => dynasm!(self.ops; .arch x64; dec BYTE [rbp + at]),
         }
     }
 
@@ -478,6 +480,11 @@ impl Emitter {
             Cold::Poll { from, exit, block } => {
                 self.ops.close(from);
                 self.go_out(Border::Head(block));
+                // It was come to, though it is not begun: who goes on there does not come by that way.
+                let Block { first, end, .. } = region.blocks[usize::from(block)];
+                let ways =
+                    region.ops[first as usize..end as usize].iter().filter(|ir| ir.kind == Kind::Cover && ir.a == 1);
+                ways.for_each(|ir| self.cover(ir));
                 self.leave_stub(exit);
             }
             Cold::Cluster(number) => self.cold_cluster(&region.ops, number),
