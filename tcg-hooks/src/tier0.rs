@@ -98,6 +98,18 @@ impl Code {
 /// [`STRETCH`]. It stops where it jumped to: nothing shall grow warm, and be translated, for being where slices end.
 /// `cpu.retired` is exact before and after. `page` is that of `cpu.pc`, if it was fetched already.
 pub(crate) fn run(core: &mut Core, ctx: &mut Context, page: Option<FetchPage>) -> Why {
+    run_for(core, ctx, page, MAX_INSNS as i64)
+}
+
+/// The same, for `ctx.budget` instructions and not one more, whether there are TBs or not: the end of a slice that is met to the
+/// instruction.
+pub(crate) fn run_exactly(core: &mut Core, ctx: &mut Context) {
+    run_for(core, ctx, None, 0);
+}
+
+/// Up to `over` more than the budget, so that it stops where it jumped to.
+#[inline]
+fn run_for(core: &mut Core, ctx: &mut Context, page: Option<FetchPage>, over: i64) -> Why {
     let mut code = match page {
         Some(page) if !core.exits.has_on_page(ctx.cpu.pc) => {
             Code::page(ctx.cpu.isa, ctx.cpu.privilege, ctx.cpu.pc, page)
@@ -108,7 +120,7 @@ pub(crate) fn run(core: &mut Core, ctx: &mut Context, page: Option<FetchPage>) -
     let mut idx = ctx.cpu.data_idx();
     let start = ctx.cpu.retired;
     let budget = ctx.budget.clamp(0, STRETCH) as u64;
-    let most = (ctx.budget.min(STRETCH) + MAX_INSNS as i64).max(0) as u64;
+    let most = (ctx.budget.min(STRETCH) + over).max(0) as u64;
     // Both are in the context only where somebody looks there: see `show`.
     let (mut pc, mut done) = (ctx.cpu.pc, 0u64);
     let mut jumped = false;
@@ -116,7 +128,10 @@ pub(crate) fn run(core: &mut Core, ctx: &mut Context, page: Option<FetchPage>) -
         if done >= budget && (jumped || done >= most) {
             break Why::Look;
         }
-        if jumped && let Some(why) = core.count_run(ctx, pc) {
+        if jumped
+            && over != 0
+            && let Some(why) = core.count_run(ctx, pc)
+        {
             break why;
         }
         let (insn, next) = match code.insn(pc) {

@@ -24,6 +24,7 @@ use crate::riscv::csr::CsrEnv;
 use crate::riscv::mmu::Memory;
 use crate::riscv::trap::{self, Trap, cause};
 use crate::tb::TbCache;
+use crate::tier0;
 use crate::trace::{TraceMask, TraceSink};
 use crate::translate::{MAX_INSNS, Translator};
 use notdirty_core::rcu::forks;
@@ -42,8 +43,8 @@ const OWN_PORTS: usize = 2;
 const ASK_AGAIN: Duration = Duration::from_millis(50);
 /// How often one of several harts tries a handler again that traps into itself.
 const TRAP_AGAIN: Duration = Duration::from_millis(1);
-/// Slices shorter than this are left to the oracle.
-const WORTH_ENTERING: u64 = 2 * MAX_INSNS as u64;
+/// Slices shorter than this are left to tier 0: emitted code would run a few of their instructions only.
+const WORTH_ENTERING: u64 = MAX_INSNS as u64 + 64;
 
 /// How a vCPU is made.
 pub struct VcpuConfig {
@@ -402,10 +403,14 @@ impl Vcpu {
             let (n, exact) = self.slice(limits);
             match self.engine {
                 EngineKind::Interp => self.interpret(n, false),
-                EngineKind::Jit if exact && n < WORTH_ENTERING => self.interpret(n, false),
+                EngineKind::Jit if exact && n < WORTH_ENTERING => self.exactly(n),
                 EngineKind::Jit => {
                     let slack = if exact { MAX_INSNS as u64 } else { 0 };
                     self.jit((n - slack) as i64);
+                    if exact && self.cpu().retired == retired && !self.port().kicked() && !self.core.trap_loop {
+                        // The first block is longer than what is left.
+                        self.exactly(n);
+                    }
                 }
             }
             let now = self.cpu().retired;
@@ -413,6 +418,19 @@ impl Vcpu {
                 self.pace.ended(n, now);
             }
         }
+    }
+
+    /// `n` instructions and not one more: few, which emitted code cannot promise.
+    fn exactly(&mut self, n: u64) {
+        if !self.flags.tier0 {
+            return self.interpret(n, false);
+        }
+        let (ctx, core) = self.parts();
+        core.settle_regime(ctx);
+        core.new_deadline = false;
+        (ctx.budget, ctx.slice) = (n as i64, n as i64);
+        tier0::run_exactly(core, ctx);
+        core.new_deadline = false;
     }
 
     /// How many instructions to run, and whether it must not be one more.
