@@ -167,3 +167,30 @@ fn one_asid_under_two_modes_is_two_address_spaces_for_loads_and_for_code() {
         }
     }
 }
+
+#[test]
+fn more_address_spaces_than_are_remembered_and_none_each_run_their_own_code_at_one_address() {
+    // One address, which is physical in the first and something else in each of the others; nothing is fenced.
+    const SPACES: u64 = 20;
+    let (pc, tables, frames) = (RAM + 0x9000, RAM + MIB, RAM + 2 * MIB);
+    for (name, setup) in engines() {
+        let mut vm = machine(&setup);
+        vm.put(pc, &[li(A0, 0), ecall()]);
+        for n in 1..=SPACES {
+            let root = tables + n * 0x4000;
+            set(&vm, root + 8 * 2, (root + 0x1000) >> 2 | 1);
+            set(&vm, root + 0x1000, (root + 0x2000) >> 2 | 1);
+            set(&vm, root + 0x2000 + 8 * 9, (frames + n * 0x1000) >> 2 | RX);
+            vm.put(frames + n * 0x1000, &[li(A0, n as i32), ecall()]);
+        }
+        vm.put(FENCE, &[encode(Op::Csrrw, 0, T1, 0, 0x180), encode(Op::Mret, 0, 0, 0, 0)]);
+        for _ in 0..4 {
+            for n in 0..=SPACES {
+                let satp = if n == 0 { 0 } else { satp(8, n, tables + n * 0x4000) };
+                for _ in 0..2 {
+                    assert_eq!(go(&mut vm, (None, Some(satp)), FENCE, pc), n, "{name}");
+                }
+            }
+        }
+    }
+}
