@@ -201,7 +201,7 @@ impl Machine {
 
     /// Which hart met an exit.
     fn exited(&self, why: Exit) -> MachineExit {
-        let hart = self.vcpus.iter().position(|vcpu| vcpu.last_exit() == Some(why)).unwrap_or(0);
+        let hart = self.vcpus.iter().position(|vcpu| vcpu.last_exit().is_some()).unwrap_or(0);
         let pc = self.vcpus[hart].cpu().pc;
         match why {
             Exit::Trap(trap) => MachineExit::Trap { hart, pc, trap },
@@ -210,7 +210,8 @@ impl Machine {
     }
 
     /// From now on a run ends before a hart executes the instruction at one of these addresses, also where it was translated before;
-    /// they take the place of those of the last call. A run that begins at one executes it, and so goes on from there.
+    /// they take the place of those of the last call. Each arrival ends one run: the next one executes the instruction and goes on. So
+    /// does a run that begins at one because the hart, or the exit, was put there between runs.
     pub fn set_exits(&mut self, pcs: &[u64]) {
         self.vcpus.iter_mut().for_each(|vcpu| vcpu.set_exits(pcs));
     }
@@ -232,7 +233,8 @@ impl Machine {
         }
     }
 
-    /// From now on a run ends before a hart takes an exception whose bit, by the number of its cause, is set in `causes`.
+    /// From now on a run ends before a hart takes an exception whose bit, by the number of its cause, is set in `causes`. The next
+    /// run takes it, if it comes again.
     pub fn set_trap_exits(&mut self, causes: u64) {
         self.vcpus.iter_mut().for_each(|vcpu| vcpu.set_trap_exits(causes));
     }

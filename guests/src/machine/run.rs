@@ -33,7 +33,11 @@ impl Machine {
             };
             let exit = match self.vcpus.as_mut_slice() {
                 [vcpu] => vcpu.run(&part),
-                vcpus => run_all(&self.harts, vcpus, &part),
+                vcpus => {
+                    let exit = run_all(&self.harts, vcpus, &part);
+                    keep_others(vcpus, exit);
+                    exit
+                }
             };
             if exit == VcpuExit::Stopped {
                 let nudged = htif.is_some_and(|htif| htif.take_nudge());
@@ -95,4 +99,17 @@ fn run_all(harts: &Harts, vcpus: &mut [Vcpu], limits: &RunLimits) -> VcpuExit {
         }
     });
     harts.first_exit()
+}
+
+/// Two harts may come to an exit at once, and only one can be told: whoever comes later comes again.
+fn keep_others(vcpus: &mut [Vcpu], exit: VcpuExit) {
+    let told = match exit {
+        VcpuExit::Exit(why) => vcpus.iter().position(|vcpu| vcpu.last_exit() == Some(why)),
+        _ => None,
+    };
+    for (hart, vcpu) in vcpus.iter_mut().enumerate() {
+        if Some(hart) != told {
+            vcpu.keep_exit();
+        }
+    }
 }

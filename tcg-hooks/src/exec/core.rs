@@ -215,7 +215,7 @@ impl Core {
 
     /// Enters the handler for a trap at `cpu.pc`.
     pub(crate) fn take_trap(&mut self, ctx: &mut Context, trap: &Trap) {
-        if self.exits.stops(trap) {
+        if self.exits.stops(trap, (ctx.cpu.pc, ctx.cpu.retired)) {
             self.trap_loop = true;
             return;
         }

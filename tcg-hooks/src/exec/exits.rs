@@ -6,7 +6,9 @@
 //!   traps   a bit for each cause, looked at when a trap is about to be taken
 //! ```
 //!
-//! A run that begins at such a pc executes the instruction there: so it goes on from where the last one ended.
+//! Each arrival ends one run. The next one executes the instruction, or takes the trap: [`Told`] remembers for which place that holds. It
+//! holds too where the owner put the hart, or the exit. A limit, or the end of another hart's run, may stop a hart at an exit
+//! before it is told: then the next run ends there at once.
 
 use crate::riscv::trap::Trap;
 use notdirty_core::PAGE_SIZE;
@@ -22,8 +24,21 @@ pub enum Exit {
     Trap(Trap),
 }
 
+/// Where a hart stands, by its pc and its count of instructions.
+type Place = (u64, u64);
+
+/// Which exits end no run at the place where the hart stands.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub(crate) struct Told {
+    at: Place,
+    /// That at the pc.
+    pc: bool,
+    /// Those at exceptions, a bit for each cause.
+    traps: u64,
+}
+
 /// See the head of this file.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(crate) struct Exits {
     /// In rising order.
     pcs: Arc<[u64]>,
@@ -37,11 +52,72 @@ pub(crate) struct Exits {
     pub(crate) why: Option<Exit>,
     /// What ended the last one.
     pub(crate) last: Option<Exit>,
+    told: Told,
+    /// The owner put the hart where it stands.
+    put: bool,
 }
 
 impl Exits {
-    /// Runs end here from now on. Is this set another than the last one?
-    pub(crate) fn set_pcs(&mut self, pcs: &[u64]) -> bool {
+    pub(crate) fn new() -> Exits {
+        Exits {
+            pcs: Arc::default(),
+            set: 0,
+            sets: Vec::new(),
+            traps: 0,
+            why: None,
+            last: None,
+            told: Told::default(),
+            put: true,
+        }
+    }
+
+    /// The owner is about to put the hart somewhere.
+    pub(crate) fn put(&mut self) {
+        (self.why, self.put) = (None, true);
+    }
+
+    /// A run begins here.
+    #[inline]
+    pub(crate) fn begin(&mut self, at: Place) {
+        if std::mem::take(&mut self.put) {
+            self.told = Told { at, pc: true, traps: 0 };
+        }
+    }
+
+    /// What holds for a hart that stands here.
+    pub(crate) fn told(&self, at: Place) -> Told {
+        if self.put { Told { at, pc: true, traps: 0 } } else { self.told }
+    }
+
+    /// As [`told`](Self::told) once said.
+    pub(crate) fn set_told(&mut self, told: Told) {
+        (self.why, self.told, self.put) = (None, told, false);
+    }
+
+    /// A run ends here by this.
+    pub(crate) fn tell(&mut self, why: Exit, at: Place) {
+        if self.told.at != at {
+            self.told = Told { at, ..Told::default() };
+        }
+        match why {
+            Exit::Pc => self.told.pc = true,
+            Exit::Trap(trap) => self.told.traps |= 1 << (trap.cause & 63),
+        }
+        self.last = Some(why);
+    }
+
+    /// Shall a run that begins here not end at once, though there is an exit?
+    #[inline]
+    pub(crate) fn passes(&self, at: Place) -> bool {
+        self.has(at.0) && self.told.at == at && self.told.pc
+    }
+
+    /// Runs end here from now on; the hart stands at `at`. Is this set another than the last one?
+    pub(crate) fn set_pcs(&mut self, pcs: &[u64], at: Place) -> bool {
+        if self.told.at != at {
+            self.told = Told { at, ..Told::default() };
+        }
+        self.told.pc = true;
         let mut pcs = pcs.to_vec();
         pcs.sort_unstable();
         pcs.dedup();
@@ -87,10 +163,12 @@ impl Exits {
         self.pcs.get(next).is_some_and(|at| at - start < PAGE_SIZE)
     }
 
-    /// Does this trap end the run, in place of being taken?
+    /// Does this trap end the run, in place of being taken here?
     #[inline]
-    pub(crate) fn stops(&mut self, trap: &Trap) -> bool {
-        let stops = !trap.is_interrupt() && self.traps >> (trap.cause & 63) & 1 != 0;
+    pub(crate) fn stops(&mut self, trap: &Trap, at: Place) -> bool {
+        let bit = 1 << (trap.cause & 63);
+        let stops =
+            self.traps & bit != 0 && !trap.is_interrupt() && !(self.told.at == at && self.told.traps & bit != 0);
         if stops {
             self.why = Some(Exit::Trap(*trap));
         }
@@ -104,12 +182,12 @@ mod tests {
 
     #[test]
     fn a_set_that_comes_again_has_its_old_number() {
-        let mut exits = Exits::default();
-        assert!(exits.set_pcs(&[8, 4, 8]) && exits.number() == 1);
-        assert!(!exits.set_pcs(&[4, 8]) && exits.number() == 1);
-        assert!(exits.set_pcs(&[4]) && exits.number() == 2);
-        assert!(exits.set_pcs(&[]) && exits.number() == 0 && !exits.has(4));
-        assert!(exits.set_pcs(&[8, 4]) && exits.number() == 1);
+        let mut exits = Exits::new();
+        assert!(exits.set_pcs(&[8, 4, 8], (0, 0)) && exits.number() == 1);
+        assert!(!exits.set_pcs(&[4, 8], (0, 0)) && exits.number() == 1);
+        assert!(exits.set_pcs(&[4], (0, 0)) && exits.number() == 2);
+        assert!(exits.set_pcs(&[], (0, 0)) && exits.number() == 0 && !exits.has(4));
+        assert!(exits.set_pcs(&[8, 4], (0, 0)) && exits.number() == 1);
         assert!(exits.has(4) && !exits.has(6));
         assert!(exits.has_on_page(0xffe) && !exits.has_on_page(0x1000));
     }

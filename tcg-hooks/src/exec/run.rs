@@ -166,7 +166,7 @@ impl Vcpu {
                 semihosting: None,
                 unhandled: Traps::default(),
                 edges: None,
-                exits: Exits::default(),
+                exits: Exits::new(),
                 trap_loop: false,
                 new_deadline: false,
                 drop_code: false,
@@ -254,7 +254,7 @@ impl Vcpu {
     fn drop_hidden_state(&mut self) {
         self.core.mmu.clear_reservation();
         (self.core.waiting, self.core.trap_loop) = (false, false);
-        self.core.exits.why = None;
+        self.core.exits.put();
         self.core.unhandled.forget();
     }
 
@@ -317,10 +317,20 @@ impl Vcpu {
         // What the host put there, by `cpu_mut`, is no register.
         self.parts().0.cpu.x[0] = 0;
         self.core.exits.last = None;
+        self.core.exits.begin(self.place());
         let exit = self.run_loop(limits);
+        if self.core.exits.why.take().is_some() {
+            // Something else ended it first: the next one meets the exit again.
+            self.core.trap_loop = false;
+        }
         self.core.memory = Some(Memory::of(&self.cpu().csr));
         self.retired += self.cpu().retired.wrapping_sub(before);
         exit
+    }
+
+    /// Where it stands.
+    fn place(&self) -> (u64, u64) {
+        (self.cpu().pc, self.cpu().retired)
     }
 
     fn run_loop(&mut self, limits: &RunLimits) -> VcpuExit {
@@ -364,7 +374,8 @@ impl Vcpu {
             }
             if std::mem::take(&mut self.core.trap_loop) {
                 if let Some(why) = self.core.exits.why.take() {
-                    self.core.exits.last = Some(why);
+                    let at = self.place();
+                    self.core.exits.tell(why, at);
                     return VcpuExit::Exit(why);
                 }
                 running = None;
@@ -395,7 +406,7 @@ impl Vcpu {
             if let Some(cause) = trap::pending_interrupt(&ctx.cpu, mip) {
                 core.take_trap(ctx, &Trap::interrupt(cause));
             }
-            if begins && self.core.exits.has(self.cpu().pc) {
+            if begins && self.core.exits.passes(self.place()) {
                 // It goes on from where the last run ended.
                 self.interpret(1, true);
                 continue;

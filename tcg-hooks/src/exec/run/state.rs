@@ -1,14 +1,14 @@
 //! A hart's whole state, as a checkpoint keeps it: registers, and what they do not show.
 //!
 //! ```text
-//!   VcpuState  cpu │ in wfi │ reservation │ interrupt lines, deadline │ an exception that is not handled yet
+//!   VcpuState  cpu │ in wfi │ exits told │ reservation │ interrupt lines, deadline │ an exception that is not handled yet
 //!   not in it:  translations, TLB, counters of what was done        they follow from memory, or concern the host
 //! ```
 //!
 //! Where the guest may see a store to its code late (`ICache::FenceI`), what is late is seen when a state is taken or restored: the
 //! ISA allows it at any time, and so the run after a restore is that after the checkpoint.
 
-use super::super::exits::Exit;
+use super::super::exits::{Exit, Told};
 use super::super::unhandled::Traps;
 use super::Vcpu;
 use crate::cover::Edges;
@@ -25,6 +25,7 @@ pub struct VcpuState {
     cpu: CpuState,
     waiting: bool,
     trap_loop: bool,
+    told: Told,
     unhandled: Traps,
     irq: u64,
     timer_deadline: u64,
@@ -54,6 +55,7 @@ impl Vcpu {
             cpu: ctx.cpu.clone(),
             waiting: core.waiting,
             trap_loop: core.trap_loop,
+            told: core.exits.told((ctx.cpu.pc, ctx.cpu.retired)),
             unhandled: core.unhandled.clone(),
             irq: port.irq.load(Ordering::Acquire),
             timer_deadline: port.timer_deadline.load(Ordering::Acquire),
@@ -82,7 +84,7 @@ impl Vcpu {
         }
         ctx.cpu.clone_from(&state.cpu);
         (core.waiting, core.trap_loop) = (state.waiting, state.trap_loop);
-        core.exits.why = None;
+        core.exits.set_told(state.told);
         core.unhandled.clone_from(&state.unhandled);
         let port = core.mmu.port();
         port.irq.store(state.irq, Ordering::Release);
@@ -119,15 +121,23 @@ impl Vcpu {
         stats.mmio_read + stats.mmio_write + self.core.semihosted
     }
 
-    /// From now on runs end before the instructions at these addresses, whatever was translated before; a run that begins at one executes
-    /// it. They take the place of those of the last call.
+    /// From now on runs end before the instructions at these addresses, whatever was translated before, once for each time that the hart
+    /// comes to one: the next run executes the instruction, as does one that begins where the owner put the hart, or an exit. They take
+    /// the place of those of the last call.
     pub fn set_exits(&mut self, pcs: &[u64]) {
         self.part_from_parent();
         let (ctx, core) = self.parts();
-        if core.exits.set_pcs(pcs)
+        if core.exits.set_pcs(pcs, (ctx.cpu.pc, ctx.cpu.retired))
             && let Some(tbs) = &mut core.tbs
         {
             tbs.forget_all_jumps(ctx);
+        }
+    }
+
+    /// The exit that ended the last run was not told: that of another hart was. The next run ends by it at once.
+    pub fn keep_exit(&mut self) {
+        if self.core.exits.last.take().is_some() {
+            self.core.exits.set_told(Told::default());
         }
     }
 
@@ -136,7 +146,7 @@ impl Vcpu {
         self.core.exits.last
     }
 
-    /// From now on runs end before exceptions of these causes, a bit for each, are taken.
+    /// From now on runs end before exceptions of these causes, a bit for each, are taken; the next run takes it, if it comes again.
     pub fn set_trap_exits(&mut self, causes: u64) {
         self.core.exits.set_traps(causes);
     }
