@@ -4,7 +4,7 @@
 //! ```text
 //!   stub, behind the TB:  lea rdx, [base + imm] ; test eax, site ; call routine ; jmp back
 //!   routine:  comparator equal but for OTHER ──────────▶ the access at rdx + the entry's addend ; ret     (one of many: site)
-//!             store, equal but for LINES too ──────────▶ the line is noted (core's dirty/lines.rs), then the same
+//!             store, equal but for LINES too ──────────▶ a routine of its size notes the line (core's dirty/lines.rs), then the same
 //!             store, equal but for CODEPAGE (and OTHER) ─▶ no code in these halfwords: the same,
 //!                                              but for one of many (`tb/sites.rs`)
 //!             anything else ──────────────────────────▶ eax = site, read from the stub ; jmp site
@@ -38,12 +38,12 @@ const KINDS: usize = LOADS + 4;
 const LOADS: usize = 7;
 /// Those that only find the host address, behind all others.
 const RESOLVE: usize = 1 + KINDS * PLACES;
-/// What the flags of an entry ask of a store, by the logarithm of its size; then what they ask of an atomic's, of four bytes and eight.
+/// What OTHER and LINES ask of a store, by the logarithm of its size.
 const FLAGGED: usize = RESOLVE + 3;
 /// Bytes from one of them to the next.
 const WIDE_STRIDE: usize = 256;
 /// Bytes of them all.
-pub(super) const LEN: usize = FLAGGED * STRIDE + 6 * WIDE_STRIDE;
+pub(super) const LEN: usize = FLAGGED * STRIDE + 4 * WIDE_STRIDE;
 /// Set in the number of a site whose stub has more to do before Rust is called.
 pub(super) const MOVED: u32 = 1 << 31;
 
@@ -108,7 +108,7 @@ pub(super) fn assemble(first: CodeOffset, site: CodeOffset) -> Vec<u8> {
     dynasm!(ops; .arch x64; .i32 site.wrapping_sub(behind) as i32; ret);
     let mut hosts = PINS.map(|(_, host)| (32 + usize::from(host), host));
     hosts.sort_unstable();
-    let flagged = [(); 6].map(|()| ops.new_label());
+    let flagged = [(); 4].map(|()| ops.new_label());
     for kind in 0..KINDS {
         let memory = (0..32).map(|guest| (guest, RAX));
         let floats = (0..32).map(|n| (FLOATS + n, RAX));
@@ -134,9 +134,9 @@ pub(super) fn assemble(first: CodeOffset, site: CodeOffset) -> Vec<u8> {
         match n {
             0 => resolve_load(&mut ops, out),
             _ => {
-                let sampled = resolve_store(&mut ops, (flagged[n + 3], out));
+                let rest = resolve_store(&mut ops, 2 << n, false, out);
                 dynasm!(ops; .arch x64; ret);
-                sample_stores(&mut ops, sampled, out);
+                ask_flags(&mut ops, rest, (flagged[n + 1], out));
             }
         }
         dynasm!(ops; .arch x64; ret);
@@ -144,8 +144,7 @@ pub(super) fn assemble(first: CodeOffset, site: CodeOffset) -> Vec<u8> {
     }
     for (n, start) in flagged.into_iter().enumerate() {
         ops.skip_to(FLAGGED * STRIDE + n * WIDE_STRIDE);
-        let (size, counted) = if n < 4 { (n, true) } else { (n - 2, false) };
-        flagged_store(&mut ops, 1 << size, counted, start);
+        flagged_store(&mut ops, 1 << n, start);
     }
     assert!(ops.here() as usize <= LEN, "the last is no longer than the stride");
     ops.skip_to(LEN);
@@ -170,43 +169,25 @@ fn resolve_load(ops: &mut Assembler, out: Label) {
         ; cmp eax, eax);
 }
 
-/// Of stores with another addend, which come from the first label and go on at the second, every so many go `out`.
-fn sample_stores(ops: &mut Assembler, (from, back): (Label, Label), out: Label) {
-    dynasm!(ops; .arch x64; =>from; dec DWORD [rbp + ELSEWHERE]; jns BYTE =>back; jmp =>out);
+/// What OTHER and LINES ask of a store that comes from the first label, and goes on at the second.
+fn ask_flags(ops: &mut Assembler, (from, back): (Label, Label), (flagged, out): (Label, Label)) {
+    dynasm!(ops; .arch x64; =>from; call =>flagged; jnc BYTE =>back; jmp =>out);
 }
 
-/// The same for a store; what its page's flags ask for, `flagged` does. What `sample_stores` is to join.
-fn resolve_store(ops: &mut Assembler, (flagged, out): (Label, Label)) -> (Label, Label) {
+/// The same for a store; if they are counted, every so many beside code go `out`. What `ask_flags` is to join.
+fn resolve_store(ops: &mut Assembler, bytes: u32, counted: bool, out: Label) -> (Label, Label) {
     let (go, from, back) = (ops.new_label(), ops.new_label(), ops.new_label());
     dynasm!(ops; .arch x64
         ; xor rax, [rbp + rcx + (TABLE + WRITE)]
         ; test rax, DWORD !((OTHER | CODEPAGE | LINES) as i32)
         ; jnz =>out
         ; add rdx, [rbp + rcx + (TABLE + ADDEND)]
-        // Most come for a flag, and take no jump.
-        ; test al, BYTE OTHER as u8 as i8
+        // Most come for CODEPAGE, and take no jump.
+        ; test al, BYTE (OTHER | LINES) as u8 as i8
         ; jnz BYTE =>from
         ; =>back
-        ; test al, BYTE (CODEPAGE | LINES) as i8
-        ; jz BYTE =>go
-        ; call =>flagged
-        ; jc =>out
-        ; =>go
-        ; cmp eax, eax);
-    (from, back)
-}
-
-/// What is asked of a store to the host address in rdx through the entry at rcx, with these flags in al; rdx survives. With the carry
-/// flag set Rust must do it. If they are counted, every so many beside code do.
-fn flagged_store(ops: &mut Assembler, bytes: u32, counted: bool, start: Label) {
-    let [lines, code, done, rust] = [(); 4].map(|()| ops.new_label());
-    dynasm!(ops; .arch x64
-        ; =>start
-        ; test al, BYTE LINES as i8
-        ; jnz =>lines
-        ; =>code
         ; test al, BYTE CODEPAGE as i8
-        ; jz =>done
+        ; jz BYTE =>go
         ; mov rax, [rbp + rcx + (TABLE + AUX)]
         ; mov ecx, edx
         ; shr ecx, 4
@@ -217,21 +198,39 @@ fn flagged_store(ops: &mut Assembler, bytes: u32, counted: bool, start: Label) {
         ; and ecx, 7
         ; shr eax, cl
         ; test al, ((1 << bytes.div_ceil(2)) - 1) as i8
-        ; jnz =>rust);
+        ; jnz =>out);
     if counted {
-        dynasm!(ops; .arch x64; dec DWORD [rbp + BESIDE]; js =>rust);
+        dynasm!(ops; .arch x64; dec DWORD [rbp + BESIDE]; js =>out);
     }
     if bytes > 1 {
         // From an odd address on it is a half more.
         dynasm!(ops; .arch x64
             ; test dl, 1
-            ; jz BYTE =>done
+            ; jz BYTE =>go
             ; test al, 1 << (bytes / 2)
-            ; jnz =>rust);
+            ; jnz =>out);
+    } else {
+        dynasm!(ops; .arch x64; cmp eax, eax);
     }
-    dynasm!(ops; .arch x64; =>done; clc; ret; =>rust; stc; ret; =>lines);
+    dynasm!(ops; .arch x64; =>go);
+    (from, back)
+}
+
+/// What is asked of a store to the host address in rdx through the entry at rcx, with these flags in al: every so many with another
+/// addend are Rust's, with the carry flag set, and a line is noted. All but flags survives.
+fn flagged_store(ops: &mut Assembler, bytes: u32, start: Label) {
+    let [lines, done, rust] = [(); 3].map(|()| ops.new_label());
+    dynasm!(ops; .arch x64
+        ; =>start
+        ; test al, BYTE OTHER as u8 as i8
+        ; jz BYTE =>lines
+        ; dec DWORD [rbp + ELSEWHERE]
+        ; js =>rust
+        ; =>lines
+        ; test al, BYTE LINES as i8
+        ; jz =>done);
     note_line(ops, bytes, rust);
-    dynasm!(ops; .arch x64; jmp =>code);
+    dynasm!(ops; .arch x64; =>done; clc; ret; =>rust; stc; ret);
 }
 
 /// Notes the line of a store; rax, rcx and rdx survive. `rust` if nothing was noted.
@@ -306,7 +305,7 @@ fn load(ops: &mut Assembler, mem: MemOp, guest: Option<u8>, d: u8, out: Label) {
 }
 
 fn store(ops: &mut Assembler, size: usize, guest: Option<u8>, value: u8, to: (Label, Label)) {
-    let sampled = resolve_store(ops, to);
+    let rest = resolve_store(ops, 1 << size, true, to.1);
     match guest {
         Some(0) => dynasm!(ops; .arch x64; mov eax, DWORD 0),
         Some(guest @ FIRST_FLOAT..) => dynasm!(ops; .arch x64; mov rax, [rbp + float_off(guest)]),
@@ -320,7 +319,7 @@ fn store(ops: &mut Assembler, size: usize, guest: Option<u8>, value: u8, to: (La
         _ => dynasm!(ops; .arch x64; mov [rdx], Rq(value)),
     }
     dynasm!(ops; .arch x64; ret);
-    sample_stores(ops, sampled, to.1);
+    ask_flags(ops, rest, to);
 }
 
 const _: () = assert!(CODEPAGE < 0x80 && LINES < 0x80 && BASE == 128, "one byte each");
