@@ -75,7 +75,7 @@ test-deep: guests
 	$(CARGO) loom-wide
 	NOTDIRTY_PROGRAMS=$(NOTDIRTY_PROGRAMS) NOTDIRTY_CHECKED=2000 NOTDIRTY_FUZZ_INPUTS=20000 NOTDIRTY_HOSTILE_INSNS=100000000 \
 	NOTDIRTY_FLOATS=100000000 NOTDIRTY_SWITCHES=1 \
-	NOTDIRTY_STRESS_SECONDS=600 NOTDIRTY_KERNEL_CHECKPOINTS=10000 $(CARGO) test --release $(CARGO_FLAGS) $(ALL) -- --nocapture
+	NOTDIRTY_STRESS_SECONDS=600 NOTDIRTY_KERNEL_CHECKPOINTS=10000 NOTDIRTY_SOAK_SECONDS=300 $(CARGO) test --release $(CARGO_FLAGS) $(ALL) -- --nocapture
 	@if command -v valgrind >/dev/null; then $(MAKE) --no-print-directory valgrind; \
 	else echo "test-deep: no valgrind, its part is skipped (make deps)"; fi
 

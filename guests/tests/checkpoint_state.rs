@@ -285,11 +285,16 @@ fn marks_of_page_tables_are_taken_back_and_set_again() {
 fn a_mapping_that_came_after_a_checkpoint_is_gone_after_a_restore() {
     // s3: its own leaf, through page 48 of the map; s4: another one. With a fence or without.
     for (fence, host) in [(true, false), (false, false), (true, true), (false, true)] {
-        let code = match fence {
-            true => {
+        let code = match (fence, host) {
+            (true, false) => {
                 code!(; again: ; ld s0, [s2] ; sd s4, [s3] ; .u32 0x1200_0073 ; ld s1, [s2] ; sd s1, [s2, 8] ; j <again)
             }
-            false => code!(; again: ; ld s0, [s2] ; sd s4, [s3] ; nop ; ld s1, [s2] ; sd s1, [s2, 8] ; j <again),
+            (false, false) => {
+                code!(; again: ; ld s0, [s2] ; sd s4, [s3] ; nop ; ld s1, [s2] ; sd s1, [s2, 8] ; j <again)
+            }
+            // The guest writes nothing: what the host writes is all there is to tell of tables.
+            (true, true) => code!(; again: ; ld s0, [s2] ; nop ; .u32 0x1200_0073 ; ld s1, [s2] ; nop ; j <again),
+            (false, true) => code!(; again: ; ld s0, [s2] ; nop ; nop ; ld s1, [s2] ; nop ; j <again),
         };
         for way in ways() {
             let mut machine = paged(way, &code);
@@ -308,7 +313,7 @@ fn a_mapping_that_came_after_a_checkpoint_is_gone_after_a_restore() {
                 }
                 steps(&mut machine, if round % 2 == 0 { 5 } else { 600 });
                 if fence {
-                    assert_eq!(word(&machine, DATA + 0x1008), 2, "{way:?}, host {host}, round {round}");
+                    assert_eq!(machine.cpu().x[9], 2, "{way:?}, host {host}, round {round}");
                 }
                 machine.restore(&node).unwrap();
                 machine.verify(&node).unwrap();

@@ -2,62 +2,21 @@
 
 use dynasmrt::riscv::RiscvRelocation;
 use dynasmrt::{DynasmLabelApi, VecAssembler};
+#[path = "common/writers.rs"]
+mod writers;
+
 use notdirty::{
     Captured, Checkpoint, ClockKind, Console, EngineKind, ExitBy, GuestExit, JitFlags, Machine, MachineExit, Program,
     RunLimits,
 };
-use notdirty_softmmu::{AddressSpace, DeviceState, GuestPhys, MemSize, MmioDevice};
+use notdirty_softmmu::GuestPhys;
 use notdirty_tcg::cpu::CpuState;
 use notdirty_tcg::testkit::Rng;
 use std::path::Path;
-use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant};
+use writers::{DATA, MASK, RAM, SIZE, start, with_dma};
 
-const RAM: u64 = 0x8000_0000;
-const SIZE: u64 = 1 << 20;
-const DATA: u64 = RAM + 0x2_0000;
-/// Sixteen pages.
-const MASK: u64 = 0xffff;
-const DMA: u64 = 0x4000_0000;
 const PASS: MachineExit = MachineExit::Guest(GuestExit { code: 0, by: ExitBy::Finisher });
-
-/// Stores for ever to random places of the same pages as all others, in every width, by AMO, LR and SC; and over its own code. Now and
-/// then it asks the device for DMA, if there is one: s7 is not zero.
-fn program() -> Vec<u8> {
-    let mut ops = VecAssembler::<RiscvRelocation>::new(0);
-    dynasmrt::dynasm!(ops ; .arch riscv64 ; .feature imaczicsr_zifencei
-        ; again:
-        ; slli t0, s0, 13 ; xor s0, s0, t0 ; srli t0, s0, 7 ; xor s0, s0, t0 ; slli t0, s0, 17 ; xor s0, s0, t0
-        ; srli t1, s0, 20 ; and t1, t1, s2 ; add t1, t1, s1 ; andi t2, t1, -8
-        ; sb s0, [t1]
-        ; srli t3, s0, 33 ; and t3, t3, s2 ; add t3, t3, s1 ; sd s0, [t3]
-        ; amoadd.d t4, s0, [t2] ; amoor.w t4, s0, [t2]
-        ; lr.d t4, [t2] ; sc.d t5, s0, [t2]
-        ; andi t4, s0, 63 ; bnez t4, >patched
-        ; xor s4, s4, s6 ; la t5, >patched ; sw s4, [t5] ; fence.i
-        ; beqz s7, >patched
-        ; sd t1, [s7]
-        ; patched:
-        ; addi s3, s3, 1
-        ; j <again
-    );
-    ops.finalize().unwrap()
-}
-
-fn start(machine: &mut Machine, seed: u64) {
-    let code = program();
-    for hart in 0..machine.harts() {
-        let base = RAM + 0x1000 * hart as u64;
-        machine.write(base, &code).unwrap();
-    }
-    machine.start_at(RAM).unwrap();
-    for hart in 0..machine.harts() {
-        let cpu = machine.vcpu_mut(hart).unwrap().cpu_mut();
-        cpu.pc = RAM + 0x1000 * hart as u64;
-        (cpu.x[8], cpu.x[9], cpu.x[18]) = (seed * 2 + 1 + 1000 * hart as u64, DATA, MASK);
-        (cpu.x[20], cpu.x[22]) = (0x0019_8993, 0x0030_0000);
-    }
-}
 
 struct Copy {
     ram: Vec<u8>,
@@ -114,30 +73,50 @@ fn interleave(machine: &mut Machine, seed: u64, what: &str, beside: impl Fn(u64)
 
 #[test]
 fn harts_that_store_to_the_same_pages_are_put_back() {
-    for engine in [EngineKind::Jit, EngineKind::Interp] {
-        for harts in [2, 4] {
-            let flags = JitFlags { tier0: harts == 2, ..JitFlags::default() };
-            let mut machine =
-                Machine::builder().ram_size(SIZE).harts(harts).engine(engine).jit_flags(flags).build().unwrap();
-            start(&mut machine, harts as u64);
-            interleave(&mut machine, harts as u64, &format!("{engine:?}, {harts} harts"), |_| {});
-        }
+    let on = JitFlags::default();
+    let eager = JitFlags { tier0: false, ..on };
+    let any = JitFlags { aligned: false, ..eager };
+    for (engine, harts, flags) in [
+        (EngineKind::Jit, 1, any),
+        (EngineKind::Jit, 2, on),
+        (EngineKind::Jit, 4, eager),
+        (EngineKind::Interp, 2, on),
+        (EngineKind::Interp, 4, on),
+    ] {
+        let mut machine =
+            Machine::builder().ram_size(SIZE).harts(harts).engine(engine).jit_flags(flags).build().unwrap();
+        start(&mut machine, harts as u64);
+        interleave(&mut machine, harts as u64, &format!("{engine:?}, {harts} harts"), |_| {});
     }
 }
 
-/// Writes some bytes where it is told to.
-struct Dma(Weak<AddressSpace>);
+/// Stores once to every second line of the pages from s1 on, from line s3 on; then it waits.
+fn every_second_line() -> Vec<u8> {
+    let mut ops = VecAssembler::<RiscvRelocation>::new(0);
+    dynasmrt::dynasm!(ops ; .arch riscv64 ; .feature imac
+        ; slli s3, s3, 6 ; add s1, s1, s3
+        ; again: ; sd s1, [s1] ; addi s1, s1, 128 ; bltu s1, s2, <again
+        ; end: ; j <end
+    );
+    ops.finalize().unwrap()
+}
 
-impl MmioDevice for Dma {
-    fn read(&self, _: u64, _: MemSize) -> u64 {
-        0
+#[test]
+fn lines_of_one_page_that_two_harts_note_at_once_are_both_put_back() {
+    let eager = JitFlags { tier0: false, ..JitFlags::default() };
+    let mut machine = Machine::builder().ram_size(SIZE).harts(2).jit_flags(eager).build().unwrap();
+    machine.write(RAM, &every_second_line()).unwrap();
+    machine.start_at(RAM).unwrap();
+    for hart in 0..2 {
+        let cpu = machine.vcpu_mut(hart).unwrap().cpu_mut();
+        (cpu.x[9], cpu.x[18], cpu.x[19]) = (DATA, DATA + 64 * 4096, hart as u64);
     }
-    fn write(&self, _: u64, _: MemSize, value: u64) {
-        let bytes: Vec<u8> = (0..1 + value % 3000).map(|n| (n ^ value) as u8).collect();
-        self.0.upgrade().unwrap().write(GuestPhys::new(value), &bytes).unwrap();
-    }
-    fn state(&self) -> DeviceState<'_> {
-        DeviceState::Stateless
+    let node = machine.checkpoint().unwrap();
+    for _ in 0..1000 {
+        let deadline = Some(Instant::now() + Duration::from_micros(100));
+        machine.run(&RunLimits { max_insns: None, deadline });
+        machine.restore(&node).unwrap();
+        machine.verify(&node).unwrap();
     }
 }
 
@@ -146,12 +125,9 @@ fn what_a_device_and_another_thread_write_is_put_back() {
     for engine in [EngineKind::Jit, EngineKind::Interp] {
         for harts in [1, 2] {
             let mut machine = Machine::builder().ram_size(SIZE).harts(harts).engine(engine).build().unwrap();
-            let space = machine.space().clone();
-            space.map_mmio(GuestPhys::new(DMA), 0x1000, Arc::new(Dma(Arc::downgrade(&space))), 0).unwrap();
             start(&mut machine, 7);
-            for hart in 0..harts {
-                machine.vcpu_mut(hart).unwrap().cpu_mut().x[23] = DMA;
-            }
+            with_dma(&mut machine);
+            let space = machine.space().clone();
             interleave(&mut machine, 11, &format!("{engine:?}, {harts} harts, DMA"), |step| {
                 let mut rng = Rng::new(step);
                 for _ in 0..20 {
