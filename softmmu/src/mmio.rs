@@ -68,8 +68,8 @@ pub trait MmioDevice: Send + Sync {
     fn state(&self) -> DeviceState<'_> {
         DeviceState::Unknown
     }
-    /// May its state change without an access to it, by a thread or a call of its own? If not, a restore leaves it alone as long as no
-    /// vCPU has called a device.
+    /// May its state change without an access to it, by a thread or a call of its own? If not, a restore leaves it alone as long as
+    /// no device was called, by a vCPU or through the address space.
     fn changes_alone(&self) -> bool {
         true
     }

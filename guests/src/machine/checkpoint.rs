@@ -266,9 +266,9 @@ impl Machine {
         Ok(())
     }
 
-    /// How often vCPUs have called devices.
+    /// How often vCPUs, the host and other devices have called devices.
     fn device_calls(&self) -> u64 {
-        self.vcpus.iter().map(Vcpu::device_calls).sum()
+        self.vcpus.iter().map(Vcpu::device_calls).sum::<u64>() + self.board.space.device_calls()
     }
 
     /// What must be the same for a checkpoint to be restored.

@@ -136,7 +136,7 @@ pub struct Machine {
     /// The numbers of edges, if they are counted.
     edges: Option<Arc<Edges>>,
     checkpoints: Option<Box<checkpoint::Checkpoints>>,
-    /// How often vCPUs had called devices when these were last as the current checkpoint says.
+    /// How often devices had been called when these were last as the current checkpoint says.
     settled_calls: Option<u64>,
     /// Pages whose entries a restore arms; kept for its memory.
     to_arm: Vec<notdirty_core::PageIndex>,

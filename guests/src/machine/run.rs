@@ -58,7 +58,11 @@ impl Machine {
             };
             match half {
                 // What ended is only the time in which a high half could have come.
-                Some(htif) if own && htif.has_half() => htif.end_half(),
+                Some(htif) if own && htif.has_half() => {
+                    // By no call of a vCPU.
+                    self.settled_calls = None;
+                    htif.end_half();
+                }
                 Some(_) if own && exit != VcpuExit::Hung => continue,
                 _ => {}
             }

@@ -16,6 +16,7 @@ use notdirty_core::{
 };
 use std::mem::ManuallyDrop;
 use std::ops::Deref;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -107,6 +108,8 @@ pub struct AddressSpace {
     vcpus: Arc<VcpuRegistry>,
     view: RcuCell<Arc<FlatView>>,
     tree: Mutex<RegionTree>,
+    /// How often the host has called a device.
+    device_calls: AtomicU64,
 }
 
 impl AddressSpace {
@@ -114,7 +117,8 @@ impl AddressSpace {
     pub fn new(ram: Arc<RamList>) -> Arc<AddressSpace> {
         let vcpus = Arc::new(VcpuRegistry::new(&ram));
         ram.add_listener(Arc::downgrade(&vcpus));
-        Arc::new(AddressSpace { ram, vcpus, view: RcuCell::new(Arc::default()), tree: Mutex::new(RegionTree::new()) })
+        let (view, tree) = (RcuCell::new(Arc::default()), Mutex::new(RegionTree::new()));
+        Arc::new(AddressSpace { ram, vcpus, view, tree, device_calls: AtomicU64::new(0) })
     }
 
     /// The RAM list under it.
@@ -340,6 +344,11 @@ impl AddressSpace {
         self.vcpus.post_all(Request::Rearm(PageRange::of_bytes(RamAddr::new(0), 0)))
     }
 
+    /// How often the host has called devices, by [`read`](Self::read) and [`write`](Self::write); vCPUs count their own calls.
+    pub fn device_calls(&self) -> u64 {
+        self.device_calls.load(Ordering::Relaxed)
+    }
+
     /// Reads guest memory for the host. Devices are read in naturally aligned parts.
     ///
     /// # Errors
@@ -358,6 +367,7 @@ impl AddressSpace {
                     if mmio::is_inside(&**dev) {
                         return Err(AccessError::Reentered { addr: part.addr() });
                     }
+                    self.device_calls.fetch_add(1, Ordering::Relaxed);
                     for (at, size) in mmio::aligned_parts(off + part.into, bytes.len() as u64) {
                         let addr = part.addr().wrapping_add(at);
                         let value = mmio::read(&**dev, sizes, off + part.into + at, size)
@@ -418,6 +428,7 @@ impl AddressSpace {
         for part in &parts {
             if let What::Mmio { dev, off } = &part.range.what {
                 let sizes = dev.sizes();
+                self.device_calls.fetch_add(1, Ordering::Relaxed);
                 for (at, size) in mmio::aligned_parts(off + part.into, part.len as u64) {
                     let mut value = [0; 8];
                     let n = size.bytes() as usize;
