@@ -90,10 +90,12 @@ fn harts_that_store_to_the_same_pages_are_put_back() {
     }
 }
 
-/// Stores once to every second line of the pages from s1 on, from line s3 on; then it waits.
+/// Waits for the other hart at s4, stores once to every second line of the pages from s1 on, from line s3 on; then it waits.
 fn every_second_line() -> Vec<u8> {
     let mut ops = VecAssembler::<RiscvRelocation>::new(0);
     dynasmrt::dynasm!(ops ; .arch riscv64 ; .feature imac
+        ; li.12 t0, 1 ; li.12 t1, 2 ; amoadd.w zero, t0, [s4]
+        ; both: ; lw t0, [s4] ; bne t0, t1, <both
         ; slli s3, s3, 6 ; add s1, s1, s3
         ; again: ; sd s1, [s1] ; addi s1, s1, 128 ; bltu s1, s2, <again
         ; end: ; j <end
@@ -110,10 +112,11 @@ fn lines_of_one_page_that_two_harts_note_at_once_are_both_put_back() {
     for hart in 0..2 {
         let cpu = machine.vcpu_mut(hart).unwrap().cpu_mut();
         (cpu.x[9], cpu.x[18], cpu.x[19]) = (DATA, DATA + 64 * 4096, hart as u64);
+        cpu.x[20] = RAM + 0x1000;
     }
     let node = machine.checkpoint().unwrap();
     for _ in 0..1000 {
-        let deadline = Some(Instant::now() + Duration::from_micros(100));
+        let deadline = Some(Instant::now() + Duration::from_micros(200));
         machine.run(&RunLimits { max_insns: None, deadline });
         machine.restore(&node).unwrap();
         machine.verify(&node).unwrap();
