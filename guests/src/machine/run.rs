@@ -5,12 +5,14 @@
 //!                                                                        └─ none came: the guest has ended
 //! ```
 
+use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
-use notdirty_tcg::{Harts, RunLimits, Vcpu, VcpuExit};
+use notdirty_tcg::cover::Edges;
+use notdirty_tcg::{Exit, Harts, RunLimits, Vcpu, VcpuExit};
 
-use super::Machine;
+use super::{Machine, MachineExit};
 
 /// Within so many instructions the high half of `tohost` follows the low one.
 const HALF_INSNS: u64 = 1000;
@@ -18,6 +20,71 @@ const HALF_INSNS: u64 = 1000;
 const HALF_TIME: Duration = Duration::from_millis(20);
 
 impl Machine {
+    /// Runs until the guest ends or a limit is met, and goes on from there when it is called again. A guest that ended stays so until
+    /// [`start_at`](Self::start_at).
+    pub fn run(&mut self, limits: &RunLimits) -> MachineExit {
+        if let Some(exit) = self.board.latch.get() {
+            return MachineExit::Guest(exit);
+        }
+        let exit = self.run_vcpus(limits);
+        self.board.console.flush();
+        // A guest may end with the very instruction that meets a limit: then it ended.
+        match (self.board.latch.get(), exit) {
+            (Some(exit), _) => MachineExit::Guest(exit),
+            (None, VcpuExit::InsnLimit) => MachineExit::InsnLimit,
+            (None, VcpuExit::Deadline) => MachineExit::Deadline,
+            (None, VcpuExit::Stopped) => MachineExit::Stopped,
+            (None, VcpuExit::RingFull) => MachineExit::RingFull,
+            (None, VcpuExit::Exit(why)) => self.exited(why),
+            (None, VcpuExit::Hung) => self.crashed().map_or(MachineExit::Hung, MachineExit::Unhandled),
+        }
+    }
+
+    /// Which hart met an exit.
+    fn exited(&self, why: Exit) -> MachineExit {
+        let hart = self.vcpus.iter().position(|vcpu| vcpu.last_exit().is_some()).unwrap_or(0);
+        let pc = self.vcpus[hart].cpu().pc;
+        match why {
+            Exit::Trap(trap) => MachineExit::Trap { hart, pc, trap },
+            _ => MachineExit::Pc { hart, pc },
+        }
+    }
+
+    /// From now on a run ends before a hart executes the instruction at one of these addresses, also where it was translated before;
+    /// they take the place of those of the last call. Each arrival ends one run: the next one executes the instruction and goes on. So
+    /// does a run that begins at one because the hart, or the exit, was put there between runs.
+    pub fn set_exits(&mut self, pcs: &[u64]) {
+        self.vcpus.iter_mut().for_each(|vcpu| vcpu.set_exits(pcs));
+    }
+
+    /// From now on edges are counted, in code that was translated before, too: see [`notdirty_tcg::cover`]. With the numbers of another
+    /// machine's edges the same edge has the same counter here.
+    pub fn set_coverage(&mut self, edges: Option<Arc<Edges>>) {
+        self.vcpus.iter_mut().for_each(|vcpu| vcpu.set_coverage(edges.clone()));
+        self.edges = edges;
+    }
+
+    /// A hart's counters, as many as are in use, to be read, and cleared, between runs; none if there is no such hart, or edges are not
+    /// counted. A checkpoint has no part in them.
+    pub fn coverage(&mut self, hart: usize) -> &mut [u8] {
+        let counters = self.edges.as_ref().map_or(0, |edges| edges.counters());
+        match self.vcpus.get_mut(hart) {
+            Some(vcpu) => &mut vcpu.coverage()[..counters],
+            None => &mut [],
+        }
+    }
+
+    /// From now on a run ends before a hart takes an exception whose bit, by the number of its cause, is set in `causes`. The next
+    /// run takes it, if it comes again.
+    pub fn set_trap_exits(&mut self, causes: u64) {
+        self.vcpus.iter_mut().for_each(|vcpu| vcpu.set_trap_exits(causes));
+    }
+
+    /// Runs without limits.
+    pub fn run_to_end(&mut self) -> MachineExit {
+        self.run(&RunLimits { max_insns: None, deadline: None })
+    }
+
     /// Runs the harts until the first of them ends. An odd low half of `tohost` stops them for a look: if no high half
     /// comes soon, the guest has ended.
     pub(super) fn run_vcpus(&mut self, limits: &RunLimits) -> VcpuExit {

@@ -2,7 +2,9 @@
 #[cfg(any(test, feature = "testkit"))]
 mod check;
 mod jit;
+mod oracle;
 mod state;
+mod wait;
 
 pub use state::VcpuState;
 
@@ -10,19 +12,16 @@ use super::core::Core;
 use super::exits::Exits;
 use super::pace::Pace;
 use super::semihost::Semihosting;
-use super::unhandled::{TrapAt, Traps, UnhandledTrap};
+use super::unhandled::{Traps, UnhandledTrap};
 use super::{Harts, RunLimits, VcpuExit, VcpuStats};
 use crate::clock::Clock;
 use crate::cpu::CpuState;
 use crate::engine::{EngineKind, ICache, JitFlags};
-use crate::interp::{self, Step};
 use crate::jit::x86_64::context::{Context, PREFIX};
 use crate::jit::x86_64::helpers::execute_site;
 use crate::jit::x86_64::mem::SMALL_BITS;
-use crate::riscv::Op;
-use crate::riscv::csr::CsrEnv;
 use crate::riscv::mmu::Memory;
-use crate::riscv::trap::{self, Trap, cause};
+use crate::riscv::trap::{self, Trap};
 use crate::tb::TbCache;
 use crate::tier0;
 use crate::trace::{TraceMask, TraceSink};
@@ -37,12 +36,6 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
-/// A waiting vCPU's own references to its port: its `SoftMmu`'s, and that of `wait`.
-const OWN_PORTS: usize = 2;
-/// How often a hart that only somebody else can wake asks whether there is somebody.
-const ASK_AGAIN: Duration = Duration::from_millis(50);
-/// How often one of several harts tries a handler again that traps into itself.
-const TRAP_AGAIN: Duration = Duration::from_millis(1);
 /// Slices shorter than this are left to tier 0: emitted code would run a few of their instructions only.
 const WORTH_ENTERING: u64 = MAX_INSNS as u64 + 64;
 
@@ -496,165 +489,6 @@ impl Vcpu {
                 _ => (u64::MAX, true),
             },
         }
-    }
-
-    /// In `wfi`: sleeps, or moves the clock. `None` to look again.
-    fn wait(&mut self, limits: &RunLimits) -> Option<VcpuExit> {
-        let port = self.port().clone();
-        let mie = self.cpu().csr.mie;
-        let enabled = self.core.deadlines(self.cpu()).into_iter().filter(|(interrupt, _)| mie & interrupt != 0);
-        let deadline = enabled.map(|(_, deadline)| deadline).min().unwrap_or(u64::MAX);
-        let timer = deadline != u64::MAX;
-        if timer && self.core.clock.skip_to(deadline) {
-            return None;
-        }
-        let until = limits.deadline.map(|d| d.saturating_duration_since(Instant::now()));
-        let timer = if timer { self.core.clock.host_wait(deadline) } else { None };
-        let deaf = mie & trap::BY_DEVICES == 0;
-        // Nobody else holds the port: no device can raise a line. Others may hold it for a moment, to post; so this is
-        // asked again now and then.
-        let watched = until.is_some() || Arc::strong_count(&port) > OWN_PORTS;
-        let hears = !deaf && watched;
-        let sleep = match (timer, until) {
-            (Some(a), Some(b)) => Some(a.min(b)),
-            // A re-arm kicks without waking, and whoever looks for hung harts takes every kick seriously.
-            (None, None) => Some(ASK_AGAIN),
-            (None, Some(left)) if self.harts.is_some() => Some(left.min(ASK_AGAIN)),
-            (a, b) => a.or(b),
-        };
-        let _idle = match (&self.harts, timer) {
-            (_, Some(_)) => None,
-            (None, None) if hears => None,
-            (None, None) => return Some(VcpuExit::Hung),
-            // Another hart may wake it, or end the run.
-            (Some(harts), None) => match harts.fall_idle(hears) {
-                None => return Some(VcpuExit::Hung),
-                idle => idle,
-            },
-        };
-        self.core.mmu.wait(sleep);
-        None
-    }
-
-    /// The handler traps into itself. Alone, it does so for ever; another hart may change it.
-    fn trapped(&mut self, limits: &RunLimits) -> Option<VcpuExit> {
-        if self.harts.is_some() && self.core.unhandled.take_news() {
-            // The others go on, perhaps for long.
-            if let Some(UnhandledTrap { first: TrapAt { trap, pc, .. }, vector, .. }) = self.unhandled() {
-                let (hart, name) = (self.cpu().hart_id, trap.name());
-                log::warn!(
-                    "hart {hart}: {name}, mtval {:#x}, at pc {pc:#x} is not handled (handler {vector:#x})",
-                    trap.tval
-                );
-            }
-        }
-        let Some(idle) = self.harts.as_ref().map(|harts| harts.fall_idle(false)) else { return Some(VcpuExit::Hung) };
-        let Some(_idle) = idle else { return Some(VcpuExit::Hung) };
-        let left = limits.deadline.map(|d| d.saturating_duration_since(Instant::now()));
-        self.core.mmu.wait(Some(left.map_or(TRAP_AGAIN, |left| left.min(TRAP_AGAIN))));
-        None
-    }
-
-    /// Up to `n` instructions by the oracle; stops early where the loop must look. `past`: an exit at the first one is not looked at.
-    fn interpret(&mut self, n: u64, past: bool) {
-        let exec = self.core.mask.has(TraceMask::EXEC) && self.engine == EngineKind::Interp;
-        let clock = self.core.clock.clone();
-        let mut lent = Lent::out_of(self.ctx);
-        for at in 0..n {
-            if self.core.exits.has(lent.cpu.pc) && !(past && at == 0) {
-                self.core.exit_here();
-                return;
-            }
-            if exec {
-                let pc = lent.cpu.pc;
-                let text = format!("{pc:#x}{}", self.core.symbol(pc));
-                self.core.say(TraceMask::EXEC, &text);
-            }
-            let (ctx, core) = self.parts();
-            let cpu = &mut lent.cpu;
-            // What hooks ask of the registers.
-            (ctx.cpu.pc, ctx.cpu.retired) = (cpu.pc, cpu.retired);
-            let (mmu, mut hooks) = core.split(ctx);
-            let fetched = interp::fetch(cpu, mmu, &mut hooks);
-            // The others neither enable an interrupt nor leave the mode.
-            let system = !fetched.as_ref().is_ok_and(|insn| !insn.op.is_system() && !insn.op.is_csr());
-            let before = system.then(|| {
-                ctx.cpu = cpu.clone();
-                trap::interrupt_state(cpu)
-            });
-            let (mut returns, at_pc) = (false, cpu.pc);
-            let op = fetched.as_ref().map_or(Op::Illegal, |insn| insn.op);
-            let step = match fetched {
-                Ok(insn) => {
-                    // The lines and the clock as they are at this instruction, as emitted code sees them.
-                    let mip = if system { core.csr_mip(cpu, &insn) } else { 0 };
-                    returns = matches!(insn.op, Op::Mret | Op::Sret);
-                    let (mmu, mut hooks) = core.split(ctx);
-                    interp::execute(cpu, mmu, &mut hooks, &CsrEnv { mip, clock: &clock }, &insn)
-                }
-                Err(fault) => Step::Trap(fault.into()),
-            };
-            self.interpreted += 1;
-            let (ctx, core) = self.parts();
-            if core.edges.is_some() && matches!(step, Step::Next) {
-                core.cover(op, at_pc, lent.cpu.pc);
-            }
-            match step {
-                Step::Next if returns => core.unhandled.returned(),
-                Step::Next => {}
-                Step::FenceI => {
-                    core.fence_i(ctx);
-                }
-                Step::Wfi => {
-                    core.waiting = true;
-                    return;
-                }
-                Step::Trap(trap) => {
-                    let enabled = trap::interrupt_state(&lent.cpu);
-                    ctx.cpu = lent.cpu.clone();
-                    let call = if trap.cause == cause::BREAKPOINT { core.semihost(ctx) } else { None };
-                    match call {
-                        Some(next) => {
-                            ctx.cpu.pc = next;
-                            ctx.cpu.retired += 1;
-                        }
-                        None => core.take_trap(ctx, &trap),
-                    }
-                    lent.cpu = ctx.cpu.clone();
-                    if trap::interrupt_state(&lent.cpu) != enabled {
-                        return;
-                    }
-                }
-            }
-            // What the instruction enabled may be due before this slice ends.
-            if before.is_some_and(|before| trap::interrupt_state(&lent.cpu) != before) {
-                return;
-            }
-            if core.trap_loop || core.mmu.port().kicked() {
-                return;
-            }
-        }
-    }
-}
-
-/// The registers, out of the context while the oracle works on them, as hooks need the rest of it. They come back however that ends:
-/// a device may panic.
-struct Lent {
-    home: NonNull<Context>,
-    cpu: CpuState,
-}
-
-impl Lent {
-    fn out_of(home: NonNull<Context>) -> Lent {
-        // SAFETY: see `Vcpu::new`; it is the vCPU's own, which is borrowed for as long as this lives, and runs no emitted code.
-        Lent { home, cpu: unsafe { &home.as_ref().cpu }.clone() }
-    }
-}
-
-impl Drop for Lent {
-    fn drop(&mut self) {
-        // SAFETY: as in `out_of`; what was borrowed of the context since then is not used any more.
-        unsafe { self.home.as_mut() }.cpu.clone_from(&self.cpu);
     }
 }
 

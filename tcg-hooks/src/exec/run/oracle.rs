@@ -1,0 +1,116 @@
+//! Instructions one by one by the oracle, in the loop that emitted code runs in otherwise.
+
+use super::Vcpu;
+use crate::cpu::CpuState;
+use crate::engine::EngineKind;
+use crate::interp::{self, Step};
+use crate::jit::x86_64::context::Context;
+use crate::riscv::Op;
+use crate::riscv::csr::CsrEnv;
+use crate::riscv::trap::{self, cause};
+use crate::trace::TraceMask;
+use std::ptr::NonNull;
+
+impl Vcpu {
+    /// Up to `n` instructions by the oracle; stops early where the loop must look. `past`: an exit at the first one is not looked at.
+    pub(super) fn interpret(&mut self, n: u64, past: bool) {
+        let exec = self.core.mask.has(TraceMask::EXEC) && self.engine == EngineKind::Interp;
+        let clock = self.core.clock.clone();
+        let mut lent = Lent::out_of(self.ctx);
+        for at in 0..n {
+            if self.core.exits.has(lent.cpu.pc) && !(past && at == 0) {
+                self.core.exit_here();
+                return;
+            }
+            if exec {
+                let pc = lent.cpu.pc;
+                let text = format!("{pc:#x}{}", self.core.symbol(pc));
+                self.core.say(TraceMask::EXEC, &text);
+            }
+            let (ctx, core) = self.parts();
+            let cpu = &mut lent.cpu;
+            // What hooks ask of the registers.
+            (ctx.cpu.pc, ctx.cpu.retired) = (cpu.pc, cpu.retired);
+            let (mmu, mut hooks) = core.split(ctx);
+            let fetched = interp::fetch(cpu, mmu, &mut hooks);
+            // The others neither enable an interrupt nor leave the mode.
+            let system = !fetched.as_ref().is_ok_and(|insn| !insn.op.is_system() && !insn.op.is_csr());
+            let before = system.then(|| {
+                ctx.cpu = cpu.clone();
+                trap::interrupt_state(cpu)
+            });
+            let (mut returns, at_pc) = (false, cpu.pc);
+            let op = fetched.as_ref().map_or(Op::Illegal, |insn| insn.op);
+            let step = match fetched {
+                Ok(insn) => {
+                    // The lines and the clock as they are at this instruction, as emitted code sees them.
+                    let mip = if system { core.csr_mip(cpu, &insn) } else { 0 };
+                    returns = matches!(insn.op, Op::Mret | Op::Sret);
+                    let (mmu, mut hooks) = core.split(ctx);
+                    interp::execute(cpu, mmu, &mut hooks, &CsrEnv { mip, clock: &clock }, &insn)
+                }
+                Err(fault) => Step::Trap(fault.into()),
+            };
+            self.interpreted += 1;
+            let (ctx, core) = self.parts();
+            if core.edges.is_some() && matches!(step, Step::Next) {
+                core.cover(op, at_pc, lent.cpu.pc);
+            }
+            match step {
+                Step::Next if returns => core.unhandled.returned(),
+                Step::Next => {}
+                Step::FenceI => {
+                    core.fence_i(ctx);
+                }
+                Step::Wfi => {
+                    core.waiting = true;
+                    return;
+                }
+                Step::Trap(trap) => {
+                    let enabled = trap::interrupt_state(&lent.cpu);
+                    ctx.cpu = lent.cpu.clone();
+                    let call = if trap.cause == cause::BREAKPOINT { core.semihost(ctx) } else { None };
+                    match call {
+                        Some(next) => {
+                            ctx.cpu.pc = next;
+                            ctx.cpu.retired += 1;
+                        }
+                        None => core.take_trap(ctx, &trap),
+                    }
+                    lent.cpu = ctx.cpu.clone();
+                    if trap::interrupt_state(&lent.cpu) != enabled {
+                        return;
+                    }
+                }
+            }
+            // What the instruction enabled may be due before this slice ends.
+            if before.is_some_and(|before| trap::interrupt_state(&lent.cpu) != before) {
+                return;
+            }
+            if core.trap_loop || core.mmu.port().kicked() {
+                return;
+            }
+        }
+    }
+}
+
+/// The registers, out of the context while the oracle works on them, as hooks need the rest of it. They come back however that ends:
+/// a device may panic.
+struct Lent {
+    home: NonNull<Context>,
+    cpu: CpuState,
+}
+
+impl Lent {
+    fn out_of(home: NonNull<Context>) -> Lent {
+        // SAFETY: see `Vcpu::new`; it is the vCPU's own, which is borrowed for as long as this lives, and runs no emitted code.
+        Lent { home, cpu: unsafe { &home.as_ref().cpu }.clone() }
+    }
+}
+
+impl Drop for Lent {
+    fn drop(&mut self) {
+        // SAFETY: as in `out_of`; what was borrowed of the context since then is not used any more.
+        unsafe { self.home.as_mut() }.cpu.clone_from(&self.cpu);
+    }
+}

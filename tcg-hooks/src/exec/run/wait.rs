@@ -1,0 +1,74 @@
+//! A hart that has nothing to do: asleep in `wfi`, or stuck in a handler that traps into itself.
+
+use super::super::unhandled::{TrapAt, UnhandledTrap};
+use super::{Vcpu, VcpuExit};
+use crate::exec::RunLimits;
+use crate::riscv::trap;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+/// A waiting vCPU's own references to its port: its `SoftMmu`'s, and that of `wait`.
+const OWN_PORTS: usize = 2;
+/// How often a hart that only somebody else can wake asks whether there is somebody.
+const ASK_AGAIN: Duration = Duration::from_millis(50);
+/// How often one of several harts tries a handler again that traps into itself.
+const TRAP_AGAIN: Duration = Duration::from_millis(1);
+
+impl Vcpu {
+    /// In `wfi`: sleeps, or moves the clock. `None` to look again.
+    pub(super) fn wait(&mut self, limits: &RunLimits) -> Option<VcpuExit> {
+        let port = self.port().clone();
+        let mie = self.cpu().csr.mie;
+        let enabled = self.core.deadlines(self.cpu()).into_iter().filter(|(interrupt, _)| mie & interrupt != 0);
+        let deadline = enabled.map(|(_, deadline)| deadline).min().unwrap_or(u64::MAX);
+        let timer = deadline != u64::MAX;
+        if timer && self.core.clock.skip_to(deadline) {
+            return None;
+        }
+        let until = limits.deadline.map(|d| d.saturating_duration_since(Instant::now()));
+        let timer = if timer { self.core.clock.host_wait(deadline) } else { None };
+        let deaf = mie & trap::BY_DEVICES == 0;
+        // Nobody else holds the port: no device can raise a line. Others may hold it for a moment, to post; so this is
+        // asked again now and then.
+        let watched = until.is_some() || Arc::strong_count(&port) > OWN_PORTS;
+        let hears = !deaf && watched;
+        let sleep = match (timer, until) {
+            (Some(a), Some(b)) => Some(a.min(b)),
+            // A re-arm kicks without waking, and whoever looks for hung harts takes every kick seriously.
+            (None, None) => Some(ASK_AGAIN),
+            (None, Some(left)) if self.harts.is_some() => Some(left.min(ASK_AGAIN)),
+            (a, b) => a.or(b),
+        };
+        let _idle = match (&self.harts, timer) {
+            (_, Some(_)) => None,
+            (None, None) if hears => None,
+            (None, None) => return Some(VcpuExit::Hung),
+            // Another hart may wake it, or end the run.
+            (Some(harts), None) => match harts.fall_idle(hears) {
+                None => return Some(VcpuExit::Hung),
+                idle => idle,
+            },
+        };
+        self.core.mmu.wait(sleep);
+        None
+    }
+
+    /// The handler traps into itself. Alone, it does so for ever; another hart may change it.
+    pub(super) fn trapped(&mut self, limits: &RunLimits) -> Option<VcpuExit> {
+        if self.harts.is_some() && self.core.unhandled.take_news() {
+            // The others go on, perhaps for long.
+            if let Some(UnhandledTrap { first: TrapAt { trap, pc, .. }, vector, .. }) = self.unhandled() {
+                let (hart, name) = (self.cpu().hart_id, trap.name());
+                log::warn!(
+                    "hart {hart}: {name}, mtval {:#x}, at pc {pc:#x} is not handled (handler {vector:#x})",
+                    trap.tval
+                );
+            }
+        }
+        let Some(idle) = self.harts.as_ref().map(|harts| harts.fall_idle(false)) else { return Some(VcpuExit::Hung) };
+        let Some(_idle) = idle else { return Some(VcpuExit::Hung) };
+        let left = limits.deadline.map(|d| d.saturating_duration_since(Instant::now()));
+        self.core.mmu.wait(Some(left.map_or(TRAP_AGAIN, |left| left.min(TRAP_AGAIN))));
+        None
+    }
+}
