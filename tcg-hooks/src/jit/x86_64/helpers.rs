@@ -19,7 +19,7 @@ use crate::riscv::fpu;
 use crate::riscv::mmu::{self, Memory};
 use crate::riscv::opcodes::PATTERNS;
 use crate::riscv::trap::{self, Trap};
-use crate::riscv::{Format, Insn, Op};
+use crate::riscv::{Format, Insn, Op, Privilege};
 use crate::tier0::bits;
 use notdirty_core::PAGE_SIZE;
 use notdirty_softmmu::{AccessKind, GuestVirt, LiveMmu, MemFault, MemSize, StoreEffect};
@@ -505,6 +505,20 @@ fn control(core: &mut Core, ctx: &mut Context, insn: &Insn, next: u64) -> Outcom
     let row = csr::find(insn.csr());
     if matches!(row, Some(csr::Row { value: csr::Value::Float(_), .. })) {
         ctx.settle_flags();
+    }
+    if insn.rs1 == 0 && !matches!(insn.op, Op::Csrrw | Op::Csrrwi) {
+        if matches!(row, Some(csr::Row { value: csr::Value::Time, .. })) && ctx.cpu.privilege == Privilege::M {
+            // Open to M-mode whatever is enabled, and read often.
+            core.clock.publish(ctx.cpu.retired);
+            if insn.rd != 0 {
+                ctx.cpu.x[usize::from(insn.rd & 31)] = core.clock.mtime();
+            }
+            return Outcome::Next;
+        }
+        // A read changes nothing that is to be looked at.
+        let env = core.csr_env(&ctx.cpu, insn);
+        let read = csr::execute(&mut ctx.cpu, insn, &env);
+        return if read.is_ok() { Outcome::Next } else { Outcome::Trap(Trap::not_allowed(insn)) };
     }
     let before = row.filter(|row| row.effect == CsrEffect::Memory).map(|_| Memory::of(&ctx.cpu.csr));
     let regime = (ctx.cpu.regime(), ctx.cpu.data_idx());
