@@ -19,8 +19,8 @@
 //! | [`addr`] | [`RamAddr`], [`PageIndex`], [`PageRange`]: an address has a kind |
 //! | [`rcu`] | [`Guard`], [`RcuCell`]: this memory stays alive; [`synchronize`], [`barrier`], [`drop_later`]: and goes, on a thread of its own |
 //! | [`sync`] | std or loom, decided once |
-//! | [`ram`] | [`RamBlock`], [`RamList`]: mappings, names, offsets, lookup, resizing, listeners |
-//! | [`dirty`] | [`DirtyMemory`]: what wants to hear the next store to a page; [`CodePages`]: which lines hold translated code; [`DirtyLog`], [`Harvest`]: what takes bits away |
+//! | [`ram`] | [`RamBlock`], [`RamList`]: mappings, names, offsets, lookup, resizing, listeners; [`Image`]: all of it as it was |
+//! | [`dirty`] | [`DirtyMemory`]: what wants to hear the next store to a page; [`CodePages`]: which lines hold translated code; [`LineLog`]: which were written since a checkpoint; [`DirtyLog`], [`Harvest`]: what takes bits away |
 //! | [`ring`] | [`DirtyRing`], [`RingLog`]: the pages that became dirty, as lists, one for each vCPU |
 //! | [`migration`] | what a migration keeps for each block, and its sync from the dirty memory |
 //!
@@ -36,7 +36,7 @@
 //! laws; ARCHITECTURE.md states each in one sentence. A program that embeds this keeps one of them itself, SAFE-1: a thread that
 //! waits (for a sync, a start, a re-arm) holds no RCU guard and no lock that a vCPU might wait for.
 //!
-//! Absent on purpose, until something uses it: checkpoints, the migration itself; and threads, but for the one that drops
+//! Absent on purpose, until something uses it: the migration itself; and threads, but for the one that drops
 //! what RCU retires.
 
 #![warn(clippy::missing_errors_doc)]

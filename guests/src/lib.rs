@@ -5,6 +5,7 @@
 //!                │                     ├── devices/      uart, aclint, finisher, htif, semihost ─▶ console, ExitLatch
 //!                │                     │                 framebuffer ─▶ an image, of dirty pages only
 //!                │                     ├── machine/memory.rs      RAM read, written, plugged, unplugged, resized by any thread
+//!                │                     ├── machine/checkpoint.rs  a moment of it all, and the way back
 //!                │                     ├── machine/report.rs      the trap that nothing handled, as text
 //!   load/ ◀──────┘                     └── notdirty_tcg::Vcpu     a hart: engine, TLB, translations; on its own thread
 //!   elf, hex, raw, embedded ────▶ AddressSpace::write    the one door: code that lies there dies

@@ -61,14 +61,14 @@
 //! | `mmu`, `live` | [`SoftMmu`], [`Running`], [`LiveMmu`]: what one vCPU owns, when it may use it, and what it does at its safe points |
 //! | [`tlb::entry`] | [`TlbEntry`](tlb::entry::TlbEntry): the layout that emitted code shares |
 //! | `access`, `atomic` | [`LiveMmu`]'s loads, stores, fetches, AMOs |
-//! | `slow`, `notdirty` | every way out of a missed probe |
+//! | `slow`, `notdirty`, `lines` | every way out of a missed probe |
 //! | `translate` | [`Hooks::translate`] and what it works with: [`Access`], [`Translation`], [`Physical`]; [`Asid`], [`Rights`] |
 //! | [`memmap`] | [`AddressSpace`], [`FlatView`]: what lies where |
-//! | [`mmio`] | [`MmioDevice`] |
+//! | [`mmio`], `state` | [`MmioDevice`], and what a part of a machine remembers: [`Fields`], [`Stateful`], [`DeviceState`] |
 //! | `safepoint`, `registry` | [`VcpuPort`], [`VcpuRegistry`]: how other threads reach a vCPU, and wait for it; core's `DirtyListener` |
 //! | [`fault`] | [`MemFault`]: the guest's error, as a value |
 //!
-//! Kept here: TLB-1, the softmmu halves of MARK-1, CODE-1, HARVEST-1, SAFE-1 and RAM-1. Nothing here sees an instruction.
+//! Kept here: TLB-1, the softmmu halves of MARK-1, LINE-1, CODE-1, HARVEST-1, SAFE-1 and RAM-1. Nothing here sees an instruction.
 //!
 //! Absent on purpose, until something uses it: watchpoints, a victim TLB, and waiting for missing pages. Page walks are the
 //! embedder's ([`Hooks::translate`]).
