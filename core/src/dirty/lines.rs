@@ -25,8 +25,8 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 
 /// Of so many stores to a page the lines are noted, then it counts as written whole, and they cost nothing more. To note a store
-/// costs about a thirtieth of what it costs to put a page back.
-pub const NOTED_STORES: u32 = 64;
+/// costs about a twenty-fifth of what it costs to put a page back.
+pub const NOTED_STORES: u32 = 24;
 /// For so many takes, at most, a page goes on to count as written whole before its stores are counted again.
 const MAX_WHOLE: u32 = 64;
 
