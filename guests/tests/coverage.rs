@@ -79,19 +79,43 @@ fn counting_begins_and_ends_in_code_that_runs() {
     for (name, program) in programs() {
         let edges = Arc::new(Edges::default());
         let mut one = machine(&program, EngineKind::Jit, JitFlags::default());
-        run(&mut one, 200_000, 200_000);
+        run(&mut one, 20_000, 20_000);
         one.set_coverage(Some(edges.clone()));
         run(&mut one, 50_000, 50_000);
         let counted = counts(&mut one, &edges);
+        assert!(!counted.0.is_empty(), "{name}: it still runs");
         one.set_coverage(None);
         run(&mut one, 50_000, 50_000);
         one.set_coverage(Some(edges.clone()));
         same(&counts(&mut one, &edges), &counted, &format!("{name}: nothing was counted in between"));
         let edges = Arc::new(Edges::default());
         let mut oracle = machine(&program, EngineKind::Interp, JitFlags::default());
-        run(&mut oracle, 200_000, 200_000);
+        run(&mut oracle, 20_000, 20_000);
         oracle.set_coverage(Some(edges.clone()));
         run(&mut oracle, 50_000, 50_000);
         same(&counts(&mut oracle, &edges), &counted, name);
+    }
+}
+
+#[test]
+fn edges_numbered_by_another_table_are_numbered_anew_also_after_a_pause() {
+    for pause in [false, true] {
+        let (_, program) = &programs()[0];
+        let mut machine = machine(program, EngineKind::Jit, JitFlags::default());
+        machine.set_coverage(Some(Arc::default()));
+        run(&mut machine, 20_000, 20_000);
+        if pause {
+            machine.set_coverage(None);
+            run(&mut machine, 1_000, 1_000);
+        }
+        // The same edge is another number there.
+        let edges = Arc::new(Edges::default());
+        (1..100).for_each(|n| drop(edges.number(n, n)));
+        machine.set_coverage(Some(edges.clone()));
+        machine.coverage(0).fill(0);
+        run(&mut machine, 10_000, 10_000);
+        let foreign: u32 = (1..100).map(|n| u32::from(machine.coverage(0)[edges.number(n, n) as usize])).sum();
+        let direct = counts(&mut machine, &edges).0.len();
+        assert!(foreign == 0 && direct > 0, "paused: {pause}; {foreign} counts by old numbers, {direct} edges");
     }
 }

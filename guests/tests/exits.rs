@@ -109,7 +109,7 @@ fn follow(engine: EngineKind, flags: JitFlags, before: u64, paged: bool) {
     let mut steps_of = case(EngineKind::Interp, JitFlags::default(), before, paged);
     let mut rng = Rng::new(before);
     let mut exits: Vec<u64> = Vec::new();
-    // The exit at today's place was told, or nobody asked for it when the hart came there.
+    // The exit at today's place was told, or was not set when the hart came there.
     let mut told = true;
     for round in 0..300 {
         if rng.below(3) != 0 {
@@ -272,5 +272,23 @@ fn what_ended_a_run_before_a_checkpoint_does_not_end_the_run_after_a_restore() {
             machine.restore(&here).unwrap();
         }
         assert!(runs.iter().all(|run| *run == runs[0] && run.0 > here.hart(0).unwrap().cpu().retired));
+    }
+}
+
+#[test]
+fn an_exit_at_an_odd_address_is_none() {
+    for (engine, flags) in ways() {
+        let run = |exits: &[u64]| {
+            let mut machine = Machine::builder().ram_size(1 << 20).engine(engine).jit_flags(flags).build().unwrap();
+            machine.write(RAM, &program(0)).unwrap();
+            machine.start_at(RAM).unwrap();
+            let cpu = machine.cpu_mut();
+            (cpu.x[18], cpu.x[22]) = (DATA, DATA + 8);
+            machine.set_exits(exits);
+            let exit = machine.run(&RunLimits { max_insns: Some(20_000), deadline: None });
+            (exit, machine.cpu().x, machine.cpu().pc, machine.cpu().csr.mcause)
+        };
+        let odd: Vec<u64> = (0..64).map(|n| RAM + 2 * n + 1).collect();
+        assert_eq!(run(&odd), run(&[]), "{engine:?}, {flags:?}");
     }
 }

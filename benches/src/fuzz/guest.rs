@@ -5,7 +5,7 @@
 //!                                                                         s0 > 0: s0 -= 1, arguments from s2, s3, s4, entry
 //! ```
 //!
-//! With s0 = 0 each run ends at `done`, and who drives it puts memory and a0, a1, a2 back. With s0 = n the guest runs n times more by
+//! With s0 = 0 each run ends at `done`, and the bench's loop puts memory and a0, a1, a2 back. With s0 = n the guest runs n times more by
 //! itself: what that takes is the guest's own time.
 
 use dynasmrt::riscv::RiscvRelocation;

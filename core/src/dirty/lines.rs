@@ -140,7 +140,7 @@ impl CodePage {
     }
 }
 
-/// Who notes, and what no vCPU wrote. In the dirty memory, once.
+/// Whether lines are noted, and what writers other than vCPUs wrote. One for each dirty memory.
 #[derive(Debug, Default)]
 pub(super) struct Lines {
     on: AtomicBool,

@@ -35,7 +35,7 @@ pub enum CheckpointError {
         /// Where it is.
         at: u64,
     },
-    /// The host has no memory, or somebody else notes what is written.
+    /// The host has no memory, or another owner of this RAM list has checkpoints.
     #[error(transparent)]
     Image(#[from] ImageError),
     /// The checkpoint is of another machine.
@@ -234,7 +234,7 @@ impl Machine {
     }
 
     /// Is the machine, which was just restored, what the checkpoint says? All RAM and state is compared: for tests, and for a fuzzer
-    /// that trusts nobody every so many runs.
+    /// that checks itself every so many runs.
     ///
     /// # Errors
     /// The first [`Difference`].

@@ -136,7 +136,7 @@ impl OwnPort {
         Some(queue.starts)
     }
 
-    /// Does the vCPU not run? For its owner, whose `&mut` says that nobody starts it meanwhile.
+    /// Does the vCPU not run? For its owner: its `&mut` keeps other threads from starting it meanwhile.
     #[inline]
     pub(crate) fn is_parked(&self) -> bool {
         self.live.load(Ordering::Relaxed) == 0

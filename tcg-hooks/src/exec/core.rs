@@ -42,12 +42,14 @@ pub(crate) struct Core {
     pub(crate) tier0_insns: u64,
     /// Semihosting calls.
     pub(crate) semihosted: u64,
-    /// Who answers them.
+    /// What answers semihosting calls.
     pub(crate) semihosting: Option<Arc<dyn Semihosting>>,
     /// Exceptions that are not handled yet.
     pub(crate) unhandled: Traps,
     /// If edges are counted, their numbers.
     pub(crate) edges: Option<Arc<Edges>>,
+    /// The table that translations which count have their numbers from.
+    pub(crate) numbered: Option<Arc<Edges>>,
     /// Where and why a run shall end.
     pub(crate) exits: Exits,
     /// The hart is stuck in its trap handler, or an exit was met: the loop must look.

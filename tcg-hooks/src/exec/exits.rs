@@ -24,6 +24,21 @@ pub enum Exit {
     Trap(Trap),
 }
 
+/// Sets that keep their translations; with one more all begin anew, so that a fuzzer with an exit of its own for each run keeps no list
+/// of them all.
+const MAX_SETS: usize = 64;
+
+/// What another set of exits means for translations.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Change {
+    /// Nothing: it is the same set.
+    None,
+    /// Jumps are looked up anew.
+    Key,
+    /// Numbers of sets are given out anew: no translation may be found again.
+    All,
+}
+
 /// Where a hart stands, by its pc and its count of instructions.
 type Place = (u64, u64);
 
@@ -44,7 +59,7 @@ pub(crate) struct Exits {
     pcs: Arc<[u64]>,
     /// Number of that set: part of the key of TBs. The empty one is 0.
     set: u32,
-    /// The sets that there were.
+    /// The sets that there were, [`MAX_SETS`] at most.
     sets: Vec<Arc<[u64]>>,
     /// Exceptions, a bit for each cause.
     traps: u64,
@@ -112,26 +127,30 @@ impl Exits {
         self.has(at.0) && self.told.at == at && self.told.pc
     }
 
-    /// Runs end here from now on; the hart stands at `at`. Is this set another than the last one?
-    pub(crate) fn set_pcs(&mut self, pcs: &[u64], at: Place) -> bool {
+    /// Runs end here from now on; the hart stands at `at`. No instruction is at an odd address, so no run ends there.
+    pub(crate) fn set_pcs(&mut self, pcs: &[u64], at: Place) -> Change {
         if self.told.at != at {
             self.told = Told { at, ..Told::default() };
         }
         self.told.pc = true;
-        let mut pcs = pcs.to_vec();
+        let mut pcs: Vec<u64> = pcs.iter().copied().filter(|pc| pc & 1 == 0).collect();
         pcs.sort_unstable();
         pcs.dedup();
         if *self.pcs == *pcs {
-            return false;
+            return Change::None;
         }
         let known =
             if pcs.is_empty() { Some(0) } else { self.sets.iter().position(|set| **set == *pcs).map(|n| n as u32 + 1) };
         self.pcs = pcs.into();
+        let full = known.is_none() && self.sets.len() >= MAX_SETS;
+        if full {
+            self.sets.clear();
+        }
         self.set = known.unwrap_or_else(|| {
             self.sets.push(self.pcs.clone());
             self.sets.len() as u32
         });
-        true
+        if full { Change::All } else { Change::Key }
     }
 
     pub(crate) fn pcs(&self) -> &Arc<[u64]> {
@@ -183,12 +202,23 @@ mod tests {
     #[test]
     fn a_set_that_comes_again_has_its_old_number() {
         let mut exits = Exits::new();
-        assert!(exits.set_pcs(&[8, 4, 8], (0, 0)) && exits.number() == 1);
-        assert!(!exits.set_pcs(&[4, 8], (0, 0)) && exits.number() == 1);
-        assert!(exits.set_pcs(&[4], (0, 0)) && exits.number() == 2);
-        assert!(exits.set_pcs(&[], (0, 0)) && exits.number() == 0 && !exits.has(4));
-        assert!(exits.set_pcs(&[8, 4], (0, 0)) && exits.number() == 1);
+        assert!(exits.set_pcs(&[8, 4, 8], (0, 0)) == Change::Key && exits.number() == 1);
+        assert!(exits.set_pcs(&[4, 8], (0, 0)) == Change::None && exits.number() == 1);
+        assert!(exits.set_pcs(&[4], (0, 0)) == Change::Key && exits.number() == 2);
+        assert!(exits.set_pcs(&[], (0, 0)) == Change::Key && exits.number() == 0 && !exits.has(4));
+        assert!(exits.set_pcs(&[8, 4], (0, 0)) == Change::Key && exits.number() == 1);
         assert!(exits.has(4) && !exits.has(6));
         assert!(exits.has_on_page(0xffe) && !exits.has_on_page(0x1000));
+    }
+
+    #[test]
+    fn a_set_of_its_own_for_each_run_is_not_kept_for_ever() {
+        let mut exits = Exits::new();
+        for n in 1..=10 * MAX_SETS as u64 {
+            let all = n > 1 && (n - 1).is_multiple_of(MAX_SETS as u64);
+            let want = if all { Change::All } else { Change::Key };
+            assert_eq!(exits.set_pcs(&[8 * n], (0, 0)), want, "set {n}");
+            assert!(exits.sets.len() <= MAX_SETS && exits.number() as usize <= MAX_SETS);
+        }
     }
 }

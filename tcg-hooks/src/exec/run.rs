@@ -159,6 +159,7 @@ impl Vcpu {
                 semihosting: None,
                 unhandled: Traps::default(),
                 edges: None,
+                numbered: None,
                 exits: Exits::new(),
                 trap_loop: false,
                 new_deadline: false,

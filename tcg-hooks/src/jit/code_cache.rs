@@ -267,7 +267,7 @@ impl CodeCache {
     pub fn part_from_parent(&mut self) -> io::Result<()> {
         let (flags, len) = (libc::MAP_SHARED | libc::MAP_NORESERVE | libc::MAP_ANONYMOUS | libc::MAP_FIXED, self.len);
         let (rw, rx) = (self.rw.as_ptr().cast::<libc::c_void>(), self.rx.as_ptr().cast::<libc::c_void>());
-        // SAFETY: it takes the place of a mapping that is ours, as long as this, and nobody is in its code: it is entered through `&mut`
+        // SAFETY: it takes the place of a mapping that is ours, as long as this, and no thread is in its code: it is entered through `&mut`
         // of the cache's owner only.
         if unsafe { libc::mmap(rw, len, libc::PROT_READ | libc::PROT_WRITE, flags, -1, 0) } == libc::MAP_FAILED {
             return Err(io::Error::last_os_error());

@@ -40,7 +40,7 @@ const STRIDE: u64 = PAGE_SIZE + LINE;
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum ImageError {
-    /// Somebody else has one of this list.
+    /// The list has an image already.
     #[error(transparent)]
     Taken(#[from] LinesTaken),
     /// The host has no memory for it.
@@ -88,7 +88,7 @@ impl BlockImage {
             let (ram, copy) = image.at(page);
             for line in 0..LINES {
                 let off = (line * LINE) as usize;
-                // SAFETY: `at`: a page of both is memory, all of it; nobody else has the copy.
+                // SAFETY: `at`: a page of both is memory, all of it; the copy is still private to this call.
                 unsafe {
                     if !line_is_zero(ram.add(off)) {
                         copy_line(copy.add(off), ram.add(off));

@@ -8,7 +8,7 @@
 //! Where the guest may see a store to its code late (`ICache::FenceI`), what is late is seen when a state is taken or restored: the
 //! ISA allows it at any time, and so the run after a restore is that after the checkpoint.
 
-use super::super::exits::{Exit, Told};
+use super::super::exits::{Change, Exit, Told};
 use super::super::unhandled::Traps;
 use super::Vcpu;
 use crate::cover::Edges;
@@ -100,7 +100,11 @@ impl Vcpu {
         if core.edges.is_none() && edges.is_none() {
             return;
         }
-        let other = core.edges.as_ref().zip(edges.as_ref()).is_some_and(|(old, new)| !Arc::ptr_eq(old, new));
+        // Translations that count outlive the end of the counting, with the numbers of the table that they were made with.
+        let other = core.numbered.as_ref().zip(edges.as_ref()).is_some_and(|(old, new)| !Arc::ptr_eq(old, new));
+        if edges.is_some() {
+            core.numbered.clone_from(&edges);
+        }
         core.edges = edges;
         self.translator.edges = None;
         let (ctx, core) = self.parts();
@@ -127,10 +131,12 @@ impl Vcpu {
     pub fn set_exits(&mut self, pcs: &[u64]) {
         self.part_from_parent();
         let (ctx, core) = self.parts();
-        if core.exits.set_pcs(pcs, (ctx.cpu.pc, ctx.cpu.retired))
-            && let Some(tbs) = &mut core.tbs
-        {
-            tbs.forget_all_jumps(ctx);
+        let change = core.exits.set_pcs(pcs, (ctx.cpu.pc, ctx.cpu.retired));
+        let Some(tbs) = &mut core.tbs else { return };
+        match change {
+            Change::None => {}
+            Change::Key => tbs.forget_all_jumps(ctx),
+            Change::All => tbs.clear(ctx),
         }
     }
 

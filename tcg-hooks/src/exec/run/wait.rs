@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 /// A waiting vCPU's own references to its port: its `SoftMmu`'s, and that of `wait`.
 const OWN_PORTS: usize = 2;
-/// How often a hart that only somebody else can wake asks whether there is somebody.
+/// How often a hart that only another holder of its port can wake asks whether there is one.
 const ASK_AGAIN: Duration = Duration::from_millis(50);
 /// How often one of several harts tries a handler again that traps into itself.
 const TRAP_AGAIN: Duration = Duration::from_millis(1);
@@ -28,7 +28,7 @@ impl Vcpu {
         let until = limits.deadline.map(|d| d.saturating_duration_since(Instant::now()));
         let timer = if timer { self.core.clock.host_wait(deadline) } else { None };
         let deaf = mie & trap::BY_DEVICES == 0;
-        // Nobody else holds the port: no device can raise a line. Others may hold it for a moment, to post; so this is
+        // No other holder of the port: no device can raise a line. Others may hold it for a moment, to post; so this is
         // asked again now and then.
         let watched = until.is_some() || Arc::strong_count(&port) > OWN_PORTS;
         let hears = !deaf && watched;

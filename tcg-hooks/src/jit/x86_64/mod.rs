@@ -480,7 +480,7 @@ impl Emitter {
             Cold::Poll { from, exit, block } => {
                 self.ops.close(from);
                 self.go_out(Border::Head(block));
-                // It was come to, though it is not begun: who goes on there does not come by that way.
+                // Control took the edge but not the block: count the edge here, as the TB that goes on at the block starts behind it.
                 let Block { first, end, .. } = region.blocks[usize::from(block)];
                 let ways =
                     region.ops[first as usize..end as usize].iter().filter(|ir| ir.kind == Kind::Cover && ir.a == 1);

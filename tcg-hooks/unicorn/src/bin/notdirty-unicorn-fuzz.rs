@@ -152,7 +152,7 @@ fn run(job: &Job) -> Result<String, String> {
     };
     uc.add_code_hook(job.done, job.done, hook).map_err(said)?;
     uc.emu_start(job.entry, RAM + SIZE as u64 - 4, 0, 0).map_err(said)?;
-    // SAFETY: both have SIZE bytes, and nobody writes them any more.
+    // SAFETY: both have SIZE bytes, and neither is written any more.
     let same = unsafe { std::slice::from_raw_parts(host, SIZE) == std::slice::from_raw_parts(copy, SIZE) };
     if !same && !job.alone {
         return Err("RAM is not what it was".into());
