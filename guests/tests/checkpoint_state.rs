@@ -6,7 +6,7 @@ use common::Elf;
 use dynasmrt::riscv::RiscvRelocation;
 use dynasmrt::{DynasmApi, DynasmLabelApi, VecAssembler};
 use notdirty::{
-    Captured, CheckpointError, ClockKind, Console, EngineKind, JitFlags, Machine, MachineExit, Program, RunLimits,
+    Captured, CheckpointError, ClockKind, Console, EngineKind, JitFlags, LrSc, Machine, MachineExit, Program, RunLimits,
 };
 use notdirty_softmmu::{DeviceState, GuestPhys, MemSize, MmioDevice, Stateful};
 use std::sync::Arc;
@@ -98,6 +98,30 @@ fn an_end_that_is_half_written_is_as_near_as_it_was() {
             machine.verify(&node).unwrap();
         }
         assert!(matches!(ends[0].0, MachineExit::Guest(_)) && ends.iter().all(|end| *end == ends[0]), "{ends:?}");
+    }
+}
+
+#[test]
+fn a_reservation_that_any_store_breaks_is_lost_by_a_checkpoint_in_each_run_alike() {
+    let code =
+        code!(; lr.d t0, [s2] ; addi t0, t0, 1 ; sc.d a0, t0, [s2] ; addi s2, s2, 64 ; lr.d t1, [s2] ; end: ; j <end);
+    for (engine, flags) in ways() {
+        let builder = Machine::builder().ram_size(1 << 20).engine(engine).jit_flags(flags).clock(ClockKind::Insns);
+        let mut machine = builder.lrsc(LrSc::Strict).build().unwrap();
+        machine.write(RAM, &code).unwrap();
+        machine.start_at(RAM).unwrap();
+        machine.cpu_mut().x[18] = DATA;
+        // Another thread may write from here on, so reservations are strict.
+        let _memory = machine.memory();
+        steps(&mut machine, 2);
+        let node = machine.checkpoint().unwrap();
+        for run in 0..4 {
+            steps(&mut machine, 4);
+            let seen = (machine.cpu().x[10], word(&machine, DATA));
+            assert_eq!(seen, (1, 0), "{engine:?}, {flags:?}, run {run}: SC fails, and writes nothing");
+            machine.restore(&node).unwrap();
+            machine.verify(&node).unwrap();
+        }
     }
 }
 

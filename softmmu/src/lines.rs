@@ -16,6 +16,7 @@ use crate::addr::{GuestVirt, MemSize};
 use crate::host;
 use crate::live::LiveMmu;
 use crate::mmu::SoftMmu;
+use crate::reserve::STRICT;
 use crate::tlb::entry::{NotedList, Reservation};
 use notdirty_core::{CodePage, PageIndex, PageRange, RamAddr, lines_of, pin};
 use std::ptr::{with_exposed_provenance, with_exposed_provenance_mut};
@@ -120,9 +121,14 @@ impl SoftMmu {
         self.parked_mut().flush_translations(None, None);
     }
 
-    /// What LR left for SC.
-    pub fn reservation(&self) -> Reservation {
-        self.tlb.reservation()
+    /// What LR left for SC, to be left again later. One that any other store breaks cannot be: what it saw of stores is of this moment. It
+    /// is lost, as any may be.
+    pub fn reservation(&mut self) -> Reservation {
+        let mmu = self.parked_mut();
+        if mmu.tlb.reservation().tag & STRICT != 0 {
+            mmu.clear_reservation();
+        }
+        mmu.tlb.reservation()
     }
 
     /// Leaves it again. The memory must be mapped as it was.

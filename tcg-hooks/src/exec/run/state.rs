@@ -50,6 +50,7 @@ impl Vcpu {
         self.part_from_parent();
         let (ctx, core) = self.parts();
         core.fence_i(ctx);
+        let reservation = core.mmu.reservation();
         let port = core.mmu.port();
         VcpuState {
             cpu: ctx.cpu.clone(),
@@ -59,7 +60,7 @@ impl Vcpu {
             unhandled: core.unhandled.clone(),
             irq: port.irq.load(Ordering::Acquire),
             timer_deadline: port.timer_deadline.load(Ordering::Acquire),
-            reservation: core.mmu.reservation(),
+            reservation,
         }
     }
 
