@@ -110,7 +110,9 @@ fn edges_numbered_by_another_table_are_numbered_anew_also_after_a_pause() {
         }
         // The same edge is another number there.
         let edges = Arc::new(Edges::default());
-        (1..100).for_each(|n| drop(edges.number(n, n)));
+        for n in 1..100 {
+            edges.number(n, n);
+        }
         machine.set_coverage(Some(edges.clone()));
         machine.coverage(0).fill(0);
         run(&mut machine, 10_000, 10_000);
