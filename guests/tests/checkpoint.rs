@@ -15,8 +15,9 @@ const DATA: u64 = RAM + 0x1_0000;
 const MASK: u64 = 0x3_ffff;
 const LOOP: usize = 15;
 
-/// Stores for ever to random places, in every width, aligned or not, by AMO and SC, and over its own code.
-fn program() -> Program {
+/// Stores for ever to random places, in every width, aligned or not, by AMO and SC; if it `patches`, over its own code, too. Code that
+/// is patched so often is tier 0's, and the other is emitted.
+fn program(patches: bool) -> Program {
     let (s0, s1, s2, s3, s4, s5, s6, t0, t1, t2, t3, t4, t5, t6) = (8, 9, 18, 19, 20, 21, 22, 5, 6, 7, 28, 29, 30, 31);
     let end = LOOP + 8 * 4;
     let mut code = vec![
@@ -36,6 +37,11 @@ fn program() -> Program {
         encode(Op::Add, t4, t4, t3, 0),
         encode(Op::Jalr, 0, t4, 0, 12),
     ];
+    let last: &[u32] = if patches {
+        &[encode(Op::Xor, s4, s4, s6, 0), encode(Op::Sw, 0, s5, s4, 0), encode(Op::FenceI, 0, 0, 0, 0)]
+    } else {
+        &[encode(Op::Sd, 0, t2, s3, 0)]
+    };
     let blocks: [&[u32]; 8] = [
         &[encode(Op::Sb, 0, t1, s0, 0)],
         &[encode(Op::Sh, 0, t1, s0, 0)],
@@ -44,7 +50,7 @@ fn program() -> Program {
         &[encode(Op::AmoaddD, t5, t2, s0, 0)],
         &[encode(Op::LrD, t5, t2, 0, 0), encode(Op::ScD, t6, t2, s0, 0)],
         &[encode(Op::AmoorW, t5, t2, s0, 0)],
-        &[encode(Op::Xor, s4, s4, s6, 0), encode(Op::Sw, 0, s5, s4, 0), encode(Op::FenceI, 0, 0, 0, 0)],
+        last,
     ];
     for block in blocks {
         let start = code.len();
@@ -59,8 +65,8 @@ fn program() -> Program {
     Program::ElfBytes("stores.elf".into(), Elf::new(RAM, bytes).bytes())
 }
 
-fn machine(engine: EngineKind, seed: u64) -> Machine {
-    let mut machine = Machine::builder().ram_size(SIZE).engine(engine).program(program()).build().unwrap();
+fn machine(engine: EngineKind, seed: u64, patches: bool) -> Machine {
+    let mut machine = Machine::builder().ram_size(SIZE).engine(engine).program(program(patches)).build().unwrap();
     let patch = RAM + 4 * (LOOP as u64 + 32);
     let cpu = machine.cpu_mut();
     (cpu.x[8], cpu.x[9], cpu.x[18], cpu.x[19]) = (seed | 1, DATA, MASK, 0);
@@ -107,14 +113,15 @@ const LATER: u64 = 3000;
 fn a_machine_that_is_restored_is_a_copy_of_what_it_was_whatever_wrote_meanwhile() {
     for (engine, steps) in [(EngineKind::Jit, 400), (EngineKind::Interp, 60)] {
         for seed in 1..4 {
-            interleave(engine, seed, steps);
+            interleave(engine, seed, steps, true);
+            interleave(engine, seed, steps, false);
         }
     }
 }
 
-fn interleave(engine: EngineKind, seed: u64, steps: u32) {
+fn interleave(engine: EngineKind, seed: u64, steps: u32, patches: bool) {
     let mut rng = Rng::new(seed);
-    let mut machine = machine(engine, seed);
+    let mut machine = machine(engine, seed, patches);
     run(&mut machine, 10_000);
     let mut known: Vec<Known> = Vec::new();
     let mut logs = Vec::new();
@@ -156,9 +163,34 @@ fn interleave(engine: EngineKind, seed: u64, steps: u32) {
     }
 }
 
+/// Few stores to each page, so that each is noted by its line, in emitted code: its two forms, for a hart that stores alone, and not.
+#[test]
+fn few_stores_of_hot_code_are_put_back_line_by_line_whether_the_hart_is_alone_or_not() {
+    for alone in [true, false] {
+        let mut machine = machine(EngineKind::Jit, 11, false);
+        run(&mut machine, 100_000);
+        // Another thread may write from here on.
+        let _memory = (!alone).then(|| machine.memory());
+        let node = machine.checkpoint().unwrap();
+        let there = copy(&machine);
+        let mut rng = Rng::new(5);
+        let mut lines = 0;
+        for round in 0..300 {
+            run(&mut machine, 400 + rng.below(600));
+            let done = machine.restore(&node).unwrap();
+            assert!(done.lines < 64, "alone: {alone}, round {round}: no page is put back whole");
+            lines += done.lines;
+            machine.verify(&node).unwrap();
+            same(&copy(&machine), &there, &format!("alone: {alone}, round {round}"));
+        }
+        let stats = machine.stats();
+        assert!(lines > 300 && stats.entries > 300, "alone: {alone}: {lines} lines, {} entries", stats.entries);
+    }
+}
+
 #[test]
 fn a_log_hears_what_a_restore_changes() {
-    let mut machine = machine(EngineKind::Jit, 7);
+    let mut machine = machine(EngineKind::Jit, 7, true);
     let node = machine.checkpoint().unwrap();
     run(&mut machine, 50_000);
     let list = machine.space().ram().clone();
@@ -177,7 +209,7 @@ fn a_log_hears_what_a_restore_changes() {
 
 #[test]
 fn a_checkpoint_is_of_one_machine() {
-    let (mut one, mut other) = (machine(EngineKind::Jit, 1), machine(EngineKind::Jit, 1));
+    let (mut one, mut other) = (machine(EngineKind::Jit, 1, true), machine(EngineKind::Jit, 1, true));
     let node = one.checkpoint().unwrap();
     assert!(matches!(other.restore(&node), Err(CheckpointError::OtherMachine)));
     other.checkpoint().unwrap();
@@ -188,7 +220,7 @@ fn a_checkpoint_is_of_one_machine() {
 
 #[test]
 fn a_long_branch_is_dropped_without_a_long_stack() {
-    let mut machine = machine(EngineKind::Jit, 3);
+    let mut machine = machine(EngineKind::Jit, 3, true);
     let root = machine.checkpoint().unwrap();
     let there = copy(&machine);
     let mut last = root.clone();
