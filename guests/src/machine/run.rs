@@ -16,8 +16,10 @@ use super::{Machine, MachineExit};
 
 /// Within so many instructions the high half of `tohost` follows the low one.
 const HALF_INSNS: u64 = 1000;
-/// The same for several harts, which have no common count.
+/// Several harts have no common count: each of them has this long for as many,
 const HALF_TIME: Duration = Duration::from_millis(20);
+/// and, where a host thread is kept waiting or a hart sleeps, so many times as long.
+const HALF_TIMES: u32 = 10;
 
 impl Machine {
     /// Runs until the guest ends or a limit is met, and goes on from there when it is called again. A guest that ended stays so until
@@ -88,13 +90,20 @@ impl Machine {
     /// Runs the harts until the first of them ends. An odd low half of `tohost` stops them for a look: if no high half
     /// comes soon, the guest has ended.
     pub(super) fn run_vcpus(&mut self, limits: &RunLimits) -> VcpuExit {
+        let mut waited = None;
         loop {
             let htif = self.board.htif_device.clone();
             let half = htif.as_ref().filter(|htif| htif.has_half());
             let part = match half {
-                Some(_) => self.soon(limits),
+                Some(_) => {
+                    waited.get_or_insert_with(|| {
+                        (0, self.vcpus.iter().map(|vcpu| vcpu.cpu().retired).collect::<Vec<_>>())
+                    });
+                    self.soon(limits)
+                }
                 None => {
                     self.half_end = None;
+                    waited = None;
                     *limits
                 }
             };
@@ -124,6 +133,9 @@ impl Machine {
                 _ => false,
             };
             match half {
+                Some(htif) if own && exit == VcpuExit::Deadline && htif.has_half() && self.half_waits(&mut waited) => {
+                    continue;
+                }
                 // What ended is only the time in which a high half could have come.
                 Some(htif) if own && htif.has_half() => {
                     // By no call of a vCPU.
@@ -135,6 +147,13 @@ impl Machine {
             }
             return exit;
         }
+    }
+
+    /// Whether a hart may be the one that stores the high half next: it ran for fewer than `HALF_INSNS` since `from`.
+    fn half_waits(&self, waited: &mut Option<(u32, Vec<u64>)>) -> bool {
+        let Some((times, from)) = waited else { return false };
+        *times += 1;
+        *times <= HALF_TIMES && self.vcpus.iter().zip(from).any(|(vcpu, from)| vcpu.cpu().retired < *from + HALF_INSNS)
     }
 
     /// These limits, or earlier ones by which two stores in a row are both done.
