@@ -19,6 +19,7 @@ mod run;
 mod semihost;
 mod show;
 mod stats;
+mod turns;
 mod unhandled;
 
 pub(crate) use self::core::Core;
@@ -28,4 +29,5 @@ pub use limits::{RunLimits, VcpuExit};
 pub use run::{Vcpu, VcpuConfig, VcpuState};
 pub use semihost::{SemihostAnswer, Semihosting};
 pub use stats::VcpuStats;
+pub use turns::Turns;
 pub use unhandled::{TrapAt, UnhandledTrap};

@@ -72,7 +72,7 @@ pub mod translate;
 
 pub use engine::{EngineKind, ICache, JitFlags};
 pub use exec::{
-    Exit, Harts, RunLimits, SemihostAnswer, Semihosting, TrapAt, UnhandledTrap, Vcpu, VcpuConfig, VcpuExit, VcpuState,
-    VcpuStats,
+    Exit, Harts, RunLimits, SemihostAnswer, Semihosting, TrapAt, Turns, UnhandledTrap, Vcpu, VcpuConfig, VcpuExit,
+    VcpuState, VcpuStats,
 };
 pub use trace::{NewCode, TraceMask, TraceSink};

@@ -7,7 +7,9 @@ use notdirty_core::{PAGE_SIZE, RamError};
 use notdirty_softmmu::MapError;
 use notdirty_tcg::clock::Clock;
 use notdirty_tcg::riscv::Isa;
-use notdirty_tcg::{EngineKind, Harts, ICache, JitFlags, NewCode, Semihosting, TraceMask, TraceSink, Vcpu, VcpuConfig};
+use notdirty_tcg::{
+    EngineKind, Harts, ICache, JitFlags, NewCode, Semihosting, TraceMask, TraceSink, Turns, Vcpu, VcpuConfig,
+};
 
 use super::board::Board;
 use super::{Machine, RAM_BASE};
@@ -60,7 +62,9 @@ pub enum BuildError {
         harts: usize,
     },
     /// Harts that run side by side do not retire instructions in one order, which could be the time.
-    #[error("{harts} harts share no instruction count for the clock: use one hart or the host clock")]
+    #[error(
+        "{harts} harts share no instruction count for the clock: use one hart, the host clock, or harts that take turns"
+    )]
     ClockOfHarts {
         /// The number asked for.
         harts: usize,
@@ -102,6 +106,7 @@ pub enum BuildError {
 pub struct MachineBuilder {
     ram_size: u64,
     harts: usize,
+    turns: Option<Turns>,
     max_ram: u64,
     engine: EngineKind,
     clock: ClockKind,
@@ -123,6 +128,7 @@ impl Default for MachineBuilder {
         MachineBuilder {
             ram_size: DEFAULT_RAM,
             harts: 1,
+            turns: None,
             max_ram: u64::MAX,
             engine: EngineKind::default(),
             clock: ClockKind::default(),
@@ -145,6 +151,13 @@ impl MachineBuilder {
     /// Bytes of RAM, a multiple of 4 KiB; 128 MiB unless said.
     pub fn ram_size(mut self, bytes: u64) -> Self {
         self.ram_size = bytes;
+        self
+    }
+
+    /// Harts take turns on the caller's thread, in an order and for numbers of instructions that follow from this seed alone. With
+    /// [`ClockKind::Insns`] a run of several harts repeats exactly; see [`Machine::set_seed`].
+    pub fn turns(mut self, seed: u64) -> Self {
+        self.turns = Some(Turns::new(seed));
         self
     }
 
@@ -254,7 +267,7 @@ impl MachineBuilder {
         if !(1..=MAX_HARTS).contains(&self.harts) {
             return Err(BuildError::Harts { harts: self.harts });
         }
-        if self.harts > 1 && self.clock == ClockKind::Insns {
+        if self.harts > 1 && self.clock == ClockKind::Insns && self.turns.is_none() {
             return Err(BuildError::ClockOfHarts { harts: self.harts });
         }
         let console = self.console.unwrap_or_else(|| Console::new(Box::new(io::sink())));
@@ -301,6 +314,7 @@ impl MachineBuilder {
         board.space.vcpus().promise_one_writer();
         board.attach(vcpus.iter().map(Vcpu::port), &clock)?;
         let mut machine = Machine::assemble(board, vcpus, harts, clock, symbols);
+        machine.turns = self.turns;
         let entry = match &self.program {
             Some(program) => machine.load(program)?,
             None => RAM_BASE,

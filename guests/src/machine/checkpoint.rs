@@ -18,7 +18,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use notdirty_core::{Delta, Image, ImageError, PutBack, RamAddr, pin};
 use notdirty_softmmu::{DeviceState, MmioDevice, Resolved, Saved, Stateful};
 use notdirty_tcg::clock::ClockState;
-use notdirty_tcg::{Vcpu, VcpuState};
+use notdirty_tcg::{Turns, Vcpu, VcpuState};
 
 use super::Machine;
 use crate::devices::console::ConsoleState;
@@ -89,7 +89,8 @@ struct MachineState {
     clock: ClockState,
     console: ConsoleState,
     devices: Vec<(Arc<dyn MmioDevice>, Saved)>,
-    half_end: Option<u64>,
+    turns: Option<Turns>,
+    half_end: Option<(usize, u64)>,
     /// Of the RAM list and of the view: what must be the same to go back.
     versions: (u64, u64),
 }
@@ -150,6 +151,7 @@ impl Machine {
             clock: self.clock.save(),
             console: self.board.console.save(),
             devices: devices.into_iter().filter_map(saved).collect(),
+            turns: self.turns.clone(),
             half_end: self.half_end,
             versions: self.versions(),
         };
@@ -229,6 +231,7 @@ impl Machine {
             }
         }
         self.settled_calls = Some(calls);
+        self.turns.clone_from(&state.turns);
         self.half_end = state.half_end;
         Ok(done)
     }

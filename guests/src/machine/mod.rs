@@ -27,7 +27,7 @@ use notdirty_tcg::cover::Edges;
 use notdirty_tcg::cpu::CpuState;
 use notdirty_tcg::listing::{self, ListError, Listing};
 use notdirty_tcg::riscv::trap::Trap;
-use notdirty_tcg::{Harts, JitFlags, Vcpu, VcpuStats};
+use notdirty_tcg::{Harts, JitFlags, Turns, Vcpu, VcpuStats};
 
 pub use board::RAM_BASE;
 pub use builder::{BuildError, ClockKind, DEFAULT_RAM, LrSc, MAX_HARTS, MachineBuilder};
@@ -140,8 +140,11 @@ pub struct Machine {
     settled_calls: Option<u64>,
     /// Pages whose entries a restore arms; kept for its memory.
     to_arm: Vec<notdirty_core::PageIndex>,
-    /// Until when an odd low half of `tohost` waits for its high half, in instructions of the only hart.
-    half_end: Option<u64>,
+    /// How harts take turns, if they do.
+    turns: Option<Turns>,
+    /// Until when an odd low half of `tohost` waits for its high half, in instructions of the hart that stored it; not of harts that run side
+    /// by side.
+    half_end: Option<(usize, u64)>,
 }
 
 // A machine moves between threads as a whole: that is what an embedder's pool does.
@@ -175,6 +178,7 @@ impl Machine {
             checkpoints: None,
             settled_calls: None,
             to_arm: Vec::new(),
+            turns: None,
             half_end: None,
         }
     }
@@ -217,6 +221,8 @@ impl Machine {
         self.settled_calls = None;
         self.board.reset();
         self.clock.reset();
+        self.turns.iter_mut().for_each(Turns::restart);
+        self.half_end = None;
         self.asked.store(false, Ordering::Release);
         // a1 would be the device tree, once there is one.
         for vcpu in &mut self.vcpus {

@@ -10,7 +10,7 @@ use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use notdirty_tcg::cover::Edges;
-use notdirty_tcg::{Exit, Harts, RunLimits, Vcpu, VcpuExit};
+use notdirty_tcg::{Exit, Harts, RunLimits, Turns, Vcpu, VcpuExit};
 
 use super::{Machine, MachineExit};
 
@@ -38,7 +38,9 @@ impl Machine {
             (None, VcpuExit::Stopped) => MachineExit::Stopped,
             (None, VcpuExit::RingFull) => MachineExit::RingFull,
             (None, VcpuExit::Exit(why)) => self.exited(why),
-            (None, VcpuExit::Hung) => self.crashed().map_or(MachineExit::Hung, MachineExit::Unhandled),
+            (None, VcpuExit::Hung | VcpuExit::Waiting) => {
+                self.crashed().map_or(MachineExit::Hung, MachineExit::Unhandled)
+            }
         }
     }
 
@@ -82,6 +84,15 @@ impl Machine {
         self.vcpus.iter_mut().for_each(|vcpu| vcpu.set_trap_exits(causes));
     }
 
+    /// Harts that take turns do so anew, as this seed has it: part of a fuzzer's input. `false`: they run side by side
+    /// ([`MachineBuilder::turns`](super::MachineBuilder::turns)).
+    pub fn set_seed(&mut self, seed: u64) -> bool {
+        if let Some(turns) = &mut self.turns {
+            *turns = Turns::new(seed);
+        }
+        self.turns.is_some()
+    }
+
     /// Runs without limits.
     pub fn run_to_end(&mut self) -> MachineExit {
         self.run(&RunLimits { max_insns: None, deadline: None })
@@ -107,9 +118,13 @@ impl Machine {
                     *limits
                 }
             };
-            let exit = match self.vcpus.as_mut_slice() {
-                [vcpu] => vcpu.run(&part),
-                vcpus => {
+            let exit = match (self.vcpus.as_mut_slice(), &mut self.turns) {
+                ([vcpu], _) => vcpu.run(&part),
+                (vcpus, Some(turns)) => {
+                    self.harts.start();
+                    turns.run(vcpus, &part, half.and(self.half_end))
+                }
+                (vcpus, None) => {
                     let exit = run_all(&self.harts, vcpus, &part);
                     keep_others(vcpus, exit);
                     exit
@@ -127,7 +142,10 @@ impl Machine {
                 continue;
             }
             let own = match exit {
-                VcpuExit::InsnLimit => part.max_insns != limits.max_insns,
+                VcpuExit::InsnLimit => {
+                    half.is_some()
+                        && !limits.max_insns.is_some_and(|max| self.vcpus.iter().any(|vcpu| vcpu.cpu().retired >= max))
+                }
                 VcpuExit::Deadline => part.deadline != limits.deadline,
                 VcpuExit::Hung => half.is_some(),
                 _ => false,
@@ -159,17 +177,17 @@ impl Machine {
     /// These limits, or earlier ones by which two stores in a row are both done.
     fn soon(&mut self, limits: &RunLimits) -> RunLimits {
         let mut soon = *limits;
-        match self.vcpus.as_slice() {
+        let (one, turns) = (self.vcpus.len() == 1, self.turns.as_ref().map(Turns::hart));
+        if let Some(hart) = if one { Some(0) } else { turns } {
             // Counted, so that a run repeats exactly, in pieces too.
-            [vcpu] => {
-                let end = vcpu.cpu().retired.saturating_add(HALF_INSNS);
-                let end = *self.half_end.get_or_insert(end);
+            let end = self.vcpus[hart].cpu().retired.saturating_add(HALF_INSNS);
+            let (_, end) = *self.half_end.get_or_insert((hart, end));
+            if one {
                 soon.max_insns = Some(limits.max_insns.map_or(end, |max| max.min(end)));
             }
-            _ => {
-                let end = Instant::now() + HALF_TIME;
-                soon.deadline = Some(limits.deadline.map_or(end, |deadline| deadline.min(end)));
-            }
+        } else {
+            let end = Instant::now() + HALF_TIME;
+            soon.deadline = Some(limits.deadline.map_or(end, |deadline| deadline.min(end)));
         }
         soon
     }

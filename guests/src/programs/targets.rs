@@ -9,8 +9,11 @@
 
 use dynasmrt::{DynasmApi, DynasmLabelApi};
 
+mod race;
+
 use super::GuestImage;
 use super::asm::{self, Asm, BASE, rv};
+pub use race::race;
 
 /// Where the input is: its length, then its bytes.
 pub const INPUT: u64 = BASE + 0x9_0000;

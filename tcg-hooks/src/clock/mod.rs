@@ -3,6 +3,7 @@
 //! ```text
 //!   host    mtime = host time since start / 100 ns + shift      Instant, or rdtsc measured by it (host, tsc)
 //!   insns   mtime = (retired + idle) / 100         + shift      1 instruction = 1 ns: a run repeats exactly
+//!                                                               harts that take turns: `idle` has what the others retired
 //! ```
 //!
 //! With `insns`, the vCPU publishes its count before anybody may look (a device access, a read of `time`, a safe
@@ -119,13 +120,25 @@ impl Clock {
         }
     }
 
+    /// From now on another hart tells how many it has retired, so many at first: time goes on from where it is.
+    pub(crate) fn turn(&self, now: u64) {
+        if let Source::Insns { retired, idle } = &self.source {
+            let before = retired.swap(now, Relaxed);
+            idle.store(idle.load(Relaxed).wrapping_add(before.wrapping_sub(now)), Relaxed);
+        }
+    }
+
     /// A hart sleeps until `mtime` is `deadline`: with an instruction clock, time jumps there (never back).
     /// Returns whether it did; not if the host is the clock, nor if the count cannot reach so far.
     pub fn skip_to(&self, deadline: u64) -> bool {
-        let Source::Insns { idle, .. } = &self.source else { return false };
+        let Source::Insns { retired, idle } = &self.source else { return false };
+        let (now, before) = (retired.load(Relaxed), idle.load(Relaxed));
         match self.insns_until(deadline) {
-            None | Some(0) => false,
-            Some(n) => idle.fetch_update(Relaxed, Relaxed, |idle| idle.checked_add(n)).is_ok(),
+            Some(n) if n > 0 && now.wrapping_add(before).checked_add(n).is_some() => {
+                idle.store(before.wrapping_add(n), Relaxed);
+                true
+            }
+            _ => false,
         }
     }
 

@@ -25,6 +25,8 @@ pub enum VcpuExit {
     RingFull,
     /// An exit that was asked for: [`Vcpu::set_exits`](super::Vcpu::set_exits), [`Vcpu::set_trap_exits`](super::Vcpu::set_trap_exits).
     Exit(Exit),
+    /// Of harts that take turns ([`Turns`](super::Turns)): it has nothing to do until another hart, a timer or a device wakes it.
+    Waiting,
     /// In `wfi` with nothing that could ever wake it, or in a handler that traps into itself; of several harts, all.
     Hung,
 }

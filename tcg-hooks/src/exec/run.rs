@@ -92,6 +92,8 @@ pub struct Vcpu {
     pace: Pace,
     /// Those that run beside it.
     harts: Option<Arc<Harts>>,
+    /// It takes turns with them, on one thread: it never sleeps.
+    turns: bool,
     /// What `forks` was when its translations began.
     forks: u64,
 }
@@ -178,6 +180,7 @@ impl Vcpu {
             // Where a slice ends a TB may begin: what is traced shall repeat exactly, with the instruction clock.
             pace: if mask.has(TraceMask::OF_TBS) { Pace::fixed() } else { Pace::by_time() },
             harts: None,
+            turns: false,
             forks: forks(),
         })
     }

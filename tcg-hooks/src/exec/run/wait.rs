@@ -7,31 +7,66 @@ use crate::riscv::trap;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-/// A waiting vCPU's own references to its port: its `SoftMmu`'s, and that of `wait`.
-const OWN_PORTS: usize = 2;
+/// A waiting vCPU's own references to its port: its `SoftMmu`'s.
+const OWN_PORTS: usize = 1;
 /// How often a hart that only another holder of its port can wake asks whether there is one.
 const ASK_AGAIN: Duration = Duration::from_millis(50);
 /// How often one of several harts tries a handler again that traps into itself.
 const TRAP_AGAIN: Duration = Duration::from_millis(1);
 
 impl Vcpu {
-    /// In `wfi`: sleeps, or moves the clock. `None` to look again.
-    pub(super) fn wait(&mut self, limits: &RunLimits) -> Option<VcpuExit> {
-        let port = self.port().clone();
+    /// When the first timer wakes it by itself; `u64::MAX`: none does.
+    pub(in crate::exec) fn wakes_at(&self) -> u64 {
         let mie = self.cpu().csr.mie;
         let enabled = self.core.deadlines(self.cpu()).into_iter().filter(|(interrupt, _)| mie & interrupt != 0);
-        let deadline = enabled.map(|(_, deadline)| deadline).min().unwrap_or(u64::MAX);
+        enabled.map(|(_, deadline)| deadline).min().unwrap_or(u64::MAX)
+    }
+
+    /// May somebody outside wake it, or end the run?
+    pub(in crate::exec) fn hears(&self, limits: &RunLimits) -> bool {
+        // No other holder of the port: no device can raise a line. Others may hold it for a moment, to post; so this is
+        // asked again now and then.
+        let watched = limits.deadline.is_some() || Arc::strong_count(self.port()) > OWN_PORTS;
+        self.cpu().csr.mie & trap::BY_DEVICES != 0 && watched
+    }
+
+    /// Its turn: it does not sleep, and time goes on from where the last turn left it.
+    pub(in crate::exec) fn run_turn(&mut self, limits: &RunLimits) -> VcpuExit {
+        self.core.clock.turn(self.cpu().retired);
+        self.turns = true;
+        let exit = self.run(limits);
+        self.turns = false;
+        exit
+    }
+
+    /// All harts sleep until `mtime` is `deadline`: with an instruction clock, it is.
+    pub(in crate::exec) fn skip_to(&self, deadline: u64) -> bool {
+        self.core.clock.skip_to(deadline)
+    }
+
+    /// Sleeps for so long, unless somebody kicks it.
+    pub(in crate::exec) fn sleep(&mut self, most: Duration) {
+        self.core.mmu.wait(Some(most));
+    }
+
+    /// Forgets by which exit its last run ended.
+    pub(in crate::exec) fn forget_exit(&mut self) {
+        self.core.exits.last = None;
+    }
+
+    /// In `wfi`: sleeps, or moves the clock. `None` to look again.
+    pub(super) fn wait(&mut self, limits: &RunLimits) -> Option<VcpuExit> {
+        if self.turns {
+            return Some(VcpuExit::Waiting);
+        }
+        let deadline = self.wakes_at();
         let timer = deadline != u64::MAX;
         if timer && self.core.clock.skip_to(deadline) {
             return None;
         }
         let until = limits.deadline.map(|d| d.saturating_duration_since(Instant::now()));
         let timer = if timer { self.core.clock.host_wait(deadline) } else { None };
-        let deaf = mie & trap::BY_DEVICES == 0;
-        // No other holder of the port: no device can raise a line. Others may hold it for a moment, to post; so this is
-        // asked again now and then.
-        let watched = until.is_some() || Arc::strong_count(&port) > OWN_PORTS;
-        let hears = !deaf && watched;
+        let hears = self.hears(limits);
         let sleep = match (timer, until) {
             (Some(a), Some(b)) => Some(a.min(b)),
             // A re-arm kicks without waking, and whoever looks for hung harts takes every kick seriously.
@@ -64,6 +99,9 @@ impl Vcpu {
                     trap.tval
                 );
             }
+        }
+        if self.turns {
+            return Some(VcpuExit::Waiting);
         }
         let Some(idle) = self.harts.as_ref().map(|harts| harts.fall_idle(false)) else { return Some(VcpuExit::Hung) };
         let Some(_idle) = idle else { return Some(VcpuExit::Hung) };
