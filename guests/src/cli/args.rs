@@ -28,6 +28,8 @@ pub(super) enum Command {
     Demo,
     /// This file.
     Run(PathBuf),
+    /// This file, with the bytes of another as its input.
+    Replay(PathBuf, PathBuf),
     /// Not run, but list this file's code there: a symbol, an address, or a symbol and an offset.
     Disas(PathBuf, String),
 }
@@ -40,6 +42,12 @@ pub(super) struct Args {
     pub max_ram: Option<u64>,
     pub plugs: Vec<Plug>,
     pub harts: usize,
+    /// The seed by which harts take turns.
+    pub turns: Option<u64>,
+    /// Where a checkpoint is taken.
+    pub checkpoint_at: Option<String>,
+    /// How often the run from there is run.
+    pub repeat: u64,
     pub max_insns: Option<u64>,
     pub timeout: Option<Duration>,
     pub trace: TraceMask,
@@ -74,6 +82,9 @@ Sv39, Sv48 and Sv57).
 
 usage: notdirty                       the embedded demo, with a summary
        notdirty run FILE [options]    an ELF64 file, or a raw image with --load-addr
+       notdirty replay FILE INPUT --checkpoint-at FUNCTION [options]
+                                      run up to FUNCTION(bytes, room), give it the bytes of INPUT, run on until it
+                                      returns; as a fuzzer of FUNCTION(bytes, length) would
        notdirty disas FILE PLACE [options]
                                       the code at a symbol or address: guest, IR, host
        notdirty smc-test [options]    the suite of self-modifying guests (smc-test --help)
@@ -83,6 +94,10 @@ usage: notdirty                       the embedded demo, with a summary
   --plug SIZE@ADDR:AFTER
                         plug RAM while the guest runs: AFTER is 100ms, 2s, or insns:N; may be given again
   --smp N               harts that run side by side (default 1)
+  --turns SEED          harts take turns on one thread, as this number has it: with --clock insns a run repeats exactly
+  --checkpoint-at PLACE take a checkpoint before the instruction at this symbol or address, and go on
+  --repeat N            run from there N times, or until an exit code is not 0; with --turns a run's seed is one more than
+                        that of the run before
   --load-addr ADDR      FILE is a raw image for this address
   --entry ADDR          start here (default: what the ELF file says; the load address)
   --engine jit|interp   translate, or interpret one instruction at a time (default jit)
@@ -125,6 +140,9 @@ pub(super) fn parse(args: impl IntoIterator<Item = OsString>) -> Result<Request,
         max_ram: None,
         plugs: Vec::new(),
         harts: 1,
+        turns: None,
+        checkpoint_at: None,
+        repeat: 1,
         max_insns: None,
         timeout: None,
         trace: TraceMask::none(),
@@ -195,6 +213,12 @@ pub(super) fn parse(args: impl IntoIterator<Item = OsString>) -> Result<Request,
                 let value = number(shown, &text()?)?;
                 parsed.harts = usize::try_from(value).map_err(|_| format!("{shown} {value}: too many harts"))?;
             }
+            "turns" => parsed.turns = Some(number(shown, &text()?)?),
+            "checkpoint-at" => parsed.checkpoint_at = Some(text()?),
+            "repeat" => match number(shown, &text()?)? {
+                0 => return Err(format!("{shown} 0: at least once")),
+                n => parsed.repeat = n,
+            },
             "framebuffer" => {
                 let value = text()?;
                 let side = |text| u32::try_from(integer(text)?).ok();
@@ -298,6 +322,11 @@ pub(super) fn parse(args: impl IntoIterator<Item = OsString>) -> Result<Request,
         Some(word) if word == "run" => {
             parsed.command = Command::Run(words.next().ok_or("run needs a FILE")?.into());
         }
+        Some(word) if word == "replay" => {
+            let file = words.next().ok_or("replay needs a FILE and an INPUT")?;
+            let input = words.next().ok_or("replay needs an INPUT after the FILE")?;
+            parsed.command = Command::Replay(file.into(), input.into());
+        }
         Some(word) if word == "disas" => {
             let file = words.next().ok_or("disas needs a FILE and a symbol or address")?;
             let place = words.next().ok_or("disas needs a symbol or address after the FILE")?;
@@ -323,6 +352,15 @@ pub(super) fn parse(args: impl IntoIterator<Item = OsString>) -> Result<Request,
     }
     if parsed.isa != Isa::ALL && matches!(parsed.command, Command::Disas(..)) {
         return Err("--isa is for run FILE".into());
+    }
+    if parsed.checkpoint_at.is_none() && matches!(parsed.command, Command::Replay(..)) {
+        return Err("replay needs --checkpoint-at FUNCTION".into());
+    }
+    if parsed.checkpoint_at.is_none() && parsed.repeat != 1 {
+        return Err("--repeat needs --checkpoint-at PLACE".into());
+    }
+    if parsed.checkpoint_at.is_some() && !parsed.plugs.is_empty() {
+        return Err("--plug changes what --checkpoint-at would go back to".into());
     }
     match words.next() {
         Some(word) => Err(format!("unexpected argument {}", word.display())),
@@ -402,6 +440,12 @@ mod tests {
         for (line, named) in [
             ("run", "FILE"),
             ("walk a.elf", "walk"),
+            ("replay a", "replay needs an INPUT"),
+            ("replay a b", "replay needs --checkpoint-at"),
+            ("run a --repeat 3", "--repeat needs --checkpoint-at"),
+            ("run a --checkpoint-at main --repeat 0", "--repeat 0: at least once"),
+            ("run a --checkpoint-at main --plug 1M@0x100000000:1s", "--plug changes what"),
+            ("run a --turns often", "--turns often"),
             ("disas", "FILE"),
             ("disas a.elf", "symbol or address"),
             ("disas a main b", "unexpected argument b"),

@@ -25,7 +25,7 @@ pub(super) fn list(file: &Path, place: &str, args: &Args) -> ExitCode {
 }
 
 /// The address of a symbol, of `symbol+0x12`, or the number itself. A symbol that looks like a number wins.
-fn find(machine: &Machine, place: &str) -> Option<u64> {
+pub(super) fn find(machine: &Machine, place: &str) -> Option<u64> {
     machine.symbol_address(place).or_else(|| integer(place)).or_else(|| {
         let (symbol, offset) = place.rsplit_once('+')?;
         machine.symbol_address(symbol)?.checked_add(integer(offset)?)

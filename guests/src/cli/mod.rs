@@ -19,6 +19,7 @@ mod args;
 mod disas;
 mod logging;
 mod plug;
+mod repeat;
 mod run;
 mod signals;
 mod signature;

@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use notdirty_tcg::{JitFlags, RunLimits};
 
 use super::args::{Args, Command};
-use super::{Code, complain, disas, emptied, open_for_the_end, plug, program, refuse, say, signals};
+use super::{Code, complain, disas, emptied, open_for_the_end, plug, program, refuse, repeat, say, signals};
 use super::{signature, summary, trace};
 use crate::devices::{Console, ExitBy};
 use crate::load::Program;
@@ -22,6 +22,7 @@ pub(super) fn run(args: Args) -> ExitCode {
     let (name, program, demo) = match &args.command {
         Command::Demo => ("the demo".to_owned(), Program::Image(programs::demo::demo()), true),
         Command::Run(file) => (file.display().to_string(), program(file.clone(), args.load_addr), false),
+        Command::Replay(file, _) => (file.display().to_string(), program(file.clone(), args.load_addr), false),
         Command::Disas(file, place) => return disas::list(file, place, &args),
     };
     let console = Console::new(Box::new(io::stdout()));
@@ -44,6 +45,10 @@ pub(super) fn run(args: Args) -> ExitCode {
         .jit_flags(JitFlags { count: demo || args.stats, ..args.jit_flags })
         .console(console.clone())
         .program(program);
+    if let Some(seed) = args.turns {
+        // The way to a checkpoint is the same for all seeds, which stand for the runs from there.
+        builder = builder.turns(if args.checkpoint_at.is_some() { 0 } else { seed });
+    }
     if let Some(max) = args.max_ram {
         builder = builder.max_ram(max);
     }
@@ -95,7 +100,14 @@ pub(super) fn run(args: Args) -> ExitCode {
         Ok(watchdog) => watchdog,
         Err(e) => return complain(Code::Host, &format!("no thread for --timeout: {e}")),
     };
-    let (exit, plugged) = plug::run(&mut machine, &args.plugs, &RunLimits { max_insns: args.max_insns, deadline });
+    let limits = RunLimits { max_insns: args.max_insns, deadline };
+    let (exit, plugged) = match &args.checkpoint_at {
+        None => plug::run(&mut machine, &args.plugs, &limits),
+        Some(at) => match repeat::run(&mut machine, &args, at, &limits) {
+            Ok(exit) => (exit, plug::Plugged::default()),
+            Err(what) => return complain(Code::Input, &format!("{name}: {what}")),
+        },
+    };
     let elapsed = start.elapsed();
 
     let place = || machine.place(machine.cpu().pc) + machine.cpu().privilege.beside_pc();
@@ -139,11 +151,16 @@ pub(super) fn run(args: Args) -> ExitCode {
             complain(Code::Hung, &format!("{name}: {}", report.trim_end()))
         }
         MachineExit::Stopped if broken.is_some() => Code::Host.into(),
-        // Nobody here has logs with rings, or stops it for another reason.
-        // The command line asks for none.
+        MachineExit::Pc { hart, .. } if matches!(args.command, Command::Replay(..)) => {
+            let result = machine.vcpu(hart).map_or(0, |vcpu| vcpu.cpu().x[10]);
+            say(&format!("{name}: it came back, a0 = {result:#x}, after {} instructions", machine.stats().retired));
+            ExitCode::SUCCESS
+        }
+        // The command line asks for no other.
         MachineExit::Pc { pc, .. } | MachineExit::Trap { pc, .. } => {
             complain(Code::Host, &format!("{name}: stopped at {pc:#x}, {}", place()))
         }
+        // Nobody here has logs with rings.
         MachineExit::RingFull => complain(Code::Host, &format!("{name}: a dirty ring is full, {}", place())),
         MachineExit::Stopped if interrupted.signal() != 0 => {
             let (name_of, elapsed) = (interrupted.name(), elapsed.as_secs_f64());

@@ -9,10 +9,12 @@
 
 use dynasmrt::{DynasmApi, DynasmLabelApi};
 
+mod called;
 mod race;
 
 use super::GuestImage;
 use super::asm::{self, Asm, BASE, rv};
+pub use called::called;
 pub use race::race;
 
 /// Where the input is: its length, then its bytes.

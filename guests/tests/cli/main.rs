@@ -4,6 +4,7 @@
 mod common;
 mod ends;
 mod refusals;
+mod repeat;
 
 use std::io::{Read, Write};
 use std::path::PathBuf;
