@@ -22,7 +22,7 @@
 //! | [`ram`] | [`RamBlock`], [`RamList`]: mappings, names, offsets, lookup, resizing, listeners; [`Image`]: all of it as it was |
 //! | [`dirty`] | [`DirtyMemory`]: what wants to hear the next store to a page; [`CodePages`]: which lines hold translated code; [`LineLog`]: which were written since a checkpoint; [`DirtyLog`], [`Harvest`]: what takes bits away |
 //! | [`ring`] | [`DirtyRing`], [`RingLog`]: the pages that became dirty, as lists, one for each vCPU |
-//! | [`migration`] | what a migration keeps for each block, and its sync from the dirty memory |
+//! | [`migration`] | what a migration keeps for each block, its sync from the dirty memory; QEMU's stream and files |
 //!
 //! The road of a guest store touches this crate twice: the host store lands in a [`RamBlock`], then the pages are
 //! marked in [`DirtyMemory`] (MARK-1: in this order). Nothing here knows a vCPU, a TLB or an instruction.
@@ -36,8 +36,7 @@
 //! laws; ARCHITECTURE.md states each in one sentence. A program that embeds this keeps one of them itself, SAFE-1: a thread that
 //! waits (for a sync, a start, a re-arm) holds no RCU guard and no lock that a vCPU might wait for.
 //!
-//! Absent on purpose, until something uses it: the migration itself; and threads, but for the one that drops
-//! what RCU retires.
+//! Absent on purpose: threads, but for the one that drops what RCU retires.
 
 #![warn(clippy::missing_errors_doc)]
 

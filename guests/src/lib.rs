@@ -41,8 +41,8 @@ pub use devices::exit::{ExitBy, GuestExit};
 pub use load::{LoadError, Program, SymbolTable};
 pub use machine::{
     BuildError, Callers, Checkpoint, CheckpointError, ClockKind, CrashedHart, Difference, LrSc, MAX_HARTS, Machine,
-    MachineBuilder, MachineExit, Memory, PlugError, PlugSpec, Plugged, RAM_BASE, RamInfo, ResizeError, Stop,
-    UnplugError, WeakStop, WriteReport,
+    MachineBuilder, MachineExit, Memory, MigrationError, PlugError, PlugSpec, Plugged, RAM_BASE, RamInfo, ResizeError,
+    Snapshot, SnapshotInfo, Stop, UnplugError, WeakStop, WriteReport, snapshot_info,
 };
 pub use notdirty_core::PutBack;
 pub use notdirty_softmmu::{AccessError, GuestPhys, RegionId};

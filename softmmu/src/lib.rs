@@ -65,6 +65,7 @@
 //! | `translate` | [`Hooks::translate`] and what it works with: [`Access`], [`Translation`], [`Physical`]; [`Asid`], [`Rights`] |
 //! | [`memmap`] | [`AddressSpace`], [`FlatView`]: what lies where |
 //! | [`mmio`], `state` | [`MmioDevice`], and what a part of a machine remembers: [`Fields`], [`Stateful`], [`DeviceState`] |
+//! | `sections` | the same as sections of a stream, and back: [`section_of`], [`take_section`], [`SectionError`] |
 //! | `safepoint`, `registry` | [`VcpuPort`], [`VcpuRegistry`]: how other threads reach a vCPU, and wait for it; core's `DirtyListener` |
 //! | [`fault`] | [`MemFault`]: the guest's error, as a value |
 //!
@@ -90,6 +91,7 @@ mod registry;
 mod reserve;
 mod rights;
 mod safepoint;
+mod sections;
 mod slow;
 mod state;
 pub mod tlb;
@@ -110,6 +112,7 @@ pub use notdirty_core::{
 pub use registry::{Pending, VcpuRegistry};
 pub use rights::Rights;
 pub use safepoint::{Started, VcpuPort};
+pub use sections::{Misfit, SectionError, section_of, take_section};
 pub use state::{AsValue, DeviceState, Fields, Part, Saved, Stateful, Value};
 pub use translate::{Access, Asid, Physical, Translation};
 

@@ -128,6 +128,16 @@ impl<T: Stateful> Part for T {
 pub struct Saved(Box<dyn AnyFields>);
 
 impl Saved {
+    /// What has these fields.
+    pub fn new<T: Fields>(state: T) -> Saved {
+        Saved(Box::new(state))
+    }
+
+    /// It, if it is of this type.
+    pub fn get<T: Fields>(&self) -> Option<&T> {
+        self.0.as_any().downcast_ref()
+    }
+
     /// What kind of part it is of, in which version, and its fields.
     pub fn fields(&mut self, visit: &mut dyn FnMut(&'static str, Value<'_>)) -> (&'static str, u32) {
         self.0.each_field(visit)

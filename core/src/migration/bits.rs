@@ -126,6 +126,47 @@ impl Bits {
         bit < self.len && self.words()[(bit / 64) as usize] >> (bit % 64) & 1 != 0
     }
 
+    /// The first bit from `from` on that is not set; at most the end.
+    pub(super) fn next_clear(&self, from: u64) -> u64 {
+        let words = self.words();
+        let mut word = (from / 64) as usize;
+        let mut clear = words.get(word).map_or(0, |bits| !bits & (!0 << (from % 64)));
+        while clear == 0 {
+            word += 1;
+            match words.get(word) {
+                Some(bits) => clear = !bits,
+                None => return self.len,
+            }
+        }
+        (word as u64 * 64 + u64::from(clear.trailing_zeros())).min(self.len)
+    }
+
+    /// How many are set.
+    pub(super) fn count(&self) -> u64 {
+        self.words().iter().map(|word| u64::from(word.count_ones())).sum()
+    }
+
+    /// Whole words, little endian.
+    pub(super) fn to_bytes(&self) -> Vec<u8> {
+        let words = self.len.div_ceil(64) as usize;
+        self.words()[..words].iter().flat_map(|word| word.to_le_bytes()).collect()
+    }
+
+    /// `len` bits from whole words, as [`to_bytes`](Self::to_bytes) gave them. Bits past the end stay, to be [found](Self::stray).
+    pub(super) fn from_bytes(len: u64, bytes: &[u8]) -> Self {
+        let mut bits = Bits::new(len);
+        let start = bits.start;
+        for (word, bytes) in bits.memory[start..].iter_mut().zip(bytes.as_chunks::<8>().0) {
+            *word = u64::from_le_bytes(*bytes);
+        }
+        bits
+    }
+
+    /// The first bit past the end.
+    pub(super) fn stray(&self) -> Option<u64> {
+        self.next_set(self.len)
+    }
+
     /// The first bit from `from` on that is set.
     pub(super) fn next_set(&self, from: u64) -> Option<u64> {
         let first = usize::try_from(from / 64).ok()?;

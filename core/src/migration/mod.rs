@@ -15,11 +15,25 @@
 //! | --- | --- |
 //! | `bits.rs` | bits of one block, for one thread or for several |
 //! | `bitmaps.rs` | the members; `sync` moves what is dirty from the dirty memory into them |
+//! | `wire.rs` | the numbers that both ends agree on; bytes with their places; what is wrong with a stream, and where |
+//! | `stream.rs` | QEMU's framing: header, configuration, sections, footers, VM description |
+//! | `section.rs` | a device section: named values that say how they are laid out |
+//! | `records.rs` | the RAM section: the list of blocks, and pages |
+//! | [`mapped_ram`] | a file with one home for each page |
 
 mod bitmaps;
 mod bits;
+pub mod mapped_ram;
+mod records;
+mod section;
+mod stream;
+mod wire;
 
 pub use bitmaps::{ChunkShift, DirtyPages, FilePages, Received, SyncError, sync};
+pub use records::ListedBlock;
+pub use section::{Field, FieldValue, Section};
+pub use stream::{Event, MAPPED_RAM, StreamReader, StreamWriter};
+pub use wire::{Fault, In, Out, StreamError};
 
 use crate::ram::RamBlock;
 use core::fmt;

@@ -4,7 +4,7 @@
 //! atomic one of the widest size its alignment allows, so a race with emitted code, a device or another vCPU gives
 //! old or new bytes and nothing worse. An aligned 2, 4 or 8 bytes are never torn; an unaligned access is bytewise.
 //!
-//! The functions here take raw pointers and check nothing: `block.rs` is their only caller and checks bounds.
+//! The functions here take raw pointers and check nothing: `block.rs` and `io.rs` are their only callers and check bounds.
 
 use core::sync::atomic::{AtomicU8, AtomicU16, AtomicU32, AtomicU64, Ordering::Relaxed};
 

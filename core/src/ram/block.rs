@@ -297,7 +297,7 @@ impl RamBlock {
 
     /// The host address of `len` bytes at `off`, if all of them are in use.
     #[inline]
-    fn at(&self, off: u64, len: u64) -> Result<*mut u8, RamError> {
+    pub(super) fn at(&self, off: u64, len: u64) -> Result<*mut u8, RamError> {
         match off.checked_add(len) {
             Some(end) if end <= self.used_length() => Ok(self.host().wrapping_add(off as usize)),
             _ => Err(self.out_of_bounds(off, len)),

@@ -16,6 +16,7 @@
 //! | `error.rs` | what can go wrong |
 //! | `list.rs` | all blocks, under RCU; `chunks.rs` its sorted structure, `offsets.rs` the owner of each offset |
 //! | `door.rs` | what every writer goes through: subscribers to the old bytes, listeners to the new ones |
+//! | `io.rs` | RAM to and from descriptors; which of it was ever written |
 //! | `image.rs` | all RAM as it was, and the way back to it: what a checkpoint stands on |
 //! | `mapped.rs` | where guests reach a block: what a removal and a shrink may not take |
 //! | `reserve.rs` | reservations that any other store breaks, for RAM that is to keep them so |
@@ -28,6 +29,7 @@ mod chunks;
 mod door;
 mod error;
 mod image;
+mod io;
 mod list;
 mod mapped;
 mod mapping;

@@ -8,7 +8,7 @@ use notdirty_tcg::riscv::Isa;
 use notdirty_tcg::{EngineKind, ICache, JitFlags, TraceMask};
 
 use super::logging;
-use super::plug::{self, Plug};
+use super::plug::{self, After, Plug};
 use super::signature;
 use crate::machine::{ClockKind, DEFAULT_RAM, LrSc};
 
@@ -32,6 +32,12 @@ pub(super) enum Command {
     Replay(PathBuf, PathBuf),
     /// Not run, but list this file's code there: a symbol, an address, or a symbol and an offset.
     Disas(PathBuf, String),
+    /// Run up to a moment, and written to a file.
+    Snapshot(PathBuf),
+    /// Such a file, to go on with.
+    Restore(PathBuf),
+    /// What such a file holds.
+    Info(PathBuf),
 }
 
 /// How to run it.
@@ -74,7 +80,17 @@ pub(super) struct Args {
     pub signature: Option<PathBuf>,
     /// Bytes of a line of the signature.
     pub granularity: Option<u64>,
+    /// When a snapshot is written, and where.
+    pub at: Option<After>,
+    pub output: Option<PathBuf>,
+    pub json: bool,
+    /// What was said of the machine as a guest sees it: a file that is restored says that itself.
+    pub of_guest: Vec<String>,
 }
+
+/// Options that say what a guest can tell.
+const OF_GUEST: [&str; 11] =
+    ["m", "maxmem", "smp", "clock", "icache", "lrsc", "isa", "framebuffer", "load-addr", "entry", "semihosting"];
 
 const USAGE: &str = "\
 notdirty runs bare-metal RISC-V guests (RV64GC with B, Zbc, Zicond, Zicbom, Zicboz and Zicbop; M, S and U;
@@ -88,6 +104,12 @@ usage: notdirty                       the embedded demo, with a summary
        notdirty disas FILE PLACE [options]
                                       the code at a symbol or address: guest, IR, host
        notdirty smc-test [options]    the suite of self-modifying guests (smc-test --help)
+       notdirty snapshot FILE --at AFTER -o SNAPSHOT [options]
+                                      run it until then, and write all of the machine to a file (QEMU's mapped-ram)
+       notdirty restore SNAPSHOT [options]
+                                      go on from there, with this engine, limits and traces
+       notdirty info SNAPSHOT [--json]
+                                      what is in it
 
   -m SIZE               RAM at 0x80000000: bytes with K, M, G, T, else MiB (default 128M)
   --maxmem SIZE         RAM there may ever be, what is plugged included (default: no bound)
@@ -164,6 +186,10 @@ pub(super) fn parse(args: impl IntoIterator<Item = OsString>) -> Result<Request,
         screenshot: None,
         signature: None,
         granularity: None,
+        at: None,
+        output: None,
+        json: false,
+        of_guest: Vec::new(),
     };
     while let Some(word) = queue.next() {
         let Some(flag) = word.to_str().filter(|w| w.starts_with('-') && w.len() > 1) else {
@@ -181,13 +207,23 @@ pub(super) fn parse(args: impl IntoIterator<Item = OsString>) -> Result<Request,
             None => (bare, None),
         };
         let shown = &flag[..flag.len() - bare.len() + name.len()];
-        let switch = matches!(name, "stats" | "perf-map" | "h" | "help" | "V" | "version");
+        let switch = matches!(name, "stats" | "json" | "perf-map" | "h" | "help" | "V" | "version");
         if switch && inline.is_some() {
             return Err(format!("{shown} takes no value"));
         }
         let mut raw = || inline.clone().or_else(|| queue.next()).ok_or_else(|| format!("{shown} needs a value"));
         let mut text = || raw()?.into_string().map_err(|v| format!("{shown} {}: not valid text", v.display()));
+        if OF_GUEST.contains(&name) {
+            parsed.of_guest.push(shown.to_owned());
+        }
         match name {
+            "json" => parsed.json = true,
+            "o" => parsed.output = Some(raw()?.into()),
+            "at" => {
+                let value = text()?;
+                let after = plug::after(&value, integer);
+                parsed.at = Some(after.ok_or_else(|| format!("{shown} {value}: must be 100ms, 2s or insns:N"))?);
+            }
             "h" | "help" => return Ok(Request::Print(USAGE.into())),
             "V" | "version" => return Ok(Request::Print(format!("notdirty {}\n", env!("CARGO_PKG_VERSION")))),
             "stats" => parsed.stats = true,
@@ -327,6 +363,15 @@ pub(super) fn parse(args: impl IntoIterator<Item = OsString>) -> Result<Request,
             let input = words.next().ok_or("replay needs an INPUT after the FILE")?;
             parsed.command = Command::Replay(file.into(), input.into());
         }
+        Some(word) if word == "snapshot" => {
+            parsed.command = Command::Snapshot(words.next().ok_or("snapshot needs a FILE")?.into());
+        }
+        Some(word) if word == "restore" => {
+            parsed.command = Command::Restore(words.next().ok_or("restore needs a SNAPSHOT")?.into());
+        }
+        Some(word) if word == "info" => {
+            parsed.command = Command::Info(words.next().ok_or("info needs a SNAPSHOT")?.into());
+        }
         Some(word) if word == "disas" => {
             let file = words.next().ok_or("disas needs a FILE and a symbol or address")?;
             let place = words.next().ok_or("disas needs a symbol or address after the FILE")?;
@@ -347,6 +392,7 @@ pub(super) fn parse(args: impl IntoIterator<Item = OsString>) -> Result<Request,
     if parsed.granularity.is_some() && parsed.signature.is_none() {
         return Err("--signature-granularity needs --signature FILE".into());
     }
+    check_snapshot(&parsed)?;
     if parsed.signature.is_some() && !matches!(parsed.command, Command::Run(_)) {
         return Err("--signature is for run FILE".into());
     }
@@ -365,6 +411,25 @@ pub(super) fn parse(args: impl IntoIterator<Item = OsString>) -> Result<Request,
     match words.next() {
         Some(word) => Err(format!("unexpected argument {}", word.display())),
         None => Ok(Request::Run(Box::new(parsed))),
+    }
+}
+
+/// What is said of snapshots goes with their commands.
+fn check_snapshot(parsed: &Args) -> Result<(), String> {
+    match (&parsed.command, parsed.at.is_some(), parsed.output.is_some()) {
+        (Command::Snapshot(_), true, true) => {}
+        (Command::Snapshot(_), false, _) => return Err("snapshot needs --at AFTER".into()),
+        (Command::Snapshot(_), _, false) => return Err("snapshot needs -o SNAPSHOT".into()),
+        (_, true, _) => return Err("--at is for snapshot FILE".into()),
+        (_, _, true) => return Err("-o is for snapshot FILE".into()),
+        _ => {}
+    }
+    if parsed.json && !matches!(parsed.command, Command::Info(_) | Command::Snapshot(_)) {
+        return Err("--json is for info and snapshot".into());
+    }
+    match (&parsed.command, parsed.of_guest.first()) {
+        (Command::Restore(_), Some(option)) => Err(format!("{option}: a snapshot has its own")),
+        _ => Ok(()),
     }
 }
 
@@ -450,6 +515,14 @@ mod tests {
             ("disas a.elf", "symbol or address"),
             ("disas a main b", "unexpected argument b"),
             ("run a --jitdump", "--jitdump needs a value"),
+            ("snapshot a -o s", "snapshot needs --at AFTER"),
+            ("snapshot a --at 1s", "snapshot needs -o SNAPSHOT"),
+            ("snapshot a --at soon -o s", "--at soon: must be 100ms, 2s or insns:N"),
+            ("run a --at 1s", "--at is for snapshot FILE"),
+            ("run a -o s", "-o is for snapshot FILE"),
+            ("run a --json", "--json is for info and snapshot"),
+            ("restore s -m 1G", "-m: a snapshot has its own"),
+            ("restore", "restore needs a SNAPSHOT"),
             ("run a --framebuffer 640", "not a size such as 640x480"),
             ("run a --framebuffer 640x-1", "not a size such as 640x480"),
             ("run a --signature-granularity 0 --signature s", "--signature-granularity 0: must be 1 to 1024 bytes"),

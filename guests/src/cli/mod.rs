@@ -8,6 +8,7 @@
 //!   disas.rs    `disas`: a listing instead of a run
 //!   plug.rs     `--plug`: RAM that comes while the guest runs
 //!   signature.rs  `--signature`: what a test left, as the tools of architecture tests want it
+//!   snapshot.rs `snapshot`, `info`: a machine in a file
 //!   smc_test.rs `smc-test`: the self-modifying suite, with arguments of its own
 //!   summary.rs  the counters, in words
 //!   trace.rs    where `-d`, `--perf-map` and `--jitdump` go
@@ -24,6 +25,7 @@ mod run;
 mod signals;
 mod signature;
 mod smc_test;
+mod snapshot;
 mod summary;
 mod trace;
 
@@ -33,7 +35,7 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use crate::load::Program;
-use crate::machine::BuildError;
+use crate::machine::{BuildError, MigrationError};
 use args::Request;
 
 /// Exit codes of our own.
@@ -74,6 +76,9 @@ pub fn main(args: impl IntoIterator<Item = std::ffi::OsString>) -> ExitCode {
         Err(what) => return complain(Code::Input, &format!("{what} (see notdirty --help)")),
     };
     logging::start(args.log.as_deref());
+    if let args::Command::Info(file) = &args.command {
+        return snapshot::info(file, args.json);
+    }
     run::run(args)
 }
 
@@ -115,6 +120,15 @@ fn program(file: PathBuf, load_addr: Option<u64>) -> Program {
     match load_addr {
         Some(load_addr) => Program::Raw { file, load_addr },
         None => Program::File(file),
+    }
+}
+
+/// Why a machine did not leave or come.
+fn refuse_migration(name: &str, why: &MigrationError) -> ExitCode {
+    match why {
+        MigrationError::Build(why) => refuse(name, why),
+        MigrationError::File { .. } => complain(Code::Host, &why.to_string()),
+        _ => complain(Code::Input, &format!("{name}: {why}")),
     }
 }
 

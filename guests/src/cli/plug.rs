@@ -37,14 +37,19 @@ pub(super) fn parse(
 ) -> Option<Plug> {
     let (bytes, place) = text.split_once('@')?;
     let (addr, after) = place.split_once(':')?;
-    let after = if let Some(count) = after.strip_prefix("insns:") {
+    let after = self::after(after, &integer)?;
+    Some(Plug { text: text.to_owned(), size: size(bytes)?, addr: integer(addr)?, after })
+}
+
+/// Reads `AFTER`: 100ms, 2s or insns:N.
+pub(super) fn after(text: &str, integer: impl Fn(&str) -> Option<u64>) -> Option<After> {
+    Some(if let Some(count) = text.strip_prefix("insns:") {
         After::Insns(integer(count)?)
-    } else if let Some(millis) = after.strip_suffix("ms") {
+    } else if let Some(millis) = text.strip_suffix("ms") {
         After::Time(Duration::from_millis(integer(millis)?))
     } else {
-        After::Time(Duration::from_secs(integer(after.strip_suffix('s')?)?))
-    };
-    Some(Plug { text: text.to_owned(), size: size(bytes)?, addr: integer(addr)?, after })
+        After::Time(Duration::from_secs(integer(text.strip_suffix('s')?)?))
+    })
 }
 
 /// Refuses what can never be plugged: not whole pages, over the limit, where something is or another plug will be.
@@ -157,6 +162,19 @@ fn wait(coming: &Receiver<()>, deadline: Option<Instant>) -> Result<(), RecvTime
 }
 
 impl After {
+    /// These limits, or an earlier one.
+    pub(super) fn within(self, start: Instant, limits: &RunLimits) -> RunLimits {
+        let mut within = *limits;
+        match self {
+            After::Insns(count) => within.max_insns = Some(limits.max_insns.map_or(count, |max| max.min(count))),
+            After::Time(time) => {
+                let end = start.checked_add(time);
+                within.deadline = limits.deadline.into_iter().chain(end).min();
+            }
+        }
+        within
+    }
+
     fn time(self) -> Option<Duration> {
         if let After::Time(time) = self { Some(time) } else { None }
     }

@@ -10,8 +10,8 @@ use std::time::{Duration, Instant};
 use notdirty_tcg::{JitFlags, RunLimits};
 
 use super::args::{Args, Command};
-use super::{Code, complain, disas, emptied, open_for_the_end, plug, program, refuse, repeat, say, signals};
-use super::{signature, summary, trace};
+use super::{Code, complain, disas, emptied, open_for_the_end, plug, program, refuse, refuse_migration, repeat, say};
+use super::{signals, signature, snapshot, summary, trace};
 use crate::devices::{Console, ExitBy};
 use crate::load::Program;
 use crate::machine::{Machine, MachineExit};
@@ -23,14 +23,15 @@ pub(super) fn run(args: Args) -> ExitCode {
         Command::Demo => ("the demo".to_owned(), Program::Image(programs::demo::demo()), true),
         Command::Run(file) => (file.display().to_string(), program(file.clone(), args.load_addr), false),
         Command::Replay(file, _) => (file.display().to_string(), program(file.clone(), args.load_addr), false),
+        Command::Snapshot(file) => (file.display().to_string(), program(file.clone(), args.load_addr), false),
+        // The program is in it; this one is not loaded.
+        Command::Restore(file) | Command::Info(file) => {
+            (file.display().to_string(), program(file.clone(), None), false)
+        }
         Command::Disas(file, place) => return disas::list(file, place, &args),
     };
     let console = Console::new(Box::new(io::stdout()));
-    let threads = console.write_behind().and_then(|()| match demo {
-        true => Ok(()),
-        false => console.feed_from(io::stdin()),
-    });
-    if let Err(e) = threads {
+    if let Err(e) = console.write_behind() {
         return complain(Code::Host, &format!("no thread for the console: {e}"));
     }
     let mut builder = Machine::builder()
@@ -64,10 +65,18 @@ pub(super) fn run(args: Args) -> ExitCode {
         Ok(None) => {}
         Err(what) => return complain(Code::Input, &what),
     }
-    let mut machine = match builder.build() {
-        Ok(machine) => machine,
-        Err(e) => return refuse(&name, &e),
+    let built = match &args.command {
+        Command::Restore(file) => builder.restore(file).map_err(|e| refuse_migration(&name, &e)),
+        _ => builder.build().map_err(|e| refuse(&name, &e)),
     };
+    let mut machine = match built {
+        Ok(machine) => machine,
+        Err(code) => return code,
+    };
+    // What it had yet to read is there before.
+    if let Err(e) = if demo { Ok(()) } else { console.feed_from(io::stdin()) } {
+        return complain(Code::Host, &format!("no thread for the console: {e}"));
+    }
 
     let signature = match args.signature.as_ref().map(|_| signature::range(&machine)).transpose() {
         Ok(range) => range,
@@ -100,7 +109,8 @@ pub(super) fn run(args: Args) -> ExitCode {
         Ok(watchdog) => watchdog,
         Err(e) => return complain(Code::Host, &format!("no thread for --timeout: {e}")),
     };
-    let limits = RunLimits { max_insns: args.max_insns, deadline };
+    let own = RunLimits { max_insns: args.max_insns, deadline };
+    let limits = args.at.map_or(own, |at| at.within(start, &own));
     let (exit, plugged) = match &args.checkpoint_at {
         None => plug::run(&mut machine, &args.plugs, &limits),
         Some(at) => match repeat::run(&mut machine, &args, at, &limits) {
@@ -109,6 +119,9 @@ pub(super) fn run(args: Args) -> ExitCode {
         },
     };
     let elapsed = start.elapsed();
+    if let Some(file) = args.output.as_ref().filter(|_| snapshot::is_time(&args, &machine, exit, start)) {
+        return snapshot::write(&mut machine, &name, file, args.json);
+    }
 
     let place = || machine.place(machine.cpu().pc) + machine.cpu().privilege.beside_pc();
     // One hart's place is on the line that says why.

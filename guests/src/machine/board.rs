@@ -41,6 +41,8 @@ pub(super) struct Board {
     aclint: Option<Arc<Aclint>>,
     pub framebuffer: Option<Arc<Framebuffer>>,
     htif: Vec<RegionId>,
+    /// Where `tohost` is, and `fromhost`.
+    pub htif_at: Option<(u64, Option<u64>)>,
     pub htif_device: Option<Arc<Htif>>,
 }
 
@@ -66,6 +68,7 @@ impl Board {
             aclint: None,
             framebuffer: None,
             htif: Vec::new(),
+            htif_at: None,
             htif_device: None,
         })
     }
@@ -87,7 +90,7 @@ impl Board {
 
     /// Takes the HTIF words away, so that a program can be loaded where they were.
     pub fn remove_htif(&mut self) -> Result<(), MapError> {
-        self.htif_device = None;
+        (self.htif_device, self.htif_at) = (None, None);
         self.htif.drain(..).try_for_each(|id| self.space.unmap(id))
     }
 
@@ -96,13 +99,19 @@ impl Board {
         let ram = self.ram_range();
         let inside = |addr: &u64| *addr >= ram.start && addr.saturating_add(Htif::WORD) <= ram.end;
         let Some(tohost) = symbols.address("tohost").filter(inside) else { return Ok(()) };
+        self.place_htif_at(tohost, symbols.address("fromhost").filter(inside))
+    }
+
+    /// Puts HTIF there.
+    pub fn place_htif_at(&mut self, tohost: u64, fromhost: Option<u64>) -> Result<(), MapError> {
+        self.htif_at = Some((tohost, fromhost));
         let htif = Htif::new(&self.space, self.latch.clone(), self.console.clone());
         self.htif_device = Some(htif.clone());
         let mut place = |addr: u64, word: Arc<dyn MmioDevice>| {
             self.space.map_mmio(GuestPhys::new(addr), Htif::WORD, word, OVERLAY).map(|id| self.htif.push(id))
         };
         place(tohost, htif.tohost())?;
-        match symbols.address("fromhost").filter(inside) {
+        match fromhost {
             Some(fromhost) => place(fromhost, htif.fromhost()),
             None => Ok(()),
         }

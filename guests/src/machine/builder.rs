@@ -104,23 +104,23 @@ pub enum BuildError {
 
 /// Collects what the machine is to be like.
 pub struct MachineBuilder {
-    ram_size: u64,
-    harts: usize,
-    turns: Option<Turns>,
-    max_ram: u64,
+    pub(super) ram_size: u64,
+    pub(super) harts: usize,
+    pub(super) turns: Option<Turns>,
+    pub(super) max_ram: u64,
     engine: EngineKind,
-    clock: ClockKind,
+    pub(super) clock: ClockKind,
     jit_flags: JitFlags,
-    icache: ICache,
-    lrsc: LrSc,
-    isa: Isa,
+    pub(super) icache: ICache,
+    pub(super) lrsc: LrSc,
+    pub(super) isa: Isa,
     tb_cache_bytes: usize,
     console: Option<Arc<Console>>,
-    program: Option<Program>,
-    entry: Option<u64>,
+    pub(super) program: Option<Program>,
+    pub(super) entry: Option<u64>,
     trace: Option<Box<dyn TraceSink>>,
-    framebuffer: Option<(u32, u32)>,
-    semihosting: bool,
+    pub(super) framebuffer: Option<(u32, u32)>,
+    pub(super) semihosting: bool,
 }
 
 impl Default for MachineBuilder {
@@ -270,6 +270,7 @@ impl MachineBuilder {
         if self.harts > 1 && self.clock == ClockKind::Insns && self.turns.is_none() {
             return Err(BuildError::ClockOfHarts { harts: self.harts });
         }
+        let recipe = self.recipe();
         let console = self.console.unwrap_or_else(|| Console::new(Box::new(io::sink())));
         let mut board = Board::new(self.ram_size, self.max_ram, console)?;
         if self.lrsc == LrSc::Strict {
@@ -313,7 +314,7 @@ impl MachineBuilder {
         // WRITER-1: one hart, and nothing was given out yet that another thread could write by.
         board.space.vcpus().promise_one_writer();
         board.attach(vcpus.iter().map(Vcpu::port), &clock)?;
-        let mut machine = Machine::assemble(board, vcpus, harts, clock, symbols);
+        let mut machine = Machine::assemble(board, vcpus, harts, clock, symbols, recipe);
         machine.turns = self.turns;
         let entry = match &self.program {
             Some(program) => machine.load(program)?,

@@ -281,7 +281,7 @@ impl Machine {
     }
 
     /// The devices on the bus, each part once.
-    fn stateful_devices(&self) -> Result<Vec<Arc<dyn MmioDevice>>, CheckpointError> {
+    pub(super) fn stateful_devices(&self) -> Result<Vec<Arc<dyn MmioDevice>>, CheckpointError> {
         let view = self.board.space.snapshot();
         let mut devices: Vec<Arc<dyn MmioDevice>> = Vec::new();
         let mut parts = Vec::new();
@@ -303,7 +303,7 @@ impl Machine {
     }
 }
 
-fn saved(device: Arc<dyn MmioDevice>) -> Option<(Arc<dyn MmioDevice>, Saved)> {
+pub(super) fn saved(device: Arc<dyn MmioDevice>) -> Option<(Arc<dyn MmioDevice>, Saved)> {
     let saved = match device.state() {
         DeviceState::Kept(part) => part.save_any(),
         _ => return None,

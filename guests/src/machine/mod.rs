@@ -14,8 +14,10 @@ mod board;
 mod builder;
 mod checkpoint;
 mod memory;
+mod migrate;
 mod report;
 mod run;
+mod state;
 mod unwind;
 
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -33,6 +35,7 @@ pub use board::RAM_BASE;
 pub use builder::{BuildError, ClockKind, DEFAULT_RAM, LrSc, MAX_HARTS, MachineBuilder};
 pub use checkpoint::{Checkpoint, CheckpointError, Difference};
 pub use memory::{Memory, PlugError, PlugSpec, Plugged, RamInfo, ResizeError, UnplugError};
+pub use migrate::{MigrationError, Snapshot, SnapshotInfo, snapshot_info};
 pub use report::{Callers, CrashedHart};
 
 use crate::devices::{Console, Framebuffer, GuestExit};
@@ -145,6 +148,8 @@ pub struct Machine {
     /// Until when an odd low half of `tohost` waits for its high half, in instructions of the hart that stored it; not of harts that run side
     /// by side.
     half_end: Option<(usize, u64)>,
+    /// What it was built as.
+    recipe: state::Recipe,
 }
 
 // A machine moves between threads as a whole: that is what an embedder's pool does.
@@ -165,6 +170,7 @@ impl Machine {
         harts: Arc<Harts>,
         clock: Arc<Clock>,
         symbols: Arc<RwLock<SymbolTable>>,
+        recipe: state::Recipe,
     ) -> Machine {
         Machine {
             vcpus,
@@ -180,6 +186,7 @@ impl Machine {
             to_arm: Vec::new(),
             turns: None,
             half_end: None,
+            recipe,
         }
     }
 

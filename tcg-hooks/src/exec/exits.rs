@@ -12,6 +12,7 @@
 
 use crate::riscv::trap::Trap;
 use notdirty_core::PAGE_SIZE;
+use notdirty_softmmu::Value;
 use std::sync::Arc;
 
 /// What ends a run; the guest is as it was before the instruction or the trap.
@@ -70,6 +71,17 @@ pub(crate) struct Exits {
     told: Told,
     /// The owner put the hart where it stands.
     put: bool,
+}
+
+impl Told {
+    /// As named values.
+    pub(crate) fn each(&mut self, visit: &mut dyn FnMut(&'static str, Value<'_>)) {
+        let Told { at: (at_pc, at_retired), pc, traps } = self;
+        visit("told_at_pc", Value::U64(at_pc));
+        visit("told_at_retired", Value::U64(at_retired));
+        visit("told_pc", Value::Bool(pc));
+        visit("told_traps", Value::U64(traps));
+    }
 }
 
 impl Exits {

@@ -1,11 +1,13 @@
 //! [`Vcpu`]: one hart with its memory, its engine and its loop.
 #[cfg(any(test, feature = "testkit"))]
 mod check;
+mod fields;
 mod jit;
 mod oracle;
 mod state;
 mod wait;
 
+pub(super) use fields::mode;
 pub use state::VcpuState;
 
 use super::core::Core;

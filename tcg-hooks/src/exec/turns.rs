@@ -46,6 +46,17 @@ impl Turns {
         self.hart
     }
 
+    /// All of it, to be kept.
+    pub fn words(&self) -> [u64; 4] {
+        [self.first, self.seed, self.hart as u64, self.left]
+    }
+
+    /// As [`words`](Self::words) gave it, if there are so many harts.
+    pub fn from_words([first, seed, hart, left]: [u64; 4], harts: usize) -> Option<Turns> {
+        let hart = usize::try_from(hart).ok().filter(|hart| *hart < harts)?;
+        Some(Turns { first, seed, hart, left })
+    }
+
     /// SplitMix64 (Steele, Lea, Flood 2014).
     fn draw(&mut self) -> u64 {
         self.seed = self.seed.wrapping_add(0x9e37_79b9_7f4a_7c15);

@@ -13,6 +13,7 @@
 use crate::cpu::CpuState;
 use crate::riscv::Privilege;
 use crate::riscv::trap::{Trap, cause};
+use notdirty_softmmu::Value;
 
 /// Instructions without a trap after which a handler is thought to have done its work, though no return said so.
 const CHAIN: u64 = 1 << 16;
@@ -69,7 +70,38 @@ pub(crate) struct Traps {
     x: [u64; 32],
 }
 
+impl TrapAt {
+    fn each(&mut self, names: [&'static str; 4], visit: &mut dyn FnMut(&'static str, Value<'_>)) {
+        let TrapAt { trap: Trap { cause, tval }, pc, mode } = self;
+        let [cause_name, tval_name, pc_name, mode_name] = names;
+        visit(cause_name, Value::U64(cause));
+        visit(tval_name, Value::U64(tval));
+        visit(pc_name, Value::U64(pc));
+        super::run::mode(mode_name, mode, visit);
+    }
+}
+
 impl Traps {
+    /// As named values.
+    pub(crate) fn each(&mut self, visit: &mut dyn FnMut(&'static str, Value<'_>)) {
+        let Traps { open, nested, stuck, told, repeats, vector, retired, gap, first, last, inner, inner_gap, x } = self;
+        visit("trap_open", Value::Bool(open));
+        visit("trap_nested", Value::Bool(nested));
+        visit("trap_stuck", Value::Bool(stuck));
+        visit("trap_told", Value::Bool(told));
+        visit("trap_repeats", Value::U32(repeats));
+        visit("trap_vector", Value::U64(vector));
+        visit("trap_retired", Value::U64(retired));
+        visit("trap_gap", Value::U64(gap));
+        first.each(["trap_first_cause", "trap_first_tval", "trap_first_pc", "trap_first_mode"], visit);
+        last.each(["trap_last_cause", "trap_last_tval", "trap_last_pc", "trap_last_mode"], visit);
+        inner.each(["trap_inner_cause", "trap_inner_tval", "trap_inner_pc", "trap_inner_mode"], visit);
+        visit("trap_inner_gap", Value::U64(inner_gap));
+        let mut registers = x.to_vec();
+        visit("trap_registers", Value::U64s(&mut registers));
+        *x = std::array::from_fn(|n| registers.get(n).copied().unwrap_or(0));
+    }
+
     /// An exception is about to be taken at `cpu.pc`; `vector` is `mtvec` or `stvec`. Is the hart stuck?
     #[inline]
     pub(crate) fn exception(&mut self, cpu: &CpuState, trap: &Trap, vector: u64) -> bool {

@@ -16,6 +16,7 @@
 //! value instead. A cycle is an instruction. What a counter reads is the count before the instruction that reads it;
 //! what is written is what the next instruction reads.
 mod fields;
+mod state;
 mod table;
 mod write;
 

@@ -62,6 +62,17 @@ impl Isa {
         self.0 >> extension as u8 & 1 != 0
     }
 
+    /// A bit for each of [`Extension::ALL`].
+    pub const fn bits(self) -> u32 {
+        self.0
+    }
+
+    /// The set of these bits; others are not looked at. D comes with F.
+    pub const fn from_bits(bits: u32) -> Isa {
+        let isa = Isa(bits & Isa::ALL.0);
+        if isa.has(Extension::D) { isa.with(Extension::D) } else { isa }
+    }
+
     const fn with(self, extension: Extension) -> Isa {
         // D is worth nothing without F.
         let base = if matches!(extension, Extension::D) { 1 << Extension::F as u8 } else { 0 };

@@ -22,14 +22,14 @@ use std::sync::atomic::Ordering;
 /// See the head of this file.
 #[derive(Debug, Clone, PartialEq)]
 pub struct VcpuState {
-    cpu: CpuState,
-    waiting: bool,
-    trap_loop: bool,
-    told: Told,
-    unhandled: Traps,
-    irq: u64,
-    timer_deadline: u64,
-    reservation: Reservation,
+    pub(super) cpu: CpuState,
+    pub(super) waiting: bool,
+    pub(super) trap_loop: bool,
+    pub(super) told: Told,
+    pub(super) unhandled: Traps,
+    pub(super) irq: u64,
+    pub(super) timer_deadline: u64,
+    pub(super) reservation: Reservation,
 }
 
 impl VcpuState {
@@ -41,6 +41,12 @@ impl VcpuState {
     /// In `wfi`.
     pub fn is_waiting(&self) -> bool {
         self.waiting
+    }
+
+    /// The same, for another machine: without a reservation.
+    pub fn without_reservation(mut self) -> VcpuState {
+        self.reservation = Reservation::default();
+        self
     }
 }
 

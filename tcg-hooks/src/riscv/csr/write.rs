@@ -42,7 +42,7 @@ impl Csrs {
 }
 
 /// Eight entries of `pmpcfg`: those that are locked keep what they have, and W without R is reserved and loses its W.
-fn pmp(old: u64, new: u64) -> u64 {
+pub(super) fn pmp(old: u64, new: u64) -> u64 {
     let (old, mut new) = (old.to_le_bytes(), new.to_le_bytes());
     for (new, old) in new.iter_mut().zip(old) {
         *new &= pmpcfg::ALL;
@@ -57,7 +57,7 @@ fn pmp(old: u64, new: u64) -> u64 {
 }
 
 /// A legal `mstatus`: no reserved mode, FS stays off without F, SD says that FS is dirty.
-fn status(new: u64, has_f: bool) -> u64 {
+pub(super) fn status(new: u64, has_f: bool) -> u64 {
     let mpp = Privilege::from_bits(new >> mstatus::MPP_SHIFT).bits() << mstatus::MPP_SHIFT;
     let fs = if has_f { new & mstatus::FS } else { 0 };
     let sd = if fs == mstatus::FS { mstatus::SD } else { 0 };

@@ -1,0 +1,349 @@
+//! A file with one home for each page: later rounds overwrite, many threads write at once, and a reader finds any page.
+//!
+//! ```text
+//!   in the list of RAM, behind each block's length          all from the start of the file
+//!   │ version 1 be32│page size be64│bitmap at be64│pages at be64│ bitmap │ … │ pages, used length of them │ next block
+//!                                                                └ bit n of 64-bit words, little endian    └ at a multiple of 1 MiB
+//!
+//!   write   plan ─▶ Job: threads take runs of pages: not zero ─▶ pwrite home, bit set    zero ─▶ a hole
+//!   read    headers, bitmaps ─▶ Job: threads take runs of set bits: pread ≤ 1 MiB; what is a hole is cleared
+//! ```
+//!
+//! A hole means zero also where the target's RAM is not; a bit past the block's end, a bitmap that lies elsewhere than behind its
+//! header, pages that overlap anything or lie past the file's end: each is refused before a byte is read.
+
+use super::bits::Bits;
+use super::records::{self, ListedBlock};
+use super::stream::{StreamReader, StreamWriter};
+use super::wire::{Fault, Result};
+use crate::addr::{PAGE_BITS, PAGE_SIZE};
+use crate::ram::RamBlock;
+use core::ops::Range;
+use std::fs::File;
+use std::io;
+use std::os::fd::AsFd;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+
+/// Of a block's header.
+const VERSION: u32 = 1;
+/// Bytes of it.
+const HEADER: u64 = 28;
+/// Pages begin at a multiple of this, so that a file that is read around the host's cache can be.
+const ALIGNMENT: u64 = 1 << 20;
+/// Bytes that one call writes or reads at most.
+const PIECE: u64 = 1 << 20;
+/// Pages that a thread takes at once.
+const SHARE: u64 = 4096;
+
+/// Where a block lies in the file.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Home {
+    bitmap: u64,
+    pages: u64,
+    length: u64,
+}
+
+impl Home {
+    fn bitmap_bytes(length: u64) -> u64 {
+        (length >> PAGE_BITS).div_ceil(64) * 8
+    }
+
+    /// Where the file goes on behind it.
+    fn end(&self) -> u64 {
+        self.pages + self.length
+    }
+
+    /// Where its pages begin.
+    pub fn pages_offset(&self) -> u64 {
+        self.pages
+    }
+}
+
+/// A block and its place in the file.
+struct Placed {
+    block: Arc<RamBlock>,
+    home: Home,
+    /// The pages that are in the file.
+    bitmap: Mutex<Bits>,
+}
+
+/// Pages on their way to or from a file, for as many threads as call [`work`](Self::work).
+pub struct Job {
+    file: File,
+    blocks: Vec<Placed>,
+    /// The next share, counted over all blocks.
+    next: AtomicU64,
+    what: What,
+    failed: AtomicBool,
+    why: Mutex<Option<(String, io::Error)>>,
+}
+
+#[derive(Clone, Copy, PartialEq)]
+enum What {
+    Write,
+    /// Whether the target's RAM is known to be zero where it was never touched.
+    Read,
+}
+
+/// What a job did.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Moved {
+    /// Pages whose bytes are in the file.
+    pub pages: u64,
+    /// Pages that are zero.
+    pub zero: u64,
+}
+
+impl Job {
+    fn new(file: File, blocks: Vec<Placed>, what: What) -> Job {
+        let (next, failed) = (AtomicU64::new(0), AtomicBool::new(false));
+        Job { file, blocks, next, what, failed, why: Mutex::new(None) }
+    }
+
+    /// Moves pages until there are none left. Several threads share them.
+    pub fn work(&self) {
+        while !self.failed.load(Ordering::Relaxed) {
+            let Some((placed, pages)) = self.share(self.next.fetch_add(1, Ordering::Relaxed)) else { return };
+            let done = match self.what {
+                What::Write => self.write(placed, pages),
+                What::Read => self.read(placed, pages),
+            };
+            if let Err(why) = done {
+                let mut first = self.why.lock().unwrap_or_else(PoisonError::into_inner);
+                first.get_or_insert((placed.block.idstr().to_owned(), why));
+                self.failed.store(true, Ordering::Relaxed);
+            }
+        }
+    }
+
+    /// Share number `n`.
+    fn share(&self, mut n: u64) -> Option<(&Placed, Range<u64>)> {
+        self.blocks.iter().find_map(|placed| {
+            let pages = placed.home.length >> PAGE_BITS;
+            let shares = pages.div_ceil(SHARE);
+            match n.checked_sub(shares) {
+                Some(left) => {
+                    n = left;
+                    None
+                }
+                None => Some((placed, n * SHARE..((n + 1) * SHARE).min(pages))),
+            }
+        })
+    }
+
+    /// Pages that are not zero go to their homes. The file has none of them yet.
+    fn write(&self, placed: &Placed, pages: Range<u64>) -> io::Result<()> {
+        let mut full: Vec<Range<u64>> = Vec::new();
+        for run in placed.block.touched(pages) {
+            for page in run.filter(|page| !placed.block.is_zero(*page)) {
+                match full.last_mut() {
+                    Some(last) if last.end == page => last.end += 1,
+                    _ => full.push(page..page + 1),
+                }
+            }
+        }
+        let mut bitmap = placed.bitmap.lock().unwrap_or_else(PoisonError::into_inner);
+        full.iter().for_each(|run| {
+            bitmap.set(run.clone());
+        });
+        drop(bitmap);
+        each_piece(&full, |off, len| placed.block.write_to(off, len, self.file.as_fd(), placed.home.pages + off))
+    }
+
+    /// Pages that the file has are read, and the others are made zero.
+    fn read(&self, placed: &Placed, pages: Range<u64>) -> io::Result<()> {
+        let (mut full, mut holes) = (Vec::new(), Vec::new());
+        {
+            let bitmap = placed.bitmap.lock().unwrap_or_else(PoisonError::into_inner);
+            let mut at = pages.start;
+            while at < pages.end {
+                let start = bitmap.next_set(at).unwrap_or(pages.end).min(pages.end);
+                if start > at {
+                    holes.push(at..start);
+                }
+                let end = bitmap.next_clear(start).min(pages.end);
+                if end > start {
+                    full.push(start..end);
+                }
+                at = end;
+            }
+        }
+        for hole in holes {
+            for run in placed.block.touched(hole) {
+                let len = (run.end - run.start) << PAGE_BITS;
+                placed.block.fill_raw(run.start << PAGE_BITS, len, 0).map_err(io::Error::other)?;
+            }
+        }
+        each_piece(&full, |off, len| placed.block.read_from_raw(off, len, self.file.as_fd(), placed.home.pages + off))
+    }
+
+    /// Whether all went well, and what was moved. After the last thread is done.
+    fn outcome(&self) -> core::result::Result<Moved, Fault> {
+        if let Some((idstr, why)) = self.why.lock().unwrap_or_else(PoisonError::into_inner).take() {
+            let why = match why.kind() {
+                io::ErrorKind::UnexpectedEof => "the file ends before its pages do".to_owned(),
+                _ => why.to_string(),
+            };
+            return Err(Fault::Block { idstr, why });
+        }
+        let mut moved = Moved::default();
+        for placed in &self.blocks {
+            let pages = placed.bitmap.lock().unwrap_or_else(PoisonError::into_inner).count();
+            moved.pages += pages;
+            moved.zero += (placed.home.length >> PAGE_BITS) - pages;
+        }
+        Ok(moved)
+    }
+}
+
+/// Calls with the bytes of these pages, at most a piece at once.
+fn each_piece(runs: &[Range<u64>], mut call: impl FnMut(u64, u64) -> io::Result<()>) -> io::Result<()> {
+    runs.iter().try_for_each(|run| {
+        let (mut off, end) = (run.start << PAGE_BITS, run.end << PAGE_BITS);
+        while off < end {
+            let len = (end - off).min(PIECE);
+            call(off, len)?;
+            off += len;
+        }
+        Ok(())
+    })
+}
+
+/// Writes the list of blocks, each with its place, and runs `threads` over what goes there: all of it, from RAM that stands still. The
+/// RAM section is ended, too.
+///
+/// # Errors
+/// The file's.
+pub fn save(writer: &mut StreamWriter<File>, blocks: &[Arc<RamBlock>], threads: impl FnOnce(&Job)) -> Result<Moved> {
+    let listed: Vec<_> = blocks
+        .iter()
+        .map(|block| ListedBlock { idstr: block.idstr().to_owned(), used_length: block.used_length() })
+        .collect();
+    let mut homes = Vec::new();
+    let id = records::write_setup(writer, &listed, |out, n| {
+        let (length, bitmap) = (listed[n].used_length, out.offset() + HEADER);
+        let pages = (bitmap + Home::bitmap_bytes(length)).next_multiple_of(ALIGNMENT);
+        let home = Home { bitmap, pages, length };
+        out.u32(VERSION)?;
+        out.u64(PAGE_SIZE)?;
+        out.u64(home.bitmap)?;
+        out.u64(home.pages)?;
+        homes.push(home);
+        out.seek(home.end())
+    })?;
+    records::write_empty_piece(writer, id, true)?;
+    let placed = blocks.iter().zip(homes).map(|(block, home)| {
+        let bitmap = Mutex::new(Bits::new(home.length >> PAGE_BITS));
+        Placed { block: block.clone(), home, bitmap }
+    });
+    let placed = placed.collect();
+    let file = writer.out().channel()?.try_clone().map_err(|why| writer.out().error(why))?;
+    let job = Job::new(file, placed, What::Write);
+    threads(&job);
+    let moved = job.outcome().map_err(|why| writer.out().error(why))?;
+    for placed in &job.blocks {
+        let bitmap = placed.bitmap.lock().unwrap_or_else(PoisonError::into_inner).to_bytes();
+        let done = std::os::unix::fs::FileExt::write_all_at(&job.file, &bitmap, placed.home.bitmap);
+        done.map_err(|why| writer.out().error(why))?;
+    }
+    Ok(moved)
+}
+
+/// The blocks of a file: names, lengths and places. The reader stands behind the list.
+///
+/// # Errors
+/// What is wrong with the file.
+pub fn read_list(reader: &mut StreamReader<File>) -> Result<(Vec<ListedBlock>, Vec<Home>)> {
+    let file_length = reader.source().channel().metadata().map(|file| file.len());
+    let file_length = file_length.map_err(|why| reader.source().error(why))?;
+    let mut homes = Vec::new();
+    let blocks = records::read_setup(reader, |reader, block, _| {
+        let from = reader.source();
+        let version = from.u32()?;
+        if version != VERSION {
+            return Err(from.error(Fault::value("the version of a mapped-ram header", version, VERSION)));
+        }
+        let page_size = from.u64()?;
+        if page_size != PAGE_SIZE {
+            return Err(from.error(Fault::value("the page size", page_size, PAGE_SIZE)));
+        }
+        let (bitmap, pages, length) = (from.u64()?, from.u64()?, block.used_length);
+        let behind = from.offset();
+        if bitmap != behind {
+            return Err(from.error(Fault::value("the place of a bitmap", bitmap, format_args!("{behind:#x}"))));
+        }
+        let bitmap_end = bitmap.saturating_add(Home::bitmap_bytes(length));
+        if pages < bitmap_end || pages - bitmap_end >= ALIGNMENT || !pages.is_multiple_of(ALIGNMENT) {
+            let wanted = format!("the first multiple of {ALIGNMENT:#x} from {bitmap_end:#x} on");
+            return Err(from.error(Fault::value("the place of the pages", pages, wanted)));
+        }
+        match pages.checked_add(length) {
+            Some(end) if end <= file_length => {}
+            _ => {
+                let why = format!("its {length:#x} bytes at {pages:#x} are more than the file's {file_length:#x}");
+                return Err(from.error(Fault::Block { idstr: block.idstr.clone(), why }));
+            }
+        }
+        let home = Home { bitmap, pages, length };
+        homes.push(home);
+        reader.seek(home.end())
+    })?;
+    Ok((blocks, homes))
+}
+
+/// Reads pages from a file to blocks, which have the lengths of the list. `threads` runs the job.
+///
+/// # Errors
+/// What is wrong with the file; then the blocks hold anything.
+pub fn load(
+    reader: &mut StreamReader<File>,
+    blocks: &[Arc<RamBlock>],
+    homes: &[Home],
+    threads: impl FnOnce(&Job),
+) -> Result<Moved> {
+    let file = reader.source().channel().try_clone().map_err(|why| reader.source().error(why))?;
+    let mut placed = Vec::new();
+    for (block, home) in blocks.iter().zip(homes) {
+        let bitmap = read_bitmap(&file, home).map_err(|why| reader.source().error(why))?;
+        if let Some(page) = bitmap.stray() {
+            let (idstr, pages) = (block.idstr().to_owned(), home.length >> PAGE_BITS);
+            let why = format!("its bitmap has page {page:#x}, and the block {pages:#x}");
+            return Err(reader.source().error(Fault::Block { idstr, why }));
+        }
+        placed.push(Placed { block: block.clone(), home: *home, bitmap: Mutex::new(bitmap) });
+    }
+    let job = Job::new(file, placed, What::Read);
+    threads(&job);
+    job.outcome().map_err(|why| reader.source().error(why))
+}
+
+/// Reads the end of a piece, in which there are no pages, and its footer.
+///
+/// # Errors
+/// Something else is there.
+pub fn end_piece(reader: &mut StreamReader<File>) -> Result<()> {
+    match records::Records::default().next(reader, &[])? {
+        records::Record::End => reader.footer(),
+        other => {
+            let why = format!("{other:?} where pages have fixed places");
+            Err(reader.source().error(Fault::Order(why)))
+        }
+    }
+}
+
+/// How many pages of a block the file has, without reading one.
+///
+/// # Errors
+/// The file's.
+pub fn pages_in_file(reader: &mut StreamReader<File>, home: &Home) -> Result<u64> {
+    let bitmap = read_bitmap(reader.source().channel(), home);
+    bitmap.map(|bitmap| bitmap.count()).map_err(|why| reader.source().error(why))
+}
+
+fn read_bitmap(file: &File, home: &Home) -> io::Result<Bits> {
+    // The file has its pages, so it has this.
+    let mut bytes = vec![0; Home::bitmap_bytes(home.length) as usize];
+    std::os::unix::fs::FileExt::read_exact_at(file, &mut bytes, home.bitmap)?;
+    Ok(Bits::from_bytes(home.length >> PAGE_BITS, &bytes))
+}

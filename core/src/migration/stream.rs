@@ -1,0 +1,380 @@
+//! QEMU's framing: what stands around the sections of a stream.
+//!
+//! ```text
+//!   QEVM 3 │ configuration: machine, capabilities │ section … footer │ section … footer │ … │ EOF │ VM description (JSON)
+//!   section   START id name instance version …    then PART id …, END id …        in several pieces: RAM
+//!             FULL  id name instance version …                                    at once: devices
+//! ```
+
+use super::section::{Section, escaped};
+use super::wire::{FILE_VERSION, Fault, In, MAGIC, Out, Result, kind};
+use crate::addr::PAGE_SIZE;
+use std::io::{Read, Seek, Write};
+
+/// Configuration: a subsection that lists what both ends must do alike.
+const CAPABILITIES: &str = "configuration/capabilities";
+/// The capability that says that pages have fixed places in the file.
+pub const MAPPED_RAM: &str = "mapped-ram";
+/// The description's member that is written last: the file is whole.
+const COMPLETE: &str = r#""complete":true"#;
+/// The longest VM description that is read.
+const MAX_DESCRIPTION: u32 = 64 << 20;
+
+/// Writes a stream.
+#[derive(Debug)]
+pub struct StreamWriter<W> {
+    out: Out<W>,
+    next: u32,
+    configuration: String,
+    devices: Vec<String>,
+}
+
+impl<W: Write> StreamWriter<W> {
+    /// Begins a stream of a machine of this type.
+    ///
+    /// # Errors
+    /// The channel's.
+    pub fn new(to: W, machine: &str, capabilities: &[&str]) -> Result<Self> {
+        let mut out = Out::new(to);
+        out.u32(MAGIC)?;
+        out.u32(FILE_VERSION)?;
+        out.enter("configuration");
+        out.u8(kind::CONFIGURATION)?;
+        out.u32(machine.len() as u32)?;
+        out.bytes(machine.as_bytes())?;
+        let mut subsections = String::new();
+        if !capabilities.is_empty() {
+            out.u8(kind::SUBSECTION)?;
+            out.name(CAPABILITIES)?;
+            out.u32(1)?;
+            out.u32(capabilities.len() as u32)?;
+            capabilities.iter().try_for_each(|name| out.name(name))?;
+            let count = r#"{"name":"caps_count","type":"uint32","size":4}"#;
+            let each = format!(
+                r#"{{"name":"capabilities","array_len":{},"type":"capability","size":{}}}"#,
+                capabilities.len(),
+                capabilities[0].len()
+            );
+            subsections =
+                format!(r#","subsections":[{{"vmsd_name":"{CAPABILITIES}","version":1,"fields":[{count},{each}]}}]"#);
+        }
+        let configuration = format!(
+            r#"{{"vmsd_name":"configuration","version":1,"fields":[{{"name":"len","type":"uint32","size":4}},{{"name":"name","type":"buffer","size":{}}}]{subsections}}}"#,
+            machine.len()
+        );
+        Ok(Self { out, next: 0, configuration, devices: Vec::new() })
+    }
+
+    /// What puts the bytes.
+    pub fn out(&mut self) -> &mut Out<W> {
+        &mut self.out
+    }
+
+    /// A section of a part that is all there is of it.
+    ///
+    /// # Errors
+    /// The channel's, or a name is too long.
+    pub fn full(&mut self, section: &Section) -> Result<()> {
+        let id = self.begin(kind::FULL, &section.name, section.instance, section.version)?;
+        self.out.enter(section.label());
+        section.write_to(&mut self.out)?;
+        self.devices.push(section.describe());
+        self.footer(id)
+    }
+
+    /// Begins a part that comes in pieces; returns its number. Its first piece follows, then its footer.
+    ///
+    /// # Errors
+    /// The channel's.
+    pub(super) fn start(&mut self, name: &str, version: u32) -> Result<u32> {
+        self.begin(kind::START, name, 0, version)
+    }
+
+    fn begin(&mut self, kind: u8, name: &str, instance: u32, version: u32) -> Result<u32> {
+        let id = self.next;
+        self.next += 1;
+        self.out.enter(name);
+        self.out.u8(kind)?;
+        self.out.u32(id)?;
+        self.out.name(name)?;
+        self.out.u32(instance)?;
+        self.out.u32(version)?;
+        Ok(id)
+    }
+
+    /// A further piece, or the last one.
+    pub(super) fn piece(&mut self, id: u32, last: bool) -> Result<()> {
+        self.out.u8(if last { kind::END } else { kind::PART })?;
+        self.out.u32(id)
+    }
+
+    pub(super) fn footer(&mut self, id: u32) -> Result<()> {
+        self.out.u8(kind::FOOTER)?;
+        self.out.u32(id)
+    }
+
+    /// Tells the other end something between sections.
+    ///
+    /// # Errors
+    /// The channel's.
+    pub fn command(&mut self, command: u16, data: &[u8]) -> Result<()> {
+        self.out.enter("command");
+        self.out.u8(kind::COMMAND)?;
+        self.out.u16(command)?;
+        self.out.u16(data.len() as u16)?;
+        self.out.bytes(data)
+    }
+
+    /// Ends the sections, and describes them. All that was put is with the channel.
+    ///
+    /// # Errors
+    /// The channel's.
+    pub fn finish(&mut self) -> Result<()> {
+        self.out.enter("VM description");
+        self.out.u8(kind::EOF)?;
+        let mut json = format!(
+            r#"{{"configuration":{},"page_size":{PAGE_SIZE},"devices":[{}],"notdirty":{{"version":{},{COMPLETE}}}}}"#,
+            self.configuration,
+            self.devices.join(","),
+            escaped(env!("CARGO_PKG_VERSION")),
+        );
+        // QEMU's tool looks for the first brace behind the last zero byte: none may be in the length.
+        while (json.len() as u32).to_be_bytes().contains(&b'{') {
+            json.push(' ');
+        }
+        self.out.u8(kind::DESCRIPTION)?;
+        self.out.u32(json.len() as u32)?;
+        self.out.bytes(json.as_bytes())?;
+        self.out.flush()
+    }
+
+    /// The channel.
+    ///
+    /// # Errors
+    /// The channel's.
+    pub fn into_inner(self) -> Result<W> {
+        self.out.into_inner()
+    }
+}
+
+/// What comes next in a stream.
+#[derive(Debug, PartialEq)]
+pub enum Event {
+    /// All of a part.
+    Section(Section),
+    /// The first piece of the RAM section follows.
+    RamStart,
+    /// A further piece of it follows, and whether it is the last.
+    RamPiece(bool),
+    /// The other end says something.
+    Command(u16, Vec<u8>),
+    /// There are no more sections.
+    End,
+}
+
+/// Reads a stream.
+#[derive(Debug)]
+pub struct StreamReader<R> {
+    from: In<R>,
+    machine: String,
+    capabilities: Vec<String>,
+    /// The number of the RAM section, once it has begun, and whether it has ended.
+    ram: Option<(u32, bool)>,
+    /// The byte that the next section begins with.
+    peeked: Option<u8>,
+}
+
+impl<R: Read> StreamReader<R> {
+    /// Reads up to the first section.
+    ///
+    /// # Errors
+    /// It is no such stream, of another version, or ends.
+    pub fn new(from: R) -> Result<Self> {
+        let mut from = In::new(from);
+        let magic = from.u32()?;
+        if magic != MAGIC {
+            return Err(from.error(Fault::value("the magic number", magic, format_args!("{MAGIC:#x}"))));
+        }
+        let version = from.u32()?;
+        if version != FILE_VERSION {
+            return Err(from.error(Fault::value("the version of the file", version, FILE_VERSION)));
+        }
+        from.enter("configuration");
+        let byte = from.u8()?;
+        if byte != kind::CONFIGURATION {
+            return Err(from.error(Fault::value("the first section", byte, "a configuration, 0x7")));
+        }
+        let len = from.u32()?;
+        if len > 255 {
+            return Err(from.error(Fault::value("the length of the machine's name", len, "at most 255")));
+        }
+        let machine = from.text("the machine", len.into())?;
+        Ok(Self { from, machine, capabilities: Vec::new(), ram: None, peeked: None })
+    }
+
+    /// The type of the machine.
+    pub fn machine(&self) -> &str {
+        &self.machine
+    }
+
+    /// Reads the rest of the configuration. Once, before the first event.
+    ///
+    /// # Errors
+    /// It asks for what nothing here knows.
+    pub fn configuration(&mut self) -> Result<()> {
+        let byte = self.from.u8()?;
+        if byte == kind::SUBSECTION {
+            self.capabilities = capabilities(&mut self.from)?;
+        } else {
+            self.peeked = Some(byte);
+        }
+        Ok(())
+    }
+
+    /// What both ends must do alike.
+    pub fn capabilities(&self) -> &[String] {
+        &self.capabilities
+    }
+
+    /// Whether pages have fixed places in the file.
+    pub fn is_mapped(&self) -> bool {
+        self.capabilities.iter().any(|name| name == MAPPED_RAM)
+    }
+
+    /// What takes the bytes.
+    pub fn source(&mut self) -> &mut In<R> {
+        &mut self.from
+    }
+
+    /// The next event. After a piece of RAM its [`footer`](Self::footer) is to be read.
+    ///
+    /// # Errors
+    /// [`StreamError`](super::StreamError).
+    pub fn event(&mut self) -> Result<Event> {
+        let from = &mut self.from;
+        from.enter("between sections");
+        let byte = match self.peeked.take() {
+            Some(byte) => byte,
+            None => from.u8()?,
+        };
+        match byte {
+            kind::EOF => Ok(Event::End),
+            kind::COMMAND => {
+                from.enter("command");
+                let (command, len) = (from.u16()?, from.u16()?);
+                Ok(Event::Command(command, from.bytes(len.into())?))
+            }
+            kind @ (kind::START | kind::FULL) => {
+                let (id, name) = (from.u32()?, from.name("a section")?);
+                let (instance, version) = (from.u32()?, from.u32()?);
+                from.enter(if kind == kind::START { name.clone() } else { format!("{name} {instance}") });
+                if kind == kind::FULL {
+                    let section = Section::read_from(name, instance, version, from)?;
+                    footer(from, id)?;
+                    return Ok(Event::Section(section));
+                }
+                if name != super::wire::RAM || instance != 0 {
+                    return Err(from.error(Fault::Unknown { name, instance }));
+                }
+                if version != super::wire::RAM_VERSION {
+                    let known = super::wire::RAM_VERSION;
+                    return Err(from.error(Fault::value("the version of the section", version, known)));
+                }
+                if self.ram.is_some() {
+                    return Err(from.error(Fault::Order("it begins a second time".into())));
+                }
+                self.ram = Some((id, false));
+                Ok(Event::RamStart)
+            }
+            kind @ (kind::PART | kind::END) => {
+                let id = from.u32()?;
+                if self.ram != Some((id, false)) {
+                    return Err(from.error(Fault::value("the number of a section", id, "that of one that goes on")));
+                }
+                from.enter(super::wire::RAM);
+                self.ram = Some((id, kind == kind::END));
+                Ok(Event::RamPiece(kind == kind::END))
+            }
+            byte => Err(from.error(Fault::value("the kind of a section", byte, "0 to 4 or 8"))),
+        }
+    }
+
+    /// The end of a piece of RAM.
+    ///
+    /// # Errors
+    /// [`StreamError`](super::StreamError).
+    pub fn footer(&mut self) -> Result<()> {
+        let (id, _) = self.ram.unwrap_or_default();
+        footer(&mut self.from, id)
+    }
+
+    /// Whether all of RAM has come.
+    pub fn ram_ended(&self) -> bool {
+        matches!(self.ram, Some((_, true)))
+    }
+
+    /// The description behind the end, if its writer says that it had come to its end.
+    ///
+    /// # Errors
+    /// There is none, it is too long, or no text, or has no such mark.
+    pub fn description(&mut self) -> Result<String> {
+        let from = &mut self.from;
+        from.enter("VM description");
+        let byte = from.u8()?;
+        if byte != kind::DESCRIPTION {
+            return Err(from.error(Fault::value("what follows the end", byte, "a VM description, 0x6")));
+        }
+        let len = from.u32()?;
+        if len > MAX_DESCRIPTION {
+            return Err(from.error(Fault::value("its length", len, format_args!("at most {MAX_DESCRIPTION:#x}"))));
+        }
+        let text = from.text("the VM description", len.into())?;
+        if !text.contains(COMPLETE) {
+            return Err(from.error(Fault::Order("it has no mark that the file is complete".into())));
+        }
+        Ok(text)
+    }
+}
+
+impl<R: Read + Seek> StreamReader<R> {
+    /// What comes next is at this offset.
+    pub(super) fn seek(&mut self, offset: u64) -> Result<()> {
+        self.from.seek(offset)
+    }
+}
+
+fn footer<R: Read>(from: &mut In<R>, id: u32) -> Result<()> {
+    let byte = from.u8()?;
+    if byte != kind::FOOTER {
+        return Err(from.error(Fault::value("the end of the section", byte, "a footer, 0x7e")));
+    }
+    match from.u32()? {
+        found if found == id => Ok(()),
+        found => Err(from.error(Fault::value("the footer's section", found, format_args!("{id:#x}")))),
+    }
+}
+
+/// The subsection that lists them.
+fn capabilities<R: Read>(from: &mut In<R>) -> Result<Vec<String>> {
+    let name = from.name("a subsection")?;
+    if name != CAPABILITIES {
+        return Err(from.error(Fault::Unknown { name, instance: 0 }));
+    }
+    let version = from.u32()?;
+    if version != 1 {
+        return Err(from.error(Fault::value("the version of the capabilities", version, 1)));
+    }
+    let count = from.u32()?;
+    if count == 0 || count > 64 {
+        return Err(from.error(Fault::value("the number of capabilities", count, "1 to 64")));
+    }
+    let mut names = Vec::new();
+    for _ in 0..count {
+        let name = from.name("a capability")?;
+        if name != MAPPED_RAM {
+            return Err(from.error(Fault::Unknown { name, instance: 0 }));
+        }
+        names.push(name);
+    }
+    Ok(names)
+}

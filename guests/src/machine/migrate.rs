@@ -1,0 +1,319 @@
+//! A machine leaves and comes: files with all of it, and what can go wrong.
+//!
+//! ```text
+//!   Machine::snapshot(path)           stopped: sections ─▶ pages, by several threads ─▶ sections ─▶ description ─▶ rename
+//!   MachineBuilder::restore(path)     the same way back; what the guest cannot tell (engine, console, trace) is the builder's
+//! ```
+
+use std::fs::{self, File};
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use notdirty_core::RamBlock;
+use notdirty_core::migration::mapped_ram::{self, Job};
+use notdirty_core::migration::{Event, ListedBlock, MAPPED_RAM, Section, StreamError, StreamReader, StreamWriter};
+use notdirty_softmmu::{MapError, SectionError};
+
+use super::{BuildError, CheckpointError, Machine, MachineBuilder, PlugError, state};
+
+/// Why a machine did not leave or come. One that was to leave is as it was.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum MigrationError {
+    /// The file cannot be opened, made or renamed.
+    #[error("{}: {source}", path.display())]
+    File {
+        /// Which.
+        path: PathBuf,
+        /// Why not.
+        source: io::Error,
+    },
+    /// The channel failed, or what came is no stream of ours.
+    #[error(transparent)]
+    Stream(#[from] StreamError),
+    /// A section does not fit its part.
+    #[error(transparent)]
+    Section(#[from] SectionError),
+    /// A part has no section.
+    #[error("the stream has no section {name} {instance}")]
+    Missing {
+        /// What is it called.
+        name: String,
+        /// Which of that name.
+        instance: u32,
+    },
+    /// A section has no part.
+    #[error("the stream has a section {name} {instance}, and nothing here is called so")]
+    Unknown {
+        /// What is it called.
+        name: String,
+        /// Which of that name.
+        instance: u32,
+    },
+    /// A RAM block is not as in the stream.
+    #[error("RAM block {idstr}: {why}")]
+    Block {
+        /// Which.
+        idstr: String,
+        /// How it differs.
+        why: String,
+    },
+    /// RAM is mapped where the board has none: `map_again`, `map_alias`, or by an embedder.
+    #[error("RAM block {idstr} is mapped at {at:#x}, where the board does not: such a machine cannot be saved")]
+    Mapped {
+        /// Where.
+        at: u64,
+        /// What.
+        idstr: String,
+    },
+    /// The stream is of another kind of machine.
+    #[error("the stream is of a machine {theirs:?}, this is {:?}", state::TYPE)]
+    Machine {
+        /// What it says.
+        theirs: String,
+    },
+    /// The file has its sections in another order, or lacks one.
+    #[error("{0}")]
+    Order(String),
+    /// A device does not say what it remembers.
+    #[error(transparent)]
+    Device(#[from] CheckpointError),
+    /// No machine can be made as the stream says.
+    #[error(transparent)]
+    Build(#[from] BuildError),
+    /// RAM cannot be plugged as the stream says.
+    #[error(transparent)]
+    Plug(#[from] PlugError),
+    /// HTIF cannot be where the stream says.
+    #[error(transparent)]
+    Map(#[from] MapError),
+}
+
+/// What a snapshot has.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Snapshot {
+    /// Pages of RAM whose bytes are in the file.
+    pub pages: u64,
+    /// Pages that are zero, and not in it.
+    pub zero_pages: u64,
+    /// Bytes from its start to its end, holes included.
+    pub length: u64,
+    /// How long it took.
+    pub time: Duration,
+}
+
+/// What a file of a machine holds; see [`snapshot_info`].
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct SnapshotInfo {
+    /// Of which type the machine is.
+    pub machine: String,
+    /// Whether pages have fixed places in it.
+    pub mapped_ram: bool,
+    /// Each block, and how many of its pages are not zero.
+    pub blocks: Vec<(ListedBlock, u64)>,
+    /// Each part with its fields.
+    pub sections: Vec<Section>,
+    /// The VM description.
+    pub description: String,
+}
+
+/// Runs a job on as many threads as the host has.
+fn on_all_threads(job: &Job) {
+    let count = std::thread::available_parallelism().map_or(1, usize::from).min(8);
+    std::thread::scope(|scope| {
+        for _ in 1..count {
+            // Without a thread this one does it all.
+            let _ = std::thread::Builder::new().name("snapshot".into()).spawn_scoped(scope, || job.work());
+        }
+        job.work();
+    });
+}
+
+/// A file that is not there under its name until it is whole. Dropped before, it is gone.
+struct Unfinished {
+    path: PathBuf,
+    temporary: Option<PathBuf>,
+}
+
+impl Unfinished {
+    fn create(path: &Path) -> Result<(Unfinished, File), MigrationError> {
+        let mut name = path.file_name().unwrap_or_default().to_owned();
+        name.push(format!(".{}.part", std::process::id()));
+        let temporary = path.with_file_name(name);
+        let file = File::options().read(true).write(true).create(true).truncate(true).open(&temporary);
+        let file = file.map_err(|source| MigrationError::File { path: temporary.clone(), source })?;
+        Ok((Unfinished { path: path.to_owned(), temporary: Some(temporary) }, file))
+    }
+
+    fn finish(mut self) -> Result<(), MigrationError> {
+        if let Some(temporary) = &self.temporary {
+            let done = fs::rename(temporary, &self.path);
+            done.map_err(|source| MigrationError::File { path: self.path.clone(), source })?;
+        }
+        self.temporary = None;
+        Ok(())
+    }
+}
+
+impl Drop for Unfinished {
+    fn drop(&mut self) {
+        if let Some(temporary) = &self.temporary {
+            let _ = fs::remove_file(temporary);
+        }
+    }
+}
+
+impl Machine {
+    /// Writes all of the machine to a file, in QEMU's mapped-ram layout; the machine stays as it is. Pages that are zero are holes. What
+    /// was at `path` is replaced by the whole file, or stays. The file is with the host when this returns, not yet on its disk.
+    ///
+    /// # Errors
+    /// [`MigrationError`]: the file, a device that does not say what it remembers, or RAM that is mapped in a way of its own.
+    pub fn snapshot(&mut self, path: impl AsRef<Path>) -> Result<Snapshot, MigrationError> {
+        let start = Instant::now();
+        let (before, blocks) = self.sections_before_ram()?;
+        let after = self.sections_after_ram()?;
+        let (unfinished, file) = Unfinished::create(path.as_ref())?;
+        let mut writer = StreamWriter::new(file, state::TYPE, &[MAPPED_RAM])?;
+        before.iter().try_for_each(|section| writer.full(section))?;
+        let moved = mapped_ram::save(&mut writer, &blocks, on_all_threads)?;
+        after.iter().try_for_each(|section| writer.full(section))?;
+        writer.finish()?;
+        let length = writer.out().offset();
+        drop(writer.into_inner()?);
+        unfinished.finish()?;
+        Ok(Snapshot { pages: moved.pages, zero_pages: moved.zero, length, time: start.elapsed() })
+    }
+}
+
+impl MachineBuilder {
+    /// A machine from a [snapshot](Machine::snapshot), to go on where that was. What a guest can tell is the snapshot's; engine, switches
+    /// of the JIT, console and trace are the builder's.
+    ///
+    /// # Errors
+    /// [`MigrationError`]: the file is no whole snapshot, or no machine can be made of it here.
+    pub fn restore(self, path: impl AsRef<Path>) -> Result<Machine, MigrationError> {
+        self.restore_with(path, |_| Ok(()))
+    }
+
+    /// The same, for a machine with devices of one's own: `attach` puts them on the bus, before their state comes.
+    ///
+    /// # Errors
+    /// As [`restore`](Self::restore), or `attach`'s.
+    pub fn restore_with(
+        self,
+        path: impl AsRef<Path>,
+        attach: impl FnOnce(&mut Machine) -> Result<(), MigrationError>,
+    ) -> Result<Machine, MigrationError> {
+        let mut reader = open(path.as_ref())?;
+        let mut coming = Coming { builder: Some(self), attach: Some(attach), machine: None, sections: Vec::new() };
+        loop {
+            match reader.event()? {
+                Event::Section(section) => coming.section(section)?,
+                Event::RamStart => {
+                    let (listed, homes) = mapped_ram::read_list(&mut reader)?;
+                    let blocks = coming.blocks(&listed)?;
+                    mapped_ram::load(&mut reader, &blocks, &homes, on_all_threads)?;
+                    mapped_ram::end_piece(&mut reader)?;
+                    coming.machine()?.all_ram_was_written(&blocks);
+                }
+                Event::RamPiece(_) => mapped_ram::end_piece(&mut reader)?,
+                Event::Command(..) => {}
+                Event::End => break,
+            }
+        }
+        if !reader.ram_ended() {
+            return Err(MigrationError::Order("the stream ends before its RAM does".into()));
+        }
+        reader.description()?;
+        coming.finish()
+    }
+}
+
+fn open(path: &Path) -> Result<StreamReader<File>, MigrationError> {
+    let file = File::open(path).map_err(|source| MigrationError::File { path: path.to_owned(), source })?;
+    let mut reader = StreamReader::new(file)?;
+    reader.configuration()?;
+    if reader.machine() != state::TYPE {
+        return Err(MigrationError::Machine { theirs: reader.machine().to_owned() });
+    }
+    if !reader.is_mapped() {
+        return Err(MigrationError::Order("no snapshot: its pages have no fixed places (mapped-ram)".into()));
+    }
+    Ok(reader)
+}
+
+/// What a file of a machine holds. No page is read.
+///
+/// # Errors
+/// [`MigrationError`]: the file is no whole snapshot.
+pub fn snapshot_info(path: impl AsRef<Path>) -> Result<SnapshotInfo, MigrationError> {
+    let mut reader = open(path.as_ref())?;
+    let (mut blocks, mut sections) = (Vec::new(), Vec::new());
+    loop {
+        match reader.event()? {
+            Event::Section(section) => sections.push(section),
+            Event::RamStart => {
+                let (listed, homes) = mapped_ram::read_list(&mut reader)?;
+                for (block, home) in listed.into_iter().zip(&homes) {
+                    blocks.push((block, mapped_ram::pages_in_file(&mut reader, home)?));
+                }
+                mapped_ram::end_piece(&mut reader)?;
+            }
+            Event::RamPiece(_) => mapped_ram::end_piece(&mut reader)?,
+            Event::Command(..) => {}
+            Event::End => break,
+        }
+    }
+    let description = reader.description()?;
+    let (machine, mapped_ram) = (reader.machine().to_owned(), reader.is_mapped());
+    Ok(SnapshotInfo { machine, mapped_ram, blocks, sections, description })
+}
+
+/// A machine that is on its way.
+struct Coming<F> {
+    builder: Option<MachineBuilder>,
+    attach: Option<F>,
+    machine: Option<Machine>,
+    /// Of what comes after RAM.
+    sections: Vec<Section>,
+}
+
+impl<F: FnOnce(&mut Machine) -> Result<(), MigrationError>> Coming<F> {
+    fn machine(&mut self) -> Result<&mut Machine, MigrationError> {
+        self.machine.as_mut().ok_or_else(|| MigrationError::Order("the stream does not begin with a machine".into()))
+    }
+
+    fn section(&mut self, section: Section) -> Result<(), MigrationError> {
+        match section.name.as_str() {
+            "machine" => {
+                let builder = self.builder.take();
+                let twice = || MigrationError::Order("the stream has a second machine".into());
+                self.machine = Some(builder.ok_or_else(twice)?.build_from(&section)?);
+            }
+            "ram-block" => self.machine()?.plug_from(&section)?,
+            _ => self.sections.push(section),
+        }
+        Ok(())
+    }
+
+    /// The machine's blocks, in the order of the stream's list.
+    fn blocks(&mut self, listed: &[ListedBlock]) -> Result<Vec<Arc<RamBlock>>, MigrationError> {
+        let attach = self.attach.take();
+        let machine = self.machine()?;
+        attach.map_or(Ok(()), |attach| attach(machine))?;
+        machine.blocks_of(listed)
+    }
+
+    fn finish(mut self) -> Result<Machine, MigrationError> {
+        let sections = std::mem::take(&mut self.sections);
+        let machine = self.machine()?;
+        let matched = machine.match_sections(&sections)?;
+        machine.put_sections(matched)?;
+        self.machine.ok_or_else(|| MigrationError::Order("the stream has no machine".into()))
+    }
+}

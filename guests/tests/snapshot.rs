@@ -1,0 +1,331 @@
+//! A machine in a file: it goes on from there as if it had not stopped, QEMU's own tool reads it, and what is not whole is refused.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use notdirty::programs::{draw, hotplug, smc, smp, timer};
+use notdirty::{
+    Captured, ClockKind, Console, EngineKind, JitFlags, Machine, MachineBuilder, MachineExit, MigrationError, PlugSpec,
+    Program, RunLimits, snapshot_info,
+};
+use notdirty_softmmu::{DeviceState, GuestPhys, MemSize, MmioDevice, Stateful};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+const RAM: u64 = 0x8000_0000;
+const SIZE: u64 = 16 << 20;
+
+/// A file that goes with the test.
+struct Temporary(PathBuf);
+
+impl Temporary {
+    fn new(name: &str) -> Temporary {
+        Temporary(std::env::temp_dir().join(format!("notdirty-{}-{name}", std::process::id())))
+    }
+}
+
+impl Drop for Temporary {
+    fn drop(&mut self) {
+        let _ = fs::remove_file(&self.0);
+    }
+}
+
+fn builder(engine: EngineKind) -> MachineBuilder {
+    Machine::builder().ram_size(SIZE).engine(engine).clock(ClockKind::Insns)
+}
+
+fn up_to(machine: &mut Machine, count: u64) -> MachineExit {
+    machine.run(&RunLimits { max_insns: Some(count), deadline: None })
+}
+
+fn ram(machine: &Machine, base: u64, len: u64) -> Vec<u8> {
+    let mut bytes = vec![0; len as usize];
+    machine.read(base, &mut bytes).unwrap();
+    bytes
+}
+
+#[test]
+fn a_restored_machine_goes_on_as_the_one_that_was_saved_on_whatever_engine() {
+    let file = Temporary::new("goes-on");
+    // In machine mode and under page tables, one after the other.
+    let cases = smc::CASES.iter().filter(|case| case.harts == 1 && case.alias.is_none() && !case.paged).step_by(5);
+    let modes = [smc::Mode::Machine, smc::Mode::Supervisor].into_iter().cycle();
+    let programs = cases.zip(modes).map(|(case, mode)| (case.build)(smc::Form { mode, ..smc::Form::PLAIN }));
+    for program in programs.chain([timer::timer_irq(30, 50)]) {
+        let mut whole = builder(EngineKind::Jit).program(Program::Image(program.clone())).build().unwrap();
+        let end = whole.run_to_end();
+        let total = whole.cpu().retired;
+        for (part, engine) in [(1, EngineKind::Interp), (2, EngineKind::Jit), (3, EngineKind::Jit)] {
+            let mut first = builder(EngineKind::Jit).program(Program::Image(program.clone())).build().unwrap();
+            up_to(&mut first, total * part / 4);
+            first.snapshot(&file.0).unwrap();
+            let flags = JitFlags { tier0: part == 3, ..JitFlags::default() };
+            let mut second = Machine::builder().engine(engine).jit_flags(flags).restore(&file.0).unwrap();
+            assert_eq!(second.cpu(), first.cpu(), "{part}");
+            assert_eq!(second.run_to_end(), end, "{part}");
+            assert_eq!(second.cpu(), whole.cpu(), "{part}");
+            assert!(ram(&second, RAM, SIZE) == ram(&whole, RAM, SIZE), "{part}");
+            // And the one that was saved was not changed by it.
+            assert_eq!((first.run_to_end(), first.cpu().retired), (end, total), "{part}");
+        }
+    }
+}
+
+#[test]
+fn harts_that_take_turns_take_them_on() {
+    let file = Temporary::new("turns");
+    let build =
+        || builder(EngineKind::Jit).harts(2).turns(9).program(Program::Image(smp::ipi(2, 300))).build().unwrap();
+    let mut whole = build();
+    let end = whole.run_to_end();
+    let state = |machine: &Machine| [0, 1].map(|hart| machine.vcpu(hart).unwrap().cpu().clone());
+    for part in 1..6 {
+        let mut first = build();
+        up_to(&mut first, whole.cpu().retired * part / 6);
+        first.snapshot(&file.0).unwrap();
+        let mut second = Machine::builder().restore(&file.0).unwrap();
+        assert_eq!((second.run_to_end(), state(&second)), (end, state(&whole)), "{part}");
+    }
+}
+
+#[test]
+fn plugged_ram_screens_and_unread_input_come_along() {
+    let file = Temporary::new("plugged");
+    let console = || Console::new(Box::new(Captured::default()));
+    let mut first =
+        builder(EngineKind::Jit).framebuffer(64, 32).console(console()).program(Program::Image(hotplug::resident()));
+    first = first.max_ram(1 << 30);
+    let mut first = first.build().unwrap();
+    let memory = first.memory();
+    memory.plug("dimm0", 0x1_0000_0000, 0x20_0000, PlugSpec::default().max_size(0x80_0000)).unwrap();
+    memory.plug("dimm1", 0x2_0000_0000, 0x1000, PlugSpec::default().shared(true)).unwrap();
+    memory.write(0x1_001f_f000, b"the last page").unwrap();
+    memory.write(0x2_0000_0ff8, b"its end.").unwrap();
+    memory.write(0x5000_0010, b"pixels").unwrap();
+    first.console().feed(b"not read yet").unwrap();
+    first.snapshot(&file.0).unwrap();
+    let mut second = Machine::builder().console(console()).restore(&file.0).unwrap();
+    assert_eq!(second.memory().blocks(), first.memory().blocks());
+    for (at, text) in [(0x1_001f_f000, "the last page"), (0x2_0000_0ff8, "its end."), (0x5000_0010, "pixels")] {
+        assert_eq!(ram(&second, at, text.len() as u64), text.as_bytes());
+    }
+    let rest: Vec<u8> = std::iter::from_fn(|| second.console().take()).collect();
+    assert_eq!(rest, b"not read yet");
+    assert_eq!(second.framebuffer().unwrap().size(), (64, 32));
+    second.framebuffer().unwrap().redraw(None).unwrap();
+    assert_eq!(second.memory().max_ram(), 1 << 30);
+    second.add_ram("dimm2", 0x3_0000_0000, 0x1000).unwrap();
+}
+
+#[test]
+fn a_picture_that_is_half_drawn_is_drawn_to_its_end() {
+    let file = Temporary::new("picture");
+    let screen = |machine: &Machine| {
+        machine.framebuffer().unwrap().redraw(None).unwrap();
+        let mut image = Vec::new();
+        machine.framebuffer().unwrap().write_ppm(&mut image).unwrap();
+        image
+    };
+    let program = || Program::Image(draw::draw(300, 7, (0, 64)));
+    let mut whole = builder(EngineKind::Jit).framebuffer(64, 64).program(program()).build().unwrap();
+    whole.run_to_end();
+    let mut first = builder(EngineKind::Jit).framebuffer(64, 64).program(program()).build().unwrap();
+    up_to(&mut first, whole.cpu().retired / 2);
+    assert!(screen(&first) != screen(&whole));
+    first.snapshot(&file.0).unwrap();
+    let mut second = Machine::builder().restore(&file.0).unwrap();
+    second.run_to_end();
+    assert!(screen(&second) == screen(&whole));
+}
+
+#[test]
+fn what_a_hole_covers_is_zero_and_what_was_zero_is_a_hole() {
+    use std::os::unix::fs::MetadataExt;
+    let file = Temporary::new("holes");
+    let mut machine = builder(EngineKind::Jit).ram_size(256 << 20).build().unwrap();
+    machine.write(RAM + (100 << 20), &[1; 4096]).unwrap();
+    // Written, and zero again.
+    machine.write(RAM + (200 << 20), &[1; 4096]).unwrap();
+    machine.write(RAM + (200 << 20), &[0; 4096]).unwrap();
+    let done = machine.snapshot(&file.0).unwrap();
+    assert_eq!((done.pages, done.zero_pages), (1, 65535));
+    let metadata = fs::metadata(&file.0).unwrap();
+    assert!(metadata.len() <= (256 << 20) + (2 << 20), "RAM, 1 MiB a block, and the state");
+    assert!(metadata.blocks() * 512 < 1 << 20, "{} bytes of disk", metadata.blocks() * 512);
+    let info = snapshot_info(&file.0).unwrap();
+    assert_eq!((info.blocks.len(), info.blocks[0].1), (1, 1));
+    // A target whose RAM is not zero: a device of its own has written there before the pages came.
+    let restored = Machine::builder().restore_with(&file.0, |target| {
+        target.write(RAM + (50 << 20), &[7; 5000]).unwrap();
+        target.write(RAM + (100 << 20) - 1, &[7; 5000]).unwrap();
+        Ok(())
+    });
+    let restored = restored.unwrap();
+    assert!(ram(&restored, RAM, 256 << 20) == ram(&machine, RAM, 256 << 20));
+}
+
+/// Counts its reads, and says so or not.
+struct Counter {
+    reads: AtomicU64,
+    says: bool,
+}
+
+notdirty_softmmu::fields! {
+    struct Reads: "reads", version 1 { reads: u64 }
+}
+
+impl Stateful for Counter {
+    type State = Reads;
+    fn save(&self) -> Reads {
+        Reads { reads: self.reads.load(Ordering::Relaxed) }
+    }
+    fn restore(&self, state: &Reads) {
+        self.reads.store(state.reads, Ordering::Relaxed);
+    }
+}
+
+impl MmioDevice for Counter {
+    fn read(&self, _: u64, _: MemSize) -> u64 {
+        self.reads.fetch_add(1, Ordering::Relaxed)
+    }
+    fn write(&self, _: u64, _: MemSize, _: u64) {}
+    fn state(&self) -> DeviceState<'_> {
+        if self.says { DeviceState::Kept(self) } else { DeviceState::Unknown }
+    }
+    fn name(&self) -> &str {
+        "counter"
+    }
+}
+
+const DEVICE: u64 = 0x4000_0000;
+
+fn attach(machine: &mut Machine, says: bool) -> Arc<Counter> {
+    let counter = Arc::new(Counter { reads: AtomicU64::new(0), says });
+    machine.space().map_mmio(GuestPhys::new(DEVICE), 0x100, counter.clone(), 0).unwrap();
+    counter
+}
+
+#[test]
+fn devices_of_ones_own_come_along_if_they_say_what_they_remember() {
+    let file = Temporary::new("devices");
+    let mut machine = builder(EngineKind::Jit).build().unwrap();
+    attach(&mut machine, true).reads.store(77, Ordering::Relaxed);
+    machine.snapshot(&file.0).unwrap();
+    let mut there = None;
+    Machine::builder()
+        .restore_with(&file.0, |machine| {
+            there = Some(attach(machine, true));
+            Ok(())
+        })
+        .unwrap();
+    assert_eq!(there.unwrap().reads.load(Ordering::Relaxed), 77);
+    let why = Machine::builder().restore(&file.0).err().unwrap().to_string();
+    assert_eq!(why, "the stream has a section reads 0, and nothing here is called so");
+
+    let kept = fs::read(&file.0).unwrap();
+    let mut silent = builder(EngineKind::Jit).build().unwrap();
+    attach(&mut silent, false);
+    let why = silent.snapshot(&file.0).unwrap_err().to_string();
+    assert!(why.contains("the device counter at 0x40000000 cannot be saved"), "{why}");
+    assert!(fs::read(&file.0).unwrap() == kept, "the file of before stays");
+    silent.map_alias(0x9000_0000, RAM, 0x1000).unwrap();
+    let why = silent.snapshot(&file.0).unwrap_err();
+    assert!(matches!(why, MigrationError::Mapped { at: 0x9000_0000, .. }), "{why}");
+}
+
+/// A whole snapshot of a small machine, its bytes.
+fn small(file: &Path) -> Vec<u8> {
+    let mut machine = Machine::builder().ram_size(0x4000).build().unwrap();
+    machine.write(RAM + 0x1000, b"page one").unwrap();
+    machine.snapshot(file).unwrap();
+    fs::read(file).unwrap()
+}
+
+#[test]
+fn a_file_that_is_cut_anywhere_is_refused_and_one_with_a_flipped_bit_is_refused_or_a_machine() {
+    let file = Temporary::new("spoiled");
+    let whole = small(&file.0);
+    let restore = |bytes: &[u8]| {
+        fs::write(&file.0, bytes).unwrap();
+        let _ = snapshot_info(&file.0);
+        Machine::builder().restore(&file.0)
+    };
+    // What is between the list of RAM and its pages is a hole.
+    let state = (0x10_0000 + 0x4000) as usize;
+    assert!(whole.len() > state && whole.len() < state + 16384);
+    let interesting = |n: &usize| *n < 0x400 || *n >= state;
+    for len in (0..whole.len()).filter(interesting).step_by(61) {
+        assert!(restore(&whole[..len]).is_err(), "cut at {len:#x}");
+    }
+    let mut refused = 0;
+    let places: Vec<_> = (0..whole.len()).filter(interesting).collect();
+    for (n, place) in places.iter().enumerate().filter(|(n, _)| n % 23 == 0) {
+        let mut bytes = whole.clone();
+        bytes[*place] ^= 1 << (n / 23 % 8);
+        if let Err(why) = restore(&bytes) {
+            refused += 1;
+            assert!(!why.to_string().is_empty());
+        }
+    }
+    assert!(refused > 100, "{refused} of {}", places.len() / 23);
+}
+
+#[test]
+fn a_refusal_names_the_section_the_place_and_the_field() {
+    let file = Temporary::new("names");
+    let whole = small(&file.0);
+    let find = |text: &[u8]| whole.windows(text.len()).position(|window| window == text).unwrap();
+    let refused = |at: usize, byte: u8| {
+        let mut bytes = whole.clone();
+        bytes[at] = byte;
+        fs::write(&file.0, bytes).unwrap();
+        Machine::builder().restore(&file.0).err().unwrap().to_string()
+    };
+    assert!(refused(0, b'X').starts_with("header, byte 0x4 of the stream: the magic number is 0x5845564d"));
+    assert!(refused(7, 9).contains("the version of the file is 0x9, must be 3"));
+    // The field mepc of the hart, as another build might call it.
+    assert_eq!(refused(find(b"\x04mepc") + 1, b'n'), "cpu 0: the field mepc is missing");
+    assert_eq!(refused(find(b"\x08ram_size") + 1, b's'), "machine 0: the field ram_size is missing");
+    let end = find(b"\"complete\":true");
+    assert!(refused(end + 1, b'C').contains("VM description"), "{}", refused(end + 1, b'C'));
+    // The bitmap has a page that the block has not.
+    let mapped = find(b"\x03ram\x00\x00\x00\x00\x00\x00\x40\x00") + 12;
+    let why = refused(mapped + 28, 0x12);
+    assert!(why.contains("RAM block ram: its bitmap has page 0x4, and the block 0x4"), "{why}");
+    let why = refused(mapped + 27, 1);
+    assert!(why.contains("the place of the pages is 0x100001, must be the first multiple of 0x100000"), "{why}");
+}
+
+/// QEMU's tool, if its tree is beside the project; one that reads mapped-ram (from 10.1 on).
+#[test]
+fn the_tool_of_qemu_prints_our_registers_and_extracts_our_ram() {
+    let corpora = std::env::var("NOTDIRTY_CORPORA").ok().filter(|dir| !dir.is_empty());
+    let corpora = corpora.map_or(Path::new(env!("CARGO_MANIFEST_DIR")).join("../../corpora"), PathBuf::from);
+    let tool = corpora.join("qemu/scripts/analyze-migration.py");
+    if !fs::read_to_string(&tool).is_ok_and(|text| text.contains("mapped_ram")) {
+        println!("SKIPPED: no {} that reads mapped-ram", tool.display());
+        return;
+    }
+    let dir = std::env::temp_dir().join(format!("notdirty-{}-extracted", std::process::id()));
+    fs::create_dir_all(&dir).unwrap();
+    let file = Temporary::new("tool");
+    let program = (smc::CASES[0].build)(smc::Form::PLAIN);
+    let mut machine = builder(EngineKind::Jit).framebuffer(64, 32).program(Program::Image(program)).build().unwrap();
+    up_to(&mut machine, 1000);
+    machine.snapshot(&file.0).unwrap();
+    let tool = Command::new("python3").arg(&tool).args(["-x", "-f"]).arg(&file.0).current_dir(&dir).output().unwrap();
+    assert!(tool.status.success(), "{}", String::from_utf8_lossy(&tool.stderr));
+    assert!(fs::read(dir.join("ram")).unwrap() == ram(&machine, RAM, SIZE));
+    assert!(fs::read(dir.join("framebuffer")).unwrap() == ram(&machine, 0x5000_0000, 64 * 32 * 4));
+    let state = fs::read_to_string(dir.join("state.json")).unwrap();
+    for (name, value) in [("pc", machine.cpu().pc), ("sp", machine.cpu().x[2]), ("mstatus", machine.cpu().csr.mstatus)]
+    {
+        let line = format!("\"{name}\": \"0x{value:016x}");
+        assert!(state.contains(&line), "{line}");
+    }
+    for part in ["uart", "clint", "exit", "clock", "console", "framebuffer"] {
+        assert!(state.contains(&format!("\"{part} (")), "{part}");
+    }
+    let _ = fs::remove_dir_all(&dir);
+}
