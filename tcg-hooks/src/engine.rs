@@ -43,7 +43,7 @@ pub struct JitFlags {
     /// Let a probe compare the alignment, which costs nothing, but where a site is misaligned often; off: an addition
     /// for each access of more than a byte.
     pub aligned: bool,
-    /// Test a store's line behind the TB only where it often lies beside code; off: at every store.
+    /// Test a store's line in emitted code only where it often lies beside code; off: at every store.
     pub beside: bool,
     /// Guess the addend of a load that often finds RAM with another than assumed: that of the load before it at this site, so that
     /// the address does not wait for the TLB entry; off: take the entry's own.

@@ -349,6 +349,14 @@ impl Term {
         }
     }
 
+    /// Is that block of the region one of the places?
+    #[inline(always)]
+    pub fn leads_to(&self, block: u16) -> bool {
+        let mut leads = false;
+        self.each_target(|to| leads |= to == Target::Block(block));
+        leads
+    }
+
     /// Where control goes on behind the block, if that is the only way and leads out of the region.
     pub fn exit(&self) -> Option<u64> {
         if let Term::Goto(Target::Exit(pc)) = *self { Some(pc) } else { None }
@@ -379,7 +387,7 @@ pub struct Block {
 
 /// Of [`Site::learned`]: its probe lets misaligned accesses through.
 pub(crate) const LETS_ODD: u8 = 0x80;
-/// Its slow part tests the line.
+/// It tests the line.
 pub(crate) const TESTS_LINE: u8 = 0x40;
 /// It takes the addend from the entry.
 pub(crate) const SEES_ADDEND: u8 = 0x20;

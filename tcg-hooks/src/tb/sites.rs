@@ -20,7 +20,7 @@
 //!      └── emitted again, and waits for the entry ◀── more than one for each `WORTH_GUESSING` instructions ◀──────┘ after a slice
 //!
 //! A site is known by its pc. It is never taken back: letting misaligned accesses through costs one addition, the test of
-//! the line some bytes behind the TB.
+//! the line a jump over the test.
 use super::{Tb, TbCache, TbId};
 use crate::ir::{COUNT, LETS_ODD, Region, SEES_ADDEND, TESTS_LINE};
 use crate::jit::x86_64::LOCAL_BITS;

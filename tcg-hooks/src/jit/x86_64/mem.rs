@@ -28,15 +28,18 @@
 //! from there: `mov rcx, [rbp + kept] ; mov dst, [base + rcx + imm]`. Where it is for two pages, both must have the same.
 //!
 //! Behind the TB a shared routine compares again: RAM with another addend, and stores beside code, need no Rust either
-//! (`again.rs`). A store that often lies beside code is emitted again, and tests its line before it comes that far:
+//! (`again.rs`). A store that often lies beside code is emitted again, and tests its line in front of the store, where no jump is
+//! taken (behind the TB it would take two):
 //!
 //! ```text
-//!   slow:  lea rdx, [base + imm]
-//!          xor rax, CODEPAGE ; cmp rax, comparator ; jne other               that flag and no other: K is right, too
-//!          mov rax, aux ; bt [rax], line ; jnc back to the store             the `CodePage`'s mask
-//!          mov rax, comparator
-//!   other: xor rax, CODEPAGE                                                 as it was
-//!          test eax, site ; call routine
+//!          xor rax, comparator ; je store
+//!          lea rdx, [base + imm] ; cmp rax, CODEPAGE ; jne other             that flag and no other: K is right, too
+//!          mov rax, aux ; bt [rax], line ; jc code                           the `CodePage`'s mask
+//!   store: …
+//!
+//!   other: xor rax, comparator ; jmp call
+//!   code:  mov rax, comparator ; xor rax, CODEPAGE                           as the probe leaves it
+//!   call:  test eax, site ; call routine
 //! ```
 use super::again::{Access, MOVED, routine};
 use super::asm::{Assembler, Flag, Hole, Template};
@@ -97,8 +100,8 @@ pub(super) struct Slow {
     from: Hole,
     /// Where it goes on.
     back: u32,
-    /// A store that goes on here if only its line's neighbours have code; or 0.
-    beside: u32,
+    /// Where a store that tests its line jumps if that has code.
+    line: Option<Hole>,
     /// The address: host register, and what is added.
     imm: i32,
     site: u16,
@@ -131,9 +134,12 @@ const LOADS: [(u8, Opcode); 8] = [
 pub(super) struct Probes {
     /// Of physical addresses, and of translated ones.
     regimes: [Forms; 2],
-    /// Behind a store's, with its address in rdx: carry is set if CODEPAGE is not all that its entry has more, or its line has
-    /// code. In front of the jump back to the store, and behind it.
-    line: [Template; 2],
+    /// Behind a store's `beside`: jumps if the entry has another flag than CODEPAGE.
+    flag: Template,
+    /// Behind that, with the address in rdx: jumps if its line has code.
+    line: Template,
+    /// There, rax and rdx as they were.
+    restore: Template,
 }
 
 /// The probes of one regime.
@@ -144,12 +150,23 @@ struct Forms {
     odd: [Template; 8],
     /// Both for entries with any addend, in the table that rdx has, or not; the index was begun.
     own: [[[Template; 8]; 2]; 2],
+    /// Of aligned stores, by size, where code often lies beside: the zero flag is set if the entry has nothing more.
+    beside: [Template; 4],
     /// Without the look for the entry, of one byte, by direction, with the assumed addend and with any.
     page: [[Template; 2]; 2],
 }
 
 impl Forms {
     fn new(ops: &mut Assembler, flags: JitFlags, bmi2: bool) -> Forms {
+        let beside = std::array::from_fn(|n| {
+            ops.clear();
+            begin_index(ops, flags, bmi2, RAX);
+            end_index(ops, flags, false);
+            dynasm!(ops; .arch x64
+                ; and rax, DWORD !(FLAGS as i32) | ((1 << n) - 1)
+                ; xor rax, [rbp + rcx + (TABLE + WRITE)]);
+            ops.to_template()
+        });
         let mut make = |look: bool, aligned: bool, own: bool, n: usize, held: bool| {
             ops.clear();
             if look && !own {
@@ -177,6 +194,7 @@ impl Forms {
         };
         Forms {
             aligned: std::array::from_fn(|n| make(true, true, false, n, false)),
+            beside,
             odd: std::array::from_fn(|n| make(true, false, false, n, false)),
             own: [false, true]
                 .map(|held| [true, false].map(|aligned| std::array::from_fn(|n| make(true, aligned, true, n, held)))),
@@ -205,26 +223,24 @@ impl Probes {
         let regimes =
             [flags, JitFlags { base_register: false, ..flags }].map(|flags| Forms::new(&mut ops, flags, bmi2));
         ops.clear();
-        let other = ops.new_label();
+        dynasm!(ops; .arch x64; cmp rax, DWORD CODEPAGE as i32);
+        ops.jump_if(Flag::NotEqual);
+        let flag = ops.to_template();
+        ops.clear();
         dynasm!(ops; .arch x64
-            ; xor rax, BYTE CODEPAGE as i8
-            ; cmp rax, [rbp + rcx + (TABLE + WRITE)]
-            ; jne BYTE =>other
             ; mov rax, [rbp + rcx + (TABLE + AUX)]
             ; ror rdx, LINE_BITS as i8
             ; mov rax, [BYTE rax + MASK_OFFSET as i8]
             ; bt rax, rdx);
-        let jump = ops.here() as usize;
-        ops.jump_back_if(Flag::NotBelow, 0);
-        let behind = ops.here() as usize;
+        ops.jump_if(Flag::Below);
+        let line = ops.to_template();
+        ops.clear();
         dynasm!(ops; .arch x64
             ; rol rdx, LINE_BITS as i8
             ; mov rax, [rbp + rcx + (TABLE + WRITE)]
-            ; =>other
             ; xor rax, BYTE CODEPAGE as i8);
-        ops.finish();
-        let line = [ops.part(0, jump), ops.part(behind, ops.here() as usize)];
-        Probes { regimes, line }
+        let restore = ops.to_template();
+        Probes { regimes, flag, line, restore }
     }
 }
 
@@ -287,6 +303,23 @@ impl Emitter {
         let probes = self.probes.regimes[usize::from(self.translated)].of(odd, addend);
         self.ops.template(&probes[slot(comparator, bytes)]);
         self.ops.hole()
+    }
+
+    /// The same for a store that often lies beside code; and where it jumps if its line has some. Its address is in rdx. The mask is
+    /// tested before the store, without a fence, as halves are there (`again.rs`): no line is announced but by a RMW of the mask.
+    fn probe_beside(&mut self, (base, imm): (u8, i32), bytes: u32) -> (Hole, Hole) {
+        self.ops.far(WIDE, LEA, RAX, base, imm + BIAS as i32);
+        let forms = &self.probes.regimes[usize::from(self.translated)];
+        self.ops.template(&forms.beside[bytes.trailing_zeros() as usize & 3]);
+        let store = self.ops.new_label();
+        dynasm!(self.ops; .arch x64; jz BYTE =>store);
+        self.ops.near(WIDE, LEA, RDX, base, imm);
+        self.ops.template(&self.probes.flag);
+        let from = self.ops.hole();
+        self.ops.template(&self.probes.line);
+        let code = self.ops.hole();
+        dynasm!(self.ops; .arch x64; =>store);
+        (from, code)
     }
 
     /// The same for an aligned cell at the base itself, of four bytes or eight; with any addend, if its entry is asked for its `own`.
@@ -356,12 +389,20 @@ impl Emitter {
 
     /// The way round, to here: the slow path writes a loaded register where it lives.
     #[inline(always)]
-    fn slow(&mut self, (from, beside): (Hole, u32), ir: &Ir, access: Access, base: u8, register: u8, addend: Taken) {
+    fn slow(
+        &mut self,
+        (from, line): (Hole, Option<Hole>),
+        ir: &Ir,
+        access: Access,
+        base: u8,
+        register: u8,
+        addend: Taken,
+    ) {
         let (back, imm, site) = (self.here(), ir.imm as i32, ir.site);
-        self.slow.push(Slow { from, back, beside, imm, site, base, register, access, addend });
+        self.slow.push(Slow { from, back, line, imm, site, base, register, access, addend });
     }
 
-    /// Does its slow part test the mask, and jump back to the store? Where that was learned to be worth its bytes, and can be: the
+    /// Does it test the mask in front of the store? Where that was learned to be worth its bytes, and can be: the
     /// base must survive in its register, the addend be the flat one, and the bytes lie in one line, which an address has in common with its place in RAM.
     #[inline(always)]
     fn tests_line(&self, base: u8, site: u16, bytes: u32) -> bool {
@@ -380,7 +421,7 @@ impl Emitter {
     /// Behind a failed probe: the shared routine for this access, which asks Rust if it must. See `again.rs`.
     pub(super) fn slow_part(&mut self, n: usize) {
         // Field by field, each loaded as it was stored.
-        let Slow { from, back, beside, imm, site, base, register, access, addend } = self.slow[n];
+        let Slow { from, back, line, imm, site, base, register, access, addend } = self.slow[n];
         self.ops.close(from);
         if matches!(addend, Taken::EntryOf | Taken::Guessed(_)) {
             dynasm!(self.ops; .arch x64; add rcx, [rbp + TABLE_OFFSET]);
@@ -388,15 +429,16 @@ impl Emitter {
         if addend != Taken::Assumed {
             self.unmix(if access.loads() { READ } else { WRITE });
         }
-        if imm != 0 || base != RDX {
-            self.ops.near(WIDE, LEA, RDX, base, imm);
-        }
-        if beside != 0 {
-            // With rax and rcx as the probe left them, and as it leaves them. The mask is tested before the store, without a
-            // fence, as halves are there: no line is announced but by a RMW of the mask.
-            self.ops.template(&self.probes.line[0]);
-            self.ops.jump_back_if(Flag::NotBelow, beside);
-            self.ops.template(&self.probes.line[1]);
+        match line {
+            None if imm == 0 && base == RDX => {}
+            None => self.ops.near(WIDE, LEA, RDX, base, imm),
+            Some(code) => {
+                self.unmix(WRITE);
+                let call = self.ops.jump();
+                self.ops.close(code);
+                self.ops.template(&self.probes.restore);
+                self.ops.close(call);
+            }
         }
         let moved = self.moves_at_borders();
         let number = self.tb << LOCAL_BITS | u32::from(site) | if moved { MOVED } else { 0 };
@@ -428,7 +470,7 @@ impl Emitter {
             Taken::Guessed(slot) => self.load_guessed(base, ir, mem, slot),
             _ => self.load_at(base, ir, mem, addend),
         }
-        self.slow((from, 0), ir, Access::load(mem), base, ir.rd, addend);
+        self.slow((from, None), ir, Access::load(mem), base, ir.rd, addend);
     }
 
     /// The load itself, once it was checked.
@@ -464,10 +506,14 @@ impl Emitter {
         let imm = ir.imm as i32;
         let base = self.source(ir.a, RDX);
         let addend = self.taken(ir.site, base);
-        let from = self.probe((base, imm), ir.site, mem.bytes(), WRITE, addend);
-        let beside = if self.tests_line(base, ir.site, mem.bytes()) { self.here() } else { 0 };
+        let (from, line) = if self.tests_line(base, ir.site, mem.bytes()) {
+            let (from, code) = self.probe_beside((base, imm), mem.bytes());
+            (from, Some(code))
+        } else {
+            (self.probe((base, imm), ir.site, mem.bytes(), WRITE, addend), None)
+        };
         self.store_at(base, ir, mem, addend);
-        self.slow((from, beside), ir, Access::store(mem.bytes()), base, ir.b, addend);
+        self.slow((from, line), ir, Access::store(mem.bytes()), base, ir.b, addend);
     }
 
     /// The store itself; rax and rcx are lost.

@@ -38,7 +38,7 @@ mod remap;
 pub(crate) mod thunks;
 
 use crate::engine::JitFlags;
-use crate::ir::{Block, Check, FIRST_FLOAT, Ir, Kind, Region, Term};
+use crate::ir::{Block, Check, FIRST_FLOAT, Ir, Kind, Region};
 use crate::jit::code_cache::CodeOffset;
 use crate::riscv::Privilege;
 use crate::tb::SiteSet;
@@ -277,9 +277,10 @@ impl Emitter {
             let label = Label::first(region.entry);
             dynasm!(self.ops; .arch x64; jmp =>label);
         }
+        let hot = !region.weights.is_empty();
         for (i, block) in region.blocks.iter().enumerate() {
             let label = Label::first(i as u16);
-            if matches!(block.term, Term::Turn { .. }) {
+            if hot && block.term.leads_to(i as u16) {
                 self.align();
             }
             if i == usize::from(region.entry) && !in_front {

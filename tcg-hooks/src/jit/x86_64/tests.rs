@@ -1,5 +1,6 @@
 //! What emitted code looks like, and how long it may get.
 use super::*;
+use crate::ir::Term;
 use crate::riscv::Op;
 use crate::testkit::encode;
 use crate::translate::{Limits, MAX_INSNS, Translator};
@@ -61,6 +62,38 @@ fn a_loop_that_stores_nothing_fences_once_before_it() {
         }
         assert_eq!(fences(encode(Op::Add, 11, 11, 12, 0), true, tier2).0, []);
     }
+}
+
+/// A counter in memory, which its loop loads and stores; where its heads are.
+#[test]
+fn a_hot_loop_of_one_block_begins_in_a_block_of_32_bytes() {
+    let code = [
+        encode(Op::Ld, 5, 10, 0, 0),
+        encode(Op::Addi, 5, 5, 0, 1),
+        encode(Op::Sd, 0, 10, 5, 0),
+        encode(Op::Addi, 11, 11, 0, -1),
+        encode(Op::Bne, 0, 11, 0, -16),
+        encode(Op::Jalr, 0, 1, 0, 0),
+    ];
+    let mut translator = translated(&code);
+    crate::tier2::optimise(
+        &mut translator.region,
+        true,
+        Some(crate::tier2::Ahead {
+            learned: &|_| Default::default(),
+            turns: false,
+            sink: true,
+            apart: true,
+            share: true,
+        }),
+    );
+    let (_, thunks) = thunks::assemble(JitFlags::default(), nobody);
+    let mut emitter = Emitter::new(JitFlags::default(), thunks, 0x1_0000);
+    emitter.emit(&translator.region, 0);
+    let code = emitter.place(0);
+    // sub r15, 5
+    let heads: Vec<usize> = (0..code.len()).filter(|&at| code[at..].starts_with(&[0x49, 0x83, 0xef, 5])).collect();
+    assert!(!heads.is_empty() && heads.iter().all(|head| head % 32 == 0), "{heads:x?}");
 }
 
 /// Loops over what becomes the most code: accesses that share checks and overlap, calls, divisions, sites.
