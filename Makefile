@@ -100,7 +100,7 @@ bench:
 	$(CARGO) build --release $(CARGO_FLAGS) -p notdirty
 	$(CARGO) run --release $(CARGO_FLAGS) -p notdirty-benches --bin side_by_side -- $(if $(ROW),ROW=$(ROW)) $(if $(RUNS),RUNS=$(RUNS)) $(if $(JSON),--json)
 	$(CARGO) run --release $(CARGO_FLAGS) -p notdirty-benches --bin dirty -- $(if $(ROW),ROW=$(ROW)) $(if $(RUNS),RUNS=$(RUNS)) $(if $(JSON),--json)
-	$(if $(JSON),,$(CARGO) run --release $(CARGO_FLAGS) -p notdirty-benches --bin paged -- $(if $(ROW),ROW=$(ROW)) $(if $(RUNS),RUNS=$(RUNS)))
+	-$(if $(JSON),,$(CARGO) run --release $(CARGO_FLAGS) -p notdirty-benches --bin paged -- $(if $(ROW),ROW=$(ROW)) $(if $(RUNS),RUNS=$(RUNS)))
 	$(if $(JSON),,$(CARGO) run --release $(CARGO_FLAGS) -p notdirty-benches --bin fuzz -- $(if $(ROW),ROW=$(ROW)) $(if $(RUNS),RUNS=$(RUNS)))
 	@$(MAKE) --no-print-directory -C guests/programs beside RISCV_CC="$(RISCV_CC)" $(if $(SOURCES),SOURCES="$(abspath $(SOURCES))") >&2
 	$(CARGO) run --release $(CARGO_FLAGS) -p notdirty-benches --bin programs -- $(if $(ROW),ROW=$(ROW)) $(if $(RUNS),RUNS=$(RUNS)) $(if $(JSON),--json)

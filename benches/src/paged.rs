@@ -67,9 +67,15 @@ impl Paged {
         self.name.starts_with("chase").then_some(CHASE_BAR)
     }
 
-    fn missed(&self) -> bool {
-        let over = |ratio: Option<f64>, bar: Option<f64>| matches!((ratio, bar), (Some(r), Some(b)) if r > b);
-        over(self.against_bare(1), Some(ORDERED_BAR)) || over(self.against_bare(2), self.shuffled_bar())
+    /// The bars that it misses, each in words.
+    fn misses(&self) -> Vec<String> {
+        [(1, "in order", Some(ORDERED_BAR)), (2, "shuffled", self.shuffled_bar())]
+            .into_iter()
+            .filter_map(|(variant, name, bar)| {
+                let (ratio, bar) = (self.against_bare(variant)?, bar?);
+                (ratio > bar).then(|| format!("{} {name}: {ratio:.3}, bar {bar}", self.name))
+            })
+            .collect()
     }
 
     /// Its line.
@@ -83,7 +89,7 @@ impl Paged {
             cell(self.against_bare(1)),
             cell(self.against_bare(2)),
             cell(Self::ratio(&self.qemu, &self.ours[2])),
-            if self.missed() { "MISSED" } else { "ok    " },
+            if self.misses().is_empty() { "ok    " } else { "MISSED" },
         )
     }
 }
@@ -93,18 +99,30 @@ pub fn heads() -> String {
     format!("{:14} {:>12} {:>10} {:>10} {:>12}   bar", "row", "machine, ms", "in order", "shuffled", "QEMU/ours")
 }
 
+/// The geometric mean of a variant, its name and its bar.
+fn means(rows: &[Paged]) -> impl Iterator<Item = (&'static str, f64, f64)> {
+    [(1, "in order", ORDERED_BAR), (2, "shuffled", SHUFFLED_BAR)].into_iter().filter_map(|(variant, name, bar)| {
+        let ratios: Vec<f64> = rows.iter().filter_map(|row| row.against_bare(variant)).collect();
+        Some((name, geometric_mean(&ratios)?, bar))
+    })
+}
+
 /// The geometric means.
 pub fn footer(rows: &[Paged]) -> String {
     let mut text = String::new();
-    for (variant, name, bar) in [(1, "in order", ORDERED_BAR), (2, "shuffled", SHUFFLED_BAR)] {
-        let ratios: Vec<f64> = rows.iter().filter_map(|row| row.against_bare(variant)).collect();
-        if let Some(mean) = geometric_mean(&ratios) {
-            let verdict = if mean <= bar { "ok" } else { "MISSED" };
-            // Writing to a String cannot fail.
-            let _ = writeln!(text, "geometric mean of {} rows, {name}: {mean:.2} (bar {bar}, {verdict})", ratios.len());
-        }
+    for (name, mean, bar) in means(rows) {
+        let verdict = if mean <= bar { "ok" } else { "MISSED" };
+        // Writing to a String cannot fail.
+        let _ = writeln!(text, "geometric mean of {} rows, {name}: {mean:.2} (bar {bar}, {verdict})", rows.len());
     }
     text
+}
+
+/// Every bar that is missed, in words; those of the means are for `all` rows, and not for a few of them.
+pub fn misses(rows: &[Paged], all: bool) -> Vec<String> {
+    let means = means(rows).filter(|(_, mean, bar)| all && mean > bar);
+    let means = means.map(|(name, mean, bar)| format!("geometric mean {name}: {mean:.3}, bar {bar}"));
+    rows.iter().flat_map(Paged::misses).chain(means).collect()
 }
 
 #[cfg(test)]
@@ -122,10 +140,18 @@ mod tests {
     #[test]
     fn a_row_is_held_against_its_own_round_and_its_bars() {
         assert_eq!(row("fib", 1.1, 9.0).against_bare(1), Some(1.1));
-        assert!(!row("fib", 1.1, 9.0).missed());
-        assert!(row("fib", 1.2, 1.0).missed());
-        assert!(row("chase-64M", 1.0, 2.8).missed());
+        assert!(row("fib", 1.1, 9.0).misses().is_empty());
+        assert_eq!(row("fib", 1.2, 1.0).misses(), ["fib in order: 1.200, bar 1.15"]);
+        assert_eq!(row("chase-64M", 1.0, 2.8).misses(), ["chase-64M shuffled: 2.800, bar 2.7"]);
         assert!(row("chase-64M", 1.0, 2.6).line().contains("ok"));
+    }
+
+    #[test]
+    fn each_bar_that_is_missed_is_told_and_those_of_the_means_only_of_all_rows() {
+        let rows = [row("fib", 1.2, 1.0), row("chase-64M", 1.0, 2.6)];
+        assert_eq!(misses(&rows, false), ["fib in order: 1.200, bar 1.15"]);
+        assert_eq!(misses(&rows, true), ["fib in order: 1.200, bar 1.15", "geometric mean shuffled: 1.612, bar 1.5"]);
+        assert!(misses(&[row("fib", 1.0, 1.0)], true).is_empty());
     }
 
     #[test]
