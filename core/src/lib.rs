@@ -59,8 +59,8 @@ pub use dirty::{
 };
 pub use ram::{
     Announced, BeforeRegistration, BeforeWrite, CanWait, Delta, Entered, Held, Image, ImageError, MappingError, Pinned,
-    PutBack, RamBlock, RamBlockSpec, RamError, RamFlags, RamList, RamMapping, RamNotifier, RamRegistration,
-    Reservations, Seen, Stripe,
+    PutBack, RamBlock, RamBlockSpec, RamError, RamFlags, RamList, RamMapping, RamNotifier, RamRegistration, RamSlice,
+    Reservations, Seen, Stripe, WritersHeld,
 };
 pub use rcu::{Guard, RcuCell, WaitError, barrier, drop_later, pin, synchronize};
 pub use ring::{

@@ -141,6 +141,16 @@ impl DirtyPages {
         was
     }
 
+    /// Takes the next run of pages from `from` on that are to be sent, at most so many of them.
+    pub fn take_run(&self, from: u64, most: u64) -> Option<Range<u64>> {
+        let mut maps = self.maps();
+        let start = maps.dirty.next_set(from)?;
+        let end = maps.dirty.next_clear(start).min(start.saturating_add(most));
+        maps.dirty.clear_run(start..end);
+        maps.count -= end - start;
+        Some(start..end)
+    }
+
     /// Whether page `page` is to be sent.
     pub fn test(&self, page: u64) -> bool {
         self.maps().dirty.test(page)

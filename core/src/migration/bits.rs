@@ -122,6 +122,12 @@ impl Bits {
         was
     }
 
+    /// Clears a run of bits that are all set.
+    pub(super) fn clear_run(&mut self, bits: Range<u64>) {
+        let start = self.start;
+        words_of(bits).for_each(|(word, mask)| self.memory[start..][word as usize] &= !mask);
+    }
+
     pub(super) fn test(&self, bit: u64) -> bool {
         bit < self.len && self.words()[(bit / 64) as usize] >> (bit % 64) & 1 != 0
     }

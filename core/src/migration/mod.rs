@@ -19,17 +19,26 @@
 //! | `stream.rs` | QEMU's framing: header, configuration, sections, footers, VM description |
 //! | `section.rs` | a device section: named values that say how they are laid out |
 //! | `records.rs` | the RAM section: the list of blocks, and pages |
+//! | `channel.rs` | descriptors that never block for good; RAM straight into vectored writes |
+//! | `precopy.rs` | the source: rounds over what is dirty, until the rest fits into the downtime |
+//! | `incoming.rs` | the target: records become RAM |
 //! | [`mapped_ram`] | a file with one home for each page |
 
 mod bitmaps;
 mod bits;
+mod channel;
+mod incoming;
 pub mod mapped_ram;
+mod precopy;
 mod records;
 mod section;
 mod stream;
 mod wire;
 
 pub use bitmaps::{ChunkShift, DirtyPages, FilePages, Received, SyncError, sync};
+pub use channel::{Cancel, Channel, Sink};
+pub use incoming::{Incoming, read_list};
+pub use precopy::{Limits, Progress, Source};
 pub use records::ListedBlock;
 pub use section::{Field, FieldValue, Section};
 pub use stream::{Event, MAPPED_RAM, StreamReader, StreamWriter};

@@ -204,6 +204,11 @@ impl<W: Write> Out<W> {
         Ok(&mut self.to)
     }
 
+    /// So many bytes went to the channel by another way.
+    pub(super) fn count(&mut self, bytes: u64) {
+        self.written += bytes;
+    }
+
     /// The channel, and all that was put is in it.
     ///
     /// # Errors

@@ -369,6 +369,7 @@ impl RamList {
             return Err(RamError::OtherLog);
         }
         let ram = RamAddr::new(block.offset().get().saturating_add(off));
+        let _inside = self.gate().enter()?;
         // Bytes that are no RAM have no log; the write then says so, or does nothing to what is.
         let inside = off.checked_add(len).is_some_and(|end| end <= block.max_length());
         if inside {

@@ -18,6 +18,9 @@ pub enum RamError {
         /// The name.
         idstr: String,
     },
+    /// Its machine has left, and what is written here would be lost.
+    #[error("the machine has left: its RAM is written no more")]
+    Gone,
     /// A length is zero or not a multiple of the page size.
     #[error("RAM block {idstr}: {what} {length:#x} is not a positive multiple of the page size {page:#x}")]
     OddLength {

@@ -7,12 +7,45 @@ use super::access;
 use super::block::RamBlock;
 use super::spec::RamFlags;
 use crate::addr::{PAGE_BITS, PAGE_SIZE};
+use core::marker::PhantomData;
 use core::ops::Range;
 use std::fs::File;
 use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd};
 
+/// A run of guest RAM for a vectored write.
+#[derive(Clone, Copy, Debug)]
+pub struct RamSlice<'b> {
+    at: *mut u8,
+    len: usize,
+    block: PhantomData<&'b RamBlock>,
+}
+
+// SAFETY: it names guest RAM, which is tied to no thread and only reached by raw pointer.
+unsafe impl Send for RamSlice<'_> {}
+
+impl RamSlice<'_> {
+    /// For the kernel.
+    pub(crate) fn iovec(&self) -> libc::iovec {
+        libc::iovec { iov_base: self.at.cast(), iov_len: self.len }
+    }
+
+    /// How many bytes.
+    pub(crate) fn len(&self) -> u64 {
+        self.len as u64
+    }
+}
+
 impl RamBlock {
+    /// `len` bytes at `off`.
+    ///
+    /// # Errors
+    /// [`RamError::OutOfBounds`](super::RamError::OutOfBounds).
+    pub fn slice(&self, off: u64, len: u64) -> Result<RamSlice<'_>, super::RamError> {
+        let at = self.at(off, len)?;
+        Ok(RamSlice { at, len: len as usize, block: PhantomData })
+    }
+
     /// Writes `len` bytes at `off` to a file, at `place`.
     ///
     /// # Errors

@@ -24,6 +24,7 @@ use super::notify::{Notifiers, RamNotifier, RamRegistration};
 use super::offsets::Offsets;
 use super::reserve::Reservations;
 use super::spec::RamBlockSpec;
+use super::still::Gate;
 use crate::addr::{PageRange, RamAddr};
 use crate::dirty::{ClientMask, DirtyMemory, Listeners};
 use crate::rcu::{Guard, RcuCell, pin};
@@ -118,6 +119,7 @@ pub struct RamList {
     notifiers: Arc<Notifiers>,
     listeners: Listeners,
     door: Door,
+    gate: Gate,
     pub(super) reservations: OnceLock<Box<Reservations>>,
     id: u64,
     /// Holding the lock makes a thread the one writer of all the above.
@@ -135,6 +137,7 @@ impl RamList {
             notifiers: Arc::default(),
             listeners: Listeners::default(),
             door: Door::default(),
+            gate: Gate::default(),
             reservations: OnceLock::new(),
             id: NEXT_LIST.fetch_add(1, Ordering::Relaxed),
             writer: Mutex::new(Writer { names: HashMap::new(), next_slot: Some(0), changing: Vec::new() }),
@@ -251,6 +254,12 @@ impl RamList {
     /// All that may hold fast store entries to this RAM.
     pub(crate) fn listeners(&self) -> &Listeners {
         &self.listeners
+    }
+
+    /// What holds writers that are no vCPU.
+    #[inline]
+    pub(super) fn gate(&self) -> &Gate {
+        &self.gate
     }
 
     /// What wants to hear of writes before they happen.

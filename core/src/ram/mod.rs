@@ -21,6 +21,7 @@
 //! | `mapped.rs` | where guests reach a block: what a removal and a shrink may not take |
 //! | `reserve.rs` | reservations that any other store breaks, for RAM that is to keep them so |
 //! | `resize.rs` | a new length, in QEMU's order; memory given back |
+//! | `still.rs` | a moment at which nothing but a vCPU writes |
 //! | `notify.rs` | listeners to blocks that come, go and change |
 
 mod access;
@@ -38,13 +39,16 @@ mod offsets;
 mod reserve;
 mod resize;
 mod spec;
+mod still;
 
 pub use block::RamBlock;
 pub use door::{BeforeRegistration, BeforeWrite, CanWait, Pinned};
 pub use error::RamError;
 pub use image::{Delta, Image, ImageError, PutBack};
+pub use io::RamSlice;
 pub use list::RamList;
 pub use mapped::{MappingError, RamMapping};
 pub use notify::{RamNotifier, RamRegistration};
 pub use reserve::{Announced, Entered, Held, Reservations, Seen, Stripe};
 pub use spec::{RamBlockSpec, RamFlags};
+pub use still::WritersHeld;

@@ -8,9 +8,10 @@ use notdirty_tcg::riscv::Isa;
 use notdirty_tcg::{EngineKind, ICache, JitFlags, TraceMask};
 
 use super::logging;
+use super::migrate::{self, Move};
 use super::plug::{self, After, Plug};
 use super::signature;
-use crate::machine::{ClockKind, DEFAULT_RAM, LrSc};
+use crate::machine::{ClockKind, DEFAULT_RAM, LrSc, Uri};
 
 /// What to do.
 #[derive(Debug, PartialEq)]
@@ -38,6 +39,8 @@ pub(super) enum Command {
     Restore(PathBuf),
     /// What such a file holds.
     Info(PathBuf),
+    /// A machine that comes from there.
+    Incoming(Uri),
 }
 
 /// How to run it.
@@ -84,6 +87,11 @@ pub(super) struct Args {
     pub at: Option<After>,
     pub output: Option<PathBuf>,
     pub json: bool,
+    /// Where the machine is to go, and when.
+    pub migrate: Option<Move>,
+    /// Bytes a second, at most.
+    pub bandwidth: Option<u64>,
+    pub downtime: Option<Duration>,
     /// What was said of the machine as a guest sees it: a file that is restored says that itself.
     pub of_guest: Vec<String>,
 }
@@ -113,6 +121,11 @@ usage: notdirty                       the embedded demo, with a summary
 
   -m SIZE               RAM at 0x80000000: bytes with K, M, G, T, else MiB (default 128M)
   --maxmem SIZE         RAM there may ever be, what is plugged included (default: no bound)
+  --migrate URI@AFTER   move the machine while it runs: URI is tcp:HOST:PORT, unix:PATH, fd:N, exec:COMMAND or
+                        file:PATH[,offset=N]; --json tells how it went
+  --bandwidth SIZE      bytes a second that it sends, at most (default: what the channel takes)
+  --downtime TIME       how long the guest may stand still for it (default 300ms)
+  --incoming URI        instead of FILE: a machine that comes from there, to go on with
   --plug SIZE@ADDR:AFTER
                         plug RAM while the guest runs: AFTER is 100ms, 2s, or insns:N; may be given again
   --smp N               harts that run side by side (default 1)
@@ -156,6 +169,7 @@ The UART is on standard input and output. Exit code: the guest's (above 255: 255
 pub(super) fn parse(args: impl IntoIterator<Item = OsString>) -> Result<Request, String> {
     let mut queue = args.into_iter();
     let mut words: Vec<OsString> = Vec::new();
+    let mut incoming = None;
     let mut parsed = Args {
         command: Command::Demo,
         ram_size: DEFAULT_RAM,
@@ -189,6 +203,9 @@ pub(super) fn parse(args: impl IntoIterator<Item = OsString>) -> Result<Request,
         at: None,
         output: None,
         json: false,
+        migrate: None,
+        bandwidth: None,
+        downtime: None,
         of_guest: Vec::new(),
     };
     while let Some(word) = queue.next() {
@@ -218,6 +235,27 @@ pub(super) fn parse(args: impl IntoIterator<Item = OsString>) -> Result<Request,
         }
         match name {
             "json" => parsed.json = true,
+            "migrate" => {
+                let value = text()?;
+                let form =
+                    "must be URI@AFTER, as in tcp:127.0.0.1:4444@2s, unix:/tmp/s@insns:5000 or file:/tmp/f@100ms";
+                parsed.migrate =
+                    Some(migrate::parse(&value, integer).ok_or_else(|| format!("{shown} {value}: {form}"))?);
+            }
+            "incoming" => incoming = Some(text()?.parse::<Uri>().map_err(|why| format!("{shown} {why}"))?),
+            "bandwidth" => {
+                let value = text()?;
+                let bytes = size(&value).ok_or_else(|| format!("{shown} {value}: not a size such as 128M or 1G"))?;
+                parsed.bandwidth = Some(bytes);
+            }
+            "downtime" => {
+                let value = text()?;
+                let time = match plug::after(&value, integer) {
+                    Some(After::Time(time)) => Some(time),
+                    _ => None,
+                };
+                parsed.downtime = Some(time.ok_or_else(|| format!("{shown} {value}: must be 300ms or 2s"))?);
+            }
             "o" => parsed.output = Some(raw()?.into()),
             "at" => {
                 let value = text()?;
@@ -355,6 +393,9 @@ pub(super) fn parse(args: impl IntoIterator<Item = OsString>) -> Result<Request,
         None => {}
         Some(word) if word == "help" => return Ok(Request::Print(USAGE.into())),
         Some(word) if word == "demo" => {}
+        Some(word) if word == "run" && incoming.is_some() => {
+            parsed.command = incoming.take().map_or(Command::Demo, Command::Incoming);
+        }
         Some(word) if word == "run" => {
             parsed.command = Command::Run(words.next().ok_or("run needs a FILE")?.into());
         }
@@ -392,7 +433,11 @@ pub(super) fn parse(args: impl IntoIterator<Item = OsString>) -> Result<Request,
     if parsed.granularity.is_some() && parsed.signature.is_none() {
         return Err("--signature-granularity needs --signature FILE".into());
     }
+    if incoming.is_some() {
+        return Err("--incoming is for run, without a FILE".into());
+    }
     check_snapshot(&parsed)?;
+    check_migrate(&parsed)?;
     if parsed.signature.is_some() && !matches!(parsed.command, Command::Run(_)) {
         return Err("--signature is for run FILE".into());
     }
@@ -424,12 +469,28 @@ fn check_snapshot(parsed: &Args) -> Result<(), String> {
         (_, _, true) => return Err("-o is for snapshot FILE".into()),
         _ => {}
     }
-    if parsed.json && !matches!(parsed.command, Command::Info(_) | Command::Snapshot(_)) {
-        return Err("--json is for info and snapshot".into());
+    if parsed.json && parsed.migrate.is_none() && !matches!(parsed.command, Command::Info(_) | Command::Snapshot(_)) {
+        return Err("--json is for info, snapshot and --migrate".into());
     }
     match (&parsed.command, parsed.of_guest.first()) {
         (Command::Restore(_), Some(option)) => Err(format!("{option}: a snapshot has its own")),
+        (Command::Incoming(_), Some(option)) => Err(format!("{option}: the machine that comes has its own")),
         _ => Ok(()),
+    }
+}
+
+/// What is said of a migration goes with it.
+fn check_migrate(parsed: &Args) -> Result<(), String> {
+    let runs = matches!(parsed.command, Command::Run(_) | Command::Restore(_) | Command::Incoming(_) | Command::Demo);
+    match &parsed.migrate {
+        None if parsed.bandwidth.is_some() => Err("--bandwidth needs --migrate URI@AFTER".into()),
+        None if parsed.downtime.is_some() => Err("--downtime needs --migrate URI@AFTER".into()),
+        None => Ok(()),
+        Some(_) if !runs || parsed.checkpoint_at.is_some() => Err("--migrate is for run FILE".into()),
+        Some(Move { after: After::Insns(_), .. }) if !parsed.plugs.is_empty() => {
+            Err("--migrate after instructions and --plug exclude each other: give a time".into())
+        }
+        Some(_) => Ok(()),
     }
 }
 
@@ -520,7 +581,15 @@ mod tests {
             ("snapshot a --at soon -o s", "--at soon: must be 100ms, 2s or insns:N"),
             ("run a --at 1s", "--at is for snapshot FILE"),
             ("run a -o s", "-o is for snapshot FILE"),
-            ("run a --json", "--json is for info and snapshot"),
+            ("run a --json", "--json is for info, snapshot and --migrate"),
+            ("run a --migrate tcp:1", "must be URI@AFTER"),
+            ("run a --migrate rdma:1@1s", "must be URI@AFTER"),
+            ("run a --incoming rdma:1", "--incoming rdma:1: must be tcp:HOST:PORT"),
+            ("run --incoming tcp:1 -m 1G", "-m: the machine that comes has its own"),
+            ("run a --incoming tcp:1", "unexpected argument a"),
+            ("run a --downtime 1s", "--downtime needs --migrate"),
+            ("run a --bandwidth 1G", "--bandwidth needs --migrate"),
+            ("run a --migrate tcp:1@1s --downtime soon", "--downtime soon"),
             ("restore s -m 1G", "-m: a snapshot has its own"),
             ("restore", "restore needs a SNAPSHOT"),
             ("run a --framebuffer 640", "not a size such as 640x480"),

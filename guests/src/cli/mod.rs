@@ -6,6 +6,7 @@
 //!   signals.rs  Ctrl-C stops the run
 //!   logging.rs  what the crates say through `log`, on standard error
 //!   disas.rs    `disas`: a listing instead of a run
+//!   migrate.rs  `--migrate`, `--incoming`: a machine goes to another process
 //!   plug.rs     `--plug`: RAM that comes while the guest runs
 //!   signature.rs  `--signature`: what a test left, as the tools of architecture tests want it
 //!   snapshot.rs `snapshot`, `info`: a machine in a file
@@ -19,6 +20,7 @@
 mod args;
 mod disas;
 mod logging;
+mod migrate;
 mod plug;
 mod repeat;
 mod run;

@@ -10,7 +10,9 @@ use std::time::{Duration, Instant};
 use notdirty_tcg::{JitFlags, RunLimits};
 
 use super::args::{Args, Command};
-use super::{Code, complain, disas, emptied, open_for_the_end, plug, program, refuse, refuse_migration, repeat, say};
+use super::{
+    Code, complain, disas, emptied, migrate, open_for_the_end, plug, program, refuse, refuse_migration, repeat, say,
+};
 use super::{signals, signature, snapshot, summary, trace};
 use crate::devices::{Console, ExitBy};
 use crate::load::Program;
@@ -28,6 +30,7 @@ pub(super) fn run(args: Args) -> ExitCode {
         Command::Restore(file) | Command::Info(file) => {
             (file.display().to_string(), program(file.clone(), None), false)
         }
+        Command::Incoming(uri) => (uri.to_string(), program(PathBuf::new(), None), false),
         Command::Disas(file, place) => return disas::list(file, place, &args),
     };
     let console = Console::new(Box::new(io::stdout()));
@@ -67,6 +70,7 @@ pub(super) fn run(args: Args) -> ExitCode {
     }
     let built = match &args.command {
         Command::Restore(file) => builder.restore(file).map_err(|e| refuse_migration(&name, &e)),
+        Command::Incoming(uri) => migrate::receive(builder, uri, &args),
         _ => builder.build().map_err(|e| refuse(&name, &e)),
     };
     let mut machine = match built {
@@ -111,7 +115,14 @@ pub(super) fn run(args: Args) -> ExitCode {
     };
     let own = RunLimits { max_insns: args.max_insns, deadline };
     let limits = args.at.map_or(own, |at| at.within(start, &own));
+    let mut moved = None;
     let (exit, plugged) = match &args.checkpoint_at {
+        None if args.migrate.is_some() => {
+            let outcome = args.migrate.as_ref().map(|go| migrate::run(&mut machine, &args, go, &limits));
+            moved = outcome;
+            let ended = (MachineExit::Hung, plug::Plugged::default());
+            moved.as_mut().map_or(ended, |moved| (moved.exit, std::mem::take(&mut moved.plugged)))
+        }
         None => plug::run(&mut machine, &args.plugs, &limits),
         Some(at) => match repeat::run(&mut machine, &args, at, &limits) {
             Ok(exit) => (exit, plug::Plugged::default()),
@@ -121,6 +132,16 @@ pub(super) fn run(args: Args) -> ExitCode {
     let elapsed = start.elapsed();
     if let Some(file) = args.output.as_ref().filter(|_| snapshot::is_time(&args, &machine, exit, start)) {
         return snapshot::write(&mut machine, &name, file, args.json);
+    }
+
+    if let (Some(go), Some(moved)) = (&args.migrate, &moved) {
+        match (&moved.status, &moved.failed) {
+            (Some(status), None) => return migrate::report(&name, go, status, args.json),
+            (status, why) => {
+                let why = why.as_deref().unwrap_or("the run ended before");
+                migrate::not_moved(&name, go, status.as_ref(), why);
+            }
+        }
     }
 
     let place = || machine.place(machine.cpu().pc) + machine.cpu().privilege.beside_pc();
@@ -174,6 +195,8 @@ pub(super) fn run(args: Args) -> ExitCode {
             complain(Code::Host, &format!("{name}: stopped at {pc:#x}, {}", place()))
         }
         // Nobody here has logs with rings.
+        // It may run there, and does not here; why was said.
+        MachineExit::Migrated => Code::Host.into(),
         MachineExit::RingFull => complain(Code::Host, &format!("{name}: a dirty ring is full, {}", place())),
         MachineExit::Stopped if interrupted.signal() != 0 => {
             let (name_of, elapsed) = (interrupted.name(), elapsed.as_secs_f64());

@@ -26,6 +26,7 @@ use notdirty_softmmu::{AccessError, AddressSpace, GuestPhys, MapError, RegionId}
 
 use super::RAM_BASE;
 use super::builder::PHYS_END;
+use super::leave::MigrationDoor;
 pub use resize::ResizeError;
 
 /// RAM that cannot be plugged. Nothing was changed.
@@ -71,6 +72,9 @@ pub enum PlugError {
     /// The RAM is not, or no longer, plugged in this machine, or about to leave it.
     #[error("the RAM is not plugged")]
     NotPlugged,
+    /// The machine is leaving: its RAM stays as it is until that has ended.
+    #[error("the machine is migrating: its RAM cannot change now")]
+    Migrating,
     /// The host gives none, or the size is odd.
     #[error(transparent)]
     Ram(#[from] RamError),
@@ -89,6 +93,9 @@ pub enum UnplugError {
     /// It is mapped at a second address, or another call unplugs or resizes it at this moment.
     #[error("the RAM is in use: mapped elsewhere, or being unplugged or resized")]
     Busy,
+    /// The machine is leaving: its RAM stays as it is until that has ended.
+    #[error("the machine is migrating: its RAM cannot change now")]
+    Migrating,
     /// A vCPU did not come to a safe point. Some vCPUs may have seen a hole for a while.
     #[error("timed out waiting for a vCPU to release the RAM")]
     Timeout,
@@ -190,6 +197,7 @@ struct Shared {
     boot: Arc<RamBlock>,
     max: u64,
     dimms: Mutex<Dimms>,
+    migration: Arc<MigrationDoor>,
 }
 
 /// A machine's memory, for any thread, while the machine runs or stands still.
@@ -218,7 +226,12 @@ const _: () = {
 impl Memory {
     /// Of a machine with this boot RAM, which may have `max` bytes in all.
     pub(super) fn new(space: Arc<AddressSpace>, boot: Arc<RamBlock>, max: u64) -> Memory {
-        Memory(Arc::new(Shared { space, boot, max, dimms: Mutex::default() }))
+        Memory(Arc::new(Shared { space, boot, max, dimms: Mutex::default(), migration: Arc::default() }))
+    }
+
+    /// The machine's, which this memory is of.
+    pub(super) fn migration(&self) -> &Arc<MigrationDoor> {
+        &self.0.migration
     }
 
     fn dimms(&self) -> MutexGuard<'_, Dimms> {
@@ -277,6 +290,9 @@ impl Memory {
     /// [`PlugError`]: `base` or `size` (bytes) is no multiple of a page, the place is taken or past the end of the address space, the
     /// machine may not have so much, there is RAM of this name, or the host gives none. Nothing was changed.
     pub fn plug(&self, name: &str, base: u64, size: u64, spec: PlugSpec) -> Result<Plugged, PlugError> {
+        if self.0.migration.is_under_way() {
+            return Err(PlugError::Migrating);
+        }
         if !base.is_multiple_of(PAGE_SIZE) {
             return Err(PlugError::Unaligned { base: GuestPhys::new(base), size });
         }
@@ -360,6 +376,9 @@ impl Memory {
 
     /// Plugged RAM, to work on it without the lock; it is busy from here on.
     fn borrow(&self, plugged: &Plugged) -> Result<(Arc<RamBlock>, RegionId), UnplugError> {
+        if self.0.migration.is_under_way() {
+            return Err(UnplugError::Migrating);
+        }
         let mut dimms = self.dimms();
         let dimm = dimms.find(plugged).ok_or(UnplugError::NotPlugged)?;
         match core::mem::replace(&mut dimm.busy, true) {

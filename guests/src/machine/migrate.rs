@@ -2,20 +2,25 @@
 //!
 //! ```text
 //!   Machine::snapshot(path)           stopped: sections ─▶ pages, by several threads ─▶ sections ─▶ description ─▶ rename
+//!   Migrator::start(channel)          live: leave.rs
+//!   MachineBuilder::receive(channel)  the other end of it
 //!   MachineBuilder::restore(path)     the same way back; what the guest cannot tell (engine, console, trace) is the builder's
 //! ```
 
 use std::fs::{self, File};
-use std::io;
+use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use notdirty_core::RamBlock;
 use notdirty_core::migration::mapped_ram::{self, Job};
-use notdirty_core::migration::{Event, ListedBlock, MAPPED_RAM, Section, StreamError, StreamReader, StreamWriter};
+use notdirty_core::migration::{
+    Channel, Event, Incoming, ListedBlock, MAPPED_RAM, Section, StreamError, StreamReader, StreamWriter, read_list,
+};
 use notdirty_softmmu::{MapError, SectionError};
 
+use super::leave::{answer_bytes, command};
 use super::{BuildError, CheckpointError, Machine, MachineBuilder, PlugError, state};
 
 /// Why a machine did not leave or come. One that was to leave is as it was.
@@ -77,6 +82,39 @@ pub enum MigrationError {
     /// The file has its sections in another order, or lacks one.
     #[error("{0}")]
     Order(String),
+    /// The host gives no thread, or no descriptor.
+    #[error("the host: {0}")]
+    Host(#[source] io::Error),
+    /// The target's answer did not come.
+    #[error("no answer of the target: {0}")]
+    Answer(#[source] io::Error),
+    /// The target could not make a machine of what came. It said why.
+    #[error("the target refused the machine")]
+    Refused,
+    /// The target was told to run, and no answer came: it may run, or not. See [`Machine::take_back`].
+    #[error("the target was told to run and did not answer ({why}): it may run, so this side does not")]
+    Uncertain {
+        /// What came instead.
+        why: String,
+    },
+    /// Somebody ended it.
+    #[error("the migration was cancelled")]
+    Cancelled,
+    /// The machine has a migration already.
+    #[error("the machine is leaving already")]
+    UnderWay,
+    /// The machine has left.
+    #[error("the machine has left")]
+    Gone,
+    /// No run of the machine took notice.
+    #[error("the machine was not run for {:.0} s, so it could not be asked", waited.as_secs_f64())]
+    NotRun {
+        /// How long it was waited for.
+        waited: Duration,
+    },
+    /// The dirty log does not start.
+    #[error(transparent)]
+    Log(#[from] notdirty_core::LogError),
     /// A device does not say what it remembers.
     #[error(transparent)]
     Device(#[from] CheckpointError),
@@ -191,6 +229,43 @@ impl Machine {
 }
 
 impl MachineBuilder {
+    /// A machine that comes by a channel, to go on where it was. What a guest can tell comes along; the rest is the builder's. Over a socket
+    /// this returns once the source has said that it will not run any more; then the machine is to be run.
+    ///
+    /// # Errors
+    /// [`MigrationError`]: the machine stays where it was.
+    pub fn receive(self, channel: Channel) -> Result<Machine, MigrationError> {
+        self.receive_with(channel, |_| Ok(()))
+    }
+
+    /// The same, for a machine with devices of one's own: `attach` puts them on the bus, before their state comes.
+    ///
+    /// # Errors
+    /// As [`receive`](Self::receive), or `attach`'s.
+    pub fn receive_with(
+        self,
+        channel: Channel,
+        attach: impl FnOnce(&mut Machine) -> Result<(), MigrationError>,
+    ) -> Result<Machine, MigrationError> {
+        let mut answers =
+            if channel.is_duplex() { Some(channel.try_clone().map_err(MigrationError::Host)?) } else { None };
+        let mut reader = StreamReader::new(channel)?;
+        let came = come(self, &mut reader, attach);
+        let Some(answers) = &mut answers else { return came };
+        let number = u32::from(came.is_err());
+        let told = answers.write_all(&answer_bytes(command::SHUT, number)).map_err(MigrationError::Answer);
+        let machine = came?;
+        told?;
+        // It stands still until the source has given it up.
+        match reader.event()? {
+            Event::Command(command::RUN, _) => {}
+            other => return Err(MigrationError::Order(format!("{other:?} instead of the command to run"))),
+        }
+        // Should this not arrive, the source stays where it is: it has said so.
+        let _ = answers.write_all(&answer_bytes(command::PONG, 0));
+        Ok(machine)
+    }
+
     /// A machine from a [snapshot](Machine::snapshot), to go on where that was. What a guest can tell is the snapshot's; engine, switches
     /// of the JIT, console and trace are the builder's.
     ///
@@ -232,6 +307,51 @@ impl MachineBuilder {
         reader.description()?;
         coming.finish()
     }
+}
+
+/// All that comes before the other end has to say more.
+fn come(
+    builder: MachineBuilder,
+    reader: &mut StreamReader<Channel>,
+    attach: impl FnOnce(&mut Machine) -> Result<(), MigrationError>,
+) -> Result<Machine, MigrationError> {
+    reader.configuration()?;
+    if reader.machine() != state::TYPE {
+        return Err(MigrationError::Machine { theirs: reader.machine().to_owned() });
+    }
+    if reader.is_mapped() {
+        return Err(MigrationError::Order(
+            "pages with fixed places (mapped-ram) come by no channel: restore it".into(),
+        ));
+    }
+    let mut coming = Coming { builder: Some(builder), attach: Some(attach), machine: None, sections: Vec::new() };
+    let mut ram: Option<Incoming> = None;
+    loop {
+        match reader.event()? {
+            Event::Section(section) => coming.section(section)?,
+            Event::RamStart => {
+                let listed = read_list(reader)?;
+                let blocks = coming.blocks(&listed)?;
+                let incoming = Incoming::new(listed, blocks).map_err(|fault| reader.source().error(fault))?;
+                ram.insert(incoming).piece(reader)?;
+            }
+            Event::RamPiece(_) => {
+                let early = || MigrationError::Order("a piece of RAM before its list".into());
+                ram.as_mut().ok_or_else(early)?.piece(reader)?;
+            }
+            Event::Command(command::OPEN_RETURN_PATH, _) => {}
+            Event::Command(command, _) => {
+                return Err(MigrationError::Order(format!("the command {command}, which is not known here")));
+            }
+            Event::End => break,
+        }
+    }
+    let Some(ram) = ram.filter(|_| reader.ram_ended()) else {
+        return Err(MigrationError::Order("the stream ends before its RAM does".into()));
+    };
+    reader.description()?;
+    coming.machine()?.all_ram_was_written(ram.blocks());
+    coming.finish()
 }
 
 fn open(path: &Path) -> Result<StreamReader<File>, MigrationError> {

@@ -13,12 +13,14 @@
 mod board;
 mod builder;
 mod checkpoint;
+mod leave;
 mod memory;
 mod migrate;
 mod report;
 mod run;
 mod state;
 mod unwind;
+mod uri;
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, PoisonError, RwLock, Weak};
@@ -34,9 +36,12 @@ use notdirty_tcg::{Harts, JitFlags, Turns, Vcpu, VcpuStats};
 pub use board::RAM_BASE;
 pub use builder::{BuildError, ClockKind, DEFAULT_RAM, LrSc, MAX_HARTS, MachineBuilder};
 pub use checkpoint::{Checkpoint, CheckpointError, Difference};
+pub use leave::{LeaveOptions, Migration, MigrationState, MigrationStatus, Migrator};
 pub use memory::{Memory, PlugError, PlugSpec, Plugged, RamInfo, ResizeError, UnplugError};
 pub use migrate::{MigrationError, Snapshot, SnapshotInfo, snapshot_info};
 pub use report::{Callers, CrashedHart};
+
+pub use uri::{Listener, Uri, UriError};
 
 use crate::devices::{Console, Framebuffer, GuestExit};
 use crate::load::{self, FrameTables, Program, SymbolTable};
@@ -72,6 +77,8 @@ pub enum MachineExit {
         /// Why.
         trap: Trap,
     },
+    /// The machine has [left](Migrator); further runs end in the same way at once.
+    Migrated,
     /// The guest waits for an interrupt that nothing can raise.
     Hung,
     /// A trap has no handler, or one that traps itself; [`Machine::crash_report`] has more. Of several harts, all are
@@ -102,6 +109,11 @@ impl Stop {
 }
 
 impl Stop {
+    /// Stops the harts for a moment: whoever calls has left a request.
+    pub(super) fn kick(&self) {
+        self.port.request_stop();
+    }
+
     /// The same, for a caller that does not keep a hart waiting by it: a hart in `wfi` that only a [`Stop`] can reach waits for that, and
     /// is hung otherwise.
     pub fn downgrade(&self) -> WeakStop {
@@ -150,6 +162,7 @@ pub struct Machine {
     half_end: Option<(usize, u64)>,
     /// What it was built as.
     recipe: state::Recipe,
+    migration: Arc<leave::MigrationDoor>,
 }
 
 // A machine moves between threads as a whole: that is what an embedder's pool does.
@@ -172,6 +185,7 @@ impl Machine {
         symbols: Arc<RwLock<SymbolTable>>,
         recipe: state::Recipe,
     ) -> Machine {
+        let migration = board.memory.migration().clone();
         Machine {
             vcpus,
             harts,
@@ -187,6 +201,7 @@ impl Machine {
             turns: None,
             half_end: None,
             recipe,
+            migration,
         }
     }
 

@@ -25,11 +25,26 @@ impl Machine {
     /// Runs until the guest ends or a limit is met, and goes on from there when it is called again. A guest that ended stays so until
     /// [`start_at`](Self::start_at).
     pub fn run(&mut self, limits: &RunLimits) -> MachineExit {
-        if let Some(exit) = self.board.latch.get() {
-            return MachineExit::Guest(exit);
-        }
-        let exit = self.run_vcpus(limits);
-        self.board.console.flush();
+        let exit = loop {
+            if self.serve_migration() {
+                return MachineExit::Migrated;
+            }
+            if let Some(exit) = self.board.latch.get() {
+                return MachineExit::Guest(exit);
+            }
+            let exit = self.run_vcpus(limits);
+            self.board.console.flush();
+            // Stopped for a migration, and perhaps by its owner as well.
+            if exit != VcpuExit::Stopped || !self.migration.take_kick() {
+                break exit;
+            }
+            if self.serve_migration() {
+                return MachineExit::Migrated;
+            }
+            if self.asked.swap(false, Ordering::AcqRel) {
+                break exit;
+            }
+        };
         // A guest may end with the very instruction that meets a limit: then it ended.
         match (self.board.latch.get(), exit) {
             (Some(exit), _) => MachineExit::Guest(exit),
@@ -131,6 +146,9 @@ impl Machine {
                 }
             };
             if exit == VcpuExit::Stopped {
+                if self.migration.was_kicked() {
+                    return exit;
+                }
                 let nudged = htif.is_some_and(|htif| htif.take_nudge());
                 if self.asked.swap(false, Ordering::AcqRel) || !nudged || self.board.latch.get().is_some() {
                     return exit;

@@ -44,6 +44,12 @@ pub enum AccessError {
         /// Where.
         addr: GuestPhys,
     },
+    /// The machine has left, and what is written here would be lost. Nothing more was written.
+    #[error("the machine has left: {addr} is written no more")]
+    Gone {
+        /// Where.
+        addr: GuestPhys,
+    },
     /// A device there is being called by this thread already: it, or a device that it called, asks for itself.
     #[error("the device at {addr} calls itself")]
     Reentered {
@@ -420,6 +426,7 @@ impl AddressSpace {
                 let bytes = &from[part.at..part.at + part.len];
                 self.ram.write_mapped(block, off + part.into, bytes, log).map_err(|why| match why {
                     RamError::Pinned(_) => AccessError::Pinned { addr: part.addr() },
+                    RamError::Gone => AccessError::Gone { addr: part.addr() },
                     RamError::OtherLog => AccessError::OtherLog { addr: part.addr() },
                     _ => AccessError::Refused { addr: part.addr() },
                 })?;

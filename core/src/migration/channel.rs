@@ -1,0 +1,268 @@
+//! Where a stream goes and comes from.
+//!
+//! ```text
+//!   Channel   a descriptor that never blocks for good: each wait ends by bytes, by the patience's end, or by a cancel
+//!   Sink      what takes a stream; guest RAM goes straight into vectored writes where there is a descriptor
+//! ```
+
+use super::wire::{Out, Result};
+use crate::ram::RamSlice;
+use std::fs::File;
+use std::io::{self, Read, Seek, SeekFrom, Write};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+
+/// How long one wait of a channel is: so long does a cancel take.
+const STEP: Duration = Duration::from_millis(20);
+/// Vectors of one system call: the kernel's limit.
+const VECTORS: usize = 1024;
+
+/// Ends all waits of the channels that have it.
+#[derive(Clone, Debug, Default)]
+pub struct Cancel(Arc<AtomicBool>);
+
+impl Cancel {
+    /// From now on they fail.
+    pub fn cancel(&self) {
+        self.0.store(true, Ordering::Release);
+    }
+
+    /// Whether they do.
+    pub fn is_cancelled(&self) -> bool {
+        self.0.load(Ordering::Acquire)
+    }
+}
+
+/// A descriptor: of a socket, a pipe or a file.
+#[derive(Debug)]
+pub struct Channel {
+    fd: OwnedFd,
+    patience: Duration,
+    cancel: Cancel,
+}
+
+impl Channel {
+    /// Waits for the other end for so long at once. The descriptor does not block from now on, for whoever else has it either.
+    ///
+    /// # Errors
+    /// The host's.
+    pub fn new(fd: OwnedFd, patience: Duration, cancel: Cancel) -> io::Result<Channel> {
+        // SAFETY: a plain system call on a descriptor that we hold.
+        let flags = unsafe { libc::fcntl(fd.as_raw_fd(), libc::F_GETFL) };
+        // SAFETY: as above.
+        if flags < 0 || unsafe { libc::fcntl(fd.as_raw_fd(), libc::F_SETFL, flags | libc::O_NONBLOCK) } < 0 {
+            return Err(io::Error::last_os_error());
+        }
+        Ok(Channel { fd, patience, cancel })
+    }
+
+    /// The same descriptor once more.
+    ///
+    /// # Errors
+    /// The host has none left.
+    pub fn try_clone(&self) -> io::Result<Channel> {
+        Ok(Channel { fd: self.fd.try_clone()?, patience: self.patience, cancel: self.cancel.clone() })
+    }
+
+    /// Whether the other end can answer: it is a socket.
+    pub fn is_duplex(&self) -> bool {
+        let (mut kind, mut len) = (0i32, size_of::<i32>() as libc::socklen_t);
+        let at = (&raw mut kind).cast();
+        // SAFETY: the kernel writes at most `len` bytes to `kind`.
+        unsafe { libc::getsockopt(self.fd.as_raw_fd(), libc::SOL_SOCKET, libc::SO_TYPE, at, &raw mut len) == 0 }
+    }
+
+    /// From now on it waits so long at once.
+    pub fn set_patience(&mut self, patience: Duration) {
+        self.patience = patience;
+    }
+
+    /// Calls until it is not told to wait.
+    fn retry(&self, events: libc::c_short, mut call: impl FnMut(libc::c_int) -> isize) -> io::Result<usize> {
+        let mut until = None;
+        loop {
+            if self.cancel.is_cancelled() {
+                return Err(io::Error::new(io::ErrorKind::ConnectionAborted, "cancelled"));
+            }
+            let count = call(self.fd.as_raw_fd());
+            if let Ok(count) = usize::try_from(count) {
+                return Ok(count);
+            }
+            match io::Error::last_os_error() {
+                why if why.kind() == io::ErrorKind::Interrupted => continue,
+                why if why.kind() == io::ErrorKind::WouldBlock => {}
+                why => return Err(why),
+            }
+            let until = *until.get_or_insert_with(|| Instant::now() + self.patience);
+            let left = until.saturating_duration_since(Instant::now());
+            if left.is_zero() {
+                let text = format!("the other end did nothing for {:.1} s", self.patience.as_secs_f64());
+                return Err(io::Error::new(io::ErrorKind::TimedOut, text));
+            }
+            let mut poll = libc::pollfd { fd: self.fd.as_raw_fd(), events, revents: 0 };
+            // SAFETY: one element, which lives through the call.
+            unsafe { libc::poll(&raw mut poll, 1, left.min(STEP).as_millis().max(1) as libc::c_int) };
+        }
+    }
+}
+
+impl AsFd for Channel {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.fd.as_fd()
+    }
+}
+
+impl Read for Channel {
+    fn read(&mut self, into: &mut [u8]) -> io::Result<usize> {
+        let (at, len) = (into.as_mut_ptr().cast(), into.len());
+        // SAFETY: the kernel writes at most `len` bytes to `into`.
+        self.retry(libc::POLLIN, |fd| unsafe { libc::read(fd, at, len) })
+    }
+}
+
+impl Write for Channel {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        let (at, len) = (bytes.as_ptr().cast(), bytes.len());
+        // SAFETY: the kernel reads at most `len` bytes of `bytes`.
+        self.retry(libc::POLLOUT, |fd| unsafe { libc::write(fd, at, len) })
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+impl Seek for Channel {
+    fn seek(&mut self, to: SeekFrom) -> io::Result<u64> {
+        let (off, whence) = match to {
+            SeekFrom::Start(off) => (i64::try_from(off).map_err(io::Error::other)?, libc::SEEK_SET),
+            SeekFrom::Current(off) => (off, libc::SEEK_CUR),
+            SeekFrom::End(off) => (off, libc::SEEK_END),
+        };
+        // SAFETY: a plain system call on a descriptor that we hold.
+        let at = unsafe { libc::lseek(self.fd.as_raw_fd(), off, whence) };
+        u64::try_from(at).map_err(|_| io::Error::last_os_error())
+    }
+}
+
+/// What takes a stream.
+pub trait Sink: Write {
+    /// Writes these vectors, or some of them, and returns how many bytes.
+    ///
+    /// # Safety
+    /// Each vector is memory that can be read until this returns.
+    ///
+    /// # Errors
+    /// The channel's.
+    unsafe fn write_vectors(&mut self, vectors: &[libc::iovec]) -> io::Result<usize>;
+}
+
+impl Sink for Channel {
+    unsafe fn write_vectors(&mut self, vectors: &[libc::iovec]) -> io::Result<usize> {
+        let count = vectors.len().min(VECTORS) as libc::c_int;
+        // SAFETY: by the caller; the kernel reads the first `count` of them.
+        self.retry(libc::POLLOUT, |fd| unsafe { libc::writev(fd, vectors.as_ptr(), count) })
+    }
+}
+
+impl Sink for File {
+    unsafe fn write_vectors(&mut self, vectors: &[libc::iovec]) -> io::Result<usize> {
+        let count = vectors.len().min(VECTORS) as libc::c_int;
+        // SAFETY: by the caller; the kernel reads the first `count` of them.
+        let count = unsafe { libc::writev(self.as_raw_fd(), vectors.as_ptr(), count) };
+        usize::try_from(count).map_err(|_| io::Error::last_os_error())
+    }
+}
+
+impl Sink for Vec<u8> {
+    unsafe fn write_vectors(&mut self, vectors: &[libc::iovec]) -> io::Result<usize> {
+        let start = self.len();
+        for vector in vectors {
+            let at = self.len();
+            self.resize(at + vector.iov_len, 0);
+            // SAFETY: by the caller, and the vector has just been made long enough.
+            unsafe { core::ptr::copy_nonoverlapping(vector.iov_base.cast(), self[at..].as_mut_ptr(), vector.iov_len) };
+        }
+        Ok(self.len() - start)
+    }
+}
+
+/// Small bytes and guest RAM in turn, for one vectored write.
+#[derive(Debug, Default)]
+pub(super) struct Gather<'b> {
+    heads: Vec<u8>,
+    /// How many bytes of `heads` come, and then what of RAM.
+    parts: Vec<(usize, Option<RamSlice<'b>>)>,
+    head: usize,
+    bytes: u64,
+}
+
+impl<'b> Gather<'b> {
+    pub(super) fn head(&mut self, bytes: &[u8]) {
+        self.heads.extend_from_slice(bytes);
+        self.head += bytes.len();
+        self.bytes += bytes.len() as u64;
+    }
+
+    pub(super) fn ram(&mut self, slice: RamSlice<'b>) {
+        self.bytes += slice.len();
+        self.parts.push((core::mem::take(&mut self.head), Some(slice)));
+    }
+
+    pub(super) fn is_full(&self) -> bool {
+        self.parts.len() * 2 + 2 >= VECTORS || self.heads.len() >= 64 << 10
+    }
+
+    pub(super) fn bytes(&self) -> u64 {
+        self.bytes
+    }
+
+    /// Writes all of it.
+    pub(super) fn flush<W: Sink>(&mut self, out: &mut Out<W>) -> Result<()> {
+        if self.bytes == 0 {
+            return Ok(());
+        }
+        self.parts.push((core::mem::take(&mut self.head), None));
+        let mut vectors = Vec::with_capacity(self.parts.len() * 2);
+        let mut heads = &self.heads[..];
+        for (head, slice) in &self.parts {
+            let (these, rest) = heads.split_at(*head);
+            heads = rest;
+            if !these.is_empty() {
+                // A head behind a head, where no RAM lies between.
+                vectors.push(libc::iovec { iov_base: these.as_ptr().cast_mut().cast(), iov_len: these.len() });
+            }
+            vectors.extend(slice.as_ref().map(RamSlice::iovec));
+        }
+        let done = write_all_vectors(out.channel()?, &mut vectors);
+        done.map_err(|why| out.error(why))?;
+        out.count(self.bytes);
+        self.heads.clear();
+        self.parts.clear();
+        self.bytes = 0;
+        Ok(())
+    }
+}
+
+fn write_all_vectors<W: Sink>(to: &mut W, vectors: &mut [libc::iovec]) -> io::Result<()> {
+    let mut left = vectors;
+    while !left.is_empty() {
+        // SAFETY: heads are borrowed, and the blocks of the slices are.
+        let mut count = unsafe { to.write_vectors(left)? };
+        if count == 0 {
+            return Err(io::ErrorKind::WriteZero.into());
+        }
+        while let Some(first) = left.first_mut() {
+            if count < first.iov_len {
+                first.iov_base = first.iov_base.wrapping_byte_add(count);
+                first.iov_len -= count;
+                break;
+            }
+            count -= first.iov_len;
+            left = &mut core::mem::take(&mut left)[1..];
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,88 @@
+//! Records become RAM.
+//!
+//! A target's RAM is zero before the first record: what has been written there is cleared. So a page without a record is zero, and a
+//! record of a zero page has something to do only if the page came before.
+
+use super::records::{ListedBlock, Record, Records};
+use super::stream::StreamReader;
+use super::wire::{Fault, Result};
+use crate::addr::{PAGE_BITS, PAGE_SIZE};
+use crate::ram::RamBlock;
+use std::io::Read;
+use std::sync::Arc;
+
+/// The RAM of a machine that comes.
+pub struct Incoming {
+    listed: Vec<ListedBlock>,
+    blocks: Vec<Arc<RamBlock>>,
+    records: Records,
+    /// Pages that came.
+    pub pages: u64,
+    /// Records of pages that are zero.
+    pub zero_pages: u64,
+}
+
+/// What a stream says of its RAM at the start: the blocks, by name and length.
+///
+/// # Errors
+/// What is wrong with the stream.
+pub fn read_list<R: Read>(reader: &mut StreamReader<R>) -> Result<Vec<ListedBlock>> {
+    super::records::read_setup(reader, |_, _, _| Ok(()))
+}
+
+impl Incoming {
+    /// Into these blocks, which have the lengths of the list. Nothing runs there yet.
+    ///
+    /// # Errors
+    /// [`Fault::Block`] if one has not.
+    pub fn new(listed: Vec<ListedBlock>, blocks: Vec<Arc<RamBlock>>) -> core::result::Result<Incoming, Fault> {
+        for (listed, block) in listed.iter().zip(&blocks) {
+            let refuse = |why: String| Fault::Block { idstr: listed.idstr.clone(), why };
+            if block.used_length() != listed.used_length {
+                return Err(refuse(format!("{:#x} bytes, {:#x} here", listed.used_length, block.used_length())));
+            }
+            for run in block.touched(0..listed.used_length >> PAGE_BITS) {
+                let done = block.fill_raw(run.start << PAGE_BITS, (run.end - run.start) << PAGE_BITS, 0);
+                done.map_err(|why| refuse(why.to_string()))?;
+            }
+        }
+        Ok(Incoming { listed, blocks, records: Records::default(), pages: 0, zero_pages: 0 })
+    }
+
+    /// The blocks.
+    pub fn blocks(&self) -> &[Arc<RamBlock>] {
+        &self.blocks
+    }
+
+    /// Reads one piece of the RAM section, up to its footer.
+    ///
+    /// # Errors
+    /// What is wrong with the stream.
+    pub fn piece<R: Read>(&mut self, reader: &mut StreamReader<R>) -> Result<()> {
+        loop {
+            match self.records.next(reader, &self.listed)? {
+                Record::End => return reader.footer(),
+                Record::Zero { block, page } => {
+                    self.zero_pages += 1;
+                    let block = &self.blocks[block];
+                    if !block.is_zero(page) {
+                        let done = block.fill_raw(page << PAGE_BITS, PAGE_SIZE, 0);
+                        done.map_err(|why| reader.source().error(Fault::Order(why.to_string())))?;
+                    }
+                }
+                Record::Page { block, page } => {
+                    self.pages += 1;
+                    let from = reader.source();
+                    let bytes = from.piece(PAGE_SIZE as usize)?;
+                    // Inside of the listed length, which is the block's.
+                    let done = self.blocks[block].write_raw(page << PAGE_BITS, bytes);
+                    done.map_err(|why| from.error(Fault::Order(why.to_string())))?;
+                }
+                other => {
+                    let why = format!("{other:?}, which was not agreed on");
+                    return Err(reader.source().error(Fault::Order(why)));
+                }
+            }
+        }
+    }
+}

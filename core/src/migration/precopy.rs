@@ -1,0 +1,310 @@
+//! RAM that moves while the guest runs: rounds over what is dirty, until the rest fits into the downtime.
+//!
+//! ```text
+//!   start     log on ─▶ bmap: every page that was ever written
+//!   round     bmap ── runs of pages ─▶ zero? ─▶ heads │ RAM ─▶ one vectored write          taken first, then read: a page
+//!             rate limit between writes                                                    that is stored to is dirty again
+//!   sync      log ─▶ bmap                rest ≤ bandwidth × downtime?  no: the next round
+//!   last      harts and DMA stand still ─▶ sync ─▶ all that is left
+//! ```
+//!
+//! The bitmap is the only list of work. The RAM of a target is zero before the first record, so a page that was never written has none.
+//! A log that finds its pages by rings serves as well as one by bits.
+
+use super::channel::{Gather, Sink};
+use super::records::{self, ListedBlock};
+use super::stream::StreamWriter;
+use super::wire::{Fault, RAM, Result, flag};
+use super::{BlockMigration, ChunkShift, DirtyPages, sync};
+use crate::addr::{PAGE_BITS, PAGE_SIZE};
+use crate::dirty::DirtyLog;
+use crate::ram::RamBlock;
+use core::ops::Range;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+/// Pages that are taken from the bitmap at once.
+const RUN: u64 = 256;
+/// The rate is kept, and measured, in pieces of this length.
+const WINDOW: Duration = Duration::from_millis(100);
+
+/// What a migration may cost.
+#[derive(Debug, Clone, Copy, PartialEq)]
+#[non_exhaustive]
+pub struct Limits {
+    /// Bytes a second; without one, what the channel takes.
+    pub bandwidth: Option<u64>,
+    /// How long the guest may stand still at the end.
+    pub downtime: Duration,
+    /// How long a sync waits for vCPUs.
+    pub sync: Duration,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self { bandwidth: None, downtime: Duration::from_millis(300), sync: Duration::from_secs(10) }
+    }
+}
+
+/// How far it is.
+#[derive(Debug, Clone, Copy, PartialEq, Default)]
+#[non_exhaustive]
+pub struct Progress {
+    /// Rounds that were begun.
+    pub rounds: u64,
+    /// Pages whose bytes were sent.
+    pub pages: u64,
+    /// Pages that were sent as zero.
+    pub zero_pages: u64,
+    /// Pages that were sent as what differs.
+    pub deltas: u64,
+    /// Bytes that went to the channel.
+    pub bytes: u64,
+    /// Pages that are dirty now.
+    pub left: u64,
+    /// Pages that the last sync found.
+    pub dirtied: u64,
+    /// Bytes a second, as last measured.
+    pub bandwidth: u64,
+    /// How long the rest would take.
+    pub expected_downtime: Duration,
+}
+
+/// A block that is on its way.
+struct Leaving {
+    block: Arc<RamBlock>,
+    dirty: Arc<DirtyPages>,
+    pages: u64,
+}
+
+/// The RAM of a machine that leaves.
+pub struct Source {
+    blocks: Vec<Leaving>,
+    log: DirtyLog,
+    version: u64,
+    what: Vec<(Arc<RamBlock>, Range<u64>)>,
+    /// Where the sweep goes on.
+    at: (usize, u64),
+    /// The block of the last record on this channel.
+    last: Option<usize>,
+    section: Option<u32>,
+    meter: Meter,
+    progress: Progress,
+}
+
+impl Source {
+    /// What is to be sent: all that was ever written. `log` has all of these blocks, and has begun.
+    pub fn new(log: DirtyLog, blocks: &[Arc<RamBlock>]) -> Source {
+        let version = log.list().version();
+        let leaving = blocks.iter().map(|block| {
+            let (dirty, pages) = (BlockMigration::need_dirty(block, ChunkShift::default()), block.pages().len());
+            for run in block.touched(0..pages) {
+                dirty.set(run);
+            }
+            Leaving { block: block.clone(), dirty, pages }
+        });
+        let blocks: Vec<_> = leaving.collect();
+        let what = blocks.iter().map(|leaving| (leaving.block.clone(), 0..leaving.pages)).collect();
+        let meter = Meter::new();
+        let progress = Progress::default();
+        let mut source = Source { blocks, log, version, what, at: (0, 0), last: None, section: None, meter, progress };
+        source.count();
+        source
+    }
+
+    /// How far it is.
+    pub fn progress(&self) -> &Progress {
+        &self.progress
+    }
+
+    /// Begins the RAM section: the list of blocks.
+    ///
+    /// # Errors
+    /// The channel's.
+    pub fn begin<W: Sink>(&mut self, writer: &mut StreamWriter<W>) -> Result<()> {
+        let listed: Vec<_> = self
+            .blocks
+            .iter()
+            .map(|leaving| ListedBlock {
+                idstr: leaving.block.idstr().to_owned(),
+                used_length: leaving.pages << PAGE_BITS,
+            })
+            .collect();
+        self.section = Some(records::write_setup(writer, &listed, |_, _| Ok(()))?);
+        Ok(())
+    }
+
+    /// Takes what became dirty. Not on a vCPU's own thread while it runs.
+    ///
+    /// # Errors
+    /// A vCPU does not answer, or RAM came, went, or was resized.
+    pub fn sync<W: Sink>(&mut self, writer: &mut StreamWriter<W>, limits: &Limits) -> Result<()> {
+        let mut failed = |why: String| writer.out().error(Fault::Order(why));
+        let dirtied = sync(&self.log, &self.what, Some(limits.sync));
+        self.progress.dirtied = dirtied.map_err(|why| failed(why.to_string()))?;
+        if self.log.list().version() != self.version {
+            return Err(failed("RAM was plugged, unplugged or resized".into()));
+        }
+        self.count();
+        Ok(())
+    }
+
+    fn count(&mut self) {
+        self.progress.left = self.blocks.iter().map(|leaving| leaving.dirty.count()).sum();
+        self.progress.bandwidth = self.meter.bandwidth;
+        let bytes = (self.progress.left << PAGE_BITS) as f64;
+        let rate = self.meter.bandwidth.max(1) as f64;
+        // More than a day is told as that.
+        self.progress.expected_downtime = Duration::from_secs_f64((bytes / rate).min(86_400.0));
+    }
+
+    /// Rounds, until the rest can be sent within the downtime. `tell` is called between writes, and ends it by `false`.
+    ///
+    /// # Errors
+    /// The channel's; a vCPU does not answer; `tell` said so.
+    pub fn rounds<W: Sink>(
+        &mut self,
+        writer: &mut StreamWriter<W>,
+        limits: &Limits,
+        mut tell: impl FnMut(&Progress) -> bool,
+    ) -> Result<()> {
+        loop {
+            self.progress.rounds += 1;
+            self.sweep(writer, limits.bandwidth, &mut tell)?;
+            self.sync(writer, limits)?;
+            if !tell(&self.progress) {
+                return Err(writer.out().error(Fault::Order("cancelled".into())));
+            }
+            let fits = self.meter.bandwidth as f64 * limits.downtime.as_secs_f64();
+            if ((self.progress.left << PAGE_BITS) as f64) <= fits {
+                return Ok(());
+            }
+        }
+    }
+
+    /// What is left, once harts and DMA stand still, and the end of RAM.
+    ///
+    /// # Errors
+    /// The channel's.
+    pub fn last<W: Sink>(&mut self, writer: &mut StreamWriter<W>, limits: &Limits) -> Result<()> {
+        self.sync(writer, limits)?;
+        self.sweep(writer, None, &mut |_| true)?;
+        let id = self.section.unwrap_or_default();
+        records::write_empty_piece(writer, id, true)?;
+        self.count();
+        Ok(())
+    }
+
+    /// Sends all pages that are dirty when it comes by, once over all blocks.
+    fn sweep<W: Sink>(
+        &mut self,
+        writer: &mut StreamWriter<W>,
+        bandwidth: Option<u64>,
+        tell: &mut impl FnMut(&Progress) -> bool,
+    ) -> Result<()> {
+        self.at = (0, 0);
+        let id = self.section.unwrap_or_default();
+        while self.at.0 < self.blocks.len() {
+            writer.out().enter(RAM);
+            writer.piece(id, false)?;
+            let (start, before) = (Instant::now(), writer.out().offset());
+            // A piece ends with the window, so that the other end has whole pieces.
+            while self.at.0 < self.blocks.len() && start.elapsed() < WINDOW {
+                self.batch(writer)?;
+                self.progress.bytes = writer.out().offset();
+                let sent = self.progress.bytes - before;
+                if bandwidth.is_some_and(|most| sent >= most / 10) {
+                    break;
+                }
+            }
+            writer.out().u64(flag::EOS)?;
+            writer.footer(id)?;
+            let sent = writer.out().offset() - before;
+            self.meter.add(sent, start.elapsed());
+            self.count();
+            if !tell(&self.progress) {
+                return Err(writer.out().error(Fault::Order("cancelled".into())));
+            }
+            if let Some(most) = bandwidth {
+                // What was sent is to have taken so long.
+                let due = Duration::from_secs_f64(sent as f64 / most.max(1) as f64);
+                self.meter.limit(most);
+                std::thread::sleep(due.saturating_sub(start.elapsed()));
+            }
+        }
+        Ok(())
+    }
+
+    /// As many pages as one vectored write takes.
+    fn batch<W: Sink>(&mut self, writer: &mut StreamWriter<W>) -> Result<()> {
+        let (blocks, at) = (&self.blocks, &mut self.at);
+        let mut gather = Gather::default();
+        while let Some(leaving) = blocks.get(at.0) {
+            if gather.is_full() {
+                break;
+            }
+            let Some(run) = leaving.dirty.take_run(at.1, RUN) else {
+                *at = (at.0 + 1, 0);
+                continue;
+            };
+            at.1 = run.end;
+            // A log that is kept elsewhere is cleared before its pages are read.
+            let _ = leaving.dirty.take_chunk(run.start);
+            for page in run {
+                let zero = leaving.block.is_zero(page);
+                let mut word = page << PAGE_BITS | if zero { flag::ZERO } else { flag::PAGE };
+                let again = self.last == Some(at.0);
+                if again {
+                    word |= flag::CONTINUE;
+                }
+                gather.head(&word.to_be_bytes());
+                if !again {
+                    self.last = Some(at.0);
+                    gather.head(&[leaving.block.idstr().len() as u8]);
+                    gather.head(leaving.block.idstr().as_bytes());
+                }
+                if zero {
+                    gather.head(&[0]);
+                    self.progress.zero_pages += 1;
+                } else {
+                    let slice = leaving.block.slice(page << PAGE_BITS, PAGE_SIZE);
+                    gather.ram(slice.map_err(|why| writer.out().error(Fault::Order(why.to_string())))?);
+                    self.progress.pages += 1;
+                }
+            }
+            // What stands between two looks at the clock stays small.
+            if gather.bytes() >= 2 << 20 {
+                break;
+            }
+        }
+        gather.flush(writer.out())
+    }
+}
+
+/// How fast the channel is, by what went in while it was not waited for.
+struct Meter {
+    bandwidth: u64,
+    bytes: u64,
+    time: Duration,
+}
+
+impl Meter {
+    fn new() -> Meter {
+        Meter { bandwidth: 0, bytes: 0, time: Duration::ZERO }
+    }
+
+    fn add(&mut self, bytes: u64, time: Duration) {
+        self.bytes += bytes;
+        self.time += time;
+        // A short piece says little, unless there is nothing else.
+        if self.time >= Duration::from_millis(10) || self.bandwidth == 0 {
+            let now = (self.bytes as f64 / self.time.as_secs_f64().max(1e-6)) as u64;
+            self.bandwidth = if self.bandwidth == 0 { now } else { self.bandwidth / 2 + now / 2 };
+            (self.bytes, self.time) = (0, Duration::ZERO);
+        }
+    }
+
+    fn limit(&mut self, most: u64) {
+        self.bandwidth = self.bandwidth.min(most);
+    }
+}

@@ -1,0 +1,227 @@
+//! `--migrate URI@AFTER` and `--incoming URI`: a machine goes to another process while it runs.
+
+use std::io::{self, IsTerminal, Write};
+use std::process::ExitCode;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use notdirty_core::migration::Cancel;
+use notdirty_tcg::RunLimits;
+
+use super::args::Args;
+use super::plug::{self, After, Plugged};
+use super::{Code, complain, print, refuse_migration, say};
+use crate::machine::{
+    LeaveOptions, Machine, MachineBuilder, MachineExit, Migration, MigrationError, MigrationState, MigrationStatus,
+    Migrator, Uri,
+};
+
+/// How long each wait for the other end may be.
+const PATIENCE: Duration = Duration::from_secs(30);
+
+/// A place, and when.
+#[derive(Debug, Clone, PartialEq)]
+pub(super) struct Move {
+    pub uri: Uri,
+    pub after: After,
+}
+
+/// Reads `URI@AFTER`.
+pub(super) fn parse(text: &str, integer: impl Fn(&str) -> Option<u64>) -> Option<Move> {
+    let (uri, after) = text.rsplit_once('@')?;
+    Some(Move { uri: uri.parse().ok()?, after: plug::after(after, integer)? })
+}
+
+/// Waits for a machine there.
+pub(super) fn receive(builder: MachineBuilder, uri: &Uri, args: &Args) -> Result<Machine, ExitCode> {
+    let name = uri.to_string();
+    let host = |why: crate::machine::UriError| complain(Code::Host, &why.to_string());
+    let listener = uri.listen().map_err(host)?;
+    if listener.uri() != *uri {
+        // A port that the host chose: whoever is to send has to know it.
+        say(&format!("waits at {}", listener.uri()));
+    }
+    let timeout = args.timeout;
+    let (channel, end) = listener.accept(timeout, PATIENCE, &Cancel::default()).map_err(host)?;
+    let start = Instant::now();
+    let machine = builder.receive(channel).map_err(|why| refuse_migration(&name, &why))?;
+    end.finish(PATIENCE).map_err(host)?;
+    log::info!("the machine came in {:.1} ms", start.elapsed().as_secs_f64() * 1e3);
+    Ok(machine)
+}
+
+/// What became of the migration of a run.
+pub(super) struct Outcome {
+    pub exit: MachineExit,
+    pub plugged: Plugged,
+    /// How it went, if it was begun.
+    pub status: Option<MigrationStatus>,
+    /// Why it did not go.
+    pub failed: Option<String>,
+}
+
+/// Runs the machine, and moves it when it is time.
+pub(super) fn run(machine: &mut Machine, args: &Args, go: &Move, limits: &RunLimits) -> Outcome {
+    let began = Instant::now();
+    let mut plugged = Plugged::default();
+    let mut options = LeaveOptions::default();
+    options.limits.bandwidth = args.bandwidth;
+    options.limits.downtime = args.downtime.unwrap_or(options.limits.downtime);
+    let job =
+        Job { migrator: machine.migrator(), go: go.clone(), options, state: Arc::default(), over: Arc::default() };
+    if let After::Insns(_) = go.after {
+        let before = go.after.within(began, limits);
+        let exit = plug::run(machine, &args.plugs, &before).0;
+        let all = limits.max_insns.is_some_and(|max| before.max_insns == Some(max));
+        if exit != MachineExit::InsnLimit || all {
+            return Outcome { exit, plugged, status: None, failed: Some("the run ended before".into()) };
+        }
+    }
+    let wait = if let After::Time(time) = go.after { time } else { Duration::ZERO };
+    let (exit, failed) = std::thread::scope(|scope| {
+        let thread = scope.spawn(|| job.go(wait, args.json));
+        let mut exit = match go.after {
+            After::Time(_) => {
+                let (exit, more) = plug::run(machine, &args.plugs, limits);
+                plugged = more;
+                exit
+            }
+            After::Insns(_) => machine.run(limits),
+        };
+        job.over.store(true, Ordering::Release);
+        // The guest cannot go on by itself, and may all the same be elsewhere.
+        if !matches!(exit, MachineExit::Migrated)
+            && let Some(migration) = job.current()
+        {
+            migration.cancel();
+        }
+        let failed = thread.join().unwrap_or_else(|_| Some("the migration's thread panicked".into()));
+        if machine.is_gone() {
+            exit = MachineExit::Migrated;
+        }
+        (exit, failed)
+    });
+    Outcome { exit, plugged, status: job.current().map(|migration| migration.status()), failed }
+}
+
+struct Job {
+    migrator: Migrator,
+    go: Move,
+    options: LeaveOptions,
+    state: Arc<Mutex<Option<Migration>>>,
+    /// The run has ended.
+    over: Arc<AtomicBool>,
+}
+
+impl Job {
+    fn current(&self) -> Option<Migration> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Waits, moves, and tells how it goes. Why it did not go.
+    fn go(&self, wait: Duration, json: bool) -> Option<String> {
+        let until = Instant::now() + wait;
+        while Instant::now() < until {
+            if self.over.load(Ordering::Acquire) {
+                return Some("the run ended before".into());
+            }
+            std::thread::sleep(until.saturating_duration_since(Instant::now()).min(Duration::from_millis(10)));
+        }
+        let cancel = Cancel::default();
+        let (channel, end) = match self.go.uri.connect(PATIENCE, &cancel) {
+            Ok(reached) => reached,
+            Err(why) => return Some(why.to_string()),
+        };
+        let migration = match self.migrator.start(channel, cancel, self.options) {
+            Ok(migration) => migration,
+            Err(why) => return Some(why.to_string()),
+        };
+        *self.state.lock().unwrap_or_else(PoisonError::into_inner) = Some(migration.clone());
+        if self.over.load(Ordering::Acquire) {
+            migration.cancel();
+        }
+        let mut show = Show::new(json);
+        let ended = loop {
+            if let Some(ended) = migration.wait(Duration::from_millis(100)) {
+                break ended;
+            }
+            show.tell(&migration.status());
+        };
+        show.end();
+        match ended {
+            Ok(_) => end.finish(PATIENCE).err().map(|why| why.to_string()),
+            Err(why) => Some(match &*why {
+                MigrationError::Cancelled if self.over.load(Ordering::Acquire) => "the run ended before".into(),
+                why => why.to_string(),
+            }),
+        }
+    }
+}
+
+/// How it goes, for a person: a line that changes on a terminal, else one for each round.
+struct Show {
+    terminal: bool,
+    json: bool,
+    rounds: u64,
+    shown: bool,
+}
+
+impl Show {
+    fn new(json: bool) -> Show {
+        Show { terminal: io::stderr().is_terminal(), json, rounds: 0, shown: false }
+    }
+
+    fn tell(&mut self, status: &MigrationStatus) {
+        let progress = &status.progress;
+        if self.json || (!self.terminal && progress.rounds == self.rounds) {
+            return;
+        }
+        self.rounds = progress.rounds;
+        self.shown = true;
+        let text = format!(
+            "round {}: {} MiB sent, {:.0} MB/s, {} pages dirty, {:.1} ms to stand still",
+            progress.rounds,
+            progress.bytes >> 20,
+            progress.bandwidth as f64 / 1e6,
+            progress.left,
+            progress.expected_downtime.as_secs_f64() * 1e3,
+        );
+        if self.terminal {
+            let _ = write!(io::stderr(), "\r\x1b[Knotdirty: {text}");
+        } else {
+            say(&text);
+        }
+    }
+
+    fn end(&mut self) {
+        if self.terminal && self.shown {
+            let _ = writeln!(io::stderr());
+        }
+    }
+}
+
+/// Says how the migration went.
+pub(super) fn report(name: &str, go: &Move, status: &MigrationStatus, json: bool) -> ExitCode {
+    let MigrationStatus { total, downtime, progress, .. } = status;
+    let (total, downtime) = (total.as_secs_f64() * 1e3, downtime.as_secs_f64() * 1e3);
+    let rate = progress.bytes as f64 / 1e6 / (total / 1e3).max(1e-6);
+    if json {
+        return print(&format!(
+            "{{\"total_ms\":{total:.1},\"downtime_ms\":{downtime:.2},\"rounds\":{},\"bytes\":{},\"pages\":{},\
+             \"zero_pages\":{},\"mb_per_s\":{rate:.0}}}\n",
+            progress.rounds, progress.bytes, progress.pages, progress.zero_pages
+        ));
+    }
+    say(&format!(
+        "{name}: moved to {}: {total:.1} ms, of which the guest stood still {downtime:.2} ms; {} rounds, {} pages, {} of zeros, {rate:.0} MB/s",
+        go.uri, progress.rounds, progress.pages, progress.zero_pages
+    ));
+    Code::Success.into()
+}
+
+/// What is said of a machine that should have moved and did not.
+pub(super) fn not_moved(name: &str, go: &Move, status: Option<&MigrationStatus>, why: &str) {
+    let state = status.map_or(MigrationState::Setup, |status| status.state);
+    say(&format!("{name}: not moved to {} ({state:?}): {why}", go.uri));
+}

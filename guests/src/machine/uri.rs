@@ -1,0 +1,385 @@
+//! Where a machine goes to or comes from, as text.
+//!
+//! ```text
+//!   tcp:HOST:PORT   unix:PATH        a socket: the target answers
+//!   fd:N            exec:COMMAND     a descriptor that is open already; a shell's standard input, or output
+//!   file:PATH[,offset=N]             a stream in a file, from there on
+//! ```
+//!
+//! Who listens without a host listens on the loopback address. A file is not there under its name before it is whole, unless a part of
+//! it is written.
+
+use std::fmt;
+use std::fs::File;
+use std::io::{self, Seek, SeekFrom};
+use std::net::{TcpListener, TcpStream, ToSocketAddrs};
+use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd, RawFd};
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::path::PathBuf;
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+use notdirty_core::migration::{Cancel, Channel};
+
+/// A place.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Uri {
+    /// A host and a port.
+    Tcp(String, u16),
+    /// A socket in the file system.
+    Unix(PathBuf),
+    /// A descriptor of this process.
+    Fd(RawFd),
+    /// A command for `sh`.
+    Exec(String),
+    /// A file, from this byte on.
+    File(PathBuf, Option<u64>),
+}
+
+/// A place that is none, or that cannot be reached.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum UriError {
+    /// It is not written so.
+    #[error("{0}: must be tcp:HOST:PORT, unix:PATH, fd:N, exec:COMMAND or file:PATH[,offset=N]")]
+    Form(String),
+    /// The host says no.
+    #[error("{uri}: {source}")]
+    Host {
+        /// Where.
+        uri: String,
+        /// Why not.
+        source: io::Error,
+    },
+    /// The command failed.
+    #[error("{uri}: the command ended with {status}")]
+    Command {
+        /// Which.
+        uri: String,
+        /// How.
+        status: String,
+    },
+}
+
+impl fmt::Display for Uri {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Uri::Tcp(host, port) => write!(f, "tcp:{host}:{port}"),
+            Uri::Unix(path) => write!(f, "unix:{}", path.display()),
+            Uri::Fd(fd) => write!(f, "fd:{fd}"),
+            Uri::Exec(command) => write!(f, "exec:{command}"),
+            Uri::File(path, None) => write!(f, "file:{}", path.display()),
+            Uri::File(path, Some(offset)) => write!(f, "file:{},offset={offset}", path.display()),
+        }
+    }
+}
+
+impl std::str::FromStr for Uri {
+    type Err = UriError;
+
+    fn from_str(text: &str) -> Result<Uri, UriError> {
+        let form = || UriError::Form(text.to_owned());
+        let (kind, rest) = text.split_once(':').filter(|(_, rest)| !rest.is_empty()).ok_or_else(form)?;
+        match kind {
+            "tcp" => {
+                let (host, port) = rest.rsplit_once(':').unwrap_or(("", rest));
+                let host = if host.is_empty() { "127.0.0.1" } else { host };
+                Ok(Uri::Tcp(host.trim_matches(['[', ']']).to_owned(), port.parse().map_err(|_| form())?))
+            }
+            "unix" => Ok(Uri::Unix(rest.into())),
+            "fd" => rest.parse().ok().filter(|fd| *fd >= 0).map(Uri::Fd).ok_or_else(form),
+            "exec" => Ok(Uri::Exec(rest.to_owned())),
+            "file" => match rest.rsplit_once(",offset=") {
+                None => Ok(Uri::File(rest.into(), None)),
+                Some((path, offset)) => {
+                    let offset = match offset.strip_prefix("0x") {
+                        Some(hex) => u64::from_str_radix(hex, 16),
+                        None => offset.parse(),
+                    };
+                    Ok(Uri::File(path.into(), Some(offset.map_err(|_| form())?)))
+                }
+            },
+            _ => Err(form()),
+        }
+    }
+}
+
+/// What is left to do at an end when the machine has gone there, or has come.
+#[derive(Debug)]
+#[must_use = "a command is waited for, and a file gets its name, by `finish`"]
+pub struct End {
+    uri: String,
+    child: Option<Child>,
+    rename: Option<(PathBuf, PathBuf)>,
+}
+
+impl End {
+    fn of(uri: &Uri) -> End {
+        End { uri: uri.to_string(), child: None, rename: None }
+    }
+
+    /// All bytes are there: a command is waited for, at most so long, and a file gets its name.
+    ///
+    /// # Errors
+    /// The command did not end, or not well; the file cannot be renamed.
+    pub fn finish(mut self, patience: Duration) -> Result<(), UriError> {
+        let uri = self.uri.clone();
+        if let Some(mut child) = self.child.take() {
+            let until = Instant::now() + patience;
+            let status = loop {
+                match child.try_wait() {
+                    Ok(Some(status)) => break status,
+                    Ok(None) if Instant::now() < until => std::thread::sleep(Duration::from_millis(5)),
+                    Ok(None) => {
+                        let _ = child.kill();
+                        let _ = child.wait();
+                        return Err(UriError::Command { uri, status: format!("no end in {patience:?}") });
+                    }
+                    Err(source) => return Err(UriError::Host { uri, source }),
+                }
+            };
+            if !status.success() {
+                return Err(UriError::Command { uri, status: status.to_string() });
+            }
+        }
+        match self.rename.take() {
+            Some((from, to)) => std::fs::rename(from, to).map_err(|source| UriError::Host { uri, source }),
+            None => Ok(()),
+        }
+    }
+}
+
+impl Drop for End {
+    fn drop(&mut self) {
+        if let Some(child) = &mut self.child {
+            let _ = child.kill();
+            let _ = child.wait();
+        }
+        if let Some((from, _)) = &self.rename {
+            let _ = std::fs::remove_file(from);
+        }
+    }
+}
+
+impl Uri {
+    fn host(&self) -> impl Fn(io::Error) -> UriError {
+        let uri = self.to_string();
+        move |source| UriError::Host { uri: uri.clone(), source }
+    }
+
+    /// The channel to there. Each of its waits has this patience.
+    ///
+    /// # Errors
+    /// It cannot be reached.
+    pub fn connect(&self, patience: Duration, cancel: &Cancel) -> Result<(Channel, End), UriError> {
+        let mut end = End::of(self);
+        let fd = self.open(patience, &mut end).map_err(self.host())?;
+        let channel = Channel::new(fd, patience, cancel.clone()).map_err(self.host())?;
+        Ok((channel, end))
+    }
+
+    fn open(&self, patience: Duration, end: &mut End) -> io::Result<OwnedFd> {
+        match self {
+            Uri::Tcp(host, port) => {
+                let mut last = io::Error::new(io::ErrorKind::NotFound, "no address of that name");
+                for address in (host.as_str(), *port).to_socket_addrs()? {
+                    match TcpStream::connect_timeout(&address, patience) {
+                        Ok(stream) => {
+                            stream.set_nodelay(true)?;
+                            return Ok(stream.into());
+                        }
+                        Err(why) => last = why,
+                    }
+                }
+                Err(last)
+            }
+            Uri::Unix(path) => Ok(UnixStream::connect(path)?.into()),
+            Uri::Fd(fd) => given(*fd),
+            Uri::Exec(command) => {
+                let mut child = shell(command).stdin(Stdio::piped()).stdout(Stdio::null()).spawn()?;
+                let input = child.stdin.take().ok_or_else(|| io::Error::other("no standard input"))?;
+                end.child = Some(child);
+                Ok(input.into())
+            }
+            Uri::File(path, Some(offset)) => {
+                let mut file = File::options().write(true).create(true).truncate(false).open(path)?;
+                file.seek(SeekFrom::Start(*offset))?;
+                Ok(file.into())
+            }
+            Uri::File(path, None) => {
+                let mut name = path.file_name().unwrap_or_default().to_owned();
+                name.push(format!(".{}.part", std::process::id()));
+                let temporary = path.with_file_name(name);
+                let file = File::create(&temporary)?;
+                end.rename = Some((temporary, path.clone()));
+                Ok(file.into())
+            }
+        }
+    }
+
+    /// Waits there.
+    ///
+    /// # Errors
+    /// The place cannot be had.
+    pub fn listen(&self) -> Result<Listener, UriError> {
+        let kind = match self {
+            Uri::Tcp(host, port) => Kind::Tcp(TcpListener::bind((host.as_str(), *port)).map_err(self.host())?),
+            Uri::Unix(path) => {
+                // One that a process left behind, and nobody listens to any more.
+                if UnixStream::connect(path).is_err_and(|why| why.kind() == io::ErrorKind::ConnectionRefused) {
+                    let _ = std::fs::remove_file(path);
+                }
+                Kind::Unix(UnixListener::bind(path).map_err(self.host())?, path.clone())
+            }
+            _ => Kind::Source,
+        };
+        Ok(Listener { uri: self.clone(), kind })
+    }
+}
+
+/// A descriptor that this process was started with.
+fn given(fd: RawFd) -> io::Result<OwnedFd> {
+    // SAFETY: asks of a number, whatever it is.
+    if unsafe { libc::fcntl(fd, libc::F_GETFD) } < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    // SAFETY: it is open; the copy is ours, and the given one stays its owner's.
+    let copy = unsafe { libc::fcntl(fd, libc::F_DUPFD_CLOEXEC, 3) };
+    if copy < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    // SAFETY: made just now.
+    Ok(unsafe { OwnedFd::from_raw_fd(copy) })
+}
+
+fn shell(command: &str) -> Command {
+    let mut shell = Command::new("/bin/sh");
+    shell.args(["-c", command]).stderr(Stdio::inherit());
+    shell
+}
+
+#[derive(Debug)]
+enum Kind {
+    Tcp(TcpListener),
+    Unix(UnixListener, PathBuf),
+    Source,
+}
+
+/// A place where a machine is waited for.
+#[derive(Debug)]
+pub struct Listener {
+    uri: Uri,
+    kind: Kind,
+}
+
+impl Listener {
+    /// Where it is, with the port that the host gave for port 0.
+    pub fn uri(&self) -> Uri {
+        match (&self.kind, &self.uri) {
+            (Kind::Tcp(listener), Uri::Tcp(host, _)) => {
+                Uri::Tcp(host.clone(), listener.local_addr().map_or(0, |address| address.port()))
+            }
+            (_, uri) => uri.clone(),
+        }
+    }
+
+    /// Waits for the other end, without a limit unless there is one; then each wait has this patience.
+    ///
+    /// # Errors
+    /// Nobody came in time, or the host's.
+    pub fn accept(
+        &self,
+        timeout: Option<Duration>,
+        patience: Duration,
+        cancel: &Cancel,
+    ) -> Result<(Channel, End), UriError> {
+        let mut end = End::of(&self.uri);
+        let fd = self.open(timeout, cancel, &mut end).map_err(self.uri.host())?;
+        let channel = Channel::new(fd, patience, cancel.clone()).map_err(self.uri.host())?;
+        Ok((channel, end))
+    }
+
+    fn open(&self, timeout: Option<Duration>, cancel: &Cancel, end: &mut End) -> io::Result<OwnedFd> {
+        match &self.kind {
+            Kind::Tcp(listener) => {
+                wait_for(listener.as_fd(), timeout, cancel)?;
+                let (stream, _) = listener.accept()?;
+                stream.set_nodelay(true)?;
+                Ok(stream.into())
+            }
+            Kind::Unix(listener, _) => {
+                wait_for(listener.as_fd(), timeout, cancel)?;
+                Ok(listener.accept()?.0.into())
+            }
+            Kind::Source => match &self.uri {
+                Uri::Fd(fd) => given(*fd),
+                Uri::Exec(command) => {
+                    let mut child = shell(command).stdin(Stdio::null()).stdout(Stdio::piped()).spawn()?;
+                    let output = child.stdout.take().ok_or_else(|| io::Error::other("no standard output"))?;
+                    end.child = Some(child);
+                    Ok(output.into())
+                }
+                Uri::File(path, offset) => {
+                    let mut file = File::open(path)?;
+                    file.seek(SeekFrom::Start(offset.unwrap_or(0)))?;
+                    Ok(file.into())
+                }
+                _ => Err(io::ErrorKind::Unsupported.into()),
+            },
+        }
+    }
+}
+
+impl Drop for Listener {
+    fn drop(&mut self) {
+        if let Kind::Unix(_, path) = &self.kind {
+            let _ = std::fs::remove_file(path);
+        }
+    }
+}
+
+/// Until somebody connects.
+fn wait_for(fd: std::os::fd::BorrowedFd<'_>, timeout: Option<Duration>, cancel: &Cancel) -> io::Result<()> {
+    let until = timeout.and_then(|timeout| Instant::now().checked_add(timeout));
+    loop {
+        let mut poll = libc::pollfd { fd: fd.as_raw_fd(), events: libc::POLLIN, revents: 0 };
+        // SAFETY: one element, which lives through the call.
+        if unsafe { libc::poll(&raw mut poll, 1, 20) } > 0 {
+            return Ok(());
+        }
+        if cancel.is_cancelled() {
+            return Err(io::Error::new(io::ErrorKind::ConnectionAborted, "cancelled"));
+        }
+        if until.is_some_and(|until| Instant::now() >= until) {
+            return Err(io::Error::new(io::ErrorKind::TimedOut, "nobody connected"));
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn places_are_read_as_they_are_written() {
+        for text in ["tcp:127.0.0.1:4444", "unix:/tmp/a:b", "fd:5", "exec:cat > x:y", "file:/a,b", "file:a,offset=4096"]
+        {
+            assert_eq!(text.parse::<Uri>().unwrap().to_string(), text);
+        }
+        assert_eq!("tcp:4444".parse::<Uri>().unwrap(), Uri::Tcp("127.0.0.1".into(), 4444));
+        assert_eq!("tcp::4444".parse::<Uri>().unwrap(), Uri::Tcp("127.0.0.1".into(), 4444));
+        assert_eq!("tcp:[::1]:4444".parse::<Uri>().unwrap(), Uri::Tcp("::1".into(), 4444));
+        for text in ["", "tcp:", "tcp:host", "fd:-1", "fd:x", "rdma:host:1", "file:a,offset=x", "unix:"] {
+            assert!(text.parse::<Uri>().is_err(), "{text}");
+        }
+    }
+
+    #[test]
+    fn who_listens_without_a_host_is_reached_from_this_machine_alone() {
+        let listener = "tcp:0".parse::<Uri>().unwrap().listen().unwrap();
+        let Kind::Tcp(socket) = &listener.kind else { panic!() };
+        assert!(socket.local_addr().unwrap().ip().is_loopback());
+        let why = listener.accept(Some(Duration::from_millis(1)), Duration::ZERO, &Cancel::default()).unwrap_err();
+        assert!(why.to_string().contains("nobody connected"), "{why}");
+    }
+}

@@ -1,0 +1,372 @@
+//! A machine goes to another one while it runs: every byte of RAM and every register arrives, by every channel, whatever is written
+//! meanwhile; and whatever happens to the channel, one side can run.
+
+#[allow(dead_code, reason = "other tests use the rest")]
+#[path = "common/writers.rs"]
+mod writers;
+
+use std::io::{Read, Write};
+use std::os::unix::net::UnixStream;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+
+use notdirty::{
+    Cancel, Channel, LeaveOptions, Machine, MachineExit, Migration, MigrationError, MigrationState, MigrationStatus,
+    PlugError, PlugSpec, RunLimits, Uri,
+};
+use writers::{RAM, start, with_dma};
+
+const PATIENCE: Duration = Duration::from_secs(20);
+const SIZE: u64 = 24 << 20;
+/// Sixteen MiB are written.
+const MASK: u64 = 0xff_ffff;
+
+fn source(harts: usize, seed: u64) -> Machine {
+    let mut machine = Machine::builder().ram_size(SIZE).harts(harts).max_ram(1 << 30).build().unwrap();
+    start(&mut machine, seed);
+    with_dma(&mut machine);
+    for hart in 0..harts {
+        machine.vcpu_mut(hart).unwrap().cpu_mut().x[18] = MASK;
+    }
+    machine
+}
+
+fn attach(machine: &mut Machine) -> Result<(), MigrationError> {
+    with_dma(machine);
+    Ok(())
+}
+
+fn channel(socket: UnixStream, cancel: &Cancel) -> Channel {
+    Channel::new(socket.into(), PATIENCE, cancel.clone()).unwrap()
+}
+
+fn all_ram(machine: &Machine) -> Vec<u8> {
+    let mut bytes = Vec::new();
+    for block in machine.memory().blocks() {
+        let start = bytes.len();
+        bytes.resize(start + block.size as usize, 0);
+        machine.read(block.base.get(), &mut bytes[start..]).unwrap();
+    }
+    bytes
+}
+
+/// Where they differ, if they do.
+fn assert_same(source: &Machine, target: &Machine, what: &str) {
+    let (a, b) = (all_ram(source), all_ram(target));
+    let differ = a.iter().zip(&b).position(|(a, b)| a != b);
+    assert_eq!((a.len(), differ), (b.len(), None), "{what}");
+    for hart in 0..source.harts() {
+        assert_eq!(source.vcpu(hart).unwrap().cpu(), target.vcpu(hart).unwrap().cpu(), "{what}, hart {hart}");
+    }
+}
+
+/// Runs the source on this thread until it has left, while `begin` starts the migration after a moment.
+fn leave(machine: &mut Machine, begin: impl FnOnce() -> Migration + Send) -> (MachineExit, MigrationStatus) {
+    std::thread::scope(|scope| {
+        let stop = machine.stop_handle();
+        let waiting = scope.spawn(move || {
+            std::thread::sleep(Duration::from_millis(30));
+            let migration = begin();
+            let ended = migration.wait(Duration::from_secs(60)).expect("it ends in time");
+            let state = migration.status().state;
+            // The run ends by itself if the machine has left.
+            if !matches!(state, MigrationState::Completed | MigrationState::Uncertain) {
+                std::thread::sleep(Duration::from_millis(20));
+                stop.stop();
+            }
+            assert_eq!(ended.is_ok(), state == MigrationState::Completed, "{ended:?}");
+            migration.status()
+        });
+        let exit =
+            machine.run(&RunLimits { max_insns: None, deadline: Some(Instant::now() + Duration::from_secs(90)) });
+        (exit, waiting.join().unwrap())
+    })
+}
+
+/// Another thread writes to RAM all the time; what it was told is written has to arrive.
+struct Writer<'a>(&'a AtomicBool);
+
+impl Drop for Writer<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
+}
+
+#[test]
+fn two_harts_that_store_and_patch_and_devices_that_write_move_without_one_wrong_byte() {
+    let file = std::env::temp_dir().join(format!("notdirty-{}-stream", std::process::id()));
+    let uris = [
+        "tcp:127.0.0.1:0".to_owned(),
+        format!("unix:{}", file.with_extension("sock").display()),
+        format!("file:{}", file.display()),
+        format!("exec:cat > {}", file.display()),
+    ];
+    for (n, uri) in uris.iter().enumerate() {
+        let stop = AtomicBool::new(false);
+        let cancel = Cancel::default();
+        let mut machine = source(2, 5 + n as u64);
+        let migrator = machine.migrator();
+        let memory = machine.memory();
+        memory.plug("dimm", 0x1_0000_0000, 0x10_0000, PlugSpec::default()).unwrap();
+        let is_socket = n < 2;
+        let uri: Uri = uri.parse().unwrap();
+        let listener = is_socket.then(|| uri.listen().unwrap());
+        let uri = listener.as_ref().map_or(uri, |listener| listener.uri());
+        let receive = || {
+            Machine::builder().receive_with(
+                listener
+                    .as_ref()
+                    .map_or_else(
+                        || {
+                            format!("file:{}", file.display())
+                                .parse::<Uri>()
+                                .unwrap()
+                                .listen()
+                                .unwrap()
+                                .accept(None, PATIENCE, &cancel)
+                        },
+                        |listener| listener.accept(Some(PATIENCE), PATIENCE, &cancel),
+                    )
+                    .unwrap()
+                    .0,
+                attach,
+            )
+        };
+        let target = std::thread::scope(|scope| {
+            let _writer = Writer(&stop);
+            scope.spawn(|| {
+                let mut value = 0u64;
+                while !stop.load(Ordering::Relaxed) {
+                    value += 1;
+                    // Refused once the machine has left.
+                    let _ = memory.write(0x1_0000_0000 + value * 4099 % 0xf_0000, &value.to_le_bytes());
+                }
+            });
+            let target = is_socket.then(|| scope.spawn(receive));
+            let (exit, status) = leave(&mut machine, || {
+                let cancel = Cancel::default();
+                let (channel, end) = uri.connect(PATIENCE, &cancel).unwrap();
+                let migration = migrator.start(channel, cancel, LeaveOptions::default()).unwrap();
+                assert!(matches!(
+                    memory.plug("no", 0x2_0000_0000, 0x1000, PlugSpec::default()),
+                    Err(PlugError::Migrating)
+                ));
+                migration.wait(Duration::from_secs(60)).unwrap().unwrap();
+                end.finish(PATIENCE).unwrap();
+                migration
+            });
+            assert_eq!((exit, status.state), (MachineExit::Migrated, MigrationState::Completed), "{uri}");
+            target.map(|target| target.join().unwrap())
+        });
+        let mut target = target.unwrap_or_else(receive).unwrap();
+        assert_same(&machine, &target, &uri.to_string());
+        assert_eq!(machine.run_to_end(), MachineExit::Migrated, "it does not run here any more");
+        assert!(memory.write(RAM, &[0]).is_err(), "and nothing writes to it");
+        let before = target.stats().retired;
+        let soon = Instant::now() + Duration::from_millis(50);
+        assert_eq!(target.run(&RunLimits { max_insns: None, deadline: Some(soon) }), MachineExit::Deadline);
+        assert!(target.stats().retired > before, "it runs there");
+        // And from there it goes on, to a third one.
+        let third = hop(&mut target).1.unwrap();
+        assert_same(&target, &third, "the second time");
+    }
+    let _ = std::fs::remove_file(&file);
+}
+
+/// Moves a machine to a new one in this process.
+fn hop(machine: &mut Machine) -> (MigrationStatus, Result<Machine, MigrationError>) {
+    let (ours, theirs) = UnixStream::pair().unwrap();
+    let migrator = machine.migrator();
+    std::thread::scope(|scope| {
+        let target = scope.spawn(|| Machine::builder().receive_with(channel(theirs, &Cancel::default()), attach));
+        let (_, status) = leave(machine, || {
+            let cancel = Cancel::default();
+            migrator.start(channel(ours, &cancel), cancel, LeaveOptions::default()).unwrap()
+        });
+        (status, target.join().unwrap())
+    })
+}
+
+#[test]
+fn a_migration_that_is_cancelled_leaves_a_machine_that_runs_and_may_be_moved_again() {
+    let mut machine = source(2, 3);
+    let migrator = machine.migrator();
+    let (ours, theirs) = UnixStream::pair().unwrap();
+    let (exit, status) = leave(&mut machine, || {
+        let cancel = Cancel::default();
+        // Nobody reads.
+        let migration = migrator.start(channel(ours, &cancel), cancel, LeaveOptions::default()).unwrap();
+        let cancel = Cancel::default();
+        let again = migrator.start(channel(theirs.try_clone().unwrap(), &cancel), cancel, LeaveOptions::default());
+        assert!(matches!(again, Err(MigrationError::UnderWay)));
+        std::thread::sleep(Duration::from_millis(50));
+        migration.cancel();
+        migration
+    });
+    assert_eq!((exit, status.state), (MachineExit::Stopped, MigrationState::Cancelled));
+    machine.memory().plug("yes", 0x2_0000_0000, 0x1000, PlugSpec::default()).unwrap();
+    let (status, target) = hop(&mut machine);
+    assert_eq!(status.state, MigrationState::Completed);
+    assert_same(&machine, &target.unwrap(), "after a cancel");
+}
+
+/// What happens to a channel.
+#[derive(Clone, Copy, Debug)]
+enum Fault {
+    /// Both directions end.
+    Cut,
+    /// A bit is another one.
+    Flip,
+    /// It stands still for a moment, and goes on in pieces of a byte.
+    Delay,
+    /// It stands still for longer than anybody waits.
+    Stall,
+}
+
+/// Passes bytes on, until `at`.
+fn pass(mut from: UnixStream, mut to: UnixStream, at: Option<u64>, fault: Fault, over: Arc<AtomicBool>) {
+    let (mut done, mut buffer) = (0, vec![0; 64 << 10]);
+    while let Ok(count @ 1..) = from.read(&mut buffer) {
+        let mut bytes = &mut buffer[..count];
+        let here = at.filter(|at| (done..done + count as u64).contains(at));
+        done += count as u64;
+        if let Some(at) = here {
+            let place = (at - (done - count as u64)) as usize;
+            match fault {
+                Fault::Cut => {
+                    let _ = to.write_all(&bytes[..place]);
+                    break;
+                }
+                Fault::Flip => bytes[place] ^= 0x10,
+                Fault::Delay => {
+                    std::thread::sleep(Duration::from_millis(30));
+                    let (slow, rest) = bytes.split_at_mut(count.min(64));
+                    if slow.iter().try_for_each(|byte| to.write_all(&[*byte])).is_err() {
+                        break;
+                    }
+                    bytes = rest;
+                }
+                Fault::Stall => {
+                    while !over.load(Ordering::Relaxed) {
+                        std::thread::sleep(Duration::from_millis(5));
+                    }
+                    break;
+                }
+            }
+        }
+        if to.write_all(bytes).is_err() {
+            break;
+        }
+    }
+    let _ = (from.shutdown(std::net::Shutdown::Both), to.shutdown(std::net::Shutdown::Both));
+}
+
+/// One migration of a small machine by a channel with a fault.
+fn faulty(
+    there: Option<u64>,
+    back: Option<u64>,
+    fault: Fault,
+) -> (Machine, MigrationStatus, Result<Machine, MigrationError>) {
+    const BRIEF: Duration = Duration::from_millis(250);
+    let mut machine = Machine::builder().ram_size(0x4_0000).build().unwrap();
+    start(&mut machine, 7);
+    machine.cpu_mut().x[18] = 0xffff;
+    let over = Arc::new(AtomicBool::new(false));
+    let ((ours, a), (b, theirs)) = (UnixStream::pair().unwrap(), UnixStream::pair().unwrap());
+    let migrator = machine.migrator();
+    let clone = |socket: &UnixStream| socket.try_clone().unwrap();
+    let (a2, b2) = (clone(&a), clone(&b));
+    let (status, target) = std::thread::scope(|scope| {
+        let (over1, over2) = (over.clone(), over.clone());
+        scope.spawn(move || pass(a, b, there, fault, over1));
+        scope.spawn(move || pass(b2, a2, back, fault, over2));
+        let target = scope.spawn(move || {
+            let channel = Channel::new(theirs.into(), BRIEF, Cancel::default()).unwrap();
+            Machine::builder().receive(channel)
+        });
+        let (_, status) = leave(&mut machine, || {
+            let cancel = Cancel::default();
+            let channel = Channel::new(ours.into(), BRIEF, cancel.clone()).unwrap();
+            migrator.start(channel, cancel, LeaveOptions::default()).unwrap()
+        });
+        let target = target.join().unwrap();
+        over.store(true, Ordering::Relaxed);
+        (status, target)
+    });
+    (machine, status, target)
+}
+
+#[test]
+fn whatever_happens_to_the_channel_one_side_can_run_and_nothing_hangs() {
+    let (_, whole, target) = faulty(None, None, Fault::Cut);
+    target.unwrap();
+    let length = whole.progress.bytes;
+    // Header, list of RAM, pages, the state at the end, the command to run; and each answer.
+    let mut places: Vec<_> = [0, 3, 7, 9, 25, 60, 200, 400, 600].into_iter().map(|at| (Some(at), None)).collect();
+    places.extend(
+        [length / 3, length / 2, length - 9000, length - 3000, length - 10, length, length + 2]
+            .map(|at| (Some(at), None)),
+    );
+    places.extend([0, 5, 8, 12].map(|at| (None, Some(at))));
+    let mut uncertain = 0;
+    for (there, back) in places {
+        for fault in [Fault::Cut, Fault::Flip, Fault::Delay, Fault::Stall] {
+            // One for each phase: these take their time.
+            if matches!(fault, Fault::Stall) && there.is_some_and(|at| at < 600 && at != 25) {
+                continue;
+            }
+            let what = format!("{fault:?} at {there:?}, {back:?} of {length}");
+            let (mut machine, status, target) = faulty(there, back, fault);
+            match (status.state, &target) {
+                (MigrationState::Completed, Ok(_)) => assert!(machine.is_gone(), "{what}"),
+                (MigrationState::Failed, Err(why)) => {
+                    assert!(!machine.is_gone(), "{what}");
+                    assert!(!why.to_string().is_empty());
+                }
+                // It was told to run, and its answer did not come: it may run, so this side does not.
+                (MigrationState::Uncertain, _) => {
+                    uncertain += 1;
+                    assert!(machine.is_gone(), "{what}");
+                    assert!(there.is_some_and(|at| at + 200 >= length) || back.is_some(), "{what}");
+                    machine.take_back();
+                }
+                (state, _) => panic!("{what}: {state:?}, {:?}", target.err()),
+            }
+            if !machine.is_gone() {
+                // It runs on from where it stood.
+                let end = machine.cpu().retired + 10_000;
+                assert_eq!(
+                    machine.run(&RunLimits { max_insns: Some(end), deadline: None }),
+                    MachineExit::InsnLimit,
+                    "{what}"
+                );
+            }
+            if matches!(fault, Fault::Delay) {
+                assert_eq!(status.state, MigrationState::Completed, "{what}");
+            }
+        }
+    }
+    assert!(uncertain > 0, "the harness reaches the last step");
+}
+
+#[test]
+fn a_machine_with_a_silent_device_does_not_begin_to_leave() {
+    let mut machine = source(1, 1);
+    let (ours, _theirs) = UnixStream::pair().unwrap();
+    struct Silent;
+    impl notdirty_softmmu::MmioDevice for Silent {
+        fn read(&self, _: u64, _: notdirty_softmmu::MemSize) -> u64 {
+            0
+        }
+        fn write(&self, _: u64, _: notdirty_softmmu::MemSize, _: u64) {}
+    }
+    let space = machine.space().clone();
+    space.map_mmio(notdirty::GuestPhys::new(0x4100_0000), 0x100, Arc::new(Silent), 0).unwrap();
+    let migrator = machine.migrator();
+    let (exit, status) = leave(&mut machine, || {
+        let cancel = Cancel::default();
+        migrator.start(channel(ours, &cancel), cancel, LeaveOptions::default()).unwrap()
+    });
+    assert_eq!((exit, status.state, status.progress.bytes), (MachineExit::Stopped, MigrationState::Failed, 0));
+}
