@@ -163,3 +163,23 @@ fn where_slices_end_nothing_grows_warm() {
     let slow = stats.tlb.code_hit;
     assert!(slow < 1_000, "{slow} of {} stores were slow ones: {stats:#?}", 3_000_000 / 16);
 }
+
+#[test]
+fn the_hot_loop_of_runs_that_are_shorter_than_a_slice_is_made_by_tier_2() {
+    let mut vm = Vm::new();
+    let mut asm = Asm::at(RAM);
+    let top = asm.here();
+    asm.i(addi(A0, A0, 1)).i(addi(S5, S5, -1));
+    let back = top.wrapping_sub(asm.here()) as i32;
+    asm.op(Op::Bne, 0, S5, ZERO, back).stop();
+    asm.put(&vm);
+    let mut runs = 0;
+    while vm.vcpu.stats().tb.tier2 == 0 {
+        runs += 1;
+        assert!(runs < 2_000, "{:?}", vm.vcpu.stats());
+        vm.vcpu.cpu_mut().x[usize::from(S5)] = 300;
+        vm.run(RAM);
+    }
+    println!("after {runs} runs of 900 instructions");
+    assert!(vm.x(A0) == 300 * runs, "each run is whole");
+}

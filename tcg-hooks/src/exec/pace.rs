@@ -8,11 +8,14 @@
 //! The count only bounds a slice. What the guest sees (limits, the timer, its own time) ends slices by itself, so a run
 //! is the same whatever the host's clock says here; which TBs there are may differ.
 use crate::clock::{HostClock, NANOS_PER_TICK};
+use crate::translate::MAX_INSNS;
 
 /// The longest slice.
 const LONGEST: u64 = 1 << 16;
 /// The shortest: even of the fastest instructions they take some ten times as long as the look behind them.
 const SHORTEST: u64 = 1 << 12;
+/// What the end of a slice may wait for at least.
+const LEAST: u64 = 64;
 /// How many ticks a slice shall take at most; at least half as many, if it is not the longest.
 const TICKS: u64 = 250_000 / NANOS_PER_TICK;
 
@@ -21,30 +24,38 @@ pub(super) struct Pace {
     /// `None`: all slices are the longest.
     clock: Option<HostClock>,
     insns: u64,
-    /// When it was looked at last, and how many instructions had retired.
-    seen: (u64, u64),
+    /// When it was looked at last in this run, and how many instructions had retired.
+    seen: Option<(u64, u64)>,
+    /// After so many a slice ends in any case, also if all runs are shorter than a slice: what is hot is known by where slices end.
+    left: u64,
 }
 
 impl Pace {
     /// By the host's clock.
     pub(super) fn by_time() -> Pace {
-        Pace { clock: Some(HostClock::new()), insns: SHORTEST, seen: (0, 0) }
+        Pace { clock: Some(HostClock::new()), insns: SHORTEST, seen: None, left: LONGEST }
     }
 
     /// The same length always.
     pub(super) fn fixed() -> Pace {
-        Pace { clock: None, insns: LONGEST, seen: (0, 0) }
+        Pace { clock: None, insns: LONGEST, seen: None, left: LONGEST }
     }
 
     /// The most instructions that the next slice may run, give or take a block.
     pub(super) fn insns(&self) -> u64 {
-        self.insns
+        self.insns.min(self.left.max(LEAST))
     }
 
-    /// It runs from here on, or again: what was before took no time.
-    pub(super) fn start(&mut self, retired: u64) {
-        if let Some(clock) = &self.clock {
-            self.seen = (clock.ticks(), retired);
+    /// It runs from here on, or again: what was before took no time. No look at the clock either: short runs have no slice that ends.
+    pub(super) fn start(&mut self) {
+        self.seen = None;
+    }
+
+    /// A slice is over, after `done` instructions; `ended`: it ran to its end.
+    pub(super) fn ran(&mut self, done: u64, ended: bool) {
+        self.left = self.left.saturating_sub(done);
+        if ended && self.left <= 2 * MAX_INSNS as u64 {
+            self.left = LONGEST;
         }
     }
 
@@ -55,8 +66,9 @@ impl Pace {
         if n < SHORTEST {
             return;
         }
-        let (then, before) = std::mem::replace(&mut self.seen, (clock.ticks(), retired));
-        let (ticks, ran) = (self.seen.0 - then, retired.wrapping_sub(before));
+        let now = clock.ticks();
+        let Some((then, before)) = self.seen.replace((now, retired)) else { return };
+        let (ticks, ran) = (now - then, retired.wrapping_sub(before));
         self.insns = next(self.insns, n, ticks.saturating_mul(n) / ran.max(1));
     }
 }

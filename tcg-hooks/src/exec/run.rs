@@ -335,7 +335,7 @@ impl Vcpu {
     fn run_loop(&mut self, limits: &RunLimits) -> VcpuExit {
         // Parks again however this ends.
         let mut running = None;
-        self.pace.start(self.cpu().retired);
+        self.pace.start();
         let mut first = true;
         loop {
             if running.is_none() {
@@ -382,7 +382,7 @@ impl Vcpu {
                     Some(exit) => return exit,
                     // It slept parked, so requests posted meanwhile count as served: serve them first.
                     None => {
-                        self.pace.start(retired);
+                        self.pace.start();
                         continue;
                     }
                 }
@@ -394,7 +394,7 @@ impl Vcpu {
                     match self.wait(limits) {
                         Some(exit) => return exit,
                         None => {
-                            self.pace.start(retired);
+                            self.pace.start();
                             continue;
                         }
                     }
@@ -424,9 +424,11 @@ impl Vcpu {
                 }
             }
             let now = self.cpu().retired;
-            if now - retired + 2 * MAX_INSNS as u64 >= n {
+            let ended = now - retired + 2 * MAX_INSNS as u64 >= n;
+            if ended {
                 self.pace.ended(n, now);
             }
+            self.pace.ran(now - retired, ended);
         }
     }
 

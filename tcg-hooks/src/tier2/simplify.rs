@@ -50,6 +50,39 @@ fn rotation(ops: &mut [Ir], j: usize) {
     }
 }
 
+/// `slli t, x, n ; add d, t, y` is one op for n of 1 to 3, and `slli t, x, 32 ; srli t, t, 32 - n ; add d, t, y` one for an index that was 32
+/// bits wide: compilers without Zba write them so. The shifts stay if something else asks for them.
+fn scaled(ops: &mut [Ir], j: usize) {
+    let Ir { kind: Kind::Reg(Alu::Add), rd, a, b, .. } = ops[j] else { return };
+    let from = j.saturating_sub(REACH);
+    let maker = |r: u8, end: usize| (from..end).rev().find(|&i| roles(&ops[i]).writes == Some(r));
+    for (index, base) in [(b, a), (a, b)] {
+        let Some(i) = register(index).and_then(|r| maker(r, j)) else { continue };
+        let (x, by, first, wide) = match part(&ops[i]) {
+            Some((x, n, false, true)) => (x, 64 - n, i, true),
+            Some((x, n, false, false)) => match maker(x, i).map(|k| (k, part(&ops[k]))) {
+                Some((k, Some((x, 32, false, true)))) if n <= 32 => (x, 32 - n, k, false),
+                _ => continue,
+            },
+            _ => continue,
+        };
+        let op = match (by, wide) {
+            (1, true) => Op::Sh1add,
+            (2, true) => Op::Sh2add,
+            (3, true) => Op::Sh3add,
+            (0, false) => Op::AddUw,
+            (1, false) => Op::Sh1addUw,
+            (2, false) => Op::Sh2addUw,
+            (3, false) => Op::Sh3addUw,
+            _ => continue,
+        };
+        if register(x).is_some() && (first..j).all(|i| roles(&ops[i]).writes != Some(x)) {
+            ops[j] = Ir { kind: Kind::Bits(op), rd, a: x, b: base, site: 0, imm: 0 };
+            return;
+        }
+    }
+}
+
 /// Does it nothing but write its register?
 pub(super) fn is_pure(ir: &Ir) -> bool {
     matches!(
@@ -62,7 +95,10 @@ pub(super) fn is_pure(ir: &Ir) -> bool {
 pub(super) fn simplify(region: &mut Region) {
     for block in &region.blocks {
         let ops = &mut region.ops[block.first as usize..block.end as usize];
-        (0..ops.len()).for_each(|j| rotation(ops, j));
+        for j in 0..ops.len() {
+            rotation(ops, j);
+            scaled(ops, j);
+        }
     }
     sweep(region);
 }
@@ -82,5 +118,39 @@ pub(super) fn sweep(region: &mut Region) {
             }
         }
         block.end = region.ops.len() as u32;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn ir(kind: Kind, rd: u8, a: u8, b: u8, imm: i64) -> Ir {
+        Ir { kind, rd, a, b, site: 0, imm }
+    }
+
+    fn scaled_of(ops: &[Ir]) -> (Kind, u8, u8) {
+        let mut ops = ops.to_vec();
+        (0..ops.len()).for_each(|j| scaled(&mut ops, j));
+        let last = ops[ops.len() - 1];
+        (last.kind, last.a, last.b)
+    }
+
+    #[test]
+    fn a_shift_by_one_to_three_and_an_addition_are_one_op() {
+        let add = |a, b| ir(Kind::Reg(Alu::Add), 7, a, b, 0);
+        let shift = |rd, a, n| ir(Kind::Imm(Alu::Sll), rd, a, 0, n);
+        assert_eq!(scaled_of(&[shift(28, 7, 3), add(7, 28)]), (Kind::Bits(Op::Sh3add), 7, 7));
+        assert_eq!(scaled_of(&[shift(28, 6, 1), add(28, 5)]), (Kind::Bits(Op::Sh1add), 6, 5));
+        let index = [shift(28, 6, 32), ir(Kind::Imm(Alu::Srl), 28, 28, 0, 30), add(5, 28)];
+        assert_eq!(scaled_of(&index), (Kind::Bits(Op::Sh2addUw), 6, 5));
+        for other in [
+            &[shift(28, 6, 4), add(7, 28)][..],
+            &[shift(28, 6, 3), ir(Kind::Li, 6, 0, 0, 1), add(7, 28)],
+            &[shift(6, 6, 3), add(7, 6)],
+            &[shift(28, 6, 3), ir(Kind::Imm(Alu::Srl), 28, 28, 0, 1), add(7, 28)],
+        ] {
+            assert_eq!(scaled_of(other).0, Kind::Reg(Alu::Add), "{other:?}");
+        }
     }
 }

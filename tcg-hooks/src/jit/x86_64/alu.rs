@@ -41,7 +41,7 @@ impl Emitter {
     pub(super) fn alu(&mut self, op: Alu, rd: u8, a: u8, b: u8) {
         match op {
             Alu::Add => match (self.map.host(rd), self.map.host(a), self.map.host(b)) {
-                (Some(d), Some(x), Some(y)) if d != x && d != y => self.ops.sum(d, x, y),
+                (Some(d), Some(x), Some(y)) if d != x && d != y => self.ops.sum(d, x, (y, 0)),
                 _ => self.two(ADD, rd, a, b),
             },
             Alu::Sub | Alu::And | Alu::Or | Alu::Xor | Alu::Mul => {

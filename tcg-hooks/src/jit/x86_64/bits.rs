@@ -25,19 +25,36 @@ impl Emitter {
         self.done(ir.rd, d);
     }
 
+    /// `a << n + b`; `uw`: of the low half of `a`.
+    fn scaled(&mut self, ir: &Ir, n: u8, uw: bool) {
+        let d = self.target(ir.rd, RAX);
+        let y = self.source(ir.b, RCX);
+        let x = match uw {
+            true => {
+                with!(self, mov, Rd, RAX, ir.a);
+                RAX
+            }
+            false => self.source(ir.a, RAX),
+        };
+        self.ops.sum(d, y, (x, n));
+        self.done(ir.rd, d);
+    }
+
     pub(super) fn bits(&mut self, ir: &Ir, op: Op) {
         match op {
-            Op::AddUw
-            | Op::Sh1addUw
-            | Op::Sh2addUw
-            | Op::Sh3addUw
-            | Op::SlliUw
-            | Op::Clzw
-            | Op::Ctzw
-            | Op::Cpopw
-            | Op::Rolw
-            | Op::Rorw
-            | Op::Roriw => with!(self, mov, Rd, RAX, ir.a),
+            Op::AddUw => return self.scaled(ir, 0, true),
+            Op::Sh1add => return self.scaled(ir, 1, false),
+            Op::Sh2add => return self.scaled(ir, 2, false),
+            Op::Sh3add => return self.scaled(ir, 3, false),
+            Op::Sh1addUw => return self.scaled(ir, 1, true),
+            Op::Sh2addUw => return self.scaled(ir, 2, true),
+            Op::Sh3addUw => return self.scaled(ir, 3, true),
+            _ => {}
+        }
+        match op {
+            Op::SlliUw | Op::Clzw | Op::Ctzw | Op::Cpopw | Op::Rolw | Op::Rorw | Op::Roriw => {
+                with!(self, mov, Rd, RAX, ir.a)
+            }
             _ => with!(self, mov, Rq, RAX, ir.a),
         }
         if op.format() == Format::R {
@@ -45,10 +62,6 @@ impl Emitter {
         }
         let n = (ir.imm & 63) as i8;
         match op {
-            Op::AddUw => dynasm!(self.ops; .arch x64; add rax, rcx),
-            Op::Sh1add | Op::Sh1addUw => dynasm!(self.ops; .arch x64; lea rax, [rcx + rax * 2]),
-            Op::Sh2add | Op::Sh2addUw => dynasm!(self.ops; .arch x64; lea rax, [rcx + rax * 4]),
-            Op::Sh3add | Op::Sh3addUw => dynasm!(self.ops; .arch x64; lea rax, [rcx + rax * 8]),
             Op::SlliUw => dynasm!(self.ops; .arch x64; shl rax, n),
             Op::Andn => dynasm!(self.ops; .arch x64; not rcx; and rax, rcx),
             Op::Orn => dynasm!(self.ops; .arch x64; not rcx; or rax, rcx),
