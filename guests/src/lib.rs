@@ -40,16 +40,17 @@ pub use devices::console::{Captured, Console, ConsoleFull};
 pub use devices::exit::{ExitBy, GuestExit};
 pub use load::{LoadError, Program, SymbolTable};
 pub use machine::{
-    BuildError, Callers, Checkpoint, CheckpointError, ClockKind, CrashedHart, Difference, LeaveOptions, Listener, LrSc,
-    MAX_HARTS, Machine, MachineBuilder, MachineExit, Memory, Migration, MigrationError, MigrationState,
-    MigrationStatus, Migrator, PlugError, PlugSpec, Plugged, RAM_BASE, RamInfo, ResizeError, Snapshot, SnapshotInfo,
-    Stop, UnplugError, Uri, UriError, WeakStop, WriteReport, snapshot_info,
+    BuildError, Callers, Checkpoint, CheckpointError, ClockKind, Crash, CrashKind, CrashedHart, Difference,
+    LeaveOptions, Listener, LrSc, MAX_HARTS, Machine, MachineBuilder, MachineExit, Memory, Migration, MigrationError,
+    MigrationState, MigrationStatus, Migrator, PlugError, PlugSpec, Plugged, RAM_BASE, RamInfo, ResizeError, Snapshot,
+    SnapshotInfo, Stop, UnplugError, Uri, UriError, WeakStop, WriteReport, snapshot_info,
 };
 pub use notdirty_core::PutBack;
 pub use notdirty_core::migration::{Cancel, Channel, Limits, Progress};
 pub use notdirty_softmmu::{AccessError, GuestPhys, RegionId};
-pub use notdirty_tcg::cover::Edges;
+pub use notdirty_tcg::cover::{Compares, Edges};
 pub use notdirty_tcg::cpu::CpuState;
+pub use notdirty_tcg::hooks;
 pub use notdirty_tcg::listing::{ListError, Listing};
 pub use notdirty_tcg::riscv::{Isa, Privilege};
 pub use notdirty_tcg::{EngineKind, ICache, JitFlags, NewCode, RunLimits, TraceMask, TraceSink, VcpuStats};

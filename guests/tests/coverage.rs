@@ -121,3 +121,26 @@ fn edges_numbered_by_another_table_are_numbered_anew_also_after_a_pause() {
         assert!(foreign == 0 && direct > 0, "paused: {pause}; {foreign} counts by old numbers, {direct} edges");
     }
 }
+
+#[test]
+fn hashed_edges_are_those_of_the_table_at_their_hashes() {
+    for (name, program) in programs() {
+        let (edges, hashed) = (Arc::new(Edges::default()), Arc::new(Edges::hashed()));
+        let mut plain = machine(&program, EngineKind::Interp, JitFlags::default());
+        plain.set_coverage(Some(edges.clone()));
+        run(&mut plain, 40_000, 40_000);
+        let mut maps = Vec::new();
+        for (engine, tier0) in [(EngineKind::Interp, true), (EngineKind::Jit, true), (EngineKind::Jit, false)] {
+            let mut other = machine(&program, engine, JitFlags { tier0, ..JitFlags::default() });
+            other.set_coverage(Some(hashed.clone()));
+            run(&mut other, 40_000, 777);
+            maps.push(other.coverage(0).to_vec());
+        }
+        assert!(maps.iter().all(|map| map.len() == 1 << 16 && *map == maps[0]), "{name}");
+        // Each direct edge is there, and what is more is of indirect jumps.
+        let (direct, _) = counts(&mut plain, &edges);
+        for (from, to) in direct.keys() {
+            assert_ne!(maps[0][hashed.number(*from, *to) as usize], 0, "{name}: {from:#x} to {to:#x}");
+        }
+    }
+}

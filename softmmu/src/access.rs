@@ -23,11 +23,13 @@ pub struct StoreEffect {
     pub mmio: bool,
     /// A dirty ring asks the vCPU to leave behind this instruction.
     pub ring_full: bool,
+    /// [`Hooks::accessed`] was called.
+    pub told: bool,
 }
 
 impl StoreEffect {
     /// Nothing but the store.
-    pub const NONE: StoreEffect = StoreEffect { killed: 0, mmio: false, ring_full: false };
+    pub const NONE: StoreEffect = StoreEffect { killed: 0, mmio: false, ring_full: false, told: false };
 }
 
 /// A page that instructions can be read from.
@@ -87,7 +89,10 @@ impl LiveMmu {
         self.stats.accesses += 1;
         let biased = va.get().wrapping_add(BIAS);
         let comparator = self.tlb.read_comparator(self.tlb.slot(biased));
-        if comparator & (!FLAGS | INVALID) != biased & !FLAGS && self.tlb.device(biased).is_none() {
+        if comparator & (!FLAGS | INVALID) != biased & !FLAGS
+            && self.tlb.device(biased).is_none()
+            && !self.tlb.asks.is_active()
+        {
             return self.load_refilled(hooks, va, size);
         }
         self.load_slow(hooks, va, size)

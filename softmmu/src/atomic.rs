@@ -62,6 +62,31 @@ impl LiveMmu {
         op: AmoOp,
         operand: u64,
     ) -> Result<(u64, StoreEffect), MemFault> {
+        if self.tlb.asks.is_active() {
+            // It loads, and it stores.
+            let (loads, stores) = (self.asked(va, size.bytes(), false)?, self.asked(va, size.bytes(), true)?);
+            let (old, mut effect) = self.amo_unasked(hooks, va, size, op, operand)?;
+            if loads {
+                self.tell(hooks, va, size, old, false);
+            }
+            if stores {
+                self.tell(hooks, va, size, host::apply(op, old, operand, size.bytes() as usize), true);
+            }
+            effect.told = loads || stores;
+            return Ok((old, effect));
+        }
+        self.amo_unasked(hooks, va, size, op, operand)
+    }
+
+    #[inline]
+    fn amo_unasked<H: Hooks>(
+        &mut self,
+        hooks: &mut H,
+        va: GuestVirt,
+        size: MemSize,
+        op: AmoOp,
+        operand: u64,
+    ) -> Result<(u64, StoreEffect), MemFault> {
         match self.locate_atomic(hooks, va, size, AccessKind::Store)? {
             Place::Ram { host, ram, entry, silent } => {
                 if !silent {
@@ -95,8 +120,18 @@ impl LiveMmu {
     /// # Errors
     /// [`MemFault`]: not naturally aligned, refused by [`Hooks::translate`], or no RAM.
     pub fn lr<H: Hooks>(&mut self, hooks: &mut H, idx: MmuIdx, va: GuestVirt, size: MemSize) -> Result<u64, MemFault> {
-        self.clear_reservation();
         self.tlb.select_data(idx);
+        let told = self.tlb.asks.is_active() && self.asked(va, size.bytes(), false)?;
+        let value = self.lr_unasked(hooks, va, size)?;
+        if told {
+            self.tell(hooks, va, size, value, false);
+        }
+        Ok(value)
+    }
+
+    #[inline]
+    fn lr_unasked<H: Hooks>(&mut self, hooks: &mut H, va: GuestVirt, size: MemSize) -> Result<u64, MemFault> {
+        self.clear_reservation();
         self.stats.accesses += 1;
         match self.locate_atomic(hooks, va, size, AccessKind::Load)? {
             Place::Ram { host, ram, .. } if self.is_strict() => Ok(self.reserve(host, ram, size)),
@@ -127,6 +162,23 @@ impl LiveMmu {
         value: u64,
     ) -> Result<(bool, StoreEffect), MemFault> {
         self.tlb.select_data(idx);
+        let told = self.tlb.asks.is_active() && self.asked(va, size.bytes(), true)?;
+        let (wrote, mut effect) = self.sc_unasked(hooks, va, size, value)?;
+        if told && wrote {
+            self.tell(hooks, va, size, value, true);
+            effect.told = true;
+        }
+        Ok((wrote, effect))
+    }
+
+    #[inline]
+    fn sc_unasked<H: Hooks>(
+        &mut self,
+        hooks: &mut H,
+        va: GuestVirt,
+        size: MemSize,
+        value: u64,
+    ) -> Result<(bool, StoreEffect), MemFault> {
         let reserved = self.tlb.reservation();
         self.clear_reservation();
         self.stats.accesses += 1;

@@ -23,6 +23,8 @@ pub enum FaultCause {
     Access,
     /// The page tables say no.
     Page,
+    /// Somebody watches these bytes, and nothing was done: no fault of the guest's. See [`LiveMmu::take_watched`](crate::LiveMmu::take_watched).
+    Watched,
 }
 
 /// A guest access that did not happen. Nothing of it was written.
@@ -64,6 +66,7 @@ impl fmt::Display for FaultCause {
             FaultCause::Misaligned => "not naturally aligned",
             FaultCause::Access => "nothing there takes it",
             FaultCause::Page => "the page tables refuse it",
+            FaultCause::Watched => "it is watched",
         })
     }
 }

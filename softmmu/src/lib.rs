@@ -78,6 +78,7 @@
 
 mod access;
 pub mod addr;
+mod ask;
 mod atomic;
 pub mod fault;
 mod host;
@@ -99,6 +100,7 @@ mod translate;
 
 pub use access::{FetchPage, StoreEffect};
 pub use addr::{GuestPhys, GuestVirt, MemSize, MmuIdx};
+pub use ask::{Kinds, Watch, Watched};
 pub use fault::{AccessKind, FaultCause, MemFault};
 pub use host::AmoOp;
 pub use live::LiveMmu;

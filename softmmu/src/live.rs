@@ -90,6 +90,15 @@ impl LiveMmu {
         }
     }
 
+    /// Two operands were compared at this place; those beyond the last are none.
+    #[inline]
+    pub fn note_operands(&mut self, at: usize, operands: [u64; 2]) {
+        // SAFETY: as in `count_coverage`.
+        if let Some(place) = unsafe { self.tlb.operands().as_mut() }.get_mut(at) {
+            *place = operands;
+        }
+    }
+
     /// Start of the table, page-aligned. It never moves. Emitted code reads it on the owner's thread only.
     pub fn table(&self) -> NonNull<TlbEntry> {
         self.tlb.table()

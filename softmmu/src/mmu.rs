@@ -23,7 +23,7 @@ use std::ops::AddAssign;
 use std::sync::Arc;
 use std::time::Duration;
 
-use crate::addr::GuestPhys;
+use crate::addr::{GuestPhys, GuestVirt, MemSize};
 use crate::fault::FaultCause;
 use crate::translate::{Access, Physical, Translation};
 
@@ -44,6 +44,11 @@ pub trait Hooks: CodeInvalidator {
     {
         let _ = memory;
         Ok(Translation::identity(access.va))
+    }
+    /// An access to bytes of [`SoftMmu::tell_of`] was made, with this value. Shall the vCPU look behind the instruction? Then it is
+    /// kicked.
+    fn accessed(&mut self, _va: GuestVirt, _size: MemSize, _value: u64, _store: bool) -> bool {
+        false
     }
     /// A device is about to be called: publish the instruction count to the clock.
     fn before_mmio(&mut self) {}
@@ -304,10 +309,22 @@ impl SoftMmu {
         &mut self.mmu
     }
 
+    /// The vCPU, parked or not, for what concerns nobody else.
+    #[inline]
+    pub(crate) fn parked_or_live(&mut self) -> &mut LiveMmu {
+        &mut self.mmu
+    }
+
     /// The counters of coverage that emitted code keeps behind the table ([`tlb::COVERAGE_AT`](crate::tlb::COVERAGE_AT)); zero at first.
     pub fn coverage(&mut self) -> &mut [u8] {
         // SAFETY: plain bytes of the TLB's mapping, and the vCPU is not in emitted code, as the borrow says.
         unsafe { self.parked_mut().tlb.coverage().as_mut() }
+    }
+
+    /// The operands that emitted code keeps behind the counters ([`tlb::OPERANDS_AT`](crate::tlb::OPERANDS_AT)); zero at first.
+    pub fn operands(&mut self) -> &mut [[u64; 2]] {
+        // SAFETY: as in `coverage`.
+        unsafe { self.parked_mut().tlb.operands().as_mut() }
     }
 
     /// Forgets the reservation (reset).

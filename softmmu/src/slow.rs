@@ -2,6 +2,7 @@
 //!
 //! ```text
 //!   miss, flag or misalignment
+//!     ├─ bytes are asked about ────────── watched ─▶ no access; told ─▶ behind it                   ask.rs
 //!     ├─ no flag, within the page ─────── misaligned: host access
 //!     ├─ CODEPAGE, aligned ───────────── host store, test the halves, only a hit goes on        notdirty.rs
 //!     ├─ LINES, aligned ──────────────── host store, note the line                              lines.rs
@@ -55,6 +56,16 @@ impl LiveMmu {
     #[cold]
     #[inline(never)]
     pub(crate) fn load_slow<H: Hooks>(&mut self, hooks: &mut H, va: GuestVirt, size: MemSize) -> Result<u64, MemFault> {
+        if self.tlb.asks.is_active() && self.asked(va, size.bytes(), false)? {
+            let value = self.load_unasked(hooks, va, size)?;
+            self.tell(hooks, va, size, value, false);
+            return Ok(value);
+        }
+        self.load_unasked(hooks, va, size)
+    }
+
+    #[inline]
+    fn load_unasked<H: Hooks>(&mut self, hooks: &mut H, va: GuestVirt, size: MemSize) -> Result<u64, MemFault> {
         let biased = va.get().wrapping_add(BIAS);
         let slot = self.tlb.slot(biased);
         if fits_page(va, size) && self.tlb.read_comparator(slot) & !OTHER == biased & !FLAGS && biased > FLAGS {
@@ -124,6 +135,22 @@ impl LiveMmu {
     #[cold]
     #[inline(never)]
     pub(crate) fn store_slow<H: Hooks>(
+        &mut self,
+        hooks: &mut H,
+        va: GuestVirt,
+        size: MemSize,
+        value: u64,
+    ) -> Result<StoreEffect, MemFault> {
+        if self.tlb.asks.is_active() && self.asked(va, size.bytes(), true)? {
+            let effect = self.store_unasked(hooks, va, size, value)?;
+            self.tell(hooks, va, size, value, true);
+            return Ok(StoreEffect { told: true, ..effect });
+        }
+        self.store_unasked(hooks, va, size, value)
+    }
+
+    #[inline]
+    fn store_unasked<H: Hooks>(
         &mut self,
         hooks: &mut H,
         va: GuestVirt,
@@ -474,6 +501,9 @@ impl LiveMmu {
     /// need be looked at.
     #[inline]
     fn whole_device(&self, va: GuestVirt, size: MemSize, kind: AccessKind) -> Option<(NonNull<dyn MmioDevice>, u64)> {
+        if self.tlb.asks.is_active() {
+            return None;
+        }
         let &DeviceEntry { off, dev, sizes, from, to, rights, .. } = self.tlb.device(va.get().wrapping_add(BIAS))?;
         let at = va.page_offset();
         let within = at >= from.into() && at + size.bytes() <= to.into();

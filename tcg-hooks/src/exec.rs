@@ -24,6 +24,7 @@ mod unhandled;
 
 pub(crate) use self::core::Core;
 pub use exits::Exit;
+pub(crate) use exits::Stops;
 pub use harts::Harts;
 pub use limits::{RunLimits, VcpuExit};
 pub use run::{Vcpu, VcpuConfig, VcpuState};

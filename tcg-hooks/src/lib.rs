@@ -54,6 +54,7 @@ pub mod exec;
 mod fetch;
 pub mod float;
 mod heat;
+pub mod hooks;
 pub mod interp;
 pub mod ir;
 #[cfg(target_arch = "x86_64")]

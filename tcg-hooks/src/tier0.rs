@@ -14,6 +14,7 @@
 pub(crate) mod bits;
 
 use crate::exec::Core;
+use crate::hooks::After;
 use crate::ir::{Does, Site};
 use crate::jit::x86_64::context::Context;
 use crate::jit::x86_64::helpers::{Outcome, execute};
@@ -98,22 +99,29 @@ impl Code {
 /// [`STRETCH`]. It stops where it jumped to: nothing shall grow warm, and be translated, for being where slices end.
 /// `cpu.retired` is exact before and after. `page` is that of `cpu.pc`, if it was fetched already.
 pub(crate) fn run(core: &mut Core, ctx: &mut Context, page: Option<FetchPage>) -> Why {
-    run_for(core, ctx, page, MAX_INSNS as i64)
+    run_for(core, ctx, page, MAX_INSNS as i64, false)
 }
 
 /// The same, for `ctx.budget` instructions and not one more, whether there are TBs or not: the end of a slice that is met to the
 /// instruction.
 pub(crate) fn run_exactly(core: &mut Core, ctx: &mut Context) {
-    run_for(core, ctx, None, 0);
+    run_for(core, ctx, None, 0, false);
 }
 
-/// Up to `over` more than the budget, so that it stops where it jumped to.
+/// One instruction, or the first of a handler, in the middle of a slice: its hooks were called, and no run ends there.
+pub(crate) fn run_hooked(core: &mut Core, ctx: &mut Context) {
+    ctx.settle(0);
+    let budget = std::mem::replace(&mut ctx.budget, 1);
+    run_for(core, ctx, None, 0, true);
+    ctx.budget += budget - 1;
+    ctx.slice = ctx.budget;
+}
+
+/// Up to `over` more than the budget, so that it stops where it jumped to. `past`: what is to be done before the first instruction was.
 #[inline]
-fn run_for(core: &mut Core, ctx: &mut Context, page: Option<FetchPage>, over: i64) -> Why {
+fn run_for(core: &mut Core, ctx: &mut Context, page: Option<FetchPage>, over: i64, mut past: bool) -> Why {
     let mut code = match page {
-        Some(page) if !core.exits.has_on_page(ctx.cpu.pc) => {
-            Code::page(ctx.cpu.isa, ctx.cpu.privilege, ctx.cpu.pc, page)
-        }
+        Some(page) if !is_looked_at(core, ctx.cpu.pc) => Code::page(ctx.cpu.isa, ctx.cpu.privilege, ctx.cpu.pc, page),
         _ => Code::nowhere(ctx.cpu.isa, ctx.cpu.privilege),
     };
     // How loads and stores find memory; what changes that is a trap, or rare.
@@ -123,7 +131,7 @@ fn run_for(core: &mut Core, ctx: &mut Context, page: Option<FetchPage>, over: i6
     let most = (ctx.budget.min(STRETCH) + over).max(0) as u64;
     // Both are in the context only where somebody looks there: see `show`.
     let (mut pc, mut done) = (ctx.cpu.pc, 0u64);
-    let mut jumped = false;
+    let (mut jumped, mut look) = (false, false);
     let why = loop {
         if done >= budget && (jumped || done >= most) {
             break Why::Look;
@@ -138,11 +146,35 @@ fn run_for(core: &mut Core, ctx: &mut Context, page: Option<FetchPage>, over: i6
             Some(found) => found,
             None => {
                 show(ctx, pc, start, done);
-                if core.exits.has(pc) {
-                    core.exit_here();
+                let past = std::mem::take(&mut past);
+                if core.exits.has(pc) && !past {
+                    core.exit_here(pc);
                     break Why::Look;
                 }
-                match fetch(core, ctx, &mut code) {
+                let mut fetched = fetch(core, ctx, &mut code);
+                if core.hooks.has_insn(pc)
+                    && !past
+                    && let Ok(insn) = &fetched
+                {
+                    let After { next, stop, changed } = core.hook_insn(ctx, insn);
+                    look |= changed;
+                    if let Some(next) = next {
+                        (pc, jumped) = (next, true);
+                        done += 1;
+                    }
+                    if stop {
+                        break Why::Look;
+                    }
+                    if next.is_some() {
+                        if look {
+                            break Why::Look;
+                        }
+                        continue;
+                    }
+                    // It may be another one now.
+                    fetched = fetch(core, ctx, &mut code);
+                }
+                match fetched {
                     Ok(insn) => (insn, pc.wrapping_add(insn.len.into())),
                     Err(fault) => {
                         core.take_trap(ctx, &fault.into());
@@ -156,10 +188,14 @@ fn run_for(core: &mut Core, ctx: &mut Context, page: Option<FetchPage>, over: i6
                 }
             }
         };
+        if core.compares.is_some() {
+            core.note_operands(&ctx.cpu.x, pc, &insn);
+        }
         let flow = step(core, ctx, &insn, (pc, next), &mut idx, start.wrapping_add(done));
-        if core.edges.is_some() {
+        if core.follows_flow() {
             cover(core, &insn, pc, &flow);
         }
+        let came = core.hooks.has_blocks() && (insn.op.is_branch() || insn.op.is_jump());
         match flow {
             Flow::Next(next) => (pc, jumped) = (next, false),
             Flow::Jump(next) => (pc, jumped) = (next, true),
@@ -181,6 +217,15 @@ fn run_for(core: &mut Core, ctx: &mut Context, page: Option<FetchPage>, over: i6
             }
         }
         done += 1;
+        if came {
+            show(ctx, pc, start, done);
+            let After { next, stop, changed } = core.hook_block(ctx);
+            pc = next.unwrap_or(pc);
+            look |= changed || stop;
+        }
+        if look {
+            break Why::Look;
+        }
     };
     show(ctx, pc, start, done);
     ctx.budget -= done as i64;
@@ -197,6 +242,11 @@ fn cover(core: &mut Core, insn: &Insn, pc: u64, flow: &Flow) {
     }
 }
 
+/// Is each instruction of this page asked for, as runs may end there, or hooks be called?
+fn is_looked_at(core: &Core, pc: u64) -> bool {
+    core.exits.has_on_page(pc) || core.hooks.has_insn_on_page(pc)
+}
+
 /// Brings `pc` and `retired` up to date.
 #[inline]
 fn show(ctx: &mut Context, pc: u64, start: u64, done: u64) {
@@ -207,7 +257,7 @@ fn show(ctx: &mut Context, pc: u64, start: u64, done: u64) {
 /// The instruction at `cpu.pc` by the long way, and the page it starts on for those behind it.
 fn fetch(core: &mut Core, ctx: &mut Context, code: &mut Code) -> Result<Insn, MemFault> {
     let (pc, mode, idx) = (ctx.cpu.pc, ctx.cpu.privilege, ctx.cpu.fetch_idx());
-    let exits = core.exits.has_on_page(pc);
+    let exits = is_looked_at(core, pc);
     let (mmu, mut hooks) = core.split(ctx);
     let page = mmu.fetch(&mut hooks, idx, GuestVirt::new(pc))?;
     // Where a run shall end, each instruction is asked for.
@@ -302,12 +352,22 @@ fn step(
             show(ctx, pc, retired, 0);
             let (mmu, mut hooks) = core.split(ctx);
             match mmu.load(&mut hooks, *idx, GuestVirt::new(a.wrapping_add(imm)), size(insn.op)) {
-                Ok(raw) => match insn.op {
-                    Op::Lb => raw as i8 as i64 as u64,
-                    Op::Lh => raw as i16 as i64 as u64,
-                    Op::Lw => raw as i32 as i64 as u64,
-                    _ => raw,
-                },
+                Ok(raw) => {
+                    let value = match insn.op {
+                        Op::Lb => raw as i8 as i64 as u64,
+                        Op::Lh => raw as i16 as i64 as u64,
+                        Op::Lw => raw as i32 as i64 as u64,
+                        _ => raw,
+                    };
+                    if mmu.asks() && mmu.port().kicked() {
+                        // A hook that was told of it may end the run here.
+                        if insn.rd != 0 {
+                            ctx.cpu.x[usize::from(insn.rd & 31)] = value;
+                        }
+                        return Flow::Look(next);
+                    }
+                    value
+                }
                 Err(fault) => return trap(core, ctx, &fault.into()),
             }
         }

@@ -191,9 +191,11 @@ pub(super) fn run(args: Args) -> ExitCode {
             ExitCode::SUCCESS
         }
         // The command line asks for no other.
-        MachineExit::Pc { pc, .. } | MachineExit::Trap { pc, .. } => {
-            complain(Code::Host, &format!("{name}: stopped at {pc:#x}, {}", place()))
-        }
+        MachineExit::Pc { pc, .. }
+        | MachineExit::Trap { pc, .. }
+        | MachineExit::Hook { pc, .. }
+        | MachineExit::Code { pc, .. }
+        | MachineExit::Watch { pc, .. } => complain(Code::Host, &format!("{name}: stopped at {pc:#x}, {}", place())),
         // Nobody here has logs with rings.
         // It may run there, and does not here; why was said.
         MachineExit::Migrated => Code::Host.into(),

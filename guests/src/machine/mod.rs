@@ -13,6 +13,8 @@
 mod board;
 mod builder;
 mod checkpoint;
+mod detect;
+mod hooks;
 mod leave;
 mod memory;
 mod migrate;
@@ -25,10 +27,11 @@ mod uri;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, PoisonError, RwLock, Weak};
 
-use notdirty_softmmu::{AccessError, AddressSpace, GuestPhys, MapError, RegionId, VcpuPort};
+use notdirty_softmmu::{AccessError, AddressSpace, GuestPhys, MapError, RegionId, VcpuPort, Watched};
 use notdirty_tcg::clock::Clock;
-use notdirty_tcg::cover::Edges;
+use notdirty_tcg::cover::{Compares, Edges};
 use notdirty_tcg::cpu::CpuState;
+use notdirty_tcg::hooks::HookId;
 use notdirty_tcg::listing::{self, ListError, Listing};
 use notdirty_tcg::riscv::trap::Trap;
 use notdirty_tcg::{Harts, JitFlags, Turns, Vcpu, VcpuStats};
@@ -36,6 +39,7 @@ use notdirty_tcg::{Harts, JitFlags, Turns, Vcpu, VcpuStats};
 pub use board::RAM_BASE;
 pub use builder::{BuildError, ClockKind, DEFAULT_RAM, LrSc, MAX_HARTS, MachineBuilder};
 pub use checkpoint::{Checkpoint, CheckpointError, Difference};
+pub use detect::{Crash, CrashKind};
 pub use leave::{LeaveOptions, Migration, MigrationState, MigrationStatus, Migrator};
 pub use memory::{Memory, PlugError, PlugSpec, Plugged, RamInfo, ResizeError, UnplugError};
 pub use migrate::{MigrationError, Snapshot, SnapshotInfo, snapshot_info};
@@ -79,6 +83,31 @@ pub enum MachineExit {
     },
     /// The machine has [left](Migrator); further runs end in the same way at once.
     Migrated,
+    /// A hart is about to execute an instruction outside of [`Machine::set_code`].
+    Code {
+        /// Which hart.
+        hart: usize,
+        /// Where it is.
+        pc: u64,
+    },
+    /// A hart is about to access bytes that are watched, poisoned, or a canary: see [`Machine::watch`].
+    Watch {
+        /// Which hart.
+        hart: usize,
+        /// The instruction.
+        pc: u64,
+        /// The access, and why it is watched.
+        access: Watched,
+    },
+    /// A hook of a hart ended the run: see [`Machine::add_hook`].
+    Hook {
+        /// Which hart.
+        hart: usize,
+        /// Where it is.
+        pc: u64,
+        /// Which of its hooks.
+        hook: HookId,
+    },
     /// The guest waits for an interrupt that nothing can raise.
     Hung,
     /// A trap has no handler, or one that traps itself; [`Machine::crash_report`] has more. Of several harts, all are
@@ -150,6 +179,8 @@ pub struct Machine {
     asked: Arc<AtomicBool>,
     /// The numbers of edges, if they are counted.
     edges: Option<Arc<Edges>>,
+    /// The places of comparisons, if they are noted.
+    compares: Option<Arc<Compares>>,
     checkpoints: Option<Box<checkpoint::Checkpoints>>,
     /// How often devices had been called when these were last as the current checkpoint says.
     settled_calls: Option<u64>,
@@ -195,6 +226,7 @@ impl Machine {
             frames: FrameTables::default(),
             asked: Arc::default(),
             edges: None,
+            compares: None,
             checkpoints: None,
             settled_calls: None,
             to_arm: Vec::new(),

@@ -9,7 +9,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
-use notdirty_tcg::cover::Edges;
+use notdirty_tcg::cover::{Compares, Edges};
 use notdirty_tcg::{Exit, Harts, RunLimits, Turns, Vcpu, VcpuExit};
 
 use super::{Machine, MachineExit};
@@ -65,6 +65,9 @@ impl Machine {
         let pc = self.vcpus[hart].cpu().pc;
         match why {
             Exit::Trap(trap) => MachineExit::Trap { hart, pc, trap },
+            Exit::Hook(hook) => MachineExit::Hook { hart, pc, hook },
+            Exit::Watch(access) => MachineExit::Watch { hart, pc, access },
+            Exit::Code => MachineExit::Code { hart, pc },
             _ => MachineExit::Pc { hart, pc },
         }
     }
@@ -91,6 +94,21 @@ impl Machine {
             Some(vcpu) => &mut vcpu.coverage()[..counters],
             None => &mut [],
         }
+    }
+
+    /// From now on, or no more, each comparison of a branch, of `slt` and its like notes its two operands, in code that was translated before,
+    /// too: what a fuzzer looks for in its input, to put the other operand in its place.
+    pub fn set_compares(&mut self, compares: Option<Arc<Compares>>) {
+        self.vcpus.iter_mut().for_each(|vcpu| vcpu.set_compares(compares.clone()));
+        self.compares = compares;
+    }
+
+    /// What a hart compared last at each instruction that compares: its pc, and the operands. Then all is forgotten; an instruction that
+    /// compared nothing since the last time has two zeros.
+    pub fn take_operands(&mut self, hart: usize) -> Vec<(u64, [u64; 2])> {
+        let (Some(compares), Some(vcpu)) = (&self.compares, self.vcpus.get_mut(hart)) else { return Vec::new() };
+        let all = vcpu.operands();
+        compares.all().into_iter().map(|(pc, at)| (pc, std::mem::take(&mut all[usize::from(at)]))).collect()
     }
 
     /// From now on a run ends before a hart takes an exception whose bit, by the number of its cause, is set in `causes`. The next

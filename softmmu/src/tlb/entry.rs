@@ -4,8 +4,8 @@
 //!    0         8         16        24        32
 //!    │ read    │ write   │ addend  │ aux     │       comparator = (page's address + BIAS) | flags
 //!
-//!    63 ······ 12 │ 11      10       9    8       7     6        5     4,3  │ 2..0
-//!    page + BIAS  │ INVALID NOTDIRTY MMIO DISCARD OTHER CODEPAGE LINES free │ stay zero: alignment of the access
+//!    63 ······ 12 │ 11      10       9    8       7     6        5     4   3    │ 2..0
+//!    page + BIAS  │ INVALID NOTDIRTY MMIO DISCARD OTHER CODEPAGE LINES ASK free │ stay zero: alignment of the access
 //! ```
 //!
 //! A probe compares `(va + BIAS) & !(0xfff ^ (size - 1))` with a comparator: equal means this page, aligned, and no
@@ -107,6 +107,8 @@ pub const OTHER: u64 = 1 << 7;
 pub const CODEPAGE: u64 = 1 << 6;
 /// Write comparator: a checkpoint wants to know which lines are written; `aux` points to where they are noted. Beside CODEPAGE, or alone.
 pub const LINES: u64 = 1 << 5;
+/// Somebody asks about bytes of this page: each access is looked at. See `ask.rs`.
+pub const ASK: u64 = 1 << 4;
 /// Every bit of a comparator that is not the page.
 pub const FLAGS: u64 = 0xfff;
 
@@ -115,7 +117,7 @@ const _: () = assert!(READ == 0 && WRITE == 8 && ADDEND == 16 && AUX == 24);
 const _: () = assert!(
     BIAS.is_multiple_of((TLB_ENTRIES as u64) << notdirty_core::PAGE_BITS) && FLAGS == notdirty_core::PAGE_SIZE - 1
 );
-const _: () = assert!((INVALID | NOTDIRTY | MMIO | DISCARD | OTHER | CODEPAGE | LINES) & 7 == 0);
+const _: () = assert!((INVALID | NOTDIRTY | MMIO | DISCARD | OTHER | CODEPAGE | LINES | ASK) & 7 == 0);
 
 /// How far the upper bits of an address are shifted onto the index, where it is hashed.
 pub const HASH_SHIFT: u32 = TLB_BITS;

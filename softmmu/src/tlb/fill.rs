@@ -1,7 +1,7 @@
 //! A miss: what is the page, which clients listen, and the entry that says so.
 
 use super::Tlb;
-use super::entry::{BIAS, DISCARD, FLAGS, INVALID, OTHER, TlbEntry};
+use super::entry::{ASK, BIAS, DISCARD, FLAGS, INVALID, OTHER, TlbEntry};
 use super::set::{DeviceEntry, FetchEntry, Reach};
 use super::tables::RamSpan;
 use crate::addr::GuestVirt;
@@ -100,7 +100,10 @@ impl Tlb {
             (true, false) => store_flags(space, ram, &pin()),
         };
         let unreadable = if to.rights.load { 0 } else { INVALID };
-        let entry = TlbEntry { read: page | other | unreadable, write: page | other | flags, addend, aux };
+        let (loads, stores) = self.asks.flags(va.page_base().get());
+        let ask = |asked: bool| if asked { ASK } else { 0 };
+        let (read, write) = (page | other | unreadable | ask(loads), page | other | flags | ask(stores));
+        let entry = TlbEntry { read, write, addend, aux };
         self.install(self.slot(biased), entry, (ram, at), reach(to));
     }
 

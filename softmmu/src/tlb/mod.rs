@@ -30,10 +30,11 @@ mod set;
 pub(crate) mod tables;
 
 use crate::addr::MmuIdx;
+use crate::ask::Asks;
 use crate::translate::Asid;
 use chain::{BigLinks, Chains, FullEntry};
 use entry::{
-    FLAGS, INVALID, NOTED_LIST, NotedList, RESERVATION, Reservation, SELECTED, Selected, TLB_BITS, TLB_ENTRIES,
+    ASK, FLAGS, INVALID, NOTED_LIST, NotedList, RESERVATION, Reservation, SELECTED, Selected, TLB_BITS, TLB_ENTRIES,
     TlbEntry,
 };
 use mapping::Mapping;
@@ -52,6 +53,10 @@ const STRIDE: usize = (TLB_ENTRIES * size_of::<TlbEntry>()) + PAGE_SIZE as usize
 pub const COVERAGE_AT: i32 = (SETS * STRIDE) as i32;
 /// How many there are.
 pub const COVERAGE_BYTES: usize = 1 << 20;
+/// Behind them: the operands of comparisons, two words for each place. Emitted code writes them, too.
+pub const OPERANDS_AT: i32 = COVERAGE_AT + COVERAGE_BYTES as i32;
+/// How many places there are.
+pub const OPERANDS: usize = 1 << 16;
 const _: () = assert!(NOTED_LIST as usize + size_of::<NotedList>() <= STRIDE);
 
 /// Fills after which a set may be one of memory that lies in no order.
@@ -100,6 +105,8 @@ pub(crate) struct Tlb {
     hashed: bool,
     /// Where page tables were read.
     pub(crate) tables: TableCache,
+    /// Which bytes are asked about.
+    pub(crate) asks: Asks,
     /// Of set 0. The others have one of their own, that of the first page which was found.
     pub(crate) flat_addend: u64,
     /// Is it a page beside that? For measurements.
@@ -124,7 +131,7 @@ impl Tlb {
         }
         let room = prefix.checked_next_multiple_of(page).filter(|&room| room <= 1 << 30);
         let room = room.ok_or_else(|| refused("the TLB's prefix must be at most 1 GiB"))?;
-        let shared = Mapping::zeroed(room + SETS * STRIDE + COVERAGE_BYTES)?;
+        let shared = Mapping::zeroed(room + SETS * STRIDE + COVERAGE_BYTES + OPERANDS * 16)?;
         let side = Mapping::zeroed(SETS * TLB_ENTRIES * size_of::<FullEntry>())?;
         let bigs = Mapping::zeroed(SETS * TLB_ENTRIES * size_of::<BigLinks>())?;
         // SAFETY: `room` and `room - prefix` lie inside the mapping.
@@ -149,6 +156,7 @@ impl Tlb {
             mask: TLB_ENTRIES - 1,
             hashed: false,
             tables: TableCache::default(),
+            asks: Asks::default(),
             flat_addend: 0,
             flat_beside: false,
         };
@@ -310,6 +318,13 @@ impl Tlb {
         NonNull::slice_from_raw_parts(start, COVERAGE_BYTES)
     }
 
+    /// The operands of comparisons, as the counters.
+    pub(crate) fn operands(&self) -> NonNull<[[u64; 2]]> {
+        // SAFETY: `new` made room for them, at a multiple of a page.
+        let start = unsafe { self.table.cast::<u8>().byte_add(OPERANDS_AT as usize) };
+        NonNull::slice_from_raw_parts(start.cast(), OPERANDS)
+    }
+
     /// What LR left for SC.
     #[inline]
     pub(crate) fn reservation(&self) -> Reservation {
@@ -401,6 +416,19 @@ impl Tlb {
     #[inline]
     pub(crate) fn ram_page(&self, slot: usize) -> PageIndex {
         PageIndex::new(self.full(self.id(slot)).page)
+    }
+
+    /// Says of this page, biased, in all sets whether loads and stores are asked about.
+    pub(crate) fn set_asks(&mut self, page: u64, loads: bool, stores: bool) {
+        let slot = self.slot(page);
+        for id in (0..self.sets.len()).map(|set| id_of(set, slot)) {
+            let mut entry = self.entry_at(id);
+            if is_filled(&entry) && entry.read & !FLAGS == page {
+                entry.read = entry.read & !ASK | if loads { ASK } else { 0 };
+                entry.write = entry.write & !ASK | if stores { ASK } else { 0 };
+                self.set_entry(id, entry);
+            }
+        }
     }
 
     /// The slot of a biased address.

@@ -3,20 +3,21 @@ use super::exits::{Exit, Exits};
 use super::semihost::Semihosting;
 use super::unhandled::Traps;
 use crate::clock::Clock;
-use crate::cover::{self, Edges};
+use crate::cover::{self, Compares, Edges};
 use crate::cpu::CpuState;
+use crate::hooks::{HookId, HookTable};
 use crate::jit::x86_64::context::Context;
 use crate::riscv::csr::{CsrEnv, irq, num};
 use crate::riscv::mmu::{self, Changed, Memory, Walker};
-use crate::riscv::trap::{self, Trap};
+use crate::riscv::trap::{self, Trap, cause};
 use crate::riscv::{Insn, Op, Privilege};
 use crate::tb::TbCache;
 use crate::tier0::Why;
 use crate::trace::{TraceMask, TraceSink};
 use notdirty_core::RamAddr;
 use notdirty_softmmu::{
-    Access, CodeInvalidator, FaultCause, GuestPhys, Hooks, LiveMmu, Physical, ServeReport, SoftMmu, Started,
-    Translation,
+    Access, CodeInvalidator, FaultCause, GuestPhys, GuestVirt, Hooks, LiveMmu, MemSize, Physical, ServeReport, SoftMmu,
+    Started, Translation,
 };
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -48,10 +49,16 @@ pub(crate) struct Core {
     pub(crate) unhandled: Traps,
     /// If edges are counted, their numbers.
     pub(crate) edges: Option<Arc<Edges>>,
+    /// If operands of comparisons are noted, their places.
+    pub(crate) compares: Option<Arc<Compares>>,
+    /// The places that translations have which note them.
+    pub(crate) placed: Option<Arc<Compares>>,
     /// The table that translations which count have their numbers from.
     pub(crate) numbered: Option<Arc<Edges>>,
     /// Where and why a run shall end.
     pub(crate) exits: Exits,
+    /// The embedder's closures.
+    pub(crate) hooks: HookTable,
     /// The hart is stuck in its trap handler, or an exit was met: the loop must look.
     pub(crate) trap_loop: bool,
     /// It gave its timer another deadline, which the slice was not cut for.
@@ -99,6 +106,7 @@ impl Core {
                 mask,
                 served: false,
                 marks: true,
+                told: &mut self.hooks,
             },
         )
     }
@@ -217,9 +225,15 @@ impl Core {
 
     /// Enters the handler for a trap at `cpu.pc`.
     pub(crate) fn take_trap(&mut self, ctx: &mut Context, trap: &Trap) {
+        if trap.cause == cause::WATCHED {
+            return self.watched();
+        }
         if self.exits.stops(trap, (ctx.cpu.pc, ctx.cpu.retired)) {
             self.trap_loop = true;
             return;
+        }
+        if self.hooks.has_traps() {
+            self.hook_trap(ctx, trap);
         }
         self.traps += 1;
         let cpu = &mut ctx.cpu;
@@ -246,20 +260,65 @@ impl Core {
         if let Some(edges) = &self.edges
             && (op.is_branch() || op == Op::Jalr)
         {
-            let at = if op == Op::Jalr { cover::indirect(pc, next) } else { edges.number(pc, next) as usize };
+            let at = if op == Op::Jalr { edges.indirect(pc, next) } else { edges.number(pc, next) as usize };
             self.live().0.count_coverage(at);
+        }
+    }
+
+    /// An instruction that compares is about to be executed by Rust.
+    #[cold]
+    pub(crate) fn note_operands(&mut self, x: &[u64; 32], pc: u64, insn: &Insn) {
+        if let Some(compares) = &self.compares
+            && cover::compares(insn.op)
+        {
+            let at = compares.number(pc);
+            let [a, b] = [insn.rs1, insn.rs2].map(|n| x[usize::from(n & 31)]);
+            let b = if matches!(insn.op, Op::Slti | Op::Sltiu) { insn.imm64() } else { b };
+            self.live().0.note_operands(at.into(), [a, b]);
         }
     }
 
     /// Part of the key of TBs: what is made into them beside the guest's instructions.
     #[inline]
     pub(crate) fn instrumentation(&self) -> u32 {
-        self.exits.number() << 1 | u32::from(self.edges.is_some())
+        u32::from(self.compares.is_some()) << 15
+            | self.hooks.number() << 8
+            | self.exits.number() << 1
+            | u32::from(self.edges.is_some())
+    }
+
+    /// Is something to be done where control goes by a branch or a jump?
+    #[inline]
+    pub(crate) fn follows_flow(&self) -> bool {
+        self.edges.is_some() || self.hooks.has_blocks()
+    }
+
+    /// An access was not made, as its bytes are watched: the run ends before its instruction.
+    #[cold]
+    fn watched(&mut self) {
+        // SAFETY: as in `split`.
+        let met = unsafe { self.mmu.live() }.and_then(|mmu| mmu.take_watched());
+        self.exits.why = met.map(Exit::Watch);
+        self.trap_loop = true;
+    }
+
+    /// A memory hook asked for the end of the run, which is here.
+    #[inline]
+    pub(crate) fn look_behind(&mut self) {
+        if let Some(id) = self.hooks.take_behind() {
+            self.stop_by(id, false);
+        }
+    }
+
+    /// A hook ends the run; `before`: before the instruction that it is about.
+    pub(crate) fn stop_by(&mut self, id: HookId, before: bool) {
+        self.exits.stop_by(Exit::Hook(id), before);
+        self.trap_loop = true;
     }
 
     /// A run shall end before the instruction at `cpu.pc`: the loop must look.
-    pub(crate) fn exit_here(&mut self) {
-        self.exits.why = Some(Exit::Pc);
+    pub(crate) fn exit_here(&mut self, pc: u64) {
+        self.exits.why = Some(self.exits.why_at(pc));
         self.trap_loop = true;
     }
 
@@ -375,6 +434,8 @@ pub(crate) struct StoreHooks<'a> {
     served: bool,
     /// May walks mark what they go by?
     marks: bool,
+    /// Whose memory hooks are told of accesses.
+    told: &'a mut HookTable,
 }
 
 impl StoreHooks<'_> {
@@ -443,6 +504,10 @@ impl Hooks for StoreHooks<'_> {
     fn translate(&mut self, memory: &mut Physical<'_>, access: Access) -> Result<Translation, FaultCause> {
         let marks = self.marks;
         Walker::new(&self.ctx.cpu.csr, access.idx).translate(self, memory, access, marks)
+    }
+
+    fn accessed(&mut self, va: GuestVirt, size: MemSize, value: u64, store: bool) -> bool {
+        self.told.accessed(self.ctx.cpu.pc, (va.get(), size.bytes() as u8), value, store)
     }
 
     fn before_mmio(&mut self) {

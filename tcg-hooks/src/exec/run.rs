@@ -19,6 +19,7 @@ use super::{Harts, RunLimits, VcpuExit, VcpuStats};
 use crate::clock::Clock;
 use crate::cpu::CpuState;
 use crate::engine::{EngineKind, ICache, JitFlags};
+use crate::hooks::HookTable;
 use crate::jit::x86_64::context::{Context, PREFIX};
 use crate::jit::x86_64::helpers::execute_site;
 use crate::jit::x86_64::mem::SMALL_BITS;
@@ -33,6 +34,7 @@ use notdirty_core::{PAGE_SIZE, pin};
 use notdirty_softmmu::tlb::entry::TLB_BITS;
 use notdirty_softmmu::{AddressSpace, GuestPhys, Resolved, SoftMmu, VcpuPort};
 use std::io;
+use std::panic::resume_unwind;
 use std::ptr::NonNull;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -163,8 +165,11 @@ impl Vcpu {
                 semihosting: None,
                 unhandled: Traps::default(),
                 edges: None,
+                compares: None,
+                placed: None,
                 numbered: None,
                 exits: Exits::new(),
+                hooks: HookTable::new(),
                 trap_loop: false,
                 new_deadline: false,
                 drop_code: false,
@@ -318,12 +323,17 @@ impl Vcpu {
         self.core.exits.last = None;
         self.core.exits.begin(self.place());
         let exit = self.run_loop(limits);
-        if self.core.exits.why.take().is_some() {
+        if let Some(why) = self.core.exits.why.take() {
             // Something else ended it first: the next one meets the exit again.
             self.core.trap_loop = false;
+            let at = self.place();
+            self.core.exits.was_late(why, at);
         }
         self.core.memory = Some(Memory::of(&self.cpu().csr));
         self.retired += self.cpu().retired.wrapping_sub(before);
+        if let Some(panic) = self.core.hooks.panic.take() {
+            resume_unwind(panic);
+        }
         exit
     }
 
@@ -333,6 +343,9 @@ impl Vcpu {
     }
 
     fn run_loop(&mut self, limits: &RunLimits) -> VcpuExit {
+        if let Some(why) = self.core.exits.take_kept() {
+            return VcpuExit::Exit(why);
+        }
         // Parks again however this ends.
         let mut running = None;
         self.pace.start();
@@ -371,10 +384,12 @@ impl Vcpu {
             if limits.deadline.is_some_and(|d| Instant::now() >= d) {
                 return VcpuExit::Deadline;
             }
+            self.core.look_behind();
             if std::mem::take(&mut self.core.trap_loop) {
                 if let Some(why) = self.core.exits.why.take() {
                     let at = self.place();
-                    self.core.exits.tell(why, at);
+                    let hooked = self.core.hooks.has_insn(at.0);
+                    self.core.exits.tell(why, at, hooked);
                     return VcpuExit::Exit(why);
                 }
                 running = None;
@@ -407,7 +422,9 @@ impl Vcpu {
             }
             if begins && self.core.exits.passes(self.place()) {
                 // It goes on from where the last run ended.
+                self.core.mmu.pass_watched(self.core.exits.watch_told(self.place()));
                 self.interpret(1, true);
+                self.core.mmu.pass_watched(false);
                 continue;
             }
             let (n, exact) = self.slice(limits);

@@ -47,6 +47,7 @@ pub(super) fn execute<H: Hooks>(
         Format::Line if insn.op != Op::CboZero => {}
         Format::Line => {
             // A line lies within a page and a device, so if one of the stores faults, the first does.
+            mmu.before_stores(GuestVirt::new(base & !(CACHE_LINE - 1)), CACHE_LINE)?;
             for offset in (0..CACHE_LINE).step_by(8) {
                 let va = GuestVirt::new((base & !(CACHE_LINE - 1)) + offset);
                 let _ = mmu.store(hooks, idx, va, MemSize::B8, 0)?;

@@ -173,6 +173,13 @@ pub enum Kind {
     Rust,
     /// The counter at `imm` of those of coverage goes up by `b`, a byte; with `a`, for the way on which control came to its block
     Cover,
+    /// `a`, and `b` or with `rd` the immediate, are compared: they are noted at place `site`
+    Operands,
+    /// Hooks are called through `site`, which may see and change everything
+    Hook,
+    /// Hooks are called that get the pc of `site` alone; `imm` says which: see [`tell`](crate::hooks). Through `site` one of them ends
+    /// the run
+    Tell,
 }
 
 impl Kind {
@@ -187,14 +194,14 @@ impl Kind {
 
     /// May the hart store to memory by it?
     pub const fn may_store(self) -> bool {
-        use Kind::{Amo, FenceI, Rust, Store, StoreConditional, StoreFast};
-        matches!(self, Store(_) | StoreFast(_) | StoreConditional(_) | Amo(..) | Rust | FenceI)
+        use Kind::{Amo, FenceI, Hook, Rust, Store, StoreConditional, StoreFast};
+        matches!(self, Store(_) | StoreFast(_) | StoreConditional(_) | Amo(..) | Rust | FenceI | Hook)
     }
 
     /// May Rust execute it, and do more than an access? What was checked before it is not checked behind it.
     pub const fn may_leave(self) -> bool {
-        use Kind::{Amo, FenceI, LoadReserved, ReadCounter, Rust, StoreConditional};
-        matches!(self, Rust | FenceI | ReadCounter | Amo(..) | LoadReserved(_) | StoreConditional(_))
+        use Kind::{Amo, FenceI, Hook, LoadReserved, ReadCounter, Rust, StoreConditional, Tell};
+        matches!(self, Rust | FenceI | ReadCounter | Amo(..) | LoadReserved(_) | StoreConditional(_) | Hook | Tell)
     }
 }
 
@@ -318,8 +325,9 @@ pub enum Term {
     Turn { clock: u8, fast: u16, last: u16 },
     /// All checks held: `fast`. They may lead to `cold`. The clock is a register that the loop moves, with its step.
     Fork { fast: u16, cold: u16, clock: Option<(u8, i32)> },
-    /// `jalr`: to `(base + imm) & !1`; `link` is the register and value to write; with `cover` the jump is counted, see `cover.rs`.
-    Indirect { base: u8, imm: i32, link: Option<(u8, u64)>, cover: Option<u16> },
+    /// `jalr`: to `(base + imm) & !1`; `link` is the register and value to write; with `cover` the jump is counted, see `cover.rs`;
+    /// with `tells` hooks of where it goes are called through this site.
+    Indirect { base: u8, imm: i32, link: Option<(u8, u64)>, cover: Option<(u16, u16)>, tells: Option<u16> },
     /// Rust executes the instruction of this site, and control goes on elsewhere.
     System { site: u16 },
 }
@@ -421,6 +429,15 @@ pub enum Does {
     Store,
     /// To switch the floating-point unit on for it, and no more.
     Begin,
+    /// To call the hooks of the instruction, which is next.
+    Hook,
+    /// To call those of where control went, which is here.
+    Arrive,
+    /// The same at `cpu.pc`; hooks that get the pc alone need not come here.
+    ArriveAt {
+        /// Are there only such?
+        light: bool,
+    },
 }
 
 /// Guest bytes on one page: `[start, end)` within page 0 or 1 of the region.
@@ -453,6 +470,10 @@ pub struct Region {
     pub insns: u32,
     /// Does an edge go back?
     pub loops: bool,
+    /// May it call hooks?
+    pub hooked: bool,
+    /// Does it note operands?
+    pub noted: bool,
     /// What is checked in front of loops.
     pub checks: Vec<Check>,
     /// What is checked at the entry, in tier 2; off the region's own address if the base is `x0`.
@@ -464,6 +485,11 @@ pub struct Region {
 }
 
 impl Region {
+    /// Is there something in it that tier 2 leaves alone?
+    pub(crate) fn is_instrumented(&self) -> bool {
+        self.hooked || self.noted
+    }
+
     /// Empties it, keeping its memory.
     pub fn clear(&mut self) {
         self.blocks.clear();
@@ -472,6 +498,7 @@ impl Region {
         self.spans.clear();
         self.insns = 0;
         self.loops = false;
+        (self.hooked, self.noted) = (false, false);
         self.checks.clear();
         self.shared.clear();
         self.weights.clear();

@@ -89,6 +89,10 @@ impl fmt::Display for Ir {
             }
             Kind::FloatOn => write!(f, "fpu {}  #{}", if self.imm == 2 { "dirty" } else { "on" }, self.site),
             Kind::Cover => write!(f, "coverage[{}] += {}", self.imm, self.b as i8),
+            Kind::Operands if self.rd == 0 => write!(f, "operands[{}] = {a}, {b}", self.site),
+            Kind::Operands => write!(f, "operands[{}] = {a}, {}", self.site, self.imm),
+            Kind::Hook => write!(f, "hook #{}", self.site),
+            Kind::Tell => write!(f, "tell {}  #{}", self.imm, self.site),
             Kind::Box => write!(f, "{rd} = box {rd}"),
             Kind::Fence => write!(f, "fence"),
             Kind::Rust => write!(f, "rust #{}", self.site),

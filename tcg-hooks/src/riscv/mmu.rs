@@ -19,8 +19,8 @@ use crate::cpu::CpuState;
 use crate::tb::Regime as CodeRegime;
 use notdirty_core::{PAGE_SIZE, RamAddr};
 use notdirty_softmmu::{
-    Access, AccessKind, Asid, CodeInvalidator, FaultCause, GuestPhys, GuestVirt, Hooks, LiveMmu, MmuIdx, Physical,
-    Rights, Translation,
+    Access, AccessKind, Asid, CodeInvalidator, FaultCause, GuestPhys, GuestVirt, Hooks, LiveMmu, MemSize, MmuIdx,
+    Physical, Rights, Translation,
 };
 
 /// Bits of an [`MmuIdx`] beside the mode.
@@ -296,6 +296,10 @@ impl<H: Hooks> Hooks for Translated<'_, H> {
     fn translate(&mut self, memory: &mut Physical<'_>, access: Access) -> Result<Translation, FaultCause> {
         Walker::new(self.csr, access.idx).translate(self.hooks, memory, access, true)
     }
+    fn accessed(&mut self, va: GuestVirt, size: MemSize, value: u64, store: bool) -> bool {
+        self.hooks.accessed(va, size, value, store)
+    }
+
     fn before_mmio(&mut self) {
         self.hooks.before_mmio();
     }

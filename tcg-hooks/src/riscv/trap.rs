@@ -41,6 +41,8 @@ pub mod cause {
     pub const LOAD_PAGE: u64 = 13;
     /// Store or AMO page fault.
     pub const STORE_PAGE: u64 = 15;
+    /// No trap of the guest's: an access was not made, as its bytes are watched.
+    pub(crate) const WATCHED: u64 = 1 << 62;
     /// Supervisor software interrupt.
     pub const SSI: u64 = INTERRUPT | 1;
     /// Supervisor timer interrupt.
@@ -144,6 +146,7 @@ impl From<MemFault> for Trap {
             (Store, Misaligned) => cause::STORE_MISALIGNED,
             (Store, Access) => cause::STORE_ACCESS,
             (Store, Page) => cause::STORE_PAGE,
+            (_, Watched) => cause::WATCHED,
         };
         Trap { cause, tval: fault.addr.get() }
     }

@@ -8,6 +8,7 @@
 use super::float::Unit;
 use super::plan::Plan;
 use crate::cpu::CpuState;
+use crate::hooks::Wanted;
 use crate::ir::{Alu, Does, FIRST_FLOAT, Ir, Kind, MemOp, Region, SHARED, Site, Target, Term};
 use crate::riscv::csr::{self, CsrEffect, Gate, Rule, Value};
 use crate::riscv::decode::Packed;
@@ -134,6 +135,33 @@ impl Lower {
         }
     }
 
+    /// Hooks of this instruction, before it.
+    pub(super) fn hook(&mut self, region: &mut Region, pc: u64, insn: Insn, count: u16, wanted: Wanted) {
+        let kind = match wanted {
+            Wanted::Nothing => return,
+            Wanted::Light(_) => Kind::Tell,
+            Wanted::Full => Kind::Hook,
+        };
+        let which = if let Wanted::Light(one) = wanted { i64::from(one) << 1 } else { 0 };
+        let site = push_site(region, pc, insn, count, Does::Hook);
+        self.push(region, Ir { kind, rd: 0, a: 0, b: 0, site, imm: which });
+        if wanted == Wanted::Full {
+            // Nothing is as it was, registers least of all.
+            self.known = self.optimise.into();
+            self.unit = Unit::default();
+        }
+    }
+
+    /// What this instruction is about to compare.
+    pub(super) fn operands(&mut self, region: &mut Region, insn: Insn, place: u16) {
+        let Insn { rs1: a, rs2: b, .. } = insn;
+        let constant = matches!(insn.op, Op::Slti | Op::Sltiu);
+        let b = if constant { 0 } else { b };
+        self.unread &= !(1 << a | 1 << b);
+        let imm = if constant { insn.imm.into() } else { 0 };
+        region.ops.push(Ir { kind: Kind::Operands, rd: constant.into(), a, b, site: place, imm });
+    }
+
     /// Bit manipulation and Zicond.
     #[inline(never)]
     fn bits(&mut self, region: &mut Region, insn: Insn) {
@@ -234,7 +262,13 @@ impl Lower {
                     self.li(region, rd, next_pc as i64);
                     return Term::Goto(Target::Exit(to));
                 }
-                Term::Indirect { base: rs1, imm: insn.imm, link: (rd != 0).then_some((rd, next_pc)), cover: None }
+                Term::Indirect {
+                    base: rs1,
+                    imm: insn.imm,
+                    link: (rd != 0).then_some((rd, next_pc)),
+                    cover: None,
+                    tells: None,
+                }
             }
             _ => Term::System { site: push_site(region, pc, insn, count, Does::Execute) },
         }

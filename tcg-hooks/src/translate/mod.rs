@@ -17,8 +17,10 @@ mod source;
 #[cfg(test)]
 mod tests;
 
-use crate::cover::{self, Edges};
-use crate::ir::{Block, Region, Target, Term};
+use crate::cover::{self, Compares, Edges};
+use crate::exec::Stops;
+use crate::hooks::{Plan as HookPlan, Wanted};
+use crate::ir::{Block, Does, Region, Target, Term};
 use crate::riscv::Isa;
 use crate::riscv::decode::Packed;
 use crate::riscv::{Insn, Op, Privilege};
@@ -131,12 +133,16 @@ pub struct Translator {
     pub mode: Privilege,
     /// How it is fetched.
     pub idx: MmuIdx,
-    /// Where a run shall end, in rising order: the instructions there are sites that leave.
-    pub exits: Arc<[u64]>,
+    /// Where a run shall end: the instructions there are sites that leave.
+    pub(crate) exits: Arc<Stops>,
     /// If edges are counted, their numbers.
     pub edges: Option<Arc<Edges>>,
-    /// Of each block, where its last instruction is, and whether that is an indirect jump; kept if edges are counted.
-    lasts: Vec<(u64, bool)>,
+    /// If operands of comparisons are noted, their places.
+    pub compares: Option<Arc<Compares>>,
+    /// What is hooked.
+    pub(crate) hooks: Arc<HookPlan>,
+    /// Of each block, where its last instruction is, and what; kept if edges are counted, or blocks hooked.
+    lasts: Vec<(u64, Op)>,
     /// What was made.
     pub region: Region,
 }
@@ -166,6 +172,8 @@ impl Default for Translator {
             idx: MmuIdx::M,
             exits: Arc::default(),
             edges: None,
+            hooks: Arc::default(),
+            compares: None,
             lasts: Vec::new(),
             region: Region::default(),
         }
@@ -267,11 +275,22 @@ impl Translator {
 
     /// Where a run shall end, as far as that was not met, and may yet be.
     fn mark_exits(&mut self, mark: u16) {
-        let first = self.exits.partition_point(|pc| *pc < self.base);
-        for pc in &self.exits[first..] {
-            let Some(slot) = self.slots.get_mut((pc - self.base) as usize / 2) else { break };
+        let set = |slot: &mut Slot| {
             if matches!(slot.at, NONE | EXIT) {
                 slot.at = mark;
+            }
+        };
+        let first = self.exits.pcs.partition_point(|pc| *pc < self.base);
+        for pc in &self.exits.pcs[first..] {
+            let Some(slot) = self.slots.get_mut((pc - self.base) as usize / 2) else { break };
+            set(slot);
+        }
+        if !self.exits.is_code(self.base, self.base.wrapping_add(2 * PAGE_SIZE - 1)) {
+            for (n, slot) in self.slots.iter_mut().enumerate() {
+                let pc = self.base.wrapping_add(2 * n as u64);
+                if !self.exits.is_code(pc, pc) {
+                    set(slot);
+                }
             }
         }
     }
@@ -314,16 +333,27 @@ impl Translator {
             self.slots[off as usize / 2].block = n as u16;
         }
         self.region.pc = pc;
+        self.region.hooked = !self.hooks.is_empty();
+        self.region.noted = self.compares.is_some();
         self.region.insns = self.found.len() as u32;
         self.region.entry = self.slots[(pc - self.base) as usize / 2].block;
         self.lower.set(limits.optimise, self.mode);
         for n in 0..self.leaders.len() {
-            self.block(n);
+            if self.hooks.has_insns() || self.compares.is_some() {
+                self.block::<true>(n)
+            } else {
+                self.block::<false>(n)
+            }
         }
         self.mark_polls();
-        if let Some(edges) = self.edges.as_deref() {
-            cover::cover(&mut self.region, &self.lasts, edges);
+        if self.follows_flow() {
+            cover::cover(&mut self.region, &self.lasts, self.edges.as_deref(), &self.hooks);
         }
+    }
+
+    /// Is something done where control goes?
+    fn follows_flow(&self) -> bool {
+        self.edges.is_some() || self.hooks.has_blocks()
     }
 
     fn target(&self, pc: u64) -> Target {
@@ -333,8 +363,8 @@ impl Translator {
         }
     }
 
-    /// Makes the block of a leader.
-    fn block(&mut self, number: usize) {
+    /// Makes the block of a leader; `HOOKED`: instructions may be.
+    fn block<const HOOKED: bool>(&mut self, number: usize) {
         let start = self.leaders[number];
         let (first, sites) = (self.region.ops.len() as u32, self.region.sites.len());
         self.lower.start();
@@ -352,6 +382,13 @@ impl Translator {
                 break;
             }
             let pc = self.base.wrapping_add(found.off.into());
+            if HOOKED {
+                let insn = found.insn.insn();
+                self.lower.hook(&mut self.region, pc, insn, count, self.hooks.insn(pc, &insn));
+                if let Some(compares) = self.compares.as_deref().filter(|_| cover::compares(insn.op)) {
+                    self.lower.operands(&mut self.region, insn, compares.number(pc));
+                }
+            }
             self.lower.insn(&mut self.region, pc, &found.insn, count);
             if next >= stop {
                 // Over one that begins inside an instruction.
@@ -381,9 +418,17 @@ impl Translator {
     fn close(&mut self, start: u32, (first, sites): (u32, usize), count: u16, last: usize) {
         let found = &self.found[last];
         let (insn, plan, off, next) = (found.insn.insn(), found.insn.plan, found.off, found.next());
+        let at = self.base.wrapping_add(off.into());
+        // Where a run ends, the hooks are called when the next one begins.
+        if self.hooks.has_insns() && plan.ends_block() && !self.exits.has(at) {
+            self.lower.hook(&mut self.region, at, insn, count, self.hooks.insn(at, &insn));
+        }
+        if let Some(compares) = self.compares.as_deref().filter(|_| insn.op.is_branch()) {
+            self.lower.operands(&mut self.region, insn, compares.number(at));
+        }
         self.lower.end(&mut self.region);
-        if self.edges.is_some() {
-            self.lasts.push((self.base.wrapping_add(off.into()), insn.op == Op::Jalr));
+        if self.follows_flow() {
+            self.lasts.push((self.base.wrapping_add(off.into()), insn.op));
         }
         let fall = self.target(self.base.wrapping_add(next.into()));
         let pc = self.base.wrapping_add(off.into());
@@ -397,7 +442,14 @@ impl Translator {
             }
             _ if plan.ends_block() => {
                 let to = if insn.op == Op::Jalr { fall } else { self.target(insn.target(pc)) };
-                let term = self.lower.terminator(&mut self.region, plan, pc, insn, count, to);
+                let mut term = self.lower.terminator(&mut self.region, plan, pc, insn, count, to);
+                if let Term::Indirect { tells, .. } = &mut term
+                    && let wanted @ (Wanted::Light(_) | Wanted::Full) = self.hooks.any_block()
+                {
+                    // Behind the jump, which has retired.
+                    let does = Does::ArriveAt { light: wanted != Wanted::Full };
+                    *tells = Some(lower::push_site(&mut self.region, pc, insn, count + 1, does));
+                }
                 self.push_block(block, term);
             }
             _ => self.push_block(block, Term::Goto(fall)),

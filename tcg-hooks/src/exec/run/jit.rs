@@ -152,7 +152,11 @@ impl Vcpu {
                 Ok(page) => page,
                 Err(fault) => {
                     ctx.settle(0);
-                    core.take_trap(ctx, &fault.into());
+                    if core.exits.has(pc) {
+                        core.exit_here(pc);
+                    } else {
+                        core.take_trap(ctx, &fault.into());
+                    }
                     return None;
                 }
             };
@@ -235,8 +239,14 @@ impl Vcpu {
             tbs.prepare(key.pc);
         }
         (self.translator.isa, self.translator.mode, self.translator.idx) = (ctx.cpu.isa, key.mode(), idx);
-        if !Arc::ptr_eq(&self.translator.exits, self.core.exits.pcs()) {
-            self.translator.exits = self.core.exits.pcs().clone();
+        if !Arc::ptr_eq(&self.translator.exits, self.core.exits.stops_at()) {
+            self.translator.exits = self.core.exits.stops_at().clone();
+        }
+        if !Arc::ptr_eq(&self.translator.hooks, self.core.hooks.plan()) {
+            self.translator.hooks = self.core.hooks.plan().clone();
+        }
+        if self.translator.compares.is_some() != self.core.compares.is_some() {
+            self.translator.compares.clone_from(&self.core.compares);
         }
         if self.translator.edges.is_some() != self.core.edges.is_some() {
             self.translator.edges.clone_from(&self.core.edges);
@@ -249,7 +259,8 @@ impl Vcpu {
                 let doubts = self.translator.doubts();
                 let mut bytes = Vec::new();
                 self.translator.swap_bytes(&mut bytes);
-                if let Some(tbs) = self.core.tbs.as_ref().filter(|_| hot) {
+                // What is hooked stays as it is: tier 2 polls in other places, and a hook may write any register.
+                if let Some(tbs) = self.core.tbs.as_ref().filter(|_| hot && !self.translator.region.is_instrumented()) {
                     let learned = |pc| tbs.learned(pc);
                     let JitFlags { turns, sink, apart, .. } = self.flags;
                     let share = self.flags.share && !scattered && tbs.may_share(&key);

@@ -3,6 +3,7 @@
 use super::Vcpu;
 use crate::cpu::CpuState;
 use crate::engine::EngineKind;
+use crate::hooks::After;
 use crate::interp::{self, Step};
 use crate::jit::x86_64::context::Context;
 use crate::riscv::Op;
@@ -19,7 +20,7 @@ impl Vcpu {
         let mut lent = Lent::out_of(self.ctx);
         for at in 0..n {
             if self.core.exits.has(lent.cpu.pc) && !(past && at == 0) {
-                self.core.exit_here();
+                self.core.exit_here(lent.cpu.pc);
                 return;
             }
             if exec {
@@ -32,7 +33,32 @@ impl Vcpu {
             // What hooks ask of the registers.
             (ctx.cpu.pc, ctx.cpu.retired) = (cpu.pc, cpu.retired);
             let (mmu, mut hooks) = core.split(ctx);
-            let fetched = interp::fetch(cpu, mmu, &mut hooks);
+            let mut fetched = interp::fetch(cpu, mmu, &mut hooks);
+            let place = (cpu.pc, cpu.retired);
+            if core.hooks.has_insn(cpu.pc)
+                && !(past && at == 0 && core.exits.hooks_told(place))
+                && let Ok(insn) = &fetched
+            {
+                ctx.cpu.clone_from(cpu);
+                let After { next, stop, .. } = core.hook_insn(ctx, insn);
+                cpu.clone_from(&ctx.cpu);
+                if let Some(next) = next {
+                    cpu.pc = next;
+                    cpu.retired = cpu.retired.wrapping_add(1);
+                }
+                if stop {
+                    return;
+                }
+                if next.is_some() {
+                    if core.mmu.port().kicked() {
+                        return;
+                    }
+                    continue;
+                }
+                // It may be another one now.
+                let (mmu, mut hooks) = core.split(ctx);
+                fetched = interp::fetch(cpu, mmu, &mut hooks);
+            }
             // The others neither enable an interrupt nor leave the mode.
             let system = !fetched.as_ref().is_ok_and(|insn| !insn.op.is_system() && !insn.op.is_csr());
             let before = system.then(|| {
@@ -41,6 +67,11 @@ impl Vcpu {
             });
             let (mut returns, at_pc) = (false, cpu.pc);
             let op = fetched.as_ref().map_or(Op::Illegal, |insn| insn.op);
+            if core.compares.is_some()
+                && let Ok(insn) = &fetched
+            {
+                core.note_operands(&cpu.x, at_pc, insn);
+            }
             let step = match fetched {
                 Ok(insn) => {
                     // The lines and the clock as they are at this instruction, as emitted code sees them.
@@ -53,8 +84,17 @@ impl Vcpu {
             };
             self.interpreted += 1;
             let (ctx, core) = self.parts();
-            if core.edges.is_some() && matches!(step, Step::Next) {
+            if core.follows_flow() && matches!(step, Step::Next) {
                 core.cover(op, at_pc, lent.cpu.pc);
+                if core.hooks.has_blocks() && (op.is_branch() || op.is_jump()) {
+                    ctx.cpu.clone_from(&lent.cpu);
+                    let After { next, stop, .. } = core.hook_block(ctx);
+                    lent.cpu.clone_from(&ctx.cpu);
+                    lent.cpu.pc = next.unwrap_or(lent.cpu.pc);
+                    if stop {
+                        return;
+                    }
+                }
             }
             match step {
                 Step::Next if returns => core.unhandled.returned(),

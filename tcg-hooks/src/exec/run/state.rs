@@ -11,11 +11,14 @@
 use super::super::exits::{Change, Exit, Told};
 use super::super::unhandled::Traps;
 use super::Vcpu;
-use crate::cover::Edges;
+use crate::cover::{Compares, Edges};
 use crate::cpu::CpuState;
+use crate::hooks::{HookId, HookSpec};
 use crate::riscv::mmu::Memory;
 use notdirty_core::{CodePage, PageIndex};
 use notdirty_softmmu::tlb::entry::Reservation;
+use notdirty_softmmu::{Kinds, Watch};
+use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
@@ -100,6 +103,52 @@ impl Vcpu {
         core.mmu.set_reservation(state.reservation);
     }
 
+    /// Adds a hook, which is on from now on, whatever was translated before.
+    pub fn add_hook(&mut self, hook: HookSpec) -> HookId {
+        let id = self.core.hooks.add(hook);
+        self.settle_hooks();
+        id
+    }
+
+    /// Removes a hook, and drops its closure; was it there?
+    pub fn remove_hook(&mut self, id: HookId) -> bool {
+        let there = self.core.hooks.remove(id);
+        self.settle_hooks();
+        there
+    }
+
+    /// Switches a hook off, or on again; is it there? Translations of the same set of hooks are found again.
+    pub fn switch_hook(&mut self, id: HookId, on: bool) -> bool {
+        let there = self.core.hooks.switch(id, on);
+        self.settle_hooks();
+        there
+    }
+
+    /// Watches bytes, or no more, as the guest names them in whatever mode: from now on runs end before instructions that access one of
+    /// them in this way, with [`Exit::Watch`]; the next run makes the access. Byte by byte, and accesses beside them do not
+    /// end it. Pages with none of them pay nothing. Fetches, walks of page tables and hooks' own accesses are none. `why` is only
+    /// told; each has ranges of its own.
+    pub fn watch(&mut self, bytes: Range<u64>, why: Watch, kinds: Kinds, on: bool) {
+        if bytes.start < bytes.end {
+            self.core.mmu.watch((bytes.start, bytes.end - 1), why, kinds, on);
+        }
+    }
+
+    /// Nothing is watched for this reason any more.
+    pub fn watch_nothing(&mut self, why: Watch) {
+        self.core.mmu.watch_nothing(why);
+    }
+
+    fn settle_hooks(&mut self) {
+        self.part_from_parent();
+        let (ctx, core) = self.parts();
+        let change = core.hooks.settle();
+        core.mmu.tell_of(core.hooks.memory_ranges());
+        if let (Some(all), Some(tbs)) = (change, &mut core.tbs) {
+            if all { tbs.clear(ctx) } else { tbs.forget_all_jumps(ctx) }
+        }
+    }
+
     /// Counts edges from now on, also where code was translated before, or no more; the numbers of edges may be shared with other harts.
     pub fn set_coverage(&mut self, edges: Option<Arc<Edges>>) {
         self.part_from_parent();
@@ -126,6 +175,27 @@ impl Vcpu {
         self.core.mmu.coverage()
     }
 
+    /// Notes, from now on, or no more, what comparisons compare, also where code was translated before: see [`Compares`].
+    pub fn set_compares(&mut self, compares: Option<Arc<Compares>>) {
+        self.part_from_parent();
+        let core = &mut self.core;
+        let other = core.placed.as_ref().zip(compares.as_ref()).is_some_and(|(old, new)| !Arc::ptr_eq(old, new));
+        if compares.is_some() {
+            core.placed.clone_from(&compares);
+        }
+        core.compares = compares;
+        self.translator.compares = None;
+        let (ctx, core) = self.parts();
+        if let Some(tbs) = &mut core.tbs {
+            if other { tbs.clear(ctx) } else { tbs.forget_all_jumps(ctx) }
+        }
+    }
+
+    /// What was compared last, by [`Compares::number`]: the first operand, and the second.
+    pub fn operands(&mut self) -> &mut [[u64; 2]] {
+        self.core.mmu.operands()
+    }
+
     /// How often it has called devices, semihosting among them.
     pub fn device_calls(&self) -> u64 {
         let stats = self.core.mmu.stats();
@@ -139,6 +209,22 @@ impl Vcpu {
         self.part_from_parent();
         let (ctx, core) = self.parts();
         let change = core.exits.set_pcs(pcs, (ctx.cpu.pc, ctx.cpu.retired));
+        self.changed_exits(change);
+    }
+
+    /// From now on runs also end, in the same way, before instructions that begin outside of these ranges; `None`: everything may be code.
+    pub fn set_code(&mut self, code: Option<&[Range<u64>]>) {
+        self.part_from_parent();
+        let ranges = |code: &[Range<u64>]| {
+            code.iter().filter(|range| range.start < range.end).map(|range| (range.start, range.end - 1)).collect()
+        };
+        let (ctx, core) = self.parts();
+        let change = core.exits.set_code(code.map(ranges), (ctx.cpu.pc, ctx.cpu.retired));
+        self.changed_exits(change);
+    }
+
+    fn changed_exits(&mut self, change: Change) {
+        let (ctx, core) = self.parts();
         let Some(tbs) = &mut core.tbs else { return };
         match change {
             Change::None => {}
@@ -149,9 +235,7 @@ impl Vcpu {
 
     /// The exit that ended the last run was not told: that of another hart was. The next run ends by it at once.
     pub fn keep_exit(&mut self) {
-        if self.core.exits.last.take().is_some() {
-            self.core.exits.set_told(Told::default());
-        }
+        self.core.exits.keep();
     }
 
     /// The exit that ended the last run, if one did.

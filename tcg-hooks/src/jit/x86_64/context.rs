@@ -11,8 +11,8 @@
 //! its place.
 use crate::cpu::CpuState;
 use crate::riscv::csr::Csrs;
-use notdirty_softmmu::tlb::COVERAGE_AT;
 use notdirty_softmmu::tlb::entry::{NOTED_LIST, NotedList, SELECTED, Selected};
+use notdirty_softmmu::tlb::{COVERAGE_AT, OPERANDS_AT};
 use std::mem::offset_of;
 
 /// Of so many stores beside code Rust sees one, while it learns by it.
@@ -112,6 +112,7 @@ pub(crate) struct Context {
 pub(crate) const PREFIX: usize = size_of::<Context>().next_multiple_of(64);
 
 pub(super) const PC: i32 = offset_of!(Context, cpu) as i32 + offset_of!(CpuState, pc) as i32 - BASE;
+pub(super) const ENGINE: i32 = offset_of!(Context, engine) as i32 - BASE;
 pub(super) const BUDGET: i32 = offset_of!(Context, budget) as i32 - BASE;
 pub(super) const ACCESSES: i32 = offset_of!(Context, accesses) as i32 - BASE;
 pub(super) const SLICE: i32 = offset_of!(Context, slice) as i32 - BASE;
@@ -126,6 +127,8 @@ pub(super) const NOTED_TOP: i32 = TABLE + NOTED_LIST + offset_of!(NotedList, top
 pub(super) const NOTED_END: i32 = TABLE + NOTED_LIST + offset_of!(NotedList, end) as i32;
 /// The counters of coverage.
 pub(super) const COVERAGE: i32 = TABLE + COVERAGE_AT;
+/// What was compared.
+pub(super) const OPERANDS: i32 = TABLE + OPERANDS_AT;
 pub(super) const NOTED_ALONE: i32 = TABLE + NOTED_LIST + offset_of!(NotedList, alone) as i32;
 pub(super) const ELSEWHERE: i32 = offset_of!(Context, elsewhere) as i32 - BASE;
 const KEPT_AT: i32 = offset_of!(Context, kept) as i32 - BASE;

@@ -1,11 +1,10 @@
 //! Control flow: between blocks, out through exits, and through the jump cache.
 use super::asm::{Flag, Hole, Label};
-use super::context::{BUDGET, COVERAGE, JUMP_ENTRIES, JUMPS, LIMIT, NEAR_JUMPS};
+use super::context::{BUDGET, COVERAGE, JUMP_ENTRIES, JUMPS, LIMIT, NEAR_JUMPS, PC};
 use super::encode::{CMP, NARROW, TEST, WIDE};
 use super::frames::Border;
 use super::regs::RAX;
 use super::{Cold, Emitter, off};
-use crate::cover::INDIRECT;
 use crate::ir::{Block, Cond, Kind, Region, Target, Term};
 use crate::riscv::Privilege;
 use dynasmrt::dynasm;
@@ -50,7 +49,7 @@ impl Emitter {
                 }
                 self.go(Target::Block(fast), block);
             }
-            Term::Indirect { base, imm, link, cover } => {
+            Term::Indirect { base, imm, link, cover, tells } => {
                 let x = self.source(base, RAX);
                 match imm {
                     0 if x == RAX => dynasm!(self.ops; .arch x64; and rax, BYTE -2),
@@ -61,13 +60,16 @@ impl Emitter {
                     self.link_register(rd, ret);
                 }
                 self.go_out(Border::End(block));
-                if let Some(mix) = cover {
+                if let Some((mix, mask)) = cover {
                     dynasm!(self.ops; .arch x64
                         ; mov ecx, eax
                         ; shr ecx, 1
                         ; xor ecx, i32::from(mix)
-                        ; and ecx, (INDIRECT - 1) as i32
+                        ; and ecx, i32::from(mask)
                         ; inc BYTE [rbp + rcx + COVERAGE]);
+                }
+                if let Some(site) = tells {
+                    self.arrive(site);
                 }
                 self.jump_indirect();
             }
@@ -76,6 +78,21 @@ impl Emitter {
                 dynasm!(self.ops; .arch x64; ud2);
             }
         }
+    }
+
+    /// Hooks of the block at the pc in rax are called; it may be another one then.
+    fn arrive(&mut self, site: u16) {
+        dynasm!(self.ops; .arch x64; mov [rbp + PC], rax);
+        if self.lights.contains(&site) {
+            self.constant(super::regs::RCX, 1);
+            dynasm!(self.ops; .arch x64; .u8 0xe8);
+            self.external(self.thunks.tell);
+            let from = self.ops.jump_if(Flag::NotEqual);
+            self.cold.push(Cold::Stop { from, site });
+        } else {
+            self.call_site_at_border(site);
+        }
+        dynasm!(self.ops; .arch x64; mov rax, [rbp + PC]);
     }
 
     /// A locked instruction is a full barrier, and cheaper than `mfence`.

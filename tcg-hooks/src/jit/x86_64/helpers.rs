@@ -13,6 +13,7 @@ use super::thunks::answer;
 use crate::barrier;
 use crate::cpu::CpuState;
 use crate::exec::Core;
+use crate::hooks::After;
 use crate::ir::{Does, MemOp, Site};
 use crate::riscv::csr::{self, CsrEffect};
 use crate::riscv::fpu;
@@ -20,7 +21,7 @@ use crate::riscv::mmu::{self, Memory};
 use crate::riscv::opcodes::PATTERNS;
 use crate::riscv::trap::{self, Trap};
 use crate::riscv::{Format, Insn, Op, Privilege};
-use crate::tier0::bits;
+use crate::tier0::{self, bits};
 use notdirty_core::PAGE_SIZE;
 use notdirty_softmmu::{AccessKind, GuestVirt, LiveMmu, MemFault, MemSize, StoreEffect};
 
@@ -120,6 +121,9 @@ pub(crate) unsafe extern "C" fn execute_site(ctx: *mut Context, number: u32) -> 
     // the time of an `ecall`.
     let site = *site;
     ctx.settle(site.refund);
+    if matches!(site.does, Does::Hook | Does::Arrive | Does::ArriveAt { .. }) {
+        return hook_site(core, ctx, &site);
+    }
     ctx.cpu.pc = site.pc;
     // Looked at before: a load may load its own base.
     let mut odd = false;
@@ -154,6 +158,7 @@ pub(crate) unsafe extern "C" fn execute_site(ctx: *mut Context, number: u32) -> 
                 execute(core, ctx, &site)
             }
         }
+        Does::Hook | Does::Arrive | Does::ArriveAt { .. } => unreachable!("above"),
         Does::Begin => fpu::begin(&mut ctx.cpu, &site.insn).map_or_else(Outcome::Trap, |()| Outcome::Next),
     };
     match outcome {
@@ -184,6 +189,33 @@ pub(crate) unsafe extern "C" fn execute_site(ctx: *mut Context, number: u32) -> 
             if core.trap_loop { answer::LEAVE } else { answer::GO }
         }
     }
+}
+
+/// Hooks are called, or one that emitted code told ends the run.
+#[inline(never)]
+fn hook_site(core: &mut Core, ctx: &mut Context, site: &Site) -> u64 {
+    let before = site.does == Does::Hook;
+    if !matches!(site.does, Does::ArriveAt { .. }) {
+        ctx.cpu.pc = site.pc;
+    }
+    let After { next, stop, changed } = if core.stopped_by_light(before) {
+        After { stop: true, ..After::default() }
+    } else if before {
+        core.hook_insn(ctx, &site.insn)
+    } else {
+        core.hook_block(ctx)
+    };
+    if next.is_none() && !stop && !changed {
+        return answer::CONTINUE;
+    }
+    // An instruction that is sent elsewhere counts as executed.
+    ctx.budget += i64::from(site.refund) - i64::from(before && next.is_some());
+    ctx.cpu.pc = next.unwrap_or(ctx.cpu.pc);
+    if before && next.is_none() && !stop {
+        // Its hooks were called, so it is executed here: of its translation nothing is known any more.
+        tier0::run_hooked(core, ctx);
+    }
+    if next.is_some() && !stop && !changed { answer::GO } else { answer::LEAVE }
 }
 
 /// What an access teaches of its site: that it was misaligned, or one of many stores beside code, or of many to RAM with another
@@ -385,7 +417,7 @@ fn trap_or_return(core: &mut Core, ctx: &mut Context, insn: &Insn) -> Outcome {
         }
         // What was read there is another instruction: where a run shall end, nothing is.
         Op::Illegal if core.exits.has(ctx.cpu.pc) => {
-            core.exit_here();
+            core.exit_here(ctx.cpu.pc);
             Outcome::Exit
         }
         // Of `mret` and `sret` too.
@@ -463,6 +495,7 @@ fn store(core: &mut Core, ctx: &mut Context, insn: &Insn) -> Result<StoreEffect,
 fn zero_line(core: &mut Core, ctx: &mut Context, insn: &Insn) -> Result<StoreEffect, MemFault> {
     let (first, idx) = (ctx.cpu.x[usize::from(insn.rs1 & 31)] & !63, ctx.cpu.data_idx());
     let (mmu, mut hooks) = core.split(ctx);
+    mmu.before_stores(GuestVirt::new(first), 64)?;
     let mut all = StoreEffect::NONE;
     for offset in (0..64).step_by(8) {
         let effect = mmu.store(&mut hooks, idx, GuestVirt::new(first + offset), MemSize::B8, 0)?;

@@ -38,7 +38,7 @@ mod remap;
 pub(crate) mod thunks;
 
 use crate::engine::JitFlags;
-use crate::ir::{Block, Check, FIRST_FLOAT, Ir, Kind, Region};
+use crate::ir::{Block, Check, Does, FIRST_FLOAT, Ir, Kind, Region, Site};
 use crate::jit::code_cache::CodeOffset;
 use crate::riscv::Privilege;
 use crate::tb::SiteSet;
@@ -49,7 +49,7 @@ use dynasmrt::dynasm;
 use encode::{MOV, MOV_TO, NARROW, WIDE, XOR};
 use frames::Border;
 use notdirty_core::PAGE_SIZE;
-use regs::{RAX, RDX, RegMap};
+use regs::{RAX, RCX, RDX, RegMap};
 use thunks::Thunks;
 
 /// Bits of a site's or an exit's number that count within its TB.
@@ -102,6 +102,11 @@ enum Cold {
         site: u16,
         back: u32,
     },
+    /// A site that does not come back, where the map is that of borders.
+    Stop {
+        from: Hole,
+        site: u16,
+    },
     /// Floating point that the host cannot do.
     Float(float::Cold),
     /// A conditional exit of a region with a map of its own.
@@ -149,6 +154,9 @@ pub(crate) struct Emitter {
     wrong: Vec<guess::Wrong>,
     elide: elide::Elide,
     externals: Vec<(u32, CodeOffset)>,
+    /// Of the sites of a region with hooks; and those of them that jumps ask only if a light hook says so.
+    site_pcs: Vec<u64>,
+    lights: Vec<u16>,
     /// The exits of the TB emitted last.
     pub(crate) exits: Vec<EmittedExit>,
     /// For listings: the offset of what is behind its blocks.
@@ -217,6 +225,8 @@ impl Emitter {
             wrong: Vec::new(),
             elide: elide::Elide::default(),
             externals: Vec::new(),
+            site_pcs: Vec::new(),
+            lights: Vec::new(),
             exits: Vec::new(),
             behind: 0,
             tb: 0,
@@ -261,6 +271,7 @@ impl Emitter {
         self.ops.first_labels(region.blocks.len());
         self.frames.copy_from(&region.frames);
         self.checks.clone_from(&region.checks);
+        self.note_hooks(region);
         let mut entry = 0;
         self.find_guessing(region);
         self.check_shared(&region.shared);
@@ -402,6 +413,43 @@ impl Emitter {
             Kind::Fence => self.fence(),
             Kind::Rust => self.execute_site(ir.site),
             Kind::Cover => self.cover(ir),
+            Kind::Hook => self.execute_site(ir.site),
+            Kind::Tell => self.tell(ir),
+            Kind::Operands => self.operands(ir),
+        }
+    }
+
+    /// What hooks ask of the region's sites.
+    fn note_hooks(&mut self, region: &Region) {
+        self.site_pcs.clear();
+        self.lights.clear();
+        if region.hooked {
+            self.site_pcs.extend(region.sites.iter().map(|site| site.pc));
+            let light = |site: &Site| matches!(site.does, Does::ArriveAt { light: true });
+            self.lights.extend((0u16..).zip(&region.sites).filter(|(_, site)| light(site)).map(|(n, _)| n));
+        }
+    }
+
+    /// Tells hooks that get the pc alone; what they ask for is done at the site, which does not come back then.
+    fn tell(&mut self, ir: &Ir) {
+        let pc = self.site_pcs[usize::from(ir.site)];
+        self.constant(RAX, pc as i64);
+        self.constant(RCX, ir.imm);
+        dynasm!(self.ops; .arch x64; .u8 0xe8);
+        self.external(self.thunks.tell);
+        let from = self.ops.jump_if(Flag::NotEqual);
+        self.cold.push(Cold::Site { from, site: ir.site, back: self.here() });
+    }
+
+    fn operands(&mut self, ir: &Ir) {
+        let at = context::OPERANDS + 16 * i32::from(ir.site);
+        let a = self.source(ir.a, RAX);
+        dynasm!(self.ops; .arch x64; mov [rbp + at], Rq(a));
+        if ir.rd != 0 {
+            dynasm!(self.ops; .arch x64; mov QWORD [rbp + (at + 8)], ir.imm as i32);
+        } else {
+            let b = self.source(ir.b, RAX);
+            dynasm!(self.ops; .arch x64; mov [rbp + (at + 8)], Rq(b));
         }
     }
 
@@ -437,6 +485,13 @@ impl Emitter {
         } else {
             self.swap_in();
         }
+    }
+
+    /// The same where the map is that of borders.
+    fn call_site_at_border(&mut self, site: u16) {
+        let number = self.tb << LOCAL_BITS | u32::from(site);
+        dynasm!(self.ops; .arch x64; mov eax, number as i32; .u8 0xe8);
+        self.external(self.thunks.site);
     }
 
     /// Has Rust execute a site's instruction, in line; nothing is in registers behind it.
@@ -494,6 +549,11 @@ impl Emitter {
                 self.ops.close(from);
                 self.execute_site(site);
                 self.ops.jump_to(back);
+            }
+            Cold::Stop { from, site } => {
+                self.ops.close(from);
+                self.call_site_at_border(site);
+                dynasm!(self.ops; .arch x64; ud2);
             }
             Cold::Float(cold) => self.float_cold(cold),
             Cold::Leave { from, pc, block } => {

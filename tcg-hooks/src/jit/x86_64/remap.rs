@@ -54,9 +54,10 @@ fn choose(region: &Region, swaps: &mut Vec<Swap>) {
         };
         for ir in &region.ops[block.first as usize..block.end as usize] {
             match ir.kind {
-                Kind::Rust | Kind::Fence | Kind::FenceI | Kind::FloatOn | Kind::Box | Kind::Cover => continue,
+                Kind::Rust | Kind::Fence | Kind::FenceI | Kind::FloatOn | Kind::Box => continue,
+                Kind::Cover | Kind::Hook | Kind::Tell => continue,
                 Kind::Li | Kind::ReadState | Kind::ReadCounter => used(ir.rd),
-                Kind::Store(_) => {
+                Kind::Store(_) | Kind::Operands => {
                     used(ir.a);
                     used(ir.b);
                 }

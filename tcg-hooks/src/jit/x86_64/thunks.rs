@@ -7,6 +7,8 @@
 //!   site                   called by a TB with a site number in eax: everything to the context, Rust executes the
 //!                          instruction, everything back; or on at `cpu.pc` by the jump cache; or on to `leave`
 //!   shown                  the same where the guest's registers are in the context already
+//!   tell                   called with a pc in rax and what hooks are told of it in ecx: nothing but rax, rcx, rdx is lost; not zero,
+//!                          by the flags: one of them ends the run
 //!   again                  where the routines behind failed probes begin: again.rs
 //!   jump                   on at the pc in rax by the jump cache of the regime that the hart is in
 //!   miss                   the jump cache does not have the pc in rax: search the table behind it; leave for a look-up
@@ -14,11 +16,12 @@
 //! ```
 use super::again;
 use super::context::{
-    BASE, BUDGET, FAR_JUMPS, FAR_MASK, JUMP_ENTRIES, JUMPS, JumpEntry, MSTATUS, MXCSR, NEAR_JUMPS, OFFSET_SHIFT, PC,
-    SPREAD,
+    BASE, BUDGET, ENGINE, FAR_JUMPS, FAR_MASK, JUMP_ENTRIES, JUMPS, JumpEntry, MSTATUS, MXCSR, NEAR_JUMPS,
+    OFFSET_SHIFT, PC, SPREAD,
 };
 use super::regs::RegMap;
 use crate::engine::JitFlags;
+use crate::hooks::tell;
 use crate::jit::code_cache::CodeOffset;
 use dynasmrt::x64::X64Relocation;
 use dynasmrt::{DynasmApi, DynasmLabelApi, VecAssembler, dynasm};
@@ -54,6 +57,7 @@ pub(crate) struct Thunks {
     pub(crate) site: CodeOffset,
     pub(crate) shown: CodeOffset,
     pub(crate) jump: CodeOffset,
+    pub(crate) tell: CodeOffset,
     pub(crate) miss: CodeOffset,
     pub(crate) miss_below: CodeOffset,
     pub(crate) again: CodeOffset,
@@ -153,6 +157,33 @@ pub(crate) fn assemble(flags: JitFlags, site: SiteFn) -> (Vec<u8>, Thunks) {
         ; pop r15; pop r14; pop r13; pop r12; pop rbp; pop rbx
         ; ret; .align 16);
 
+    thunks.tell = ops.offset().0 as u32;
+    // Six pushes, the return address and eight bytes: the stack is aligned.
+    dynasm!(ops; .arch x64
+        ; push rdi; push rsi; push r8; push r9; push r10; push r11
+        ; sub rsp, 8
+        ; test BYTE [rbp + (MSTATUS + 7)], BYTE 0x80u8 as i8
+        ; jnz >dirty
+        ; mov rdi, [rbp + ENGINE]
+        ; mov rsi, rax
+        ; mov edx, ecx
+        ; mov rax, QWORD tell as *const () as i64
+        ; call rax
+        ; back:
+        ; add rsp, 8
+        ; pop r11; pop r10; pop r9; pop r8; pop rsi; pop rdi
+        ; test eax, eax
+        ; ret
+        ; dirty:
+        ; stmxcsr DWORD [rsp]
+        ; mov rdi, [rbp + ENGINE]
+        ; mov rsi, rax
+        ; mov edx, ecx
+        ; mov rax, QWORD tell as *const () as i64
+        ; call rax
+        ; ldmxcsr DWORD [rsp]
+        ; jmp <back
+        ; .align 16);
     thunks.jump = ops.offset().0 as u32;
     jump(&mut ops, thunks.miss_below);
     for pins in [true, false] {
