@@ -172,7 +172,8 @@ fn a_stop_ends_the_run_before_the_instruction_and_the_next_run_executes_it() {
 #[test]
 fn light_hooks_stop_too_also_where_a_block_begins_and_behind_a_return() {
     each(|machine, what| {
-        let kinds: [(u64, fn(u64) -> HookSpec, u64); 4] = [
+        type Kind = (u64, fn(u64) -> HookSpec, u64);
+        let kinds: [Kind; 4] = [
             (CALL, |pc| HookSpec::insn(pc, |_| ControlFlow::Break(())), 2),
             (FUNCTION, |pc| HookSpec::block(pc, |_| ControlFlow::Break(())), 3),
             (JUMP, |pc| HookSpec::block(pc, |_| ControlFlow::Break(())), 5),

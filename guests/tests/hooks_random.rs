@@ -181,7 +181,7 @@ fn ways() -> Vec<JitFlags> {
 }
 
 fn programs() -> u64 {
-    std::env::var("NOTDIRTY_PROGRAMS").map_or(40, |n| n.parse().unwrap())
+    std::env::var("NOTDIRTY_PROGRAMS").map_or(150, |n| n.parse().unwrap())
 }
 
 fn first() -> u64 {

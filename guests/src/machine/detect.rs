@@ -158,12 +158,12 @@ impl Machine {
             CrashKind::Hung => "it waits for an interrupt that nothing can raise".into(),
         };
         let mut out = format!("crash of hart {hart}: {what}, at {}{}\n", self.place(pc), cpu.privilege.beside_pc());
-        for row in 0..8 {
-            for n in 4 * row..4 * row + 4 {
-                // Writing to a String cannot fail.
-                let _ = write!(out, "  {:>4} {:016x}", REGISTERS[n], cpu.x[n]);
+        for (n, (name, value)) in REGISTERS.iter().zip(&cpu.x).enumerate() {
+            // Writing to a String cannot fail.
+            let _ = write!(out, "  {name:>4} {value:016x}");
+            if n % 4 == 3 {
+                out.push('\n');
             }
-            out.push('\n');
         }
         let (_, callers) = self.callers((hart, cpu.privilege), pc, &cpu.x);
         if !callers.is_empty() {
