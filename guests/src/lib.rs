@@ -41,9 +41,9 @@ pub use devices::exit::{ExitBy, GuestExit};
 pub use load::{LoadError, Program, SymbolTable};
 pub use machine::{
     BuildError, Callers, Checkpoint, CheckpointError, ClockKind, Crash, CrashKind, CrashedHart, Difference,
-    LeaveOptions, Listener, LrSc, MAX_HARTS, Machine, MachineBuilder, MachineExit, Memory, Migration, MigrationError,
-    MigrationState, MigrationStatus, Migrator, PlugError, PlugSpec, Plugged, RAM_BASE, RamInfo, ResizeError, Snapshot,
-    SnapshotInfo, Stop, UnplugError, Uri, UriError, WeakStop, WriteReport, snapshot_info,
+    LeaveOptions, Listener, LrSc, MAX_CHANNELS, MAX_HARTS, Machine, MachineBuilder, MachineExit, Memory, Migration,
+    MigrationError, MigrationState, MigrationStatus, Migrator, More, PlugError, PlugSpec, Plugged, RAM_BASE, RamInfo,
+    ResizeError, Road, Snapshot, SnapshotInfo, Stop, UnplugError, Uri, UriError, WeakStop, WriteReport, snapshot_info,
 };
 pub use notdirty_core::PutBack;
 pub use notdirty_core::migration::{Cancel, Channel, Limits, Progress};

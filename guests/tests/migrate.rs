@@ -12,8 +12,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use notdirty::{
-    Cancel, Channel, LeaveOptions, Machine, MachineExit, Migration, MigrationError, MigrationState, MigrationStatus,
-    PlugError, PlugSpec, RunLimits, Uri,
+    Cancel, Channel, LeaveOptions, Listener, Machine, MachineExit, Migration, MigrationError, MigrationState,
+    MigrationStatus, PlugError, PlugSpec, Road, RunLimits, Uri,
 };
 use writers::{RAM, start, with_dma};
 
@@ -63,16 +63,18 @@ fn assert_same(source: &Machine, target: &Machine, what: &str) {
 
 /// Runs the source on this thread until it has left, while `begin` starts the migration after a moment.
 fn leave(machine: &mut Machine, begin: impl FnOnce() -> Migration + Send) -> (MachineExit, MigrationStatus) {
+    let over = AtomicBool::new(false);
     std::thread::scope(|scope| {
         let stop = machine.stop_handle();
+        let over = &over;
         let waiting = scope.spawn(move || {
             std::thread::sleep(Duration::from_millis(30));
             let migration = begin();
             let ended = migration.wait(Duration::from_secs(60)).expect("it ends in time");
             let state = migration.status().state;
             // The run ends by itself if the machine has left.
-            if !matches!(state, MigrationState::Completed | MigrationState::Uncertain) {
-                std::thread::sleep(Duration::from_millis(20));
+            std::thread::sleep(Duration::from_millis(20));
+            if !over.load(Ordering::Relaxed) {
                 stop.stop();
             }
             assert_eq!(ended.is_ok(), state == MigrationState::Completed, "{ended:?}");
@@ -80,6 +82,7 @@ fn leave(machine: &mut Machine, begin: impl FnOnce() -> Migration + Send) -> (Ma
         });
         let exit =
             machine.run(&RunLimits { max_insns: None, deadline: Some(Instant::now() + Duration::from_secs(90)) });
+        over.store(true, Ordering::Relaxed);
         (exit, waiting.join().unwrap())
     })
 }
@@ -93,85 +96,146 @@ impl Drop for Writer<'_> {
     }
 }
 
+/// By what a machine goes.
+#[derive(Clone, Copy, Debug)]
+enum Way {
+    /// A socket, and so many channels beside it.
+    Socket(&'static str, usize),
+    /// A stream in a file.
+    File(&'static str),
+    /// A file in which each page has its place.
+    Mapped,
+}
+
+/// A machine of two harts goes that way, while another thread writes to its RAM.
+fn go(way: Way, seed: u64, stays: bool) -> (Machine, MigrationStatus, Machine) {
+    let file = std::env::temp_dir().join(format!("notdirty-{}-{seed}", std::process::id()));
+    let stop = AtomicBool::new(false);
+    let mut machine = source(2, seed);
+    let migrator = machine.migrator();
+    let memory = machine.memory();
+    memory.plug("dimm", 0x1_0000_0000, 0x10_0000, PlugSpec::default()).unwrap();
+    let place = |form: &str| form.replace("FILE", &file.display().to_string()).parse::<Uri>().unwrap();
+    let listener = match way {
+        Way::Socket(form, _) => Some(place(form).listen().unwrap()),
+        _ => None,
+    };
+    let listen = |listener: &Listener, cancel: &Cancel| {
+        let mut more = |within| Ok(listener.accept(Some(within), PATIENCE, cancel).unwrap().0);
+        let main = more(PATIENCE).unwrap();
+        Machine::builder().receive_with(main, &mut more, attach)
+    };
+    let (status, target) = std::thread::scope(|scope| {
+        let _writer = Writer(&stop);
+        scope.spawn(|| {
+            let mut value = 0u64;
+            while !stop.load(Ordering::Relaxed) {
+                value += 1;
+                // Refused once the machine has left.
+                let _ = memory.write(0x1_0000_0000 + value * 4099 % 0xf_0000, &value.to_le_bytes());
+            }
+        });
+        let target = listener.as_ref().map(|listener| scope.spawn(|| listen(listener, &Cancel::default())));
+        let (exit, status) = leave(&mut machine, || {
+            let cancel = Cancel::default();
+            let (road, end) = match way {
+                Way::Mapped => (Road::File(file.clone(), stays), None),
+                Way::File(form) => {
+                    let (road, end) = Road::connect(&place(form), 0, PATIENCE, &cancel).unwrap();
+                    (road, Some(end))
+                }
+                Way::Socket(_, beside) => {
+                    let uri = listener.as_ref().unwrap().uri();
+                    let (road, end) = Road::connect(&uri, beside, PATIENCE, &cancel).unwrap();
+                    (road, Some(end))
+                }
+            };
+            let migration = migrator.start(road, cancel, LeaveOptions::default()).unwrap();
+            let plugged = memory.plug("no", 0x2_0000_0000, 0x1000, PlugSpec::default());
+            assert!(matches!(plugged, Err(PlugError::Migrating)));
+            migration.wait(Duration::from_secs(60)).unwrap().unwrap();
+            end.into_iter().for_each(|end| end.finish(PATIENCE).unwrap());
+            migration
+        });
+        let wanted = if stays { MachineExit::Stopped } else { MachineExit::Migrated };
+        assert_eq!((exit, status.state), (wanted, MigrationState::Completed), "{way:?}");
+        (status, target.map(|target| target.join().unwrap()))
+    });
+    let target = target.unwrap_or_else(|| match way {
+        Way::Mapped => Machine::builder().restore_with(&file, attach),
+        _ => {
+            let uri: Uri = place("file:FILE");
+            listen(&uri.listen().unwrap(), &Cancel::default())
+        }
+    });
+    let _ = std::fs::remove_file(&file);
+    (machine, status, target.unwrap())
+}
+
 #[test]
 fn two_harts_that_store_and_patch_and_devices_that_write_move_without_one_wrong_byte() {
-    let file = std::env::temp_dir().join(format!("notdirty-{}-stream", std::process::id()));
-    let uris = [
-        "tcp:127.0.0.1:0".to_owned(),
-        format!("unix:{}", file.with_extension("sock").display()),
-        format!("file:{}", file.display()),
-        format!("exec:cat > {}", file.display()),
+    let ways = [
+        Way::Socket("tcp:127.0.0.1:0", 0),
+        Way::Socket("unix:FILE", 0),
+        Way::Socket("unix:FILE", 2),
+        Way::Socket("tcp:127.0.0.1:0", 5),
+        Way::File("file:FILE"),
+        Way::File("exec:cat > FILE"),
+        Way::Mapped,
     ];
-    for (n, uri) in uris.iter().enumerate() {
-        let stop = AtomicBool::new(false);
-        let cancel = Cancel::default();
-        let mut machine = source(2, 5 + n as u64);
-        let migrator = machine.migrator();
-        let memory = machine.memory();
-        memory.plug("dimm", 0x1_0000_0000, 0x10_0000, PlugSpec::default()).unwrap();
-        let is_socket = n < 2;
-        let uri: Uri = uri.parse().unwrap();
-        let listener = is_socket.then(|| uri.listen().unwrap());
-        let uri = listener.as_ref().map_or(uri, |listener| listener.uri());
-        let receive = || {
-            Machine::builder().receive_with(
-                listener
-                    .as_ref()
-                    .map_or_else(
-                        || {
-                            format!("file:{}", file.display())
-                                .parse::<Uri>()
-                                .unwrap()
-                                .listen()
-                                .unwrap()
-                                .accept(None, PATIENCE, &cancel)
-                        },
-                        |listener| listener.accept(Some(PATIENCE), PATIENCE, &cancel),
-                    )
-                    .unwrap()
-                    .0,
-                attach,
-            )
-        };
-        let target = std::thread::scope(|scope| {
-            let _writer = Writer(&stop);
-            scope.spawn(|| {
-                let mut value = 0u64;
-                while !stop.load(Ordering::Relaxed) {
-                    value += 1;
-                    // Refused once the machine has left.
-                    let _ = memory.write(0x1_0000_0000 + value * 4099 % 0xf_0000, &value.to_le_bytes());
-                }
-            });
-            let target = is_socket.then(|| scope.spawn(receive));
-            let (exit, status) = leave(&mut machine, || {
-                let cancel = Cancel::default();
-                let (channel, end) = uri.connect(PATIENCE, &cancel).unwrap();
-                let migration = migrator.start(channel, cancel, LeaveOptions::default()).unwrap();
-                assert!(matches!(
-                    memory.plug("no", 0x2_0000_0000, 0x1000, PlugSpec::default()),
-                    Err(PlugError::Migrating)
-                ));
-                migration.wait(Duration::from_secs(60)).unwrap().unwrap();
-                end.finish(PATIENCE).unwrap();
-                migration
-            });
-            assert_eq!((exit, status.state), (MachineExit::Migrated, MigrationState::Completed), "{uri}");
-            target.map(|target| target.join().unwrap())
-        });
-        let mut target = target.unwrap_or_else(receive).unwrap();
-        assert_same(&machine, &target, &uri.to_string());
+    let times = std::env::var("NOTDIRTY_MOVES").ok().and_then(|times| times.parse().ok()).unwrap_or(1);
+    for (n, way) in (0..times).flat_map(|_| ways).enumerate() {
+        let (mut machine, _, mut target) = go(way, 5 + n as u64, false);
+        assert_same(&machine, &target, &format!("{way:?}"));
         assert_eq!(machine.run_to_end(), MachineExit::Migrated, "it does not run here any more");
-        assert!(memory.write(RAM, &[0]).is_err(), "and nothing writes to it");
+        assert!(machine.memory().write(RAM, &[0]).is_err(), "and nothing writes to it");
         let before = target.stats().retired;
-        let soon = Instant::now() + Duration::from_millis(50);
+        let soon = Instant::now() + Duration::from_millis(30);
         assert_eq!(target.run(&RunLimits { max_insns: None, deadline: Some(soon) }), MachineExit::Deadline);
         assert!(target.stats().retired > before, "it runs there");
         // And from there it goes on, to a third one.
         let third = hop(&mut target).1.unwrap();
         assert_same(&target, &third, "the second time");
     }
-    let _ = std::fs::remove_file(&file);
+}
+
+#[test]
+fn a_snapshot_of_a_machine_that_runs_on_is_of_the_moment_at_which_it_stood_still() {
+    let (mut machine, status, mut target) = go(Way::Mapped, 77, true);
+    assert!(!machine.is_gone() && status.downtime < status.total);
+    // Their counts of instructions say how far each is: the snapshot is not ahead, and runs.
+    let retired = |machine: &Machine| [0, 1].map(|hart| machine.vcpu(hart).unwrap().cpu().retired);
+    assert!(retired(&machine).iter().zip(retired(&target)).all(|(now, then)| *now >= then));
+    for machine in [&mut machine, &mut target] {
+        let soon = Instant::now() + Duration::from_millis(20);
+        assert_eq!(machine.run(&RunLimits { max_insns: None, deadline: Some(soon) }), MachineExit::Deadline);
+    }
+}
+
+#[test]
+fn a_guest_that_dirties_more_than_goes_out_is_made_slower_until_it_fits() {
+    let mut machine = source(2, 11);
+    let migrator = machine.migrator();
+    let (ours, theirs) = UnixStream::pair().unwrap();
+    let mut options = LeaveOptions::default();
+    options.auto_converge = true;
+    // 16 MiB are dirtied in no time.
+    options.limits.bandwidth = Some(64 << 20);
+    options.limits.downtime = Duration::from_millis(60);
+    let (status, target) = std::thread::scope(|scope| {
+        let target = scope.spawn(|| {
+            let mut none = |_| Err(std::io::ErrorKind::NotConnected.into());
+            Machine::builder().receive_with(channel(theirs, &Cancel::default()), &mut none, attach)
+        });
+        let (_, status) = leave(&mut machine, || {
+            let cancel = Cancel::default();
+            migrator.start(channel(ours, &cancel), cancel, options).unwrap()
+        });
+        (status, target.join().unwrap())
+    });
+    assert_eq!(status.state, MigrationState::Completed, "{status:?}, {:?}", target.err());
+    assert!(status.progress.rounds > 2 && status.downtime < Duration::from_secs(5), "{status:?}");
+    assert_same(&machine, &target.unwrap(), "after a throttle");
 }
 
 /// Moves a machine to a new one in this process.
@@ -179,7 +243,10 @@ fn hop(machine: &mut Machine) -> (MigrationStatus, Result<Machine, MigrationErro
     let (ours, theirs) = UnixStream::pair().unwrap();
     let migrator = machine.migrator();
     std::thread::scope(|scope| {
-        let target = scope.spawn(|| Machine::builder().receive_with(channel(theirs, &Cancel::default()), attach));
+        let target = scope.spawn(|| {
+            let mut none = |_| Err(std::io::ErrorKind::NotConnected.into());
+            Machine::builder().receive_with(channel(theirs, &Cancel::default()), &mut none, attach)
+        });
         let (_, status) = leave(machine, || {
             let cancel = Cancel::default();
             migrator.start(channel(ours, &cancel), cancel, LeaveOptions::default()).unwrap()

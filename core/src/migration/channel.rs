@@ -5,7 +5,6 @@
 //!   Sink      what takes a stream; guest RAM goes straight into vectored writes where there is a descriptor
 //! ```
 
-use super::wire::{Out, Result};
 use crate::ram::RamSlice;
 use std::fs::File;
 use std::io::{self, Read, Seek, SeekFrom, Write};
@@ -72,6 +71,12 @@ impl Channel {
         let at = (&raw mut kind).cast();
         // SAFETY: the kernel writes at most `len` bytes to `kind`.
         unsafe { libc::getsockopt(self.fd.as_raw_fd(), libc::SOL_SOCKET, libc::SO_TYPE, at, &raw mut len) == 0 }
+    }
+
+    /// The other end sees the end of what is written here.
+    pub(super) fn shutdown_write(&self) {
+        // SAFETY: a plain system call on a descriptor that we hold. One that is no socket ends when it is closed.
+        unsafe { libc::shutdown(self.fd.as_raw_fd(), libc::SHUT_WR) };
     }
 
     /// From now on it waits so long at once.
@@ -200,6 +205,9 @@ pub(super) struct Gather<'b> {
 }
 
 impl<'b> Gather<'b> {
+    /// Pages of a gather, each with a head, that one system call takes.
+    pub(super) const PAGES: u64 = VECTORS as u64 / 2 - 1;
+
     pub(super) fn head(&mut self, bytes: &[u8]) {
         self.heads.extend_from_slice(bytes);
         self.head += bytes.len();
@@ -211,38 +219,24 @@ impl<'b> Gather<'b> {
         self.parts.push((core::mem::take(&mut self.head), Some(slice)));
     }
 
-    pub(super) fn is_full(&self) -> bool {
-        self.parts.len() * 2 + 2 >= VECTORS || self.heads.len() >= 64 << 10
-    }
-
-    pub(super) fn bytes(&self) -> u64 {
-        self.bytes
-    }
-
-    /// Writes all of it.
-    pub(super) fn flush<W: Sink>(&mut self, out: &mut Out<W>) -> Result<()> {
+    /// Writes all of it; how many bytes.
+    pub(super) fn write_to<W: Sink>(mut self, to: &mut W) -> io::Result<u64> {
         if self.bytes == 0 {
-            return Ok(());
+            return Ok(0);
         }
-        self.parts.push((core::mem::take(&mut self.head), None));
+        self.parts.push((self.head, None));
         let mut vectors = Vec::with_capacity(self.parts.len() * 2);
         let mut heads = &self.heads[..];
         for (head, slice) in &self.parts {
             let (these, rest) = heads.split_at(*head);
             heads = rest;
             if !these.is_empty() {
-                // A head behind a head, where no RAM lies between.
                 vectors.push(libc::iovec { iov_base: these.as_ptr().cast_mut().cast(), iov_len: these.len() });
             }
             vectors.extend(slice.as_ref().map(RamSlice::iovec));
         }
-        let done = write_all_vectors(out.channel()?, &mut vectors);
-        done.map_err(|why| out.error(why))?;
-        out.count(self.bytes);
-        self.heads.clear();
-        self.parts.clear();
-        self.bytes = 0;
-        Ok(())
+        write_all_vectors(to, &mut vectors)?;
+        Ok(self.bytes)
     }
 }
 

@@ -3,6 +3,7 @@
 //! A target's RAM is zero before the first record: what has been written there is cleared. So a page without a record is zero, and a
 //! record of a zero page has something to do only if the page came before.
 
+use super::multifd::Meeting;
 use super::records::{ListedBlock, Record, Records};
 use super::stream::StreamReader;
 use super::wire::{Fault, Result};
@@ -10,6 +11,7 @@ use crate::addr::{PAGE_BITS, PAGE_SIZE};
 use crate::ram::RamBlock;
 use std::io::Read;
 use std::sync::Arc;
+use std::time::Duration;
 
 /// The RAM of a machine that comes.
 pub struct Incoming {
@@ -20,6 +22,8 @@ pub struct Incoming {
     pub pages: u64,
     /// Records of pages that are zero.
     pub zero_pages: u64,
+    /// Channels beside the stream, and where they meet.
+    others: Option<(Arc<Meeting>, usize, Duration)>,
 }
 
 /// What a stream says of its RAM at the start: the blocks, by name and length.
@@ -46,7 +50,12 @@ impl Incoming {
                 done.map_err(|why| refuse(why.to_string()))?;
             }
         }
-        Ok(Incoming { listed, blocks, records: Records::default(), pages: 0, zero_pages: 0 })
+        Ok(Incoming { listed, blocks, records: Records::default(), pages: 0, zero_pages: 0, others: None })
+    }
+
+    /// Pages come by so many other channels, too, which meet there.
+    pub fn meet(&mut self, meeting: Arc<Meeting>, channels: usize, patience: Duration) {
+        self.others = Some((meeting, channels, patience));
     }
 
     /// The blocks.
@@ -77,6 +86,13 @@ impl Incoming {
                     // Inside of the listed length, which is the block's.
                     let done = self.blocks[block].write_raw(page << PAGE_BITS, bytes);
                     done.map_err(|why| from.error(Fault::Order(why.to_string())))?;
+                }
+                Record::Flush if self.others.is_some() => {
+                    let Some((meeting, channels, patience)) = &self.others else { continue };
+                    if !meeting.hold(*channels, *patience) {
+                        let why = "a channel did not come to its sync".to_owned();
+                        return Err(reader.source().error(Fault::Order(why)));
+                    }
                 }
                 other => {
                     let why = format!("{other:?}, which was not agreed on");

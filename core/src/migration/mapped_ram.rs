@@ -32,7 +32,7 @@ const HEADER: u64 = 28;
 /// Pages begin at a multiple of this, so that a file that is read around the host's cache can be.
 const ALIGNMENT: u64 = 1 << 20;
 /// Bytes that one call writes or reads at most.
-const PIECE: u64 = 1 << 20;
+pub(super) const PIECE: u64 = 1 << 20;
 /// Pages that a thread takes at once.
 const SHARE: u64 = 4096;
 
@@ -61,11 +61,11 @@ impl Home {
 }
 
 /// A block and its place in the file.
-struct Placed {
-    block: Arc<RamBlock>,
-    home: Home,
+pub(super) struct Placed {
+    pub(super) block: Arc<RamBlock>,
+    pub(super) home: Home,
     /// The pages that are in the file.
-    bitmap: Mutex<Bits>,
+    pub(super) bitmap: Mutex<Bits>,
 }
 
 /// Pages on their way to or from a file, for as many threads as call [`work`](Self::work).
@@ -198,7 +198,7 @@ impl Job {
 }
 
 /// Calls with the bytes of these pages, at most a piece at once.
-fn each_piece(runs: &[Range<u64>], mut call: impl FnMut(u64, u64) -> io::Result<()>) -> io::Result<()> {
+pub(super) fn each_piece(runs: &[Range<u64>], mut call: impl FnMut(u64, u64) -> io::Result<()>) -> io::Result<()> {
     runs.iter().try_for_each(|run| {
         let (mut off, end) = (run.start << PAGE_BITS, run.end << PAGE_BITS);
         while off < end {
@@ -210,17 +210,10 @@ fn each_piece(runs: &[Range<u64>], mut call: impl FnMut(u64, u64) -> io::Result<
     })
 }
 
-/// Writes the list of blocks, each with its place, and runs `threads` over what goes there: all of it, from RAM that stands still. The
-/// RAM section is ended, too.
-///
-/// # Errors
-/// The file's.
-pub fn save(writer: &mut StreamWriter<File>, blocks: &[Arc<RamBlock>], threads: impl FnOnce(&Job)) -> Result<Moved> {
-    let listed: Vec<_> = blocks
-        .iter()
-        .map(|block| ListedBlock { idstr: block.idstr().to_owned(), used_length: block.used_length() })
-        .collect();
-    let mut homes = Vec::new();
+/// Writes the list of blocks, each with its place; the number of the section.
+pub(super) fn write_list(writer: &mut StreamWriter<File>, blocks: &[Arc<RamBlock>]) -> Result<(u32, Vec<Placed>)> {
+    let listed = super::sender::listed(blocks);
+    let mut placed = Vec::new();
     let id = records::write_setup(writer, &listed, |out, n| {
         let (length, bitmap) = (listed[n].used_length, out.offset() + HEADER);
         let pages = (bitmap + Home::bitmap_bytes(length)).next_multiple_of(ALIGNMENT);
@@ -229,24 +222,34 @@ pub fn save(writer: &mut StreamWriter<File>, blocks: &[Arc<RamBlock>], threads: 
         out.u64(PAGE_SIZE)?;
         out.u64(home.bitmap)?;
         out.u64(home.pages)?;
-        homes.push(home);
+        let bitmap = Mutex::new(Bits::new(home.length >> PAGE_BITS));
+        placed.push(Placed { block: blocks[n].clone(), home, bitmap });
         out.seek(home.end())
     })?;
+    Ok((id, placed))
+}
+
+/// Written last: until then the file says that all of RAM is zero, and has no end.
+pub(super) fn write_bitmaps(file: &File, blocks: &[Placed]) -> io::Result<()> {
+    blocks.iter().try_for_each(|placed| {
+        let bitmap = placed.bitmap.lock().unwrap_or_else(PoisonError::into_inner).to_bytes();
+        std::os::unix::fs::FileExt::write_all_at(file, &bitmap, placed.home.bitmap)
+    })
+}
+
+/// Writes the list of blocks, each with its place, and runs `threads` over what goes there: all of it, from RAM that stands still. The
+/// RAM section is ended, too.
+///
+/// # Errors
+/// The file's.
+pub fn save(writer: &mut StreamWriter<File>, blocks: &[Arc<RamBlock>], threads: impl FnOnce(&Job)) -> Result<Moved> {
+    let (id, placed) = write_list(writer, blocks)?;
     records::write_empty_piece(writer, id, true)?;
-    let placed = blocks.iter().zip(homes).map(|(block, home)| {
-        let bitmap = Mutex::new(Bits::new(home.length >> PAGE_BITS));
-        Placed { block: block.clone(), home, bitmap }
-    });
-    let placed = placed.collect();
     let file = writer.out().channel()?.try_clone().map_err(|why| writer.out().error(why))?;
     let job = Job::new(file, placed, What::Write);
     threads(&job);
     let moved = job.outcome().map_err(|why| writer.out().error(why))?;
-    for placed in &job.blocks {
-        let bitmap = placed.bitmap.lock().unwrap_or_else(PoisonError::into_inner).to_bytes();
-        let done = std::os::unix::fs::FileExt::write_all_at(&job.file, &bitmap, placed.home.bitmap);
-        done.map_err(|why| writer.out().error(why))?;
-    }
+    write_bitmaps(&job.file, &job.blocks).map_err(|why| writer.out().error(why))?;
     Ok(moved)
 }
 

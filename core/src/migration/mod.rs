@@ -21,26 +21,33 @@
 //! | `records.rs` | the RAM section: the list of blocks, and pages |
 //! | `channel.rs` | descriptors that never block for good; RAM straight into vectored writes |
 //! | `precopy.rs` | the source: rounds over what is dirty, until the rest fits into the downtime |
+//! | `sender.rs` | pages that go by the stream itself |
+//! | [`multifd`] | pages that go by several channels |
 //! | `incoming.rs` | the target: records become RAM |
-//! | [`mapped_ram`] | a file with one home for each page |
+//! | [`mapped_ram`], `mapped_live.rs` | a file with one home for each page; written while the guest runs |
 
 mod bitmaps;
 mod bits;
 mod channel;
 mod incoming;
+mod mapped_live;
 pub mod mapped_ram;
+pub mod multifd;
 mod precopy;
 mod records;
 mod section;
+mod sender;
 mod stream;
 mod wire;
 
 pub use bitmaps::{ChunkShift, DirtyPages, FilePages, Received, SyncError, sync};
 pub use channel::{Cancel, Channel, Sink};
 pub use incoming::{Incoming, read_list};
-pub use precopy::{Limits, Progress, Source};
+pub use mapped_live::MappedCarrier;
+pub use precopy::{Carrier, Limits, Progress, Run, Source};
 pub use records::ListedBlock;
 pub use section::{Field, FieldValue, Section};
+pub use sender::StreamCarrier;
 pub use stream::{Event, MAPPED_RAM, StreamReader, StreamWriter};
 pub use wire::{Fault, In, Out, StreamError};
 

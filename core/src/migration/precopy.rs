@@ -8,23 +8,19 @@
 //!   last      harts and DMA stand still ─▶ sync ─▶ all that is left
 //! ```
 //!
-//! The bitmap is the only list of work. The RAM of a target is zero before the first record, so a page that was never written has none.
+//! What pages go by is a [`Carrier`]: the stream itself (`sender.rs`), several channels (`multifd.rs`), a file with a home for each page
+//! (`mapped_ram.rs`). The bitmap is the only list of work. The RAM of a target is zero before the first record, so a page that was never written has none.
 //! A log that finds its pages by rings serves as well as one by bits.
 
-use super::channel::{Gather, Sink};
-use super::records::{self, ListedBlock};
-use super::stream::StreamWriter;
-use super::wire::{Fault, RAM, Result, flag};
+use super::wire::{Fault, Result, StreamError};
 use super::{BlockMigration, ChunkShift, DirtyPages, sync};
-use crate::addr::{PAGE_BITS, PAGE_SIZE};
+use crate::addr::PAGE_BITS;
 use crate::dirty::DirtyLog;
 use crate::ram::RamBlock;
 use core::ops::Range;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-/// Pages that are taken from the bitmap at once.
-const RUN: u64 = 256;
 /// The rate is kept, and measured, in pieces of this length.
 const WINDOW: Duration = Duration::from_millis(100);
 
@@ -38,6 +34,42 @@ pub struct Limits {
     pub downtime: Duration,
     /// How long a sync waits for vCPUs.
     pub sync: Duration,
+}
+
+/// Pages in a row of one block, on their way.
+#[derive(Debug)]
+pub struct Run<'s> {
+    /// The block's number in the list of RAM.
+    pub index: usize,
+    /// The block.
+    pub block: &'s Arc<RamBlock>,
+    /// Its pages.
+    pub pages: Range<u64>,
+}
+
+/// What pages go by.
+pub trait Carrier {
+    /// How many pages it takes at once.
+    fn batch(&self) -> u64;
+    /// Sends these pages: they were taken, and are read from here on.
+    ///
+    /// # Errors
+    /// The channel's.
+    fn send(&mut self, runs: &[Run<'_>], progress: &mut Progress) -> Result<()>;
+    /// Pages come until `end`.
+    ///
+    /// # Errors
+    /// The channel's.
+    fn begin(&mut self) -> Result<()>;
+    /// A piece, a round (`true`), or all of it ends.
+    ///
+    /// # Errors
+    /// The channel's.
+    fn end(&mut self, round: bool) -> Result<()>;
+    /// Bytes so far.
+    fn bytes(&self) -> u64;
+    /// An error here.
+    fn error(&self, fault: Fault) -> StreamError;
 }
 
 impl Default for Limits {
@@ -83,11 +115,6 @@ pub struct Source {
     log: DirtyLog,
     version: u64,
     what: Vec<(Arc<RamBlock>, Range<u64>)>,
-    /// Where the sweep goes on.
-    at: (usize, u64),
-    /// The block of the last record on this channel.
-    last: Option<usize>,
-    section: Option<u32>,
     meter: Meter,
     progress: Progress,
 }
@@ -105,9 +132,8 @@ impl Source {
         });
         let blocks: Vec<_> = leaving.collect();
         let what = blocks.iter().map(|leaving| (leaving.block.clone(), 0..leaving.pages)).collect();
-        let meter = Meter::new();
-        let progress = Progress::default();
-        let mut source = Source { blocks, log, version, what, at: (0, 0), last: None, section: None, meter, progress };
+        let (meter, progress) = (Meter::new(), Progress::default());
+        let mut source = Source { blocks, log, version, what, meter, progress };
         source.count();
         source
     }
@@ -117,29 +143,12 @@ impl Source {
         &self.progress
     }
 
-    /// Begins the RAM section: the list of blocks.
-    ///
-    /// # Errors
-    /// The channel's.
-    pub fn begin<W: Sink>(&mut self, writer: &mut StreamWriter<W>) -> Result<()> {
-        let listed: Vec<_> = self
-            .blocks
-            .iter()
-            .map(|leaving| ListedBlock {
-                idstr: leaving.block.idstr().to_owned(),
-                used_length: leaving.pages << PAGE_BITS,
-            })
-            .collect();
-        self.section = Some(records::write_setup(writer, &listed, |_, _| Ok(()))?);
-        Ok(())
-    }
-
     /// Takes what became dirty. Not on a vCPU's own thread while it runs.
     ///
     /// # Errors
     /// A vCPU does not answer, or RAM came, went, or was resized.
-    pub fn sync<W: Sink>(&mut self, writer: &mut StreamWriter<W>, limits: &Limits) -> Result<()> {
-        let mut failed = |why: String| writer.out().error(Fault::Order(why));
+    pub fn sync(&mut self, carrier: &impl Carrier, limits: &Limits) -> Result<()> {
+        let failed = |why: String| carrier.error(Fault::Order(why));
         let dirtied = sync(&self.log, &self.what, Some(limits.sync));
         self.progress.dirtied = dirtied.map_err(|why| failed(why.to_string()))?;
         if self.log.list().version() != self.version {
@@ -158,22 +167,23 @@ impl Source {
         self.progress.expected_downtime = Duration::from_secs_f64((bytes / rate).min(86_400.0));
     }
 
-    /// Rounds, until the rest can be sent within the downtime. `tell` is called between writes, and ends it by `false`.
+    /// Rounds, until the rest can be sent within the downtime. `tell` is called between writes, and after each round (`true`); it ends
+    /// all by `false`.
     ///
     /// # Errors
     /// The channel's; a vCPU does not answer; `tell` said so.
-    pub fn rounds<W: Sink>(
+    pub fn rounds(
         &mut self,
-        writer: &mut StreamWriter<W>,
+        carrier: &mut impl Carrier,
         limits: &Limits,
-        mut tell: impl FnMut(&Progress) -> bool,
+        mut tell: impl FnMut(&Progress, bool) -> bool,
     ) -> Result<()> {
         loop {
             self.progress.rounds += 1;
-            self.sweep(writer, limits.bandwidth, &mut tell)?;
-            self.sync(writer, limits)?;
-            if !tell(&self.progress) {
-                return Err(writer.out().error(Fault::Order("cancelled".into())));
+            self.sweep(carrier, limits.bandwidth, &mut |progress| tell(progress, false))?;
+            self.sync(carrier, limits)?;
+            if !tell(&self.progress, true) {
+                return Err(carrier.error(Fault::Order("cancelled".into())));
             }
             let fits = self.meter.bandwidth as f64 * limits.downtime.as_secs_f64();
             if ((self.progress.left << PAGE_BITS) as f64) <= fits {
@@ -182,48 +192,42 @@ impl Source {
         }
     }
 
-    /// What is left, once harts and DMA stand still, and the end of RAM.
+    /// What is left, once harts and DMA stand still.
     ///
     /// # Errors
     /// The channel's.
-    pub fn last<W: Sink>(&mut self, writer: &mut StreamWriter<W>, limits: &Limits) -> Result<()> {
-        self.sync(writer, limits)?;
-        self.sweep(writer, None, &mut |_| true)?;
-        let id = self.section.unwrap_or_default();
-        records::write_empty_piece(writer, id, true)?;
+    pub fn last(&mut self, carrier: &mut impl Carrier, limits: &Limits) -> Result<()> {
+        self.sync(carrier, limits)?;
+        self.sweep(carrier, None, &mut |_| true)?;
         self.count();
         Ok(())
     }
 
     /// Sends all pages that are dirty when it comes by, once over all blocks.
-    fn sweep<W: Sink>(
+    fn sweep(
         &mut self,
-        writer: &mut StreamWriter<W>,
+        carrier: &mut impl Carrier,
         bandwidth: Option<u64>,
         tell: &mut impl FnMut(&Progress) -> bool,
     ) -> Result<()> {
-        self.at = (0, 0);
-        let id = self.section.unwrap_or_default();
-        while self.at.0 < self.blocks.len() {
-            writer.out().enter(RAM);
-            writer.piece(id, false)?;
-            let (start, before) = (Instant::now(), writer.out().offset());
+        let mut at = (0, 0);
+        while at.0 < self.blocks.len() {
+            carrier.begin()?;
+            let (start, before) = (Instant::now(), carrier.bytes());
             // A piece ends with the window, so that the other end has whole pieces.
-            while self.at.0 < self.blocks.len() && start.elapsed() < WINDOW {
-                self.batch(writer)?;
-                self.progress.bytes = writer.out().offset();
-                let sent = self.progress.bytes - before;
-                if bandwidth.is_some_and(|most| sent >= most / 10) {
+            while at.0 < self.blocks.len() && start.elapsed() < WINDOW {
+                self.batch(carrier, &mut at)?;
+                if bandwidth.is_some_and(|most| carrier.bytes() - before >= most / 10) {
                     break;
                 }
             }
-            writer.out().u64(flag::EOS)?;
-            writer.footer(id)?;
-            let sent = writer.out().offset() - before;
+            carrier.end(at.0 == self.blocks.len())?;
+            self.progress.bytes = carrier.bytes();
+            let sent = self.progress.bytes - before;
             self.meter.add(sent, start.elapsed());
             self.count();
             if !tell(&self.progress) {
-                return Err(writer.out().error(Fault::Order("cancelled".into())));
+                return Err(carrier.error(Fault::Order("cancelled".into())));
             }
             if let Some(most) = bandwidth {
                 // What was sent is to have taken so long.
@@ -235,49 +239,21 @@ impl Source {
         Ok(())
     }
 
-    /// As many pages as one vectored write takes.
-    fn batch<W: Sink>(&mut self, writer: &mut StreamWriter<W>) -> Result<()> {
-        let (blocks, at) = (&self.blocks, &mut self.at);
-        let mut gather = Gather::default();
-        while let Some(leaving) = blocks.get(at.0) {
-            if gather.is_full() {
-                break;
-            }
-            let Some(run) = leaving.dirty.take_run(at.1, RUN) else {
+    /// As many pages as the carrier takes at once.
+    fn batch(&mut self, carrier: &mut impl Carrier, at: &mut (usize, u64)) -> Result<()> {
+        let (mut runs, mut room) = (Vec::new(), carrier.batch());
+        while let Some(leaving) = self.blocks.get(at.0).filter(|_| room != 0) {
+            let Some(pages) = leaving.dirty.take_run(at.1, room) else {
                 *at = (at.0 + 1, 0);
                 continue;
             };
-            at.1 = run.end;
+            at.1 = pages.end;
+            room -= pages.end - pages.start;
             // A log that is kept elsewhere is cleared before its pages are read.
-            let _ = leaving.dirty.take_chunk(run.start);
-            for page in run {
-                let zero = leaving.block.is_zero(page);
-                let mut word = page << PAGE_BITS | if zero { flag::ZERO } else { flag::PAGE };
-                let again = self.last == Some(at.0);
-                if again {
-                    word |= flag::CONTINUE;
-                }
-                gather.head(&word.to_be_bytes());
-                if !again {
-                    self.last = Some(at.0);
-                    gather.head(&[leaving.block.idstr().len() as u8]);
-                    gather.head(leaving.block.idstr().as_bytes());
-                }
-                if zero {
-                    gather.head(&[0]);
-                    self.progress.zero_pages += 1;
-                } else {
-                    let slice = leaving.block.slice(page << PAGE_BITS, PAGE_SIZE);
-                    gather.ram(slice.map_err(|why| writer.out().error(Fault::Order(why.to_string())))?);
-                    self.progress.pages += 1;
-                }
-            }
-            // What stands between two looks at the clock stays small.
-            if gather.bytes() >= 2 << 20 {
-                break;
-            }
+            let _ = leaving.dirty.take_chunk(pages.start);
+            runs.push(Run { index: at.0, block: &leaving.block, pages });
         }
-        gather.flush(writer.out())
+        if runs.is_empty() { Ok(()) } else { carrier.send(&runs, &mut self.progress) }
     }
 }
 

@@ -70,6 +70,16 @@ impl<W: Write> StreamWriter<W> {
         &mut self.out
     }
 
+    /// Bytes so far.
+    pub fn offset(&self) -> u64 {
+        self.out.offset()
+    }
+
+    /// An error here.
+    pub(super) fn error(&self, fault: impl Into<Fault>) -> super::StreamError {
+        self.out.error(fault)
+    }
+
     /// A section of a part that is all there is of it.
     ///
     /// # Errors

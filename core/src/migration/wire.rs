@@ -292,6 +292,15 @@ impl<R: Read> In<R> {
         Ok(())
     }
 
+    /// Whether anything more comes.
+    pub(super) fn more(&mut self) -> Result<bool> {
+        match self.need(1) {
+            Ok(()) => Ok(true),
+            Err(StreamError { fault: Fault::Ended, .. }) => Ok(false),
+            Err(why) => Err(why),
+        }
+    }
+
     #[inline]
     pub(super) fn array<const N: usize>(&mut self) -> Result<[u8; N]> {
         self.need(N)?;

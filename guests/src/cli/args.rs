@@ -11,7 +11,7 @@ use super::logging;
 use super::migrate::{self, Move};
 use super::plug::{self, After, Plug};
 use super::signature;
-use crate::machine::{ClockKind, DEFAULT_RAM, LrSc, Uri};
+use crate::machine::{ClockKind, DEFAULT_RAM, LrSc, MAX_CHANNELS, Uri};
 
 /// What to do.
 #[derive(Debug, PartialEq)]
@@ -92,6 +92,11 @@ pub(super) struct Args {
     /// Bytes a second, at most.
     pub bandwidth: Option<u64>,
     pub downtime: Option<Duration>,
+    /// Channels beside the main one.
+    pub multifd: usize,
+    /// To a file with a home for each page.
+    pub mapped_ram: bool,
+    pub auto_converge: bool,
     /// What was said of the machine as a guest sees it: a file that is restored says that itself.
     pub of_guest: Vec<String>,
 }
@@ -125,6 +130,9 @@ usage: notdirty                       the embedded demo, with a summary
                         file:PATH[,offset=N]; --json tells how it went
   --bandwidth SIZE      bytes a second that it sends, at most (default: what the channel takes)
   --downtime TIME       how long the guest may stand still for it (default 300ms)
+  --multifd N           by N channels more (tcp:, unix:)
+  --mapped-ram          to a file with a home for each page, for `restore` (file:PATH)
+  --auto-converge       make the guest slower if it dirties more than goes out
   --incoming URI        instead of FILE: a machine that comes from there, to go on with
   --plug SIZE@ADDR:AFTER
                         plug RAM while the guest runs: AFTER is 100ms, 2s, or insns:N; may be given again
@@ -206,6 +214,9 @@ pub(super) fn parse(args: impl IntoIterator<Item = OsString>) -> Result<Request,
         migrate: None,
         bandwidth: None,
         downtime: None,
+        multifd: 0,
+        mapped_ram: false,
+        auto_converge: false,
         of_guest: Vec::new(),
     };
     while let Some(word) = queue.next() {
@@ -224,7 +235,10 @@ pub(super) fn parse(args: impl IntoIterator<Item = OsString>) -> Result<Request,
             None => (bare, None),
         };
         let shown = &flag[..flag.len() - bare.len() + name.len()];
-        let switch = matches!(name, "stats" | "json" | "perf-map" | "h" | "help" | "V" | "version");
+        let switch = matches!(
+            name,
+            "stats" | "json" | "mapped-ram" | "auto-converge" | "perf-map" | "h" | "help" | "V" | "version"
+        );
         if switch && inline.is_some() {
             return Err(format!("{shown} takes no value"));
         }
@@ -241,6 +255,14 @@ pub(super) fn parse(args: impl IntoIterator<Item = OsString>) -> Result<Request,
                     "must be URI@AFTER, as in tcp:127.0.0.1:4444@2s, unix:/tmp/s@insns:5000 or file:/tmp/f@100ms";
                 parsed.migrate =
                     Some(migrate::parse(&value, integer).ok_or_else(|| format!("{shown} {value}: {form}"))?);
+            }
+            "mapped-ram" => parsed.mapped_ram = true,
+            "auto-converge" => parsed.auto_converge = true,
+            "multifd" => {
+                let value = number(shown, &text()?)?;
+                let count = usize::try_from(value).ok().filter(|count| (1..=MAX_CHANNELS).contains(count));
+                parsed.multifd =
+                    count.ok_or_else(|| format!("{shown} {value}: must be 1 to {MAX_CHANNELS} channels"))?;
             }
             "incoming" => incoming = Some(text()?.parse::<Uri>().map_err(|why| format!("{shown} {why}"))?),
             "bandwidth" => {
@@ -485,7 +507,16 @@ fn check_migrate(parsed: &Args) -> Result<(), String> {
     match &parsed.migrate {
         None if parsed.bandwidth.is_some() => Err("--bandwidth needs --migrate URI@AFTER".into()),
         None if parsed.downtime.is_some() => Err("--downtime needs --migrate URI@AFTER".into()),
+        None if parsed.multifd != 0 => Err("--multifd needs --migrate URI@AFTER".into()),
+        None if parsed.mapped_ram => Err("--mapped-ram needs --migrate file:PATH@AFTER".into()),
+        None if parsed.auto_converge => Err("--auto-converge needs --migrate URI@AFTER".into()),
         None => Ok(()),
+        Some(go) if parsed.multifd != 0 && !matches!(go.uri, Uri::Tcp(..) | Uri::Unix(_)) => {
+            Err("--multifd is for tcp: and unix:".into())
+        }
+        Some(go) if parsed.mapped_ram && !matches!(go.uri, Uri::File(_, None)) => {
+            Err("--mapped-ram is for file:PATH, from its start".into())
+        }
         Some(_) if !runs || parsed.checkpoint_at.is_some() => Err("--migrate is for run FILE".into()),
         Some(Move { after: After::Insns(_), .. }) if !parsed.plugs.is_empty() => {
             Err("--migrate after instructions and --plug exclude each other: give a time".into())
@@ -587,6 +618,12 @@ mod tests {
             ("run a --incoming rdma:1", "--incoming rdma:1: must be tcp:HOST:PORT"),
             ("run --incoming tcp:1 -m 1G", "-m: the machine that comes has its own"),
             ("run a --incoming tcp:1", "unexpected argument a"),
+            ("run a --multifd 2", "--multifd needs --migrate"),
+            ("run a --migrate tcp:1@1s --multifd 65", "--multifd 65: must be 1 to 64 channels"),
+            ("run a --migrate file:a@1s --multifd 2", "--multifd is for tcp: and unix:"),
+            ("run a --migrate tcp:1@1s --mapped-ram", "--mapped-ram is for file:PATH"),
+            ("run a --mapped-ram", "--mapped-ram needs"),
+            ("run a --auto-converge", "--auto-converge needs"),
             ("run a --downtime 1s", "--downtime needs --migrate"),
             ("run a --bandwidth 1G", "--bandwidth needs --migrate"),
             ("run a --migrate tcp:1@1s --downtime soon", "--downtime soon"),

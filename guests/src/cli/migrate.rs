@@ -14,7 +14,7 @@ use super::plug::{self, After, Plugged};
 use super::{Code, complain, print, refuse_migration, say};
 use crate::machine::{
     LeaveOptions, Machine, MachineBuilder, MachineExit, Migration, MigrationError, MigrationState, MigrationStatus,
-    Migrator, Uri,
+    Migrator, Road, Uri,
 };
 
 /// How long each wait for the other end may be.
@@ -43,9 +43,14 @@ pub(super) fn receive(builder: MachineBuilder, uri: &Uri, args: &Args) -> Result
         say(&format!("waits at {}", listener.uri()));
     }
     let timeout = args.timeout;
-    let (channel, end) = listener.accept(timeout, PATIENCE, &Cancel::default()).map_err(host)?;
+    let cancel = Cancel::default();
+    let (channel, end) = listener.accept(timeout, PATIENCE, &cancel).map_err(host)?;
     let start = Instant::now();
-    let machine = builder.receive(channel).map_err(|why| refuse_migration(&name, &why))?;
+    let mut more = |within| match listener.accept(Some(within), PATIENCE, &cancel) {
+        Ok((channel, _)) => Ok(channel),
+        Err(why) => Err(io::Error::other(why)),
+    };
+    let machine = builder.receive_with(channel, &mut more, |_| Ok(())).map_err(|why| refuse_migration(&name, &why))?;
     end.finish(PATIENCE).map_err(host)?;
     log::info!("the machine came in {:.1} ms", start.elapsed().as_secs_f64() * 1e3);
     Ok(machine)
@@ -68,8 +73,17 @@ pub(super) fn run(machine: &mut Machine, args: &Args, go: &Move, limits: &RunLim
     let mut options = LeaveOptions::default();
     options.limits.bandwidth = args.bandwidth;
     options.limits.downtime = args.downtime.unwrap_or(options.limits.downtime);
-    let job =
-        Job { migrator: machine.migrator(), go: go.clone(), options, state: Arc::default(), over: Arc::default() };
+    options.auto_converge = args.auto_converge;
+    let (multifd, mapped_ram) = (args.multifd, args.mapped_ram);
+    let job = Job {
+        multifd,
+        mapped_ram,
+        migrator: machine.migrator(),
+        go: go.clone(),
+        options,
+        state: Arc::default(),
+        over: Arc::default(),
+    };
     if let After::Insns(_) = go.after {
         let before = go.after.within(began, limits);
         let exit = plug::run(machine, &args.plugs, &before).0;
@@ -109,6 +123,8 @@ struct Job {
     migrator: Migrator,
     go: Move,
     options: LeaveOptions,
+    multifd: usize,
+    mapped_ram: bool,
     state: Arc<Mutex<Option<Migration>>>,
     /// The run has ended.
     over: Arc<AtomicBool>,
@@ -129,11 +145,14 @@ impl Job {
             std::thread::sleep(until.saturating_duration_since(Instant::now()).min(Duration::from_millis(10)));
         }
         let cancel = Cancel::default();
-        let (channel, end) = match self.go.uri.connect(PATIENCE, &cancel) {
-            Ok(reached) => reached,
-            Err(why) => return Some(why.to_string()),
+        let (road, end) = match (&self.go.uri, self.mapped_ram) {
+            (Uri::File(path, _), true) => (Road::File(path.clone(), false), None),
+            (uri, _) => match Road::connect(uri, self.multifd, PATIENCE, &cancel) {
+                Ok((road, end)) => (road, Some(end)),
+                Err(why) => return Some(why.to_string()),
+            },
         };
-        let migration = match self.migrator.start(channel, cancel, self.options) {
+        let migration = match self.migrator.start(road, cancel, self.options) {
             Ok(migration) => migration,
             Err(why) => return Some(why.to_string()),
         };
@@ -150,7 +169,7 @@ impl Job {
         };
         show.end();
         match ended {
-            Ok(_) => end.finish(PATIENCE).err().map(|why| why.to_string()),
+            Ok(_) => end.and_then(|end| end.finish(PATIENCE).err()).map(|why| why.to_string()),
             Err(why) => Some(match &*why {
                 MigrationError::Cancelled if self.over.load(Ordering::Acquire) => "the run ended before".into(),
                 why => why.to_string(),

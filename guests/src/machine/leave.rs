@@ -15,21 +15,30 @@
 //! comes, nobody can know whether the target runs: the source stays as it is, whole, until its owner [takes it
 //! back](Machine::take_back). A channel of one direction has no answers: there the last byte is what counts.
 
-use std::io::Read;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::collections::hash_map::RandomState;
+use std::hash::{BuildHasher, Hasher};
+use std::io::{Read, Write};
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use notdirty_core::migration::{Cancel, Channel, Limits, Progress, Section, Source, StreamWriter};
+use notdirty_core::migration::multifd::{self, Multifd};
+use notdirty_core::migration::{
+    Cancel, Carrier, Channel, Limits, MAPPED_RAM, MappedCarrier, Progress, Section, Source, StreamCarrier, StreamWriter,
+};
 use notdirty_core::{DirtyClient, RamBlock};
 use notdirty_softmmu::AddressSpace;
 
-use super::migrate::MigrationError;
+use super::migrate::{MAX_CHANNELS, MigrationError, Unfinished};
+use super::uri::{End, Uri, UriError};
 use super::{Machine, Stop, state};
 
 /// Commands and answers of QEMU's that are used here.
 pub(super) mod command {
     pub const OPEN_RETURN_PATH: u16 = 1;
+    /// One of ours: so many channels more come (be16), with this uuid.
+    pub const MULTIFD: u16 = 0x4e01;
     pub const RUN: u16 = 5;
     pub const SHUT: u16 = 1;
     pub const PONG: u16 = 2;
@@ -50,6 +59,45 @@ const DMA: Duration = Duration::from_secs(1);
 pub struct LeaveOptions {
     /// Bandwidth and downtime.
     pub limits: Limits,
+    /// Harts are made slower, if they dirty more than goes out.
+    pub auto_converge: bool,
+}
+
+/// By what it leaves.
+pub enum Road {
+    /// One channel, and those beside it that have said their hello ([`multifd`]) for this migration.
+    Channels(Channel, Vec<Channel>, multifd::Uuid),
+    /// A file with a home for each page; `true`: the machine stays, and the file is a snapshot of the moment at which it stood still.
+    File(PathBuf, bool),
+}
+
+impl Road {
+    /// To there, by so many channels beside the main one (0: none); what is left to do there at the end. Each wait has this patience.
+    ///
+    /// # Errors
+    /// The place cannot be reached, or is none for several channels.
+    pub fn connect(uri: &Uri, beside: usize, patience: Duration, cancel: &Cancel) -> Result<(Road, End), UriError> {
+        let (main, end) = uri.connect(patience, cancel)?;
+        // Names this migration, as far as two on one host have to differ.
+        let random = || RandomState::new().build_hasher().finish().to_ne_bytes();
+        let mut uuid: multifd::Uuid = [0; 16];
+        uuid[..8].copy_from_slice(&random());
+        uuid[8..].copy_from_slice(&random());
+        let mut channels = Vec::new();
+        for id in 0..beside.min(MAX_CHANNELS) {
+            let (mut channel, _) = uri.connect(patience, cancel)?;
+            let hello = channel.write_all(&multifd::hello(&uuid, id as u8));
+            hello.map_err(|source| UriError::Host { uri: uri.to_string(), source })?;
+            channels.push(channel);
+        }
+        Ok((Road::Channels(main, channels, uuid), end))
+    }
+}
+
+impl From<Channel> for Road {
+    fn from(channel: Channel) -> Road {
+        Road::Channels(channel, Vec::new(), [0; 16])
+    }
 }
 
 /// Where a migration is.
@@ -114,7 +162,10 @@ struct Shared {
     cancel: Cancel,
     start: Instant,
     stop: Stop,
-    kicked: Arc<AtomicBool>,
+    /// How much of the time harts sleep, of a hundred.
+    throttle: AtomicU32,
+    /// The machine stays here when it is done.
+    stays: bool,
 }
 
 /// A migration that is under way or has ended, for any thread.
@@ -135,8 +186,8 @@ pub(super) struct MigrationDoor {
     current: Mutex<Option<Migration>>,
     /// The machine is elsewhere.
     gone: AtomicBool,
-    /// A run was stopped for a migration.
-    kicked: Arc<AtomicBool>,
+    /// There was a migration.
+    may_stop: AtomicBool,
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -149,14 +200,9 @@ impl MigrationDoor {
         lock(&self.current).clone()
     }
 
-    /// Whether a run was stopped for a migration.
-    pub fn was_kicked(&self) -> bool {
-        self.kicked.load(Ordering::Acquire)
-    }
-
-    /// The same, once.
-    pub fn take_kick(&self) -> bool {
-        self.kicked.swap(false, Ordering::AcqRel)
+    /// Whether a run may have been stopped for a migration, now or a moment ago: who asks for a stop by itself says so.
+    pub fn may_stop(&self) -> bool {
+        self.may_stop.load(Ordering::Acquire)
     }
 
     /// Whether RAM has to stay as it is.
@@ -203,7 +249,6 @@ impl Migration {
         let mut talk = lock(&shared.talk);
         (talk.asked, talk.answer) = (Some(ask), None);
         shared.wanted.store(true, Ordering::Release);
-        shared.kicked.store(true, Ordering::Release);
         shared.stop.kick();
         let until = Instant::now() + ATTENTION;
         loop {
@@ -225,6 +270,32 @@ impl Migration {
         }
     }
 
+    /// Stops the harts each slice, if they are to sleep; on a thread of its own.
+    fn throttle(&self) {
+        while lock(&self.0.talk).ended.is_none() {
+            std::thread::sleep(SLICE);
+            if self.0.throttle.load(Ordering::Acquire) != 0 {
+                self.0.stop.kick();
+            }
+        }
+    }
+
+    /// Sleeps for the harts, all of them alike: this is the thread of their run.
+    fn sleep(&self) {
+        let percent = self.0.throttle.load(Ordering::Acquire).min(99);
+        if percent == 0 {
+            return;
+        }
+        let until = Instant::now() + SLICE * percent / (100 - percent);
+        while !self.0.wanted.load(Ordering::Acquire) && self.0.throttle.load(Ordering::Acquire) != 0 {
+            let left = until.saturating_duration_since(Instant::now());
+            if left.is_zero() {
+                return;
+            }
+            std::thread::sleep(left.min(Duration::from_millis(5)));
+        }
+    }
+
     fn end(&self, state: MigrationState, ended: Result<(), MigrationError>) {
         let mut talk = lock(&self.0.talk);
         talk.status.state = state;
@@ -236,9 +307,13 @@ impl Migration {
     }
 
     /// All of it, on its own thread.
-    fn leave(&self, channel: Channel, options: &LeaveOptions, space: &AddressSpace) {
+    fn leave(&self, road: Road, options: &LeaveOptions, space: &AddressSpace) {
         let mut stood = None;
-        let done = self.send(channel, options, space, &mut stood);
+        let done = match road {
+            Road::Channels(channel, others, uuid) => self.send(channel, others, &uuid, options, space, &mut stood),
+            Road::File(path, _) => self.write(&path, options, space, &mut stood),
+        };
+        self.0.throttle.store(0, Ordering::Release);
         if let Some(since) = stood {
             lock(&self.0.talk).status.downtime = Instant::now().duration_since(since);
         }
@@ -251,29 +326,36 @@ impl Migration {
         self.end(state, done);
     }
 
-    fn send(
+    /// What comes before RAM, and RAM, all of which is to go.
+    #[allow(clippy::type_complexity, reason = "three things, taken apart at once")]
+    fn describe(
         &self,
-        channel: Channel,
         options: &LeaveOptions,
         space: &AddressSpace,
-        stood: &mut Option<Instant>,
-    ) -> Result<(), MigrationError> {
-        let mut answers =
-            if channel.is_duplex() { Some(channel.try_clone().map_err(MigrationError::Host)?) } else { None };
+    ) -> Result<(Vec<Section>, Vec<Arc<RamBlock>>, Source), MigrationError> {
         let Answer::Described(before, blocks) = self.ask(Ask::Describe)? else {
             return Err(MigrationError::Order("the machine answered something else".into()));
         };
         let log = space.ram().log(DirtyClient::MIGRATION).blocks(&blocks).timeout(options.limits.sync).start();
-        let mut source = Source::new(log.map_err(MigrationError::Log)?, &blocks);
+        let source = Source::new(log.map_err(MigrationError::Log)?, &blocks);
         self.set_state(MigrationState::Active);
-        let mut writer = StreamWriter::new(channel, state::TYPE, &[])?;
-        if answers.is_some() {
-            writer.command(command::OPEN_RETURN_PATH, &[])?;
-        }
-        before.iter().try_for_each(|section| writer.full(section))?;
-        source.begin(&mut writer)?;
-        source.rounds(&mut writer, &options.limits, |progress| {
+        Ok((before, blocks, source))
+    }
+
+    /// All of RAM; what comes after it.
+    fn ram(
+        &self,
+        mut source: Source,
+        carrier: &mut impl Carrier,
+        options: &LeaveOptions,
+        stood: &mut Option<Instant>,
+    ) -> Result<Vec<Section>, MigrationError> {
+        let mut pace = Pace::default();
+        source.rounds(carrier, &options.limits, |progress, round| {
             lock(&self.0.talk).status.progress = *progress;
+            if round && options.auto_converge {
+                self.0.throttle.store(pace.round(progress), Ordering::Release);
+            }
             !self.0.cancel.is_cancelled()
         })?;
         *stood = Some(Instant::now());
@@ -281,13 +363,73 @@ impl Migration {
         let Answer::StandsStill(after) = self.ask(Ask::StandStill)? else {
             return Err(MigrationError::Order("the machine answered something else".into()));
         };
-        source.last(&mut writer, &options.limits)?;
+        source.last(carrier, &options.limits)?;
         lock(&self.0.talk).status.progress = *source.progress();
-        // From here on nothing is logged, so nothing is paid for any more.
-        drop(source);
+        // The source drops here: nothing is logged from now on, so nothing is paid for any more.
+        Ok(after)
+    }
+
+    /// To a file, in which each page has its place.
+    fn write(
+        &self,
+        path: &Path,
+        options: &LeaveOptions,
+        space: &AddressSpace,
+        stood: &mut Option<Instant>,
+    ) -> Result<(), MigrationError> {
+        let (before, blocks, source) = self.describe(options, space)?;
+        let (unfinished, file) = Unfinished::create(path)?;
+        let mut writer = StreamWriter::new(file, state::TYPE, &[MAPPED_RAM])?;
+        before.iter().try_for_each(|section| writer.full(section))?;
+        let mut carrier = MappedCarrier::begin_ram(&mut writer, &blocks, &on_threads, threads())?;
+        let after = self.ram(source, &mut carrier, options, stood)?;
+        carrier.end_ram()?;
         after.iter().try_for_each(|section| writer.full(section))?;
         writer.finish()?;
-        lock(&self.0.talk).status.progress.bytes = writer.out().offset();
+        drop(writer.into_inner()?);
+        if self.0.cancel.is_cancelled() {
+            return Err(MigrationError::Cancelled);
+        }
+        unfinished.finish()
+    }
+
+    fn send(
+        &self,
+        channel: Channel,
+        others: Vec<Channel>,
+        uuid: &multifd::Uuid,
+        options: &LeaveOptions,
+        space: &AddressSpace,
+        stood: &mut Option<Instant>,
+    ) -> Result<(), MigrationError> {
+        let mut answers =
+            if channel.is_duplex() { Some(channel.try_clone().map_err(MigrationError::Host)?) } else { None };
+        let (before, blocks, source) = self.describe(options, space)?;
+        let mut writer = StreamWriter::new(channel, state::TYPE, &[])?;
+        if answers.is_some() {
+            writer.command(command::OPEN_RETURN_PATH, &[])?;
+        }
+        if !others.is_empty() {
+            let count = (others.len() as u16).to_be_bytes();
+            writer.command(command::MULTIFD, &[&count[..], uuid].concat())?;
+        }
+        before.iter().try_for_each(|section| writer.full(section))?;
+        let mut main = StreamCarrier::begin_ram(&mut writer, &blocks)?;
+        let after = if others.is_empty() {
+            let after = self.ram(source, &mut main, options, stood)?;
+            main.end_ram()?;
+            after
+        } else {
+            let mut carrier = Multifd::new(main, others, &on_threads);
+            let after = self.ram(source, &mut carrier, options, stood)?;
+            carrier.end_ram()?;
+            after
+        };
+        after.iter().try_for_each(|section| writer.full(section))?;
+        writer.finish()?;
+        let mut talk = lock(&self.0.talk);
+        talk.status.progress.bytes = talk.status.progress.bytes.max(writer.offset());
+        drop(talk);
         let Some(answers) = &mut answers else { return Ok(()) };
         match answer(answers)? {
             (command::SHUT, 0) => {}
@@ -307,6 +449,51 @@ impl Migration {
             Err(why) => Err(uncertain(why.to_string())),
         }
     }
+}
+
+/// When harts are made slower, and by how much.
+#[derive(Default)]
+struct Pace {
+    /// Bytes that had gone by the last round.
+    sent: u64,
+    /// Rounds in a row in which half as much was dirtied as went.
+    bad: u32,
+    percent: u32,
+}
+
+impl Pace {
+    /// After a round: how much of the time harts sleep from now on.
+    fn round(&mut self, progress: &Progress) -> u32 {
+        let sent = progress.bytes - std::mem::replace(&mut self.sent, progress.bytes);
+        // A good round ends the row: two bad ones an hour apart are none.
+        self.bad = if progress.dirtied << 12 > sent / 2 { self.bad + 1 } else { 0 };
+        if self.bad >= 2 {
+            self.bad = 0;
+            self.percent = if self.percent == 0 { 20 } else { (self.percent + 10).min(99) };
+        }
+        self.percent
+    }
+}
+
+/// How long harts run between two sleeps.
+const SLICE: Duration = Duration::from_millis(10);
+
+/// Threads that pages go by, or are written by.
+pub(super) fn threads() -> usize {
+    std::thread::available_parallelism().map_or(1, usize::from).min(8)
+}
+
+/// Runs it on so many threads, this one among them.
+pub(super) fn on_threads(count: usize, run: &(dyn Fn(usize) + Sync)) {
+    std::thread::scope(|scope| {
+        for n in 1..count {
+            let thread = std::thread::Builder::new().name("migration".into());
+            if thread.spawn_scoped(scope, move || run(n)).is_err() {
+                run(n);
+            }
+        }
+        run(0);
+    });
 }
 
 /// An answer of the target: its kind, and its number.
@@ -333,7 +520,13 @@ impl Migrator {
     ///
     /// # Errors
     /// [`MigrationError::UnderWay`], or the host gives no thread.
-    pub fn start(&self, channel: Channel, cancel: Cancel, options: LeaveOptions) -> Result<Migration, MigrationError> {
+    pub fn start(
+        &self,
+        road: impl Into<Road>,
+        cancel: Cancel,
+        options: LeaveOptions,
+    ) -> Result<Migration, MigrationError> {
+        let road = road.into();
         let mut current = lock(&self.door.current);
         if self.door.gone.load(Ordering::Acquire) {
             return Err(MigrationError::Gone);
@@ -354,11 +547,18 @@ impl Migrator {
             cancel,
             start: Instant::now(),
             stop: self.stop.clone(),
-            kicked: self.door.kicked.clone(),
+            throttle: AtomicU32::new(0),
+            stays: matches!(road, Road::File(_, true)),
         }));
+        self.door.may_stop.store(true, Ordering::Release);
         let (own, space) = (migration.clone(), self.space.clone());
+        if options.auto_converge {
+            let own = migration.clone();
+            let thread = std::thread::Builder::new().name("throttle".into());
+            thread.spawn(move || own.throttle()).map_err(MigrationError::Host)?;
+        }
         let thread = std::thread::Builder::new().name("migration".into());
-        thread.spawn(move || own.leave(channel, &options, &space)).map_err(MigrationError::Host)?;
+        thread.spawn(move || own.leave(road, &options, &space)).map_err(MigrationError::Host)?;
         *current = Some(migration.clone());
         Ok(migration)
     }
@@ -386,6 +586,9 @@ impl Machine {
     pub(super) fn serve_migration(&mut self) -> bool {
         let Some(migration) = self.migration.current() else { return self.is_gone() };
         let shared = &migration.0;
+        if !shared.wanted.load(Ordering::Acquire) {
+            migration.sleep();
+        }
         if !shared.wanted.load(Ordering::Acquire) {
             return self.is_gone();
         }
@@ -422,7 +625,8 @@ impl Machine {
                 let step = Duration::from_millis(50);
                 talk = shared.changed.wait_timeout(talk, step).unwrap_or_else(PoisonError::into_inner).0;
             }
-            let gone = matches!(talk.status.state, MigrationState::Completed | MigrationState::Uncertain);
+            let left = matches!(talk.status.state, MigrationState::Completed | MigrationState::Uncertain);
+            let gone = left && !shared.stays;
             self.migration.gone.store(gone, Ordering::Release);
             if let Some(held) = held.take_if(|_| gone) {
                 held.for_good();

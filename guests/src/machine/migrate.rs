@@ -15,6 +15,7 @@ use std::time::{Duration, Instant};
 
 use notdirty_core::RamBlock;
 use notdirty_core::migration::mapped_ram::{self, Job};
+use notdirty_core::migration::multifd::{self, Meeting};
 use notdirty_core::migration::{
     Channel, Event, Incoming, ListedBlock, MAPPED_RAM, Section, StreamError, StreamReader, StreamWriter, read_list,
 };
@@ -172,13 +173,13 @@ fn on_all_threads(job: &Job) {
 }
 
 /// A file that is not there under its name until it is whole. Dropped before, it is gone.
-struct Unfinished {
+pub(super) struct Unfinished {
     path: PathBuf,
     temporary: Option<PathBuf>,
 }
 
 impl Unfinished {
-    fn create(path: &Path) -> Result<(Unfinished, File), MigrationError> {
+    pub fn create(path: &Path) -> Result<(Unfinished, File), MigrationError> {
         let mut name = path.file_name().unwrap_or_default().to_owned();
         name.push(format!(".{}.part", std::process::id()));
         let temporary = path.with_file_name(name);
@@ -187,7 +188,7 @@ impl Unfinished {
         Ok((Unfinished { path: path.to_owned(), temporary: Some(temporary) }, file))
     }
 
-    fn finish(mut self) -> Result<(), MigrationError> {
+    pub fn finish(mut self) -> Result<(), MigrationError> {
         if let Some(temporary) = &self.temporary {
             let done = fs::rename(temporary, &self.path);
             done.map_err(|source| MigrationError::File { path: self.path.clone(), source })?;
@@ -235,23 +236,36 @@ impl MachineBuilder {
     /// # Errors
     /// [`MigrationError`]: the machine stays where it was.
     pub fn receive(self, channel: Channel) -> Result<Machine, MigrationError> {
-        self.receive_with(channel, |_| Ok(()))
+        self.receive_with(channel, &mut |_| Err(io::ErrorKind::NotConnected.into()), |_| Ok(()))
     }
 
-    /// The same, for a machine with devices of one's own: `attach` puts them on the bus, before their state comes.
+    /// The same, for a machine with devices of one's own: `attach` puts them on the bus, before their state comes; and for one that comes
+    /// by several channels: `more` gives the next one, within a time.
     ///
     /// # Errors
-    /// As [`receive`](Self::receive), or `attach`'s.
+    /// As [`receive`](Self::receive), `more`'s, or `attach`'s.
     pub fn receive_with(
         self,
         channel: Channel,
+        more: More<'_>,
         attach: impl FnOnce(&mut Machine) -> Result<(), MigrationError>,
     ) -> Result<Machine, MigrationError> {
         let mut answers =
             if channel.is_duplex() { Some(channel.try_clone().map_err(MigrationError::Host)?) } else { None };
         let mut reader = StreamReader::new(channel)?;
-        let came = come(self, &mut reader, attach);
+        let mut others = Others::default();
+        let came = come(self, &mut reader, more, &mut others, attach);
+        // The source hears of a failure first, and ends its channels: then none is waited for.
+        if let (Err(_), Some(answers)) = (&came, &mut answers) {
+            let _ = answers.write_all(&answer_bytes(command::SHUT, 1));
+        }
+        let joined = others.join(came.is_ok());
+        let failed = came.is_err();
+        let came = came.and_then(|machine| joined.map(|()| machine));
         let Some(answers) = &mut answers else { return came };
+        if failed {
+            return came;
+        }
         let number = u32::from(came.is_err());
         let told = answers.write_all(&answer_bytes(command::SHUT, number)).map_err(MigrationError::Answer);
         let machine = came?;
@@ -313,6 +327,8 @@ impl MachineBuilder {
 fn come(
     builder: MachineBuilder,
     reader: &mut StreamReader<Channel>,
+    more: More<'_>,
+    others: &mut Others,
     attach: impl FnOnce(&mut Machine) -> Result<(), MigrationError>,
 ) -> Result<Machine, MigrationError> {
     reader.configuration()?;
@@ -332,7 +348,8 @@ fn come(
             Event::RamStart => {
                 let listed = read_list(reader)?;
                 let blocks = coming.blocks(&listed)?;
-                let incoming = Incoming::new(listed, blocks).map_err(|fault| reader.source().error(fault))?;
+                let mut incoming = Incoming::new(listed, blocks).map_err(|fault| reader.source().error(fault))?;
+                others.start(&mut incoming)?;
                 ram.insert(incoming).piece(reader)?;
             }
             Event::RamPiece(_) => {
@@ -340,6 +357,7 @@ fn come(
                 ram.as_mut().ok_or_else(early)?.piece(reader)?;
             }
             Event::Command(command::OPEN_RETURN_PATH, _) => {}
+            Event::Command(command::MULTIFD, data) if ram.is_none() => others.accept(&data, more)?,
             Event::Command(command, _) => {
                 return Err(MigrationError::Order(format!("the command {command}, which is not known here")));
             }
@@ -353,6 +371,74 @@ fn come(
     coming.machine()?.all_ram_was_written(ram.blocks());
     coming.finish()
 }
+
+/// Gives the next channel that connects.
+pub type More<'m> = &'m mut dyn FnMut(Duration) -> io::Result<Channel>;
+
+/// How long the channels of one migration wait for each other.
+const IN_STEP: Duration = Duration::from_secs(30);
+
+/// The channels beside the main stream, each read by a thread of its own.
+#[derive(Default)]
+struct Others {
+    channels: Vec<Channel>,
+    meeting: Arc<Meeting>,
+    threads: Vec<std::thread::JoinHandle<Result<(u64, u64), StreamError>>>,
+}
+
+impl Others {
+    /// As the command says.
+    fn accept(&mut self, data: &[u8], more: More<'_>) -> Result<(), MigrationError> {
+        let Some((count, uuid)) = data.split_first_chunk::<2>() else {
+            return Err(MigrationError::Order("a command for channels that says not how many".into()));
+        };
+        let count = usize::from(u16::from_be_bytes(*count));
+        let uuid = multifd::Uuid::try_from(uuid).ok().filter(|_| (1..=MAX_CHANNELS).contains(&count));
+        let uuid =
+            uuid.ok_or_else(|| MigrationError::Order(format!("{count} channels: must be 1 to {MAX_CHANNELS}")))?;
+        let mut by_id: Vec<Option<Channel>> = (0..count).map(|_| None).collect();
+        for _ in 0..count {
+            let mut channel = more(IN_STEP).map_err(MigrationError::Answer)?;
+            let id = multifd::read_hello(&mut channel, &uuid, count)?;
+            if by_id[id].replace(channel).is_some() {
+                return Err(MigrationError::Order(format!("two channels say that they are number {id}")));
+            }
+        }
+        self.channels = by_id.into_iter().flatten().collect();
+        Ok(())
+    }
+
+    /// Pages come.
+    fn start(&mut self, incoming: &mut Incoming) -> Result<(), MigrationError> {
+        if self.channels.is_empty() {
+            return Ok(());
+        }
+        incoming.meet(self.meeting.clone(), self.channels.len(), IN_STEP);
+        for channel in self.channels.drain(..) {
+            let (blocks, meeting) = (incoming.blocks().to_vec(), self.meeting.clone());
+            let thread = std::thread::Builder::new().name("multifd".into());
+            let started = thread.spawn(move || multifd::receive(channel, &blocks, &meeting, IN_STEP));
+            self.threads.push(started.map_err(MigrationError::Host)?);
+        }
+        Ok(())
+    }
+
+    /// All of them have ended.
+    fn join(self, well: bool) -> Result<(), MigrationError> {
+        if !well {
+            self.meeting.fail();
+        }
+        let mut done = Ok(());
+        for thread in self.threads {
+            let came = thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic));
+            done = done.and(came.map(drop).map_err(MigrationError::from));
+        }
+        done
+    }
+}
+
+/// Channels of one migration, beside the main stream.
+pub const MAX_CHANNELS: usize = 64;
 
 fn open(path: &Path) -> Result<StreamReader<File>, MigrationError> {
     let file = File::open(path).map_err(|source| MigrationError::File { path: path.to_owned(), source })?;

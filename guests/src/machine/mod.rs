@@ -40,12 +40,12 @@ pub use board::RAM_BASE;
 pub use builder::{BuildError, ClockKind, DEFAULT_RAM, LrSc, MAX_HARTS, MachineBuilder};
 pub use checkpoint::{Checkpoint, CheckpointError, Difference};
 pub use detect::{Crash, CrashKind};
-pub use leave::{LeaveOptions, Migration, MigrationState, MigrationStatus, Migrator};
+pub use leave::{LeaveOptions, Migration, MigrationState, MigrationStatus, Migrator, Road};
 pub use memory::{Memory, PlugError, PlugSpec, Plugged, RamInfo, ResizeError, UnplugError};
-pub use migrate::{MigrationError, Snapshot, SnapshotInfo, snapshot_info};
+pub use migrate::{MAX_CHANNELS, MigrationError, More, Snapshot, SnapshotInfo, snapshot_info};
 pub use report::{Callers, CrashedHart};
 
-pub use uri::{Listener, Uri, UriError};
+pub use uri::{End, Listener, Uri, UriError};
 
 use crate::devices::{Console, Framebuffer, GuestExit};
 use crate::load::{self, FrameTables, Program, SymbolTable};

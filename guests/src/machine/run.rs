@@ -35,14 +35,21 @@ impl Machine {
             let exit = self.run_vcpus(limits);
             self.board.console.flush();
             // Stopped for a migration, and perhaps by its owner as well.
-            if exit != VcpuExit::Stopped || !self.migration.take_kick() {
+            if exit != VcpuExit::Stopped || !self.migration.may_stop() {
                 break exit;
             }
             if self.serve_migration() {
                 return MachineExit::Migrated;
             }
-            if self.asked.swap(false, Ordering::AcqRel) {
+            if self.asked.swap(false, Ordering::AcqRel) || self.board.latch.get().is_some() {
                 break exit;
+            }
+            // Of harts that were stopped by the first one that ended.
+            for vcpu in &self.vcpus {
+                vcpu.port().take_stop();
+            }
+            if self.asked.load(Ordering::Acquire) {
+                self.stop_handle().stop();
             }
         };
         // A guest may end with the very instruction that meets a limit: then it ended.
@@ -164,10 +171,10 @@ impl Machine {
                 }
             };
             if exit == VcpuExit::Stopped {
-                if self.migration.was_kicked() {
+                let nudged = htif.is_some_and(|htif| htif.take_nudge());
+                if self.migration.may_stop() {
                     return exit;
                 }
-                let nudged = htif.is_some_and(|htif| htif.take_nudge());
                 if self.asked.swap(false, Ordering::AcqRel) || !nudged || self.board.latch.get().is_some() {
                     return exit;
                 }

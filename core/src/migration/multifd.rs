@@ -1,0 +1,371 @@
+//! Pages that go by several channels at once, in QEMU's packets.
+//!
+//! ```text
+//!   each channel   hello: magic, version 1, uuid, number │ packet │ packet │ … │ SYNC │ packet …
+//!   packet         magic, version, flags, sizes, number, zero pages, block (256 bytes), 128 places │ pages
+//!   main stream    … FLUSH, at the end of each round: all channels come to their SYNC before any goes on
+//! ```
+//!
+//! Two versions of one page may go by two channels, one a round; the sync keeps them in their order. A piece of the main stream holds no
+//! pages then.
+
+use super::channel::{Channel, Gather, Sink};
+use super::precopy::{Carrier, Progress, Run};
+use super::sender::StreamCarrier;
+use super::wire::{Fault, In, Result, StreamError};
+use crate::addr::{PAGE_BITS, PAGE_SIZE};
+use crate::ram::RamBlock;
+use std::sync::{Arc, Condvar, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+const MAGIC: u32 = 0x1122_3344;
+const VERSION: u32 = 1;
+/// Pages of a packet, at most; as many places each has.
+const PAGES: usize = 128;
+const NAME: usize = 256;
+/// Bytes of a packet before its pages.
+const HEADER: usize = 64 + NAME + PAGES * 8;
+/// All channels are in step behind this packet.
+const SYNC: u32 = 1;
+/// Pages that are shared out among the channels at once.
+const BATCH: u64 = 8192;
+
+/// Names a migration to the other end of each of its channels.
+pub type Uuid = [u8; 16];
+
+/// The first bytes of channel number `id`.
+pub fn hello(uuid: &Uuid, id: u8) -> [u8; 64] {
+    let mut bytes = [0; 64];
+    bytes[..4].copy_from_slice(&MAGIC.to_be_bytes());
+    bytes[4..8].copy_from_slice(&VERSION.to_be_bytes());
+    bytes[8..24].copy_from_slice(uuid);
+    bytes[24] = id;
+    bytes
+}
+
+/// A packet's bytes before its pages: places of pages with bytes, then of zero pages.
+fn header(flags: u32, number: u64, idstr: &str, places: &[u64], normal: usize) -> Vec<u8> {
+    let mut bytes = Vec::with_capacity(HEADER);
+    for word in [MAGIC, VERSION, flags, PAGES as u32, normal as u32, (normal as u64 * PAGE_SIZE) as u32] {
+        bytes.extend_from_slice(&word.to_be_bytes());
+    }
+    bytes.extend_from_slice(&number.to_be_bytes());
+    bytes.extend_from_slice(&((places.len() - normal) as u32).to_be_bytes());
+    bytes.resize(64, 0);
+    bytes.extend_from_slice(idstr.as_bytes());
+    bytes.resize(64 + NAME, 0);
+    places.iter().for_each(|place| bytes.extend_from_slice(&place.to_be_bytes()));
+    bytes.resize(HEADER, 0);
+    bytes
+}
+
+/// Runs a closure on as many threads, each with its number, and waits for all.
+pub type OnThreads<'t> = &'t (dyn Fn(usize, &(dyn Fn(usize) + Sync)) + Sync);
+
+/// Several channels beside the main stream.
+pub struct Multifd<'w, 't, W> {
+    main: StreamCarrier<'w, W>,
+    channels: Vec<Mutex<Channel>>,
+    threads: OnThreads<'t>,
+    bytes: u64,
+    number: u64,
+}
+
+impl<'w, 't, W: Sink> Multifd<'w, 't, W> {
+    /// Each channel has said its hello.
+    pub fn new(main: StreamCarrier<'w, W>, channels: Vec<Channel>, threads: OnThreads<'t>) -> Self {
+        let channels = channels.into_iter().map(Mutex::new).collect();
+        Self { main, channels, threads, bytes: 0, number: 0 }
+    }
+
+    /// No more pages come: the channels end, and then RAM does.
+    ///
+    /// # Errors
+    /// The channel's.
+    pub fn end_ram(self) -> Result<()> {
+        for channel in &self.channels {
+            channel.lock().unwrap_or_else(PoisonError::into_inner).shutdown_write();
+        }
+        self.main.end_ram()
+    }
+}
+
+/// Sends pages by one channel, in packets of one block each: bytes, pages that were not zero, and those that were.
+fn send_runs<'r>(
+    channel: &mut Channel,
+    runs: impl Iterator<Item = &'r Run<'r>>,
+    number: u64,
+) -> std::io::Result<(u64, u64, u64)> {
+    let mut sent = (0, 0, 0);
+    let mut packet: Option<(&RamBlock, Vec<u64>)> = None;
+    for run in runs {
+        for page in run.pages.clone() {
+            let fits =
+                |(block, pages): &(&RamBlock, Vec<u64>)| core::ptr::eq(*block, &**run.block) && pages.len() < PAGES;
+            if let Some((block, pages)) = packet.take_if(|packet| !fits(packet)) {
+                send_packet(channel, block, &pages, number, &mut sent)?;
+            }
+            packet.get_or_insert_with(|| (run.block, Vec::with_capacity(PAGES))).1.push(page);
+        }
+    }
+    if let Some((block, pages)) = packet {
+        send_packet(channel, block, &pages, number, &mut sent)?;
+    }
+    Ok(sent)
+}
+
+fn send_packet(
+    channel: &mut Channel,
+    block: &RamBlock,
+    pages: &[u64],
+    number: u64,
+    sent: &mut (u64, u64, u64),
+) -> std::io::Result<()> {
+    let (zero, full): (Vec<u64>, Vec<u64>) = pages.iter().partition(|page| block.is_zero(**page));
+    let places: Vec<_> = full.iter().chain(&zero).map(|page| page << PAGE_BITS).collect();
+    let mut gather = Gather::default();
+    gather.head(&header(0, number, block.idstr(), &places, full.len()));
+    // Neighbours are one vector.
+    for run in full.chunk_by(|a, b| a + 1 == *b) {
+        let len = (run.len() as u64) << PAGE_BITS;
+        gather.ram(block.slice(run[0] << PAGE_BITS, len).map_err(std::io::Error::other)?);
+    }
+    sent.0 += gather.write_to(channel)?;
+    sent.1 += full.len() as u64;
+    sent.2 += zero.len() as u64;
+    Ok(())
+}
+
+impl<W: Sink> Carrier for Multifd<'_, '_, W> {
+    fn batch(&self) -> u64 {
+        BATCH
+    }
+
+    fn begin(&mut self) -> Result<()> {
+        self.main.begin()
+    }
+
+    fn send(&mut self, runs: &[Run<'_>], progress: &mut Progress) -> Result<()> {
+        self.number += 1;
+        // Each channel gets about as many pages, a packet at least.
+        let total: u64 = runs.iter().map(|run| run.pages.end - run.pages.start).sum();
+        let share = total.div_ceil(self.channels.len() as u64).max(PAGES as u64);
+        let mut shares: Vec<Vec<Run<'_>>> = vec![Vec::new()];
+        let mut room = share;
+        for run in runs {
+            let mut pages = run.pages.clone();
+            while !pages.is_empty() {
+                let end = pages.end.min(pages.start + room);
+                shares.last_mut().into_iter().for_each(|last| {
+                    last.push(Run { index: run.index, block: run.block, pages: pages.start..end });
+                });
+                room -= end - pages.start;
+                pages.start = end;
+                if room == 0 {
+                    shares.push(Vec::new());
+                    room = share;
+                }
+            }
+        }
+        let (done, number) = (Mutex::new(Ok((0, 0, 0))), self.number);
+        (self.threads)(shares.len().min(self.channels.len()), &|n| {
+            let mut channel = self.channels[n].lock().unwrap_or_else(PoisonError::into_inner);
+            let mine = shares.iter().skip(n).step_by(self.channels.len()).flatten();
+            let sent = send_runs(&mut channel, mine, number);
+            let mut all = done.lock().unwrap_or_else(PoisonError::into_inner);
+            match (&mut *all, sent) {
+                (Ok(sum), Ok(sent)) => *sum = (sum.0 + sent.0, sum.1 + sent.1, sum.2 + sent.2),
+                (Ok(_), Err(why)) => *all = Err(why),
+                (Err(_), _) => {}
+            }
+        });
+        let done = done.into_inner().unwrap_or_else(PoisonError::into_inner);
+        let (bytes, pages, zero) = done.map_err(|why| self.error(why.into()))?;
+        self.bytes += bytes;
+        progress.pages += pages;
+        progress.zero_pages += zero;
+        Ok(())
+    }
+
+    fn end(&mut self, round: bool) -> Result<()> {
+        if round {
+            let packet = header(SYNC, self.number, "", &[], 0);
+            for channel in &self.channels {
+                let mut channel = channel.lock().unwrap_or_else(PoisonError::into_inner);
+                std::io::Write::write_all(&mut *channel, &packet).map_err(|why| self.main.error(why.into()))?;
+                self.bytes += packet.len() as u64;
+            }
+            self.main.flush_others()?;
+        }
+        self.main.end(round)
+    }
+
+    fn bytes(&self) -> u64 {
+        self.main.bytes() + self.bytes
+    }
+
+    fn error(&self, fault: Fault) -> StreamError {
+        self.main.error(fault)
+    }
+}
+
+/// Where channels and the main stream of a target meet.
+#[derive(Debug, Default)]
+pub struct Meeting {
+    state: Mutex<Met>,
+    changed: Condvar,
+}
+
+#[derive(Debug, Default)]
+struct Met {
+    /// Channels that wait at their SYNC.
+    waiting: usize,
+    /// Meetings that were held.
+    held: u64,
+    /// One of them, or the main stream, will not come any more.
+    failed: bool,
+}
+
+impl Meeting {
+    /// Nobody waits any more.
+    pub fn fail(&self) {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner).failed = true;
+        self.changed.notify_all();
+    }
+
+    /// A channel waits until the main stream has seen all of them; `false` if that will not be.
+    fn arrive(&self, patience: Duration) -> bool {
+        let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        state.waiting += 1;
+        let meeting = state.held;
+        self.changed.notify_all();
+        let until = Instant::now() + patience;
+        while state.held == meeting && !state.failed {
+            let left = until.saturating_duration_since(Instant::now());
+            if left.is_zero() {
+                state.failed = true;
+                break;
+            }
+            state = self.changed.wait_timeout(state, left).unwrap_or_else(PoisonError::into_inner).0;
+        }
+        state.held != meeting
+    }
+
+    /// The main stream waits for so many channels, and lets them go on; `false` if they do not come.
+    pub(super) fn hold(&self, channels: usize, patience: Duration) -> bool {
+        let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        let until = Instant::now() + patience;
+        while state.waiting < channels {
+            let left = until.saturating_duration_since(Instant::now());
+            if left.is_zero() || state.failed {
+                state.failed = true;
+                self.changed.notify_all();
+                return false;
+            }
+            state = self.changed.wait_timeout(state, left).unwrap_or_else(PoisonError::into_inner).0;
+        }
+        state.waiting = 0;
+        state.held += 1;
+        self.changed.notify_all();
+        true
+    }
+}
+
+/// Reads the first bytes of a channel: its number, below `count`.
+///
+/// # Errors
+/// It is no channel of this migration.
+pub fn read_hello(channel: &mut Channel, uuid: &Uuid, count: usize) -> Result<usize> {
+    let mut from = In::new(std::io::Read::take(channel, 64));
+    from.enter("a multifd channel's hello");
+    let bytes = from.array::<64>()?;
+    let word = |at: usize| u32::from_be_bytes([bytes[at], bytes[at + 1], bytes[at + 2], bytes[at + 3]]);
+    if word(0) != MAGIC {
+        return Err(from.error(Fault::value("the magic number", word(0), format_args!("{MAGIC:#x}"))));
+    }
+    if word(4) != VERSION {
+        return Err(from.error(Fault::value("the version", word(4), VERSION)));
+    }
+    if bytes[8..24] != *uuid {
+        return Err(from.error(Fault::Order("it is of another migration".into())));
+    }
+    match usize::from(bytes[24]) {
+        id if id < count => Ok(id),
+        id => Err(from.error(Fault::value("the number of the channel", id as u64, format_args!("below {count}")))),
+    }
+}
+
+/// Receives all of a channel, into these blocks; pages that came, and those that are zero.
+///
+/// # Errors
+/// What is wrong with it. Then the meeting has failed, too.
+pub fn receive<R: std::io::Read>(
+    channel: R,
+    blocks: &[Arc<RamBlock>],
+    meeting: &Meeting,
+    patience: Duration,
+) -> Result<(u64, u64)> {
+    let done = receive_all(In::new(channel), blocks, meeting, patience);
+    if done.is_err() {
+        meeting.fail();
+    }
+    done
+}
+
+fn receive_all<R: std::io::Read>(
+    mut from: In<R>,
+    blocks: &[Arc<RamBlock>],
+    meeting: &Meeting,
+    patience: Duration,
+) -> Result<(u64, u64)> {
+    let mut came = (0, 0);
+    from.enter("a multifd channel");
+    while from.more()? {
+        let word = from.u32()?;
+        if word != MAGIC {
+            return Err(from.error(Fault::value("the magic number", word, format_args!("{MAGIC:#x}"))));
+        }
+        let word = from.u32()?;
+        if word != VERSION {
+            return Err(from.error(Fault::value("the version", word, VERSION)));
+        }
+        let (flags, room, normal, size) = (from.u32()?, from.u32()?, from.u32()?, from.u32()?);
+        if flags & !SYNC != 0 {
+            return Err(from.error(Fault::value("the flags of a packet", flags, "0 or 1")));
+        }
+        let (_, zero, _) = (from.u64()?, from.u32()?, from.array::<28>()?);
+        if room as usize != PAGES || normal as usize + zero as usize > PAGES {
+            return Err(from.error(Fault::value("the pages of a packet", normal.max(room), "at most 128")));
+        }
+        if u64::from(size) != u64::from(normal) * PAGE_SIZE {
+            return Err(from.error(Fault::value("the length of a packet", size, u64::from(normal) * PAGE_SIZE)));
+        }
+        let name = from.array::<NAME>()?;
+        let len = name.iter().position(|byte| *byte == 0).unwrap_or(NAME);
+        let block = blocks.iter().find(|block| block.idstr().as_bytes() == &name[..len]);
+        let places = from.array::<{ PAGES * 8 }>()?;
+        let pages = normal as usize + zero as usize;
+        for (n, place) in places.as_chunks::<8>().0[..pages].iter().enumerate() {
+            let place = u64::from_be_bytes(*place);
+            let Some(block) = block else {
+                return Err(from.error(Fault::Name { what: "a RAM block", bytes: name[..len.min(64)].to_vec() }));
+            };
+            let refuse = |why: String| Fault::Block { idstr: block.idstr().to_owned(), why };
+            if !place.is_multiple_of(PAGE_SIZE) || place >= block.used_length() {
+                return Err(from.error(refuse(format!("a page at {place:#x} of its {:#x} bytes", block.used_length()))));
+            }
+            let done = if n < normal as usize {
+                came.0 += 1;
+                block.write_raw(place, from.piece(PAGE_SIZE as usize)?)
+            } else {
+                came.1 += 1;
+                if block.is_zero(place >> PAGE_BITS) { Ok(()) } else { block.fill_raw(place, PAGE_SIZE, 0) }
+            };
+            done.map_err(|why| from.error(refuse(why.to_string())))?;
+        }
+        if flags & SYNC != 0 && !meeting.arrive(patience) {
+            return Err(from.error(Fault::Order("the other channels did not come to their sync".into())));
+        }
+    }
+    Ok(came)
+}
