@@ -218,6 +218,7 @@ impl Machine {
         for (vcpu, saved) in self.vcpus.iter_mut().zip(&state.harts) {
             vcpu.restore(saved, done.tables);
         }
+        self.asked.store(false, Ordering::Release);
         self.clock.restore(&state.clock);
         self.board.console.restore(&state.console);
         let calls = self.device_calls();
