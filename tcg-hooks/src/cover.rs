@@ -146,13 +146,13 @@ pub(crate) fn cover(region: &mut Region, lasts: &[(u64, Op)], edges: Option<&Edg
     };
     let sites = &mut region.sites;
     let mut hook = |pc: u64| -> Option<Ir> {
-        let (kind, which) = match hooks.block(pc) {
+        let (kind, which, only) = match hooks.block(pc) {
             Wanted::Nothing => return None,
-            Wanted::Light(one) => (Kind::Tell, i64::from(one) << 1 | 1),
-            Wanted::Full => (Kind::Hook, 0),
+            Wanted::Light(one) => (Kind::Tell, i64::from(one) << 1 | 1, 0),
+            Wanted::Full(only) => (Kind::Hook, 0, only),
         };
         // The branch has retired, and nothing behind it was charged for.
-        sites.push(Site { pc, insn: Insn::illegal(0, 4), refund: 0, does: Does::Arrive, learned: 0 });
+        sites.push(Site { pc, insn: Insn::illegal(0, 4), refund: 0, does: Does::Arrive { only }, learned: 0 });
         Some(Ir { kind, rd: 0, a: 0, b: 0, site: (sites.len() - 1) as u16, imm: which })
     };
     let mut heads: Vec<Vec<(u32, u8)>> = vec![Vec::new(); old.len()];

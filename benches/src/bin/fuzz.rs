@@ -1,6 +1,8 @@
 //! `make bench`, the fifth table: a fuzzer's loop beside the best one known on Unicorn.
 //!
-//!   fuzz [ROW=name|prefix|fuzz]... [RUNS=n]
+//!   fuzz [ROW=name|prefix|fuzz]... [RUNS=n] [--costs]
+//!
+//! Behind all rows, or with `--costs` alone, stands what hooks cost by the call, and what a checkpoint and edges cost programs.
 
 use std::process::ExitCode;
 use std::time::Duration;
@@ -14,6 +16,15 @@ use notdirty_benches::{dirty, rows, table};
 const TIME: Duration = Duration::from_millis(150);
 
 fn main() -> ExitCode {
+    if std::env::args().skip(1).any(|word| word == "--costs") {
+        return match costs(3) {
+            Ok(()) => ExitCode::SUCCESS,
+            Err(why) => {
+                eprintln!("fuzz: {why}");
+                ExitCode::FAILURE
+            }
+        };
+    }
     let names = ROWS.iter().map(|row| row.name).collect();
     let elsewhere = |word: &str| {
         !rows::pick(word).is_empty() || !dirty::pick(word).is_empty() || !rows::programs::pick(word).is_empty()
@@ -43,5 +54,14 @@ fn run(args: &Args<Row>) -> Result<(), String> {
     for row in &args.rows {
         println!("{}", fuzz::measure(row, &table::target(), args.rounds, TIME)?.line());
     }
+    if args.rows.len() == ROWS.len() { costs(args.rounds) } else { Ok(()) }
+}
+
+/// What hooks cost, and what nobody uses.
+fn costs(rounds: usize) -> Result<(), String> {
+    println!("\n{:32} {:>7} {:>6}", "a hook", "ns each", "must");
+    fuzz::costs::hooks(rounds)?.iter().for_each(|line| println!("{line}"));
+    println!("\n{:16} {:24} edges counted, and at most", "times alone", "a checkpoint, at most");
+    fuzz::costs::programs(rounds)?.iter().for_each(|line| println!("{line}"));
     Ok(())
 }

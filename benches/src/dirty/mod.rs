@@ -14,7 +14,7 @@
 
 pub mod clock;
 pub mod flat;
-mod guest;
+pub(crate) mod guest;
 pub mod heap;
 mod kvm;
 mod logging;

@@ -44,14 +44,43 @@ type Hooked = (&'static str, fn(&mut Machine), Option<f64>);
 
 const HOOKS: [Hooked; 7] = [
     ("block, the pc alone", |m| add(m, HookSpec::block(BASE, counting())), Some(3.0)),
-    ("block, with a view", |m| add(m, HookSpec::block_with(BASE, |view| drop(black_box(view.x(10))))), Some(8.0)),
+    (
+        "block, with a view",
+        |m| {
+            add(
+                m,
+                HookSpec::block_with(BASE, |view| {
+                    let _ = black_box(view.x(10));
+                }),
+            )
+        },
+        Some(8.0),
+    ),
     ("instruction, the pc alone", |m| add(m, HookSpec::insn(BASE + 4, counting())), Some(3.0)),
     (
         "instruction, with a view",
-        |m| add(m, HookSpec::insn_with(BASE + 4, |view| drop(black_box(view.x(10))))),
+        |m| {
+            add(
+                m,
+                HookSpec::insn_with(BASE + 4, |view| {
+                    let _ = black_box(view.x(10));
+                }),
+            )
+        },
         Some(8.0),
     ),
-    ("memory", |m| add(m, HookSpec::memory(DATA..DATA + 8, Kinds::All, |access| drop(black_box(access.value)))), None),
+    (
+        "memory",
+        |m| {
+            add(
+                m,
+                HookSpec::memory(DATA..DATA + 8, Kinds::All, |access| {
+                    let _ = black_box(access.value);
+                }),
+            )
+        },
+        None,
+    ),
     ("beside a memory hook's bytes", |m| add(m, HookSpec::memory(DATA + 8..DATA + 16, Kinds::All, |_| {})), None),
     ("operands of a branch", |m| m.set_compares(Some(Arc::default())), None),
 ];

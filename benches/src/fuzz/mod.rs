@@ -10,6 +10,7 @@
 //! The guest's own is that of the same instructions with neither exit nor restore. Where the guest's work depends on itself, it takes
 //! the same time on both, and the ratio of whole runs says little of the reset.
 
+pub mod costs;
 pub mod guest;
 mod ours;
 mod unicorn;

@@ -7,6 +7,7 @@ use crate::exec::Core;
 use crate::jit::x86_64::context::Context;
 use crate::riscv::trap::Trap;
 use crate::riscv::{Insn, Op};
+use std::any::Any;
 use std::ops::ControlFlow;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
@@ -21,6 +22,14 @@ pub(crate) struct After {
     pub(crate) changed: bool,
 }
 
+impl After {
+    /// Does the hart go on as if there were none?
+    #[inline]
+    pub(crate) fn is_nothing(&self) -> bool {
+        self.next.is_none() && !self.stop && !self.changed
+    }
+}
+
 /// Emitted code tells light hooks of `pc`: of an instruction, or with a low bit of `which` of a block; above it one more than the
 /// number of the only one. Shall it ask the site behind, which ends the run?
 ///
@@ -30,37 +39,51 @@ pub(crate) struct After {
 pub(crate) unsafe extern "C" fn tell(core: *mut Core, pc: u64, which: u32) -> u64 {
     // SAFETY: the contract above.
     let hooks = unsafe { &mut (*core).hooks };
-    hooks.tell(pc, which).into()
+    let number = (which >> 1).wrapping_sub(1);
+    let Some(What::Insn(f) | What::Block(f)) = hooks.slots.get_mut(number as usize).map(|slot| &mut slot.what) else {
+        return hooks.tell_all(pc, which & 1 != 0);
+    };
+    // This is called often: what is seldom is elsewhere, with its registers.
+    match catch_unwind(AssertUnwindSafe(|| f(pc))) {
+        Ok(ControlFlow::Continue(())) => 0,
+        Ok(ControlFlow::Break(())) => hooks.light_stopped(number, None),
+        Err(panic) => hooks.light_stopped(number, Some(panic)),
+    }
 }
 
 impl HookTable {
-    #[inline]
-    fn tell(&mut self, pc: u64, which: u32) -> bool {
-        let number = (which >> 1).wrapping_sub(1);
-        match self.slots.get_mut(number as usize).map(|slot| &mut slot.what) {
-            Some(What::Insn(f) | What::Block(f)) => {
-                match catch_unwind(AssertUnwindSafe(|| f(pc))) {
-                    Ok(ControlFlow::Continue(())) => return false,
-                    Ok(ControlFlow::Break(())) => {}
-                    Err(panic) => self.panic = Some(panic),
-                }
-                self.stopped = Some(HookId(number));
-                true
-            }
-            _ => self.tell_all(pc, which & 1 != 0),
+    #[cold]
+    #[inline(never)]
+    fn light_stopped(&mut self, number: u32, panic: Option<Box<dyn Any + Send>>) -> u64 {
+        self.stopped.get_or_insert(HookId(number));
+        if panic.is_some() {
+            self.panic = panic;
         }
+        1
     }
 
     /// All light ones of an address.
+    #[cold]
     #[inline(never)]
-    fn tell_all(&mut self, pc: u64, block: bool) -> bool {
+    fn tell_all(&mut self, pc: u64, block: bool) -> u64 {
         for n in 0..if block { self.blocks.len() } else { self.insns.len() } {
             let number = if block { self.blocks[n] } else { self.insns[n] };
-            if self.slots[number as usize].places.has(pc) {
-                self.tell(pc, (number + 1) << 1);
+            let slot = &mut self.slots[number as usize];
+            let (What::Insn(f) | What::Block(f)) = &mut slot.what else { continue };
+            if !slot.places.has(pc) {
+                continue;
+            }
+            match catch_unwind(AssertUnwindSafe(|| f(pc))) {
+                Ok(ControlFlow::Continue(())) => {}
+                Ok(ControlFlow::Break(())) => {
+                    self.light_stopped(number, None);
+                }
+                Err(panic) => {
+                    self.light_stopped(number, Some(panic));
+                }
             }
         }
-        self.stopped.is_some()
+        self.stopped.is_some().into()
     }
 }
 
@@ -76,6 +99,22 @@ impl Core {
             let calls = matches!(slot.what, What::Calls(_));
             Some((number, slot.places.has(pc) && (!calls || is_call(insn)), Some(insn)))
         })
+    }
+
+    /// The same, of an instruction or a block that has one hook alone.
+    #[inline]
+    pub(crate) fn hook_only(&mut self, ctx: &mut Context, number: u32, len: u8) -> After {
+        let mut after = After::default();
+        self.with_view(ctx, number, len, &mut after, |what, view| {
+            if let What::InsnWith(f) | What::BlockWith(f) = what {
+                f(view);
+            }
+        });
+        if let Some(id) = self.hooks.stopped.take() {
+            after.stop = true;
+            self.stop_by(id, len != 0 && after.next.is_none());
+        }
+        after
     }
 
     /// Control came to `cpu.pc` by a branch or a jump.
@@ -112,16 +151,21 @@ impl Core {
     }
 
     fn hook_one(&mut self, ctx: &mut Context, number: u32, len: u8, insn: Option<&Insn>, after: &mut After) {
-        let call = insn.map(|insn| called(ctx, insn));
         self.with_view(ctx, number, len, after, |what, view| match what {
             What::Insn(f) | What::Block(f) => view.stop |= f(view.ctx.cpu.pc).is_break(),
             What::InsnWith(f) | What::BlockWith(f) => f(view),
-            What::Calls(f) => call.into_iter().for_each(|call| f(view, call)),
+            What::Calls(f) => {
+                if let Some(insn) = insn {
+                    let call = called(view.ctx, insn);
+                    f(view, call);
+                }
+            }
             _ => {}
         });
     }
 
-    /// Takes a hook out of its place and calls it.
+    /// A hook is called.
+    #[inline]
     fn with_view(
         &mut self,
         ctx: &mut Context,
@@ -130,11 +174,12 @@ impl Core {
         after: &mut After,
         f: impl FnOnce(&mut What, &mut View<'_>),
     ) {
-        let mut what = std::mem::replace(&mut self.hooks.slots[number as usize].what, What::Gone);
+        let what = &raw mut self.hooks.slots[number as usize].what;
         let mut view = View { core: self, ctx, next: None, len, stop: false, changed: false };
-        let done = catch_unwind(AssertUnwindSafe(|| f(&mut what, &mut view)));
+        // SAFETY: it lies in the memory of a vector, which `&mut Vcpu` alone leads to, and no method of a view; nothing else is called
+        // meanwhile that looks at it: accesses by a view are told to nobody.
+        let done = catch_unwind(AssertUnwindSafe(|| f(unsafe { &mut *what }, &mut view)));
         let View { next, stop, changed, .. } = view;
-        self.hooks.slots[number as usize].what = what;
         after.next = next.or(after.next);
         after.changed |= changed;
         if stop || done.is_err() {

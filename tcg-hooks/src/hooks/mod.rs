@@ -78,7 +78,7 @@ pub(crate) enum What {
     BlockWith(Full),
     Traps(Traps),
     Memory(Memory),
-    /// It was removed, or is being called.
+    /// It was removed.
     Gone,
 }
 

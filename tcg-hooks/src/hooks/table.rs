@@ -36,8 +36,8 @@ pub(crate) enum Wanted {
     Nothing,
     /// Hooks that get the pc alone; one more than the number of the only one, or 0 for several.
     Light(u32),
-    /// One with registers among them.
-    Full,
+    /// One with registers among them; one more than its number, if it is the only one, and needs no more than that, or 0.
+    Full(u16),
 }
 
 impl Wanted {
@@ -45,7 +45,8 @@ impl Wanted {
         match (self, light) {
             (Wanted::Nothing, true) => Wanted::Light(number + 1),
             (Wanted::Light(_), true) => Wanted::Light(0),
-            _ => Wanted::Full,
+            (Wanted::Nothing, false) => Wanted::Full(u16::try_from(number + 1).unwrap_or(0)),
+            _ => Wanted::Full(0),
         }
     }
 }
@@ -67,7 +68,11 @@ impl Plan {
     /// Before this instruction.
     pub(crate) fn insn(&self, pc: u64, insn: &Insn) -> Wanted {
         self.insns.iter().fold(Wanted::Nothing, |wanted, (number, places, light, calls)| {
-            if places.has(pc) && (!calls || is_call(insn)) { wanted.and(*number, *light) } else { wanted }
+            match (places.has(pc), calls) {
+                (true, false) => wanted.and(*number, *light),
+                (true, true) if is_call(insn) => Wanted::Full(0),
+                _ => wanted,
+            }
         })
     }
 
@@ -86,7 +91,7 @@ impl Plan {
         match self.blocks.iter().all(|(_, _, light)| *light) {
             _ if self.blocks.is_empty() => Wanted::Nothing,
             true => Wanted::Light(0),
-            false => Wanted::Full,
+            false => Wanted::Full(0),
         }
     }
 }

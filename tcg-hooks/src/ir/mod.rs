@@ -430,9 +430,15 @@ pub enum Does {
     /// To switch the floating-point unit on for it, and no more.
     Begin,
     /// To call the hooks of the instruction, which is next.
-    Hook,
+    Hook {
+        /// One more than the number of the only one, or 0.
+        only: u16,
+    },
     /// To call those of where control went, which is here.
-    Arrive,
+    Arrive {
+        /// As above.
+        only: u16,
+    },
     /// The same at `cpu.pc`; hooks that get the pc alone need not come here.
     ArriveAt {
         /// Are there only such?

@@ -140,12 +140,13 @@ impl Lower {
         let kind = match wanted {
             Wanted::Nothing => return,
             Wanted::Light(_) => Kind::Tell,
-            Wanted::Full => Kind::Hook,
+            Wanted::Full(_) => Kind::Hook,
         };
         let which = if let Wanted::Light(one) = wanted { i64::from(one) << 1 } else { 0 };
-        let site = push_site(region, pc, insn, count, Does::Hook);
+        let only = if let Wanted::Full(only) = wanted { only } else { 0 };
+        let site = push_site(region, pc, insn, count, Does::Hook { only });
         self.push(region, Ir { kind, rd: 0, a: 0, b: 0, site, imm: which });
-        if wanted == Wanted::Full {
+        if kind == Kind::Hook {
             // Nothing is as it was, registers least of all.
             self.known = self.optimise.into();
             self.unit = Unit::default();

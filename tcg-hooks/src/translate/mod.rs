@@ -444,10 +444,10 @@ impl Translator {
                 let to = if insn.op == Op::Jalr { fall } else { self.target(insn.target(pc)) };
                 let mut term = self.lower.terminator(&mut self.region, plan, pc, insn, count, to);
                 if let Term::Indirect { tells, .. } = &mut term
-                    && let wanted @ (Wanted::Light(_) | Wanted::Full) = self.hooks.any_block()
+                    && let wanted @ (Wanted::Light(_) | Wanted::Full(_)) = self.hooks.any_block()
                 {
                     // Behind the jump, which has retired.
-                    let does = Does::ArriveAt { light: wanted != Wanted::Full };
+                    let does = Does::ArriveAt { light: matches!(wanted, Wanted::Light(_)) };
                     *tells = Some(lower::push_site(&mut self.region, pc, insn, count + 1, does));
                 }
                 self.push_block(block, term);

@@ -117,13 +117,14 @@ pub(crate) unsafe extern "C" fn execute_site(ctx: *mut Context, number: u32) -> 
     };
     // Nothing else can be named by emitted code; leaving is always safe.
     let Some(site) = core.tbs.as_ref().and_then(|tbs| tbs.site(number)) else { return answer::LEAVE };
+    if let Does::Hook { .. } | Does::Arrive { .. } | Does::ArriveAt { .. } = site.does {
+        let (does, refund, pc, insn) = (site.does, site.refund, site.pc, site.insn);
+        return hook_site(core, ctx, does, refund, pc, &insn);
+    }
     // A copy, as the TB may die. Copied as an `Option`, it is written and read in pieces that overlap: two stalls, half of
     // the time of an `ecall`.
     let site = *site;
     ctx.settle(site.refund);
-    if matches!(site.does, Does::Hook | Does::Arrive | Does::ArriveAt { .. }) {
-        return hook_site(core, ctx, &site);
-    }
     ctx.cpu.pc = site.pc;
     // Looked at before: a load may load its own base.
     let mut odd = false;
@@ -158,7 +159,7 @@ pub(crate) unsafe extern "C" fn execute_site(ctx: *mut Context, number: u32) -> 
                 execute(core, ctx, &site)
             }
         }
-        Does::Hook | Does::Arrive | Does::ArriveAt { .. } => unreachable!("above"),
+        Does::Hook { .. } | Does::Arrive { .. } | Does::ArriveAt { .. } => unreachable!("above"),
         Does::Begin => fpu::begin(&mut ctx.cpu, &site.insn).map_or_else(Outcome::Trap, |()| Outcome::Next),
     };
     match outcome {
@@ -191,25 +192,57 @@ pub(crate) unsafe extern "C" fn execute_site(ctx: *mut Context, number: u32) -> 
     }
 }
 
+/// As [`execute_site`], of a site that calls hooks and does no more.
+///
+/// # Safety
+/// As there.
+pub(crate) unsafe extern "C" fn execute_hook(ctx: *mut Context, number: u32) -> u64 {
+    // SAFETY: as in `execute_site`.
+    let (ctx, core) = unsafe {
+        let ctx = &mut *ctx;
+        let core = &mut *ctx.engine.cast::<Core>();
+        (ctx, core)
+    };
+    let Some(site) = core.tbs.as_ref().and_then(|tbs| tbs.site(number)) else { return answer::LEAVE };
+    if let Does::Hook { only } | Does::Arrive { only } = site.does
+        && only != 0
+    {
+        let (before, len, refund) = (matches!(site.does, Does::Hook { .. }), site.insn.len, site.refund);
+        ctx.cpu.pc = site.pc;
+        ctx.settle(refund);
+        let after = core.hook_only(ctx, u32::from(only) - 1, if before { len } else { 0 });
+        if after.is_nothing() {
+            return answer::CONTINUE;
+        }
+        return behind_hook(core, ctx, after, before, refund);
+    }
+    let (does, refund, pc, insn) = (site.does, site.refund, site.pc, site.insn);
+    hook_site(core, ctx, does, refund, pc, &insn)
+}
+
 /// Hooks are called, or one that emitted code told ends the run.
 #[inline(never)]
-fn hook_site(core: &mut Core, ctx: &mut Context, site: &Site) -> u64 {
-    let before = site.does == Does::Hook;
-    if !matches!(site.does, Does::ArriveAt { .. }) {
-        ctx.cpu.pc = site.pc;
+fn hook_site(core: &mut Core, ctx: &mut Context, does: Does, refund: u16, pc: u64, insn: &Insn) -> u64 {
+    ctx.settle(refund);
+    let before = matches!(does, Does::Hook { .. });
+    if !matches!(does, Does::ArriveAt { .. }) {
+        ctx.cpu.pc = pc;
     }
-    let After { next, stop, changed } = if core.stopped_by_light(before) {
-        After { stop: true, ..After::default() }
-    } else if before {
-        core.hook_insn(ctx, &site.insn)
-    } else {
-        core.hook_block(ctx)
+    let after = match does {
+        _ if core.stopped_by_light(before) => After { stop: true, ..After::default() },
+        Does::Hook { .. } => core.hook_insn(ctx, insn),
+        _ => core.hook_block(ctx),
     };
-    if next.is_none() && !stop && !changed {
-        return answer::CONTINUE;
-    }
+    if after.is_nothing() { answer::CONTINUE } else { behind_hook(core, ctx, after, before, refund) }
+}
+
+/// Hooks sent the hart elsewhere, end the run, or changed what emitted code stands on. `before`: they were called for an instruction.
+#[cold]
+#[inline(never)]
+fn behind_hook(core: &mut Core, ctx: &mut Context, after: After, before: bool, refund: u16) -> u64 {
+    let After { next, stop, changed } = after;
     // An instruction that is sent elsewhere counts as executed.
-    ctx.budget += i64::from(site.refund) - i64::from(before && next.is_some());
+    ctx.budget += i64::from(refund) - i64::from(before && next.is_some());
     ctx.cpu.pc = next.unwrap_or(ctx.cpu.pc);
     if before && next.is_none() && !stop {
         // Its hooks were called, so it is executed here: of its translation nothing is known any more.

@@ -413,7 +413,11 @@ impl Emitter {
             Kind::Fence => self.fence(),
             Kind::Rust => self.execute_site(ir.site),
             Kind::Cover => self.cover(ir),
-            Kind::Hook => self.execute_site(ir.site),
+            Kind::Hook => {
+                self.swap_out();
+                self.call_thunk(self.thunks.hook, ir.site);
+                self.swap_in();
+            }
             Kind::Tell => self.tell(ir),
             Kind::Operands => self.operands(ir),
         }
@@ -489,9 +493,13 @@ impl Emitter {
 
     /// The same where the map is that of borders.
     fn call_site_at_border(&mut self, site: u16) {
+        self.call_thunk(self.thunks.site, site);
+    }
+
+    fn call_thunk(&mut self, thunk: CodeOffset, site: u16) {
         let number = self.tb << LOCAL_BITS | u32::from(site);
         dynasm!(self.ops; .arch x64; mov eax, number as i32; .u8 0xe8);
-        self.external(self.thunks.site);
+        self.external(thunk);
     }
 
     /// Has Rust execute a site's instruction, in line; nothing is in registers behind it.
@@ -503,9 +511,7 @@ impl Emitter {
             self.swap_out();
             self.thunks.site
         };
-        let number = self.tb << LOCAL_BITS | u32::from(site);
-        dynasm!(self.ops; .arch x64; mov eax, number as i32; .u8 0xe8);
-        self.external(thunk);
+        self.call_thunk(thunk, site);
     }
 
     /// The four bytes of a displacement to a thunk.

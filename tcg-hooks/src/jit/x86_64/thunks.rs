@@ -6,6 +6,7 @@
 //!   leave                  pins and budget to the context, back to Rust; eax says why
 //!   site                   called by a TB with a site number in eax: everything to the context, Rust executes the
 //!                          instruction, everything back; or on at `cpu.pc` by the jump cache; or on to `leave`
+//!   hook                   as site, of one that calls hooks
 //!   shown                  the same where the guest's registers are in the context already
 //!   tell                   called with a pc in rax and what hooks are told of it in ecx: nothing but rax, rcx, rdx is lost; not zero,
 //!                          by the flags: one of them ends the run
@@ -19,6 +20,7 @@ use super::context::{
     BASE, BUDGET, ENGINE, FAR_JUMPS, FAR_MASK, JUMP_ENTRIES, JUMPS, JumpEntry, MSTATUS, MXCSR, NEAR_JUMPS,
     OFFSET_SHIFT, PC, SPREAD,
 };
+use super::helpers::execute_hook;
 use super::regs::RegMap;
 use crate::engine::JitFlags;
 use crate::hooks::tell;
@@ -58,6 +60,7 @@ pub(crate) struct Thunks {
     pub(crate) shown: CodeOffset,
     pub(crate) jump: CodeOffset,
     pub(crate) tell: CodeOffset,
+    pub(crate) hook: CodeOffset,
     pub(crate) miss: CodeOffset,
     pub(crate) miss_below: CodeOffset,
     pub(crate) again: CodeOffset,
@@ -186,8 +189,8 @@ pub(crate) fn assemble(flags: JitFlags, site: SiteFn) -> (Vec<u8>, Thunks) {
         ; .align 16);
     thunks.jump = ops.offset().0 as u32;
     jump(&mut ops, thunks.miss_below);
-    for pins in [true, false] {
-        *(if pins { &mut thunks.site } else { &mut thunks.shown }) = ops.offset().0 as u32;
+    for (n, (pins, site)) in [(true, site), (false, site), (true, execute_hook as SiteFn)].into_iter().enumerate() {
+        *[&mut thunks.site, &mut thunks.shown, &mut thunks.hook][n] = ops.offset().0 as u32;
         save(&mut ops, pins);
         dynasm!(ops; .arch x64
         ; sub rsp, 8
