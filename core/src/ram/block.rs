@@ -58,7 +58,7 @@ impl RamBlock {
             noreserve: spec.noreserve,
             prealloc: spec.prealloc,
             near: spec.near,
-            huge_pages: spec.huge_pages.unwrap_or(spec.used_length >= HUGE),
+            huge_pages: spec.huge_pages.unwrap_or(spec.used_length > HUGE),
         };
         let mapping = Mapping::new(request).map_err(|failure| host_error(&spec.idstr, max_length, failure))?;
         let flags = RamFlags::default()

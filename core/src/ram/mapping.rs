@@ -180,10 +180,14 @@ impl Mapping {
         Ok(())
     }
 
-    /// Advice: a kernel without huge pages says no, and the memory works all the same.
+    /// Advice: a kernel without huge pages says no, and the memory works all the same. The first one stays many small pages: programs are
+    /// loaded there, and a machine that does not run yet shall cost what was written, not 2 MiB.
     fn advise_huge(&self, from: u64, to: u64) -> bool {
-        let from = from / host_page() * host_page();
+        let from = from.max(HUGE) / host_page() * host_page();
         let to = to.next_multiple_of(host_page());
+        if from >= to {
+            return true;
+        }
         let at = self.host.as_ptr().wrapping_add(from as usize);
         // SAFETY: our own pages; the advice changes no content.
         unsafe { libc::madvise(at.cast(), (to - from) as usize, libc::MADV_HUGEPAGE) == 0 }

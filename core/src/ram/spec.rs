@@ -175,7 +175,8 @@ impl RamBlockSpec {
         self
     }
 
-    /// Whether to ask for huge pages; without this, yes for blocks of at least one huge page.
+    /// Whether to ask for huge pages; without this, yes for blocks of more than one. The first 2 MiB of a block are small pages in any case:
+    /// what is loaded there costs what is written.
     pub fn huge_pages(mut self, on: bool) -> Self {
         self.huge_pages = Some(on);
         self

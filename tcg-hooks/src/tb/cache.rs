@@ -176,7 +176,7 @@ impl TbCache {
             vcpu,
             code,
             thunks,
-            emitter: Box::new(Emitter::new(flags, thunks, flat_addend)),
+            emitter: Emitter::boxed(flags, thunks, flat_addend),
             tbs: Vec::new(),
             free: Vec::new(),
             spare: Vec::new(),

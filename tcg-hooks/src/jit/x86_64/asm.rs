@@ -84,6 +84,17 @@ impl Assembler {
         Assembler { len: 0, places: Vec::new(), jumps: Vec::new(), bytes: [0; SIZE + ONCE] }
     }
 
+    /// A new one need not take memory yet: its bytes are zeroes, which are written when they are made.
+    pub(super) fn give_back(&mut self) {
+        let bytes = self.bytes.as_mut_ptr_range();
+        let (start, end) = (bytes.start.addr().next_multiple_of(4096), bytes.end.addr() / 4096 * 4096);
+        if start < end && self.len == 0 {
+            // SAFETY: whole pages of our own array, of which nothing was written: they read as zeroes before and behind this, whether
+            // the host takes them back or not.
+            unsafe { libc::madvise(bytes.start.with_addr(start).cast(), end - start, libc::MADV_DONTNEED) };
+        }
+    }
+
     /// Empties it, keeping its memory.
     pub(super) fn clear(&mut self) {
         self.len = 0;

@@ -195,6 +195,13 @@ const fn off(guest: u8) -> i8 {
 }
 
 impl Emitter {
+    /// One that takes little memory before it is used.
+    pub(crate) fn boxed(flags: JitFlags, thunks: Thunks, flat_addend: u64) -> Box<Emitter> {
+        let mut emitter = Box::new(Emitter::new(flags, thunks, flat_addend));
+        emitter.ops.give_back();
+        emitter
+    }
+
     pub(crate) fn new(flags: JitFlags, thunks: Thunks, flat_addend: u64) -> Emitter {
         // What an access adds to it must fit, too.
         const FARTHEST: i64 = i32::MAX as i64 - DISPLACEMENT;
