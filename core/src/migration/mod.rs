@@ -29,6 +29,8 @@
 mod bitmaps;
 mod bits;
 mod channel;
+#[doc(hidden)]
+pub mod fuzz;
 mod incoming;
 mod mapped_live;
 pub mod mapped_ram;

@@ -44,7 +44,7 @@ pub fn hello(uuid: &Uuid, id: u8) -> [u8; 64] {
 }
 
 /// A packet's bytes before its pages: places of pages with bytes, then of zero pages.
-fn header(flags: u32, number: u64, idstr: &str, places: &[u64], normal: usize) -> Vec<u8> {
+pub(super) fn header(flags: u32, number: u64, idstr: &str, places: &[u64], normal: usize) -> Vec<u8> {
     let mut bytes = Vec::with_capacity(HEADER);
     for word in [MAGIC, VERSION, flags, PAGES as u32, normal as u32, (normal as u64 * PAGE_SIZE) as u32] {
         bytes.extend_from_slice(&word.to_be_bytes());
