@@ -7,7 +7,7 @@
 #                      QEMU and the host; ROW=name for one row or group (ROW=dirty: the second table, ROW=programs: the
 #                      third, of SOURCES=dir), RUNS=n, JSON=1 for a machine: one object a table; the fourth table holds
 #                      programs under page tables against themselves without, the fifth (ROW=fuzz) a fuzzer's loop
-#                      beside Unicorn's
+#                      beside Unicorn's; ROW=migrate: the sixth, guests that move to another process, beside QEMU's
 #   make bench-against AGAINST=FILE   the rows of the first table on this build and on FILE, a notdirty of an earlier commit, each
 #                      at most 1.03 times as long; ROW=name, RUNS=n
 #   make bench-flags what each of the JIT's switches is worth; ROW=name, RUNS=n
@@ -32,7 +32,7 @@ NOTDIRTY_PROGRAMS ?= 1000000
 # Members of the workspace that plain tests leave out, and why: Unicorn compiles minutes of C.
 ALL := --workspace --exclude notdirty-unicorn
 
-.PHONY: mutants all test test-deep valgrind bench bench-flags bench-against conformance guests unicorn deps lint deny clean
+.PHONY: mutants all test test-deep valgrind bench bench-tables bench-migrate bench-flags bench-against conformance guests unicorn deps lint deny clean
 all:
 	$(CARGO) build --release $(CARGO_FLAGS)
 
@@ -94,7 +94,14 @@ bench-against:
 	$(CARGO) build --release $(CARGO_FLAGS) -p notdirty
 	AGAINST="$(abspath $(AGAINST))" $(CARGO) run --release $(CARGO_FLAGS) -p notdirty-benches --bin against -- $(if $(ROW),ROW=$(ROW)) $(if $(RUNS),RUNS=$(RUNS))
 
-bench:
+bench: $(if $(filter migrate%,$(ROW)),bench-migrate,bench-tables)
+
+bench-migrate: guests
+	.ci/deps bench
+	$(CARGO) build --release $(CARGO_FLAGS) -p notdirty
+	$(CARGO) run --release $(CARGO_FLAGS) -p notdirty-benches --bin migrate -- $(if $(ROW),ROW=$(ROW)) $(if $(RUNS),RUNS=$(RUNS))
+
+bench-tables:
 	.ci/deps bench
 	$(MAKE) --no-print-directory guests
 	$(CARGO) build --release $(CARGO_FLAGS) -p notdirty

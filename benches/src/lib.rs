@@ -18,6 +18,7 @@
 //!  against.rs   rows on this build against an earlier one
 //!  paged.rs     the fourth table: programs under page tables against themselves without
 //!  fuzz/        the fifth table: a fuzzer's loop, run and reset, beside the best one known on Unicorn
+//!  migrate/     the sixth table: a guest moves to another process, beside QEMU's
 //!  dirty/       the second table: the dirty memory and what it is held against, in one process, round after round
 //! ```
 //!
@@ -29,6 +30,7 @@ pub mod dirty;
 pub mod fuzz;
 pub mod host;
 pub mod line;
+pub mod migrate;
 pub mod paged;
 pub mod pairing;
 pub mod report;

@@ -80,6 +80,9 @@ fn spoil(whole: &[u8], interesting: &[std::ops::Range<usize>], random: &mut Rand
     bytes
 }
 
+/// A parser, a whole input, and where that has its numbers.
+type Target<'t> = (&'t str, fn(&[u8]) -> bool, &'t [u8], Vec<std::ops::Range<usize>>);
+
 /// One after the other: the allocations of all threads are watched.
 #[test]
 fn no_input_makes_a_parser_panic_or_take_memory_that_is_not_paid_for() {
@@ -90,7 +93,7 @@ fn no_input_makes_a_parser_panic_or_take_memory_that_is_not_paid_for() {
     let find = |bytes: &[u8], text: &[u8]| bytes.windows(text.len()).position(|window| window == text).unwrap();
     let (cpu, cpu_mapped) = (find(&stream, b"\x03cpu"), find(&mapped, b"\x03cpu"));
     let json = |bytes: &[u8]| find(bytes, b"{\"configuration\"") - 6;
-    let targets: [(&str, fn(&[u8]) -> bool, &[u8], Vec<std::ops::Range<usize>>); 3] = [
+    let targets: [Target<'_>; 3] = [
         ("stream", fuzz::stream, &stream, vec![0..300, 0..stream.len(), cpu - 20..json(&stream) + 8]),
         ("mapped-ram", fuzz::mapped, &mapped, vec![0..300, 0..300, cpu_mapped - 20..json(&mapped) + 8]),
         ("multifd", fuzz::channel, &channel, vec![0..400, 0..64, channel.len() - 1344..channel.len()]),

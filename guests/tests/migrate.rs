@@ -12,7 +12,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use notdirty::{
-    Cancel, Channel, LeaveOptions, Listener, Machine, MachineExit, Migration, MigrationError, MigrationState,
+    Cancel, Channel, LeaveOptions, Listener, Machine, MachineExit, Memory, Migration, MigrationError, MigrationState,
     MigrationStatus, PlugError, PlugSpec, Road, RunLimits, Uri,
 };
 use writers::{RAM, start, with_dma};
@@ -61,14 +61,31 @@ fn assert_same(source: &Machine, target: &Machine, what: &str) {
     }
 }
 
+/// Waits until the guest has written here and there.
+fn under_way(memory: &Memory, size: u64) {
+    let until = Instant::now() + Duration::from_secs(20);
+    let written = |at: u64| {
+        let mut page = [0; 4096];
+        memory.read(RAM + at, &mut page).unwrap();
+        page != [0; 4096]
+    };
+    let part = (size - 0x2_0000) / 128 / 4096 * 4096;
+    let places = (0..64).map(|n| 0x2_0000 + n * part.max(4096)).filter(|at| at + 4096 <= size);
+    let places: Vec<_> = places.collect();
+    while places.iter().filter(|at| written(**at)).count() < places.len() / 3 && Instant::now() < until {
+        std::thread::sleep(Duration::from_millis(5));
+    }
+}
+
 /// Runs the source on this thread until it has left, while `begin` starts the migration after a moment.
 fn leave(machine: &mut Machine, begin: impl FnOnce() -> Migration + Send) -> (MachineExit, MigrationStatus) {
     let over = AtomicBool::new(false);
+    let (memory, size) = (machine.memory(), machine.ram_range().end - machine.ram_range().start);
     std::thread::scope(|scope| {
         let stop = machine.stop_handle();
         let over = &over;
         let waiting = scope.spawn(move || {
-            std::thread::sleep(Duration::from_millis(30));
+            under_way(&memory, size);
             let migration = begin();
             let ended = migration.wait(Duration::from_secs(60)).expect("it ends in time");
             let state = migration.status().state;
@@ -190,13 +207,39 @@ fn two_harts_that_store_and_patch_and_devices_that_write_move_without_one_wrong_
         assert_eq!(machine.run_to_end(), MachineExit::Migrated, "it does not run here any more");
         assert!(machine.memory().write(RAM, &[0]).is_err(), "and nothing writes to it");
         let before = target.stats().retired;
-        let soon = Instant::now() + Duration::from_millis(30);
-        assert_eq!(target.run(&RunLimits { max_insns: None, deadline: Some(soon) }), MachineExit::Deadline);
+        let furthest = [0, 1].map(|hart| target.vcpu(hart).unwrap().cpu().retired).into_iter().max().unwrap();
+        let some = furthest + 100_000;
+        assert_eq!(target.run(&RunLimits { max_insns: Some(some), deadline: None }), MachineExit::InsnLimit);
         assert!(target.stats().retired > before, "it runs there");
         // And from there it goes on, to a third one.
         let third = hop(&mut target).1.unwrap();
         assert_same(&target, &third, "the second time");
     }
+}
+
+#[test]
+fn rings_find_the_pages_as_bits_do() {
+    let mut machine = source(2, 21);
+    let migrator = machine.migrator();
+    let (ours, theirs) = UnixStream::pair().unwrap();
+    let mut options = LeaveOptions::default();
+    options.rings = Some(1024);
+    // Slow enough for rings to be full.
+    options.limits.bandwidth = Some(128 << 20);
+    options.limits.downtime = Duration::from_millis(30);
+    let (status, target) = std::thread::scope(|scope| {
+        let target = scope.spawn(|| {
+            let mut none = |_| Err(std::io::ErrorKind::NotConnected.into());
+            Machine::builder().receive_with(channel(theirs, &Cancel::default()), &mut none, attach)
+        });
+        let (_, status) = leave(&mut machine, || {
+            let cancel = Cancel::default();
+            migrator.start(channel(ours, &cancel), cancel, options).unwrap()
+        });
+        (status, target.join().unwrap())
+    });
+    assert_eq!(status.state, MigrationState::Completed, "{status:?}, {:?}", target.err());
+    assert_same(&machine, &target.unwrap(), "by rings");
 }
 
 #[test]
@@ -222,6 +265,7 @@ fn a_guest_that_dirties_more_than_goes_out_is_made_slower_until_it_fits() {
     // 16 MiB are dirtied in no time.
     options.limits.bandwidth = Some(64 << 20);
     options.limits.downtime = Duration::from_millis(60);
+    options.deltas = Some(4 << 20);
     let (status, target) = std::thread::scope(|scope| {
         let target = scope.spawn(|| {
             let mut none = |_| Err(std::io::ErrorKind::NotConnected.into());
@@ -234,6 +278,7 @@ fn a_guest_that_dirties_more_than_goes_out_is_made_slower_until_it_fits() {
         (status, target.join().unwrap())
     });
     assert_eq!(status.state, MigrationState::Completed, "{status:?}, {:?}", target.err());
+    assert!(status.progress.deltas > 0, "{status:?}");
     assert!(status.progress.rounds > 2 && status.downtime < Duration::from_secs(5), "{status:?}");
     assert_same(&machine, &target.unwrap(), "after a throttle");
 }

@@ -7,6 +7,7 @@ use super::multifd::Meeting;
 use super::records::{ListedBlock, Record, Records};
 use super::stream::StreamReader;
 use super::wire::{Fault, Result};
+use super::xbzrle::decode;
 use crate::addr::{PAGE_BITS, PAGE_SIZE};
 use crate::ram::RamBlock;
 use std::io::Read;
@@ -86,6 +87,20 @@ impl Incoming {
                     // Inside of the listed length, which is the block's.
                     let done = self.blocks[block].write_raw(page << PAGE_BITS, bytes);
                     done.map_err(|why| from.error(Fault::Order(why.to_string())))?;
+                }
+                Record::Delta { block, page, len } => {
+                    self.pages += 1;
+                    let block = &self.blocks[block];
+                    let from = reader.source();
+                    let refuse = |why: String| Fault::Block { idstr: block.idstr().to_owned(), why };
+                    let mut bytes = [0; PAGE_SIZE as usize];
+                    let read = block.read_bytes(page << PAGE_BITS, &mut bytes);
+                    read.map_err(|why| from.error(refuse(why.to_string())))?;
+                    if !decode(&mut bytes, from.piece(len.into())?) {
+                        return Err(from.error(refuse(format!("the delta of page {page:#x} is none"))));
+                    }
+                    let done = block.write_raw(page << PAGE_BITS, &bytes);
+                    done.map_err(|why| from.error(refuse(why.to_string())))?;
                 }
                 Record::Flush if self.others.is_some() => {
                     let Some((meeting, channels, patience)) = &self.others else { continue };

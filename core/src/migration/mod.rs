@@ -23,6 +23,7 @@
 //! | `precopy.rs` | the source: rounds over what is dirty, until the rest fits into the downtime |
 //! | `sender.rs` | pages that go by the stream itself |
 //! | [`multifd`] | pages that go by several channels |
+//! | `xbzrle.rs` | what differs from the version of a page that was sent before |
 //! | `incoming.rs` | the target: records become RAM |
 //! | [`mapped_ram`], `mapped_live.rs` | a file with one home for each page; written while the guest runs |
 
@@ -41,6 +42,7 @@ mod section;
 mod sender;
 mod stream;
 mod wire;
+mod xbzrle;
 
 pub use bitmaps::{ChunkShift, DirtyPages, FilePages, Received, SyncError, sync};
 pub use channel::{Cancel, Channel, Sink};

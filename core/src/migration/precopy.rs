@@ -180,7 +180,7 @@ impl Source {
     ) -> Result<()> {
         loop {
             self.progress.rounds += 1;
-            self.sweep(carrier, limits.bandwidth, &mut |progress| tell(progress, false))?;
+            self.sweep(carrier, limits, limits.bandwidth, &mut |progress| tell(progress, false))?;
             self.sync(carrier, limits)?;
             if !tell(&self.progress, true) {
                 return Err(carrier.error(Fault::Order("cancelled".into())));
@@ -198,7 +198,7 @@ impl Source {
     /// The channel's.
     pub fn last(&mut self, carrier: &mut impl Carrier, limits: &Limits) -> Result<()> {
         self.sync(carrier, limits)?;
-        self.sweep(carrier, None, &mut |_| true)?;
+        self.sweep(carrier, limits, None, &mut |_| true)?;
         self.count();
         Ok(())
     }
@@ -207,6 +207,7 @@ impl Source {
     fn sweep(
         &mut self,
         carrier: &mut impl Carrier,
+        limits: &Limits,
         bandwidth: Option<u64>,
         tell: &mut impl FnMut(&Progress) -> bool,
     ) -> Result<()> {
@@ -222,6 +223,10 @@ impl Source {
                 }
             }
             carrier.end(at.0 == self.blocks.len())?;
+            if self.log.rings().is_some() {
+                // A hart whose ring is full waits for this.
+                self.sync(carrier, limits)?;
+            }
             self.progress.bytes = carrier.bytes();
             let sent = self.progress.bytes - before;
             self.meter.add(sent, start.elapsed());

@@ -7,7 +7,7 @@
 //! ```
 
 use super::stream::{StreamReader, StreamWriter};
-use super::wire::{Fault, Out, RAM, RAM_VERSION, Result, flag};
+use super::wire::{Fault, Out, RAM, RAM_VERSION, Result, XBZRLE_ENCODING, flag};
 use crate::addr::{PAGE_BITS, PAGE_SIZE};
 use std::io::{Read, Write};
 
@@ -140,8 +140,8 @@ impl Records {
             flag::PAGE => Ok(Record::Page { block, page }),
             flag::XBZRLE => {
                 let encoding = from.u8()?;
-                if encoding != 1 {
-                    return Err(from.error(Fault::value("the encoding of a delta", encoding, 1)));
+                if encoding != XBZRLE_ENCODING {
+                    return Err(from.error(Fault::value("the encoding of a delta", encoding, XBZRLE_ENCODING)));
                 }
                 let len = from.u16()?;
                 if u64::from(len) > PAGE_SIZE {

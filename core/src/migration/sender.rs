@@ -4,7 +4,8 @@ use super::channel::{Gather, Sink};
 use super::precopy::{Carrier, Progress, Run};
 use super::records::{self, ListedBlock};
 use super::stream::StreamWriter;
-use super::wire::{Fault, RAM, Result, StreamError, flag};
+use super::wire::{Fault, RAM, Result, StreamError, XBZRLE_ENCODING, flag};
+use super::xbzrle::{Cache, encode};
 use crate::addr::{PAGE_BITS, PAGE_SIZE};
 use crate::ram::RamBlock;
 use std::sync::Arc;
@@ -15,6 +16,59 @@ pub struct StreamCarrier<'w, W> {
     id: u32,
     /// The block of the last record.
     last: Option<usize>,
+    deltas: Option<Deltas>,
+}
+
+/// What a page is sent as.
+enum What {
+    /// The other end has it.
+    Same,
+    Zero,
+    /// From RAM, as it is when it is written.
+    Ram,
+    /// As the cache has it now.
+    Copy(Vec<u8>),
+    Delta(Vec<u8>),
+}
+
+/// Pages that the other end has, from the second round on.
+struct Deltas {
+    cache: Cache,
+    sync: u64,
+    /// The page as it is now: the guest may write it while it is compared.
+    page: Vec<u8>,
+}
+
+impl Deltas {
+    fn what(&mut self, block: &RamBlock, page: u64) -> What {
+        let key = block.offset().page().get() + page;
+        if block.read_bytes(page << PAGE_BITS, &mut self.page).is_err() {
+            return What::Ram;
+        }
+        if let Some(old) = self.cache.get(key) {
+            let delta = encode(old, &self.page);
+            old.copy_from_slice(&self.page);
+            self.cache.put(key, self.sync);
+            return match delta {
+                Some(delta) if delta.is_empty() => What::Same,
+                Some(delta) => What::Delta(delta),
+                None => What::Copy(self.page.clone()),
+            };
+        }
+        match self.cache.put(key, self.sync) {
+            Some(kept) => {
+                kept.copy_from_slice(&self.page);
+                What::Copy(self.page.clone())
+            }
+            None => What::Ram,
+        }
+    }
+
+    fn is_zero(&mut self, block: &RamBlock, page: u64) {
+        if let Some(old) = self.cache.get(block.offset().page().get() + page) {
+            old.fill(0);
+        }
+    }
 }
 
 /// The blocks as the list of RAM has them.
@@ -31,7 +85,14 @@ impl<'w, W: Sink> StreamCarrier<'w, W> {
     /// The channel's.
     pub fn begin_ram(writer: &'w mut StreamWriter<W>, blocks: &[Arc<RamBlock>]) -> Result<Self> {
         let id = records::write_setup(writer, &listed(blocks), |_, _| Ok(()))?;
-        Ok(Self { writer, id, last: None })
+        Ok(Self { writer, id, last: None, deltas: None })
+    }
+
+    /// From the second round on pages go as what differs from what was sent before, of which so many bytes are kept.
+    pub fn with_deltas(mut self, cache: u64) -> Self {
+        let page = vec![0; PAGE_SIZE as usize];
+        self.deltas = Some(Deltas { cache: Cache::new(cache), sync: 0, page });
+        self
     }
 
     /// Ends it.
@@ -60,9 +121,12 @@ impl<W: Sink> Carrier for StreamCarrier<'_, W> {
         self.writer.out().flush()
     }
 
-    fn end(&mut self, _round: bool) -> Result<()> {
+    fn end(&mut self, round: bool) -> Result<()> {
         self.writer.out().u64(flag::EOS)?;
         self.writer.footer(self.id)?;
+        if let Some(deltas) = self.deltas.as_mut().filter(|_| round) {
+            deltas.sync += 1;
+        }
         // The other end may wait for what is in it.
         self.writer.out().flush()
     }
@@ -71,24 +135,53 @@ impl<W: Sink> Carrier for StreamCarrier<'_, W> {
         let mut gather = Gather::default();
         for Run { index, block, pages } in runs {
             for page in pages.clone() {
-                let zero = block.is_zero(page);
-                let mut word = page << PAGE_BITS | if zero { flag::ZERO } else { flag::PAGE };
+                let what = if block.is_zero(page) {
+                    What::Zero
+                } else {
+                    match self.deltas.as_mut().filter(|deltas| deltas.sync > 0) {
+                        Some(deltas) => deltas.what(block, page),
+                        None => What::Ram,
+                    }
+                };
+                let flag = match &what {
+                    What::Same => continue,
+                    What::Zero => flag::ZERO,
+                    What::Ram | What::Copy(_) => flag::PAGE,
+                    What::Delta(_) => flag::XBZRLE,
+                };
+                let place = page << PAGE_BITS | flag;
                 if self.last == Some(*index) {
-                    word |= flag::CONTINUE;
-                    gather.head(&word.to_be_bytes());
+                    gather.head(&(place | flag::CONTINUE).to_be_bytes());
                 } else {
                     self.last = Some(*index);
-                    gather.head(&word.to_be_bytes());
+                    gather.head(&place.to_be_bytes());
                     gather.head(&[block.idstr().len() as u8]);
                     gather.head(block.idstr().as_bytes());
                 }
-                if zero {
-                    gather.head(&[0]);
-                    progress.zero_pages += 1;
-                } else {
-                    let slice = block.slice(page << PAGE_BITS, PAGE_SIZE);
-                    gather.ram(slice.map_err(|why| self.error(Fault::Order(why.to_string())))?);
-                    progress.pages += 1;
+                match what {
+                    What::Same => {}
+                    What::Zero => {
+                        gather.head(&[0]);
+                        progress.zero_pages += 1;
+                        if let Some(deltas) = &mut self.deltas {
+                            deltas.is_zero(block, page);
+                        }
+                    }
+                    What::Ram => {
+                        let slice = block.slice(page << PAGE_BITS, PAGE_SIZE);
+                        gather.ram(slice.map_err(|why| self.error(Fault::Order(why.to_string())))?);
+                        progress.pages += 1;
+                    }
+                    What::Copy(bytes) => {
+                        gather.head(&bytes);
+                        progress.pages += 1;
+                    }
+                    What::Delta(delta) => {
+                        gather.head(&[XBZRLE_ENCODING]);
+                        gather.head(&(delta.len() as u16).to_be_bytes());
+                        gather.head(&delta);
+                        progress.deltas += 1;
+                    }
                 }
             }
         }

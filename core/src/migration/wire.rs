@@ -41,6 +41,9 @@ pub(super) mod flag {
     pub const ALL: u64 = 0xfff;
 }
 
+/// How a delta is encoded; there is one way.
+pub(super) const XBZRLE_ENCODING: u8 = 1;
+
 /// The section that pages come in, and its version.
 pub(super) const RAM: &str = "ram";
 pub(super) const RAM_VERSION: u32 = 4;

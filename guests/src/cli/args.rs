@@ -97,6 +97,8 @@ pub(super) struct Args {
     /// To a file with a home for each page.
     pub mapped_ram: bool,
     pub auto_converge: bool,
+    /// Bytes of pages that are kept to send what differs.
+    pub xbzrle: Option<u64>,
     /// What was said of the machine as a guest sees it: a file that is restored says that itself.
     pub of_guest: Vec<String>,
 }
@@ -132,6 +134,7 @@ usage: notdirty                       the embedded demo, with a summary
   --downtime TIME       how long the guest may stand still for it (default 300ms)
   --multifd N           by N channels more (tcp:, unix:)
   --mapped-ram          to a file with a home for each page, for `restore` (file:PATH)
+  --xbzrle SIZE         keep so many bytes of pages that were sent, and send what differs
   --auto-converge       make the guest slower if it dirties more than goes out
   --incoming URI        instead of FILE: a machine that comes from there, to go on with
   --plug SIZE@ADDR:AFTER
@@ -217,6 +220,7 @@ pub(super) fn parse(args: impl IntoIterator<Item = OsString>) -> Result<Request,
         multifd: 0,
         mapped_ram: false,
         auto_converge: false,
+        xbzrle: None,
         of_guest: Vec::new(),
     };
     while let Some(word) = queue.next() {
@@ -265,6 +269,11 @@ pub(super) fn parse(args: impl IntoIterator<Item = OsString>) -> Result<Request,
                     count.ok_or_else(|| format!("{shown} {value}: must be 1 to {MAX_CHANNELS} channels"))?;
             }
             "incoming" => incoming = Some(text()?.parse::<Uri>().map_err(|why| format!("{shown} {why}"))?),
+            "xbzrle" => {
+                let value = text()?;
+                let bytes = size(&value).ok_or_else(|| format!("{shown} {value}: not a size such as 64M"))?;
+                parsed.xbzrle = Some(bytes);
+            }
             "bandwidth" => {
                 let value = text()?;
                 let bytes = size(&value).ok_or_else(|| format!("{shown} {value}: not a size such as 128M or 1G"))?;
@@ -508,6 +517,10 @@ fn check_migrate(parsed: &Args) -> Result<(), String> {
         None if parsed.bandwidth.is_some() => Err("--bandwidth needs --migrate URI@AFTER".into()),
         None if parsed.downtime.is_some() => Err("--downtime needs --migrate URI@AFTER".into()),
         None if parsed.multifd != 0 => Err("--multifd needs --migrate URI@AFTER".into()),
+        None if parsed.xbzrle.is_some() => Err("--xbzrle needs --migrate URI@AFTER".into()),
+        Some(_) if parsed.xbzrle.is_some() && (parsed.multifd != 0 || parsed.mapped_ram) => {
+            Err("--xbzrle goes with neither --multifd nor --mapped-ram".into())
+        }
         None if parsed.mapped_ram => Err("--mapped-ram needs --migrate file:PATH@AFTER".into()),
         None if parsed.auto_converge => Err("--auto-converge needs --migrate URI@AFTER".into()),
         None => Ok(()),
@@ -622,6 +635,8 @@ mod tests {
             ("run a --migrate tcp:1@1s --multifd 65", "--multifd 65: must be 1 to 64 channels"),
             ("run a --migrate file:a@1s --multifd 2", "--multifd is for tcp: and unix:"),
             ("run a --migrate tcp:1@1s --mapped-ram", "--mapped-ram is for file:PATH"),
+            ("run a --xbzrle 1M", "--xbzrle needs --migrate"),
+            ("run a --migrate tcp:1@1s --multifd 2 --xbzrle 1M", "--xbzrle goes with neither"),
             ("run a --mapped-ram", "--mapped-ram needs"),
             ("run a --auto-converge", "--auto-converge needs"),
             ("run a --downtime 1s", "--downtime needs --migrate"),

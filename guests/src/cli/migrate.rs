@@ -74,6 +74,7 @@ pub(super) fn run(machine: &mut Machine, args: &Args, go: &Move, limits: &RunLim
     options.limits.bandwidth = args.bandwidth;
     options.limits.downtime = args.downtime.unwrap_or(options.limits.downtime);
     options.auto_converge = args.auto_converge;
+    options.deltas = args.xbzrle;
     let (multifd, mapped_ram) = (args.multifd, args.mapped_ram);
     let job = Job {
         multifd,

@@ -61,6 +61,11 @@ pub struct LeaveOptions {
     pub limits: Limits,
     /// Harts are made slower, if they dirty more than goes out.
     pub auto_converge: bool,
+    /// So many bytes of pages that were sent are kept, and those go again as what differs (XBZRLE); on the stream itself.
+    pub deltas: Option<u64>,
+    /// Dirty pages are found by rings of so many entries, one for each hart, in place of the bitmap's bits: see
+    /// [`LogBuilder::rings`](notdirty_core::LogBuilder::rings). A hart whose ring is full waits until it is taken.
+    pub rings: Option<u32>,
 }
 
 /// By what it leaves.
@@ -336,8 +341,11 @@ impl Migration {
         let Answer::Described(before, blocks) = self.ask(Ask::Describe)? else {
             return Err(MigrationError::Order("the machine answered something else".into()));
         };
-        let log = space.ram().log(DirtyClient::MIGRATION).blocks(&blocks).timeout(options.limits.sync).start();
-        let source = Source::new(log.map_err(MigrationError::Log)?, &blocks);
+        let mut log = space.ram().log(DirtyClient::MIGRATION).blocks(&blocks).timeout(options.limits.sync);
+        if let Some(entries) = options.rings {
+            log = log.rings(entries);
+        }
+        let source = Source::new(log.start().map_err(MigrationError::Log)?, &blocks);
         self.set_state(MigrationState::Active);
         Ok((before, blocks, source))
     }
@@ -415,6 +423,9 @@ impl Migration {
         }
         before.iter().try_for_each(|section| writer.full(section))?;
         let mut main = StreamCarrier::begin_ram(&mut writer, &blocks)?;
+        if let Some(cache) = options.deltas.filter(|_| others.is_empty()) {
+            main = main.with_deltas(cache);
+        }
         let after = if others.is_empty() {
             let after = self.ram(source, &mut main, options, stood)?;
             main.end_ram()?;

@@ -34,6 +34,13 @@ impl Machine {
             }
             let exit = self.run_vcpus(limits);
             self.board.console.flush();
+            if exit == VcpuExit::RingFull && self.migration.is_under_way() {
+                // Its rings are taken soon, and RAM does not grow dirtier meanwhile.
+                std::thread::sleep(Duration::from_micros(200));
+                if limits.deadline.is_none_or(|deadline| Instant::now() < deadline) {
+                    continue;
+                }
+            }
             // Stopped for a migration, and perhaps by its owner as well.
             if exit != VcpuExit::Stopped || !self.migration.may_stop() {
                 break exit;

@@ -1,0 +1,49 @@
+//! A guest with memory to move: it fills its pages, then sleeps, or stores to random words of them for ever.
+
+use dynasmrt::riscv::RiscvRelocation;
+use dynasmrt::{DynasmApi, DynasmLabelApi, VecAssembler, dynasm};
+use notdirty::programs::GuestImage;
+use notdirty::smc_test::elf;
+
+/// Where its pages are.
+const WORK: i64 = 0x8400_0000;
+const BASE: u64 = 0x8000_0000;
+const WFI: u32 = 0x1050_0073;
+
+/// An ELF file of it: `bytes`, a power of two, that are not zero, and whether it goes on storing.
+///
+/// # Errors
+/// A sentence, if the assembler refuses it.
+pub fn guest(bytes: u64, stores: bool) -> Result<Vec<u8>, String> {
+    let mut ops = VecAssembler::<RiscvRelocation>::new(0);
+    let mask = (bytes - 8) as i64;
+    dynasm!(ops; .arch riscv64; .feature im
+        ; li.43 s0, WORK
+        ; li.43 s1, bytes as i64
+        ; mv t0, s0
+        ; add t1, s0, s1
+        ; li.32 t2, 0x1000
+        ; page:
+        ; sd t0, [t0]
+        ; addi t3, t0, 2040
+        ; sd t0, [t3]
+        ; add t0, t0, t2
+        ; bltu t0, t1, <page
+    );
+    if stores {
+        dynasm!(ops; .arch riscv64; .feature im
+            ; li.43 s2, 0x1234_5678_9
+            ; li.43 s3, mask
+            ; store:
+            ; slli t0, s2, 13 ; xor s2, s2, t0 ; srli t0, s2, 7 ; xor s2, s2, t0 ; slli t0, s2, 17 ; xor s2, s2, t0
+            ; and t0, s2, s3 ; add t0, t0, s0
+            ; sd s4, [t0]
+            ; addi s4, s4, 1
+            ; j <store
+        );
+    } else {
+        dynasm!(ops; .arch riscv64; .feature im ; sleep: ; .u32 WFI ; j <sleep);
+    }
+    let bytes = ops.finalize().map_err(|error| format!("the guest to move: {error}"))?;
+    Ok(elf(&GuestImage { name: "migrate", load_addr: BASE, entry: BASE, bytes }))
+}
