@@ -2,7 +2,7 @@
 
 use dynasmrt::riscv::RiscvRelocation;
 use dynasmrt::{DynasmLabelApi, VecAssembler};
-use notdirty::hooks::{HookSpec, View};
+use notdirty::hooks::{HookSpec, Kinds, View};
 use notdirty::{EngineKind, JitFlags, Machine, MachineExit, RunLimits};
 use std::ops::ControlFlow;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -406,4 +406,44 @@ fn two_harts_have_hooks_of_their_own() {
         assert_eq!(met, [1, 1], "{engine:?}, {flags:?}");
         assert!(machine.add_hook(2, HookSpec::insn(.., |_| ControlFlow::Continue(()))).is_none());
     }
+}
+
+#[test]
+fn a_hook_changes_a_register_whose_value_is_known() {
+    // addi a0, zero, 5; addi a1, a0, 1; slli a2, a0, 4; add s2, s2, a1; j .-16
+    let code = [0x0050_0513u32, 0x0015_0593, 0x0045_1613, 0x00b9_0933, 0xff1f_f06f];
+    for (engine, flags) in ways() {
+        let mut machine = machine(engine, flags);
+        machine.write(RAM, &code.map(u32::to_le_bytes).concat()).unwrap();
+        machine.cpu_mut().x[18] = 0;
+        machine.add_hook(0, HookSpec::insn_with(RAM + 4, |view: &mut View| view.set_x(10, 9))).unwrap();
+        assert_eq!(steps(&mut machine, 5 * 1000), MachineExit::InsnLimit);
+        let x = machine.cpu().x;
+        assert_eq!((x[10], x[11], x[12], x[18]), (9, 10, 144, 10_000), "{engine:?}, {flags:?}");
+    }
+}
+
+#[test]
+fn hooks_of_an_instruction_that_ends_a_run_otherwise_are_called_once() {
+    each(|machine, what| {
+        let (calls, f) = counter();
+        machine.add_hook(0, HookSpec::insn(STORE, f)).unwrap();
+        machine.watch(DATA..DATA + 8, Kinds::Stores, true);
+        for turn in 1..6 {
+            let exit = steps(machine, 10 * TURN);
+            assert!(matches!(exit, MachineExit::Watch { pc: STORE, .. }), "{what}: {exit:?}");
+            assert_eq!(calls.load(Ordering::Relaxed), turn, "{what}");
+        }
+        machine.watch(DATA..DATA + 8, Kinds::Stores, false);
+        // A store to where nothing is: the trap ends the run, then it is taken, to where nothing is either.
+        machine.cpu_mut().x[18] = 64;
+        machine.set_trap_exits(1 << 7);
+        let before = calls.load(Ordering::Relaxed);
+        let exit = steps(machine, 10 * TURN);
+        assert!(matches!(exit, MachineExit::Trap { pc: STORE, .. }), "{what}: {exit:?}");
+        machine.set_trap_exits(0);
+        steps(machine, 1);
+        // Where the host put the hart, it was called anew.
+        assert_eq!(calls.load(Ordering::Relaxed), before + 1, "{what}");
+    });
 }
