@@ -5,6 +5,8 @@
 //!                                                                         s0 > 0: s0 -= 1, arguments from s2, s3, s4, entry
 //! ```
 //!
+//! Two harts meet behind their work, at the word that s1 says (0: there is one hart): who comes first sleeps, the other is at `done`.
+//!
 //! With s0 = 0 each run ends at `done`, and the bench's loop puts memory and a0, a1, a2 back. With s0 = n the guest runs n times more by
 //! itself: what that takes is the guest's own time.
 
@@ -43,7 +45,7 @@ impl Guest {
     pub fn new(lines: u64) -> Result<Guest, String> {
         let mut ops = VecAssembler::<RiscvRelocation>::new(0);
         macro_rules! rv {
-            ($($insn:tt)*) => { dynasm!(ops; .arch riscv64; .feature im; $($insn)*) };
+            ($($insn:tt)*) => { dynasm!(ops; .arch riscv64; .feature ima; $($insn)*) };
         }
         rv!(entry: ; lui t1, 0x1000; page:);
         for line in 0..lines {
@@ -70,7 +72,9 @@ impl Guest {
             ; xor t2, t2, t3
             ; addi a2, a2, -1
             ; bnez a2, <round
-            ; bnez s0, >again);
+            ; bnez s0, >again
+            ; bnez s1, >meet
+            ; done:);
         let done = BASE + ops.offset().0 as u64;
         rv!(nop
             ; j <entry
@@ -79,7 +83,14 @@ impl Guest {
             ; mv a1, s3
             ; mv a2, s4
             ; addi s0, s0, -1
-            ; j <entry);
+            ; j <entry
+            ; meet:
+            ; li.12 t4, 1
+            ; amoadd.d t4, t4, [s1]
+            ; bnez t4, <done
+            ; sleep:
+            ; .u32 0x1050_0073 // wfi
+            ; j <sleep);
         let bytes = ops.finalize().map_err(|error| format!("the fuzz target: {error}"))?;
         Ok(Guest { bytes, entry: BASE, done })
     }

@@ -34,6 +34,8 @@ pub struct Row {
     pages: u64,
     /// Lines of each.
     lines: u64,
+    /// Harts that share the work; on Unicorn one does it all.
+    harts: u64,
     /// At least.
     must: f64,
     /// Better.
@@ -41,7 +43,12 @@ pub struct Row {
 }
 
 const fn row(name: &'static str, (insns, pages, lines): (u64, u64, u64), must: f64, aim: Option<f64>) -> Row {
-    Row { name, insns, pages, lines, must, aim }
+    Row { name, insns, pages, lines, harts: 1, must, aim }
+}
+
+/// The same work by two harts that take turns, by another seed each time.
+const fn turns(name: &'static str, pages: u64, must: f64) -> Row {
+    Row { harts: 2, ..row(name, (10_000, pages, 1), must, None) }
 }
 
 /// Every row.
@@ -49,6 +56,9 @@ pub const ROWS: &[Row] = &[
     row("fuzz-4", (10_000, 4, 1), 1.9, Some(2.1)),
     row("fuzz-64", (10_000, 64, 1), 4.0, Some(5.0)),
     row("fuzz-1024", (10_000, 1024, 1), 12.0, Some(20.0)),
+    turns("fuzz-2h-4", 4, 1.5),
+    turns("fuzz-2h-64", 64, 3.0),
+    turns("fuzz-2h-1024", 1024, 6.0),
     row("fuzz-lines-4", (10_000, 4, 8), 1.5, None),
     row("fuzz-lines-64", (10_000, 64, 8), 2.0, None),
     row("fuzz-lines-1024", (10_000, 1024, 8), 2.0, None),
@@ -68,6 +78,11 @@ impl Row {
     /// How often the target goes round in registers.
     fn rounds(&self) -> u64 {
         guest::rounds(self.insns, self.pages, self.lines)
+    }
+
+    /// The same of one of its harts.
+    fn rounds_of_hart(&self) -> u64 {
+        guest::rounds(self.insns / self.harts, self.pages / self.harts, self.lines)
     }
 }
 

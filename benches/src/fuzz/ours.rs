@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use notdirty::{Checkpoint, Machine, MachineExit, RunLimits};
+use notdirty::{Checkpoint, ClockKind, Machine, MachineExit, RunLimits};
 
 use super::Row;
 use super::guest::{self, DATA, Guest, OFFSET, RAM};
@@ -25,21 +25,32 @@ pub struct Loop {
     machine: Machine,
     start: Checkpoint,
     baseline: Vec<u8>,
+    seed: u64,
     plain: Machine,
 }
 
 impl Loop {
     /// Builds them.
     pub fn new(row: &Row, guest: &Guest) -> Result<Loop, String> {
-        let mut machine = machine(row, guest)?;
+        let mut machine = self::machine(row, guest)?;
         let start = machine.checkpoint().map_err(|e| e.to_string())?;
         let baseline = memory(&machine)?;
-        Ok(Loop { row: *row, done: guest.done, machine, start, baseline, plain: self::machine(row, guest)? })
+        Ok(Loop {
+            row: *row,
+            done: guest.done,
+            machine,
+            start,
+            baseline,
+            seed: 0,
+            plain: self::machine(&Row { harts: 1, ..*row }, guest)?,
+        })
     }
 
     /// Nanoseconds of a run and its restore.
     pub fn reset(&mut self, time: Duration) -> Result<f64, String> {
         let once = |looped: &mut Loop| -> Result<(), String> {
+            looped.seed += 1;
+            looped.machine.set_seed(looped.seed);
             at_end(looped.machine.run(&NO_LIMITS), looped.done)?;
             looped.machine.restore(&looped.start).map_err(|e| e.to_string())?;
             Ok(())
@@ -64,9 +75,13 @@ impl Loop {
     /// Runs once: the result is right, and after the restore all is as before.
     fn check(&mut self) -> Result<(), String> {
         at_end(self.machine.run(&NO_LIMITS), self.done)?;
-        let (t2, word) = (self.machine.cpu().x[7], self.word(DATA)?);
-        if t2 != guest::expected(self.row.rounds()) || word != self.row.pages {
-            return Err(format!("{}: ours computes {t2:#x}, and stores {word}", self.row.name));
+        let (pages, wanted) = (self.row.pages / self.row.harts, guest::expected(self.row.rounds_of_hart()));
+        for hart in 0..self.row.harts {
+            let t2 = self.machine.vcpu(hart as usize).map_or(0, |vcpu| vcpu.cpu().x[7]);
+            let word = self.word(first_page(pages, hart))?;
+            if t2 != wanted || word != pages {
+                return Err(format!("{}: ours computes {t2:#x}, and stores {word}", self.row.name));
+            }
         }
         self.machine.restore(&self.start).map_err(|e| e.to_string())?;
         self.machine.verify(&self.start).map_err(|e| e.to_string())?;
@@ -84,14 +99,29 @@ impl Loop {
 }
 
 fn machine(row: &Row, guest: &Guest) -> Result<Machine, String> {
-    let mut machine = Machine::builder().ram_size(RAM).build().map_err(|e| e.to_string())?;
+    let mut builder = Machine::builder().ram_size(RAM).harts(row.harts as usize);
+    if row.harts > 1 {
+        builder = builder.turns(0).clock(ClockKind::Insns);
+    }
+    let mut machine = builder.build().map_err(|e| e.to_string())?;
     machine.write(guest::BASE, &guest.bytes).map_err(|e| e.to_string())?;
     machine.start_at(guest.entry).map_err(|e| e.to_string())?;
     machine.set_exits(&[guest.done]);
-    let cpu = machine.cpu_mut();
-    (cpu.x[10], cpu.x[11], cpu.x[12]) = (row.pages, DATA, row.rounds());
-    (cpu.x[18], cpu.x[19], cpu.x[20]) = (row.pages, DATA, row.rounds());
+    let (pages, rounds) = (row.pages / row.harts, row.rounds_of_hart());
+    for hart in 0..row.harts {
+        let cpu = machine.vcpu_mut(hart as usize).ok_or("no such hart")?.cpu_mut();
+        let first = first_page(pages, hart);
+        (cpu.x[10], cpu.x[11], cpu.x[12]) = (pages, first, rounds);
+        (cpu.x[18], cpu.x[19], cpu.x[20]) = (pages, first, rounds);
+        // In a line that is stored to in any case.
+        cpu.x[9] = if row.harts > 1 { DATA + 2 * OFFSET } else { 0 };
+    }
     Ok(machine)
+}
+
+/// The first page that a hart stores to.
+fn first_page(pages: u64, hart: u64) -> u64 {
+    DATA + hart * pages * 4096
 }
 
 fn memory(machine: &Machine) -> Result<Vec<u8>, String> {
