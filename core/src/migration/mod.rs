@@ -23,6 +23,7 @@
 //! | `precopy.rs` | the source: rounds over what is dirty, until the rest fits into the downtime |
 //! | `sender.rs` | pages that go by the stream itself |
 //! | [`multifd`] | pages that go by several channels |
+//! | `rate.rs` | how fast RAM becomes dirty: by bits, rings, or samples |
 //! | `xbzrle.rs` | what differs from the version of a page that was sent before |
 //! | `incoming.rs` | the target: records become RAM |
 //! | [`mapped_ram`], `mapped_live.rs` | a file with one home for each page; written while the guest runs |
@@ -37,6 +38,7 @@ mod mapped_live;
 pub mod mapped_ram;
 pub mod multifd;
 mod precopy;
+mod rate;
 mod records;
 mod section;
 mod sender;
@@ -49,6 +51,7 @@ pub use channel::{Cancel, Channel, Sink};
 pub use incoming::{Incoming, read_list};
 pub use mapped_live::MappedCarrier;
 pub use precopy::{Carrier, Limits, Progress, Run, Source};
+pub use rate::{DirtyRate, RateBy, RateError, dirty_rate};
 pub use records::ListedBlock;
 pub use section::{Field, FieldValue, Section};
 pub use sender::StreamCarrier;

@@ -256,6 +256,18 @@ impl Memory {
         self.0.space.write(GuestPhys::new(addr), from)
     }
 
+    /// How fast RAM becomes dirty, watched for so long; from any thread but a hart's.
+    ///
+    /// # Errors
+    /// [`RateError`](notdirty_core::migration::RateError): there are too many logs, or a hart does not answer.
+    pub fn dirty_rate(
+        &self,
+        by: notdirty_core::migration::RateBy,
+        period: Duration,
+    ) -> Result<notdirty_core::migration::DirtyRate, notdirty_core::migration::RateError> {
+        notdirty_core::migration::dirty_rate(self.0.space.ram(), by, period)
+    }
+
     /// The RAM there is, boot RAM first.
     pub fn blocks(&self) -> Vec<RamInfo> {
         let boot = RamInfo::of(RAM_BASE, &self.0.boot);

@@ -1,0 +1,131 @@
+//! The command moves guests between processes: programs that check themselves come to the same end, and a process that is killed
+//! takes nothing along.
+
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Output, Stdio};
+use std::time::{Duration, Instant};
+
+use notdirty::smc_test;
+
+const NOTDIRTY: &str = env!("CARGO_BIN_EXE_notdirty");
+
+/// A directory that goes with the test.
+struct Dir(PathBuf);
+
+impl Dir {
+    fn new(name: &str) -> Dir {
+        let dir = std::env::temp_dir().join(format!("notdirty-{}-{name}", std::process::id()));
+        std::fs::create_dir_all(&dir).unwrap();
+        Dir(dir)
+    }
+}
+
+impl Drop for Dir {
+    fn drop(&mut self) {
+        let _ = std::fs::remove_dir_all(&self.0);
+    }
+}
+
+fn start(args: &[&str]) -> Child {
+    let mut command = Command::new(NOTDIRTY);
+    command.args(args).stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    command.spawn().unwrap()
+}
+
+fn incoming(uri: &str, socket: &Path) -> Child {
+    let child = start(&["run", "--incoming", uri, "--timeout", "60"]);
+    let until = Instant::now() + Duration::from_secs(20);
+    while !socket.exists() && Instant::now() < until {
+        std::thread::sleep(Duration::from_millis(2));
+    }
+    child
+}
+
+fn text(output: &Output) -> String {
+    String::from_utf8_lossy(&output.stdout).into_owned() + &String::from_utf8_lossy(&output.stderr)
+}
+
+/// Whether the source says that the machine is elsewhere, and not that it could not go.
+fn has_moved(source: &Output) -> bool {
+    text(source).contains(": moved to")
+}
+
+/// Our kernel with its page tables, if it was built: it prints what it prints, some here and some there.
+#[test]
+fn a_kernel_prints_the_same_in_two_processes_as_in_one() {
+    let build = Path::new(env!("CARGO_MANIFEST_DIR")).join("programs/build/quick");
+    for (name, harts) in [("kernel.elf", "1"), ("kernel-2h.elf", "2")] {
+        let elf = build.join(name);
+        if !elf.is_file() {
+            println!("SKIPPED: no {} (make guests)", elf.display());
+            return;
+        }
+        let elf = elf.display().to_string();
+        let alone = start(&["run", &elf, "--smp", harts, "-m", "32M"]).wait_with_output().unwrap();
+        let dir = Dir::new(name);
+        {
+            let after = "20ms";
+            let socket = dir.0.join(after);
+            let uri = format!("unix:{}", socket.display());
+            let target = incoming(&uri, &socket);
+            let go = format!("{uri}@{after}");
+            let source =
+                start(&["run", &elf, "--smp", harts, "-m", "32M", "--migrate", &go]).wait_with_output().unwrap();
+            if !has_moved(&source) {
+                // It was done before: then nothing came there.
+                assert_eq!(source.stdout, alone.stdout);
+                let mut target = target;
+                let _ = target.kill();
+                let _ = target.wait();
+                continue;
+            }
+            let target = target.wait_with_output().unwrap();
+            assert_eq!(target.status.code(), alone.status.code(), "{}", text(&target));
+            let printed = [source.stdout, target.stdout].concat();
+            assert_eq!(String::from_utf8_lossy(&printed), String::from_utf8_lossy(&alone.stdout), "{name} {after}");
+        }
+    }
+}
+
+#[test]
+fn a_process_that_is_killed_leaves_the_other_with_the_machine_or_with_nothing_half_done() {
+    let dir = Dir::new("killed");
+    let elf = dir.0.join("spin.elf");
+    std::fs::write(&elf, smc_test::elf(&notdirty::programs::basic::spin())).unwrap();
+    let elf = elf.display().to_string();
+    // Slow enough to be in the middle of it.
+    let slow = ["--bandwidth", "1M", "--downtime", "1ms", "-m", "64M"];
+    for (n, kill_target) in [true, false].into_iter().enumerate() {
+        let socket = dir.0.join(n.to_string());
+        let uri = format!("unix:{}", socket.display());
+        let mut target = incoming(&uri, &socket);
+        let go = format!("{uri}@{}ms", 1 + 40 * n);
+        let mut source = start(&[&["run", &elf, "--migrate", &go, "--timeout", "2"][..], &slow].concat());
+        std::thread::sleep(Duration::from_millis(60 + 40 * n as u64));
+        if kill_target {
+            target.kill().unwrap();
+            target.wait().unwrap();
+            let source = source.wait_with_output().unwrap();
+            // It ran on to its own end, unless it had gone before.
+            let gone = has_moved(&source) || text(&source).contains("may run");
+            assert!(source.status.code() == Some(124) || gone, "{:?}: {}", source.status, text(&source));
+        } else {
+            source.kill().unwrap();
+            source.wait().unwrap();
+            let until = Instant::now() + Duration::from_secs(30);
+            let ended = loop {
+                match target.try_wait().unwrap() {
+                    Some(status) => break Some(status),
+                    None if Instant::now() > until => break None,
+                    None => std::thread::sleep(Duration::from_millis(10)),
+                }
+            };
+            // Refused, or it has all of it and runs on by itself.
+            match ended {
+                Some(status) => assert_eq!(status.code(), Some(2), "{status:?}"),
+                None => drop(target.kill()),
+            }
+            let _ = target.wait();
+        }
+    }
+}
