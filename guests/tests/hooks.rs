@@ -17,7 +17,7 @@ const CALL: u64 = RAM + 8;
 const JUMP: u64 = RAM + 12;
 const FUNCTION: u64 = RAM + 16;
 const RETURN: u64 = RAM + 20;
-/// Instructions of a turn.
+/// Instructions of a turn. Runs of less than 320 never enter emitted code.
 const TURN: u64 = 6;
 
 fn ways() -> Vec<(EngineKind, JitFlags)> {
@@ -130,12 +130,12 @@ fn a_hook_writes_registers_and_memory_and_those_behind_it_see_them() {
             .unwrap();
         machine.add_hook(0, HookSpec::block_with(FUNCTION, |view: &mut View| view.set_x(9, view.x(9) + 1))).unwrap();
         let before = machine.cpu().x[8];
-        assert_eq!(steps(machine, 3 * TURN), MachineExit::InsnLimit, "{what}");
+        assert_eq!(steps(machine, 301 * TURN), MachineExit::InsnLimit, "{what}");
         let mut copy = [0; 8];
         machine.read(DATA + 8, &mut copy).unwrap();
-        assert_eq!(machine.cpu().x[8], before + 3 + (1 << 32), "{what}");
-        assert_eq!(u64::from_le_bytes(copy), before + 3 + (1 << 32), "{what}");
-        assert_eq!(machine.cpu().x[9], 3 * before + 12, "{what}: three of the function, one of the hook");
+        assert_eq!(machine.cpu().x[8], before + 301 + (1 << 32), "{what}");
+        assert_eq!(u64::from_le_bytes(copy), before + 301 + (1 << 32), "{what}");
+        assert_eq!(machine.cpu().x[9], 3 * before + 4 * 301, "{what}: three of the function, one of the hook");
     });
 }
 
@@ -200,11 +200,11 @@ fn an_instruction_that_is_skipped_counts_and_does_nothing() {
         machine.add_hook(0, HookSpec::insn_with(FUNCTION, |view: &mut View| view.set_pc(RETURN))).unwrap();
         machine.add_hook(0, HookSpec::insn_with(JUMP, |view: &mut View| view.skip())).unwrap();
         // Without its jump back the loop comes to the function, which returns to the jump: two instructions more a turn, for ever.
-        assert_eq!(steps(machine, 3 + 3 * 20), MachineExit::InsnLimit, "{what}");
+        assert_eq!(steps(machine, 3 + 3 * 400), MachineExit::InsnLimit, "{what}");
         let mut stored = [0; 8];
         machine.read(DATA, &mut stored).unwrap();
         assert_eq!(u64::from_le_bytes(stored), store, "{what}");
-        assert_eq!(machine.cpu().retired, count + 63, "{what}");
+        assert_eq!(machine.cpu().retired, count + 1203, "{what}");
         assert_eq!(
             (machine.cpu().x[8], machine.cpu().x[9]),
             (store + 1, 3 * store),
@@ -228,10 +228,10 @@ fn a_hook_may_patch_the_instruction_that_it_is_called_for() {
             )
             .unwrap();
         let (from, sum) = (machine.cpu().x[8], machine.cpu().x[9]);
-        assert_eq!(steps(machine, 50 * TURN), MachineExit::InsnLimit, "{what}");
-        let want: u64 = (from + 1..=from + 50).map(|n| n % 7).sum();
+        assert_eq!(steps(machine, 500 * TURN), MachineExit::InsnLimit, "{what}");
+        let want: u64 = (from + 1..=from + 500).map(|n| n % 7).sum();
         assert_eq!(machine.cpu().x[9], sum + want, "{what}");
-        assert_eq!(machine.cpu().retired, (from + 50) * TURN, "{what}");
+        assert_eq!(machine.cpu().retired, (from + 500) * TURN, "{what}");
     });
 }
 
@@ -250,8 +250,8 @@ fn a_hook_may_drop_all_code_and_be_called_by_what_is_translated_then() {
             .unwrap();
         machine.add_hook(0, HookSpec::block_with(JUMP, |view: &mut View| view.drop_code())).unwrap();
         let from = machine.cpu().x[9];
-        assert_eq!(steps(machine, 40 * TURN), MachineExit::InsnLimit, "{what}");
-        assert_eq!((machine.cpu().x[9] - from, calls.load(Ordering::Relaxed)), (120, 40), "{what}");
+        assert_eq!(steps(machine, 400 * TURN), MachineExit::InsnLimit, "{what}");
+        assert_eq!((machine.cpu().x[9] - from, calls.load(Ordering::Relaxed)), (1200, 400), "{what}");
     });
 }
 
