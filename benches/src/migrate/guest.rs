@@ -17,7 +17,10 @@ const WFI: u32 = 0x1050_0073;
 pub fn guest(bytes: u64, stores: bool) -> Result<Vec<u8>, String> {
     let mut ops = VecAssembler::<RiscvRelocation>::new(0);
     let mask = (bytes - 8) as i64;
-    dynasm!(ops; .arch riscv64; .feature im
+    // A hart that sleeps with all interrupts off would have hung.
+    dynasm!(ops; .arch riscv64; .feature imzicsr
+        ; li.12 t0, 8
+        ; csrw mie, t0
         ; li.43 s0, WORK
         ; li.43 s1, bytes as i64
         ; mv t0, s0
