@@ -59,7 +59,7 @@ impl Hooks for Tables {
             let store = marked & (WRITABLE | DIRTY) == WRITABLE | DIRTY;
             let rights = Rights { load: true, store, fetch: true };
             let page = GuestPhys::new(entry & !0xfff);
-            return Ok(Translation { page, size_log2: 12, rights, global: false, lasting: true });
+            return Ok(Translation { page, size_log2: 12, rights, global: false, lasting: true, everywhere: false });
         }
     }
 }

@@ -120,6 +120,11 @@ impl Asks {
         self.active = !self.ranges.is_empty() && !self.quiet;
     }
 
+    /// Is there anything that is asked about?
+    pub(crate) fn any(&self) -> bool {
+        !self.ranges.is_empty()
+    }
+
     /// What is asked about these bytes, which may wrap.
     fn over(&self, first: u64, last: u64) -> Bits {
         if first > last {
@@ -242,6 +247,11 @@ impl LiveMmu {
         self.tlb.asks.is_active()
     }
 
+    /// Are bytes watched, or told of, now or else? Then loads need entries: see [`Selected::whole`](crate::tlb::entry::Selected).
+    pub fn has_asks(&self) -> bool {
+        self.tlb.asks.any()
+    }
+
     /// Accesses in there are nobody's: they are not told of, and not watched.
     pub fn unasked<R>(&mut self, f: impl FnOnce(&mut LiveMmu) -> R) -> R {
         f(Quiet::new(self).0)
@@ -258,6 +268,7 @@ impl LiveMmu {
             return;
         }
         self.tlb.asks.change(first, last, on, off);
+        self.tlb.show_selected();
         let pages = (last / PAGE_SIZE - first / PAGE_SIZE).saturating_add(1);
         if pages > FEW_PAGES {
             return self.flush_tlb();

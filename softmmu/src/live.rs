@@ -134,6 +134,15 @@ impl LiveMmu {
         }
     }
 
+    /// Where the RAM begins that machine mode's flat addend is for: see [`Selected::whole`](crate::tlb::entry::Selected). Empties the
+    /// TLB if that changes it.
+    pub fn set_flat_start(&mut self, start: u64) {
+        if self.tlb.flat_start != start {
+            self.flush_tlb();
+            self.tlb.flat_start = start;
+        }
+    }
+
     /// The other regimes assume the wrong addend, if this is set: to measure what the right one is worth. Empties the TLB.
     pub fn set_flat_beside(&mut self, beside: bool) {
         self.tlb.flat_beside = beside;

@@ -285,6 +285,11 @@ impl SoftMmu {
         self.mmu.set_flat_addend(addend);
     }
 
+    /// See [`LiveMmu::set_flat_start`].
+    pub fn set_flat_start(&mut self, start: u64) {
+        self.mmu.set_flat_start(start);
+    }
+
     /// See [`LiveMmu::set_flat_beside`].
     pub fn set_flat_beside(&mut self, beside: bool) {
         self.mmu.set_flat_beside(beside);

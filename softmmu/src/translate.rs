@@ -55,6 +55,8 @@ pub struct Translation {
     pub global: bool,
     /// May it be kept? Else it is for this access alone, as where protection is finer than a page.
     pub lasting: bool,
+    /// In machine mode: is virtual physical everywhere, and may everything be loaded, until a flush of all?
+    pub everywhere: bool,
 }
 
 impl Translation {
@@ -62,7 +64,14 @@ impl Translation {
     #[inline]
     pub const fn identity(va: GuestVirt) -> Translation {
         let page = GuestPhys::new(va.page_base().get());
-        Translation { page, size_log2: PAGE_BITS as u8, rights: Rights::ALL, global: false, lasting: true }
+        Translation {
+            page,
+            size_log2: PAGE_BITS as u8,
+            rights: Rights::ALL,
+            global: false,
+            lasting: true,
+            everywhere: false,
+        }
     }
 
     /// Where this address of the page is.

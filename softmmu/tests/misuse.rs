@@ -407,7 +407,7 @@ impl Hooks for Liar {
         let page = if self.flip() { self.place() } else { access.va.get() };
         let size_log2 = [12, 12, 12, 0, 13, 21, 63, 64, 255][self.below(9) as usize];
         let (global, lasting) = (self.flip(), self.below(8) != 0);
-        Ok(Translation { page: GuestPhys::new(page), size_log2, rights, global, lasting })
+        Ok(Translation { page: GuestPhys::new(page), size_log2, rights, global, lasting, everywhere: false })
     }
 }
 

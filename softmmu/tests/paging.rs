@@ -59,6 +59,7 @@ fn decide(entry: u64, access: &Access) -> (Result<Translation, FaultCause>, u64)
         rights: Rights { load: entry & R != 0, store: after & (W | D) == W | D, fetch: entry & X != 0 },
         global: entry & G != 0,
         lasting: entry & ASK == 0,
+        everywhere: false,
     };
     (Ok(to), after)
 }

@@ -40,6 +40,8 @@ pub struct JitFlags {
     /// Speculate right: the constant is that of the RAM the vCPU starts in. Off, no RAM has it, and every access is done
     /// as in RAM that was plugged or is seen twice.
     pub flat_ram: bool,
+    /// Load from that RAM if the address is in it, while nothing but RAM is there; off: each load looks for an entry in the TLB.
+    pub whole: bool,
     /// Let a probe compare the alignment, which costs nothing, but where a site is misaligned often; off: an addition
     /// for each access of more than a byte.
     pub aligned: bool,
@@ -100,6 +102,7 @@ impl Default for JitFlags {
             jump_cache: true,
             flat_addend: true,
             flat_ram: true,
+            whole: true,
             aligned: true,
             beside: true,
             guess: true,
@@ -129,7 +132,7 @@ impl Default for JitFlags {
 
 impl JitFlags {
     /// Names of the switches, in the order of [`JitFlags::set`]'s bits.
-    pub const NAMES: [&str; 29] = [
+    pub const NAMES: [&str; 30] = [
         "regions",
         "pinned",
         "remap",
@@ -137,6 +140,7 @@ impl JitFlags {
         "jump_cache",
         "flat_addend",
         "flat_ram",
+        "whole",
         "aligned",
         "beside",
         "guess",
@@ -176,6 +180,7 @@ impl JitFlags {
             "jump_cache" => &mut self.jump_cache,
             "flat_addend" => &mut self.flat_addend,
             "flat_ram" => &mut self.flat_ram,
+            "whole" => &mut self.whole,
             "aligned" => &mut self.aligned,
             "beside" => &mut self.beside,
             "guess" => &mut self.guess,

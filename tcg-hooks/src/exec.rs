@@ -27,6 +27,7 @@ pub use exits::Exit;
 pub(crate) use exits::Stops;
 pub use harts::Harts;
 pub use limits::{RunLimits, VcpuExit};
+pub(crate) use run::flat_of;
 pub use run::{Vcpu, VcpuConfig, VcpuState};
 pub use semihost::{SemihostAnswer, Semihosting};
 pub use stats::VcpuStats;

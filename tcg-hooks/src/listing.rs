@@ -7,16 +7,17 @@
 //!
 //! Addresses of host code are offsets in the TB, so that a listing is the same from run to run.
 use crate::engine::JitFlags;
+use crate::exec::flat_of;
 use crate::ir::{Block, Region};
-use crate::jit::x86_64::Emitter;
 use crate::jit::x86_64::context::PREFIX;
 use crate::jit::x86_64::disasm::HostCode;
 use crate::jit::x86_64::helpers::execute_site;
 use crate::jit::x86_64::thunks;
+use crate::jit::x86_64::{Emitter, Flat};
 use crate::riscv::Op;
 use crate::riscv::disasm::line;
 use crate::tier2::{self, Ahead, Learned};
-use crate::translate::{Limits, MAX_INSNS, Source, Translator};
+use crate::translate::{Limits, MAX_INSNS, Source, Translator, WARM_INSNS};
 use notdirty_core::RamAddr;
 use notdirty_softmmu::{AccessKind, AddressSpace, CodeInvalidator, GuestVirt, Hooks, MemFault, MmuIdx, SoftMmu};
 use std::fmt;
@@ -119,10 +120,11 @@ pub fn region(space: &Arc<AddressSpace>, pc: u64, flags: JitFlags, symbols: Symb
     let mut mmu = SoftMmu::new(space, PREFIX).map_err(ListError::Host)?;
     let mut mmu = mmu.run(&mut Idle);
     let page = mmu.fetch(&mut Idle, MmuIdx::M, GuestVirt::new(pc)).map_err(ListError::Fetch)?;
-    let flat = (page.host as u64).wrapping_sub(pc & !(notdirty_core::PAGE_SIZE - 1));
+    let addend = (page.host as u64).wrapping_sub(pc & !(notdirty_core::PAGE_SIZE - 1));
+    let flat = Flat { addend, start: flat_of(space, pc).start };
     let hot = flags.optimises_hot() && !flags.samples;
-    let limits =
-        Limits { insns: MAX_INSNS, regions: flags.regions, optimise: flags.optimise, heads: hot && flags.heads };
+    let insns = if hot { MAX_INSNS } else { WARM_INSNS };
+    let limits = Limits { insns, regions: flags.regions, optimise: flags.optimise, heads: hot && flags.heads };
     let mut translator = Translator::default();
     translator.translate(&mut mmu, &mut Idle, pc, limits).map_err(ListError::Fetch)?;
     let (thunk_code, thunks) = thunks::assemble(flags, execute_site);

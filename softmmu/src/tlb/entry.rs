@@ -44,7 +44,7 @@ pub const TLB_ENTRIES: usize = 1 << TLB_BITS;
 /// From the start of the table: what LR left for SC, which lies behind the last entry. See [`Reservation`]. Not at the
 /// start of its page: hosts take a load for one of the bytes stored before if their places in their pages are the same,
 /// and guests like to put cells at the start of pages.
-pub const RESERVATION: i32 = (TLB_ENTRIES << ENTRY_BITS) as i32 + 0xfc0;
+pub const RESERVATION: i32 = (TLB_ENTRIES << ENTRY_BITS) as i32 + 0xf80;
 
 /// From the start of the table, behind the reservation: which set loads and stores look in. See [`Selected`].
 pub const SELECTED: i32 = RESERVATION + size_of::<Reservation>() as i32;
@@ -59,7 +59,18 @@ pub struct Selected {
     pub table: u64,
     /// The set's flat addend: its entries with another one carry OTHER. It stays while the set has entries.
     pub addend: u64,
+    /// Of machine mode's set: how many addresses there are, from the flat RAM's first on, at which a load of up to [`WIDEST`] bytes
+    /// finds RAM with the flat addend, whatever entries there are. It is as an entry is: whatever drops those of this RAM drops it.
+    pub whole: u64,
+    /// The same, but for [`FIRST_BYTES`] at its start: of the last byte of several loads that lie within so many bytes.
+    pub whole_behind: u64,
 }
+
+/// Bytes of flat RAM that several loads at once look for entries in.
+pub const FIRST_BYTES: u64 = notdirty_core::PAGE_SIZE;
+
+/// Bytes of the widest load, for which [`Selected::whole`] leaves room.
+pub const WIDEST: u64 = 8;
 
 /// From the start of the table, behind what is selected: the pages whose lines were noted. See [`NotedList`].
 pub const NOTED_LIST: i32 = SELECTED + size_of::<Selected>() as i32;

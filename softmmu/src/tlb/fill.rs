@@ -93,6 +93,9 @@ impl Tlb {
         let addend = (host + into).wrapping_sub(va.page_base().get());
         let near = addend == self.flat_for(addend);
         self.sets[self.data].count_fill(near);
+        if near && to.everywhere && self.data == 0 {
+            self.show_whole();
+        }
         let other = if near { 0 } else { OTHER };
         let (flags, aux) = match (to.rights.store, readonly) {
             (false, _) => (INVALID, 0),

@@ -31,6 +31,7 @@ impl Tlb {
         }
         self.chains.loose.clear();
         self.tables.clear();
+        self.cut_whole(0);
         dropped
     }
 
@@ -115,6 +116,9 @@ impl Tlb {
     pub(crate) fn forget(&mut self, ranges: &[PageRange], (first, last): (u64, u64)) -> usize {
         let inside = |page: u64| (first..=last).contains(&page);
         self.tables.clear();
+        if last >= self.flat_start {
+            self.cut_whole(first);
+        }
         for set in &mut self.sets {
             set.retain_beside(|fetch| !inside(fetch.page), |device| !inside(device.page));
         }

@@ -34,8 +34,8 @@ use crate::ask::Asks;
 use crate::translate::Asid;
 use chain::{BigLinks, Chains, FullEntry};
 use entry::{
-    ASK, FLAGS, INVALID, NOTED_LIST, NotedList, RESERVATION, Reservation, SELECTED, Selected, TLB_BITS, TLB_ENTRIES,
-    TlbEntry,
+    ASK, FIRST_BYTES, FLAGS, INVALID, NOTED_LIST, NotedList, RESERVATION, Reservation, SELECTED, Selected, TLB_BITS,
+    TLB_ENTRIES, TlbEntry, WIDEST,
 };
 use mapping::Mapping;
 use notdirty_core::{PAGE_SIZE, PageIndex};
@@ -43,7 +43,7 @@ pub(crate) use set::{DeviceEntry, FetchEntry};
 use set::{Key, Set};
 use std::io;
 use std::ptr::NonNull;
-use tables::TableCache;
+use tables::{RamSpan, TableCache};
 
 /// Sets that there are at most: each has at most 1 MiB, once it was full.
 const SETS: usize = 32;
@@ -109,6 +109,10 @@ pub(crate) struct Tlb {
     pub(crate) asks: Asks,
     /// Of set 0. The others have one of their own, that of the first page which was found.
     pub(crate) flat_addend: u64,
+    /// Where the RAM begins that it is for.
+    pub(crate) flat_start: u64,
+    /// See [`Selected::whole`]; as if nothing were asked about.
+    whole: u64,
     /// Is it a page beside that? For measurements.
     pub(crate) flat_beside: bool,
 }
@@ -158,6 +162,8 @@ impl Tlb {
             tables: TableCache::default(),
             asks: Asks::default(),
             flat_addend: 0,
+            flat_start: 0,
+            whole: 0,
             flat_beside: false,
         };
         tlb.add_set(Key { idx: MmuIdx::M, asid: Asid::default() });
@@ -212,9 +218,31 @@ impl Tlb {
         let addend = if self.data == 0 { Some(self.flat_addend) } else { self.sets[self.data].flat };
         // Before the first entry of the set there is nothing that it would be added to.
         let (offset, addend) = (self.table_offset(), addend.unwrap_or_default());
-        let selected = Selected { offset, table: self.table.addr().get() as u64 + offset, addend };
+        // What is asked about some bytes is in the entries.
+        let whole = if self.asks.any() { 0 } else { self.whole };
+        let whole_behind = whole.saturating_sub(FIRST_BYTES);
+        let selected = Selected { offset, table: self.table.addr().get() as u64 + offset, addend, whole, whole_behind };
         // SAFETY: `new` made room for it behind the table, zeroed; only the owner's thread touches it (TLB-1).
         unsafe { self.table.as_ptr().byte_add(SELECTED as usize).cast::<Selected>().write(selected) }
+    }
+
+    /// Loads find flat RAM as far as the span goes that was found last, which has the flat addend.
+    fn show_whole(&mut self) {
+        let RamSpan { start, last, .. } = self.tables.span;
+        let whole = if start == self.flat_start { (last - start + 1).saturating_sub(WIDEST - 1) } else { 0 };
+        if whole > self.whole {
+            self.whole = whole;
+            self.show_selected();
+        }
+    }
+
+    /// What was said of flat RAM does not hold from this physical address on.
+    fn cut_whole(&mut self, first: u64) {
+        let left = first.saturating_sub(self.flat_start).saturating_sub(WIDEST - 1);
+        if left < self.whole {
+            self.whole = left;
+            self.show_selected();
+        }
     }
 
     /// The flat addend of the set for loads and stores, which is about to have an entry with this one.

@@ -11,7 +11,7 @@ use crate::riscv::csr::{CsrEnv, irq, num};
 use crate::riscv::mmu::{self, Changed, Memory, Walker};
 use crate::riscv::trap::{self, Trap, cause};
 use crate::riscv::{Insn, Op, Privilege};
-use crate::tb::TbCache;
+use crate::tb::{TbCache, TbKey};
 use crate::tier0::Why;
 use crate::trace::{TraceMask, TraceSink};
 use notdirty_core::RamAddr;
@@ -447,6 +447,11 @@ impl StoreHooks<'_> {
     /// For a look at what the hart does not use yet: it leaves no marks in page tables.
     pub(crate) fn looking(self) -> Self {
         StoreHooks { marks: false, ..self }
+    }
+
+    /// Is there a TB of this key?
+    pub(crate) fn has_code(&self, key: &TbKey) -> bool {
+        self.tbs.as_ref().is_some_and(|tbs| tbs.find(key).is_some())
     }
 
     /// For what others posted: no kill waits for a `fence.i`.

@@ -54,7 +54,7 @@ impl Pace {
     /// A slice is over, after `done` instructions; `ended`: it ran to its end.
     pub(super) fn ran(&mut self, done: u64, ended: bool) {
         self.left = self.left.saturating_sub(done);
-        if ended && self.left <= 2 * MAX_INSNS as u64 {
+        if ended && self.left <= MAX_INSNS as u64 {
             self.left = LONGEST;
         }
     }

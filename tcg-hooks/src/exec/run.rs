@@ -20,6 +20,7 @@ use crate::clock::Clock;
 use crate::cpu::CpuState;
 use crate::engine::{EngineKind, ICache, JitFlags};
 use crate::hooks::HookTable;
+use crate::jit::x86_64::Flat;
 use crate::jit::x86_64::context::{Context, PREFIX};
 use crate::jit::x86_64::helpers::execute_site;
 use crate::jit::x86_64::mem::SMALL_BITS;
@@ -32,7 +33,7 @@ use crate::translate::{MAX_INSNS, Translator};
 use notdirty_core::rcu::forks;
 use notdirty_core::{PAGE_SIZE, pin};
 use notdirty_softmmu::tlb::entry::TLB_BITS;
-use notdirty_softmmu::{AddressSpace, GuestPhys, Resolved, SoftMmu, VcpuPort};
+use notdirty_softmmu::{AddressSpace, Resolved, SoftMmu, VcpuPort};
 use std::io;
 use std::panic::resume_unwind;
 use std::ptr::NonNull;
@@ -113,12 +114,13 @@ impl Vcpu {
     /// The host has no memory for its TLB or its translations.
     pub fn new(space: &Arc<AddressSpace>, cfg: VcpuConfig) -> io::Result<Vcpu> {
         let mut mmu = SoftMmu::new(space, PREFIX)?;
-        let mut flat = flat_addend(space, cfg.entry);
+        let mut flat = flat_of(space, cfg.entry);
         if !cfg.jit_flags.flat_ram {
-            flat = flat.wrapping_add(PAGE_SIZE);
+            flat.addend = flat.addend.wrapping_add(PAGE_SIZE);
             mmu.set_flat_beside(true);
         }
-        mmu.set_flat_addend(flat);
+        mmu.set_flat_addend(flat.addend);
+        mmu.set_flat_start(flat.start);
         if !(cfg.jit_flags.big_tlb && cfg.jit_flags.plain_index) {
             mmu.set_tlb_shape(if cfg.jit_flags.big_tlb { TLB_BITS } else { SMALL_BITS }, !cfg.jit_flags.plain_index);
         }
@@ -441,7 +443,7 @@ impl Vcpu {
                 }
             }
             let now = self.cpu().retired;
-            let ended = now - retired + 2 * MAX_INSNS as u64 >= n;
+            let ended = now - retired + MAX_INSNS as u64 >= n;
             if ended {
                 self.pace.ended(n, now);
             }
@@ -517,14 +519,18 @@ impl Vcpu {
     }
 }
 
-/// host - guest for the RAM that `pc` lies in, or where RAM usually is.
-fn flat_addend(space: &AddressSpace, pc: u64) -> u64 {
+/// The RAM that `pc` lies in, or where RAM usually is.
+pub(crate) fn flat_of(space: &AddressSpace, pc: u64) -> Flat {
     let guard = pin();
     let view = space.view(&guard);
-    for at in [pc, 0x8000_0000] {
-        if let Resolved::Ram { block, off, .. } = view.resolve(GuestPhys::new(at)) {
-            return (block.host() as u64).wrapping_add(off).wrapping_sub(at);
-        }
-    }
-    0
+    let ram = |at: u64| {
+        view.ranges().find_map(|(start, last, what)| match what {
+            Resolved::Ram { block, off, .. } if (start.get()..=last.get()).contains(&at) => {
+                let start = start.get();
+                Some(Flat { addend: (block.host() as u64).wrapping_add(off).wrapping_sub(start), start })
+            }
+            _ => None,
+        })
+    };
+    [pc, 0x8000_0000].into_iter().find_map(ram).unwrap_or_default()
 }

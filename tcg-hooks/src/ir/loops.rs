@@ -48,6 +48,15 @@ impl Region {
         depth.map(|d| WEIGHTS[usize::from(d)])
     }
 
+    /// Is there a way from this block to itself?
+    pub(crate) fn goes_round(&self, block: u16) -> bool {
+        let mut round = false;
+        self.blocks[usize::from(block)].term.each_target(|target| {
+            round |= matches!(target, Target::Block(to) if self.reaches(to, block));
+        });
+        round
+    }
+
     /// Is there a way from one block to another?
     fn reaches(&self, from: u16, to: u16) -> bool {
         let mut seen = [false; MAX_INSNS];

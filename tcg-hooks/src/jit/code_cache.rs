@@ -122,7 +122,7 @@ unsafe impl Send for CodeCache {}
 
 impl CodeCache {
     /// Pieces that the cache is filled and reclaimed by: fewer in a small one, as each must take the largest TB.
-    const CHUNKS: (usize, usize) = (16, 512);
+    const CHUNKS: (usize, usize) = (8, 512);
     /// The least that makes sense.
     pub const MIN_BYTES: usize = 1 << 21;
 
@@ -140,7 +140,7 @@ impl CodeCache {
     fn over((rw, rx): (View, View), len: usize, thunks: &[u8]) -> CodeCache {
         let first = thunks.len().next_multiple_of(4096);
         assert!(first < Self::MIN_BYTES / 2, "{} bytes of thunks leave no room for TBs", thunks.len());
-        let chunks = (len >> 17).clamp(Self::CHUNKS.0, Self::CHUNKS.1);
+        let chunks = (len >> 18).clamp(Self::CHUNKS.0, Self::CHUNKS.1);
         let chunk_len = (len - first) / chunks / UNIT * UNIT;
         let mut cache = CodeCache {
             rw,

@@ -157,7 +157,7 @@ impl Walker {
         let machine = idx == MmuIdx::M;
         let Walker { satp, menvcfg, pmp } = self;
         if machine && pmp.is_none() {
-            return Ok(Translation::identity(va));
+            return Ok(Translation { everywhere: true, ..Translation::identity(va) });
         }
         let leaf = if machine {
             let page = va.page_base().get();
@@ -167,7 +167,8 @@ impl Walker {
             walk(&mut Guarded { memory, hooks, pmp: pmp.as_ref(), marks }, regime, va.get(), kind)?
         };
         let Leaf { page, size_log2, rights, global } = leaf;
-        let to = Translation { page: GuestPhys::new(page), size_log2, rights, global, lasting: true };
+        let page_of = GuestPhys::new(page);
+        let to = Translation { page: page_of, size_log2, rights, global, lasting: true, everywhere: false };
         let Some(pmp) = pmp else { return Ok(to) };
         let (allowed, lasting) = match pmp.page(machine, page) {
             PageRights::Whole(rights) => (rights, true),

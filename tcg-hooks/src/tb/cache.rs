@@ -14,7 +14,7 @@ use crate::ir::{Region, Site, Span};
 use crate::jit::code_cache::{CodeCache, CodeOffset, place_bytes};
 use crate::jit::x86_64::context::{Context, JUMP_SETS, JumpEntry};
 use crate::jit::x86_64::thunks::{SiteFn, Thunks, assemble};
-use crate::jit::x86_64::{Emitter, LOCAL_BITS};
+use crate::jit::x86_64::{Emitter, Flat, LOCAL_BITS};
 use hashbrown::HashMap;
 use notdirty_core::PageIndex;
 use notdirty_softmmu::{AddressSpace, VcpuId, lines_of};
@@ -24,7 +24,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 /// Numbers of sites and exits keep this many bits for the TB, so that none looks like a leave reason.
-const MAX_TBS: usize = 1 << 21;
+const MAX_TBS: usize = 1 << (31 - LOCAL_BITS);
 
 /// A TB to run.
 #[derive(Debug, Clone, Copy)]
@@ -120,7 +120,7 @@ pub(crate) struct TbCache {
     pub(super) vcpu: VcpuId,
     pub(super) code: CodeCache,
     pub(crate) thunks: Thunks,
-    pub(super) emitter: Box<Emitter>,
+    pub(crate) emitter: Box<Emitter>,
     pub(super) tbs: Vec<Option<Box<Tb>>>,
     pub(super) free: Vec<TbId>,
     /// TBs that are dead, for their memory.
@@ -165,7 +165,7 @@ impl TbCache {
         vcpu: VcpuId,
         bytes: usize,
         flags: JitFlags,
-        flat_addend: u64,
+        flat: Flat,
         site: SiteFn,
     ) -> io::Result<TbCache> {
         let (thunk_code, thunks) = assemble(flags, site);
@@ -176,7 +176,7 @@ impl TbCache {
             vcpu,
             code,
             thunks,
-            emitter: Emitter::boxed(flags, thunks, flat_addend),
+            emitter: Emitter::boxed(flags, thunks, flat),
             tbs: Vec::new(),
             free: Vec::new(),
             spare: Vec::new(),

@@ -333,7 +333,9 @@ mod tests {
             let _ = mmu.store(&mut NoHooks, MmuIdx::M, GuestVirt::new(ALIAS + 0x800), MemSize::B8, 7).unwrap();
             // One basic block each, or A would swallow the rest.
             let flags = JitFlags { regions: false, ..JitFlags::default() };
-            let tbs = TbCache::new(&space, mmu.port().id(), 1, flags, 0, execute_site).unwrap();
+            let tbs =
+                TbCache::new(&space, mmu.port().id(), 1, flags, crate::jit::x86_64::Flat::default(), execute_site)
+                    .unwrap();
             let none = Found { id: 0, entry: 0 };
             let mut world = World { mmu, tbs, a: none, b: none, c: none };
             world.ctx().forget_jumps();

@@ -62,6 +62,7 @@ fn takes(ir: &Ir, n: usize, result: bool) -> bool {
             Alu::Sll => ir.imm & 63 >= 32 || result,
             _ => is_word(op),
         },
+        Kind::Bits(Op::AddUw | Op::Sh1addUw | Op::Sh2addUw | Op::Sh3addUw) => n == 0,
         Kind::Bits(op) => matches!(op, Op::Roriw | Op::Rorw | Op::Rolw | Op::SextB | Op::SextH | Op::ZextH),
         Kind::Store(mem) | Kind::StoreFast(mem) => n == 1 && mem.bytes() <= 4,
         _ => false,

@@ -83,6 +83,36 @@ fn scaled(ops: &mut [Ir], j: usize) {
     }
 }
 
+/// `slli t, x, 48 ; srli d, t, 48` is `zext.h`, and so on: compilers without Zbb write extensions so. In most the first shift
+/// overwrites `x`: then it is done there.
+fn extension(ops: &mut [Ir], j: usize) {
+    let Ir { kind: Kind::Imm(right @ (Alu::Srl | Alu::Sra)), rd, a, imm, .. } = ops[j] else { return };
+    let from = j.saturating_sub(REACH);
+    let Some(i) = register(a).and_then(|a| (from..j).rev().find(|&i| roles(&ops[i]).writes == Some(a))) else { return };
+    let Ir { kind: Kind::Imm(Alu::Sll), a: x, imm: left, .. } = ops[i] else { return };
+    let (kind, imm) = match (left, right) {
+        _ if left != imm || register(x).is_none() => return,
+        (48, Alu::Srl) => (Kind::Bits(Op::ZextH), 0),
+        (48, _) => (Kind::Bits(Op::SextH), 0),
+        (56, Alu::Srl) => (Kind::Imm(Alu::And), 0xff),
+        (56, _) => (Kind::Bits(Op::SextB), 0),
+        (32, Alu::Srl) => (Kind::Bits(Op::AddUw), 0),
+        (32, _) => (Kind::Imm(Alu::AddW), 0),
+        _ => return,
+    };
+    let extended = Ir { kind, rd, a: x, b: 0, site: 0, imm };
+    let quiet = |ir: &Ir| {
+        let roles = roles(ir);
+        !roles.site && roles.writes != Some(x) && !roles.reads.contains(&Some(x))
+    };
+    if ops[i..j].iter().all(|ir| roles(ir).writes != Some(x)) {
+        ops[j] = extended;
+    } else if ops[i].rd == x && rd == x && ops[i + 1..j].iter().all(quiet) {
+        ops[i] = extended;
+        ops[j] = Ir { kind: Kind::Mov, rd, a: rd, b: 0, site: 0, imm: 0 };
+    }
+}
+
 /// Does it nothing but write its register?
 pub(super) fn is_pure(ir: &Ir) -> bool {
     matches!(
@@ -98,6 +128,7 @@ pub(super) fn simplify(region: &mut Region) {
         for j in 0..ops.len() {
             rotation(ops, j);
             scaled(ops, j);
+            extension(ops, j);
         }
     }
     sweep(region);
@@ -134,6 +165,39 @@ mod tests {
         (0..ops.len()).for_each(|j| scaled(&mut ops, j));
         let last = ops[ops.len() - 1];
         (last.kind, last.a, last.b)
+    }
+
+    #[test]
+    fn two_shifts_there_and_back_are_one_extension_wherever_the_first_left_its_result() {
+        let shift = |op, rd, a, by| ir(Kind::Imm(op), rd, a, 0, by);
+        for (by, right, kind, imm) in [
+            (48, Alu::Srl, Kind::Bits(Op::ZextH), 0),
+            (48, Alu::Sra, Kind::Bits(Op::SextH), 0),
+            (56, Alu::Srl, Kind::Imm(Alu::And), 0xff),
+            (56, Alu::Sra, Kind::Bits(Op::SextB), 0),
+            (32, Alu::Srl, Kind::Bits(Op::AddUw), 0),
+            (32, Alu::Sra, Kind::Imm(Alu::AddW), 0),
+        ] {
+            let mut ops = [shift(Alu::Sll, 6, 5, by), shift(right, 7, 6, by)];
+            extension(&mut ops, 1);
+            assert_eq!(ops, [shift(Alu::Sll, 6, 5, by), ir(kind, 7, 5, 0, imm)]);
+            // Over itself.
+            let mut ops = [shift(Alu::Sll, 5, 5, by), shift(right, 5, 5, by)];
+            extension(&mut ops, 1);
+            assert_eq!((ops[0], ops[1].kind), (ir(kind, 5, 5, 0, imm), Kind::Mov));
+        }
+        // By other distances; or the first result is read in between, or goes elsewhere; or what was shifted is another by then.
+        let left = |rd| shift(Alu::Sll, rd, 5, 48);
+        for ops in [
+            vec![left(6), shift(Alu::Srl, 7, 6, 47)],
+            vec![left(5), shift(Alu::Add, 8, 5, 1), shift(Alu::Srl, 5, 5, 48)],
+            vec![left(5), shift(Alu::Srl, 6, 5, 48)],
+            vec![left(6), shift(Alu::Add, 5, 5, 1), shift(Alu::Srl, 7, 6, 48)],
+        ] {
+            let mut after = ops.clone();
+            extension(&mut after, ops.len() - 1);
+            assert_eq!(after, ops);
+        }
     }
 
     #[test]

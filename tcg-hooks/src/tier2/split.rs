@@ -34,8 +34,8 @@ pub(crate) const MOST_CHECKS: usize = 6;
 const COPIED: u32 = 176;
 /// No displacement of a load that makes its own address is longer.
 pub(crate) const DISPLACEMENT: i64 = 1 << 20;
-/// Sites of a region, at most: their numbers have ten bits.
-const SITES: usize = 1000;
+/// Sites of a region, at most: their numbers have eleven bits.
+const SITES: usize = 2000;
 
 /// Splits the loops that gain by it; whether there are any.
 pub(super) fn split(region: &mut Region, ahead: Ahead) -> bool {

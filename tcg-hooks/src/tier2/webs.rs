@@ -9,7 +9,7 @@ use crate::ir::{Ir, Region, Target};
 
 /// Words of a set of positions. A region of many short blocks, of instructions that become several ops, may have more
 /// positions than that: it stays as it is.
-const WORDS: usize = 16;
+const WORDS: usize = 32;
 /// All registers but `x0`.
 const ALL: u32 = !1;
 /// No op, or no web.

@@ -8,7 +8,7 @@
 use super::plan::{Plan, plan_of};
 use super::{EXIT, Found, Limits, NONE, Page, READ, Slot, Translator, UNNUMBERED, WINDOW};
 use crate::fetch::prefetch;
-use crate::ir::Span;
+use crate::ir::{Region, Span};
 use crate::riscv::decode::Packed;
 use crate::riscv::{Isa, Op};
 use notdirty_core::PAGE_SIZE;
@@ -16,6 +16,8 @@ use notdirty_softmmu::{AccessKind, GuestVirt, Hooks, LiveMmu, MemFault};
 
 /// Bytes behind the copy of the spans, so that there is a word at its last halfword.
 const PAD: usize = 2;
+/// Bytes behind its entry in which a region does not end for another.
+const CLOSE: i64 = 64;
 /// Bytes that are asked for ahead.
 const AHEAD: usize = 6 * 64;
 
@@ -421,6 +423,18 @@ impl Translator {
             }
         }
         !self.heads.is_empty()
+    }
+
+    /// Of a region that was cut: where other regions begin that are `known`, not in a loop of this one, nor close behind its entry.
+    pub(super) fn find_stops(&mut self, known: impl Fn(u64) -> bool) {
+        self.stops.clear();
+        let Region { pc: entry, blocks, .. } = &self.region;
+        for (n, block) in (0..).zip(blocks) {
+            let far = block.pc.wrapping_sub(*entry) as i64;
+            if far > CLOSE && known(block.pc) && !self.region.goes_round(n) {
+                self.stops.push(block.pc);
+            }
+        }
     }
 
     /// The bytes of all runs.

@@ -40,6 +40,8 @@ const READ: usize = 2 * WINDOW + 4;
 const NONE: u16 = u16::MAX;
 /// An instruction where a run shall end, before it was met.
 const EXIT: u16 = u16::MAX - 1;
+/// Where a region ends because another begins there.
+const STOP: u16 = u16::MAX - 2;
 /// A leader, before blocks have numbers.
 const UNNUMBERED: u16 = u16::MAX - 1;
 
@@ -59,8 +61,10 @@ pub struct Limits {
     pub heads: bool,
 }
 
-/// The most instructions that emitted code runs between two polls of the budget.
-pub const MAX_INSNS: usize = 256;
+/// The most instructions that emitted code runs between two polls of the budget: those of a hot region.
+pub const MAX_INSNS: usize = 512;
+/// The most of a region that is merely warm.
+pub(crate) const WARM_INSNS: usize = 256;
 
 #[derive(Clone, Copy)]
 struct Page {
@@ -114,6 +118,8 @@ pub struct Translator {
     branches: Vec<u16>,
     /// Where exploring does not go: heads of loops that are in this region's way.
     heads: Vec<u32>,
+    /// Addresses at which the next region ends, as others begin there.
+    stops: Vec<u64>,
     /// What was explored in one go: from, to.
     runs: Vec<(u32, u32)>,
     pages: [Option<Page>; 2],
@@ -159,6 +165,7 @@ impl Default for Translator {
             queue: Vec::new(),
             branches: Vec::new(),
             heads: Vec::new(),
+            stops: Vec::new(),
             runs: Vec::new(),
             pages: [None; 2],
             base: 0,
@@ -193,6 +200,18 @@ impl Translator {
         pc: u64,
         limits: Limits,
     ) -> Result<(PageIndex, Option<PageIndex>), MemFault> {
+        self.translate_among(mmu, hooks, pc, limits, |_, _| false)
+    }
+
+    /// The same, among other regions that begin where they are `known` to.
+    pub(crate) fn translate_among<H: Hooks>(
+        &mut self,
+        mmu: &mut LiveMmu,
+        hooks: &mut H,
+        pc: u64,
+        limits: Limits,
+        known: impl Fn(&H, u64) -> bool,
+    ) -> Result<(PageIndex, Option<PageIndex>), MemFault> {
         self.base = pc & !(PAGE_SIZE - 1);
         self.pages = [None; 2];
         // Until it is known that there will be a TB: a fault waits for nobody, and keeps nobody's port.
@@ -201,10 +220,18 @@ impl Translator {
         for left in (0..TRIES).rev() {
             self.forget();
             self.heads.clear();
+            self.stops.clear();
             self.explore_to_exits(mmu, hooks, pc, limits)?;
             if limits.heads && self.found.len() >= limits.insns && self.find_heads(pc) {
                 self.forget();
                 self.explore_to_exits(mmu, hooks, pc, limits)?;
+            }
+            if limits.heads && self.found.len() >= limits.insns {
+                self.build(pc, limits);
+                self.find_stops(|pc| known(hooks, pc));
+                self.forget();
+                self.explore_to_exits(mmu, hooks, pc, limits)?;
+                self.stops.clear();
             }
             self.make_spans();
             // CODE-1: announce, then read what counts.
@@ -268,7 +295,9 @@ impl Translator {
         limits: Limits,
     ) -> Result<(), MemFault> {
         self.mark_exits(EXIT);
+        self.mark_stops(NONE, STOP);
         let explored = self.explore(mmu, hooks, pc, limits);
+        self.mark_stops(STOP, NONE);
         self.mark_exits(NONE);
         explored
     }
@@ -291,6 +320,15 @@ impl Translator {
                 if !self.exits.is_code(pc, pc) {
                     set(slot);
                 }
+            }
+        }
+    }
+
+    fn mark_stops(&mut self, from: u16, to: u16) {
+        for n in 0..self.stops.len() {
+            let slot = self.offset(self.stops[n]).map(|off| &mut self.slots[off as usize / 2]);
+            if let Some(slot) = slot.filter(|slot| slot.at == from) {
+                slot.at = to;
             }
         }
     }

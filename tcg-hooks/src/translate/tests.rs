@@ -87,6 +87,10 @@ fn whatever_is_stored_meanwhile_a_translation_is_no_fault_and_leaves_nothing_not
 
 /// The region at `pc` of this code, which returns at its end.
 fn translated(code: &[u32], pc: u64, limits: Limits) -> Translator {
+    translated_among(code, pc, limits, |_| false)
+}
+
+fn translated_among(code: &[u32], pc: u64, limits: Limits, known: impl Fn(u64) -> bool) -> Translator {
     let ram = Arc::new(RamList::new());
     let block = ram.add(RamBlockSpec::new("ram", 0x1000)).unwrap();
     let space = AddressSpace::new(ram);
@@ -95,7 +99,7 @@ fn translated(code: &[u32], pc: u64, limits: Limits) -> Translator {
         block.store_raw(4 * n as u64, 4, word.into()).unwrap();
     }
     let mut translator = Translator::default();
-    translator.translate(&mut Runs::new(&space, 0), &mut NoHooks, pc, limits).unwrap();
+    translator.translate_among(&mut Runs::new(&space, 0), &mut NoHooks, pc, limits, |_, pc| known(pc)).unwrap();
     translator
 }
 
@@ -216,16 +220,34 @@ fn bytes_that_changed_before_they_were_announced_are_noticed_one_and_all() {
 /// head; or less, and the loop is whole.
 #[test]
 fn a_hot_region_that_is_cut_ends_at_the_head_of_the_loop_that_it_is_in() {
+    const MOST: usize = 256;
     for (end, cut) in [(270, true), (100, false)] {
         let mut code = vec![encode(Op::Addi, 10, 10, 0, 1); end];
         code[39] = encode(Op::Bne, 0, 10, 11, -4 * 39);
         for heads in [false, true] {
-            let limits = Limits { insns: MAX_INSNS, regions: true, optimise: true, heads };
+            let limits = Limits { insns: MOST, regions: true, optimise: true, heads };
             let translator = translated(&code, RAM + 4 * 30, limits);
             let mut targets = Vec::new();
             translator.region.blocks.iter().for_each(|block| block.term.each_target(|to| targets.push(to)));
             assert_eq!(targets.contains(&Target::Exit(RAM)), heads && cut, "{end} {heads}");
-            assert_eq!(translator.region.insns, if cut && heads { 241 } else { MAX_INSNS.min(end + 1) as u32 });
+            assert_eq!(translator.region.insns, if cut && heads { 241 } else { MOST.min(end + 1) as u32 });
         }
+    }
+}
+
+/// A branch over one instruction after every nine, with a loop in the middle.
+#[test]
+fn a_hot_region_that_is_cut_ends_where_another_begins_but_not_within_a_loop_of_its_own() {
+    let mut code = vec![encode(Op::Addi, 10, 10, 0, 1); 400];
+    (8..400).step_by(10).for_each(|n| code[n] = encode(Op::Beq, 0, 10, 11, 8));
+    // From the head at 100 to its end at 139.
+    code[139] = encode(Op::Bne, 0, 10, 11, -4 * 39);
+    let at = |n: u64| RAM + 4 * n;
+    for (known, insns) in [(9, 256), (50, 50), (120, 256), (140, 140), (300, 256)] {
+        let limits = Limits { insns: 256, regions: true, optimise: true, heads: true };
+        let translator = translated_among(&code, RAM, limits, |pc| pc == at(known));
+        assert_eq!(translator.region.insns, insns, "{known}");
+        let cold = Limits { heads: false, ..limits };
+        assert_eq!(translated_among(&code, RAM, cold, |pc| pc == at(known)).region.insns, 256);
     }
 }

@@ -14,7 +14,7 @@ use crate::tb::{Found, TbId, TbKey};
 use crate::tier0::{self, Why};
 use crate::tier2::{self, Ahead};
 use crate::trace::TraceMask;
-use crate::translate::{Limits, MAX_INSNS};
+use crate::translate::{Limits, MAX_INSNS, WARM_INSNS};
 use notdirty_core::{PAGE_SIZE, RamAddr};
 use notdirty_softmmu::{AccessKind, GuestVirt, MemFault, MmuIdx};
 use std::sync::Arc;
@@ -230,12 +230,14 @@ impl Vcpu {
         let start = (counts != 0).then(Instant::now);
         let hot = self.core.tbs.as_mut().is_some_and(|tbs| tbs.take_hot(&key));
         let JitFlags { regions, optimise, heads, .. } = self.flags;
-        let limits = Limits { insns: MAX_INSNS, regions, optimise, heads: hot && heads };
+        let insns = if hot { MAX_INSNS } else { WARM_INSNS };
+        let limits = Limits { insns, regions, optimise, heads: hot && heads };
         // SAFETY: as `parts`, with the translator borrowed beside it.
         let ctx = unsafe { self.ctx.as_mut() };
-        let scattered = self.core.mmu.is_scattered();
+        let (scattered, asked) = (self.core.mmu.is_scattered(), self.core.mmu.has_asks());
         if let Some(tbs) = &mut self.core.tbs {
             tbs.scattered = scattered;
+            tbs.emitter.asked = asked;
             tbs.prepare(key.pc);
         }
         (self.translator.isa, self.translator.mode, self.translator.idx) = (ctx.cpu.isa, key.mode(), idx);
@@ -253,7 +255,10 @@ impl Vcpu {
         }
         let (mmu, hooks) = self.core.split(ctx);
         // The first instruction was fetched; none of the others is executed yet.
-        let made = self.translator.translate(mmu, &mut hooks.looking(), key.pc, limits);
+        let made = self.translator.translate_among(mmu, &mut hooks.looking(), key.pc, limits, |hooks, pc| {
+            let ram = RamAddr::new((key.ram.get() & !(PAGE_SIZE - 1)) + pc % PAGE_SIZE);
+            pc / PAGE_SIZE == key.pc / PAGE_SIZE && hooks.has_code(&TbKey { ram, pc, ..key })
+        });
         let found = match made {
             Ok(pages) => {
                 let doubts = self.translator.doubts();

@@ -18,17 +18,21 @@
 //! bytes once that was served (CODE-1), so a store that was past the test by then is seen there.
 use super::asm::{Assembler, Label};
 use super::context::{BASE, BESIDE, ELSEWHERE, NOTED_ALONE, NOTED_END, NOTED_TOP, TABLE, float_off};
+use super::mem::{begin_index, end_index};
 use super::off;
 use super::regs::{PINS, RAX};
+use crate::engine::JitFlags;
 use crate::ir::{FIRST_FLOAT, MemOp};
 use crate::jit::code_cache::CodeOffset;
 use dynasmrt::dynasm;
 use notdirty_core::LINE_BITS;
-use notdirty_softmmu::tlb::entry::{ADDEND, AUX, CODEPAGE, LINES, OTHER, READ, WRITE};
+use notdirty_softmmu::tlb::entry::{ADDEND, AUX, BIAS, CODEPAGE, FLAGS, LINES, OTHER, READ, WRITE};
 use notdirty_softmmu::{HALVES_OFFSET, NOTED_OFFSET, NOTED_STORES, STORES_OFFSET, WRITTEN_OFFSET};
 
 /// Bytes from one routine to the next, at least as many as the longest has.
 const STRIDE: usize = 128;
+/// From a load's routine to where it begins for those that did not look for an entry.
+const LOOK: usize = 80;
 /// Places of a value: each guest register in memory, each host register that one may live in, by its number; then the
 /// floating-point registers.
 const PLACES: usize = FLOATS + 32;
@@ -69,13 +73,15 @@ impl Access {
     }
 }
 
-/// The place of the routine for a value that lives in `host`, or in memory as `guest`.
+/// The place of the routine for a value that lives in `host`, or in memory as `guest`; of a load, whether it has yet to look for the
+/// entry.
 #[inline(always)]
-pub(super) fn routine(first: CodeOffset, Access(kind): Access, guest: u8, host: Option<u8>) -> CodeOffset {
+pub(super) fn routine(first: CodeOffset, Access(kind): Access, guest: u8, host: Option<u8>, looks: bool) -> CodeOffset {
     let memory = if guest < FIRST_FLOAT { guest } else { FLOATS as u8 + (guest & 31) };
     let place = host.map_or(memory, |host| 32 + (host & 15));
     let (kind, place) = (CodeOffset::from(kind), CodeOffset::from(place));
-    first + (1 + kind * PLACES as CodeOffset + place) * STRIDE as CodeOffset
+    let look = if looks { LOOK as CodeOffset } else { 0 };
+    first + (1 + kind * PLACES as CodeOffset + place) * STRIDE as CodeOffset + look
 }
 
 /// The routine that finds an aligned cell's host address: to rdx, with the zero flag set; or it is not to be had without
@@ -94,7 +100,7 @@ impl Resolve {
 }
 
 /// Assembles all of them, for offset `first` of the code cache, with thunk `site` at its offset.
-pub(super) fn assemble(first: CodeOffset, site: CodeOffset) -> Vec<u8> {
+pub(super) fn assemble(first: CodeOffset, site: CodeOffset, flags: JitFlags) -> Vec<u8> {
     let mut ops = Assembler::new();
     let out = ops.new_label();
     // The stub's `test eax, imm32` and `call rel32` are five bytes each.
@@ -122,7 +128,12 @@ pub(super) fn assemble(first: CodeOffset, site: CodeOffset) -> Vec<u8> {
                 _ => None,
             };
             if kind < LOADS {
+                let body = ops.new_label();
+                dynasm!(ops; .arch x64; =>body);
                 load(&mut ops, MemOp(kind as u8), guest, host, out);
+                ops.skip_to(start + LOOK);
+                look(&mut ops, flags, MemOp(kind as u8).bytes());
+                dynasm!(ops; .arch x64; jmp =>body);
             } else {
                 store(&mut ops, kind - LOADS, guest, host, (flagged[kind - LOADS], out));
             }
@@ -150,6 +161,14 @@ pub(super) fn assemble(first: CodeOffset, site: CodeOffset) -> Vec<u8> {
     ops.skip_to(LEN);
     ops.finish();
     ops.code().to_vec()
+}
+
+/// From a guest address in rdx, what a probe of so many bytes leaves in rax and rcx.
+fn look(ops: &mut Assembler, flags: JitFlags, bytes: u32) {
+    dynasm!(ops; .arch x64; lea rax, [rdx + BIAS as i32]);
+    begin_index(ops, flags, false, RAX);
+    end_index(ops, flags, false);
+    dynasm!(ops; .arch x64; and rax, DWORD !(FLAGS as i32) | (bytes - 1) as i32);
 }
 
 /// From a guest address in rdx to its host address, with the zero flag set; or `out`, with it clear or a site to come.

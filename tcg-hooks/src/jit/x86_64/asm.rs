@@ -10,9 +10,9 @@
 //! The macro calls methods by name, so none of dynasmrt's traits is needed; its own assemblers keep each jump as a
 //! relocation of any kind and size, which is more than jumps inside a TB need.
 
-/// The longest TB, with room to spare: 256 instructions, a store with its way beside code twice for each (in line and in
+/// The longest TB, with room to spare: 512 instructions, a store with its way beside code twice for each (in line and in
 /// a cold cluster). `CodeCache` has chunks of at least this size.
-pub(super) const CAPACITY: usize = 120 << 10;
+pub(super) const CAPACITY: usize = 240 << 10;
 /// Places in the buffer, a power of two: a byte's place is masked, not compared, and what would be longer than
 /// `CAPACITY` is found once, at the end.
 const SIZE: usize = CAPACITY.next_power_of_two();

@@ -2,6 +2,7 @@
 //! but for `popcnt`.
 use super::Emitter;
 use super::alu::with;
+use super::encode::{MOV, MOVSX_BYTE, MOVSX_WORD, MOVZX_WORD, NARROW, Opcode, WIDE};
 use super::off;
 use super::regs::{RAX, RCX};
 use crate::ir::Ir;
@@ -40,8 +41,19 @@ impl Emitter {
         self.done(ir.rd, d);
     }
 
+    /// One move that extends `a`.
+    fn extend(&mut self, ir: &Ir, width: u8, op: Opcode) {
+        let d = self.target(ir.rd, RAX);
+        self.with(width, op, d, ir.a);
+        self.done(ir.rd, d);
+    }
+
     pub(super) fn bits(&mut self, ir: &Ir, op: Op) {
         match op {
+            Op::AddUw if ir.b == 0 => return self.extend(ir, NARROW, MOV),
+            Op::SextB => return self.extend(ir, WIDE, MOVSX_BYTE),
+            Op::SextH => return self.extend(ir, WIDE, MOVSX_WORD),
+            Op::ZextH => return self.extend(ir, NARROW, MOVZX_WORD),
             Op::AddUw => return self.scaled(ir, 0, true),
             Op::Sh1add => return self.scaled(ir, 1, false),
             Op::Sh2add => return self.scaled(ir, 2, false),
@@ -103,9 +115,6 @@ impl Emitter {
                 ; mov rdx, QWORD 0x0101_0101_0101_0101
                 ; imul rax, rdx
                 ; shr rax, 56),
-            Op::SextB => dynasm!(self.ops; .arch x64; movsx rax, al),
-            Op::SextH => dynasm!(self.ops; .arch x64; movsx rax, ax),
-            Op::ZextH => dynasm!(self.ops; .arch x64; movzx eax, ax),
             Op::Rev8 => dynasm!(self.ops; .arch x64; bswap rax),
             // The top bit of each byte that is not zero, moved to its bottom, times 255.
             Op::OrcB => dynasm!(self.ops; .arch x64

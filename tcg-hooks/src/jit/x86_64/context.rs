@@ -122,6 +122,9 @@ pub(super) const KICK: i32 = offset_of!(Context, kick) as i32 - BASE;
 pub(super) const TABLE_OFFSET: i32 = TABLE + SELECTED + offset_of!(Selected, offset) as i32;
 pub(super) const SET_TABLE: i32 = TABLE + SELECTED + offset_of!(Selected, table) as i32;
 pub(super) const SET_ADDEND: i32 = TABLE + SELECTED + offset_of!(Selected, addend) as i32;
+/// How much of flat RAM loads need no entry for.
+pub(super) const WHOLE: i32 = TABLE + SELECTED + offset_of!(Selected, whole) as i32;
+pub(super) const WHOLE_BEHIND: i32 = TABLE + SELECTED + offset_of!(Selected, whole_behind) as i32;
 /// The pages whose lines were noted: see softmmu's `lines.rs`.
 pub(super) const NOTED_TOP: i32 = TABLE + NOTED_LIST + offset_of!(NotedList, top) as i32;
 pub(super) const NOTED_END: i32 = TABLE + NOTED_LIST + offset_of!(NotedList, end) as i32;

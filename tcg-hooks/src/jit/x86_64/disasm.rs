@@ -224,6 +224,8 @@ fn field(disp: i32) -> Option<String> {
         WRITE => "tlb.write".into(),
         ADDEND => "tlb.addend".into(),
         AUX => "tlb.aux".into(),
+        _ if disp == super::context::WHOLE - TABLE => "ram.whole".into(),
+        _ if disp == super::context::WHOLE_BEHIND - TABLE => "ram.whole_behind".into(),
         _ if (X..X + 256).contains(&disp) => REGISTERS[(disp - X) as usize / 8].into(),
         _ if (F..F + 256).contains(&disp) => format!("f{}", (disp - F) / 8),
         _ if (CSR..CSR_END).contains(&disp) => format!("csr+{:#x}", disp - CSR),

@@ -269,6 +269,12 @@ impl Emitter {
     fn check(&mut self, group: &Group, op: u32) {
         let base = self.source(group.base, RDX);
         let own = group.kept.is_some();
+        if group.comparator == READ
+            && !own
+            && let Some(from) = self.probe_whole_group(base, group.last)
+        {
+            return self.elide.entries.push((op, from));
+        }
         let first = self.probe_first(base, group.first, group.comparator, own);
         if let Some(slot) = group.kept {
             self.keep_addend(slot);

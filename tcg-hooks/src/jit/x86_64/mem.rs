@@ -43,7 +43,7 @@
 //! ```
 use super::again::{Access, MOVED, routine};
 use super::asm::{Assembler, Flag, Hole, Template};
-use super::context::{SET_ADDEND, SET_TABLE, TABLE, TABLE_OFFSET, float_off, kept_off};
+use super::context::{SET_ADDEND, SET_TABLE, TABLE, TABLE_OFFSET, WHOLE, WHOLE_BEHIND, float_off, kept_off};
 use super::encode::{
     LEA, MOV, MOV_BYTE_TO, MOV_TO, MOVSX_BYTE, MOVSX_WORD, MOVSXD, MOVZX_BYTE, MOVZX_WORD, NARROW, Opcode, WIDE,
 };
@@ -56,7 +56,7 @@ use dynasmrt::dynasm;
 use notdirty_core::{LINE_BITS, PAGE_SIZE};
 use notdirty_softmmu::MASK_OFFSET;
 use notdirty_softmmu::tlb::entry::{
-    ADDEND, AUX, BIAS, CODEPAGE, ENTRY_BITS, FLAGS, HASH_SHIFT, OTHER, READ, TLB_ENTRIES, WRITE,
+    ADDEND, AUX, BIAS, CODEPAGE, ENTRY_BITS, FIRST_BYTES, FLAGS, HASH_SHIFT, OTHER, READ, TLB_ENTRIES, WRITE,
 };
 
 /// In place of a base: the displacement is the whole address.
@@ -77,6 +77,8 @@ struct Store {
 pub(super) enum Taken {
     /// That which is assumed of all.
     Assumed,
+    /// The same; nothing was looked for.
+    Whole,
     /// Its entry's own; rcx is the offset of that, still, from the first table.
     Entry,
     /// The same from the table in rdx.
@@ -250,7 +252,7 @@ fn index_mask(flags: JitFlags) -> i32 {
 }
 
 /// From an address, biased if the index is hashed, the bits of its entry's offset in ecx, and others.
-fn begin_index(ops: &mut Assembler, flags: JitFlags, bmi2: bool, from: u8) {
+pub(super) fn begin_index(ops: &mut Assembler, flags: JitFlags, bmi2: bool, from: u8) {
     if !flags.plain_index {
         dynasm!(ops; .arch x64
             ; mov ecx, Rd(from)
@@ -265,7 +267,7 @@ fn begin_index(ops: &mut Assembler, flags: JitFlags, bmi2: bool, from: u8) {
 }
 
 /// Its entry's offset in rcx, from the first table or in the one that rdx is made to hold.
-fn end_index(ops: &mut Assembler, flags: JitFlags, held: bool) {
+pub(super) fn end_index(ops: &mut Assembler, flags: JitFlags, held: bool) {
     if held {
         dynasm!(ops; .arch x64; mov rdx, [rbp + SET_TABLE]);
     }
@@ -303,6 +305,39 @@ impl Emitter {
         let probes = self.probes.regimes[usize::from(self.translated)].of(odd, addend);
         self.ops.template(&probes[slot(comparator, bytes)]);
         self.ops.hole()
+    }
+
+    /// What is added to the address of a load that need not look for an entry.
+    #[inline(always)]
+    fn whole_for(&self, addend: Taken) -> Option<i32> {
+        self.whole.filter(|_| addend == Taken::Assumed && !self.translated && !self.asked)
+    }
+
+    /// Are several loads, within a page's length, from flat RAM, while that is whole, as far as that can be said at once? `None` if
+    /// entries have to be looked for.
+    pub(super) fn probe_whole_group(&mut self, base: u8, last: i32) -> Option<Hole> {
+        let start = self.whole_for(Taken::Assumed)?;
+        self.distance(base, last, start);
+        dynasm!(self.ops; .arch x64; sub rax, DWORD FIRST_BYTES as i32; cmp rax, [rbp + WHOLE_BEHIND]);
+        Some(self.ops.jump_if(Flag::NotBelow))
+    }
+
+    /// Is it a load from flat RAM, while that is whole? rax is lost, and the base register survives.
+    fn probe_whole(&mut self, base: u8, imm: i32, start: i32) -> Hole {
+        self.distance(base, imm, start);
+        dynasm!(self.ops; .arch x64; cmp rax, [rbp + WHOLE]);
+        self.ops.jump_if(Flag::NotBelow)
+    }
+
+    /// How far in flat RAM it is, in rax.
+    fn distance(&mut self, base: u8, imm: i32, start: i32) {
+        match start.checked_add(imm) {
+            Some(both) => self.ops.far(WIDE, LEA, RAX, base, both),
+            None => {
+                self.ops.near(WIDE, LEA, RAX, base, imm);
+                dynasm!(self.ops; .arch x64; add rax, DWORD start);
+            }
+        }
     }
 
     /// The same for a store that often lies beside code; and where it jumps if its line has some. Its address is in rdx. The mask is
@@ -426,7 +461,7 @@ impl Emitter {
         if matches!(addend, Taken::EntryOf | Taken::Guessed(_)) {
             dynasm!(self.ops; .arch x64; add rcx, [rbp + TABLE_OFFSET]);
         }
-        if addend != Taken::Assumed {
+        if !matches!(addend, Taken::Assumed | Taken::Whole) {
             self.unmix(if access.loads() { READ } else { WRITE });
         }
         match line {
@@ -442,7 +477,7 @@ impl Emitter {
         }
         let moved = self.moves_at_borders();
         let number = self.tb << LOCAL_BITS | u32::from(site) | if moved { MOVED } else { 0 };
-        let target = routine(self.thunks.again, access, register, self.map.host(register));
+        let target = routine(self.thunks.again, access, register, self.map.host(register), addend == Taken::Whole);
         // test eax, number; call
         let call = 0xa9 | u64::from(number) << 8 | 0xe8 << 40;
         let field = self.here() + 6;
@@ -465,6 +500,11 @@ impl Emitter {
         let imm = ir.imm as i32;
         let base = self.source(ir.a, RDX);
         let addend = self.guessed(self.taken(ir.site, base), ir.site);
+        if let Some(start) = self.whole_for(addend) {
+            let from = self.probe_whole(base, imm, start);
+            self.load_at(base, ir, mem, addend);
+            return self.slow((from, None), ir, Access::load(mem), base, ir.rd, Taken::Whole);
+        }
         let from = self.probe((base, imm), ir.site, mem.bytes(), READ, addend);
         match addend {
             Taken::Guessed(slot) => self.load_guessed(base, ir, mem, slot),

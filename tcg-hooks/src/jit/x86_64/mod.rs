@@ -53,7 +53,7 @@ use regs::{RAX, RCX, RDX, RegMap};
 use thunks::Thunks;
 
 /// Bits of a site's or an exit's number that count within its TB.
-pub(crate) const LOCAL_BITS: u32 = 10;
+pub(crate) const LOCAL_BITS: u32 = 11;
 
 /// A way out of a TB, as emitted.
 #[derive(Debug, Clone, Copy)]
@@ -68,6 +68,15 @@ pub(crate) struct EmittedExit {
     pub(crate) refund: u16,
     /// The way through the jump cache; 0 if the jump may always be linked.
     pub(crate) via: u32,
+}
+
+/// The RAM that code is emitted for.
+#[derive(Debug, Clone, Copy, Default)]
+pub(crate) struct Flat {
+    /// host - guest, wrapping.
+    pub(crate) addend: u64,
+    /// Its first address.
+    pub(crate) start: u64,
 }
 
 /// host - guest, of RAM, as accesses find it once they were checked.
@@ -147,6 +156,10 @@ pub(crate) struct Emitter {
     /// That of physical addresses, and of the TB being emitted.
     physical: Addend,
     addend: Addend,
+    /// What is added to the address of a load to find how far in flat RAM it is, where that is enough.
+    whole: Option<i32>,
+    /// Loads need entries, as something may be asked about bytes.
+    pub(crate) asked: bool,
     cold: Vec<Cold>,
     /// Behind failed probes: the commonest of what is cold, apart.
     slow: Vec<mem::Slow>,
@@ -196,16 +209,17 @@ const fn off(guest: u8) -> i8 {
 
 impl Emitter {
     /// One that takes little memory before it is used.
-    pub(crate) fn boxed(flags: JitFlags, thunks: Thunks, flat_addend: u64) -> Box<Emitter> {
-        let mut emitter = Box::new(Emitter::new(flags, thunks, flat_addend));
+    pub(crate) fn boxed(flags: JitFlags, thunks: Thunks, flat: Flat) -> Box<Emitter> {
+        let mut emitter = Box::new(Emitter::new(flags, thunks, flat));
         emitter.ops.give_back();
         emitter
     }
 
-    pub(crate) fn new(flags: JitFlags, thunks: Thunks, flat_addend: u64) -> Emitter {
+    pub(crate) fn new(flags: JitFlags, thunks: Thunks, flat: Flat) -> Emitter {
         // What an access adds to it must fit, too.
         const FARTHEST: i64 = i32::MAX as i64 - DISPLACEMENT;
-        let flat = Some(flat_addend as i64).filter(|k| (-FARTHEST..=FARTHEST).contains(k)).map(|k| k as i32);
+        let start = i32::try_from((flat.start as i64).wrapping_neg()).ok();
+        let flat = Some(flat.addend as i64).filter(|k| (-FARTHEST..=FARTHEST).contains(k)).map(|k| k as i32);
         let physical = match flat {
             _ if !flags.flat_addend => Addend::Entry,
             Some(k) => Addend::Flat(k),
@@ -227,6 +241,8 @@ impl Emitter {
             thunks,
             physical,
             addend: physical,
+            asked: false,
+            whole: start.filter(|_| flags.whole && flags.flat_ram && matches!(physical, Addend::Flat(_))),
             cold: Vec::new(),
             slow: Vec::new(),
             wrong: Vec::new(),

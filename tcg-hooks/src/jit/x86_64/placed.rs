@@ -4,7 +4,7 @@
 use super::context::{BASE, Context, JUMPS, LIMIT};
 use super::regs::{PINS, RAX, RegMap};
 use super::tests::nobody;
-use super::{Emitter, thunks};
+use super::{Emitter, Flat, thunks};
 use crate::engine::JitFlags;
 use crate::ir::{Alu, Cond, Ir, Kind, MemOp, Turns};
 use crate::jit::code_cache::CodeCache;
@@ -58,7 +58,7 @@ struct Bench {
 impl Bench {
     fn new(flags: JitFlags) -> Bench {
         let (code, thunks) = thunks::assemble(flags, nobody);
-        let mut emitter = Emitter::new(flags, thunks, 0);
+        let mut emitter = Emitter::new(flags, thunks, Flat::default());
         emitter.map = RegMap::named();
         Bench { emitter, cache: CodeCache::new(CodeCache::MIN_BYTES, &code).unwrap() }
     }

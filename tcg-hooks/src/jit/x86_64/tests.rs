@@ -38,7 +38,7 @@ fn fences(middle: u32, alone: bool, tier2: bool) -> (Vec<usize>, usize) {
         crate::tier2::optimise(&mut translator.region, true, None);
     }
     let (_, thunks) = thunks::assemble(JitFlags::default(), nobody);
-    let mut emitter = Emitter::new(JitFlags::default(), thunks, 0x1_0000);
+    let mut emitter = Emitter::new(JitFlags::default(), thunks, Flat { addend: 0x1_0000, start: 0x8000_0000 });
     emitter.alone = alone;
     emitter.emit(&translator.region, 0);
     let code = emitter.place(0);
@@ -88,7 +88,7 @@ fn a_hot_loop_of_one_block_begins_in_a_block_of_32_bytes() {
         }),
     );
     let (_, thunks) = thunks::assemble(JitFlags::default(), nobody);
-    let mut emitter = Emitter::new(JitFlags::default(), thunks, 0x1_0000);
+    let mut emitter = Emitter::new(JitFlags::default(), thunks, Flat { addend: 0x1_0000, start: 0x8000_0000 });
     emitter.emit(&translator.region, 0);
     let code = emitter.place(0);
     // sub r15, 5
@@ -142,7 +142,11 @@ fn the_longest_code_leaves_room_to_spare() {
             }
             for flags in [JitFlags::default(), slow] {
                 let (_, thunks) = thunks::assemble(flags, nobody);
-                lengths.push(Emitter::new(flags, thunks, 0x1_0000).emit(&translator.region, 0).0);
+                lengths.push(
+                    Emitter::new(flags, thunks, Flat { addend: 0x1_0000, start: 0x8000_0000 })
+                        .emit(&translator.region, 0)
+                        .0,
+                );
             }
         }
         // Tier 2 adds to each site ten registers' ways home and back.

@@ -226,7 +226,7 @@ pub(crate) fn assemble(flags: JitFlags, site: SiteFn) -> (Vec<u8>, Thunks) {
     // Each of these routines is as long as two lines of the host's cache, and has no part in a third.
     code.resize(code.len().next_multiple_of(64), 0xcc);
     thunks.again = code.len() as CodeOffset;
-    code.extend(again::assemble(thunks.again, thunks.site));
+    code.extend(again::assemble(thunks.again, thunks.site, flags));
     thunks.again_end = code.len() as CodeOffset;
     (code, thunks)
 }
