@@ -108,7 +108,9 @@ fn no_input_makes_a_parser_panic_or_take_memory_that_is_not_paid_for() {
             LARGEST.store(0, Ordering::Relaxed);
             taken += u64::from(parse(&input));
             let largest = LARGEST.load(Ordering::Relaxed);
-            assert!(largest <= (512 << 10) + 4 * input.len(), "{name} {n}: {largest:#x} bytes for {}", input.len());
+            // The file is made as long as that, by a hole.
+            let paid = if name == "mapped-ram" { input.len().max(3 << 20) } else { input.len() };
+            assert!(largest <= (512 << 10) + 4 * paid, "{name} {n}: {largest:#x} bytes for {paid}");
         }
         println!("{name}: {count} inputs, {taken} of them whole");
         assert!(taken < count, "{name}");
