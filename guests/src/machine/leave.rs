@@ -15,10 +15,11 @@
 //! comes, nobody can know whether the target runs: the source stays as it is, whole, until its owner [takes it
 //! back](Machine::take_back). A channel of one direction has no answers: there the last byte is what counts.
 
-use std::collections::hash_map::RandomState;
-use std::hash::{BuildHasher, Hasher};
-use std::io::{Read, Write};
-use std::path::{Path, PathBuf};
+mod pace;
+mod road;
+
+use std::io::Read;
+use std::path::Path;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
@@ -30,9 +31,11 @@ use notdirty_core::migration::{
 use notdirty_core::{DirtyClient, RamBlock};
 use notdirty_softmmu::AddressSpace;
 
-use super::migrate::{MAX_CHANNELS, MigrationError, Unfinished};
-use super::uri::{End, Uri, UriError};
+use super::migrate::{MigrationError, Unfinished};
 use super::{Machine, Stop, state};
+use pace::{Pace, SLICE};
+pub(super) use pace::{on_threads, threads};
+pub use road::Road;
 
 /// Commands and answers of QEMU's that are used here.
 pub(super) mod command {
@@ -66,43 +69,6 @@ pub struct LeaveOptions {
     /// Dirty pages are found by rings of so many entries, one for each hart, in place of the bitmap's bits: see
     /// [`LogBuilder::rings`](notdirty_core::LogBuilder::rings). A hart whose ring is full waits until it is taken.
     pub rings: Option<u32>,
-}
-
-/// By what it leaves.
-pub enum Road {
-    /// One channel, and those beside it that have said their hello ([`multifd`]) for this migration.
-    Channels(Channel, Vec<Channel>, multifd::Uuid),
-    /// A file with a home for each page; `true`: the machine stays, and the file is a snapshot of the moment at which it stood still.
-    File(PathBuf, bool),
-}
-
-impl Road {
-    /// To there, by so many channels beside the main one (0: none); what is left to do there at the end. Each wait has this patience.
-    ///
-    /// # Errors
-    /// The place cannot be reached, or is none for several channels.
-    pub fn connect(uri: &Uri, beside: usize, patience: Duration, cancel: &Cancel) -> Result<(Road, End), UriError> {
-        let (main, end) = uri.connect(patience, cancel)?;
-        // Names this migration, as far as two on one host have to differ.
-        let random = || RandomState::new().build_hasher().finish().to_ne_bytes();
-        let mut uuid: multifd::Uuid = [0; 16];
-        uuid[..8].copy_from_slice(&random());
-        uuid[8..].copy_from_slice(&random());
-        let mut channels = Vec::new();
-        for id in 0..beside.min(MAX_CHANNELS) {
-            let (mut channel, _) = uri.connect(patience, cancel)?;
-            let hello = channel.write_all(&multifd::hello(&uuid, id as u8));
-            hello.map_err(|source| UriError::Host { uri: uri.to_string(), source })?;
-            channels.push(channel);
-        }
-        Ok((Road::Channels(main, channels, uuid), end))
-    }
-}
-
-impl From<Channel> for Road {
-    fn from(channel: Channel) -> Road {
-        Road::Channels(channel, Vec::new(), [0; 16])
-    }
 }
 
 /// Where a migration is.
@@ -460,51 +426,6 @@ impl Migration {
             Err(why) => Err(uncertain(why.to_string())),
         }
     }
-}
-
-/// When harts are made slower, and by how much.
-#[derive(Default)]
-struct Pace {
-    /// Bytes that had gone by the last round.
-    sent: u64,
-    /// Rounds in a row in which half as much was dirtied as went.
-    bad: u32,
-    percent: u32,
-}
-
-impl Pace {
-    /// After a round: how much of the time harts sleep from now on.
-    fn round(&mut self, progress: &Progress) -> u32 {
-        let sent = progress.bytes - std::mem::replace(&mut self.sent, progress.bytes);
-        // A good round ends the row: two bad ones an hour apart are none.
-        self.bad = if progress.dirtied << 12 > sent / 2 { self.bad + 1 } else { 0 };
-        if self.bad >= 2 {
-            self.bad = 0;
-            self.percent = if self.percent == 0 { 20 } else { (self.percent + 10).min(99) };
-        }
-        self.percent
-    }
-}
-
-/// How long harts run between two sleeps.
-const SLICE: Duration = Duration::from_millis(10);
-
-/// Threads that pages go by, or are written by.
-pub(super) fn threads() -> usize {
-    std::thread::available_parallelism().map_or(1, usize::from).min(8)
-}
-
-/// Runs it on so many threads, this one among them.
-pub(super) fn on_threads(count: usize, run: &(dyn Fn(usize) + Sync)) {
-    std::thread::scope(|scope| {
-        for n in 1..count {
-            let thread = std::thread::Builder::new().name("migration".into());
-            if thread.spawn_scoped(scope, move || run(n)).is_err() {
-                run(n);
-            }
-        }
-        run(0);
-    });
 }
 
 /// An answer of the target: its kind, and its number.

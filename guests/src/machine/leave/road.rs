@@ -1,0 +1,50 @@
+//! By what a machine leaves: channels, or a file.
+
+use std::collections::hash_map::RandomState;
+use std::hash::{BuildHasher, Hasher};
+use std::io::Write;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use notdirty_core::migration::multifd;
+use notdirty_core::migration::{Cancel, Channel};
+
+use crate::machine::migrate::MAX_CHANNELS;
+use crate::machine::uri::{End, Uri, UriError};
+
+/// By what it leaves.
+pub enum Road {
+    /// One channel, and those beside it that have said their hello ([`multifd`]) for this migration.
+    Channels(Channel, Vec<Channel>, multifd::Uuid),
+    /// A file with a home for each page; `true`: the machine stays, and the file is a snapshot of the moment at which it stood still.
+    File(PathBuf, bool),
+}
+
+impl Road {
+    /// To there, by so many channels beside the main one (0: none); what is left to do there at the end. Each wait has this patience.
+    ///
+    /// # Errors
+    /// The place cannot be reached, or is none for several channels.
+    pub fn connect(uri: &Uri, beside: usize, patience: Duration, cancel: &Cancel) -> Result<(Road, End), UriError> {
+        let (main, end) = uri.connect(patience, cancel)?;
+        // Names this migration, as far as two on one host have to differ.
+        let random = || RandomState::new().build_hasher().finish().to_ne_bytes();
+        let mut uuid: multifd::Uuid = [0; 16];
+        uuid[..8].copy_from_slice(&random());
+        uuid[8..].copy_from_slice(&random());
+        let mut channels = Vec::new();
+        for id in 0..beside.min(MAX_CHANNELS) {
+            let (mut channel, _) = uri.connect(patience, cancel)?;
+            let hello = channel.write_all(&multifd::hello(&uuid, id as u8));
+            hello.map_err(|source| UriError::Host { uri: uri.to_string(), source })?;
+            channels.push(channel);
+        }
+        Ok((Road::Channels(main, channels, uuid), end))
+    }
+}
+
+impl From<Channel> for Road {
+    fn from(channel: Channel) -> Road {
+        Road::Channels(channel, Vec::new(), [0; 16])
+    }
+}
