@@ -21,7 +21,7 @@ use crate::jit::x86_64::helpers::{Outcome, execute};
 use crate::riscv::decode::is_compressed;
 use crate::riscv::trap::Trap;
 use crate::riscv::{Insn, Isa, Op, Privilege, decode_any};
-use crate::translate::MAX_INSNS;
+use crate::translate::WARM_INSNS;
 use notdirty_core::PAGE_SIZE;
 use notdirty_softmmu::{FetchPage, GuestVirt, MemFault, MemSize, MmuIdx, StoreEffect};
 
@@ -95,11 +95,11 @@ impl Code {
     }
 }
 
-/// Runs from `cpu.pc` on, for `ctx.budget` instructions and up to `MAX_INSNS` more, as emitted code does, or a
+/// Runs from `cpu.pc` on, for `ctx.budget` instructions and up to `WARM_INSNS` more, as emitted code does, or a
 /// [`STRETCH`]. It stops where it jumped to: nothing shall grow warm, and be translated, for being where slices end.
 /// `cpu.retired` is exact before and after. `page` is that of `cpu.pc`, if it was fetched already.
 pub(crate) fn run(core: &mut Core, ctx: &mut Context, page: Option<FetchPage>) -> Why {
-    run_for(core, ctx, page, MAX_INSNS as i64, false)
+    run_for(core, ctx, page, WARM_INSNS as i64, false)
 }
 
 /// The same, for `ctx.budget` instructions and not one more, whether there are TBs or not: the end of a slice that is met to the

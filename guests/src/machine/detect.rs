@@ -69,12 +69,12 @@ impl Machine {
     /// use notdirty::programs::sieve::sieve;
     /// use notdirty::{Machine, MachineExit, Program};
     ///
-    /// let mut machine = Machine::builder().ram_size(1 << 20).program(Program::Image(sieve(100, 25))).build()?;
-    /// // The lower part of the stack and what lies below: the sieve's table.
-    /// machine.watch(0x8001_0000..0x8010_0000, Kinds::Stores, true);
+    /// let mut machine = Machine::builder().ram_size(2 << 20).program(Program::Image(sieve(100, 25))).build()?;
+    /// // The sieve's table.
+    /// machine.watch(0x8010_0000..0x8010_1000, Kinds::Stores, true);
     /// let MachineExit::Watch { pc, access, .. } = machine.run_to_end() else { panic!("it stores there") };
     /// println!("{} bytes at {:#x} are about to be stored by {}", access.size, access.addr, machine.place(pc));
-    /// machine.watch(0x8001_0000..0x8010_0000, Kinds::Stores, false);
+    /// machine.watch(0x8010_0000..0x8010_1000, Kinds::Stores, false);
     /// assert!(matches!(machine.run_to_end(), MachineExit::Guest(_)));
     /// # Ok::<(), notdirty::BuildError>(())
     /// ```

@@ -15,7 +15,7 @@ impl Machine {
     /// use std::sync::Arc;
     /// use std::sync::atomic::{AtomicU64, Ordering};
     ///
-    /// let mut machine = Machine::builder().ram_size(1 << 20).program(Program::Image(sieve(100, 25))).build()?;
+    /// let mut machine = Machine::builder().ram_size(2 << 20).program(Program::Image(sieve(100, 25))).build()?;
     /// let blocks = Arc::new(AtomicU64::new(0));
     /// let seen = blocks.clone();
     /// machine.add_hook(0, HookSpec::block(.., move |_pc| {

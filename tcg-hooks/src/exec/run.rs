@@ -29,7 +29,7 @@ use crate::riscv::trap::{self, Trap};
 use crate::tb::TbCache;
 use crate::tier0;
 use crate::trace::{TraceMask, TraceSink};
-use crate::translate::{MAX_INSNS, Translator};
+use crate::translate::{MAX_INSNS, Translator, WARM_INSNS};
 use notdirty_core::rcu::forks;
 use notdirty_core::{PAGE_SIZE, pin};
 use notdirty_softmmu::tlb::entry::TLB_BITS;
@@ -41,8 +41,8 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
-/// Slices shorter than this are left to tier 0: emitted code would run a few of their instructions only.
-const WORTH_ENTERING: u64 = MAX_INSNS as u64 + 64;
+/// Slices that leave emitted code fewer instructions than this are left to tier 0.
+const WORTH_ENTERING: u64 = 64;
 
 /// How a vCPU is made.
 pub struct VcpuConfig {
@@ -99,6 +99,8 @@ pub struct Vcpu {
     harts: Option<Arc<Harts>>,
     /// It takes turns with them, on one thread: it never sleeps.
     turns: bool,
+    /// Instructions that its emitted code may run between two polls: more, once it has hot regions.
+    slack: u64,
     /// What `forks` was when its translations began.
     forks: u64,
 }
@@ -190,6 +192,7 @@ impl Vcpu {
             pace: if mask.has(TraceMask::OF_TBS) { Pace::fixed() } else { Pace::by_time() },
             harts: None,
             turns: false,
+            slack: WARM_INSNS as u64,
             forks: forks(),
         })
     }
@@ -432,9 +435,9 @@ impl Vcpu {
             let (n, exact) = self.slice(limits);
             match self.engine {
                 EngineKind::Interp => self.interpret(n, false),
-                EngineKind::Jit if exact && n < WORTH_ENTERING => self.exactly(n),
+                EngineKind::Jit if exact && n < self.slack + WORTH_ENTERING => self.exactly(n),
                 EngineKind::Jit => {
-                    let slack = if exact { MAX_INSNS as u64 } else { 0 };
+                    let slack = if exact { self.slack } else { 0 };
                     self.jit((n - slack) as i64);
                     if exact && self.cpu().retired == retired && !self.port().kicked() && !self.core.trap_loop {
                         // The first block is longer than what is left.

@@ -274,6 +274,12 @@ impl Vcpu {
                     tier2::optimise(&mut self.translator.region, !self.flags.samples, ahead);
                 }
                 let region = &self.translator.region;
+                if u64::from(region.insns) > self.slack {
+                    // The slice that is under way was cut for less.
+                    let more = (MAX_INSNS as u64 - self.slack) as i64;
+                    self.slack = MAX_INSNS as u64;
+                    (ctx.budget, ctx.slice) = (ctx.budget - more, ctx.slice - more);
+                }
                 let found = self.core.tbs.as_mut().map(|tbs| {
                     let found = tbs.add(ctx, key, pages, region, &mut bytes, hot);
                     if self.flags.tier0 {
