@@ -21,7 +21,6 @@ use crate::jit::x86_64::helpers::{Outcome, execute};
 use crate::riscv::decode::is_compressed;
 use crate::riscv::trap::Trap;
 use crate::riscv::{Insn, Isa, Op, Privilege, decode_any};
-use crate::translate::WARM_INSNS;
 use notdirty_core::PAGE_SIZE;
 use notdirty_softmmu::{FetchPage, GuestVirt, MemFault, MemSize, MmuIdx, StoreEffect};
 
@@ -65,12 +64,12 @@ impl Code {
         }
     }
 
-    /// The page, from `pc` on, that was fetched for it.
-    fn page(isa: Isa, mode: Privilege, pc: u64, page: FetchPage) -> Code {
+    /// The page, from `pc` on, that was fetched for it; of what begins there, as many bytes as nobody looks at.
+    fn page(isa: Isa, mode: Privilege, pc: u64, page: FetchPage, free: u64) -> Code {
         let at = page.host.expose_provenance() as u64 + pc % PAGE_SIZE;
         match page.len_ok.checked_sub(4) {
-            Some(len) => Code { from: pc, len, addend: at.wrapping_sub(pc), isa, mode },
-            None => Code::nowhere(isa, mode),
+            Some(len) if free > 0 => Code { from: pc, len: len.min(free - 1), addend: at.wrapping_sub(pc), isa, mode },
+            _ => Code::nowhere(isa, mode),
         }
     }
 
@@ -95,11 +94,12 @@ impl Code {
     }
 }
 
-/// Runs from `cpu.pc` on, for `ctx.budget` instructions and up to `WARM_INSNS` more, as emitted code does, or a
+/// Runs from `cpu.pc` on, for `ctx.budget` instructions and up to `Core::over` more, as emitted code does, or a
 /// [`STRETCH`]. It stops where it jumped to: nothing shall grow warm, and be translated, for being where slices end.
 /// `cpu.retired` is exact before and after. `page` is that of `cpu.pc`, if it was fetched already.
 pub(crate) fn run(core: &mut Core, ctx: &mut Context, page: Option<FetchPage>) -> Why {
-    run_for(core, ctx, page, WARM_INSNS as i64, false)
+    let over = core.over as i64;
+    run_for(core, ctx, page, over, false)
 }
 
 /// The same, for `ctx.budget` instructions and not one more, whether there are TBs or not: the end of a slice that is met to the
@@ -121,8 +121,11 @@ pub(crate) fn run_hooked(core: &mut Core, ctx: &mut Context) {
 #[inline]
 fn run_for(core: &mut Core, ctx: &mut Context, page: Option<FetchPage>, over: i64, mut past: bool) -> Why {
     let mut code = match page {
-        Some(page) if !is_looked_at(core, ctx.cpu.pc) => Code::page(ctx.cpu.isa, ctx.cpu.privilege, ctx.cpu.pc, page),
-        _ => Code::nowhere(ctx.cpu.isa, ctx.cpu.privilege),
+        Some(page) => {
+            let free = free_from(core, ctx.cpu.pc);
+            Code::page(ctx.cpu.isa, ctx.cpu.privilege, ctx.cpu.pc, page, free)
+        }
+        None => Code::nowhere(ctx.cpu.isa, ctx.cpu.privilege),
     };
     // How loads and stores find memory; what changes that is a trap, or rare.
     let mut idx = ctx.cpu.data_idx();
@@ -242,9 +245,10 @@ fn cover(core: &mut Core, insn: &Insn, pc: u64, flow: &Flow) {
     }
 }
 
-/// Is each instruction of this page asked for, as runs may end there, or hooks be called?
-fn is_looked_at(core: &Core, pc: u64) -> bool {
-    core.exits.has_on_page(pc) || core.hooks.has_insn_on_page(pc)
+/// How many bytes from `pc` on no exit is at, and no instruction's hook: none, if there is one at `pc`. Whatever begins at one is asked
+/// for by itself.
+fn free_from(core: &Core, pc: u64) -> u64 {
+    if core.hooks.has_insn_on_page(pc) { 0 } else { core.exits.free_from(pc) }
 }
 
 /// Brings `pc` and `retired` up to date.
@@ -257,11 +261,11 @@ fn show(ctx: &mut Context, pc: u64, start: u64, done: u64) {
 /// The instruction at `cpu.pc` by the long way, and the page it starts on for those behind it.
 fn fetch(core: &mut Core, ctx: &mut Context, code: &mut Code) -> Result<Insn, MemFault> {
     let (pc, mode, idx) = (ctx.cpu.pc, ctx.cpu.privilege, ctx.cpu.fetch_idx());
-    let exits = is_looked_at(core, pc);
+    let free = free_from(core, pc);
     let (mmu, mut hooks) = core.split(ctx);
     let page = mmu.fetch(&mut hooks, idx, GuestVirt::new(pc))?;
     // Where a run shall end, each instruction is asked for.
-    *code = if exits { Code::nowhere(code.isa, mode) } else { Code::page(code.isa, mode, pc, page) };
+    *code = Code::page(code.isa, mode, pc, page, free);
     if let Some((insn, _)) = code.insn(pc) {
         return Ok(insn);
     }

@@ -59,6 +59,8 @@ pub(crate) struct Core {
     pub(crate) exits: Exits,
     /// The embedder's closures.
     pub(crate) hooks: HookTable,
+    /// How many instructions more than the budget tier 0 may run in this slice.
+    pub(crate) over: u64,
     /// The hart is stuck in its trap handler, or an exit was met: the loop must look.
     pub(crate) trap_loop: bool,
     /// It gave its timer another deadline, which the slice was not cut for.

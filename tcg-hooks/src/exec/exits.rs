@@ -94,11 +94,13 @@ impl Stops {
         next.checked_sub(1).and_then(|at| code.get(at)).is_some_and(|range| last <= range.1)
     }
 
-    /// Shall one end on the page of this pc?
-    fn has_on_page(&self, pc: u64) -> bool {
-        let start = pc & !(PAGE_SIZE - 1);
-        let next = self.pcs.partition_point(|at| *at < start);
-        self.pcs.get(next).is_some_and(|at| at - start < PAGE_SIZE) || !self.is_code(start, start | (PAGE_SIZE - 1))
+    /// How many bytes from `pc` on, to the end of its page at least, no run shall end at.
+    fn free_from(&self, pc: u64) -> u64 {
+        if !self.is_code(pc, pc | (PAGE_SIZE - 1)) {
+            return 0;
+        }
+        let next = self.pcs.partition_point(|at| *at < pc);
+        self.pcs.get(next).map_or(u64::MAX, |at| at - pc)
     }
 }
 
@@ -315,10 +317,10 @@ impl Exits {
         self.some && pc & 1 == 0 && self.stops.has(pc)
     }
 
-    /// Shall one end on the page of this pc?
+    /// How many bytes from `pc` on no run shall end at; none, if one shall at `pc`.
     #[inline]
-    pub(crate) fn has_on_page(&self, pc: u64) -> bool {
-        self.some && self.stops.has_on_page(pc)
+    pub(crate) fn free_from(&self, pc: u64) -> u64 {
+        if self.some { self.stops.free_from(pc) } else { u64::MAX }
     }
 
     /// Does this trap end the run, in place of being taken here?
@@ -347,7 +349,7 @@ mod tests {
         assert!(exits.set_pcs(&[], (0, 0)) == Change::Key && exits.number() == 0 && !exits.has(4));
         assert!(exits.set_pcs(&[8, 4], (0, 0)) == Change::Key && exits.number() == 1);
         assert!(exits.has(4) && !exits.has(6));
-        assert!(exits.has_on_page(0xffe) && !exits.has_on_page(0x1000));
+        assert_eq!([0, 4, 6, 9].map(|pc| exits.free_from(pc)), [4, 0, 2, u64::MAX]);
     }
 
     #[test]
@@ -371,7 +373,7 @@ mod tests {
         assert!(
             exits.has(0xffe) && !exits.has(0x1000) && !exits.has(0x3006) && exits.has(0x3008) && !exits.has(0x4001)
         );
-        assert!(!exits.has_on_page(0x2000) && exits.has_on_page(0x3000) && exits.has_on_page(0));
+        assert_eq!([0x2000, 0x3000, 0].map(|pc| exits.free_from(pc)), [u64::MAX, 0, 0]);
         assert!(exits.set_pcs(&[0x2000], (0, 0)) == Change::Key && exits.why_at(0x2000) == Exit::Pc);
         assert!(exits.why_at(0) == Exit::Code && exits.set_code(None, (0, 0)) == Change::Key && !exits.has(0));
         assert!(exits.set_code(Some(Vec::new()), (0, 0)) == Change::Key && exits.has(0) && exits.has(u64::MAX - 1));

@@ -41,6 +41,8 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
+/// Tier 0 runs on so far for a jump to stop at, in a slice that is met to the instruction, before there is emitted code.
+const LEAST_SLACK: u64 = 32;
 /// Slices that leave emitted code fewer instructions than this are left to tier 0.
 const WORTH_ENTERING: u64 = 64;
 
@@ -99,7 +101,7 @@ pub struct Vcpu {
     harts: Option<Arc<Harts>>,
     /// It takes turns with them, on one thread: it never sleeps.
     turns: bool,
-    /// Instructions that its emitted code may run between two polls: more, once it has hot regions.
+    /// Instructions that its emitted code may run between two polls: those of its longest region so far.
     slack: u64,
     /// What `forks` was when its translations began.
     forks: u64,
@@ -174,6 +176,7 @@ impl Vcpu {
                 numbered: None,
                 exits: Exits::new(),
                 hooks: HookTable::new(),
+                over: 0,
                 trap_loop: false,
                 new_deadline: false,
                 drop_code: false,
@@ -192,7 +195,7 @@ impl Vcpu {
             pace: if mask.has(TraceMask::OF_TBS) { Pace::fixed() } else { Pace::by_time() },
             harts: None,
             turns: false,
-            slack: WARM_INSNS as u64,
+            slack: LEAST_SLACK,
             forks: forks(),
         })
     }
@@ -438,6 +441,7 @@ impl Vcpu {
                 EngineKind::Jit if exact && n < self.slack + WORTH_ENTERING => self.exactly(n),
                 EngineKind::Jit => {
                     let slack = if exact { self.slack } else { 0 };
+                    self.core.over = if exact { self.slack } else { WARM_INSNS as u64 };
                     self.jit((n - slack) as i64);
                     if exact && self.cpu().retired == retired && !self.port().kicked() && !self.core.trap_loop {
                         // The first block is longer than what is left.

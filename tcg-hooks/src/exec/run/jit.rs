@@ -274,11 +274,11 @@ impl Vcpu {
                     tier2::optimise(&mut self.translator.region, !self.flags.samples, ahead);
                 }
                 let region = &self.translator.region;
-                if u64::from(region.insns) > self.slack {
+                if let Some(more @ 1..) = u64::from(region.insns).checked_sub(self.slack) {
                     // The slice that is under way was cut for less.
-                    let more = (MAX_INSNS as u64 - self.slack) as i64;
-                    self.slack = MAX_INSNS as u64;
-                    (ctx.budget, ctx.slice) = (ctx.budget - more, ctx.slice - more);
+                    self.slack += more;
+                    self.core.over = self.core.over.max(self.slack);
+                    (ctx.budget, ctx.slice) = (ctx.budget - more as i64, ctx.slice - more as i64);
                 }
                 let found = self.core.tbs.as_mut().map(|tbs| {
                     let found = tbs.add(ctx, key, pages, region, &mut bytes, hot);
