@@ -437,7 +437,10 @@ fn whatever_happens_to_the_channel_one_side_can_run_and_nothing_hangs() {
             let what = format!("{fault:?} at {there:?}, {back:?} of {length}");
             let (mut machine, status, target) = faulty(there, back, fault);
             match (status.state, &target) {
-                (MigrationState::Completed, Ok(_)) => assert!(machine.is_gone(), "{what}"),
+                (MigrationState::Completed, Ok(target)) => {
+                    assert!(machine.is_gone(), "{what}");
+                    assert_same(&machine, target, &what);
+                }
                 (MigrationState::Failed, Err(why)) => {
                     assert!(!machine.is_gone(), "{what}");
                     assert!(!why.to_string().is_empty());

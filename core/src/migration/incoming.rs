@@ -3,6 +3,8 @@
 //! A target's RAM is zero before the first record: what has been written there is cleared. So a page without a record is zero, and a
 //! record of a zero page has something to do only if the page came before.
 
+use super::BlockMigration;
+use super::checksums::{Checksums, of_page};
 use super::multifd::Meeting;
 use super::records::{ListedBlock, Record, Records};
 use super::stream::StreamReader;
@@ -18,6 +20,7 @@ use std::time::Duration;
 pub struct Incoming {
     listed: Vec<ListedBlock>,
     blocks: Vec<Arc<RamBlock>>,
+    sums: Vec<Arc<Checksums>>,
     records: Records,
     /// Pages that came.
     pub pages: u64,
@@ -51,7 +54,8 @@ impl Incoming {
                 done.map_err(|why| refuse(why.to_string()))?;
             }
         }
-        Ok(Incoming { listed, blocks, records: Records::default(), pages: 0, zero_pages: 0, others: None })
+        let sums = blocks.iter().map(|block| BlockMigration::need_checksums(block)).collect();
+        Ok(Incoming { sums, listed, blocks, records: Records::default(), pages: 0, zero_pages: 0, others: None })
     }
 
     /// Pages come by so many other channels, too, which meet there.
@@ -71,9 +75,16 @@ impl Incoming {
     pub fn piece<R: Read>(&mut self, reader: &mut StreamReader<R>) -> Result<()> {
         loop {
             match self.records.next(reader, &self.listed)? {
-                Record::End => return reader.footer(),
+                Record::End => {
+                    if reader.ram_ended() {
+                        let idstrs = self.listed.iter().map(|block| block.idstr.clone());
+                        reader.came(idstrs.zip(self.sums.iter().cloned()));
+                    }
+                    return reader.footer();
+                }
                 Record::Zero { block, page } => {
                     self.zero_pages += 1;
+                    self.sums[block].note_zero([page]);
                     let block = &self.blocks[block];
                     if !block.is_zero(page) {
                         let done = block.fill_raw(page << PAGE_BITS, PAGE_SIZE, 0);
@@ -84,12 +95,14 @@ impl Incoming {
                     self.pages += 1;
                     let from = reader.source();
                     let bytes = from.piece(PAGE_SIZE as usize)?;
+                    self.sums[block].note([(page, of_page(bytes))]);
                     // Inside of the listed length, which is the block's.
                     let done = self.blocks[block].write_raw(page << PAGE_BITS, bytes);
                     done.map_err(|why| from.error(Fault::Order(why.to_string())))?;
                 }
                 Record::Delta { block, page, len } => {
                     self.pages += 1;
+                    let sums = &self.sums[block];
                     let block = &self.blocks[block];
                     let from = reader.source();
                     let refuse = |why: String| Fault::Block { idstr: block.idstr().to_owned(), why };
@@ -99,6 +112,7 @@ impl Incoming {
                     if !decode(&mut bytes, from.piece(len.into())?) {
                         return Err(from.error(refuse(format!("the delta of page {page:#x} is none"))));
                     }
+                    sums.note([(page, of_page(&bytes))]);
                     let done = block.write_raw(page << PAGE_BITS, &bytes);
                     done.map_err(|why| from.error(refuse(why.to_string())))?;
                 }

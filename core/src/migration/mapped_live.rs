@@ -2,7 +2,7 @@
 //! as RAM. A page that became zero leaves a hole.
 
 use super::bits::Bits;
-use super::mapped_ram::{Placed, each_piece, write_bitmaps, write_list};
+use super::mapped_ram::{Placed, checksums, each_piece, write_bitmaps, write_list};
 use super::multifd::OnThreads;
 use super::precopy::{Carrier, Progress, Run};
 use super::records;
@@ -54,6 +54,7 @@ impl<'w, 't> MappedCarrier<'w, 't> {
     /// The file's.
     pub fn end_ram(self) -> Result<()> {
         records::write_empty_piece(self.writer, self.id, true)?;
+        self.writer.sent(checksums(&self.blocks));
         write_bitmaps(&self.file, &self.blocks).map_err(|why| self.writer.error(why))
     }
 
@@ -68,6 +69,8 @@ impl<'w, 't> MappedCarrier<'w, 't> {
                 _ => runs.push(page..page + 1),
             }
         }
+        placed.sums.note_ram(run.block, full.iter().cloned().flatten());
+        placed.sums.note_zero(zero.iter().cloned().flatten());
         let holes = {
             let mut bitmap = placed.bitmap.lock().unwrap_or_else(PoisonError::into_inner);
             for run in &full {

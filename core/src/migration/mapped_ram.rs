@@ -13,6 +13,7 @@
 //! header, pages that overlap anything or lie past the file's end: each is refused before a byte is read.
 
 use super::bits::Bits;
+use super::checksums::Checksums;
 use super::records::{self, ListedBlock};
 use super::stream::{StreamReader, StreamWriter};
 use super::wire::{Fault, Result};
@@ -66,6 +67,19 @@ pub(super) struct Placed {
     pub(super) home: Home,
     /// The pages that are in the file.
     pub(super) bitmap: Mutex<Bits>,
+    pub(super) sums: Arc<Checksums>,
+}
+
+impl Placed {
+    fn new(block: &Arc<RamBlock>, home: Home, bitmap: Bits) -> Placed {
+        let sums = super::BlockMigration::need_checksums(block);
+        Placed { block: block.clone(), home, bitmap: Mutex::new(bitmap), sums }
+    }
+}
+
+/// Each block with its checksums.
+pub(super) fn checksums(blocks: &[Placed]) -> impl Iterator<Item = (String, Arc<Checksums>)> {
+    blocks.iter().map(|placed| (placed.block.idstr().to_owned(), placed.sums.clone()))
 }
 
 /// Pages on their way to or from a file, for as many threads as call [`work`](Self::work).
@@ -148,6 +162,7 @@ impl Job {
             bitmap.set(run.clone());
         });
         drop(bitmap);
+        placed.sums.note_ram(&placed.block, full.iter().cloned().flatten());
         each_piece(&full, |off, len| placed.block.write_to(off, len, self.file.as_fd(), placed.home.pages + off))
     }
 
@@ -175,7 +190,12 @@ impl Job {
                 placed.block.fill_raw(run.start << PAGE_BITS, len, 0).map_err(io::Error::other)?;
             }
         }
-        each_piece(&full, |off, len| placed.block.read_from_raw(off, len, self.file.as_fd(), placed.home.pages + off))
+        each_piece(&full, |off, len| {
+            placed.block.read_from_raw(off, len, self.file.as_fd(), placed.home.pages + off)?;
+            // While the piece is near.
+            placed.sums.note_ram(&placed.block, off >> PAGE_BITS..(off + len) >> PAGE_BITS);
+            Ok(())
+        })
     }
 
     /// Whether all went well, and what was moved. After the last thread is done.
@@ -222,8 +242,7 @@ pub(super) fn write_list(writer: &mut StreamWriter<File>, blocks: &[Arc<RamBlock
         out.u64(PAGE_SIZE)?;
         out.u64(home.bitmap)?;
         out.u64(home.pages)?;
-        let bitmap = Mutex::new(Bits::new(home.length >> PAGE_BITS));
-        placed.push(Placed { block: blocks[n].clone(), home, bitmap });
+        placed.push(Placed::new(&blocks[n], home, Bits::new(home.length >> PAGE_BITS)));
         out.seek(home.end())
     })?;
     Ok((id, placed))
@@ -250,6 +269,7 @@ pub fn save(writer: &mut StreamWriter<File>, blocks: &[Arc<RamBlock>], threads: 
     threads(&job);
     let moved = job.outcome().map_err(|why| writer.out().error(why))?;
     write_bitmaps(&job.file, &job.blocks).map_err(|why| writer.out().error(why))?;
+    writer.sent(checksums(&job.blocks));
     Ok(moved)
 }
 
@@ -314,10 +334,11 @@ pub fn load(
             let why = format!("its bitmap has page {page:#x}, and the block {pages:#x}");
             return Err(reader.source().error(Fault::Block { idstr, why }));
         }
-        placed.push(Placed { block: block.clone(), home: *home, bitmap: Mutex::new(bitmap) });
+        placed.push(Placed::new(block, *home, bitmap));
     }
     let job = Job::new(file, placed, What::Read);
     threads(&job);
+    reader.came(checksums(&job.blocks));
     job.outcome().map_err(|why| reader.source().error(why))
 }
 

@@ -5,6 +5,7 @@
 //!     dirty      OnDemand<DirtyPages>   source: pages still to send (bmap), chunks whose log is still to clear (clear_bmap)
 //!     file       OnDemand<FilePages>    mapped-ram: pages in the file (file_bmap), and where that and they lie in it
 //!     received   OnDemand<Received>     destination: pages that were placed (receivedmap)
+//!     checksums  OnDemand<Checksums>    both: pages as they were last sent, or came
 //!     postcopy_length                   destination: the source's used length when it advised postcopy
 //! ```
 //!
@@ -24,6 +25,7 @@
 //! | `sender.rs` | pages that go by the stream itself |
 //! | [`multifd`] | pages that go by several channels |
 //! | `rate.rs` | how fast RAM becomes dirty: by bits, rings, or samples |
+//! | `checksums.rs` | a flipped bit is noticed: a sum for each block, a checksum for each section |
 //! | `xbzrle.rs` | what differs from the version of a page that was sent before |
 //! | `incoming.rs` | the target: records become RAM |
 //! | [`mapped_ram`], `mapped_live.rs` | a file with one home for each page; written while the guest runs |
@@ -31,6 +33,7 @@
 mod bitmaps;
 mod bits;
 mod channel;
+mod checksums;
 #[doc(hidden)]
 pub mod fuzz;
 mod incoming;
@@ -48,6 +51,7 @@ mod xbzrle;
 
 pub use bitmaps::{ChunkShift, DirtyPages, FilePages, Received, SyncError, sync};
 pub use channel::{Cancel, Channel, Sink};
+pub use checksums::Checksums;
 pub use incoming::{Incoming, read_list};
 pub use mapped_live::MappedCarrier;
 pub use precopy::{Carrier, Limits, Progress, Run, Source};
@@ -100,6 +104,7 @@ pub struct BlockMigration {
     dirty: OnDemand<DirtyPages>,
     file: OnDemand<FilePages>,
     received: OnDemand<Received>,
+    checksums: OnDemand<Checksums>,
     postcopy_length: Mutex<Option<u64>>,
 }
 
@@ -134,6 +139,11 @@ impl BlockMigration {
     /// The pages of `block` that were placed; made, without any, if no receive has begun.
     pub fn need_received(block: &RamBlock) -> Arc<Received> {
         block.migration().received.get_or(|| Received::new(block))
+    }
+
+    /// The checksums of the pages of `block`; made, of zeros, if nothing has been sent or received.
+    pub fn need_checksums(block: &RamBlock) -> Arc<Checksums> {
+        block.migration().checksums.get_or(|| Checksums::new(block))
     }
 
     /// The source's used length when it advised postcopy, if it did.

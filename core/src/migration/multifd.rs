@@ -9,7 +9,9 @@
 //! Two versions of one page may go by two channels, one a round; the sync keeps them in their order. A piece of the main stream holds no
 //! pages then.
 
+use super::BlockMigration;
 use super::channel::{Channel, Gather, Sink};
+use super::checksums::{Checksums, of_page};
 use super::precopy::{Carrier, Progress, Run};
 use super::sender::StreamCarrier;
 use super::wire::{Fault, In, Result, StreamError};
@@ -93,23 +95,23 @@ impl<'w, 't, W: Sink> Multifd<'w, 't, W> {
 /// Sends pages by one channel, in packets of one block each: bytes, pages that were not zero, and those that were.
 fn send_runs<'r>(
     channel: &mut Channel,
+    sums: &[(String, Arc<Checksums>)],
     runs: impl Iterator<Item = &'r Run<'r>>,
     number: u64,
 ) -> std::io::Result<(u64, u64, u64)> {
     let mut sent = (0, 0, 0);
-    let mut packet: Option<(&RamBlock, Vec<u64>)> = None;
+    let mut packet: Option<(&Run<'_>, Vec<u64>)> = None;
     for run in runs {
         for page in run.pages.clone() {
-            let fits =
-                |(block, pages): &(&RamBlock, Vec<u64>)| core::ptr::eq(*block, &**run.block) && pages.len() < PAGES;
-            if let Some((block, pages)) = packet.take_if(|packet| !fits(packet)) {
-                send_packet(channel, block, &pages, number, &mut sent)?;
+            let fits = |(first, pages): &(&Run<'_>, Vec<u64>)| first.index == run.index && pages.len() < PAGES;
+            if let Some((run, pages)) = packet.take_if(|packet| !fits(packet)) {
+                send_packet(channel, run.block, &sums[run.index].1, &pages, number, &mut sent)?;
             }
-            packet.get_or_insert_with(|| (run.block, Vec::with_capacity(PAGES))).1.push(page);
+            packet.get_or_insert_with(|| (run, Vec::with_capacity(PAGES))).1.push(page);
         }
     }
-    if let Some((block, pages)) = packet {
-        send_packet(channel, block, &pages, number, &mut sent)?;
+    if let Some((run, pages)) = packet {
+        send_packet(channel, run.block, &sums[run.index].1, &pages, number, &mut sent)?;
     }
     Ok(sent)
 }
@@ -117,11 +119,14 @@ fn send_runs<'r>(
 fn send_packet(
     channel: &mut Channel,
     block: &RamBlock,
+    sums: &Checksums,
     pages: &[u64],
     number: u64,
     sent: &mut (u64, u64, u64),
 ) -> std::io::Result<()> {
     let (zero, full): (Vec<u64>, Vec<u64>) = pages.iter().partition(|page| block.is_zero(**page));
+    sums.note_zero(zero.iter().copied());
+    sums.note_ram(block, full.iter().copied());
     let places: Vec<_> = full.iter().chain(&zero).map(|page| page << PAGE_BITS).collect();
     let mut gather = Gather::default();
     gather.head(&header(0, number, block.idstr(), &places, full.len()));
@@ -167,11 +172,11 @@ impl<W: Sink> Carrier for Multifd<'_, '_, W> {
                 }
             }
         }
-        let (done, number) = (Mutex::new(Ok((0, 0, 0))), self.number);
+        let (done, number, sums) = (Mutex::new(Ok((0, 0, 0))), self.number, self.main.checksums());
         (self.threads)(shares.len().min(self.channels.len()), &|n| {
             let mut channel = self.channels[n].lock().unwrap_or_else(PoisonError::into_inner);
             let mine = shares.iter().skip(n).step_by(self.channels.len()).flatten();
-            let sent = send_runs(&mut channel, mine, number);
+            let sent = send_runs(&mut channel, sums, mine, number);
             let mut all = done.lock().unwrap_or_else(PoisonError::into_inner);
             match (&mut *all, sent) {
                 (Ok(sum), Ok(sent)) => *sum = (sum.0 + sent.0, sum.1 + sent.1, sum.2 + sent.2),
@@ -345,9 +350,10 @@ fn receive_all<R: std::io::Read>(
         let block = blocks.iter().find(|block| block.idstr().as_bytes() == &name[..len]);
         let places = from.array::<{ PAGES * 8 }>()?;
         let pages = normal as usize + zero as usize;
+        let sums = block.map(|block| BlockMigration::need_checksums(block));
         for (n, place) in places.as_chunks::<8>().0[..pages].iter().enumerate() {
             let place = u64::from_be_bytes(*place);
-            let Some(block) = block else {
+            let (Some(block), Some(sums)) = (block, &sums) else {
                 return Err(from.error(Fault::Name { what: "a RAM block", bytes: name[..len.min(64)].to_vec() }));
             };
             let refuse = |why: String| Fault::Block { idstr: block.idstr().to_owned(), why };
@@ -356,9 +362,12 @@ fn receive_all<R: std::io::Read>(
             }
             let done = if n < normal as usize {
                 came.0 += 1;
-                block.write_raw(place, from.piece(PAGE_SIZE as usize)?)
+                let bytes = from.piece(PAGE_SIZE as usize)?;
+                sums.note([(place >> PAGE_BITS, of_page(bytes))]);
+                block.write_raw(place, bytes)
             } else {
                 came.1 += 1;
+                sums.note_zero([place >> PAGE_BITS]);
                 if block.is_zero(place >> PAGE_BITS) { Ok(()) } else { block.fill_raw(place, PAGE_SIZE, 0) }
             };
             done.map_err(|why| from.error(refuse(why.to_string())))?;

@@ -42,6 +42,7 @@ pub(super) fn write_setup<W: Write>(
     mut each: impl FnMut(&mut Out<W>, usize) -> Result<()>,
 ) -> Result<u32> {
     let id = writer.start(RAM, RAM_VERSION)?;
+    writer.listed(blocks);
     let total = blocks.iter().map(|block| block.used_length).sum::<u64>();
     let out = writer.out();
     out.u64(total | flag::MEM_SIZE)?;
@@ -96,6 +97,7 @@ pub(super) fn read_setup<R: Read>(
         each(reader, &block, blocks.len())?;
         blocks.push(block);
     }
+    reader.listed(&blocks);
     Ok(blocks)
 }
 

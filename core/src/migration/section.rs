@@ -97,6 +97,16 @@ impl Section {
         self.fields.iter().find(|field| field.name == name).map(|field| &field.value)
     }
 
+    /// All that it says, as bytes.
+    pub(super) fn to_bytes(&self) -> Result<Vec<u8>> {
+        let mut out = Out::new(Vec::new());
+        out.name(&self.name)?;
+        out.u32(self.instance)?;
+        out.u32(self.version)?;
+        self.write_to(&mut out)?;
+        out.into_inner()
+    }
+
     fn layout(&self) -> Vec<u8> {
         let mut layout = (self.fields.len() as u16).to_be_bytes().to_vec();
         for field in &self.fields {

@@ -1,6 +1,8 @@
 //! Pages that go by the stream itself.
 
+use super::BlockMigration;
 use super::channel::{Gather, Sink};
+use super::checksums::{Checksums, of_page};
 use super::precopy::{Carrier, Progress, Run};
 use super::records::{self, ListedBlock};
 use super::stream::StreamWriter;
@@ -16,6 +18,7 @@ pub struct StreamCarrier<'w, W> {
     id: u32,
     /// The block of the last record.
     last: Option<usize>,
+    blocks: Vec<(String, Arc<Checksums>)>,
     deltas: Option<Deltas>,
 }
 
@@ -71,6 +74,11 @@ impl Deltas {
     }
 }
 
+/// Each block with its checksums.
+pub(super) fn checksums_of(blocks: &[Arc<RamBlock>]) -> Vec<(String, Arc<Checksums>)> {
+    blocks.iter().map(|block| (block.idstr().to_owned(), BlockMigration::need_checksums(block))).collect()
+}
+
 /// The blocks as the list of RAM has them.
 pub(super) fn listed(blocks: &[Arc<RamBlock>]) -> Vec<ListedBlock> {
     let listed =
@@ -85,7 +93,8 @@ impl<'w, W: Sink> StreamCarrier<'w, W> {
     /// The channel's.
     pub fn begin_ram(writer: &'w mut StreamWriter<W>, blocks: &[Arc<RamBlock>]) -> Result<Self> {
         let id = records::write_setup(writer, &listed(blocks), |_, _| Ok(()))?;
-        Ok(Self { writer, id, last: None, deltas: None })
+        let blocks = checksums_of(blocks);
+        Ok(Self { writer, id, last: None, blocks, deltas: None })
     }
 
     /// From the second round on pages go as what differs from what was sent before, of which so many bytes are kept.
@@ -100,7 +109,13 @@ impl<'w, W: Sink> StreamCarrier<'w, W> {
     /// # Errors
     /// The channel's.
     pub fn end_ram(self) -> Result<()> {
+        self.writer.sent(self.blocks.into_iter());
         records::write_empty_piece(self.writer, self.id, true)
+    }
+
+    /// Each block, and its pages as they were sent.
+    pub(super) fn checksums(&self) -> &[(String, Arc<Checksums>)] {
+        &self.blocks
     }
 
     /// Tells the other end to wait for all other channels.
@@ -134,6 +149,7 @@ impl<W: Sink> Carrier for StreamCarrier<'_, W> {
     fn send(&mut self, runs: &[Run<'_>], progress: &mut Progress) -> Result<()> {
         let mut gather = Gather::default();
         for Run { index, block, pages } in runs {
+            let sums = &self.blocks[*index].1;
             for page in pages.clone() {
                 let what = if block.is_zero(page) {
                     What::Zero
@@ -162,24 +178,30 @@ impl<W: Sink> Carrier for StreamCarrier<'_, W> {
                     What::Same => {}
                     What::Zero => {
                         gather.head(&[0]);
+                        sums.note_zero([page]);
                         progress.zero_pages += 1;
                         if let Some(deltas) = &mut self.deltas {
                             deltas.is_zero(block, page);
                         }
                     }
                     What::Ram => {
+                        sums.note_ram(block, [page]);
                         let slice = block.slice(page << PAGE_BITS, PAGE_SIZE);
                         gather.ram(slice.map_err(|why| self.error(Fault::Order(why.to_string())))?);
                         progress.pages += 1;
                     }
                     What::Copy(bytes) => {
                         gather.head(&bytes);
+                        sums.note([(page, of_page(&bytes))]);
                         progress.pages += 1;
                     }
                     What::Delta(delta) => {
                         gather.head(&[XBZRLE_ENCODING]);
                         gather.head(&(delta.len() as u16).to_be_bytes());
                         gather.head(&delta);
+                        // The cache has the page as it is now.
+                        let bytes = self.deltas.as_ref().map_or(&[][..], |deltas| &deltas.page);
+                        sums.note([(page, of_page(bytes))]);
                         progress.deltas += 1;
                     }
                 }

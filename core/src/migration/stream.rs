@@ -6,17 +6,24 @@
 //!             FULL  id name instance version …                                    at once: devices
 //! ```
 
+use super::checksums::{self, Checksums, Tally};
+use super::records::ListedBlock;
 use super::section::{Section, escaped};
 use super::wire::{FILE_VERSION, Fault, In, MAGIC, Out, Result, kind};
 use crate::addr::PAGE_SIZE;
 use std::io::{Read, Seek, Write};
+use std::sync::Arc;
 
 /// Configuration: a subsection that lists what both ends must do alike.
 const CAPABILITIES: &str = "configuration/capabilities";
+/// It, for its checksum.
+const CONFIGURATION: &str = "the configuration";
 /// The capability that says that pages have fixed places in the file.
 pub const MAPPED_RAM: &str = "mapped-ram";
 /// The description's member that is written last: the file is whole.
 const COMPLETE: &str = r#""complete":true"#;
+/// The one behind it: the checksum of the text before. A file of an older build has none.
+const CHECKSUM: &str = r#","crc32":""#;
 /// The longest VM description that is read.
 const MAX_DESCRIPTION: u32 = 64 << 20;
 
@@ -27,6 +34,7 @@ pub struct StreamWriter<W> {
     next: u32,
     configuration: String,
     devices: Vec<String>,
+    tally: Tally,
 }
 
 impl<W: Write> StreamWriter<W> {
@@ -62,7 +70,9 @@ impl<W: Write> StreamWriter<W> {
             r#"{{"vmsd_name":"configuration","version":1,"fields":[{{"name":"len","type":"uint32","size":4}},{{"name":"name","type":"buffer","size":{}}}]{subsections}}}"#,
             machine.len()
         );
-        Ok(Self { out, next: 0, configuration, devices: Vec::new() })
+        let mut tally = Tally::default();
+        tally.part(CONFIGURATION.into(), [&[machine], capabilities].concat().join("\n").as_bytes());
+        Ok(Self { out, next: 0, configuration, devices: Vec::new(), tally })
     }
 
     /// What puts the bytes.
@@ -85,6 +95,11 @@ impl<W: Write> StreamWriter<W> {
     /// # Errors
     /// The channel's, or a name is too long.
     pub fn full(&mut self, section: &Section) -> Result<()> {
+        self.tally.part(section.label(), &section.to_bytes()?);
+        self.put(section)
+    }
+
+    fn put(&mut self, section: &Section) -> Result<()> {
         let id = self.begin(kind::FULL, &section.name, section.instance, section.version)?;
         self.out.enter(section.label());
         section.write_to(&mut self.out)?;
@@ -128,6 +143,7 @@ impl<W: Write> StreamWriter<W> {
     /// # Errors
     /// The channel's.
     pub fn command(&mut self, command: u16, data: &[u8]) -> Result<()> {
+        self.tally.part(command_label(command), data);
         self.out.enter("command");
         self.out.u8(kind::COMMAND)?;
         self.out.u16(command)?;
@@ -135,19 +151,31 @@ impl<W: Write> StreamWriter<W> {
         self.out.bytes(data)
     }
 
-    /// Ends the sections, and describes them. All that was put is with the channel.
+    /// RAM begins with this list.
+    pub(super) fn listed(&mut self, blocks: &[ListedBlock]) {
+        self.tally.part("the list of RAM".into(), &list_bytes(blocks));
+    }
+
+    /// All of RAM has been sent: these blocks.
+    pub(super) fn sent(&mut self, blocks: impl Iterator<Item = (String, Arc<Checksums>)>) {
+        self.tally.ram = Some(blocks.map(|(idstr, sums)| (idstr, sums.sum())).collect());
+    }
+
+    /// Ends the sections by their checksums, and describes them. All that was put is with the channel.
     ///
     /// # Errors
     /// The channel's.
     pub fn finish(&mut self) -> Result<()> {
+        self.put(&self.tally.section())?;
         self.out.enter("VM description");
         self.out.u8(kind::EOF)?;
         let mut json = format!(
-            r#"{{"configuration":{},"page_size":{PAGE_SIZE},"devices":[{}],"notdirty":{{"version":{},{COMPLETE}}}}}"#,
+            r#"{{"configuration":{},"page_size":{PAGE_SIZE},"devices":[{}],"notdirty":{{"version":{},{COMPLETE}"#,
             self.configuration,
             self.devices.join(","),
             escaped(env!("CARGO_PKG_VERSION")),
         );
+        json = format!("{json}{CHECKSUM}{:08x}\"}}}}", crc32fast::hash(json.as_bytes()));
         // QEMU's tool looks for the first brace behind the last zero byte: none may be in the length.
         while (json.len() as u32).to_be_bytes().contains(&b'{') {
             json.push(' ');
@@ -192,6 +220,9 @@ pub struct StreamReader<R> {
     ram: Option<(u32, bool)>,
     /// The byte that the next section begins with.
     peeked: Option<u8>,
+    tally: Tally,
+    /// What was sent, by its checksums.
+    integrity: Option<Section>,
 }
 
 impl<R: Read> StreamReader<R> {
@@ -219,7 +250,15 @@ impl<R: Read> StreamReader<R> {
             return Err(from.error(Fault::value("the length of the machine's name", len, "at most 255")));
         }
         let machine = from.text("the machine", len.into())?;
-        Ok(Self { from, machine, capabilities: Vec::new(), ram: None, peeked: None })
+        Ok(Self {
+            from,
+            machine,
+            capabilities: Vec::new(),
+            ram: None,
+            peeked: None,
+            tally: Tally::default(),
+            integrity: None,
+        })
     }
 
     /// The type of the machine.
@@ -238,6 +277,8 @@ impl<R: Read> StreamReader<R> {
         } else {
             self.peeked = Some(byte);
         }
+        let names: Vec<_> = [&self.machine].into_iter().chain(&self.capabilities).map(String::as_str).collect();
+        self.tally.part(CONFIGURATION.into(), names.join("\n").as_bytes());
         Ok(())
     }
 
@@ -261,6 +302,45 @@ impl<R: Read> StreamReader<R> {
     /// # Errors
     /// [`StreamError`](super::StreamError).
     pub fn event(&mut self) -> Result<Event> {
+        loop {
+            match self.next()? {
+                Event::Section(section) if section.name == checksums::NAME => {
+                    // All sections came before it. RAM is compared when it is known.
+                    self.tally.check(&section).map_err(|fault| self.from.error(fault))?;
+                    self.integrity = Some(section);
+                }
+                Event::Section(section) => {
+                    self.tally.part(section.label(), &section.to_bytes()?);
+                    return Ok(Event::Section(section));
+                }
+                Event::Command(command, data) => {
+                    self.tally.part(command_label(command), &data);
+                    return Ok(Event::Command(command, data));
+                }
+                Event::End => {
+                    if let Some(integrity) = &self.integrity {
+                        // Nothing may have come since.
+                        self.from.enter(checksums::NAME);
+                        self.tally.check(integrity).map_err(|fault| self.from.error(fault))?;
+                    }
+                    return Ok(Event::End);
+                }
+                event => return Ok(event),
+            }
+        }
+    }
+
+    /// RAM begins with this list.
+    pub(super) fn listed(&mut self, blocks: &[ListedBlock]) {
+        self.tally.part("the list of RAM".into(), &list_bytes(blocks));
+    }
+
+    /// All of RAM has come: these blocks.
+    pub(super) fn came(&mut self, blocks: impl Iterator<Item = (String, Arc<Checksums>)>) {
+        self.tally.ram = Some(blocks.map(|(idstr, sums)| (idstr, sums.sum())).collect());
+    }
+
+    fn next(&mut self) -> Result<Event> {
         let from = &mut self.from;
         from.enter("between sections");
         let byte = match self.peeked.take() {
@@ -339,7 +419,22 @@ impl<R: Read> StreamReader<R> {
             return Err(from.error(Fault::value("its length", len, format_args!("at most {MAX_DESCRIPTION:#x}"))));
         }
         let text = from.text("the VM description", len.into())?;
-        if !text.contains(COMPLETE) {
+        let whole = text.trim_end_matches(' ');
+        let Some((before, end)) = whole.rsplit_once(CHECKSUM) else {
+            if !whole.ends_with(&format!("{COMPLETE}}}}}")) || self.integrity.is_some() {
+                return Err(from.error(Fault::Order("it has no mark that the file is complete".into())));
+            }
+            return Ok(text);
+        };
+        let sent = end.strip_suffix("\"}}").and_then(|hex| u32::from_str_radix(hex, 16).ok());
+        match sent {
+            Some(sent) => {
+                checksums::compare("the VM description", crc32fast::hash(before.as_bytes()).into(), sent.into())
+            }
+            None => Err(Fault::Order("its checksum is no number".into())),
+        }
+        .map_err(|fault| from.error(fault))?;
+        if !before.ends_with(COMPLETE) || self.integrity.is_none() {
             return Err(from.error(Fault::Order("it has no mark that the file is complete".into())));
         }
         Ok(text)
@@ -351,6 +446,15 @@ impl<R: Read + Seek> StreamReader<R> {
     pub(super) fn seek(&mut self, offset: u64) -> Result<()> {
         self.from.seek(offset)
     }
+}
+
+fn command_label(command: u16) -> String {
+    format!("the command {command:#x}")
+}
+
+/// The list of RAM, for its checksum.
+fn list_bytes(blocks: &[ListedBlock]) -> Vec<u8> {
+    blocks.iter().flat_map(|block| [block.idstr.as_bytes(), &block.used_length.to_be_bytes()].concat()).collect()
 }
 
 fn footer<R: Read>(from: &mut In<R>, id: u32) -> Result<()> {

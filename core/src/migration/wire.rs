@@ -103,6 +103,16 @@ pub enum Fault {
     /// What should be there is not, or came twice.
     #[error("{0}")]
     Order(String),
+    /// What came is not what was sent.
+    #[error("the checksum of {what} is {came:#x}, and {sent:#x} was sent: bytes changed on the way")]
+    Checksum {
+        /// A section, or a RAM block.
+        what: String,
+        /// Of what came.
+        came: u64,
+        /// Of what was sent.
+        sent: u64,
+    },
     /// A RAM block does not fit.
     #[error("RAM block {idstr}: {why}")]
     Block {

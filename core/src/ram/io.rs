@@ -105,6 +105,20 @@ impl RamBlock {
         (0..PAGE_SIZE).step_by(64).all(|line| (0..64).step_by(8).fold(0, |any, off| any | word(line + off)) == 0)
     }
 
+    /// Calls with a copy of a page of the used length, which a guest may be writing.
+    pub(crate) fn with_page<T>(&self, page: u64, call: impl FnOnce(&[u8]) -> T) -> Result<T, super::RamError> {
+        #[repr(align(64))]
+        struct Page([u8; PAGE_SIZE as usize]);
+        let from = self.at(page << PAGE_BITS, PAGE_SIZE)?;
+        let mut copy = core::mem::MaybeUninit::<Page>::uninit();
+        for line in (0..PAGE_SIZE as usize).step_by(64) {
+            // SAFETY: `at` checked that all of the page is in use; both are aligned to 64, and the copy is our own.
+            unsafe { access::copy_line(copy.as_mut_ptr().cast::<u8>().add(line), from.add(line)) };
+        }
+        // SAFETY: each of its lines was written.
+        Ok(call(&unsafe { copy.assume_init_ref() }.0))
+    }
+
     /// Runs of these pages of the used length that the host has memory for, in rising order: no other page was ever written, and all
     /// of those are zero. Nothing of the guest's is read. Where the host does not tell, all of them.
     pub fn touched(&self, pages: Range<u64>) -> Vec<Range<u64>> {
