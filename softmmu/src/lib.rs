@@ -104,7 +104,7 @@ pub use ask::{Kinds, Watch, Watched};
 pub use fault::{AccessKind, FaultCause, MemFault};
 pub use host::AmoOp;
 pub use live::LiveMmu;
-pub use memmap::{AccessError, AddressSpace, FlatView, MapError, RegionId, Resolved};
+pub use memmap::{AccessError, AddressSpace, FlatView, MapError, RegionId, Resolved, SavedMap};
 pub use mmio::{MmioDevice, SizeMask};
 pub use mmu::{CodeInvalidator, Hooks, NoHooks, Running, ServeReport, SlowStats, SoftMmu};
 pub use notdirty_core::{

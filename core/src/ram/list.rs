@@ -4,6 +4,7 @@
 //!   RamList ─RcuCell─▶ Snapshot { by_offset, by_host, by_slot }      each a few shared chunks (chunks.rs)
 //!     add:     lease an offset ─▶ map ─▶ grow dirty memory, all ones ─▶ publish ─▶ version + 1 ─▶ notify
 //!     remove:  notify ─▶ version + 1 ─▶ publish without ─▶ version + 1 ─▶ (grace) ─▶ last Arc ─▶ unmap ─▶ the offset is free
+//!     put back (the Arc lives): publish, at the same offset ─▶ version + 1 ─▶ all of it dirty ─▶ notify
 //! ```
 //!
 //! Keeps this list's part of RAM-1: memory is unmapped and the offset reused only when the last `Arc` is gone, and
@@ -216,6 +217,50 @@ impl RamList {
         writer.names.remove(block.idstr());
         self.next_version();
         drop(writer);
+        drop(change);
+        Ok(())
+    }
+
+    /// Takes a block back that has left: at its old place, with its old number and the bytes it has. All of it counts as written.
+    /// No guest reaches it before an address space maps it.
+    ///
+    /// # Errors
+    /// [`RamError::NotInList`] if the block is of another list; [`RamError::DuplicateId`] if another has its name now;
+    /// [`RamError::Busy`] if it is leaving at this moment.
+    pub fn put_back(&self, block: &Arc<RamBlock>) -> Result<(), RamError> {
+        let idstr = || block.idstr().to_owned();
+        if !block.belongs_to(self) {
+            return Err(RamError::NotInList { idstr: idstr() });
+        }
+        let guard = pin();
+        let mut writer = lock(&self.writer);
+        if writer.changing.contains(&block.slot()) {
+            return Err(RamError::Busy { idstr: idstr() });
+        }
+        match writer.names.get(block.idstr()) {
+            Some(slot) if *slot == block.slot() => return Ok(()),
+            Some(_) => return Err(RamError::DuplicateId { idstr: idstr() }),
+            None => {}
+        }
+        if let Some(reservations) = self.reservations() {
+            reservations.forget_pages(self, PageRange::of_bytes(block.offset(), block.max_length()));
+        }
+        let old = self.current.load(&guard);
+        self.current.replace(Snapshot {
+            by_offset: old.by_offset.with(block.offset().get(), block.clone()),
+            by_host: old.by_host.with(block.host() as u64, block.clone()),
+            by_slot: old.by_slot.with(block.slot().into(), block.clone()),
+            mru: Mru::default(),
+        });
+        writer.names.insert(idstr(), block.slot());
+        block.mapped().back();
+        self.next_version();
+        let change = Change::new(self, &mut writer, block.slot());
+        drop(writer);
+        // Not only where bits are looked up anew: a log with rings that has not looked since knows the block.
+        self.dirty.set(block.pages(), ClientMask::ALL, &guard);
+        drop(guard);
+        self.notifiers.tell(|notifier| notifier.added(block));
         drop(change);
         Ok(())
     }

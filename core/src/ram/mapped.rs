@@ -60,6 +60,11 @@ impl Mapped {
         }
     }
 
+    /// The block is in its list again.
+    pub(super) fn back(&self) {
+        lock(&self.0).left = false;
+    }
+
     /// The block has so much memory now.
     pub(super) fn grown(&self, length: u64) {
         lock(&self.0).limit = length;

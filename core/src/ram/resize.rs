@@ -78,6 +78,10 @@ impl RamList {
     /// [`RamError::NotInList`], [`RamError::Busy`], [`RamError::Host`].
     pub fn release_tail(&self, block: &Arc<RamBlock>) -> Result<(), RamError> {
         let _change = self.begin_change(block)?; // no block grows into it meanwhile
-        block.discard_tail()
+        let done = block.discard_tail();
+        // Also where the host refused: a part may be gone.
+        let used = block.used_length();
+        self.dirty().note_others(RamAddr::new(block.offset().get() + used), block.max_length() - used);
+        done
     }
 }

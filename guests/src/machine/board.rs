@@ -40,7 +40,7 @@ pub(super) struct Board {
     uart: Arc<Uart>,
     aclint: Option<Arc<Aclint>>,
     pub framebuffer: Option<Arc<Framebuffer>>,
-    htif: Vec<RegionId>,
+    pub htif: Vec<RegionId>,
     /// Where `tohost` is, and `fromhost`.
     pub htif_at: Option<(u64, Option<u64>)>,
     pub htif_device: Option<Arc<Htif>>,

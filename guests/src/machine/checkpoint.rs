@@ -10,20 +10,23 @@
 //! ```
 //!
 //! RAM is put back by what writers noted (LINE-1); harts, clock and devices by their plain values. Translations whose bytes are the
-//! same live on.
+//! same live on. Where the map, or the RAM there is, is another (`memory/saved.rs`), what came since goes and what left comes back,
+//! around the bytes; nodes with the same map share what they keep of it.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use notdirty_core::{Delta, Image, ImageError, PutBack, RamAddr, pin};
-use notdirty_softmmu::{DeviceState, MmioDevice, Resolved, Saved, Stateful};
+use notdirty_softmmu::{DeviceState, MmioDevice, RegionId, Resolved, Saved, Stateful};
 use notdirty_tcg::clock::ClockState;
 use notdirty_tcg::{Turns, Vcpu, VcpuState};
 
 use super::Machine;
+use super::memory::{RemapError, SavedMemory};
+use crate::devices::Htif;
 use crate::devices::console::ConsoleState;
 
-/// A checkpoint that cannot be taken, or not be restored. Nothing was changed.
+/// A checkpoint that cannot be taken, or not be restored. Nothing was changed, or it says so.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum CheckpointError {
@@ -41,9 +44,10 @@ pub enum CheckpointError {
     /// The checkpoint is of another machine.
     #[error("the checkpoint is of another machine")]
     OtherMachine,
-    /// RAM was plugged, unplugged or resized, or the map changed, since the checkpoint.
-    #[error("RAM or its map has changed since the checkpoint")]
-    MapChanged,
+    /// RAM was plugged, unplugged or resized, or the map changed, since the checkpoint, and that cannot be undone now: the error says
+    /// whether anything was changed.
+    #[error("RAM or its map has changed since the checkpoint: {0}")]
+    Remap(#[from] RemapError),
 }
 
 /// A moment of one machine. It can be dropped at any time, in any order.
@@ -91,8 +95,15 @@ struct MachineState {
     devices: Vec<(Arc<dyn MmioDevice>, Saved)>,
     turns: Option<Turns>,
     half_end: Option<(usize, u64)>,
-    /// Of the RAM list and of the view: what must be the same to go back.
-    versions: (u64, u64),
+    map: Arc<MapState>,
+}
+
+/// Where RAM and devices are.
+struct MapState {
+    memory: SavedMemory,
+    htif: Vec<RegionId>,
+    htif_at: Option<(u64, Option<u64>)>,
+    htif_device: Option<Arc<Htif>>,
 }
 
 impl std::fmt::Debug for MachineState {
@@ -107,6 +118,8 @@ pub(super) struct Checkpoints {
     id: u64,
     image: Image,
     current: Arc<Node>,
+    /// Of the RAM list and of the view, when they were those of `current`.
+    versions: (u64, u64),
 }
 
 /// Memory or state that is not what the checkpoint says; see [`Machine::verify`].
@@ -131,6 +144,9 @@ pub enum Difference {
         /// Which.
         what: String,
     },
+    /// Where RAM and devices are, or how much RAM there is.
+    #[error("the memory map differs")]
+    Map,
     /// The machine was not restored to this checkpoint last.
     #[error("the machine is not at this checkpoint")]
     NotThere,
@@ -145,6 +161,18 @@ impl Machine {
     pub fn checkpoint(&mut self) -> Result<Checkpoint, CheckpointError> {
         let devices = self.stateful_devices()?;
         self.serve();
+        let versions = self.versions();
+        let map = match &self.checkpoints {
+            Some(at) if at.versions == versions => at.current.state.map.clone(),
+            _ => {
+                let map = Arc::new(self.save_map());
+                if let Some(at) = &mut self.checkpoints {
+                    // Before anything is taken: a failure changes nothing that another call would miss.
+                    at.image.cover(map.memory.blocks())?;
+                }
+                map
+            }
+        };
         let harts = self.vcpus.iter_mut().map(|vcpu| vcpu.save()).collect();
         let state = MachineState {
             harts,
@@ -153,7 +181,7 @@ impl Machine {
             devices: devices.into_iter().filter_map(saved).collect(),
             turns: self.turns.clone(),
             half_end: self.half_end,
-            versions: self.versions(),
+            map,
         };
         let node = match &mut self.checkpoints {
             None => {
@@ -162,7 +190,7 @@ impl Machine {
                 static NEXT: AtomicU64 = AtomicU64::new(0);
                 let id = NEXT.fetch_add(1, Ordering::Relaxed);
                 let node = Arc::new(Node { machine: id, parent: None, depth: 0, delta: Delta::default(), state });
-                self.checkpoints = Some(Box::new(Checkpoints { id, image, current: node.clone() }));
+                self.checkpoints = Some(Box::new(Checkpoints { id, image, current: node.clone(), versions }));
                 node
             }
             Some(at) => {
@@ -176,7 +204,7 @@ impl Machine {
                 }
                 let (parent, depth) = (Some(at.current.clone()), at.current.depth + 1);
                 let node = Arc::new(Node { machine: at.id, parent, depth, delta, state });
-                at.current = node.clone();
+                (at.current, at.versions) = (node.clone(), versions);
                 node
             }
         };
@@ -185,19 +213,41 @@ impl Machine {
         Ok(Checkpoint { node })
     }
 
-    /// The machine as it was.
+    /// The machine as it was: also where RAM was plugged, unplugged or resized since, or anything mapped, unmapped or mapped elsewhere.
+    /// RAM that was unplugged is the [`Plugged`](super::Plugged) that it was.
     ///
     /// # Errors
-    /// [`CheckpointError::OtherMachine`], [`CheckpointError::MapChanged`].
+    /// [`CheckpointError::OtherMachine`], [`CheckpointError::Remap`].
     pub fn restore(&mut self, to: &Checkpoint) -> Result<PutBack, CheckpointError> {
         let versions = self.versions();
-        let Some(at) = &mut self.checkpoints else { return Err(CheckpointError::OtherMachine) };
+        let Some(at) = &self.checkpoints else { return Err(CheckpointError::OtherMachine) };
         if at.id != to.node.machine {
             return Err(CheckpointError::OtherMachine);
         }
-        if to.node.state.versions != versions {
-            return Err(CheckpointError::MapChanged);
+        if at.versions == versions && Arc::ptr_eq(&at.current.state.map, &to.node.state.map) {
+            return Ok(self.put_back(to));
         }
+        let memory = self.board.memory.clone();
+        let opened = memory.open(&to.node.state.map.memory)?;
+        // What left the map has no translation and no TLB entry from here on.
+        self.serve();
+        let done = self.put_back(to);
+        opened.close(&to.node.state.map.memory)?;
+        self.serve();
+        let map = &to.node.state.map;
+        (self.board.htif_at, self.board.htif_device) = (map.htif_at, map.htif_device.clone());
+        self.board.htif.clone_from(&map.htif);
+        let versions = self.versions();
+        if let Some(at) = &mut self.checkpoints {
+            at.versions = versions;
+            at.image.drop_gone();
+        }
+        Ok(done)
+    }
+
+    /// RAM and state are those of a checkpoint of this machine.
+    fn put_back(&mut self, to: &Checkpoint) -> PutBack {
+        let Some(at) = &mut self.checkpoints else { return PutBack::default() };
         let (image, mut done) = (&mut at.image, PutBack::default());
         for vcpu in &mut self.vcpus {
             vcpu.take_noted(|page| {
@@ -234,7 +284,14 @@ impl Machine {
         self.settled_calls = Some(calls);
         self.turns.clone_from(&state.turns);
         self.half_end = state.half_end;
-        Ok(done)
+        done
+    }
+
+    /// Where RAM and devices are now.
+    fn save_map(&self) -> MapState {
+        let board = &self.board;
+        let (htif, htif_at, htif_device) = (board.htif.clone(), board.htif_at, board.htif_device.clone());
+        MapState { memory: board.memory.save(), htif, htif_at, htif_device }
     }
 
     /// Is the machine, which was just restored, what the checkpoint says? All RAM and state is compared: for tests, and for a fuzzer
@@ -245,6 +302,9 @@ impl Machine {
     pub fn verify(&mut self, with: &Checkpoint) -> Result<(), Difference> {
         let at = self.checkpoints.as_ref().filter(|at| Arc::ptr_eq(&at.current, &with.node));
         let at = at.ok_or(Difference::NotThere)?;
+        if at.versions != self.versions() {
+            return Err(Difference::Map);
+        }
         if let Some(at) = at.image.difference() {
             return Err(Difference::Ram { at });
         }
@@ -275,7 +335,7 @@ impl Machine {
         self.vcpus.iter().map(Vcpu::device_calls).sum::<u64>() + self.board.space.device_calls()
     }
 
-    /// What must be the same for a checkpoint to be restored.
+    /// What is the same as long as RAM and the map are.
     fn versions(&self) -> (u64, u64) {
         let space = &self.board.space;
         (space.ram().version(), space.view(&pin()).version())

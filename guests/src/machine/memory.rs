@@ -16,6 +16,7 @@
 //! is told of blocks, and destructors of devices that have left the map, and each of them may ask here.
 
 mod resize;
+mod saved;
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
@@ -28,6 +29,8 @@ use super::RAM_BASE;
 use super::builder::PHYS_END;
 use super::leave::MigrationDoor;
 pub use resize::ResizeError;
+pub use saved::RemapError;
+pub(super) use saved::SavedMemory;
 
 /// RAM that cannot be plugged. Nothing was changed.
 #[derive(Debug, thiserror::Error)]

@@ -41,7 +41,7 @@ pub use builder::{BuildError, ClockKind, DEFAULT_RAM, LrSc, MAX_HARTS, MachineBu
 pub use checkpoint::{Checkpoint, CheckpointError, Difference};
 pub use detect::{Crash, CrashKind};
 pub use leave::{LeaveOptions, Migration, MigrationState, MigrationStatus, Migrator, Road};
-pub use memory::{Memory, PlugError, PlugSpec, Plugged, RamInfo, ResizeError, UnplugError};
+pub use memory::{Memory, PlugError, PlugSpec, Plugged, RamInfo, RemapError, ResizeError, UnplugError};
 pub use migrate::{MAX_CHANNELS, MigrationError, More, Snapshot, SnapshotInfo, snapshot_info};
 pub use report::{Callers, CrashedHart};
 

@@ -9,9 +9,11 @@
 
 mod flat_view;
 mod region;
+mod saved;
 mod space;
 
 pub use flat_view::{FlatView, Resolved};
 pub(crate) use flat_view::{Span, What};
 pub use region::{MapError, RegionId};
+pub use saved::SavedMap;
 pub use space::{AccessError, AddressSpace};

@@ -82,6 +82,7 @@ pub enum MapError {
 }
 
 /// What a region is made of.
+#[derive(Clone)]
 pub(crate) enum Kind {
     /// RAM, ROM or a device; the offset is that of the region's first byte.
     Plain(What),
@@ -152,6 +153,11 @@ impl RegionTree {
         /// The next one of any tree's. Nothing is ordered by it but the regions of one, which have a lock.
         static NEXT: AtomicU64 = AtomicU64::new(0);
         let id = RegionId(NEXT.fetch_add(1, Ordering::Relaxed));
+        (id, self.insert_as(id, region))
+    }
+
+    /// Adds a region by a name that it had before; the intervals that must be rendered anew.
+    pub(crate) fn insert_as(&mut self, id: RegionId, region: Region) -> Vec<(u64, u64)> {
         let class = class(&region);
         self.by_class.insert((class, region.base, id));
         self.in_class[class as usize] += 1;
@@ -162,7 +168,17 @@ impl RegionTree {
         }
         let changed = (region.base, region.last);
         self.regions.insert(id, region);
-        (id, self.shown_at(changed))
+        self.shown_at(changed)
+    }
+
+    /// All regions.
+    pub(crate) fn all(&self) -> impl Iterator<Item = (RegionId, &Region)> {
+        self.regions.iter().map(|(id, region)| (*id, region))
+    }
+
+    /// The last byte of a region that is there.
+    pub(crate) fn last_of(&self, id: RegionId) -> Option<u64> {
+        self.regions.get(&id).map(|region| region.last)
     }
 
     /// Removes a region; it, to be dropped without a lock, and the intervals that must be rendered anew.

@@ -159,7 +159,7 @@ impl AddressSpace {
         self.view.load(&pin()).clone()
     }
 
-    fn tree(&self) -> MutexGuard<'_, RegionTree> {
+    pub(super) fn tree(&self) -> MutexGuard<'_, RegionTree> {
         self.tree.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -331,7 +331,7 @@ impl AddressSpace {
     }
 
     /// Renders what changed, publishes, then tells the vCPUs; under the tree's lock, so that views do not overtake.
-    fn publish(&self, tree: &RegionTree, changed: Vec<(u64, u64)>) -> Pending {
+    pub(super) fn publish(&self, tree: &RegionTree, changed: Vec<(u64, u64)>) -> Pending {
         let mut view = self.snapshot();
         for &(start, last) in &changed {
             log::debug!("the memory map changes at {start:#x} to {last:#x}");

@@ -49,6 +49,9 @@ impl Image {
                 arm(page);
             }
         }
+        for pages in core::mem::take(&mut self.fresh) {
+            pages.for_each(|page| self.advance_lines(PageIndex::new(page), u64::MAX, delta));
+        }
         for range in self.log.take_others() {
             for page in PageRange::of_bytes(RamAddr::new(range.start), range.end - range.start).iter() {
                 self.advance_lines(page, super::lines_within(page, &range), delta);

@@ -10,6 +10,9 @@
 //! Between the pages of an image lie 64 bytes, so that a line that all pages have at the same place, as stacks and the heads of
 //! objects are, does not compete with itself for the same few sets of the host's caches.
 //!
+//! Memory that was no RAM at a moment is zero in its image: that of blocks that come later, and above a length that grows later. So
+//! a moment before and one after it differ like any two.
+//!
 //! The image is the authority (LINE-1): what [`LineLog`] noted only makes it fast. Where nothing was noted, [`Image::difference`]
 //! finds what should have been.
 
@@ -70,11 +73,11 @@ unsafe impl Send for BlockImage {}
 unsafe impl Sync for BlockImage {}
 
 impl BlockImage {
-    fn new(block: &Arc<RamBlock>) -> Result<BlockImage, ImageError> {
-        let length = block.used_length();
-        let first = block.offset().page().get();
-        let pages = first..first + length.div_ceil(PAGE_SIZE);
-        let bytes = ((pages.end - pages.start) * STRIDE).max(STRIDE) as usize;
+    /// All zero.
+    fn zero(block: &Arc<RamBlock>, length: u64) -> Result<BlockImage, ImageError> {
+        let pages = PageRange::of_bytes(block.offset(), length);
+        let pages = pages.start.get()..pages.end.get();
+        let bytes = bytes_of(&pages);
         let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE;
         // SAFETY: a new mapping, at an address of the host's choice.
         let at = unsafe { libc::mmap(core::ptr::null_mut(), bytes, libc::PROT_READ | libc::PROT_WRITE, flags, -1, 0) };
@@ -83,7 +86,11 @@ impl BlockImage {
             let source = io::Error::last_os_error();
             return Err(ImageError::Host { idstr: block.idstr().to_owned(), bytes: bytes as u64, source });
         };
-        let image = BlockImage { block: block.clone(), pages, base, bytes };
+        Ok(BlockImage { block: block.clone(), pages, base, bytes })
+    }
+
+    fn new(block: &Arc<RamBlock>) -> Result<BlockImage, ImageError> {
+        let image = Self::zero(block, block.used_length())?;
         for page in image.pages.clone() {
             let (ram, copy) = image.at(page);
             for line in 0..LINES {
@@ -99,6 +106,25 @@ impl BlockImage {
         Ok(image)
     }
 
+    /// The block is this long, and may have been shorter: the pages that came, zero in the copy.
+    fn grow(&mut self, length: u64) -> Result<Range<u64>, ImageError> {
+        let end = PageRange::of_bytes(self.block.offset(), length).end.get();
+        let new = self.pages.end..end.max(self.pages.end);
+        if new.is_empty() {
+            return Ok(new);
+        }
+        let bytes = bytes_of(&(self.pages.start..new.end));
+        // SAFETY: the mapping that `zero` made; nothing points into it while `&mut self` is held.
+        let at = unsafe { libc::mremap(self.base.as_ptr().cast(), self.bytes, bytes, libc::MREMAP_MAYMOVE) };
+        let base = if at == libc::MAP_FAILED { None } else { NonNull::new(at.cast()) };
+        let Some(base) = base else {
+            let source = io::Error::last_os_error();
+            return Err(ImageError::Host { idstr: self.block.idstr().to_owned(), bytes: bytes as u64, source });
+        };
+        (self.base, self.bytes, self.pages.end) = (base, bytes, new.end);
+        Ok(new)
+    }
+
     /// Where a page of it is, in RAM and in the copy.
     #[inline]
     fn at(&self, page: u64) -> (*mut u8, *mut u8) {
@@ -107,6 +133,11 @@ impl BlockImage {
         // while the block lives, and inside the copy.
         unsafe { (self.block.host().add((n << PAGE_BITS) as usize), self.base.as_ptr().add((n * STRIDE) as usize)) }
     }
+}
+
+/// How much the copy of so many pages takes.
+fn bytes_of(pages: &Range<u64>) -> usize {
+    ((pages.end - pages.start) * STRIDE).max(STRIDE) as usize
 }
 
 impl Drop for BlockImage {
@@ -121,6 +152,8 @@ pub struct Image {
     /// By rising pages.
     blocks: Vec<BlockImage>,
     log: LineLog,
+    /// Pages that came since, to be compared with the zeros that they are in the copy.
+    fresh: Vec<Range<u64>>,
     /// The block that was looked up last.
     last: usize,
 }
@@ -146,7 +179,37 @@ impl Image {
         let log = LineLog::start(list)?;
         let all: Vec<Arc<RamBlock>> = list.blocks(&pin()).cloned().collect();
         let blocks = all.iter().map(BlockImage::new).collect::<Result<Vec<_>, _>>()?;
-        Ok(Image { blocks, log, last: 0 })
+        Ok(Image { blocks, log, fresh: Vec::new(), last: 0 })
+    }
+
+    /// These are the blocks now, and their lengths: new ones, and what others have more, come into the image as zeros, before the
+    /// next [`advance`](Self::advance). Copies of blocks that only the image still has are dropped.
+    ///
+    /// # Errors
+    /// [`ImageError::Host`]. Another call goes on from there.
+    pub fn cover(&mut self, blocks: &[(Arc<RamBlock>, u64)]) -> Result<(), ImageError> {
+        self.drop_gone();
+        for (block, length) in blocks {
+            let first = block.offset().page().get();
+            let at = self.blocks.partition_point(|image| image.pages.start < first);
+            let new = match self.blocks.get_mut(at).filter(|image| Arc::ptr_eq(&image.block, block)) {
+                Some(image) => image.grow(*length)?,
+                None => {
+                    self.blocks.insert(at, BlockImage::zero(block, *length)?);
+                    self.blocks[at].pages.clone()
+                }
+            };
+            if !new.is_empty() {
+                self.fresh.push(new);
+            }
+        }
+        Ok(())
+    }
+
+    /// Drops the copies of blocks that nothing else has.
+    pub fn drop_gone(&mut self) {
+        // Nothing gives out another one of the last.
+        self.blocks.retain(|image| Arc::strong_count(&image.block) > 1);
     }
 
     /// The list.
@@ -199,9 +262,19 @@ impl Image {
                 let known = self.list().dirty().code().page(page);
                 done.tables |= known.is_some_and(CodePage::has_tables);
                 let code = known.map_or(0, |code| code.mask.load(Ordering::Relaxed));
-                self.put_back_lines(page, lines, code, done);
+                if lines != u64::MAX || self.differs(page) {
+                    self.put_back_lines(page, lines, code, done);
+                }
             }
         }
+    }
+
+    /// Is a whole page other than it was? What was given back to the host, and is zero in the copy, stays there.
+    fn differs(&mut self, page: PageIndex) -> bool {
+        let Some(at) = self.find(page.get()) else { return false };
+        let (ram, copy) = self.blocks[at].at(page.get());
+        // SAFETY: `at`.
+        !(0..LINES).all(|line| unsafe { same_line(ram.add((line * LINE) as usize), copy.add((line * LINE) as usize)) })
     }
 
     #[inline]
