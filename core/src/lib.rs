@@ -58,9 +58,9 @@ pub use dirty::{
     VcpuId, WRITTEN_OFFSET, fence_after_store, lines_of,
 };
 pub use ram::{
-    Announced, BeforeRegistration, BeforeWrite, CanWait, Delta, Entered, Held, Image, ImageError, MappingError, Pinned,
-    PutBack, RamBlock, RamBlockSpec, RamError, RamFlags, RamList, RamMapping, RamNotifier, RamRegistration, RamSlice,
-    Reservations, Seen, Stripe, WritersHeld,
+    Announced, Baseline, BeforeRegistration, BeforeWrite, CanWait, Delta, Entered, Held, Image, ImageError,
+    MappingError, Pinned, PutBack, RamBlock, RamBlockSpec, RamError, RamFlags, RamList, RamMapping, RamNotifier,
+    RamRegistration, RamSlice, Reservations, Seen, Stripe, WritersHeld,
 };
 pub use rcu::{Guard, RcuCell, WaitError, barrier, drop_later, pin, synchronize};
 pub use ring::{

@@ -215,6 +215,12 @@ impl RamBlock {
         }
     }
 
+    /// Private memory gets the bytes of a file, from the same place on, copied as they are written. `false` if it is not private, and nothing was
+    /// done.
+    pub(super) fn lie_on(&self, bytes: Range<u64>, file: &std::os::fd::OwnedFd) -> std::io::Result<bool> {
+        self.mapping.lie_on(bytes, file)
+    }
+
     /// Makes the bytes up to `to` memory. No reader sees a difference yet.
     pub(super) fn commit(&self, to: u64) -> Result<(), RamError> {
         self.mapping.grow(self.used_length(), to).map_err(|failure| host_error(&self.idstr, to, failure))

@@ -15,6 +15,9 @@
 //! stays as long as it was is its owner's promise (`RamBlockSpec::file`); broken, an access is a SIGBUS, which nothing
 //! handles.
 //!
+//! Anonymous memory may lie on a file that many machines share (`image/baseline.rs`): what is written is private, and to discard it is to
+//! map none.
+//!
 //! The guards turn an access that leaves a block by a few bytes into a host fault instead of a stray write.
 //! `near` asks for a window of host addresses, so that host minus guest fits a 32-bit displacement; it is tried with
 //! MAP_FIXED_NOREPLACE, which cannot hurt a mapping that is already there, and given up without an error.
@@ -26,7 +29,7 @@ use std::ops::Range;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 use std::ptr::NonNull;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 /// Size of a huge page, and the alignment of blocks that can use one.
 pub(super) const HUGE: u64 = 2 << 20;
@@ -78,6 +81,8 @@ pub(super) struct Mapping {
     max: u64,
     /// How many bytes are memory; grows only. Read and written by the one resize of the moment.
     committed: AtomicU64,
+    /// Some of it lies on a file.
+    lies: AtomicBool,
     near: bool,
     huge: bool,
     prealloc: bool,
@@ -121,7 +126,8 @@ impl Mapping {
         let host = NonNull::new((reservation.start + guard) as *mut u8).ok_or_else(too_long)?;
         let (max, prealloc) = (request.max, request.prealloc);
         let committed = AtomicU64::new(0);
-        let mut new = Self { host, reservation, backing, max, committed, near, huge: false, prealloc };
+        let lies = AtomicBool::new(false);
+        let mut new = Self { host, reservation, backing, max, committed, lies, near, huge: false, prealloc };
         new.commit(0, request.used)?;
         new.huge = request.huge_pages && new.advise_huge(0, request.used);
         if prealloc {
@@ -215,6 +221,15 @@ impl Mapping {
         let (fd, base) = match &self.backing {
             Backing::Memfd(fd) => (fd.as_fd(), 0),
             Backing::File { file, offset, shared: true } => (file.as_fd(), *offset),
+            Backing::Anonymous if self.lies.load(Ordering::Acquire) => {
+                let prot = libc::PROT_READ | libc::PROT_WRITE;
+                let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_FIXED | libc::MAP_NORESERVE;
+                // SAFETY: MAP_FIXED replaces our own memory only; otherwise as below.
+                return match unsafe { libc::mmap(at.cast(), len as usize, prot, flags, -1, 0) } {
+                    libc::MAP_FAILED => Err(failed("discard")),
+                    _ => Ok(()),
+                };
+            }
             Backing::Anonymous | Backing::File { shared: false, .. } => {
                 // SAFETY: our own memory; a guest that accesses it meanwhile finds old bytes or new ones.
                 return match unsafe { libc::madvise(at.cast(), len as usize, libc::MADV_DONTNEED) } {
@@ -232,6 +247,19 @@ impl Mapping {
             0 => Ok(()),
             _ => Err(failed("discard")),
         }
+    }
+
+    /// Anonymous memory gets the bytes of a file, which is not written again: whole pages of the host, of both. `false` for any other, which stays as
+    /// it is.
+    pub(super) fn lie_on(&self, bytes: Range<u64>, file: &OwnedFd) -> io::Result<bool> {
+        let inside = bytes.start <= bytes.end && bytes.end <= self.committed();
+        if !inside || !matches!(self.backing, Backing::Anonymous) {
+            return Ok(false);
+        }
+        self.lies.store(true, Ordering::Release);
+        let at = self.host.as_ptr().wrapping_add(bytes.start as usize);
+        // SAFETY: inside what is memory of ours. A guest that accesses it meanwhile finds old bytes or new ones.
+        unsafe { lie_on(at, (bytes.end - bytes.start) as usize, file, bytes.start) }.map(|()| true)
     }
 
     /// How many bytes are memory.
@@ -345,8 +373,23 @@ fn unmap(start: u64, len: u64) {
     }
 }
 
+/// Maps a file's bytes from `off` on, private, in place of what is at `at`.
+///
+/// # Safety
+/// What is there is the caller's, and is not pointed to as anything but raw memory.
+pub(super) unsafe fn lie_on(at: *mut u8, len: usize, file: &OwnedFd, off: u64) -> io::Result<()> {
+    let prot = libc::PROT_READ | libc::PROT_WRITE;
+    let flags = libc::MAP_PRIVATE | libc::MAP_FIXED | libc::MAP_NORESERVE;
+    let off = libc::off_t::try_from(off).map_err(|_| io::Error::from_raw_os_error(libc::EOVERFLOW))?;
+    // SAFETY: the caller's promise.
+    match unsafe { libc::mmap(at.cast(), len, prot, flags, file.as_raw_fd(), off) } {
+        libc::MAP_FAILED => Err(io::Error::last_os_error()),
+        _ => Ok(()),
+    }
+}
+
 /// An anonymous file of `len` bytes that takes memory only as it is used.
-fn memfd(name: &str, len: u64) -> Result<OwnedFd, Failure> {
+pub(super) fn memfd(name: &str, len: u64) -> Result<OwnedFd, Failure> {
     // The kernel takes 249 bytes without NUL; the name is for readers of /proc.
     let short: Vec<u8> = name.bytes().filter(|b| *b != 0).take(200).collect();
     let name = CString::new(short).unwrap_or_default();

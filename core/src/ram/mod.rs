@@ -17,7 +17,7 @@
 //! | `list.rs` | all blocks, under RCU; `chunks.rs` its sorted structure, `offsets.rs` the owner of each offset |
 //! | `door.rs` | what every writer goes through: subscribers to the old bytes, listeners to the new ones |
 //! | `io.rs` | RAM to and from descriptors; which of it was ever written |
-//! | `image.rs` | all RAM as it was, and the way back to it: what a checkpoint stands on |
+//! | `image/` | all RAM as it was, and the way back to it: what a checkpoint stands on, and several machines lie on |
 //! | `mapped.rs` | where guests reach a block: what a removal and a shrink may not take |
 //! | `reserve.rs` | reservations that any other store breaks, for RAM that is to keep them so |
 //! | `resize.rs` | a new length, in QEMU's order; memory given back |
@@ -44,7 +44,7 @@ mod still;
 pub use block::RamBlock;
 pub use door::{BeforeRegistration, BeforeWrite, CanWait, Pinned};
 pub use error::RamError;
-pub use image::{Delta, Image, ImageError, PutBack};
+pub use image::{Baseline, Delta, Image, ImageError, PutBack};
 pub use io::RamSlice;
 pub use list::RamList;
 pub use mapped::{MappingError, RamMapping};

@@ -13,8 +13,8 @@
 //! same live on. Where the map, or the RAM there is, is another (`memory/saved.rs`), what came since goes and what left comes back,
 //! around the bytes; nodes with the same map share what they keep of it.
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Weak};
 
 use notdirty_core::{Delta, Image, ImageError, PutBack, RamAddr, pin};
 use notdirty_softmmu::{DeviceState, MmioDevice, RegionId, Resolved, Saved, Stateful};
@@ -53,7 +53,7 @@ pub enum CheckpointError {
 /// A moment of one machine. It can be dropped at any time, in any order.
 #[derive(Clone, Debug)]
 pub struct Checkpoint {
-    node: Arc<Node>,
+    pub(super) node: Arc<Node>,
 }
 
 impl Checkpoint {
@@ -69,7 +69,7 @@ impl Checkpoint {
 }
 
 #[derive(Debug)]
-struct Node {
+pub(super) struct Node {
     machine: u64,
     parent: Option<Arc<Node>>,
     depth: u64,
@@ -116,10 +116,24 @@ impl std::fmt::Debug for MachineState {
 /// What a machine with checkpoints has.
 pub(super) struct Checkpoints {
     id: u64,
-    image: Image,
+    pub(super) image: Image,
     current: Arc<Node>,
+    /// The root of this tree, and the node of another machine that it is.
+    origin: Option<(Arc<Node>, Weak<Node>)>,
     /// Of the RAM list and of the view, when they were those of `current`.
     versions: (u64, u64),
+}
+
+impl Checkpoints {
+    /// Is the node one of this tree? If it is of another machine and this one began at it, with the root that it is here.
+    #[inline]
+    fn own(&self, node: &Arc<Node>) -> Option<Option<&Arc<Node>>> {
+        if node.machine == self.id {
+            return Some(None);
+        }
+        let (root, of) = self.origin.as_ref()?;
+        std::ptr::eq(of.as_ptr(), Arc::as_ptr(node)).then_some(Some(root))
+    }
 }
 
 /// Memory or state that is not what the checkpoint says; see [`Machine::verify`].
@@ -159,41 +173,18 @@ impl Machine {
     /// # Errors
     /// [`CheckpointError`]: a device does not say what its state is, or the host has no memory.
     pub fn checkpoint(&mut self) -> Result<Checkpoint, CheckpointError> {
-        let devices = self.stateful_devices()?;
-        self.serve();
         let versions = self.versions();
-        let map = match &self.checkpoints {
-            Some(at) if at.versions == versions => at.current.state.map.clone(),
-            _ => {
-                let map = Arc::new(self.save_map());
-                if let Some(at) = &mut self.checkpoints {
-                    // Before anything is taken: a failure changes nothing that another call would miss.
-                    at.image.cover(map.memory.blocks())?;
-                }
-                map
-            }
-        };
-        let harts = self.vcpus.iter_mut().map(|vcpu| vcpu.save()).collect();
-        let state = MachineState {
-            harts,
-            clock: self.clock.save(),
-            console: self.board.console.save(),
-            devices: devices.into_iter().filter_map(saved).collect(),
-            turns: self.turns.clone(),
-            half_end: self.half_end,
-            map,
-        };
+        let state = self.save_state()?;
         let node = match &mut self.checkpoints {
             None => {
                 let image = Image::take(self.board.space.ram())?;
-                self.vcpus.iter_mut().for_each(|vcpu| vcpu.arm_all());
-                static NEXT: AtomicU64 = AtomicU64::new(0);
-                let id = NEXT.fetch_add(1, Ordering::Relaxed);
-                let node = Arc::new(Node { machine: id, parent: None, depth: 0, delta: Delta::default(), state });
-                self.checkpoints = Some(Box::new(Checkpoints { id, image, current: node.clone(), versions }));
-                node
+                self.first(image, state, versions, None)
             }
             Some(at) => {
+                if !Arc::ptr_eq(&state.map, &at.current.state.map) {
+                    // Before anything is taken: a failure changes nothing that another call would miss.
+                    at.image.cover(state.map.memory.blocks())?;
+                }
                 let (mut delta, mut arm) = (Delta::default(), Vec::new());
                 for vcpu in &mut self.vcpus {
                     vcpu.take_noted(|page| arm.extend(at.image.advance(page, &mut delta).then(|| page.index())));
@@ -204,13 +195,57 @@ impl Machine {
                 }
                 let (parent, depth) = (Some(at.current.clone()), at.current.depth + 1);
                 let node = Arc::new(Node { machine: at.id, parent, depth, delta, state });
-                (at.current, at.versions) = (node.clone(), versions);
+                at.current = node.clone();
+                // Of before the map was looked at: what changed since is seen as a change.
+                at.versions = versions;
                 node
             }
         };
+        self.settled();
+        Ok(Checkpoint { node })
+    }
+
+    /// All but RAM, as it is now.
+    fn save_state(&mut self) -> Result<MachineState, CheckpointError> {
+        let devices = self.stateful_devices()?;
+        self.serve();
+        let harts = self.vcpus.iter_mut().map(|vcpu| vcpu.save()).collect();
+        let known = self.checkpoints.as_ref().filter(|at| at.versions == self.versions());
+        let map = known.map_or_else(|| Arc::new(self.save_map()), |at| at.current.state.map.clone());
+        Ok(MachineState {
+            harts,
+            clock: self.clock.save(),
+            console: self.board.console.save(),
+            devices: devices.into_iter().filter_map(saved).collect(),
+            turns: self.turns.clone(),
+            half_end: self.half_end,
+            map,
+        })
+    }
+
+    /// The first node of a tree, at which RAM is as in the image.
+    fn first(&mut self, image: Image, state: MachineState, versions: (u64, u64), of: Option<Weak<Node>>) -> Arc<Node> {
+        static NEXT: AtomicU64 = AtomicU64::new(0);
+        self.vcpus.iter_mut().for_each(|vcpu| vcpu.arm_all());
+        let id = NEXT.fetch_add(1, Ordering::Relaxed);
+        let node = Arc::new(Node { machine: id, parent: None, depth: 0, delta: Delta::default(), state });
+        let origin = of.map(|of| (node.clone(), of));
+        self.checkpoints = Some(Box::new(Checkpoints { id, image, current: node.clone(), origin, versions }));
+        node
+    }
+
+    fn settled(&mut self) {
         self.vcpus.iter_mut().for_each(|vcpu| vcpu.saved());
         self.settled_calls = Some(self.device_calls());
-        Ok(Checkpoint { node })
+    }
+
+    /// The machine, which was made as a checkpoint of another says, has it for the root of its own.
+    pub(super) fn begin_at(&mut self, image: Image, of: Weak<Node>) -> Result<(), CheckpointError> {
+        let versions = self.versions();
+        let state = self.save_state()?;
+        self.first(image, state, versions, Some(of));
+        self.settled();
+        Ok(())
     }
 
     /// The machine as it was: also where RAM was plugged, unplugged or resized since, or anything mapped, unmapped or mapped elsewhere.
@@ -221,20 +256,26 @@ impl Machine {
     pub fn restore(&mut self, to: &Checkpoint) -> Result<PutBack, CheckpointError> {
         let versions = self.versions();
         let Some(at) = &self.checkpoints else { return Err(CheckpointError::OtherMachine) };
-        if at.id != to.node.machine {
-            return Err(CheckpointError::OtherMachine);
-        }
-        if at.versions == versions && Arc::ptr_eq(&at.current.state.map, &to.node.state.map) {
+        let root;
+        let to = match at.own(&to.node) {
+            None => return Err(CheckpointError::OtherMachine),
+            Some(None) => &to.node,
+            Some(Some(own)) => {
+                root = own.clone();
+                &root
+            }
+        };
+        let map = &to.state.map;
+        if at.versions == versions && Arc::ptr_eq(&at.current.state.map, map) {
             return Ok(self.put_back(to));
         }
         let memory = self.board.memory.clone();
-        let opened = memory.open(&to.node.state.map.memory)?;
+        let opened = memory.open(&map.memory)?;
         // What left the map has no translation and no TLB entry from here on.
         self.serve();
         let done = self.put_back(to);
-        opened.close(&to.node.state.map.memory)?;
+        opened.close(&map.memory)?;
         self.serve();
-        let map = &to.node.state.map;
         (self.board.htif_at, self.board.htif_device) = (map.htif_at, map.htif_device.clone());
         self.board.htif.clone_from(&map.htif);
         let versions = self.versions();
@@ -246,7 +287,7 @@ impl Machine {
     }
 
     /// RAM and state are those of a checkpoint of this machine.
-    fn put_back(&mut self, to: &Checkpoint) -> PutBack {
+    fn put_back(&mut self, to: &Arc<Node>) -> PutBack {
         let Some(at) = &mut self.checkpoints else { return PutBack::default() };
         let (image, mut done) = (&mut at.image, PutBack::default());
         for vcpu in &mut self.vcpus {
@@ -257,14 +298,14 @@ impl Machine {
             });
         }
         image.put_back_rest(&mut done, |page| self.to_arm.push(page));
-        let moved = (!Arc::ptr_eq(&at.current, &to.node)).then(|| std::mem::replace(&mut at.current, to.node.clone()));
+        let moved = (!Arc::ptr_eq(&at.current, to)).then(|| std::mem::replace(&mut at.current, to.clone()));
         if let Some(from) = &moved {
-            go(image, from, &to.node, &mut done);
+            go(image, from, to, &mut done);
         }
         for page in self.to_arm.drain(..) {
             self.vcpus.iter_mut().for_each(|vcpu| vcpu.arm_noted(page));
         }
-        let state = &to.node.state;
+        let state = &to.state;
         for (vcpu, saved) in self.vcpus.iter_mut().zip(&state.harts) {
             vcpu.restore(saved, done.tables);
         }
@@ -300,15 +341,18 @@ impl Machine {
     /// # Errors
     /// The first [`Difference`].
     pub fn verify(&mut self, with: &Checkpoint) -> Result<(), Difference> {
-        let at = self.checkpoints.as_ref().filter(|at| Arc::ptr_eq(&at.current, &with.node));
-        let at = at.ok_or(Difference::NotThere)?;
+        let at = self.checkpoints.as_ref().ok_or(Difference::NotThere)?;
+        let node = at.own(&with.node).ok_or(Difference::NotThere)?.unwrap_or(&with.node).clone();
+        if !Arc::ptr_eq(&at.current, &node) {
+            return Err(Difference::NotThere);
+        }
         if at.versions != self.versions() {
             return Err(Difference::Map);
         }
         if let Some(at) = at.image.difference() {
             return Err(Difference::Ram { at });
         }
-        let state = &with.node.state;
+        let state = &node.state;
         for (hart, (vcpu, saved)) in self.vcpus.iter_mut().zip(&state.harts).enumerate() {
             if vcpu.save() != *saved {
                 return Err(Difference::Hart { hart });

@@ -10,6 +10,7 @@
 //!
 //! A limit of instructions is each hart's own: the first to reach it stops there exactly, the others where they are.
 
+mod baseline;
 mod board;
 mod builder;
 mod checkpoint;
@@ -36,6 +37,7 @@ use notdirty_tcg::listing::{self, ListError, Listing};
 use notdirty_tcg::riscv::trap::Trap;
 use notdirty_tcg::{Harts, JitFlags, Turns, Vcpu, VcpuStats};
 
+pub use baseline::{Baseline, BaselineError};
 pub use board::RAM_BASE;
 pub use builder::{BuildError, ClockKind, DEFAULT_RAM, LrSc, MAX_HARTS, MachineBuilder};
 pub use checkpoint::{Checkpoint, CheckpointError, Difference};

@@ -16,8 +16,10 @@
 //! The image is the authority (LINE-1): what [`LineLog`] noted only makes it fast. Where nothing was noted, [`Image::difference`]
 //! finds what should have been.
 
+mod baseline;
 mod delta;
 
+pub use baseline::Baseline;
 pub use delta::Delta;
 
 use super::access::{copy_line, copy_page, line_is_zero, same_line};
@@ -46,6 +48,12 @@ pub enum ImageError {
     /// The list has an image already.
     #[error(transparent)]
     Taken(#[from] LinesTaken),
+    /// A baseline is of other blocks, or of other lengths.
+    #[error("the baseline is not of this RAM: {idstr}")]
+    Unlike {
+        /// The block.
+        idstr: String,
+    },
     /// The host has no memory for it.
     #[error("{bytes:#x} bytes for an image of {idstr}: {source}")]
     Host {
@@ -77,7 +85,8 @@ impl BlockImage {
     fn zero(block: &Arc<RamBlock>, length: u64) -> Result<BlockImage, ImageError> {
         let pages = PageRange::of_bytes(block.offset(), length);
         let pages = pages.start.get()..pages.end.get();
-        let bytes = bytes_of(&pages);
+        // Room for all that it may become.
+        let bytes = (block.max_length().div_ceil(PAGE_SIZE) * STRIDE).max(STRIDE) as usize;
         let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE;
         // SAFETY: a new mapping, at an address of the host's choice.
         let at = unsafe { libc::mmap(core::ptr::null_mut(), bytes, libc::PROT_READ | libc::PROT_WRITE, flags, -1, 0) };
@@ -107,22 +116,11 @@ impl BlockImage {
     }
 
     /// The block is this long, and may have been shorter: the pages that came, zero in the copy.
-    fn grow(&mut self, length: u64) -> Result<Range<u64>, ImageError> {
+    fn grow(&mut self, length: u64) -> Range<u64> {
         let end = PageRange::of_bytes(self.block.offset(), length).end.get();
         let new = self.pages.end..end.max(self.pages.end);
-        if new.is_empty() {
-            return Ok(new);
-        }
-        let bytes = bytes_of(&(self.pages.start..new.end));
-        // SAFETY: the mapping that `zero` made; nothing points into it while `&mut self` is held.
-        let at = unsafe { libc::mremap(self.base.as_ptr().cast(), self.bytes, bytes, libc::MREMAP_MAYMOVE) };
-        let base = if at == libc::MAP_FAILED { None } else { NonNull::new(at.cast()) };
-        let Some(base) = base else {
-            let source = io::Error::last_os_error();
-            return Err(ImageError::Host { idstr: self.block.idstr().to_owned(), bytes: bytes as u64, source });
-        };
-        (self.base, self.bytes, self.pages.end) = (base, bytes, new.end);
-        Ok(new)
+        self.pages.end = new.end;
+        new
     }
 
     /// Where a page of it is, in RAM and in the copy.
@@ -133,11 +131,6 @@ impl BlockImage {
         // while the block lives, and inside the copy.
         unsafe { (self.block.host().add((n << PAGE_BITS) as usize), self.base.as_ptr().add((n * STRIDE) as usize)) }
     }
-}
-
-/// How much the copy of so many pages takes.
-fn bytes_of(pages: &Range<u64>) -> usize {
-    ((pages.end - pages.start) * STRIDE).max(STRIDE) as usize
 }
 
 impl Drop for BlockImage {
@@ -193,7 +186,7 @@ impl Image {
             let first = block.offset().page().get();
             let at = self.blocks.partition_point(|image| image.pages.start < first);
             let new = match self.blocks.get_mut(at).filter(|image| Arc::ptr_eq(&image.block, block)) {
-                Some(image) => image.grow(*length)?,
+                Some(image) => image.grow(*length),
                 None => {
                     self.blocks.insert(at, BlockImage::zero(block, *length)?);
                     self.blocks[at].pages.clone()
