@@ -307,3 +307,51 @@ fn a_stop_from_before_a_restore_stops_nothing_and_what_waits_waits_again() {
         }
     }
 }
+
+notdirty_softmmu::fields! {
+    /// Bytes of an input that were read.
+    struct Feed: "feed", version 1 { at: u64 }
+}
+
+/// Models that are closures: what one remembers is restored, and one that does not say is refused by its name.
+#[test]
+fn a_model_by_closure_is_restored_as_it_says() {
+    use notdirty_softmmu::{MmioAccess, MmioModel};
+    let mut machine = Machine::builder().ram_size(1 << 20).build().unwrap();
+    let feed = MmioModel::kept("feed", Feed { at: 0 }, |feed, access| match access {
+        MmioAccess::Load { .. } => {
+            feed.at += 1;
+            feed.at
+        }
+        MmioAccess::Store { value, .. } => {
+            feed.at = value;
+            0
+        }
+    });
+    machine.mmio(0x4000_0000..0x4000_0008, feed).unwrap();
+    let next = |machine: &mut Machine| {
+        let mut byte = [0; 1];
+        machine.read(0x4000_0000, &mut byte).unwrap();
+        byte[0]
+    };
+    assert_eq!(next(&mut machine), 1);
+    let node = machine.checkpoint().unwrap();
+    assert_eq!((next(&mut machine), next(&mut machine)), (2, 3));
+    assert!(machine.verify(&node).is_err());
+    machine.restore(&node).unwrap();
+    machine.verify(&node).unwrap();
+    machine.write(0x4000_0000, &[40]).unwrap();
+    assert_eq!(next(&mut machine), 41);
+    machine.restore(&node).unwrap();
+    assert_eq!(next(&mut machine), 2);
+    machine.mmio(0x5000_0000..0x5000_0008, MmioModel::stateless("constant", |_| 7)).unwrap();
+    let other = machine.checkpoint().unwrap();
+
+    let region = machine.mmio(0x6000_0000..0x6000_0008, MmioModel::unsaved("random", |_| 4)).unwrap();
+    let refused = machine.checkpoint().unwrap_err().to_string();
+    assert!(refused.contains("random") && refused.contains("0x60000000"), "{refused}");
+    machine.unmap(region).unwrap();
+    machine.restore(&other).unwrap();
+    machine.verify(&other).unwrap();
+    assert!(machine.mmio(0x7000_0000..0x7000_0000, MmioModel::stateless("none", |_| 0)).is_err());
+}

@@ -8,6 +8,8 @@
 //!
 //! Pages without pay nothing. Beside such bytes an access goes the slow way, and nobody hears of it. Walks of page tables and fetches are
 //! no accesses, and neither is what is done within [`LiveMmu::unasked`].
+//!
+//! Poison and canaries are the program's, so a checkpoint has them ([`Marks`]), and going back costs what changed: see `ask/marks.rs`.
 
 use crate::addr::{GuestVirt, MemSize};
 use crate::fault::{AccessKind, FaultCause, MemFault};
@@ -16,6 +18,11 @@ use crate::mmu::{Hooks, SoftMmu};
 use crate::tlb::entry::{BIAS, FLAGS};
 use notdirty_core::PAGE_SIZE;
 use std::collections::BTreeMap;
+
+mod marks;
+
+use marks::MARKS;
+pub use marks::Marks;
 
 /// Pages of a change up to which entries are looked at one by one; of more the TLB is emptied.
 const FEW_PAGES: u64 = 256;
@@ -107,6 +114,7 @@ pub(crate) struct Asks {
     passes: bool,
     /// What was not made.
     met: Option<Watched>,
+    marks: marks::Since,
 }
 
 impl Asks {
@@ -267,7 +275,11 @@ impl LiveMmu {
         if first > last {
             return;
         }
-        self.tlb.asks.change(first, last, on, off);
+        let asks = &mut self.tlb.asks;
+        if (on | off) & MARKS != 0 {
+            asks.marks.changed(first, last);
+        }
+        asks.change(first, last, on, off);
         self.tlb.show_selected();
         let pages = (last / PAGE_SIZE - first / PAGE_SIZE).saturating_add(1);
         if pages > FEW_PAGES {

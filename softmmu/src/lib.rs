@@ -100,12 +100,12 @@ mod translate;
 
 pub use access::{FetchPage, StoreEffect};
 pub use addr::{GuestPhys, GuestVirt, MemSize, MmuIdx};
-pub use ask::{Kinds, Watch, Watched};
+pub use ask::{Kinds, Marks, Watch, Watched};
 pub use fault::{AccessKind, FaultCause, MemFault};
 pub use host::AmoOp;
 pub use live::LiveMmu;
 pub use memmap::{AccessError, AddressSpace, FlatView, MapError, RegionId, Resolved, SavedMap};
-pub use mmio::{MmioDevice, SizeMask};
+pub use mmio::{MmioAccess, MmioDevice, MmioModel, SizeMask};
 pub use mmu::{CodeInvalidator, Hooks, NoHooks, Running, ServeReport, SlowStats, SoftMmu};
 pub use notdirty_core::{
     CodePage, CodePages, HALVES_OFFSET, MASK_OFFSET, NOTED_OFFSET, NOTED_STORES, STORES_OFFSET, VcpuId, WRITTEN_OFFSET,

@@ -1,5 +1,9 @@
 //! Devices behind addresses, and the cutting of an access into widths that a device understands.
 
+mod model;
+
+pub use model::{MmioAccess, MmioModel};
+
 use crate::addr::MemSize;
 use crate::state::DeviceState;
 use std::cell::Cell;

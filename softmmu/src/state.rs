@@ -83,6 +83,7 @@ macro_rules! fields {
             const NAME: &'static str = $text;
             const VERSION: u32 = $version;
             fn each(&mut self, visit: &mut dyn FnMut(&'static str, $crate::Value<'_>)) {
+                let _ = &visit;
                 $(visit(stringify!($field), $crate::AsValue::as_value(&mut self.$field));)*
             }
         }

@@ -14,6 +14,7 @@ use std::sync::{Arc, PoisonError, Weak};
 
 use notdirty_core::migration::Section;
 use notdirty_core::{Image, ImageError};
+use notdirty_tcg::VcpuState;
 
 use super::checkpoint::Node;
 use super::{Checkpoint, CheckpointError, Machine, MachineBuilder, MigrationError};
@@ -41,6 +42,8 @@ pub struct Baseline(Arc<Shared>);
 struct Shared {
     before: Vec<Section>,
     after: Vec<Section>,
+    /// For what streams leave out.
+    harts: Vec<VcpuState>,
     ram: notdirty_core::Baseline,
     /// Compared, and nothing else: it would keep the RAM of its machine.
     node: Weak<Node>,
@@ -93,7 +96,8 @@ impl Machine {
         let ram = at.image.share()?;
         let symbols = self.symbols.read().unwrap_or_else(PoisonError::into_inner).clone();
         let (node, frames) = (Arc::downgrade(&checkpoint.node), self.frames.clone());
-        Ok(Baseline(Arc::new(Shared { before, after, ram, node, symbols, frames })))
+        let harts = checkpoint.node.state.harts.clone();
+        Ok(Baseline(Arc::new(Shared { before, after, harts, ram, node, symbols, frames })))
     }
 }
 
@@ -127,6 +131,9 @@ impl MachineBuilder {
         machine.serve();
         let matched = machine.match_sections(&shared.after)?;
         machine.put_sections(matched)?;
+        for (vcpu, of) in machine.vcpus.iter_mut().zip(&shared.harts) {
+            vcpu.take_marks(of);
+        }
         machine.begin_at(image, shared.node.clone())?;
         Ok(machine)
     }

@@ -28,7 +28,7 @@ const NEAR: std::ops::Range<u64> = 0x1000_0000..0xf000_0000;
 
 /// Priorities: words over RAM win over RAM.
 const PLAIN: i32 = 0;
-const OVERLAY: i32 = 10;
+pub(super) const OVERLAY: i32 = 10;
 
 /// Everything on the bus but the harts.
 pub(super) struct Board {

@@ -74,7 +74,7 @@ pub(super) struct Node {
     parent: Option<Arc<Node>>,
     depth: u64,
     delta: Delta,
-    state: MachineState,
+    pub(super) state: MachineState,
 }
 
 impl Drop for Node {
@@ -88,8 +88,8 @@ impl Drop for Node {
 }
 
 /// All but RAM.
-struct MachineState {
-    harts: Vec<VcpuState>,
+pub(super) struct MachineState {
+    pub(super) harts: Vec<VcpuState>,
     clock: ClockState,
     console: ConsoleState,
     devices: Vec<(Arc<dyn MmioDevice>, Saved)>,

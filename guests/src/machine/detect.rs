@@ -9,8 +9,8 @@
 //! ```
 //!
 //! Each costs nothing where it does not look: poison and canaries are flags of the TLB's entries, code is part of a TB's key, traps are
-//! looked at when they are taken. Ranges that are set belong to the machine, not to a checkpoint: what hooks poison in a run,
-//! [`Machine::unpoison_all`] takes back.
+//! looked at when they are taken. Poison and canaries belong to a checkpoint, as the heap does whose red zones they are: a restore takes back
+//! what hooks poisoned in a run, at the cost of what changed. What is watched, and what is code, belongs to the machine.
 
 use std::fmt::Write as _;
 use std::ops::Range;

@@ -28,7 +28,7 @@ mod uri;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, PoisonError, RwLock, Weak};
 
-use notdirty_softmmu::{AccessError, AddressSpace, GuestPhys, MapError, RegionId, VcpuPort, Watched};
+use notdirty_softmmu::{AccessError, AddressSpace, GuestPhys, MapError, MmioDevice, RegionId, VcpuPort, Watched};
 use notdirty_tcg::clock::Clock;
 use notdirty_tcg::cover::{Compares, Edges};
 use notdirty_tcg::cpu::CpuState;
@@ -338,6 +338,34 @@ impl Machine {
     /// [`MapError`]: `len` is 0 or wraps, or `base` and `target` differ in their offset in a page.
     pub fn map_alias(&mut self, base: u64, target: u64, len: u64) -> Result<RegionId, MapError> {
         let region = self.board.space.map_alias(GuestPhys::new(base), GuestPhys::new(target), len, 0)?;
+        self.serve();
+        Ok(region)
+    }
+
+    /// Puts a device at these addresses, in front of what is there: one that is a closure ([`MmioModel`](notdirty_softmmu::MmioModel)), or any other.
+    ///
+    /// ```
+    /// use notdirty::Machine;
+    /// use notdirty_softmmu::{MmioAccess, MmioModel};
+    ///
+    /// let mut machine = Machine::builder().ram_size(2 << 20).build()?;
+    /// // A status register whose ready bit is always set.
+    /// machine.mmio(0x4000_0000..0x4000_0004, MmioModel::stateless("status", |_: MmioAccess| 1))?;
+    /// let mut status = [0; 4];
+    /// machine.read(0x4000_0000, &mut status)?;
+    /// assert_eq!(status, [1, 0, 0, 0]);
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    ///
+    /// # Errors
+    /// [`MapError`]: there are no bytes.
+    pub fn mmio(
+        &mut self,
+        bytes: std::ops::Range<u64>,
+        device: impl MmioDevice + 'static,
+    ) -> Result<RegionId, MapError> {
+        let (base, len) = (GuestPhys::new(bytes.start), bytes.end.saturating_sub(bytes.start));
+        let region = self.board.space.map_mmio(base, len, Arc::new(device), board::OVERLAY)?;
         self.serve();
         Ok(region)
     }

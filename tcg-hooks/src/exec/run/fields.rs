@@ -1,7 +1,7 @@
 //! A hart's state as named values, for streams.
 //!
-//! All of it but one: a reservation is a host address and means nothing elsewhere. A hart that comes from a stream has none, so its
-//! next SC fails, as the ISA lets it at any time.
+//! All of it but two: a reservation is a host address and means nothing elsewhere. A hart that comes from a stream has none, so its
+//! next SC fails, as the ISA lets it at any time. Poison and canaries are a fuzzer's, and go where it does.
 
 use super::VcpuState;
 use crate::cpu::CpuState;
@@ -15,7 +15,8 @@ impl Fields for VcpuState {
 
     fn each(&mut self, visit: &mut dyn FnMut(&'static str, Value<'_>)) {
         // All of it, so that a field that comes is not forgotten here.
-        let VcpuState { cpu, waiting, trap_loop, told, unhandled, irq, timer_deadline, reservation: _ } = self;
+        let VcpuState { cpu, waiting, trap_loop, told, unhandled, irq, timer_deadline, reservation: _, marks: _ } =
+            self;
         let CpuState { x, pc, retired, f, privilege, hart_id, isa, csr } = cpu;
         for (name, register) in REGISTERS.iter().zip(x.iter_mut()).skip(1) {
             visit(name, Value::U64(register));

@@ -1,7 +1,7 @@
 //! A hart's whole state, as a checkpoint keeps it: registers, and what they do not show.
 //!
 //! ```text
-//!   VcpuState  cpu │ in wfi │ exits told │ reservation │ interrupt lines, deadline │ an exception that is not handled yet
+//!   VcpuState  cpu │ in wfi │ exits told │ reservation │ interrupt lines, deadline │ an exception that is not handled yet │ poison, canaries
 //!   not in it:  translations, TLB, counters of what was done        they follow from memory, or concern the host
 //! ```
 //!
@@ -17,7 +17,7 @@ use crate::hooks::{HookId, HookSpec};
 use crate::riscv::mmu::Memory;
 use notdirty_core::{CodePage, PageIndex};
 use notdirty_softmmu::tlb::entry::Reservation;
-use notdirty_softmmu::{Kinds, Watch};
+use notdirty_softmmu::{Kinds, Marks, Watch};
 use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -33,6 +33,7 @@ pub struct VcpuState {
     pub(super) irq: u64,
     pub(super) timer_deadline: u64,
     pub(super) reservation: Reservation,
+    pub(super) marks: Marks,
 }
 
 impl VcpuState {
@@ -59,7 +60,7 @@ impl Vcpu {
         self.part_from_parent();
         let (ctx, core) = self.parts();
         core.fence_i(ctx);
-        let reservation = core.mmu.reservation();
+        let (reservation, marks) = (core.mmu.reservation(), core.mmu.marks());
         let port = core.mmu.port();
         VcpuState {
             cpu: ctx.cpu.clone(),
@@ -70,6 +71,7 @@ impl Vcpu {
             irq: port.irq.load(Ordering::Acquire),
             timer_deadline: port.timer_deadline.load(Ordering::Acquire),
             reservation,
+            marks,
         }
     }
 
@@ -101,6 +103,12 @@ impl Vcpu {
         port.timer_deadline.store(state.timer_deadline, Ordering::Release);
         port.take_stop();
         core.mmu.set_reservation(state.reservation);
+        core.mmu.set_marks(&state.marks, false);
+    }
+
+    /// Poison and canaries of a hart of another machine.
+    pub fn take_marks(&mut self, of: &VcpuState) {
+        self.core.mmu.set_marks(&of.marks, true);
     }
 
     /// Adds a hook, which is on from now on, whatever was translated before.
