@@ -1,17 +1,25 @@
 //! A soak of executions and restores: RAM and state are the checkpoint's, the run after a restore is the first one, memory stays what
-//! it was. `NOTDIRTY_SOAK_SECONDS` says how long.
+//! it was. `NOTDIRTY_SOAK_SECONDS` says how long; with `--nocapture` each look is a line.
 
 #[path = "common/writers.rs"]
 mod writers;
 
-use notdirty::{Checkpoint, CpuState, ICache, JitFlags, Machine, MachineBuilder, MachineExit, Privilege, RunLimits};
+use notdirty::hooks::HookSpec;
+use notdirty::{
+    Checkpoint, CpuState, ICache, JitFlags, Machine, MachineBuilder, MachineExit, PlugSpec, Plugged, Privilege,
+    RunLimits,
+};
 use notdirty_tcg::testkit::Rng;
 use std::hash::{DefaultHasher, Hasher};
+use std::ops::ControlFlow;
 use std::time::{Duration, Instant};
 use writers::{DATA, MASK, RAM, SIZE, start, with_dma};
 
 /// A page table with a leaf for each of four GiB onto itself; the hart sets its marks.
 const TABLE: u64 = RAM + 0xf_0000;
+/// Where RAM is plugged.
+const DIMM: u64 = 0x1_0000_0000;
+const WAIT: Duration = Duration::from_secs(10);
 /// So often all is looked at.
 const LOOK: u64 = 10_000;
 /// Instructions of the run that is compared, and how many of them one by one.
@@ -25,13 +33,15 @@ struct Soaked {
     name: &'static str,
     machine: Machine,
     root: Checkpoint,
+    /// RAM that is plugged at the root.
+    dimm: Plugged,
     first: Option<Trace>,
     done: u64,
 }
 
 impl Soaked {
     fn new(name: &'static str, builder: MachineBuilder, paged: bool) -> Soaked {
-        let mut machine = builder.ram_size(SIZE).build().unwrap();
+        let mut machine = builder.ram_size(SIZE).max_ram(16 << 20).build().unwrap();
         start(&mut machine, 5);
         with_dma(&mut machine);
         if paged {
@@ -43,8 +53,11 @@ impl Soaked {
             cpu.csr.menvcfg |= 1 << 61;
             (cpu.csr.satp, cpu.privilege) = (8 << 60 | TABLE >> 12, Privilege::S);
         }
+        let spec = PlugSpec::default().max_size(256 << 10);
+        let dimm = machine.memory().plug("dimm", DIMM, 64 << 10, spec).unwrap();
+        machine.write(DIMM + 5000, &[7; 9000]).unwrap();
         let root = machine.checkpoint().unwrap();
-        let mut soaked = Soaked { name, machine, root, first: None, done: 0 };
+        let mut soaked = Soaked { name, machine, root, dimm, first: None, done: 0 };
         soaked.first = soaked.trace();
         soaked
     }
@@ -87,6 +100,19 @@ impl Soaked {
                 steps(machine, end);
             }
         };
+        match rng.below(128) {
+            0 => machine.memory().unplug(&self.dimm, WAIT).unwrap(),
+            1 => machine.memory().resize(&self.dimm, 4096 * (1 + rng.below(60)), WAIT).unwrap(),
+            2 => {
+                let shared = PlugSpec::default().shared(rng.below(2) == 0);
+                machine.memory().plug("more", DIMM + (16 << 20), 64 << 10, shared).unwrap();
+                machine.write(DIMM + (16 << 20) + rng.below(60_000), b"more").unwrap();
+            }
+            3 => drop(machine.map_alias(DIMM + (32 << 20), RAM, 8192).unwrap()),
+            4 => machine.poison(DATA + rng.below(MASK)..DATA + MASK + 1),
+            _ => {}
+        }
+        machine.unpoison_all();
         go(machine, rng);
         if self.done.is_multiple_of(500) {
             // To and fro in a tree, whose nodes go again.
@@ -106,6 +132,7 @@ impl Soaked {
             let again = self.trace();
             assert!(again == self.first, "{}: after {} the run is another", self.name, self.done);
             self.machine.verify(&self.root).unwrap();
+            println!("{}: {} executions, {} KiB", self.name, self.done, memory());
         }
     }
 }
@@ -131,6 +158,10 @@ fn executions_leave_nothing_behind() {
         Soaked::new("translated at once, fence.i", builder().jit_flags(eager).icache(ICache::FenceI), false),
         Soaked::new("two harts", builder().harts(2), false),
     ];
+    // Empty hooks: they change nothing.
+    let block = HookSpec::block(.., |_| ControlFlow::Continue(()));
+    all[1].machine.add_hook(0, block).unwrap();
+    all[2].machine.add_hook(0, HookSpec::insn_with(RAM..RAM + 64, |_| {})).unwrap();
     let (mut rng, started) = (Rng::new(1), Instant::now());
     let mut warm = None;
     let (mut rounds, mut most) = (0u64, 0);
