@@ -119,7 +119,8 @@ impl Incoming {
                 Record::Flush if self.others.is_some() => {
                     let Some((meeting, channels, patience)) = &self.others else { continue };
                     if !meeting.hold(*channels, *patience) {
-                        let why = "a channel did not come to its sync".to_owned();
+                        let late = || "a channel did not come to its sync".to_owned();
+                        let why = meeting.why().map_or_else(late, |why| format!("a channel failed: {why}"));
                         return Err(reader.source().error(Fault::Order(why)));
                     }
                 }

@@ -229,6 +229,8 @@ struct Met {
     held: u64,
     /// One of them, or the main stream, will not come any more.
     failed: bool,
+    /// What the first of them failed by.
+    why: Option<String>,
 }
 
 impl Meeting {
@@ -236,6 +238,17 @@ impl Meeting {
     pub fn fail(&self) {
         self.state.lock().unwrap_or_else(PoisonError::into_inner).failed = true;
         self.changed.notify_all();
+    }
+
+    /// The same, and the first of them says why.
+    fn fail_by(&self, why: &StreamError) {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner).why.get_or_insert_with(|| why.to_string());
+        self.fail();
+    }
+
+    /// Why a channel failed, if one did.
+    pub(super) fn why(&self) -> Option<String> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner).why.clone()
     }
 
     /// A channel waits until the main stream has seen all of them; `false` if that will not be.
@@ -311,8 +324,8 @@ pub fn receive<R: std::io::Read>(
     patience: Duration,
 ) -> Result<(u64, u64)> {
     let done = receive_all(In::new(channel), blocks, meeting, patience);
-    if done.is_err() {
-        meeting.fail();
+    if let Err(why) = &done {
+        meeting.fail_by(why);
     }
     done
 }

@@ -18,7 +18,7 @@
 mod pace;
 mod road;
 
-use std::io::Read;
+use std::io::{self, Read};
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
@@ -45,6 +45,8 @@ pub(super) mod command {
     pub const RUN: u16 = 5;
     pub const SHUT: u16 = 1;
     pub const PONG: u16 = 2;
+    /// An answer of ours: why a SHUT that is not 0 comes next, as text.
+    pub const WHY: u16 = 0x4e02;
 }
 
 /// How long a thread that asks waits for a run of the machine.
@@ -52,6 +54,9 @@ const ATTENTION: Duration = Duration::from_secs(10);
 
 /// How long a guest stands still for its migration at most: then it is cancelled.
 const STANDSTILL: Duration = Duration::from_secs(60);
+
+/// How long the reason of a target that has ended the channel is waited for.
+const LAST_WORD: Duration = Duration::from_millis(500);
 
 /// How long a write by another thread may be under way then.
 const DMA: Duration = Duration::from_secs(1);
@@ -378,6 +383,27 @@ impl Migration {
     ) -> Result<(), MigrationError> {
         let mut answers =
             if channel.is_duplex() { Some(channel.try_clone().map_err(MigrationError::Host)?) } else { None };
+        let done = self.send_all(channel, &mut answers, others, uuid, options, space, stood);
+        let (Err(MigrationError::Stream(_)), Some(answers)) = (&done, &mut answers) else { return done };
+        // A target that refuses ends the channel, and has said why before.
+        answers.set_patience(LAST_WORD);
+        match answer(answers) {
+            Ok(Said { kind: command::SHUT, number: 1.., why }) => Err(MigrationError::Refused { why }),
+            _ => done,
+        }
+    }
+
+    #[allow(clippy::too_many_arguments, reason = "a part of the function above")]
+    fn send_all(
+        &self,
+        channel: Channel,
+        answers: &mut Option<Channel>,
+        others: Vec<Channel>,
+        uuid: &multifd::Uuid,
+        options: &LeaveOptions,
+        space: &AddressSpace,
+        stood: &mut Option<Instant>,
+    ) -> Result<(), MigrationError> {
         let (before, blocks, source) = self.describe(options, space)?;
         let mut writer = StreamWriter::new(channel, state::TYPE, &[])?;
         if answers.is_some() {
@@ -407,11 +433,11 @@ impl Migration {
         let mut talk = lock(&self.0.talk);
         talk.status.progress.bytes = talk.status.progress.bytes.max(writer.offset());
         drop(talk);
-        let Some(answers) = &mut answers else { return Ok(()) };
+        let Some(answers) = answers else { return Ok(()) };
         match answer(answers)? {
-            (command::SHUT, 0) => {}
-            (command::SHUT, _) => return Err(MigrationError::Refused),
-            (kind, _) => return Err(MigrationError::Order(format!("the target answered {kind}, not SHUT"))),
+            Said { kind: command::SHUT, number: 0, .. } => {}
+            Said { kind: command::SHUT, why, .. } => return Err(MigrationError::Refused { why }),
+            Said { kind, .. } => return Err(MigrationError::Order(format!("the target answered {kind}, not SHUT"))),
         }
         if self.0.cancel.is_cancelled() {
             return Err(MigrationError::Cancelled);
@@ -420,23 +446,64 @@ impl Migration {
         let told = writer.command(command::RUN, &[]).and_then(|()| writer.out().flush());
         let uncertain = |why: String| MigrationError::Uncertain { why };
         told.map_err(|why| uncertain(why.to_string()))?;
-        match answer(answers) {
-            Ok((command::PONG, _)) => Ok(()),
-            Ok((kind, _)) => Err(uncertain(format!("it answered {kind}, not PONG"))),
+        let said = match answer(answers) {
+            // The same once more says no more.
+            Ok(Said { kind: command::SHUT, number: 0, .. }) => answer(answers),
+            said => said,
+        };
+        match said {
+            Ok(Said { kind: command::PONG, .. }) => Ok(()),
+            // It will not run: it says so.
+            Ok(Said { kind: command::SHUT, number: 1.., why }) => Err(MigrationError::Refused { why }),
+            Ok(Said { kind, .. }) => Err(uncertain(format!("it answered {kind}, not PONG"))),
             Err(why) => Err(uncertain(why.to_string())),
         }
     }
 }
 
-/// An answer of the target: its kind, and its number.
-fn answer(from: &mut Channel) -> Result<(u16, u32), MigrationError> {
-    let mut head = [0; 8];
-    from.read_exact(&mut head).map_err(MigrationError::Answer)?;
-    let [kind_high, kind_low, len_high, len_low, number @ ..] = head;
-    match u16::from_be_bytes([len_high, len_low]) {
-        4 => Ok((u16::from_be_bytes([kind_high, kind_low]), u32::from_be_bytes(number))),
-        len => Err(MigrationError::Order(format!("the target answered {len} bytes, not 4"))),
+/// An answer of the target.
+struct Said {
+    kind: u16,
+    number: u32,
+    /// What it said before.
+    why: String,
+}
+
+fn answer(from: &mut Channel) -> Result<Said, MigrationError> {
+    let failed = |why: io::Error| match why.kind() {
+        io::ErrorKind::UnexpectedEof => MigrationError::Answer(io::Error::new(why.kind(), "it ended the channel")),
+        _ => MigrationError::Answer(why),
+    };
+    let mut why = String::new();
+    loop {
+        let mut head = [0; 4];
+        from.read_exact(&mut head).map_err(failed)?;
+        let [kind, len] = [[head[0], head[1]], [head[2], head[3]]].map(u16::from_be_bytes);
+        let mut bytes = vec![0; usize::from(len)];
+        match (kind, len) {
+            (command::WHY, ..=REASON) => {
+                from.read_exact(&mut bytes).map_err(failed)?;
+                why = String::from_utf8_lossy(&bytes).into_owned();
+            }
+            (_, 4) => {
+                let mut number = [0; 4];
+                from.read_exact(&mut number).map_err(failed)?;
+                return Ok(Said { kind, number: u32::from_be_bytes(number), why });
+            }
+            _ => return Err(MigrationError::Order(format!("the target answered {len} bytes, not 4"))),
+        }
     }
+}
+
+/// The longest reason, in bytes.
+const REASON: u16 = 1024;
+
+/// The answer of a target that will not run the machine.
+pub(super) fn refusal(why: &MigrationError) -> Vec<u8> {
+    let text = why.to_string();
+    let text = &text.as_bytes()[..text.len().min(REASON.into())];
+    let head = [command::WHY, text.len() as u16].map(u16::to_be_bytes).concat();
+    [&head[..], text, &answer_bytes(command::SHUT, 1)].concat()
 }
 
 /// The same as it is sent.

@@ -21,7 +21,7 @@ use notdirty_core::migration::{
 };
 use notdirty_softmmu::{MapError, SectionError};
 
-use super::leave::{answer_bytes, command};
+use super::leave::{answer_bytes, command, refusal};
 use super::{BuildError, CheckpointError, Machine, MachineBuilder, PlugError, state};
 
 /// Why a machine did not leave or come. One that was to leave is as it was.
@@ -89,9 +89,12 @@ pub enum MigrationError {
     /// The target's answer did not come.
     #[error("no answer of the target: {0}")]
     Answer(#[source] io::Error),
-    /// The target could not make a machine of what came. It said why.
-    #[error("the target refused the machine")]
-    Refused,
+    /// The target could not make a machine of what came.
+    #[error("the target refused the machine: {why}")]
+    Refused {
+        /// What it said.
+        why: String,
+    },
     /// The target was told to run, and no answer came: it may run, or not. See [`Machine::take_back`].
     #[error("the target was told to run and did not answer ({why}): it may run, so this side does not")]
     Uncertain {
@@ -256,24 +259,35 @@ impl MachineBuilder {
         let mut others = Others::default();
         let came = come(self, &mut reader, more, &mut others, attach);
         // The source hears of a failure first, and ends its channels: then none is waited for.
-        if let (Err(_), Some(answers)) = (&came, &mut answers) {
-            let _ = answers.write_all(&answer_bytes(command::SHUT, 1));
-        }
-        let joined = others.join(came.is_ok());
-        let failed = came.is_err();
-        let came = came.and_then(|machine| joined.map(|()| machine));
-        let Some(answers) = &mut answers else { return came };
-        if failed {
-            return came;
-        }
-        let number = u32::from(came.is_err());
-        let told = answers.write_all(&answer_bytes(command::SHUT, number)).map_err(MigrationError::Answer);
-        let machine = came?;
-        told?;
+        let mut refuse = |why: MigrationError| {
+            if let Some(answers) = &mut answers {
+                let _ = answers.write_all(&refusal(&why));
+            }
+            why
+        };
+        let machine = match came {
+            Ok(machine) => {
+                others.join(true).map_err(&mut refuse)?;
+                machine
+            }
+            Err(why) => {
+                let why = refuse(why);
+                let _ = others.join(false);
+                return Err(why);
+            }
+        };
+        let Some(answers) = &mut answers else { return Ok(machine) };
+        answers.write_all(&answer_bytes(command::SHUT, 0)).map_err(MigrationError::Answer)?;
         // It stands still until the source has given it up.
-        match reader.event()? {
-            Event::Command(command::RUN, _) => {}
-            other => return Err(MigrationError::Order(format!("{other:?} instead of the command to run"))),
+        let why = match reader.event() {
+            Ok(Event::Command(command::RUN, _)) => None,
+            Ok(other) => Some(MigrationError::Order(format!("{other:?} instead of the command to run"))),
+            Err(why) => Some(why.into()),
+        };
+        if let Some(why) = why {
+            // It does not run: a source that is still there need not guess.
+            let _ = answers.write_all(&refusal(&why));
+            return Err(why);
         }
         // Should this not arrive, the source stays where it is: it has said so.
         let _ = answers.write_all(&answer_bytes(command::PONG, 0));

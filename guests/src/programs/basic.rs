@@ -90,6 +90,6 @@ pub(super) fn puts(ops: &mut asm::Asm) {
     );
 }
 
-fn text(ops: &mut asm::Asm, text: &str) {
+pub(super) fn text(ops: &mut asm::Asm, text: &str) {
     rv!(ops ; ->text: ; .bytes text.as_bytes() ; .u8 0 ; .align 4);
 }

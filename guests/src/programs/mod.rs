@@ -20,6 +20,7 @@ pub mod sieve;
 pub mod smc;
 pub mod smp;
 pub mod stress;
+pub mod sums;
 pub mod targets;
 pub mod timer;
 
