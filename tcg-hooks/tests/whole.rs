@@ -5,8 +5,8 @@ mod common;
 use common::*;
 use notdirty_core::RamBlockSpec;
 use notdirty_softmmu::GuestPhys;
-use notdirty_tcg::EngineKind;
 use notdirty_tcg::riscv::Op;
+use notdirty_tcg::{EngineKind, JitFlags};
 
 const CODE: u64 = RAM + 0x1000;
 const DATA: u64 = RAM + 0x6_0000;
@@ -23,10 +23,12 @@ fn sums(asm: &mut Asm) {
     asm.op(Op::Bne, 0, A3, 0, (again as i64 - asm.here() as i64) as i32).stop();
 }
 
-/// On both engines: the same registers after each run. The first has what the loops left.
+/// On both engines, and where all code is hot: the same registers after each run. The first has what the loops left.
 fn alike(what: impl Fn(&mut Vm) -> Vec<u64>) -> Vec<u64> {
-    let [ours, exact] = [EngineKind::Jit, EngineKind::Interp].map(|engine| {
-        let mut vm = Vm::with(&Setup { engine, ram: LEN, ..Setup::default() });
+    let setups = [(EngineKind::Jit, true), (EngineKind::Jit, false), (EngineKind::Interp, true)];
+    let [ours, hot, exact] = setups.map(|(engine, samples)| {
+        let flags = JitFlags { samples, ..eager() };
+        let mut vm = Vm::with(&Setup { engine, flags, ram: LEN, ..Setup::default() });
         for page in 0..LEN / 8 {
             vm.space.write(GuestPhys::new(RAM + 8 * page), &(page * page).to_le_bytes()).unwrap();
         }
@@ -36,7 +38,32 @@ fn alike(what: impl Fn(&mut Vm) -> Vec<u64>) -> Vec<u64> {
         what(&mut vm)
     });
     assert_eq!(ours, exact);
+    assert_eq!(hot, exact, "by tier 2");
     ours
+}
+
+#[test]
+fn a_check_in_front_of_loads_finds_what_loads_that_leave_no_entry_behind_it_find() {
+    // In front of a loop, off a base and by a step; and at the entry of a region that loads what it leaves alone.
+    let loops: [fn(&mut Asm); 2] = [sums, |asm| {
+        asm.la(A0, DATA);
+        let again = asm.here();
+        asm.op(Op::Ld, A1, A0, 0, 0).op(Op::Addi, A0, A0, 0, 8).op(Op::Add, A2, A2, A1, 0).i(addi(A3, A3, -1));
+        asm.op(Op::Bne, 0, A3, 0, (again as i64 - asm.here() as i64) as i32).stop();
+    }];
+    for code in loops {
+        let vm = Vm::with(&Setup { ram: LEN, ..Setup::default() });
+        let mut asm = Asm::at(CODE);
+        code(&mut asm);
+        asm.put(&vm);
+        for (whole, looks) in [(true, false), (false, true)] {
+            let flags = JitFlags { samples: false, whole, ..eager() };
+            let listing = notdirty_tcg::listing::region(&vm.space, CODE, flags, &|_| None).unwrap();
+            let blocks = listing.blocks.iter().flat_map(|block| &block.host);
+            let looked = listing.entry.iter().chain(blocks).any(|line| line.contains("tlb.read"));
+            assert_eq!(looked, looks, "{listing}");
+        }
+    }
 }
 
 fn sum(vm: &mut Vm, at: u64) -> u64 {

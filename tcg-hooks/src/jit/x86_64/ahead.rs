@@ -32,6 +32,26 @@ impl Emitter {
             base = RDX;
         }
         let own = kept.is_some();
+        // Loads that look for no entry leave none behind for a check to find.
+        let flat = if store || own { None } else { self.probe_whole_reach(base, first, last, lone.is_some()) };
+        match flat {
+            Some((fail, other)) => [Some(fail), other].into_iter().flatten().for_each(|fail| self.ops.aim(fail, cold)),
+            None => self.check_entries((base, first, last), (lone, step), comparator, (kept, cold)),
+        }
+        if step != 0 {
+            self.count_trips(base, if step > 0 { last } else { first }, step);
+        }
+    }
+
+    /// Do these bytes lie on pages with entries, now and while the base stays on its page? Else it goes on at the label.
+    fn check_entries(
+        &mut self,
+        (base, first, last): (u8, i32, i32),
+        (lone, step): (Option<u8>, i32),
+        comparator: i32,
+        (kept, cold): (Option<u8>, Label),
+    ) {
+        let own = kept.is_some();
         let fail = match lone {
             Some(bytes) => self.probe_sized(base, first, bytes.into(), comparator, own),
             None => self.probe_first(base, first, comparator, own),
@@ -51,9 +71,6 @@ impl Emitter {
             let fail = self.probe_last(base, last, comparator, own);
             self.ops.aim(fail, cold);
         }
-        if step != 0 {
-            self.count_trips(base, if step > 0 { last } else { first }, step);
-        }
     }
 
     /// What a region checks at its entry, where all registers are as between TBs.
@@ -66,12 +83,19 @@ impl Emitter {
         for &Check { base, store, first, last, lone, .. } in shared {
             let comparator = if store { WRITE } else { READ };
             if base == 0 && lone.is_some() {
-                let fail = self.probe_constant(self.region_pc.wrapping_add_signed(first.into()), comparator);
+                let address = self.region_pc.wrapping_add_signed(first.into());
+                let flat = if store { None } else { self.probe_whole_constant(address) };
+                let fail = flat.unwrap_or_else(|| self.probe_constant(address, comparator));
                 self.ops.aim(fail, label);
                 continue;
             }
             if let Some(bytes) = lone {
                 let base = self.source(base, RDX);
+                let flat = if store { None } else { self.probe_whole_reach(base, first, last, true) };
+                if let Some((fail, _)) = flat {
+                    self.ops.aim(fail, label);
+                    continue;
+                }
                 let fail = self.probe_sized(base, first, bytes.into(), comparator, false);
                 self.ops.aim(fail, label);
                 continue;
@@ -83,6 +107,11 @@ impl Emitter {
                 }
                 _ => (self.source(base, RDX), first, last),
             };
+            let flat = if store { None } else { self.probe_whole_reach(base, first, last, false) };
+            if let Some((fail, other)) = flat {
+                [Some(fail), other].into_iter().flatten().for_each(|fail| self.ops.aim(fail, label));
+                continue;
+            }
             for at in [first, last] {
                 let fail = self.probe_first(base, at, comparator, false);
                 self.ops.aim(fail, label);

@@ -322,6 +322,27 @@ impl Emitter {
         Some(self.ops.jump_if(Flag::NotBelow))
     }
 
+    /// The same for loads from the first byte to the last, wherever in flat RAM; or for one alone, which needs one answer.
+    pub(super) fn probe_whole_reach(
+        &mut self,
+        base: u8,
+        first: i32,
+        last: i32,
+        alone: bool,
+    ) -> Option<(Hole, Option<Hole>)> {
+        let start = self.whole_for(Taken::Assumed)?;
+        let from = self.probe_whole(base, first, start);
+        Some((from, (!alone).then(|| self.probe_whole(base, last, start))))
+    }
+
+    /// The same for loads on the page of a constant address; rax survives.
+    pub(super) fn probe_whole_constant(&mut self, address: u64) -> Option<Hole> {
+        let start = self.whole_for(Taken::Assumed)?;
+        let behind = i32::try_from(address.wrapping_add_signed(start.into()) as i64 + 1).ok().filter(|&at| at > 0)?;
+        dynasm!(self.ops; .arch x64; cmp QWORD [rbp + WHOLE], behind);
+        Some(self.ops.jump_if(Flag::Below))
+    }
+
     /// Is it a load from flat RAM, while that is whole? rax is lost, and the base register survives.
     fn probe_whole(&mut self, base: u8, imm: i32, start: i32) -> Hole {
         self.distance(base, imm, start);
