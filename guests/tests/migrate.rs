@@ -155,23 +155,18 @@ fn go(way: Way, seed: u64, stays: bool) -> (Machine, MigrationStatus, Machine) {
         let target = listener.as_ref().map(|listener| scope.spawn(|| listen(listener, &Cancel::default())));
         let (exit, status) = leave(&mut machine, || {
             let cancel = Cancel::default();
-            let (road, end) = match way {
-                Way::Mapped => (Road::File(file.clone(), stays), None),
-                Way::File(form) => {
-                    let (road, end) = Road::connect(&place(form), 0, PATIENCE, &cancel).unwrap();
-                    (road, Some(end))
-                }
+            let road = match way {
+                Way::Mapped => Road::File(file.clone(), stays),
+                Way::File(form) => Road::connect(&place(form), 0, PATIENCE, &cancel).unwrap(),
                 Way::Socket(_, beside) => {
                     let uri = listener.as_ref().unwrap().uri();
-                    let (road, end) = Road::connect(&uri, beside, PATIENCE, &cancel).unwrap();
-                    (road, Some(end))
+                    Road::connect(&uri, beside, PATIENCE, &cancel).unwrap()
                 }
             };
             let migration = migrator.start(road, cancel, LeaveOptions::default()).unwrap();
             let plugged = memory.plug("no", 0x2_0000_0000, 0x1000, PlugSpec::default());
             assert!(matches!(plugged, Err(PlugError::Migrating)));
             migration.wait(Duration::from_secs(60)).unwrap().unwrap();
-            end.into_iter().for_each(|end| end.finish(PATIENCE).unwrap());
             migration
         });
         let wanted = if stays { MachineExit::Stopped } else { MachineExit::Migrated };
@@ -469,6 +464,65 @@ fn whatever_happens_to_the_channel_one_side_can_run_and_nothing_hangs() {
         }
     }
     assert!(uncertain > 0, "the harness reaches the last step");
+}
+
+#[test]
+fn a_command_that_fails_and_a_disk_that_is_full_leave_the_machine_here() {
+    let file = std::env::temp_dir().join(format!("notdirty-{}-not-there", std::process::id()));
+    let not_there = format!("file:{}/no/such", file.display());
+    // Behind all bytes, in the middle of them, at the first; and before it begins.
+    for (place, wanted) in [
+        ("exec:cat > /dev/null; exit 3", "the command ended with exit status: 3"),
+        ("exec:head -c 100000 > /dev/null", "Broken pipe"),
+        ("file:/dev/full,offset=0", "No space left on device"),
+        (&not_there[..], "No such file"),
+    ] {
+        let mut machine = source(2, 31);
+        let migrator = machine.migrator();
+        let cancel = Cancel::default();
+        let road = match Road::connect(&place.parse().unwrap(), 0, PATIENCE, &cancel) {
+            Ok(road) => road,
+            Err(why) => {
+                assert!(why.to_string().contains(wanted), "{place}: {why}");
+                continue;
+            }
+        };
+        let told = std::sync::Mutex::new(String::new());
+        let (exit, status) = leave(&mut machine, || {
+            let migration = migrator.start(road, cancel, LeaveOptions::default()).unwrap();
+            *told.lock().unwrap() = migration.wait(PATIENCE).unwrap().unwrap_err().to_string();
+            migration
+        });
+        assert_eq!((exit, status.state), (MachineExit::Stopped, MigrationState::Failed), "{place}");
+        let told = told.into_inner().unwrap();
+        assert!(told.contains(wanted), "{place}: {told}");
+        // It goes on, and may leave again.
+        let (status, target) = hop(&mut machine);
+        assert_eq!(status.state, MigrationState::Completed, "{place}");
+        assert_same(&machine, &target.unwrap(), place);
+    }
+    // Several channels to what is one are refused before anything is written.
+    let why = Road::connect(&Uri::File(file.clone(), None), 2, PATIENCE, &Cancel::default()).err().unwrap();
+    assert!(why.to_string().contains("it is one channel") && !file.exists(), "{why}");
+}
+
+#[test]
+fn a_guest_that_sleeps_for_ever_leaves_if_it_is_run_again_and_again() {
+    let program = notdirty::Program::Image(notdirty::programs::basic::hang());
+    let mut machine = Machine::builder().ram_size(1 << 20).program(program).build().unwrap();
+    let migrator = machine.migrator();
+    let (ours, theirs) = UnixStream::pair().unwrap();
+    let target = std::thread::spawn(|| Machine::builder().receive(channel(theirs, &Cancel::default())));
+    assert_eq!(machine.run_to_end(), MachineExit::Hung);
+    let cancel = Cancel::default();
+    let migration = migrator.start(channel(ours, &cancel), cancel, LeaveOptions::default()).unwrap();
+    while migration.wait(Duration::from_millis(5)).is_none() {
+        assert!(matches!(machine.run_to_end(), MachineExit::Hung | MachineExit::Migrated));
+    }
+    let mut target = target.join().unwrap().unwrap();
+    assert_eq!(machine.run_to_end(), MachineExit::Migrated);
+    assert_same(&machine, &target, "hung");
+    assert_eq!(target.run_to_end(), MachineExit::Hung);
 }
 
 #[test]

@@ -51,7 +51,7 @@ pub(super) fn receive(builder: MachineBuilder, uri: &Uri, args: &Args) -> Result
         Err(why) => Err(io::Error::other(why)),
     };
     let machine = builder.receive_with(channel, &mut more, |_| Ok(())).map_err(|why| refuse_migration(&name, &why))?;
-    end.finish(PATIENCE).map_err(host)?;
+    end.finish(PATIENCE, &cancel).map_err(host)?;
     log::info!("the machine came in {:.1} ms", start.elapsed().as_secs_f64() * 1e3);
     Ok(machine)
 }
@@ -146,10 +146,10 @@ impl Job {
             std::thread::sleep(until.saturating_duration_since(Instant::now()).min(Duration::from_millis(10)));
         }
         let cancel = Cancel::default();
-        let (road, end) = match (&self.go.uri, self.mapped_ram) {
-            (Uri::File(path, _), true) => (Road::File(path.clone(), false), None),
+        let road = match (&self.go.uri, self.mapped_ram) {
+            (Uri::File(path, _), true) => Road::File(path.clone(), false),
             (uri, _) => match Road::connect(uri, self.multifd, PATIENCE, &cancel) {
-                Ok((road, end)) => (road, Some(end)),
+                Ok(road) => road,
                 Err(why) => return Some(why.to_string()),
             },
         };
@@ -170,7 +170,7 @@ impl Job {
         };
         show.end();
         match ended {
-            Ok(_) => end.and_then(|end| end.finish(PATIENCE).err()).map(|why| why.to_string()),
+            Ok(_) => None,
             Err(why) => Some(match &*why {
                 MigrationError::Cancelled if self.over.load(Ordering::Acquire) => "the run ended before".into(),
                 why => why.to_string(),

@@ -32,7 +32,7 @@ use notdirty_core::{DirtyClient, RamBlock};
 use notdirty_softmmu::AddressSpace;
 
 use super::migrate::{MigrationError, Unfinished};
-use super::{Machine, Stop, state};
+use super::{Machine, Stop, WeakStop, state};
 use pace::{Pace, SLICE};
 pub(super) use pace::{on_threads, threads};
 pub use road::Road;
@@ -57,6 +57,9 @@ const STANDSTILL: Duration = Duration::from_secs(60);
 
 /// How long the reason of a target that has ended the channel is waited for.
 const LAST_WORD: Duration = Duration::from_millis(500);
+
+/// How long a command that took a machine may take to end.
+const COMMAND: Duration = Duration::from_secs(30);
 
 /// How long a write by another thread may be under way then.
 const DMA: Duration = Duration::from_secs(1);
@@ -128,6 +131,8 @@ struct Talk {
     status: MigrationStatus,
     /// How it ended.
     ended: Option<Result<(), Arc<MigrationError>>>,
+    /// Until then a guest that sleeps is not hung: it is to leave.
+    awake: Option<Stop>,
 }
 
 struct Shared {
@@ -137,7 +142,6 @@ struct Shared {
     wanted: AtomicBool,
     cancel: Cancel,
     start: Instant,
-    stop: Stop,
     /// How much of the time harts sleep, of a hundred.
     throttle: AtomicU32,
     /// The machine stays here when it is done.
@@ -152,7 +156,7 @@ pub struct Migration(Arc<Shared>);
 #[derive(Clone)]
 pub struct Migrator {
     door: Arc<MigrationDoor>,
-    stop: Stop,
+    stop: WeakStop,
     space: Arc<AddressSpace>,
 }
 
@@ -184,6 +188,18 @@ impl MigrationDoor {
     /// Whether RAM has to stay as it is.
     pub fn is_under_way(&self) -> bool {
         self.current().is_some_and(|migration| lock(&migration.0.talk).ended.is_none())
+    }
+}
+
+/// A migration that has ended when this is dropped, at the latest.
+struct Ends(Migration);
+
+impl Drop for Ends {
+    fn drop(&mut self) {
+        let open = lock(&self.0.0.talk).ended.is_none();
+        if open {
+            self.0.end(MigrationState::Failed, Err(MigrationError::Order("the migration's thread failed".into())));
+        }
     }
 }
 
@@ -225,7 +241,7 @@ impl Migration {
         let mut talk = lock(&shared.talk);
         (talk.asked, talk.answer) = (Some(ask), None);
         shared.wanted.store(true, Ordering::Release);
-        shared.stop.kick();
+        talk.awake.iter().for_each(Stop::kick);
         let until = Instant::now() + ATTENTION;
         loop {
             if let Some(answer) = talk.answer.take() {
@@ -251,7 +267,7 @@ impl Migration {
         while lock(&self.0.talk).ended.is_none() {
             std::thread::sleep(SLICE);
             if self.0.throttle.load(Ordering::Acquire) != 0 {
-                self.0.stop.kick();
+                lock(&self.0.talk).awake.iter().for_each(Stop::kick);
             }
         }
     }
@@ -278,6 +294,10 @@ impl Migration {
         talk.status.total = self.0.start.elapsed();
         talk.ended = Some(ended.map_err(Arc::new));
         self.0.wanted.store(false, Ordering::Release);
+        // A guest that sleeps is looked at again, without the handle that kept it from being hung: the run's thread takes this lock.
+        if let Some(stop) = talk.awake.take() {
+            stop.kick();
+        }
         drop(talk);
         self.0.changed.notify_all();
     }
@@ -287,6 +307,11 @@ impl Migration {
         let mut stood = None;
         let done = match road {
             Road::Channels(channel, others, uuid) => self.send(channel, others, &uuid, options, space, &mut stood),
+            Road::Ending(channel, end) => {
+                let sent = self.send(channel, Vec::new(), &[0; 16], options, space, &mut stood);
+                // It is there once the command says so, and the file has its name; until then it is here.
+                sent.and_then(|()| end.finish(COMMAND, &self.0.cancel).map_err(MigrationError::End))
+            }
             Road::File(path, _) => self.write(&path, options, space, &mut stood),
         };
         self.0.throttle.store(0, Ordering::Release);
@@ -526,6 +551,7 @@ impl Migrator {
         options: LeaveOptions,
     ) -> Result<Migration, MigrationError> {
         let road = road.into();
+        let stop = self.stop.upgrade().ok_or(MigrationError::Gone)?;
         let mut current = lock(&self.door.current);
         if self.door.gone.load(Ordering::Acquire) {
             return Err(MigrationError::Gone);
@@ -540,24 +566,28 @@ impl Migrator {
             progress: Progress::default(),
         };
         let migration = Migration(Arc::new(Shared {
-            talk: Mutex::new(Talk { asked: None, answer: None, status, ended: None }),
+            talk: Mutex::new(Talk { asked: None, answer: None, status, ended: None, awake: Some(stop) }),
             changed: Condvar::new(),
             wanted: AtomicBool::new(false),
             cancel,
             start: Instant::now(),
-            stop: self.stop.clone(),
             throttle: AtomicU32::new(0),
             stays: matches!(road, Road::File(_, true)),
         }));
         self.door.may_stop.store(true, Ordering::Release);
-        let (own, space) = (migration.clone(), self.space.clone());
+        // Without its thread, or when that panics, it has failed: no run waits for it.
+        let (own, space) = (Ends(migration.clone()), self.space.clone());
         if options.auto_converge {
             let own = migration.clone();
             let thread = std::thread::Builder::new().name("throttle".into());
             thread.spawn(move || own.throttle()).map_err(MigrationError::Host)?;
         }
         let thread = std::thread::Builder::new().name("migration".into());
-        thread.spawn(move || own.leave(road, &options, &space)).map_err(MigrationError::Host)?;
+        let thread = thread.spawn(move || {
+            let Ends(own) = &own;
+            own.leave(road, &options, &space);
+        });
+        thread.map_err(MigrationError::Host)?;
         *current = Some(migration.clone());
         Ok(migration)
     }
@@ -566,7 +596,7 @@ impl Migrator {
 impl Machine {
     /// What starts migrations of this machine, from any thread.
     pub fn migrator(&self) -> Migrator {
-        Migrator { door: self.migration.clone(), stop: self.stop_handle(), space: self.board.space.clone() }
+        Migrator { door: self.migration.clone(), stop: self.stop_handle().downgrade(), space: self.board.space.clone() }
     }
 
     /// Whether the machine has left. It does not run then.
@@ -588,6 +618,8 @@ impl Machine {
         if !shared.wanted.load(Ordering::Acquire) {
             migration.sleep();
         }
+        // One that ends has let go of its handle then.
+        drop(lock(&shared.talk));
         if !shared.wanted.load(Ordering::Acquire) {
             return self.is_gone();
         }

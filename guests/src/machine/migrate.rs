@@ -22,7 +22,7 @@ use notdirty_core::migration::{
 use notdirty_softmmu::{MapError, SectionError};
 
 use super::leave::{answer_bytes, command, refusal};
-use super::{BuildError, CheckpointError, Machine, MachineBuilder, PlugError, state};
+use super::{BuildError, CheckpointError, Machine, MachineBuilder, PlugError, UriError, state};
 
 /// Why a machine did not leave or come. One that was to leave is as it was.
 #[derive(Debug, thiserror::Error)]
@@ -101,6 +101,9 @@ pub enum MigrationError {
         /// What came instead.
         why: String,
     },
+    /// All was sent, and its end did not go well.
+    #[error(transparent)]
+    End(UriError),
     /// Somebody ended it.
     #[error("the migration was cancelled")]
     Cancelled,
@@ -255,9 +258,11 @@ impl MachineBuilder {
     ) -> Result<Machine, MigrationError> {
         let mut answers =
             if channel.is_duplex() { Some(channel.try_clone().map_err(MigrationError::Host)?) } else { None };
-        let mut reader = StreamReader::new(channel)?;
         let mut others = Others::default();
-        let came = come(self, &mut reader, more, &mut others, attach);
+        let came = StreamReader::new(channel).map_err(MigrationError::from).and_then(|mut reader| {
+            let machine = come(self, &mut reader, more, &mut others, attach)?;
+            Ok((machine, reader))
+        });
         // The source hears of a failure first, and ends its channels: then none is waited for.
         let mut refuse = |why: MigrationError| {
             if let Some(answers) = &mut answers {
@@ -265,10 +270,10 @@ impl MachineBuilder {
             }
             why
         };
-        let machine = match came {
-            Ok(machine) => {
+        let (machine, mut reader) = match came {
+            Ok(came) => {
                 others.join(true).map_err(&mut refuse)?;
-                machine
+                came
             }
             Err(why) => {
                 let why = refuse(why);

@@ -160,6 +160,10 @@ pub struct WeakStop {
 }
 
 impl WeakStop {
+    pub(super) fn upgrade(&self) -> Option<Stop> {
+        Some(Stop { port: self.port.upgrade()?, asked: self.asked.clone() })
+    }
+
     /// As [`Stop::stop`]; nothing, if the machine is gone.
     pub fn stop(&self) {
         if let Some(port) = self.port.upgrade() {

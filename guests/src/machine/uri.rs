@@ -14,8 +14,10 @@ use std::fs::File;
 use std::io::{self, Seek, SeekFrom};
 use std::net::{TcpListener, TcpStream, ToSocketAddrs};
 use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd, RawFd};
-use std::os::unix::net::{UnixListener, UnixStream};
-use std::path::PathBuf;
+use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::OpenOptionsExt;
+use std::os::unix::net::UnixListener;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
@@ -118,22 +120,30 @@ impl End {
         End { uri: uri.to_string(), child: None, rename: None }
     }
 
-    /// All bytes are there: a command is waited for, at most so long, and a file gets its name.
+    /// Whether there is anything to do.
+    pub(super) fn is_nothing(&self) -> bool {
+        self.child.is_none() && self.rename.is_none()
+    }
+
+    /// All bytes are there, and the channel is closed: a command is waited for, at most so long, and a file gets its name.
     ///
     /// # Errors
-    /// The command did not end, or not well; the file cannot be renamed.
-    pub fn finish(mut self, patience: Duration) -> Result<(), UriError> {
+    /// The command did not end, or not well; the file cannot be renamed; it was cancelled.
+    pub fn finish(mut self, patience: Duration, cancel: &Cancel) -> Result<(), UriError> {
         let uri = self.uri.clone();
         if let Some(mut child) = self.child.take() {
             let until = Instant::now() + patience;
             let status = loop {
                 match child.try_wait() {
                     Ok(Some(status)) => break status,
-                    Ok(None) if Instant::now() < until => std::thread::sleep(Duration::from_millis(5)),
+                    Ok(None) if Instant::now() < until && !cancel.is_cancelled() => {
+                        std::thread::sleep(Duration::from_millis(5))
+                    }
                     Ok(None) => {
                         let _ = child.kill();
                         let _ = child.wait();
-                        return Err(UriError::Command { uri, status: format!("no end in {patience:?}") });
+                        let status = format!("no end in {:.1} s, and was killed", patience.as_secs_f64());
+                        return Err(UriError::Command { uri, status });
                     }
                     Err(source) => return Err(UriError::Host { uri, source }),
                 }
@@ -173,12 +183,12 @@ impl Uri {
     /// It cannot be reached.
     pub fn connect(&self, patience: Duration, cancel: &Cancel) -> Result<(Channel, End), UriError> {
         let mut end = End::of(self);
-        let fd = self.open(patience, &mut end).map_err(self.host())?;
+        let fd = self.open(patience, cancel, &mut end).map_err(self.host())?;
         let channel = Channel::new(fd, patience, cancel.clone()).map_err(self.host())?;
         Ok((channel, end))
     }
 
-    fn open(&self, patience: Duration, end: &mut End) -> io::Result<OwnedFd> {
+    fn open(&self, patience: Duration, cancel: &Cancel, end: &mut End) -> io::Result<OwnedFd> {
         match self {
             Uri::Tcp(host, port) => {
                 let mut last = io::Error::new(io::ErrorKind::NotFound, "no address of that name");
@@ -193,7 +203,7 @@ impl Uri {
                 }
                 Err(last)
             }
-            Uri::Unix(path) => Ok(UnixStream::connect(path)?.into()),
+            Uri::Unix(path) => connect_unix(path, patience, cancel),
             Uri::Fd(fd) => given(*fd),
             Uri::Exec(command) => {
                 let mut child = shell(command).stdin(Stdio::piped()).stdout(Stdio::null()).spawn()?;
@@ -202,7 +212,10 @@ impl Uri {
                 Ok(input.into())
             }
             Uri::File(path, Some(offset)) => {
-                let mut file = File::options().write(true).create(true).truncate(false).open(path)?;
+                let mut options = File::options();
+                // A FIFO without a reader is an error, and no wait.
+                let options = options.write(true).create(true).truncate(false).custom_flags(libc::O_NONBLOCK);
+                let mut file = options.open(path)?;
                 file.seek(SeekFrom::Start(*offset))?;
                 Ok(file.into())
             }
@@ -223,18 +236,72 @@ impl Uri {
     /// The place cannot be had.
     pub fn listen(&self) -> Result<Listener, UriError> {
         let kind = match self {
-            Uri::Tcp(host, port) => Kind::Tcp(TcpListener::bind((host.as_str(), *port)).map_err(self.host())?),
+            Uri::Tcp(host, port) => {
+                let listener = TcpListener::bind((host.as_str(), *port)).map_err(self.host())?;
+                listener.set_nonblocking(true).map_err(self.host())?;
+                Kind::Tcp(listener)
+            }
             Uri::Unix(path) => {
                 // One that a process left behind, and nobody listens to any more.
-                if UnixStream::connect(path).is_err_and(|why| why.kind() == io::ErrorKind::ConnectionRefused) {
+                if connect_unix(path, Duration::ZERO, &Cancel::default())
+                    .is_err_and(|why| why.kind() == io::ErrorKind::ConnectionRefused)
+                {
                     let _ = std::fs::remove_file(path);
                 }
-                Kind::Unix(UnixListener::bind(path).map_err(self.host())?, path.clone())
+                let listener = UnixListener::bind(path).map_err(self.host())?;
+                listener.set_nonblocking(true).map_err(self.host())?;
+                Kind::Unix(listener, path.clone())
             }
             _ => Kind::Source,
         };
         Ok(Listener { uri: self.clone(), kind })
     }
+}
+
+/// Connects within a time: one whose queue is full of others that wait would keep a plain `connect` for ever.
+fn connect_unix(path: &Path, patience: Duration, cancel: &Cancel) -> io::Result<OwnedFd> {
+    // SAFETY: a plain system call.
+    let fd = unsafe { libc::socket(libc::AF_UNIX, libc::SOCK_STREAM | libc::SOCK_CLOEXEC | libc::SOCK_NONBLOCK, 0) };
+    if fd < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    // SAFETY: made just now.
+    let fd = unsafe { OwnedFd::from_raw_fd(fd) };
+    // SAFETY: zeros are one.
+    let mut address: libc::sockaddr_un = unsafe { core::mem::zeroed() };
+    address.sun_family = libc::AF_UNIX as libc::sa_family_t;
+    let bytes = path.as_os_str().as_bytes();
+    if bytes.len() >= address.sun_path.len() || bytes.contains(&0) {
+        return Err(io::Error::new(io::ErrorKind::InvalidInput, "no path of a socket"));
+    }
+    for (to, from) in address.sun_path.iter_mut().zip(bytes) {
+        *to = *from as libc::c_char;
+    }
+    let until = Instant::now().checked_add(patience);
+    loop {
+        let (at, len) = ((&raw const address).cast(), size_of_val(&address) as libc::socklen_t);
+        // SAFETY: the kernel reads `len` bytes of `address`.
+        if unsafe { libc::connect(fd.as_raw_fd(), at, len) } == 0 {
+            return Ok(fd);
+        }
+        match io::Error::last_os_error() {
+            why if why.kind() == io::ErrorKind::WouldBlock => wait_on(until, cancel)?,
+            why if why.kind() == io::ErrorKind::Interrupted => {}
+            why => return Err(why),
+        }
+    }
+}
+
+/// A moment, unless it was cancelled or the time is over.
+fn wait_on(until: Option<Instant>, cancel: &Cancel) -> io::Result<()> {
+    if cancel.is_cancelled() {
+        return Err(io::Error::new(io::ErrorKind::ConnectionAborted, "cancelled"));
+    }
+    if until.is_some_and(|until| Instant::now() >= until) {
+        return Err(io::Error::new(io::ErrorKind::TimedOut, "the queue of those that connect stays full"));
+    }
+    std::thread::sleep(Duration::from_millis(5));
+    Ok(())
 }
 
 /// A descriptor that this process was started with.
@@ -302,14 +369,12 @@ impl Listener {
     fn open(&self, timeout: Option<Duration>, cancel: &Cancel, end: &mut End) -> io::Result<OwnedFd> {
         match &self.kind {
             Kind::Tcp(listener) => {
-                wait_for(listener.as_fd(), timeout, cancel)?;
-                let (stream, _) = listener.accept()?;
+                let stream = accepted(listener.as_fd(), timeout, cancel, || Ok(listener.accept()?.0))?;
                 stream.set_nodelay(true)?;
                 Ok(stream.into())
             }
             Kind::Unix(listener, _) => {
-                wait_for(listener.as_fd(), timeout, cancel)?;
-                Ok(listener.accept()?.0.into())
+                Ok(accepted(listener.as_fd(), timeout, cancel, || Ok(listener.accept()?.0))?.into())
             }
             Kind::Source => match &self.uri {
                 Uri::Fd(fd) => given(*fd),
@@ -320,7 +385,8 @@ impl Listener {
                     Ok(output.into())
                 }
                 Uri::File(path, offset) => {
-                    let mut file = File::open(path)?;
+                    // A FIFO without a writer has ended, and is not waited for.
+                    let mut file = File::options().read(true).custom_flags(libc::O_NONBLOCK).open(path)?;
                     file.seek(SeekFrom::Start(offset.unwrap_or(0)))?;
                     Ok(file.into())
                 }
@@ -338,14 +404,22 @@ impl Drop for Listener {
     }
 }
 
-/// Until somebody connects.
-fn wait_for(fd: std::os::fd::BorrowedFd<'_>, timeout: Option<Duration>, cancel: &Cancel) -> io::Result<()> {
+/// What connects next. The listener does not block: what has gone again since is waited for no more.
+fn accepted<S>(
+    fd: std::os::fd::BorrowedFd<'_>,
+    timeout: Option<Duration>,
+    cancel: &Cancel,
+    accept: impl Fn() -> io::Result<S>,
+) -> io::Result<S> {
     let until = timeout.and_then(|timeout| Instant::now().checked_add(timeout));
     loop {
         let mut poll = libc::pollfd { fd: fd.as_raw_fd(), events: libc::POLLIN, revents: 0 };
         // SAFETY: one element, which lives through the call.
         if unsafe { libc::poll(&raw mut poll, 1, 20) } > 0 {
-            return Ok(());
+            match accept() {
+                Err(why) if matches!(why.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::ConnectionAborted) => {}
+                came => return came,
+            }
         }
         if cancel.is_cancelled() {
             return Err(io::Error::new(io::ErrorKind::ConnectionAborted, "cancelled"));
@@ -381,5 +455,19 @@ mod tests {
         assert!(socket.local_addr().unwrap().ip().is_loopback());
         let why = listener.accept(Some(Duration::from_millis(1)), Duration::ZERO, &Cancel::default()).unwrap_err();
         assert!(why.to_string().contains("nobody connected"), "{why}");
+    }
+
+    #[test]
+    fn a_place_that_nothing_accepts_from_is_given_up() {
+        let path = std::env::temp_dir().join(format!("notdirty-{}-full", std::process::id()));
+        let uri = Uri::Unix(path);
+        let _listener = uri.listen().unwrap();
+        let brief = Duration::from_millis(10);
+        let all: Result<Vec<_>, _> = (0..5000).map(|_| uri.connect(brief, &Cancel::default())).collect();
+        let why = all.unwrap_err().to_string();
+        assert!(why.contains("stays full"), "{why}");
+        let cancel = Cancel::default();
+        cancel.cancel();
+        assert!(uri.connect(Duration::from_secs(3600), &cancel).is_err());
     }
 }

@@ -2,7 +2,7 @@
 
 use std::collections::hash_map::RandomState;
 use std::hash::{BuildHasher, Hasher};
-use std::io::Write;
+use std::io::{self, Write};
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -16,17 +16,26 @@ use crate::machine::uri::{End, Uri, UriError};
 pub enum Road {
     /// One channel, and those beside it that have said their hello ([`multifd`]) for this migration.
     Channels(Channel, Vec<Channel>, multifd::Uuid),
+    /// One channel, with something to do at its end before the machine is elsewhere: a command's exit, a file's name.
+    Ending(Channel, End),
     /// A file with a home for each page; `true`: the machine stays, and the file is a snapshot of the moment at which it stood still.
     File(PathBuf, bool),
 }
 
 impl Road {
-    /// To there, by so many channels beside the main one (0: none); what is left to do there at the end. Each wait has this patience.
+    /// To there, by so many channels beside the main one (0: none). Each wait has this patience.
     ///
     /// # Errors
     /// The place cannot be reached, or is none for several channels.
-    pub fn connect(uri: &Uri, beside: usize, patience: Duration, cancel: &Cancel) -> Result<(Road, End), UriError> {
+    pub fn connect(uri: &Uri, beside: usize, patience: Duration, cancel: &Cancel) -> Result<Road, UriError> {
+        if beside != 0 && !matches!(uri, Uri::Tcp(..) | Uri::Unix(_)) {
+            let source = io::Error::new(io::ErrorKind::Unsupported, "it is one channel");
+            return Err(UriError::Host { uri: uri.to_string(), source });
+        }
         let (main, end) = uri.connect(patience, cancel)?;
+        if !end.is_nothing() {
+            return Ok(Road::Ending(main, end));
+        }
         // Names this migration, as far as two on one host have to differ.
         let random = || RandomState::new().build_hasher().finish().to_ne_bytes();
         let mut uuid: multifd::Uuid = [0; 16];
@@ -39,7 +48,7 @@ impl Road {
             hello.map_err(|source| UriError::Host { uri: uri.to_string(), source })?;
             channels.push(channel);
         }
-        Ok((Road::Channels(main, channels, uuid), end))
+        Ok(Road::Channels(main, channels, uuid))
     }
 }
 
