@@ -201,11 +201,10 @@ impl Job {
     /// Whether all went well, and what was moved. After the last thread is done.
     fn outcome(&self) -> core::result::Result<Moved, Fault> {
         if let Some((idstr, why)) = self.why.lock().unwrap_or_else(PoisonError::into_inner).take() {
-            let why = match why.kind() {
-                io::ErrorKind::UnexpectedEof => "the file ends before its pages do".to_owned(),
-                _ => why.to_string(),
-            };
-            return Err(Fault::Block { idstr, why });
+            return Err(match why.kind() {
+                io::ErrorKind::UnexpectedEof => Fault::Block { idstr, why: "the file ends before its pages do".into() },
+                kind => Fault::Io(io::Error::new(kind, format!("RAM block {idstr}: {why}"))),
+            });
         }
         let mut moved = Moved::default();
         for placed in &self.blocks {

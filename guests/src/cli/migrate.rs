@@ -17,6 +17,9 @@ use crate::machine::{
     Migrator, Road, Uri,
 };
 
+/// After so many rounds that came no nearer to the end it is told.
+const STUCK: u64 = 5;
+
 /// How long each wait for the other end may be.
 const PATIENCE: Duration = Duration::from_secs(30);
 
@@ -161,7 +164,7 @@ impl Job {
         if self.over.load(Ordering::Acquire) {
             migration.cancel();
         }
-        let mut show = Show::new(json);
+        let mut show = Show::new(json, &self.options);
         let ended = loop {
             if let Some(ended) = migration.wait(Duration::from_millis(100)) {
                 break ended;
@@ -181,19 +184,35 @@ impl Job {
 
 /// How it goes, for a person: a line that changes on a terminal, else one for each round.
 struct Show {
+    /// How long the guest may stand still.
+    downtime: Duration,
     terminal: bool,
     json: bool,
     rounds: u64,
     shown: bool,
+    /// That it may never end was said, or is not to be.
+    warned: bool,
 }
 
 impl Show {
-    fn new(json: bool) -> Show {
-        Show { terminal: io::stderr().is_terminal(), json, rounds: 0, shown: false }
+    fn new(json: bool, options: &LeaveOptions) -> Show {
+        let (downtime, warned) = (options.limits.downtime, options.auto_converge);
+        Show { downtime, terminal: io::stderr().is_terminal(), json, rounds: 0, shown: false, warned }
     }
 
     fn tell(&mut self, status: &MigrationStatus) {
         let progress = &status.progress;
+        if status.stuck >= STUCK && !self.warned {
+            self.warned = true;
+            self.end();
+            say(&format!(
+                "after {} rounds no less is dirty than before: it may never end; --auto-converge makes the guest slower, \
+                 --downtime lets it stand still for longer than {:.0} ms, which would take {:.0} ms now",
+                progress.rounds,
+                self.downtime.as_secs_f64() * 1e3,
+                progress.expected_downtime.as_secs_f64() * 1e3,
+            ));
+        }
         if self.json || (!self.terminal && progress.rounds == self.rounds) {
             return;
         }

@@ -39,6 +39,7 @@ use std::process::ExitCode;
 use crate::load::Program;
 use crate::machine::{BuildError, MigrationError};
 use args::Request;
+use notdirty_core::migration::{Fault, StreamError};
 
 /// Exit codes of our own.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -130,6 +131,9 @@ fn refuse_migration(name: &str, why: &MigrationError) -> ExitCode {
     match why {
         MigrationError::Build(why) => refuse(name, why),
         MigrationError::File { .. } => complain(Code::Host, &why.to_string()),
+        MigrationError::Stream(StreamError { fault: Fault::Io(_), .. }) => {
+            complain(Code::Host, &format!("{name}: {why}"))
+        }
         _ => complain(Code::Input, &format!("{name}: {why}")),
     }
 }

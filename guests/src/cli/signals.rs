@@ -1,4 +1,4 @@
-//! Ctrl-C and SIGTERM: the run ends, and says where each hart is. A second one ends the process at once.
+//! Ctrl-C and SIGTERM: the run ends, and says where each hart is. A second one ends the process at once. SIGXFSZ is ignored.
 
 use std::io;
 use std::sync::Arc;
@@ -27,6 +27,9 @@ impl Interrupted {
 
 /// From now on signals stop the machine.
 pub(super) fn watch(stop: WeakStop, console: &Arc<Console>) -> io::Result<Interrupted> {
+    // A file that may not grow is an error of its write, not the end of a guest.
+    // SAFETY: no handler is set.
+    unsafe { libc::signal(libc::SIGXFSZ, libc::SIG_IGN) };
     let came = Arc::new(AtomicU8::new(0));
     let (seen, console) = (came.clone(), Arc::downgrade(console));
     let mut signals = Signals::new([SIGINT, SIGTERM])?;

@@ -111,6 +111,9 @@ pub struct MigrationStatus {
     pub downtime: Duration,
     /// Pages and bytes.
     pub progress: Progress,
+    /// Rounds in a row after which no less was left than before. It goes on: a guest that dirties as much as goes out may do so for
+    /// ever, unless it is made slower ([`auto_converge`](LeaveOptions::auto_converge)) or may stand still for longer.
+    pub stuck: u64,
 }
 
 /// What the run's thread is asked for.
@@ -324,6 +327,8 @@ impl Migration {
             Err(_) if self.0.cancel.is_cancelled() => MigrationState::Cancelled,
             Err(_) => MigrationState::Failed,
         };
+        // A channel that a cancel ended says so in its own words.
+        let done = if state == MigrationState::Cancelled { Err(MigrationError::Cancelled) } else { done };
         self.end(state, done);
     }
 
@@ -354,9 +359,22 @@ impl Migration {
         options: &LeaveOptions,
         stood: &mut Option<Instant>,
     ) -> Result<Vec<Section>, MigrationError> {
-        let mut pace = Pace::default();
+        let (mut pace, mut least) = (Pace::default(), u64::MAX);
         source.rounds(carrier, &options.limits, |progress, round| {
-            lock(&self.0.talk).status.progress = *progress;
+            let mut talk = lock(&self.0.talk);
+            let expected = talk.status.progress.expected_downtime;
+            talk.status.progress = *progress;
+            if !round && progress.rounds > 1 {
+                // Of what is dirty when it is looked at, not of what has yet to go in this round.
+                talk.status.progress.expected_downtime = expected;
+            }
+            if round {
+                // A little less is no way to the end.
+                let nearer = progress.left < least - least / 8;
+                least = least.min(progress.left);
+                talk.status.stuck = if nearer { 0 } else { talk.status.stuck + 1 };
+            }
+            drop(talk);
             if round && options.auto_converge {
                 self.0.throttle.store(pace.round(progress), Ordering::Release);
             }
@@ -564,6 +582,7 @@ impl Migrator {
             total: Duration::ZERO,
             downtime: Duration::ZERO,
             progress: Progress::default(),
+            stuck: 0,
         };
         let migration = Migration(Arc::new(Shared {
             talk: Mutex::new(Talk { asked: None, answer: None, status, ended: None, awake: Some(stop) }),
