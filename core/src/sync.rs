@@ -16,26 +16,30 @@ pub use std::sync::{
 
 pub use std::sync::atomic::Ordering;
 
-#[cfg(loom)]
-pub use loom::thread::ThreadId;
-#[cfg(not(loom))]
-pub use std::thread::ThreadId;
-
-/// The thread that asks.
-pub fn current_thread() -> ThreadId {
-    #[cfg(loom)]
-    return loom::thread::current().id();
-    #[cfg(not(loom))]
-    std::thread::current().id()
-}
-
-/// Names the calling thread for as long as it lives, and is never 0: a cheaper question than `current_thread`. Threads of a
-/// model are one.
+/// The number of the thread that asks: no two of a process ever share one, and none is 0 or the greatest.
 #[inline]
-pub fn thread_token() -> usize {
-    std::thread_local!(static AT: u8 = const { 0 });
-    // A thread whose locals are torn down runs no vCPU.
-    AT.try_with(|at| core::ptr::from_ref(at).addr()).unwrap_or(usize::MAX)
+pub fn thread_number() -> u64 {
+    // Not of a model: it outlives its executions.
+    static NEXT: std::sync::atomic::AtomicU64 = std::sync::atomic::AtomicU64::new(1);
+    #[cfg(loom)]
+    {
+        loom::thread_local!(static NUMBER: u64 = NEXT.fetch_add(1, Ordering::Relaxed));
+        NUMBER.with(|number| *number)
+    }
+    #[cfg(not(loom))]
+    {
+        #[cold]
+        fn first() -> u64 {
+            NEXT.fetch_add(1, Ordering::Relaxed)
+        }
+        std::thread_local!(static NUMBER: std::cell::Cell<u64> = const { std::cell::Cell::new(0) });
+        NUMBER.with(|number| {
+            if number.get() == 0 {
+                number.set(first());
+            }
+            number.get()
+        })
+    }
 }
 
 /// Whether this build is a model. Memory retired under RCU is leaked in a model: it may outlive the execution that
@@ -155,10 +159,10 @@ mod tests {
     use super::*;
 
     #[test]
-    fn threads_that_live_at_once_have_tokens_of_their_own() {
-        let here = thread_token();
-        let there = std::thread::scope(|scope| scope.spawn(|| [thread_token(), thread_token()]).join().unwrap());
+    fn each_thread_has_a_number_of_its_own() {
+        let here = thread_number();
+        let there = std::thread::scope(|scope| scope.spawn(|| [thread_number(), thread_number()]).join().unwrap());
         assert!(here != 0 && there[0] != 0 && here != there[0]);
-        assert_eq!((thread_token(), there[0]), (here, there[1]));
+        assert_eq!((thread_number(), there[0]), (here, there[1]));
     }
 }

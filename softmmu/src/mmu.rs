@@ -264,6 +264,17 @@ impl SoftMmu {
         Some((started, served))
     }
 
+    /// As `start`, for an engine that runs once in a while, for some nanoseconds.
+    ///
+    /// # Safety
+    /// The [`Started`] is dropped before this is.
+    pub unsafe fn start_within<H: Hooks>(&mut self, hooks: &mut H) -> Option<(Started, ServeReport)> {
+        // SAFETY: the port goes with this.
+        let started = unsafe { self.mmu.port.start_within() }?;
+        let served = self.mmu.serve(hooks);
+        Some((started, served))
+    }
+
     /// The vCPU, if it runs on this thread, which is that of its start.
     ///
     /// # Safety

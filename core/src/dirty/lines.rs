@@ -145,6 +145,8 @@ impl CodePage {
 pub(super) struct Lines {
     on: AtomicBool,
     others: Mutex<Vec<Range<u64>>>,
+    /// There are some; written under their lock.
+    any: AtomicBool,
 }
 
 impl DirtyMemory {
@@ -178,6 +180,7 @@ impl DirtyMemory {
     #[cold]
     fn note_range(&self, range: Range<u64>) {
         let mut others = lock(&self.lines.others);
+        self.lines.any.store(true, Ordering::Release);
         match others.last_mut() {
             Some(last) if range.start <= last.end && range.end >= last.start => {
                 *last = last.start.min(range.start)..last.end.max(range.end);
@@ -223,7 +226,14 @@ impl LineLog {
 
     /// Takes what was noted by writers that are no vCPU.
     pub fn take_others(&mut self) -> Vec<Range<u64>> {
-        core::mem::take(&mut *lock(&self.list.dirty().lines.others))
+        let lines = &self.list.dirty().lines;
+        // Of a writer that has not come so far the next take hears, as if it had come for the lock behind this.
+        if !lines.any.load(Ordering::Acquire) {
+            return Vec::new();
+        }
+        let mut others = lock(&lines.others);
+        lines.any.store(false, Ordering::Relaxed);
+        core::mem::take(&mut *others)
     }
 
     /// Takes a page of a vCPU's list, or of [`take_whole`](Self::take_whole): its lines, and whether its entries are to be armed. If it

@@ -16,7 +16,7 @@
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Weak};
 
-use notdirty_core::{Delta, Image, ImageError, PutBack, RamAddr, pin};
+use notdirty_core::{Delta, Image, ImageError, PutBack, RamAddr};
 use notdirty_softmmu::{DeviceState, MmioDevice, RegionId, Resolved, Saved, Stateful};
 use notdirty_tcg::clock::ClockState;
 use notdirty_tcg::{Turns, Vcpu, VcpuState};
@@ -382,7 +382,7 @@ impl Machine {
     /// What is the same as long as RAM and the map are.
     fn versions(&self) -> (u64, u64) {
         let space = &self.board.space;
-        (space.ram().version(), space.view(&pin()).version())
+        (space.ram().version(), space.version())
     }
 
     /// The devices on the bus, each part once.

@@ -167,6 +167,8 @@ pub struct Migrator {
 #[derive(Default)]
 pub(super) struct MigrationDoor {
     current: Mutex<Option<Migration>>,
+    /// There is one: written under its lock, as each run asks.
+    any: AtomicBool,
     /// The machine is elsewhere.
     gone: AtomicBool,
     /// There was a migration.
@@ -180,7 +182,8 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 
 impl MigrationDoor {
     fn current(&self) -> Option<Migration> {
-        lock(&self.current).clone()
+        // One that begins beside this stops the run, whose next look finds it.
+        if self.any.load(Ordering::Acquire) { lock(&self.current).clone() } else { None }
     }
 
     /// Whether a run may have been stopped for a migration, now or a moment ago: who asks for a stop by itself says so.
@@ -608,6 +611,7 @@ impl Migrator {
         });
         thread.map_err(MigrationError::Host)?;
         *current = Some(migration.clone());
+        self.door.any.store(true, Ordering::Release);
         Ok(migration)
     }
 }

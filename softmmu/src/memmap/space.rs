@@ -114,6 +114,8 @@ pub struct AddressSpace {
     vcpus: Arc<VcpuRegistry>,
     view: RcuCell<Arc<FlatView>>,
     tree: Mutex<RegionTree>,
+    /// Of the view, for who only asks whether it changed.
+    version: AtomicU64,
     /// How often the host has called a device.
     device_calls: AtomicU64,
 }
@@ -124,7 +126,7 @@ impl AddressSpace {
         let vcpus = Arc::new(VcpuRegistry::new(&ram));
         ram.add_listener(Arc::downgrade(&vcpus));
         let (view, tree) = (RcuCell::new(Arc::default()), Mutex::new(RegionTree::new()));
-        Arc::new(AddressSpace { ram, vcpus, view, tree, device_calls: AtomicU64::new(0) })
+        Arc::new(AddressSpace { ram, vcpus, view, tree, version: AtomicU64::new(0), device_calls: AtomicU64::new(0) })
     }
 
     /// The RAM list under it.
@@ -141,7 +143,7 @@ impl AddressSpace {
     /// Goes up with each change of the map.
     #[inline]
     pub fn version(&self) -> u64 {
-        self.view(&pin()).version()
+        self.version.load(Ordering::Acquire)
     }
 
     /// The vCPUs that run on it.
@@ -338,6 +340,7 @@ impl AddressSpace {
             view = Arc::new(view.replaced(start, last, tree.render(start, last)));
         }
         self.view.replace(view.clone());
+        self.version.store(view.version(), Ordering::Release);
         let remap =
             |&(start, last): &(u64, u64)| Request::Remap { start: GuestPhys::new(start), last: GuestPhys::new(last) };
         self.vcpus.post_each(changed.iter().map(remap), Some(&view))

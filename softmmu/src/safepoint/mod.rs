@@ -7,7 +7,7 @@
 //!   wait_served(ticket) ◀────────────────────────          act on its own TLB, then served ← ticket
 //! ```
 //!
-//! A vCPU is in one of four states, all of them `queue.state`, read and written under the queue's lock only:
+//! A vCPU is in one of four states, all of them `state`, which the vCPU alone writes, without a lock:
 //!
 //! | state | is | a post | a wait for an answer |
 //! | --- | --- | --- | --- |
@@ -23,14 +23,16 @@
 //! | `queued` | posters, before the kick; the vCPU | the vCPU, to drain only if there is something | Release, Acquire |
 //! | `asleep` | the vCPU | posters that kick | SeqCst: a sleeper sees the kick, or the kicker sees the sleeper |
 //! | `served` | the vCPU, after it acted | posters that wait | Release, Acquire |
-//! | `live` | the vCPU | what owns it, to let it run on no other thread | none: one thread |
+//! | `state` | the vCPU: the number of the thread that it runs on, or that it is parked | posters that wait; what owns the vCPU | fences, below |
+//! | `waiters` | posters that wait, under the lock | the vCPU, after it parked or answered | fences, below |
 //! | `irq`, `timer_deadline`, `stop` | devices, the host | the vCPU | Acquire, Release; a rise kicks |
 //!
 //! Keeps TLB-1: no vCPU is skipped on a hint; excess re-arms collapse into one for all pages; the vCPU acts, then
-//! acknowledges; on a panic it requeues what it drained. Parked is no hint, as it is read under the lock, which the vCPU
-//! takes to park (so what it stored is visible to the poster that finds it parked) and to start (so what was posted before is in
-//! the queue, which `start` drains before anything is stored). Keeps its part of SAFE-1: `wait` is called with no RCU guard
-//! held, and a poster's wait is refused on the thread that would have to answer.
+//! acknowledges; on a panic it requeues what it drained. Parked is no hint. To start is to write `state`, a fence, and to look at the
+//! kick; to post and wait is to queue and kick, a fence, and to look at `state`: either the vCPU finds what was posted, and drains it before
+//! anything is stored, or the poster finds that it runs. To park is to write `state` (Release: what it stored is visible to the
+//! poster that finds it parked), a fence, and to look for waiters, who count themselves before a fence and their look. Keeps its part of
+//! SAFE-1: `wait` is called with no RCU guard held, and a poster's wait is refused on the thread that would have to answer.
 //!
 //! Only a changed map wakes a sleeper, because its old view keeps memory; re-arms and kills wait until it wakes.
 //!

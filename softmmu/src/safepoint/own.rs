@@ -2,12 +2,12 @@
 //! no other thread answers for a vCPU that runs, or takes a request that it does not serve.
 
 use super::Request;
-use super::port::{Ticket, VcpuPort};
-use super::queue::State;
+use super::port::{CLOSED, PARKED, Ticket, VcpuPort};
 use crate::memmap::FlatView;
 use core::marker::PhantomData;
 use notdirty_core::drop_later;
-use notdirty_core::sync::{Ordering, current_thread, thread_token};
+use notdirty_core::sync::{Ordering, fence, thread_number};
+use std::mem::ManuallyDrop;
 use std::ops::Deref;
 use std::sync::{Arc, PoisonError};
 use std::time::{Duration, Instant};
@@ -24,6 +24,7 @@ pub struct Drained {
 
 /// A port, with the right to answer for its vCPU: a [`SoftMmu`](crate::SoftMmu) has one, and gives it to no caller.
 #[derive(Debug)]
+#[repr(transparent)]
 pub struct OwnPort(Arc<VcpuPort>);
 
 impl Default for OwnPort {
@@ -44,6 +45,11 @@ impl Deref for OwnPort {
 impl OwnPort {
     pub(crate) fn new(port: VcpuPort) -> Self {
         OwnPort(Arc::new(port))
+    }
+
+    fn of(port: &Arc<VcpuPort>) -> &OwnPort {
+        // SAFETY: transparent.
+        unsafe { &*std::ptr::from_ref(port).cast() }
     }
 
     /// What others have of it.
@@ -70,7 +76,7 @@ impl OwnPort {
     /// Puts back what was drained and not done, not all of it at least: it is drained again, with what came since.
     pub(crate) fn put_back(&self, drained: Drained) {
         let mut queue = self.queue();
-        if queue.state == State::Closed {
+        if self.state.load(Ordering::Relaxed) == CLOSED {
             return;
         }
         for request in drained.requests {
@@ -91,13 +97,10 @@ impl OwnPort {
         let Drained { ticket, view, .. } = done;
         // A vCPU's thread runs no destructor of a device.
         view.into_iter().for_each(drop_later);
-        let queue = self.queue();
         if self.served.load(Ordering::Relaxed) < ticket.0 {
             self.served.store(ticket.0, Ordering::Release);
         }
-        if queue.waiters > 0 {
-            self.acked.notify_all();
-        }
+        self.wake_waiters();
     }
 
     /// The vCPU's thread leaves: from here on whatever is posted counts as served, until `start`.
@@ -106,46 +109,55 @@ impl OwnPort {
     }
 
     fn park_if(&self, is: impl FnOnce(u64) -> bool) {
-        let mut queue = self.queue();
-        if !matches!(queue.state, State::Running(_)) || !is(queue.starts) {
+        if self.is_parked() || !is(self.starts.load(Ordering::Relaxed)) {
             return;
         }
-        queue.state = State::Parked;
-        self.live.store(0, Ordering::Relaxed);
-        if queue.waiters > 0 {
-            self.acked.notify_all();
-        }
+        // Release: what was stored before is visible to a poster that finds it parked.
+        self.state.store(PARKED, Ordering::Release);
+        self.wake_waiters();
     }
 
     /// The vCPU runs on this thread until the result is dropped, and drains before it touches guest memory. `None` if it
     /// runs already.
     pub fn start(&self) -> Option<Started> {
         let start = self.begin()?;
-        Some(Started { port: OwnPort(self.0.clone()), start, thread: PhantomData })
+        Some(Started { port: ManuallyDrop::new(self.0.clone()), owned: true, start, thread: PhantomData })
     }
 
-    /// As `start`; it is the caller that parks it. Which start this is.
+    /// As `start`, without a count of its own.
+    ///
+    /// # Safety
+    /// The result goes before `self`.
+    pub(crate) unsafe fn start_within(&self) -> Option<Started> {
+        let start = self.begin()?;
+        // SAFETY: a copy that is not dropped, of an `Arc` that outlives it, by the caller.
+        let port = unsafe { std::ptr::read(&raw const self.0) };
+        Some(Started { port: ManuallyDrop::new(port), owned: false, start, thread: PhantomData })
+    }
+
+    /// As `start`; it is the caller that parks it. Which start this is. Only the vCPU's owner calls it, so no two do at once.
     pub(crate) fn begin(&self) -> Option<u64> {
-        let mut queue = self.queue();
-        if !matches!(queue.state, State::Parked) {
+        if !self.is_parked() {
             return None;
         }
-        queue.state = State::Running(current_thread());
-        queue.starts += 1;
-        self.live.store(thread_token(), Ordering::Relaxed);
-        Some(queue.starts)
+        let start = self.starts.load(Ordering::Relaxed) + 1;
+        self.starts.store(start, Ordering::Relaxed);
+        self.state.store(thread_number(), Ordering::Relaxed);
+        // Either a poster finds that it runs, and waits, or the kick of what was posted is found by the `serve` behind this.
+        fence(Ordering::SeqCst);
+        Some(start)
     }
 
     /// Does the vCPU not run? For its owner: its `&mut` keeps other threads from starting it meanwhile.
     #[inline]
     pub(crate) fn is_parked(&self) -> bool {
-        self.live.load(Ordering::Relaxed) == 0
+        matches!(self.state.load(Ordering::Relaxed), PARKED | CLOSED)
     }
 
     /// Does the vCPU run, on this thread?
     #[inline]
     pub(crate) fn is_live(&self) -> bool {
-        self.live.load(Ordering::Relaxed) == thread_token()
+        self.state.load(Ordering::Relaxed) == thread_number()
     }
 
     /// See [`SoftMmu::wait`](crate::SoftMmu::wait).
@@ -178,7 +190,7 @@ impl OwnPort {
     /// The vCPU is gone: whatever is or will be posted counts as served.
     pub(crate) fn close(&self) {
         let mut queue = self.queue();
-        queue.state = State::Closed;
+        self.state.store(CLOSED, Ordering::Release);
         queue.view.take().into_iter().for_each(drop_later);
         self.served.store(u64::MAX, Ordering::Release);
         self.acked.notify_all();
@@ -190,7 +202,9 @@ impl OwnPort {
 #[must_use = "the vCPU parks when this is dropped"]
 #[derive(Debug)]
 pub struct Started {
-    port: OwnPort,
+    port: ManuallyDrop<Arc<VcpuPort>>,
+    /// It has a count of the port.
+    owned: bool,
     start: u64,
     /// Not sent to another thread: a wait for the vCPU is refused on the thread that it runs on.
     thread: PhantomData<*const ()>,
@@ -198,6 +212,11 @@ pub struct Started {
 
 impl Drop for Started {
     fn drop(&mut self) {
-        self.port.park_if(|start| start == self.start);
+        let port = OwnPort::of(&self.port);
+        port.park_if(|start| start == self.start);
+        if self.owned {
+            // SAFETY: once, and not used after this.
+            unsafe { ManuallyDrop::drop(&mut self.port) };
+        }
     }
 }

@@ -1,11 +1,12 @@
 //! The side of a vCPU's port that other threads have: post, kick, wait for the answer.
 
-use super::queue::{Queue, State};
+use super::queue::Queue;
 use super::request::Request;
 use crate::memmap::FlatView;
-use notdirty_core::sync::{AtomicBool, AtomicU64, Condvar, Mutex, MutexGuard, Ordering, current_thread, lock};
+use notdirty_core::sync::{
+    AtomicBool, AtomicU32, AtomicU64, Condvar, Mutex, MutexGuard, Ordering, fence, lock, thread_number,
+};
 use notdirty_core::{VcpuId, drop_later};
-use std::sync::atomic::AtomicUsize;
 use std::sync::{Arc, PoisonError};
 use std::time::Instant;
 
@@ -24,6 +25,11 @@ pub(crate) enum Waited {
     OwnThread,
 }
 
+/// It touches no guest memory until it has drained the queue.
+pub(super) const PARKED: u64 = 0;
+/// It is gone.
+pub(super) const CLOSED: u64 = u64::MAX;
+
 /// The shared side of one vCPU.
 #[derive(Debug)]
 pub struct VcpuPort {
@@ -40,9 +46,12 @@ pub struct VcpuPort {
     pub(super) asleep: AtomicBool,
     pub(super) served: AtomicU64,
     queue: Mutex<Queue>,
-    /// Between `start` and `park` the token of the thread that started it, else 0; the owner reads it, to know that it may touch
-    /// guest memory on this thread.
-    pub(super) live: AtomicUsize,
+    /// [`PARKED`], [`CLOSED`], or the number of the thread that it runs on. Written by the vCPU alone.
+    pub(super) state: AtomicU64,
+    /// How often the vCPU was started: a `Started` of before parks it no more. Only the vCPU's owner looks.
+    pub(super) starts: std::sync::atomic::AtomicU64,
+    /// Posters asleep on `acked`, or about to be. Written under the lock.
+    pub(super) waiters: AtomicU32,
     /// The vCPU sleeps here.
     pub(super) wake: Condvar,
     /// Posters that wait for an acknowledgement sleep here.
@@ -61,7 +70,9 @@ impl VcpuPort {
             asleep: AtomicBool::new(false),
             served: AtomicU64::new(0),
             queue: Mutex::new(Queue::default()),
-            live: AtomicUsize::new(0),
+            state: AtomicU64::new(PARKED),
+            starts: std::sync::atomic::AtomicU64::new(0),
+            waiters: AtomicU32::new(0),
             wake: Condvar::new(),
             acked: Condvar::new(),
             id,
@@ -101,7 +112,7 @@ impl VcpuPort {
         let mut queue = self.queue();
         queue.posted += 1;
         let ticket = Ticket(queue.posted);
-        if queue.state == State::Closed {
+        if self.state.load(Ordering::Relaxed) == CLOSED {
             // The vCPU is gone and its TLB with it: nothing can be stale, and `served` is at its end.
             return ticket;
         }
@@ -158,22 +169,31 @@ impl VcpuPort {
 
     /// Has the vCPU served the request of this ticket, or will it before it touches guest memory again?
     pub(crate) fn served(&self, ticket: Ticket) -> bool {
-        self.acknowledged(ticket) || self.queue().is_parked()
+        fence(Ordering::SeqCst);
+        self.acknowledged(ticket) || !self.runs()
     }
 
     fn acknowledged(&self, ticket: Ticket) -> bool {
         self.served.load(Ordering::Acquire) >= ticket.0
     }
 
+    /// Does it run? Asked behind a fence that follows what the asker wants it to see when it starts: the other one is in `begin`.
+    fn runs(&self) -> bool {
+        // Acquire: what it stored before it parked is visible.
+        !matches!(self.state.load(Ordering::Acquire), PARKED | CLOSED)
+    }
+
     /// Waits until the request was served, or until then.
     pub(crate) fn wait_served(&self, ticket: Ticket, until: Option<Instant>) -> Waited {
         let mut queue = self.queue();
-        queue.waiters += 1;
+        self.waiters.fetch_add(1, Ordering::Relaxed);
+        // Of the request, and of `waiters`.
+        fence(Ordering::SeqCst);
         let waited = loop {
-            if queue.is_parked() || self.acknowledged(ticket) {
+            if !self.runs() || self.acknowledged(ticket) {
                 break Waited::Served;
             }
-            if queue.state == State::Running(current_thread()) {
+            if self.state.load(Ordering::Relaxed) == thread_number() {
                 break Waited::OwnThread;
             }
             let Some(until) = until else {
@@ -186,8 +206,19 @@ impl VcpuPort {
             }
             queue = self.acked.wait_timeout(queue, left).unwrap_or_else(PoisonError::into_inner).0;
         };
-        queue.waiters -= 1;
+        self.waiters.store(self.waiters.load(Ordering::Relaxed) - 1, Ordering::Relaxed);
+        drop(queue);
         waited
+    }
+
+    /// Wakes who waits for an answer, after there is one.
+    pub(super) fn wake_waiters(&self) {
+        fence(Ordering::SeqCst);
+        if self.waiters.load(Ordering::Relaxed) > 0 {
+            // With the lock, it does not fall between a waiter's look and its sleep.
+            let _queue = self.queue();
+            self.acked.notify_all();
+        }
     }
 
     /// Drives an interrupt line, given as the number of its `mip` bit; a rise kicks. Bits past 63 do not exist.

@@ -5,7 +5,6 @@ use super::port::Ticket;
 use super::{Drained, Request};
 use crate::addr::GuestPhys;
 use crate::memmap::FlatView;
-use notdirty_core::sync::ThreadId;
 use notdirty_core::{MAX_REARM_RANGES, PageIndex, PageRange, RamAddr};
 use std::sync::Arc;
 
@@ -28,31 +27,9 @@ pub(super) struct Queue {
     /// Merge kills again when there are this many.
     merge_at: usize,
     pub(super) posted: u64,
-    /// Posters asleep on `acked`: waking none is a system call too.
-    pub(super) waiters: u32,
-    pub(super) state: State,
-    /// How often the vCPU was started: a `Started` of before parks it no more.
-    pub(super) starts: u64,
-}
-
-/// What a vCPU does; see `safepoint/mod.rs`.
-#[derive(Clone, Copy, PartialEq, Eq, Default, Debug)]
-pub(super) enum State {
-    /// It touches no guest memory until it has drained this queue.
-    #[default]
-    Parked,
-    /// On this thread.
-    Running(ThreadId),
-    /// It is gone.
-    Closed,
 }
 
 impl Queue {
-    /// Does a post count as served?
-    pub(super) fn is_parked(&self) -> bool {
-        !matches!(self.state, State::Running(_))
-    }
-
     pub(super) fn add(&mut self, request: Request) {
         match request {
             Request::KillCode { ram, len } => self.add_kill(ram.get(), len),

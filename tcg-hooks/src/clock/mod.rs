@@ -13,7 +13,8 @@ mod host;
 mod tsc;
 
 pub(crate) use host::{HostClock, cpu_time};
-use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::sync::atomic::AtomicU64;
+use std::sync::atomic::Ordering::{Acquire, Relaxed, Release};
 use std::time::Duration;
 
 /// Ticks of `mtime` in a second.
@@ -26,9 +27,15 @@ pub const INSNS_PER_TICK: u64 = 100;
 #[derive(Debug)]
 pub struct Clock {
     source: Source,
-    /// What the guest, by writing `mtime`, or a restore has added (wrapping).
+    /// What the guest, by writing `mtime`, or a restore has added (wrapping); or [`HELD`].
     shift: AtomicU64,
+    /// What `mtime` shows while it is held.
+    held: AtomicU64,
 }
+
+/// A restore has set the host's time, and nothing has looked yet: it goes on from the first look, so that a restore need not ask
+/// the host for the time.
+const HELD: u64 = u64::MAX;
 
 notdirty_softmmu::fields! {
     /// The guest's time at one moment.
@@ -48,7 +55,7 @@ enum Source {
 impl Clock {
     /// The host's monotonic time, from 0 now.
     pub fn host() -> Clock {
-        Clock { source: Source::Host(HostClock::new()), shift: AtomicU64::new(0) }
+        Clock { source: Source::Host(HostClock::new()), shift: AtomicU64::new(0), held: AtomicU64::new(0) }
     }
 
     /// The instruction count.
@@ -56,6 +63,7 @@ impl Clock {
         Clock {
             source: Source::Insns { retired: AtomicU64::new(0), idle: AtomicU64::new(0) },
             shift: AtomicU64::new(0),
+            held: AtomicU64::new(0),
         }
     }
 
@@ -77,12 +85,31 @@ impl Clock {
     /// The guest's time now.
     #[inline]
     pub fn mtime(&self) -> u64 {
-        self.ticks().wrapping_add(self.shift.load(Relaxed))
+        // Acquire: `held` is of this.
+        match self.shift.load(Acquire) {
+            HELD => self.let_go(),
+            shift => self.ticks().wrapping_add(shift),
+        }
+    }
+
+    /// The first look behind a restore.
+    #[cold]
+    fn let_go(&self) -> u64 {
+        let (at, ticks) = (self.held.load(Relaxed), self.ticks());
+        let shift = at.wrapping_sub(ticks);
+        // One tick less, rather than held for ever.
+        let shift = if shift == HELD { shift - 1 } else { shift };
+        match self.shift.compare_exchange(HELD, shift, Relaxed, Relaxed) {
+            Ok(_) => ticks.wrapping_add(shift),
+            // Another thread has looked, or set it, meanwhile.
+            Err(other) => ticks.wrapping_add(other),
+        }
     }
 
     /// Makes `mtime` read `value` now, and go on from there.
     pub fn set_mtime(&self, value: u64) {
-        self.shift.store(value.wrapping_sub(self.ticks()), Relaxed);
+        let shift = value.wrapping_sub(self.ticks());
+        self.shift.store(if shift == HELD { shift - 1 } else { shift }, Relaxed);
     }
 
     /// The guest's time as at power-on: `mtime` reads 0. With an instruction clock nothing of earlier runs stays, so that a run
@@ -104,13 +131,19 @@ impl Clock {
         ClockState { mtime: self.mtime(), retired, idle }
     }
 
-    /// The guest's time as it was. The host's goes on from there.
+    /// The guest's time as it was. The host's goes on from there when it is looked at.
     pub fn restore(&self, state: &ClockState) {
-        if let Source::Insns { retired, idle } = &self.source {
-            retired.store(state.retired, Relaxed);
-            idle.store(state.idle, Relaxed);
+        match &self.source {
+            Source::Insns { retired, idle } => {
+                retired.store(state.retired, Relaxed);
+                idle.store(state.idle, Relaxed);
+                self.set_mtime(state.mtime);
+            }
+            Source::Host(_) => {
+                self.held.store(state.mtime, Relaxed);
+                self.shift.store(HELD, Release);
+            }
         }
-        self.set_mtime(state.mtime);
     }
 
     /// Tells how many instructions the hart has retired. Nothing, if the host is the clock.

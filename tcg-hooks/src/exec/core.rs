@@ -120,6 +120,16 @@ impl Core {
         mmu.start(&mut hooks.served())
     }
 
+    /// The same within a call of the vCPU's.
+    ///
+    /// # Safety
+    /// The result is dropped before `self`.
+    pub(crate) unsafe fn start_within(&mut self, ctx: &mut Context) -> Option<(Started, ServeReport)> {
+        let (mmu, hooks) = self.parts(ctx);
+        // SAFETY: the caller's promise.
+        unsafe { mmu.start_within(&mut hooks.served()) }
+    }
+
     /// Serves what others posted to a vCPU that runs, as `start` does. Returns how many TBs died.
     pub(crate) fn serve(&mut self, ctx: &mut Context) -> usize {
         // SAFETY: as in `split`.

@@ -316,7 +316,8 @@ impl Vcpu {
     pub fn serve(&mut self) -> usize {
         self.part_from_parent();
         let (ctx, core) = self.parts();
-        if let Some((_started, served)) = core.start(ctx) {
+        // SAFETY: it is dropped here.
+        if let Some((_started, served)) = unsafe { core.start_within(ctx) } {
             return served.killed as usize;
         }
         core.serve(ctx)
@@ -362,7 +363,8 @@ impl Vcpu {
             if running.is_none() {
                 // It was parked, and stores nothing before it has served.
                 let (ctx, core) = self.parts();
-                running = core.start(ctx).map(|(started, _)| started);
+                // SAFETY: a local of a call that borrows the vCPU.
+                running = unsafe { core.start_within(ctx) }.map(|(started, _)| started);
             } else if self.port().kicked() {
                 let (ctx, core) = self.parts();
                 core.serve(ctx);
