@@ -3,7 +3,7 @@
  * or of that line. Events are stores of hart 0. */
 #include "../suite.h"
 
-#define STORES SCALE(2000000ul, 20000ul)
+#define STORES SCALE(10000000ul, 20000ul)
 
 /* count(cell, n): n times one more in *cell.  spin(cell, stop): the same until *stop.  Each starts a page. */
 void count(volatile uint64_t *cell, uint64_t n), spin(volatile uint64_t *cell, volatile uint64_t *stop);
@@ -27,7 +27,7 @@ __asm__(".section .hot, \"awx\"\n.option push\n.option norvc\n"
         "            ret\n"
         "            .balign 8\n"
         "spin_line:  .dword 0\n"
-        ".org spin + 512\n"
+        ".balign 512\n"
         "spin_page:  .dword 0\n"
         ".balign 4096\n"
         ".option pop\n.text\n");
