@@ -43,8 +43,8 @@ pub use machine::{
     Baseline, BaselineError, BuildError, Callers, Checkpoint, CheckpointError, ClockKind, Crash, CrashKind,
     CrashedHart, Difference, LeaveOptions, Listener, LrSc, MAX_CHANNELS, MAX_HARTS, Machine, MachineBuilder,
     MachineExit, Memory, Migration, MigrationError, MigrationState, MigrationStatus, Migrator, More, PlugError,
-    PlugSpec, Plugged, RAM_BASE, RamInfo, RemapError, ResizeError, Road, Snapshot, SnapshotInfo, Stop, UnplugError,
-    Uri, UriError, WeakStop, WriteReport, snapshot_info,
+    PlugSpec, Plugged, RAM_BASE, RamInfo, RemapError, ResizeError, Road, Snapshot, SnapshotChain, SnapshotInfo, Stop,
+    UnplugError, Uri, UriError, WeakStop, WriteReport, snapshot_info, squash,
 };
 pub use notdirty_core::PutBack;
 pub use notdirty_core::migration::{Cancel, Channel, Limits, Progress};

@@ -100,7 +100,7 @@ pub fn mapped(bytes: &[u8]) -> bool {
             Ok(Event::RamStart) => {
                 let Ok((listed, homes)) = mapped_ram::read_list(&mut reader) else { return false };
                 let Some(blocks) = blocks(&listed) else { return false };
-                let loaded = mapped_ram::load(&mut reader, &blocks, &homes, mapped_ram::Job::work);
+                let loaded = mapped_ram::load(&mut reader, &blocks, &homes, false, mapped_ram::Job::work);
                 if loaded.is_err() || mapped_ram::end_piece(&mut reader).is_err() {
                     return false;
                 }
@@ -165,7 +165,7 @@ pub fn a_mapped_file() -> Option<Vec<u8>> {
     let mut writer = StreamWriter::new(memory(&[])?, "fuzz", &[MAPPED_RAM]).ok()?;
     let [before, after] = sections();
     writer.full(&before).ok()?;
-    mapped_ram::save(&mut writer, &blocks, mapped_ram::Job::work).ok()?;
+    mapped_ram::save(&mut writer, &blocks, None, mapped_ram::Job::work).ok()?;
     writer.full(&after).ok()?;
     writer.finish().ok()?;
     let mut file = writer.into_inner().ok()?;

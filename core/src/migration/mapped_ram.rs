@@ -18,6 +18,7 @@ use super::records::{self, ListedBlock};
 use super::stream::{StreamReader, StreamWriter};
 use super::wire::{Fault, Result};
 use crate::addr::{PAGE_BITS, PAGE_SIZE};
+use crate::dirty::PageSet;
 use crate::ram::RamBlock;
 use core::ops::Range;
 use std::fs::File;
@@ -68,12 +69,14 @@ pub(super) struct Placed {
     /// The pages that are in the file.
     pub(super) bitmap: Mutex<Bits>,
     pub(super) sums: Arc<Checksums>,
+    /// The pages to write, if not all: those that are zero count as pages of the file, and are holes in it.
+    changed: Option<Bits>,
 }
 
 impl Placed {
     fn new(block: &Arc<RamBlock>, home: Home, bitmap: Bits) -> Placed {
         let sums = super::BlockMigration::need_checksums(block);
-        Placed { block: block.clone(), home, bitmap: Mutex::new(bitmap), sums }
+        Placed { block: block.clone(), home, bitmap: Mutex::new(bitmap), sums, changed: None }
     }
 }
 
@@ -89,6 +92,8 @@ pub struct Job {
     /// The next share, counted over all blocks.
     next: AtomicU64,
     what: What,
+    /// Of pages that changed, those that are zero.
+    zeroed: AtomicU64,
     failed: AtomicBool,
     why: Mutex<Option<(String, io::Error)>>,
 }
@@ -96,8 +101,10 @@ pub struct Job {
 #[derive(Clone, Copy, PartialEq)]
 enum What {
     Write,
-    /// Whether the target's RAM is known to be zero where it was never touched.
+    /// Pages that the file has not are zero.
     Read,
+    /// They stay as they are.
+    ReadOver,
 }
 
 /// What a job did.
@@ -111,8 +118,8 @@ pub struct Moved {
 
 impl Job {
     fn new(file: File, blocks: Vec<Placed>, what: What) -> Job {
-        let (next, failed) = (AtomicU64::new(0), AtomicBool::new(false));
-        Job { file, blocks, next, what, failed, why: Mutex::new(None) }
+        let (next, zeroed, failed) = (AtomicU64::new(0), AtomicU64::new(0), AtomicBool::new(false));
+        Job { file, blocks, next, what, zeroed, failed, why: Mutex::new(None) }
     }
 
     /// Moves pages until there are none left. Several threads share them.
@@ -121,7 +128,7 @@ impl Job {
             let Some((placed, pages)) = self.share(self.next.fetch_add(1, Ordering::Relaxed)) else { return };
             let done = match self.what {
                 What::Write => self.write(placed, pages),
-                What::Read => self.read(placed, pages),
+                What::Read | What::ReadOver => self.read(placed, pages),
             };
             if let Err(why) = done {
                 let mut first = self.why.lock().unwrap_or_else(PoisonError::into_inner);
@@ -149,7 +156,12 @@ impl Job {
     /// Pages that are not zero go to their homes. The file has none of them yet.
     fn write(&self, placed: &Placed, pages: Range<u64>) -> io::Result<()> {
         let mut full: Vec<Range<u64>> = Vec::new();
-        for run in placed.block.touched(pages) {
+        let runs = match &placed.changed {
+            None => placed.block.touched(pages),
+            Some(changed) => runs(changed, pages),
+        };
+        let count: u64 = runs.iter().map(|run| run.end - run.start).sum();
+        for run in runs.iter().cloned() {
             for page in run.filter(|page| !placed.block.is_zero(*page)) {
                 match full.last_mut() {
                     Some(last) if last.end == page => last.end += 1,
@@ -158,10 +170,15 @@ impl Job {
             }
         }
         let mut bitmap = placed.bitmap.lock().unwrap_or_else(PoisonError::into_inner);
-        full.iter().for_each(|run| {
+        let listed = if placed.changed.is_some() { &runs } else { &full };
+        listed.iter().for_each(|run| {
             bitmap.set(run.clone());
         });
         drop(bitmap);
+        if placed.changed.is_some() {
+            let written: u64 = full.iter().map(|run| run.end - run.start).sum();
+            self.zeroed.fetch_add(count - written, Ordering::Relaxed);
+        }
         placed.sums.note_ram(&placed.block, full.iter().cloned().flatten());
         each_piece(&full, |off, len| placed.block.write_to(off, len, self.file.as_fd(), placed.home.pages + off))
     }
@@ -183,6 +200,9 @@ impl Job {
                 }
                 at = end;
             }
+        }
+        if self.what == What::ReadOver {
+            holes.clear();
         }
         for hole in holes {
             for run in placed.block.touched(hole) {
@@ -210,10 +230,23 @@ impl Job {
         for placed in &self.blocks {
             let pages = placed.bitmap.lock().unwrap_or_else(PoisonError::into_inner).count();
             moved.pages += pages;
-            moved.zero += (placed.home.length >> PAGE_BITS) - pages;
+            if placed.changed.is_none() {
+                moved.zero += (placed.home.length >> PAGE_BITS) - pages;
+            }
         }
-        Ok(moved)
+        let zeroed = self.zeroed.load(Ordering::Relaxed);
+        Ok(Moved { pages: moved.pages - zeroed, zero: moved.zero + zeroed })
     }
+}
+
+/// The runs of set bits among these.
+fn runs(bits: &Bits, among: Range<u64>) -> Vec<Range<u64>> {
+    let (mut runs, mut at) = (Vec::new(), among.start);
+    while let Some(start) = bits.next_set(at).filter(|start| *start < among.end) {
+        at = bits.next_clear(start).min(among.end);
+        runs.push(start..at);
+    }
+    runs
 }
 
 /// Calls with the bytes of these pages, at most a piece at once.
@@ -255,13 +288,29 @@ pub(super) fn write_bitmaps(file: &File, blocks: &[Placed]) -> io::Result<()> {
     })
 }
 
-/// Writes the list of blocks, each with its place, and runs `threads` over what goes there: all of it, from RAM that stands still. The
-/// RAM section is ended, too.
+/// Writes the list of blocks, each with its place, and runs `threads` over what goes there: all of it, or the pages that `changed`,
+/// from RAM that stands still. The RAM section is ended, too.
 ///
 /// # Errors
 /// The file's.
-pub fn save(writer: &mut StreamWriter<File>, blocks: &[Arc<RamBlock>], threads: impl FnOnce(&Job)) -> Result<Moved> {
-    let (id, placed) = write_list(writer, blocks)?;
+pub fn save(
+    writer: &mut StreamWriter<File>,
+    blocks: &[Arc<RamBlock>],
+    changed: Option<&PageSet>,
+    threads: impl FnOnce(&Job),
+) -> Result<Moved> {
+    let (id, mut placed) = write_list(writer, blocks)?;
+    if let Some(changed) = changed {
+        for placed in &mut placed {
+            let (all, mut bits) = (placed.block.pages(), Bits::new(placed.home.length >> PAGE_BITS));
+            for range in changed.within(&[all]).ranges() {
+                let first = all.start.get();
+                let end = (range.end.get() - first).min(bits.len());
+                bits.set((range.start.get() - first).min(end)..end);
+            }
+            placed.changed = Some(bits);
+        }
+    }
     records::write_empty_piece(writer, id, true)?;
     let file = writer.out().channel()?.try_clone().map_err(|why| writer.out().error(why))?;
     let job = Job::new(file, placed, What::Write);
@@ -314,7 +363,8 @@ pub fn read_list(reader: &mut StreamReader<File>) -> Result<(Vec<ListedBlock>, V
     Ok((blocks, homes))
 }
 
-/// Reads pages from a file to blocks, which have the lengths of the list. `threads` runs the job.
+/// Reads pages from a file to blocks, which have the lengths of the list. `threads` runs the job. Pages that the file has not are
+/// made zero, or stay as they are if it is read `over` another.
 ///
 /// # Errors
 /// What is wrong with the file; then the blocks hold anything.
@@ -322,6 +372,7 @@ pub fn load(
     reader: &mut StreamReader<File>,
     blocks: &[Arc<RamBlock>],
     homes: &[Home],
+    over: bool,
     threads: impl FnOnce(&Job),
 ) -> Result<Moved> {
     let file = reader.source().channel().try_clone().map_err(|why| reader.source().error(why))?;
@@ -335,7 +386,7 @@ pub fn load(
         }
         placed.push(Placed::new(block, *home, bitmap));
     }
-    let job = Job::new(file, placed, What::Read);
+    let job = Job::new(file, placed, if over { What::ReadOver } else { What::Read });
     threads(&job);
     reader.came(checksums(&job.blocks));
     job.outcome().map_err(|why| reader.source().error(why))

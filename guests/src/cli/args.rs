@@ -39,6 +39,8 @@ pub(super) enum Command {
     Restore(PathBuf),
     /// What such a file holds.
     Info(PathBuf),
+    /// The last of several that build on each other, to be one.
+    Squash(PathBuf),
     /// A machine that comes from there.
     Incoming(Uri),
 }
@@ -83,8 +85,8 @@ pub(super) struct Args {
     pub signature: Option<PathBuf>,
     /// Bytes of a line of the signature.
     pub granularity: Option<u64>,
-    /// When a snapshot is written, and where.
-    pub at: Option<After>,
+    /// When snapshots are written, and where.
+    pub at: Vec<After>,
     pub output: Option<PathBuf>,
     pub json: bool,
     /// Where the machine is to go, and when.
@@ -120,7 +122,10 @@ usage: notdirty                       the embedded demo, with a summary
                                       the code at a symbol or address: guest, IR, host
        notdirty smc-test [options]    the suite of self-modifying guests (smc-test --help)
        notdirty snapshot FILE --at AFTER -o SNAPSHOT [options]
-                                      run it until then, and write all of the machine to a file (QEMU's mapped-ram)
+                                      run it until then, and write all of the machine to a file (QEMU's mapped-ram);
+                                      each further --at AFTER adds SNAPSHOT.1, SNAPSHOT.2, ... with what changed since
+       notdirty squash SNAPSHOT.N -o SNAPSHOT
+                                      one file of that one and those that it builds on
        notdirty restore SNAPSHOT [options]
                                       go on from there, with this engine, limits and traces
        notdirty info SNAPSHOT [--json]
@@ -211,7 +216,7 @@ pub(super) fn parse(args: impl IntoIterator<Item = OsString>) -> Result<Request,
         screenshot: None,
         signature: None,
         granularity: None,
-        at: None,
+        at: Vec::new(),
         output: None,
         json: false,
         migrate: None,
@@ -291,7 +296,7 @@ pub(super) fn parse(args: impl IntoIterator<Item = OsString>) -> Result<Request,
             "at" => {
                 let value = text()?;
                 let after = plug::after(&value, integer);
-                parsed.at = Some(after.ok_or_else(|| format!("{shown} {value}: must be 100ms, 2s or insns:N"))?);
+                parsed.at.push(after.ok_or_else(|| format!("{shown} {value}: must be 100ms, 2s or insns:N"))?);
             }
             "h" | "help" => return Ok(Request::Print(USAGE.into())),
             "V" | "version" => return Ok(Request::Print(format!("notdirty {}\n", env!("CARGO_PKG_VERSION")))),
@@ -441,6 +446,9 @@ pub(super) fn parse(args: impl IntoIterator<Item = OsString>) -> Result<Request,
         Some(word) if word == "restore" => {
             parsed.command = Command::Restore(words.next().ok_or("restore needs a SNAPSHOT")?.into());
         }
+        Some(word) if word == "squash" => {
+            parsed.command = Command::Squash(words.next().ok_or("squash needs a SNAPSHOT")?.into());
+        }
         Some(word) if word == "info" => {
             parsed.command = Command::Info(words.next().ok_or("info needs a SNAPSHOT")?.into());
         }
@@ -492,16 +500,20 @@ pub(super) fn parse(args: impl IntoIterator<Item = OsString>) -> Result<Request,
 
 /// What is said of snapshots goes with their commands.
 fn check_snapshot(parsed: &Args) -> Result<(), String> {
-    match (&parsed.command, parsed.at.is_some(), parsed.output.is_some()) {
-        (Command::Snapshot(_), true, true) => {}
+    match (&parsed.command, !parsed.at.is_empty(), parsed.output.is_some()) {
+        (Command::Snapshot(_), true, true) | (Command::Squash(_), false, true) => {}
+        (Command::Squash(_), _, false) => return Err("squash needs -o SNAPSHOT".into()),
         (Command::Snapshot(_), false, _) => return Err("snapshot needs --at AFTER".into()),
         (Command::Snapshot(_), _, false) => return Err("snapshot needs -o SNAPSHOT".into()),
         (_, true, _) => return Err("--at is for snapshot FILE".into()),
-        (_, _, true) => return Err("-o is for snapshot FILE".into()),
+        (_, _, true) => return Err("-o is for snapshot FILE and squash SNAPSHOT".into()),
         _ => {}
     }
-    if parsed.json && parsed.migrate.is_none() && !matches!(parsed.command, Command::Info(_) | Command::Snapshot(_)) {
-        return Err("--json is for info, snapshot and --migrate".into());
+    if parsed.json
+        && parsed.migrate.is_none()
+        && !matches!(parsed.command, Command::Info(_) | Command::Snapshot(_) | Command::Squash(_))
+    {
+        return Err("--json is for info, snapshot, squash and --migrate".into());
     }
     match (&parsed.command, parsed.of_guest.first()) {
         (Command::Restore(_), Some(option)) => Err(format!("{option}: a snapshot has its own")),
@@ -624,8 +636,11 @@ mod tests {
             ("snapshot a --at 1s", "snapshot needs -o SNAPSHOT"),
             ("snapshot a --at soon -o s", "--at soon: must be 100ms, 2s or insns:N"),
             ("run a --at 1s", "--at is for snapshot FILE"),
-            ("run a -o s", "-o is for snapshot FILE"),
-            ("run a --json", "--json is for info, snapshot and --migrate"),
+            ("run a -o s", "-o is for snapshot FILE and squash SNAPSHOT"),
+            ("squash s", "squash needs -o SNAPSHOT"),
+            ("squash s -o t --at 1s", "--at is for snapshot FILE"),
+            ("squash", "squash needs a SNAPSHOT"),
+            ("run a --json", "--json is for info, snapshot, squash and --migrate"),
             ("run a --migrate tcp:1", "must be URI@AFTER"),
             ("run a --migrate rdma:1@1s", "must be URI@AFTER"),
             ("run a --incoming rdma:1", "--incoming rdma:1: must be tcp:HOST:PORT"),

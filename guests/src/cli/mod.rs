@@ -9,7 +9,7 @@
 //!   migrate.rs  `--migrate`, `--incoming`: a machine goes to another process
 //!   plug.rs     `--plug`: RAM that comes while the guest runs
 //!   signature.rs  `--signature`: what a test left, as the tools of architecture tests want it
-//!   snapshot.rs `snapshot`, `info`: a machine in a file
+//!   snapshot.rs `snapshot`, `squash`, `info`: a machine in files
 //!   smc_test.rs `smc-test`: the self-modifying suite, with arguments of its own
 //!   summary.rs  the counters, in words
 //!   trace.rs    where `-d`, `--perf-map` and `--jitdump` go
@@ -81,6 +81,9 @@ pub fn main(args: impl IntoIterator<Item = std::ffi::OsString>) -> ExitCode {
     logging::start(args.log.as_deref());
     if let args::Command::Info(file) = &args.command {
         return snapshot::info(file, args.json);
+    }
+    if let (args::Command::Squash(last), Some(to)) = (&args.command, &args.output) {
+        return snapshot::squash_to(last, to, args.json);
     }
     run::run(args)
 }

@@ -27,7 +27,7 @@ pub(super) fn run(args: Args) -> ExitCode {
         Command::Replay(file, _) => (file.display().to_string(), program(file.clone(), args.load_addr), false),
         Command::Snapshot(file) => (file.display().to_string(), program(file.clone(), args.load_addr), false),
         // The program is in it; this one is not loaded.
-        Command::Restore(file) | Command::Info(file) => {
+        Command::Restore(file) | Command::Info(file) | Command::Squash(file) => {
             (file.display().to_string(), program(file.clone(), None), false)
         }
         Command::Incoming(uri) => (uri.to_string(), program(PathBuf::new(), None), false),
@@ -114,9 +114,10 @@ pub(super) fn run(args: Args) -> ExitCode {
         Err(e) => return complain(Code::Host, &format!("no thread for --timeout: {e}")),
     };
     let own = RunLimits { max_insns: args.max_insns, deadline };
-    let limits = args.at.map_or(own, |at| at.within(start, &own));
+    let mut files = snapshot::Files::new(&args, &name, start);
+    let limits = files.limits(own);
     let mut moved = None;
-    let (exit, plugged) = match &args.checkpoint_at {
+    let (mut exit, plugged) = match &args.checkpoint_at {
         None if args.migrate.is_some() => {
             let outcome = args.migrate.as_ref().map(|go| migrate::run(&mut machine, &args, go, &limits));
             moved = outcome;
@@ -130,8 +131,11 @@ pub(super) fn run(args: Args) -> ExitCode {
         },
     };
     let elapsed = start.elapsed();
-    if let Some(file) = args.output.as_ref().filter(|_| snapshot::is_time(&args, &machine, exit, start)) {
-        return snapshot::write(&mut machine, &name, file, args.json);
+    while files.is_time(&machine, exit) {
+        if let Some(code) = files.write(&mut machine) {
+            return code;
+        }
+        exit = machine.run(&files.limits(own));
     }
 
     if let (Some(go), Some(moved)) = (&args.migrate, &moved) {

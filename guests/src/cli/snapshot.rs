@@ -1,7 +1,7 @@
-//! `snapshot` and `info`: a machine in a file.
+//! `snapshot`, `squash` and `info`: a machine in files.
 
 use std::fmt::Write as _;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::Instant;
 
@@ -10,42 +10,93 @@ use notdirty_core::migration::FieldValue;
 use super::args::Args;
 use super::plug::After;
 use super::{Code, complain, print, refuse_migration, say};
-use crate::machine::{Machine, MachineExit, SnapshotInfo, snapshot_info};
+use notdirty_tcg::RunLimits;
 
-/// Did the run end because it is time for the snapshot, and not by a limit of the user's?
-pub(super) fn is_time(args: &Args, machine: &Machine, exit: MachineExit, start: Instant) -> bool {
-    match (args.at, exit) {
-        (Some(After::Insns(count)), MachineExit::InsnLimit) => {
-            (0..machine.harts()).any(|hart| machine.vcpu(hart).is_some_and(|vcpu| vcpu.cpu().retired >= count))
+use crate::machine::{Machine, MachineExit, Snapshot, SnapshotChain, SnapshotInfo, snapshot_info, squash};
+
+/// The files of one run: SNAPSHOT, and for each further `--at` SNAPSHOT.1, SNAPSHOT.2, … with what changed since.
+pub(super) struct Files<'a> {
+    args: &'a Args,
+    name: &'a str,
+    start: Instant,
+    done: usize,
+    chain: Option<SnapshotChain>,
+}
+
+impl<'a> Files<'a> {
+    pub(super) fn new(args: &'a Args, name: &'a str, start: Instant) -> Self {
+        Files { args, name, start, done: 0, chain: None }
+    }
+
+    /// The limits up to the next of them.
+    pub(super) fn limits(&self, own: RunLimits) -> RunLimits {
+        self.args.at.get(self.done).map_or(own, |at| at.within(self.start, &own))
+    }
+
+    /// Did the run end because it is time for the next one, and not by a limit of the user's?
+    pub(super) fn is_time(&self, machine: &Machine, exit: MachineExit) -> bool {
+        match (self.args.at.get(self.done), exit) {
+            (Some(After::Insns(count)), MachineExit::InsnLimit) => {
+                (0..machine.harts()).any(|hart| machine.vcpu(hart).is_some_and(|vcpu| vcpu.cpu().retired >= *count))
+            }
+            (Some(After::Time(time)), MachineExit::Deadline) => self.start.elapsed() >= *time,
+            // It sleeps, and is as it will be then.
+            (Some(_), MachineExit::Hung) => true,
+            _ => false,
         }
-        (Some(After::Time(time)), MachineExit::Deadline) => start.elapsed() >= time,
-        // It sleeps, and is as it will be then.
-        (Some(_), MachineExit::Hung) => true,
-        _ => false,
+    }
+
+    /// Writes it. The exit code, if there is no more to do.
+    pub(super) fn write(&mut self, machine: &mut Machine) -> Option<ExitCode> {
+        let file = self.file()?;
+        let done = match &mut self.chain {
+            Some(chain) => machine.snapshot_next(chain, &file),
+            None if self.args.at.len() > 1 => machine.snapshot_chain(&file).map(|(chain, done)| {
+                self.chain = Some(chain);
+                done
+            }),
+            None => machine.snapshot(&file),
+        };
+        let told = match done {
+            Ok(done) => tell(&done, &file, Some(machine.stats().retired), self.args.json),
+            Err(why) => return Some(refuse_migration(self.name, &why)),
+        };
+        self.done += 1;
+        (self.done == self.args.at.len()).then_some(told)
+    }
+
+    fn file(&self) -> Option<PathBuf> {
+        let mut file = self.args.output.clone()?.into_os_string();
+        if self.done > 0 {
+            file.push(format!(".{}", self.done));
+        }
+        Some(file.into())
     }
 }
 
-/// Writes it.
-pub(super) fn write(machine: &mut Machine, name: &str, file: &Path, json: bool) -> ExitCode {
-    let done = match machine.snapshot(file) {
-        Ok(done) => done,
-        Err(why) => return refuse_migration(name, &why),
-    };
-    let retired = machine.stats().retired;
-    let ms = done.time.as_secs_f64() * 1e3;
+/// Says what was written.
+fn tell(done: &Snapshot, file: &Path, retired: Option<u64>, json: bool) -> ExitCode {
+    let Snapshot { pages, zero_pages, whole, length, time, .. } = *done;
+    let ms = time.as_secs_f64() * 1e3;
     if json {
-        let (pages, zero, length) = (done.pages, done.zero_pages, done.length);
+        let retired = retired.map(|retired| format!("\"retired\":{retired},")).unwrap_or_default();
+        let file = quoted(&file.display().to_string());
         return print(&format!(
-            "{{\"pages\":{pages},\"zero_pages\":{zero},\"length\":{length},\"retired\":{retired},\"ms\":{ms:.1}}}\n"
+            "{{\"file\":{file},\"pages\":{pages},\"zero_pages\":{zero_pages},\"whole\":{whole},\"length\":{length},{retired}\"ms\":{ms:.1}}}\n"
         ));
     }
-    say(&format!(
-        "{}: after {retired} instructions, {} pages and {} of zeros, in {ms:.1} ms",
-        file.display(),
-        done.pages,
-        done.zero_pages,
-    ));
+    let after = retired.map(|retired| format!("after {retired} instructions, ")).unwrap_or_default();
+    let since = if whole { "" } else { " written since the last file" };
+    say(&format!("{}: {after}{pages} pages and {zero_pages} of zeros{since}, in {ms:.1} ms", file.display()));
     Code::Success.into()
+}
+
+/// A chain of files becomes one.
+pub(super) fn squash_to(last: &Path, to: &Path, json: bool) -> ExitCode {
+    match squash(last, to) {
+        Ok(done) => tell(&done, to, None, json),
+        Err(why) => refuse_migration(&last.display().to_string(), &why),
+    }
 }
 
 /// Tells what is in a file.

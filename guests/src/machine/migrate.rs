@@ -13,14 +13,15 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use notdirty_core::RamBlock;
 use notdirty_core::migration::mapped_ram::{self, Job};
 use notdirty_core::migration::multifd::{self, Meeting};
 use notdirty_core::migration::{
     Channel, Event, Incoming, ListedBlock, MAPPED_RAM, Section, StreamError, StreamReader, StreamWriter, read_list,
 };
+use notdirty_core::{NoRoom, PageSet, RamBlock};
 use notdirty_softmmu::{MapError, SectionError};
 
+use super::chain::{self, Link};
 use super::leave::{answer_bytes, command, refusal};
 use super::{BuildError, CheckpointError, Machine, MachineBuilder, PlugError, UriError, state};
 
@@ -119,6 +120,20 @@ pub enum MigrationError {
         /// How long it was waited for.
         waited: Duration,
     },
+    /// A file on which another builds is not what it was.
+    #[error("{}, on which the snapshot builds: {why}", path.display())]
+    Parent {
+        /// Which.
+        path: PathBuf,
+        /// What is wrong with it.
+        why: &'static str,
+    },
+    /// The chain of snapshots is another machine's.
+    #[error("the chain of snapshots is of another machine")]
+    OtherMachine,
+    /// No client is left for another dirty log.
+    #[error(transparent)]
+    Client(NoRoom),
     /// The dirty log does not start.
     #[error(transparent)]
     Log(#[from] notdirty_core::LogError),
@@ -142,8 +157,10 @@ pub enum MigrationError {
 pub struct Snapshot {
     /// Pages of RAM whose bytes are in the file.
     pub pages: u64,
-    /// Pages that are zero, and not in it.
+    /// Pages that are zero, and not in it; of one that builds on another, those that were written.
     pub zero_pages: u64,
+    /// Whether all of RAM is in the file.
+    pub whole: bool,
     /// Bytes from its start to its end, holes included.
     pub length: u64,
     /// How long it took.
@@ -167,7 +184,7 @@ pub struct SnapshotInfo {
 }
 
 /// Runs a job on as many threads as the host has.
-fn on_all_threads(job: &Job) {
+pub(super) fn on_all_threads(job: &Job) {
     let count = std::thread::available_parallelism().map_or(1, usize::from).min(8);
     std::thread::scope(|scope| {
         for _ in 1..count {
@@ -219,19 +236,31 @@ impl Machine {
     /// # Errors
     /// [`MigrationError`]: the file, a device that does not say what it remembers, or RAM that is mapped in a way of its own.
     pub fn snapshot(&mut self, path: impl AsRef<Path>) -> Result<Snapshot, MigrationError> {
+        self.write_snapshot(path.as_ref(), None, None)
+    }
+
+    /// The same, of all pages or those that changed since the file that the link names.
+    pub(super) fn write_snapshot(
+        &mut self,
+        path: &Path,
+        link: Option<Link>,
+        changed: Option<&PageSet>,
+    ) -> Result<Snapshot, MigrationError> {
         let start = Instant::now();
         let (before, blocks) = self.sections_before_ram()?;
         let after = self.sections_after_ram()?;
-        let (unfinished, file) = Unfinished::create(path.as_ref())?;
+        let (unfinished, file) = Unfinished::create(path)?;
         let mut writer = StreamWriter::new(file, state::TYPE, &[MAPPED_RAM])?;
-        before.iter().try_for_each(|section| writer.full(section))?;
-        let moved = mapped_ram::save(&mut writer, &blocks, on_all_threads)?;
+        let link = link.map(|mut link| chain::section(&mut link));
+        link.iter().chain(&before).try_for_each(|section| writer.full(section))?;
+        let moved = mapped_ram::save(&mut writer, &blocks, changed, on_all_threads)?;
         after.iter().try_for_each(|section| writer.full(section))?;
         writer.finish()?;
         let length = writer.out().offset();
         drop(writer.into_inner()?);
         unfinished.finish()?;
-        Ok(Snapshot { pages: moved.pages, zero_pages: moved.zero, length, time: start.elapsed() })
+        let (pages, zero_pages, whole) = (moved.pages, moved.zero, changed.is_none());
+        Ok(Snapshot { pages, zero_pages, whole, length, time: start.elapsed() })
     }
 }
 
@@ -317,15 +346,20 @@ impl MachineBuilder {
         path: impl AsRef<Path>,
         attach: impl FnOnce(&mut Machine) -> Result<(), MigrationError>,
     ) -> Result<Machine, MigrationError> {
+        let parents = chain::ancestors(path.as_ref())?;
         let mut reader = open(path.as_ref())?;
         let mut coming = Coming { builder: Some(self), attach: Some(attach), machine: None, sections: Vec::new() };
         loop {
             match reader.event()? {
+                Event::Section(section) if section.name == chain::SECTION => {}
                 Event::Section(section) => coming.section(section)?,
                 Event::RamStart => {
                     let (listed, homes) = mapped_ram::read_list(&mut reader)?;
                     let blocks = coming.blocks(&listed)?;
-                    mapped_ram::load(&mut reader, &blocks, &homes, on_all_threads)?;
+                    for (n, parent) in parents.iter().rev().enumerate() {
+                        chain::read_ram(parent, n > 0, &listed, &blocks)?;
+                    }
+                    mapped_ram::load(&mut reader, &blocks, &homes, !parents.is_empty(), on_all_threads)?;
                     mapped_ram::end_piece(&mut reader)?;
                     coming.machine()?.all_ram_was_written(&blocks);
                 }
@@ -459,7 +493,7 @@ impl Others {
 /// Channels of one migration, beside the main stream.
 pub const MAX_CHANNELS: usize = 64;
 
-fn open(path: &Path) -> Result<StreamReader<File>, MigrationError> {
+pub(super) fn open(path: &Path) -> Result<StreamReader<File>, MigrationError> {
     let file = File::open(path).map_err(|source| MigrationError::File { path: path.to_owned(), source })?;
     let mut reader = StreamReader::new(file)?;
     reader.configuration()?;

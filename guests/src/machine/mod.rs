@@ -13,6 +13,7 @@
 mod baseline;
 mod board;
 mod builder;
+mod chain;
 mod checkpoint;
 mod detect;
 mod hooks;
@@ -40,6 +41,7 @@ use notdirty_tcg::{Harts, JitFlags, Turns, Vcpu, VcpuStats};
 pub use baseline::{Baseline, BaselineError};
 pub use board::RAM_BASE;
 pub use builder::{BuildError, ClockKind, DEFAULT_RAM, LrSc, MAX_HARTS, MachineBuilder};
+pub use chain::{SnapshotChain, squash};
 pub use checkpoint::{Checkpoint, CheckpointError, Difference};
 pub use detect::{Crash, CrashKind};
 pub use leave::{LeaveOptions, Migration, MigrationState, MigrationStatus, Migrator, Road};
