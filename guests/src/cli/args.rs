@@ -10,6 +10,7 @@ use notdirty_tcg::{EngineKind, ICache, JitFlags, TraceMask};
 use super::logging;
 use super::migrate::{self, Move};
 use super::plug::{self, After, Plug};
+use super::rate::{self, Rate};
 use super::signature;
 use crate::machine::{ClockKind, DEFAULT_RAM, LrSc, MAX_CHANNELS, Uri};
 
@@ -88,6 +89,8 @@ pub(super) struct Args {
     /// When snapshots are written, and where.
     pub at: Vec<After>,
     pub output: Option<PathBuf>,
+    /// When its dirty rate is told.
+    pub dirty_rate: Option<Rate>,
     pub json: bool,
     /// Where the machine is to go, and when.
     pub migrate: Option<Move>,
@@ -142,6 +145,8 @@ usage: notdirty                       the embedded demo, with a summary
   --xbzrle SIZE         keep so many bytes of pages that were sent, and send what differs
   --auto-converge       make the guest slower if it dirties more than goes out
   --incoming URI        instead of FILE: a machine that comes from there, to go on with
+  --dirty-rate AFTER[,for=TIME][,by=bits|rings[:ENTRIES]|samples[:PAGES]]
+                        tell then how fast RAM becomes dirty, watched for TIME (1s)
   --plug SIZE@ADDR:AFTER
                         plug RAM while the guest runs: AFTER is 100ms, 2s, or insns:N; may be given again
   --smp N               harts that run side by side (default 1)
@@ -217,6 +222,7 @@ pub(super) fn parse(args: impl IntoIterator<Item = OsString>) -> Result<Request,
         signature: None,
         granularity: None,
         at: Vec::new(),
+        dirty_rate: None,
         output: None,
         json: false,
         migrate: None,
@@ -291,6 +297,11 @@ pub(super) fn parse(args: impl IntoIterator<Item = OsString>) -> Result<Request,
                     _ => None,
                 };
                 parsed.downtime = Some(time.ok_or_else(|| format!("{shown} {value}: must be 300ms or 2s"))?);
+            }
+            "dirty-rate" => {
+                let value = text()?;
+                let rate = rate::parse(&value, integer).ok_or_else(|| format!("{shown} {value}: {}", rate::FORM))?;
+                parsed.dirty_rate = Some(rate);
             }
             "o" => parsed.output = Some(raw()?.into()),
             "at" => {
@@ -466,6 +477,10 @@ pub(super) fn parse(args: impl IntoIterator<Item = OsString>) -> Result<Request,
     if parsed.trace_file.is_some() && parsed.trace == TraceMask::none() {
         return Err("-D needs -d ITEM, for what goes to the file".into());
     }
+    let busy = parsed.migrate.is_some() || parsed.checkpoint_at.is_some() || !parsed.plugs.is_empty();
+    if parsed.dirty_rate.is_some() && (busy || !parsed.at.is_empty()) {
+        return Err("--dirty-rate goes without --migrate, --plug, --checkpoint-at and --at".into());
+    }
     if parsed.screenshot.is_some() && parsed.framebuffer.is_none() {
         return Err("--screenshot needs --framebuffer WxH".into());
     }
@@ -637,6 +652,8 @@ mod tests {
             ("snapshot a --at soon -o s", "--at soon: must be 100ms, 2s or insns:N"),
             ("run a --at 1s", "--at is for snapshot FILE"),
             ("run a -o s", "-o is for snapshot FILE and squash SNAPSHOT"),
+            ("run a --dirty-rate soon", "--dirty-rate soon: must be AFTER"),
+            ("run a --dirty-rate 1s --plug 64M@0x100000000:1s", "--dirty-rate goes without"),
             ("squash s", "squash needs -o SNAPSHOT"),
             ("squash s -o t --at 1s", "--at is for snapshot FILE"),
             ("squash", "squash needs a SNAPSHOT"),

@@ -22,6 +22,7 @@ mod disas;
 mod logging;
 mod migrate;
 mod plug;
+mod rate;
 mod repeat;
 mod run;
 mod signals;

@@ -175,6 +175,19 @@ impl After {
         within
     }
 
+    /// Did a run with these limits end because it is time, and not by a limit of the user's?
+    pub(super) fn has_come(self, machine: &Machine, exit: MachineExit, start: Instant) -> bool {
+        match (self, exit) {
+            (After::Insns(count), MachineExit::InsnLimit) => {
+                (0..machine.harts()).any(|hart| machine.vcpu(hart).is_some_and(|vcpu| vcpu.cpu().retired >= count))
+            }
+            (After::Time(time), MachineExit::Deadline) => start.elapsed() >= time,
+            // It sleeps, and is as it will be then.
+            (_, MachineExit::Hung) => true,
+            _ => false,
+        }
+    }
+
     fn time(self) -> Option<Duration> {
         if let After::Time(time) = self { Some(time) } else { None }
     }

@@ -13,7 +13,7 @@ use super::args::{Args, Command};
 use super::{
     Code, complain, disas, emptied, migrate, open_for_the_end, plug, program, refuse, refuse_migration, repeat, say,
 };
-use super::{signals, signature, snapshot, summary, trace};
+use super::{rate, signals, signature, snapshot, summary, trace};
 use crate::devices::{Console, ExitBy};
 use crate::load::Program;
 use crate::machine::{Machine, MachineExit};
@@ -124,7 +124,10 @@ pub(super) fn run(args: Args) -> ExitCode {
             let ended = (MachineExit::Hung, plug::Plugged::default());
             moved.as_mut().map_or(ended, |moved| (moved.exit, std::mem::take(&mut moved.plugged)))
         }
-        None => plug::run(&mut machine, &args.plugs, &limits),
+        None => match &args.dirty_rate {
+            Some(rate) => (rate::run(&mut machine, rate, &limits), plug::Plugged::default()),
+            None => plug::run(&mut machine, &args.plugs, &limits),
+        },
         Some(at) => match repeat::run(&mut machine, &args, at, &limits) {
             Ok(exit) => (exit, plug::Plugged::default()),
             Err(what) => return complain(Code::Input, &format!("{name}: {what}")),

@@ -8,7 +8,6 @@ use std::time::Instant;
 use notdirty_core::migration::FieldValue;
 
 use super::args::Args;
-use super::plug::After;
 use super::{Code, complain, print, refuse_migration, say};
 use notdirty_tcg::RunLimits;
 
@@ -35,15 +34,7 @@ impl<'a> Files<'a> {
 
     /// Did the run end because it is time for the next one, and not by a limit of the user's?
     pub(super) fn is_time(&self, machine: &Machine, exit: MachineExit) -> bool {
-        match (self.args.at.get(self.done), exit) {
-            (Some(After::Insns(count)), MachineExit::InsnLimit) => {
-                (0..machine.harts()).any(|hart| machine.vcpu(hart).is_some_and(|vcpu| vcpu.cpu().retired >= *count))
-            }
-            (Some(After::Time(time)), MachineExit::Deadline) => self.start.elapsed() >= *time,
-            // It sleeps, and is as it will be then.
-            (Some(_), MachineExit::Hung) => true,
-            _ => false,
-        }
+        self.args.at.get(self.done).is_some_and(|at| at.has_come(machine, exit, self.start))
     }
 
     /// Writes it. The exit code, if there is no more to do.

@@ -164,3 +164,21 @@ fn what_finds_no_room_on_the_disk_is_told_and_leaves_the_guest_alone() {
         assert!(stderr(&output).starts_with("notdirty: standard output: "), "{args:?}: {}", stderr(&output));
     }
 }
+
+#[test]
+fn the_dirty_rate_is_told_while_the_guest_runs_by_whatever_finds_it() {
+    // One stores to each page of a MiB, over and over; one to none.
+    let stores = Temp::elf(notdirty::programs::sums::sums(1, 20, 0));
+    let spins = Temp::elf(basic::spin());
+    for by in ["bits", "rings", "samples:16384"] {
+        for (file, least, most) in [(&stores, 256, 258), (&spins, 0, 2)] {
+            let rate = format!("insns:1000,for=300ms,by={by}");
+            let output = notdirty(&["run", file.name(), "--dirty-rate", &rate, "--timeout", "2"]);
+            let text = stderr(&output);
+            let pages =
+                text.split(": ").nth(1).and_then(|rest| rest.split(' ').next()).and_then(|n| n.parse::<u64>().ok());
+            assert!(pages.is_some_and(|pages| (least..=most).contains(&pages)), "by {by}: {text}");
+            assert_eq!(code(&output), 124, "{text}");
+        }
+    }
+}
