@@ -175,8 +175,8 @@ fn the_dirty_rate_is_told_while_the_guest_runs_by_whatever_finds_it() {
             let rate = format!("insns:1000,for=300ms,by={by}");
             let output = notdirty(&["run", file.name(), "--dirty-rate", &rate, "--timeout", "2"]);
             let text = stderr(&output);
-            let pages =
-                text.split(": ").nth(1).and_then(|rest| rest.split(' ').next()).and_then(|n| n.parse::<u64>().ok());
+            let told = text.split(": ").find(|part| part.contains(" pages in "));
+            let pages = told.and_then(|told| told.split(' ').next()).and_then(|pages| pages.parse::<u64>().ok());
             assert!(pages.is_some_and(|pages| (least..=most).contains(&pages)), "by {by}: {text}");
             assert_eq!(code(&output), 124, "{text}");
         }
