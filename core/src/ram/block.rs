@@ -221,6 +221,11 @@ impl RamBlock {
         self.mapping.lie_on(bytes, file)
     }
 
+    /// Whether some of it was made to lie on a file.
+    pub(super) fn lies(&self) -> bool {
+        self.mapping.lies()
+    }
+
     /// Makes the bytes up to `to` memory. No reader sees a difference yet.
     pub(super) fn commit(&self, to: u64) -> Result<(), RamError> {
         self.mapping.grow(self.used_length(), to).map_err(|failure| host_error(&self.idstr, to, failure))

@@ -127,6 +127,8 @@ impl RamBlock {
             return Vec::new();
         }
         let found = match self.fd() {
+            // A page that lies on a file is there without being in the tables.
+            None if self.lies() => None,
             None => present(self.host() as u64, &all),
             Some(file) if self.flags().contains(RamFlags::SHARED) => data(file, self.fd_offset(), &all),
             // A page that is not here yet is the file's.

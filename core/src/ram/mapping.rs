@@ -262,6 +262,11 @@ impl Mapping {
         unsafe { lie_on(at, (bytes.end - bytes.start) as usize, file, bytes.start) }.map(|()| true)
     }
 
+    /// Whether some of it is a file's bytes, by [`lie_on`](Self::lie_on).
+    pub(super) fn lies(&self) -> bool {
+        self.lies.load(Ordering::Acquire)
+    }
+
     /// How many bytes are memory.
     pub(super) fn committed(&self) -> u64 {
         self.committed.load(Ordering::Relaxed).min(self.max)
