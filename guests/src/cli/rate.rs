@@ -14,8 +14,8 @@ use super::plug::{self, After};
 use super::say;
 use crate::machine::{Machine, MachineExit};
 
-/// Entries of a ring, unless it is said: room for a GiB of pages.
-const RING: u32 = 1 << 18;
+/// Entries of a ring, unless it is said: as many as there may be.
+const RING: u32 = 1 << 16;
 /// Pages of a GiB, unless it is said.
 const SAMPLES: u32 = 512;
 
