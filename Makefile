@@ -16,7 +16,7 @@
 #                      as built in ../corpora/riscv-tests/isa, riscv-arch-test as built below ../corpora/riscv-arch-test or
 #                      ../corpora/arch-test, compared with Spike's signatures where ../corpora/riscv-isa-sim/build/spike
 #                      is; MicroPython's tests on its port for this board, as built in ../corpora/micropython/ports/qemu, in QEMU
-#                      too; CORPORA=dir for ../corpora, SWITCHES=1 for each of the JIT's switches off
+#                      too; QEMU's scripts/analyze-migration.py in ../corpora/qemu on our streams; CORPORA=dir for ../corpora, SWITCHES=1 for each of the JIT's switches off
 #   make guests        the C guest programs, into guests/programs/build
 #   make unicorn       the GPL-2.0-only package with Unicorn as another engine (slow: builds its C sources)
 #   make deps          Debian packages for all of it, by name, when root

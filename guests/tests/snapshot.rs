@@ -2,7 +2,6 @@
 
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::process::Command;
 
 use notdirty::programs::{draw, hotplug, smc, smp, timer};
 use notdirty::{
@@ -339,37 +338,4 @@ fn a_refusal_names_the_section_the_place_and_the_field() {
     assert!(why.contains("RAM block ram: its bitmap has page 0x4, and the block 0x4"), "{why}");
     let why = refused(mapped + 27, 1);
     assert!(why.contains("the place of the pages is 0x100001, must be the first multiple of 0x100000"), "{why}");
-}
-
-/// QEMU's tool, if its tree is beside the project; one that reads mapped-ram (from 10.1 on).
-#[test]
-fn the_tool_of_qemu_prints_our_registers_and_extracts_our_ram() {
-    let corpora = std::env::var("NOTDIRTY_CORPORA").ok().filter(|dir| !dir.is_empty());
-    let corpora = corpora.map_or(Path::new(env!("CARGO_MANIFEST_DIR")).join("../../corpora"), PathBuf::from);
-    let tool = corpora.join("qemu/scripts/analyze-migration.py");
-    if !fs::read_to_string(&tool).is_ok_and(|text| text.contains("mapped_ram")) {
-        println!("SKIPPED: no {} that reads mapped-ram", tool.display());
-        return;
-    }
-    let dir = std::env::temp_dir().join(format!("notdirty-{}-extracted", std::process::id()));
-    fs::create_dir_all(&dir).unwrap();
-    let file = Temporary::new("tool");
-    let program = (smc::CASES[0].build)(smc::Form::PLAIN);
-    let mut machine = builder(EngineKind::Jit).framebuffer(64, 32).program(Program::Image(program)).build().unwrap();
-    up_to(&mut machine, 1000);
-    machine.snapshot(&file.0).unwrap();
-    let tool = Command::new("python3").arg(&tool).args(["-x", "-f"]).arg(&file.0).current_dir(&dir).output().unwrap();
-    assert!(tool.status.success(), "{}", String::from_utf8_lossy(&tool.stderr));
-    assert!(fs::read(dir.join("ram")).unwrap() == ram(&machine, RAM, SIZE));
-    assert!(fs::read(dir.join("framebuffer")).unwrap() == ram(&machine, 0x5000_0000, 64 * 32 * 4));
-    let state = fs::read_to_string(dir.join("state.json")).unwrap();
-    for (name, value) in [("pc", machine.cpu().pc), ("sp", machine.cpu().x[2]), ("mstatus", machine.cpu().csr.mstatus)]
-    {
-        let line = format!("\"{name}\": \"0x{value:016x}");
-        assert!(state.contains(&line), "{line}");
-    }
-    for part in ["uart", "clint", "exit", "clock", "console", "framebuffer"] {
-        assert!(state.contains(&format!("\"{part} (")), "{part}");
-    }
-    let _ = fs::remove_dir_all(&dir);
 }

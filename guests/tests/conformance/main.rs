@@ -7,6 +7,7 @@
 //!   corpus      $NOTDIRTY_CORPUS, directories joined by ':'; by default ../corpora/programs beside the project. ELF files
 //!               that others wrote; NAME.out beside NAME.elf is the expected output
 //!   micropython.rs   MicroPython's own port for this board, as it was built in ../corpora, with its tests
+//!   qemu_tool.rs     QEMU's analyze-migration.py, from ../corpora/qemu, reads our streams and snapshots
 //!   upstream.rs riscv-tests and riscv-arch-test, as they were built in ../corpora, on every engine with one and two
 //!               harts, with a table of what passed and what is not claimed
 //! ```
@@ -16,6 +17,7 @@
 
 mod kernel;
 mod micropython;
+mod qemu_tool;
 mod run;
 mod signatures;
 mod table;
