@@ -167,7 +167,7 @@ pub struct Migrator {
 #[derive(Default)]
 pub(super) struct MigrationDoor {
     current: Mutex<Option<Migration>>,
-    /// There is one: written under its lock, as each run asks.
+    /// There is one, or is about to be: written under its lock, as each run asks.
     any: AtomicBool,
     /// The machine is elsewhere.
     gone: AtomicBool,
@@ -182,7 +182,7 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 
 impl MigrationDoor {
     fn current(&self) -> Option<Migration> {
-        // One that begins beside this stops the run, whose next look finds it.
+        // One that begins beside this stops the run after that, and has its lock until it is there.
         if self.any.load(Ordering::Acquire) { lock(&self.current).clone() } else { None }
     }
 
@@ -597,6 +597,8 @@ impl Migrator {
             stays: matches!(road, Road::File(_, true)),
         }));
         self.door.may_stop.store(true, Ordering::Release);
+        // Before the thread stops a run, which is stopped once for what it asks.
+        self.door.any.store(true, Ordering::Release);
         // Without its thread, or when that panics, it has failed: no run waits for it.
         let (own, space) = (Ends(migration.clone()), self.space.clone());
         if options.auto_converge {
@@ -611,7 +613,6 @@ impl Migrator {
         });
         thread.map_err(MigrationError::Host)?;
         *current = Some(migration.clone());
-        self.door.any.store(true, Ordering::Release);
         Ok(migration)
     }
 }
