@@ -49,6 +49,11 @@ impl Stores {
         self.machine.space().clone()
     }
 
+    /// What moves it elsewhere.
+    pub fn migrator(&self) -> notdirty::Migrator {
+        self.machine.migrator()
+    }
+
     /// Runs the program from its start to its end, syncing `log` when a ring is full; the CPU time of that.
     pub fn run(&mut self, log: Option<&DirtyLog>) -> Result<Sample, String> {
         let entry = self.machine.load(&self.program).map_err(|e| e.to_string())?;

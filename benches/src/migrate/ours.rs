@@ -2,9 +2,11 @@
 
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
-use std::time::Duration;
 
-use super::{Moved, Row, Way};
+use super::bare::Socket;
+use super::kept::Kept;
+use super::rows::{Move, Way};
+use super::{EARLY, Moved, WARM, free_port};
 
 /// A process that ends with this.
 struct Process(Child);
@@ -22,15 +24,24 @@ fn number(text: &str, name: &str) -> Result<f64, String> {
     found.and_then(|number| number.parse().ok()).ok_or_else(|| format!("no {name} in {text}"))
 }
 
-/// One migration.
-pub(super) fn run(row: &Row, elf: &Path, dir: &Path, target: &Path, warm: Duration) -> Result<Moved, String> {
+/// One migration. The memory of both sides is given free just before they take it.
+pub(super) fn run(
+    what: &Move,
+    way: Way,
+    elf: &Path,
+    dir: &Path,
+    target: &Path,
+    source_memory: Kept,
+    target_memory: Kept,
+) -> Result<Moved, String> {
     let binary = target.join("notdirty");
-    let uri = match row.way {
-        Way::Mapped => format!("file:{}", dir.join("our-file").display()),
+    let uri = match way {
+        Way::Mapped(_) => format!("file:{}", dir.join("our-file").display()),
+        Way::Stream(Socket::Tcp) => format!("tcp:127.0.0.1:{}", free_port()?),
         _ => format!("unix:{}", dir.join("our-sock").display()),
     };
-    let other = match row.way {
-        Way::Mapped => None,
+    let other = match way {
+        Way::Mapped(_) => None,
         _ => {
             let mut command = Command::new(&binary);
             command.args(["run", "--incoming", &uri]);
@@ -39,15 +50,22 @@ pub(super) fn run(row: &Row, elf: &Path, dir: &Path, target: &Path, warm: Durati
         }
     };
     let mut command = Command::new(&binary);
-    command.arg("run").arg(elf).args(["-m", &format!("{}M", row.memory_mib()), "--json", "--timeout", "90"]);
-    command.args(["--migrate", &format!("{uri}@{}ms", warm.as_millis())]);
-    match row.way {
-        Way::Stream => {}
+    command.arg("run").arg(elf).args(["-m", &format!("{}M", what.memory_mib()), "--json", "--timeout", "60"]);
+    command.args(["--migrate", &format!("{uri}@{}ms", WARM.as_millis())]);
+    match way {
+        Way::Stream(_) => {}
         Way::Multifd(channels) => drop(command.args(["--multifd", &channels.to_string()])),
-        Way::Mapped => drop(command.arg("--mapped-ram")),
+        Way::Mapped(_) => drop(command.arg("--mapped-ram")),
     }
-    let output = command.stdin(Stdio::null()).stderr(Stdio::piped()).output();
-    let output = output.map_err(|why| format!("notdirty: {why}"))?;
+    if what.converge {
+        command.arg("--auto-converge");
+    }
+    drop(source_memory);
+    let source = command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn();
+    let source = source.map_err(|why| format!("notdirty: {why}"))?;
+    std::thread::sleep(WARM - EARLY);
+    drop(target_memory);
+    let output = source.wait_with_output().map_err(|why| format!("notdirty: {why}"))?;
     drop(other);
     let text = String::from_utf8_lossy(&output.stdout);
     if !output.status.success() {

@@ -6,7 +6,10 @@ use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
-use super::{Moved, Row, Way};
+use super::bare::Socket;
+use super::kept::Kept;
+use super::rows::{Move, Way};
+use super::{EARLY, Moved, WARM, free_port};
 
 /// A process that ends with this.
 struct Qemu {
@@ -69,6 +72,11 @@ impl Qemu {
         }
     }
 
+    fn set(&mut self, parameter: &str) -> Result<(), String> {
+        let call = format!(r#"{{"execute":"migrate-set-parameters","arguments":{{{parameter}}}}}"#);
+        self.call(&call).map(drop)
+    }
+
     fn capability(&mut self, name: &str) -> Result<(), String> {
         let set = format!(r#"{{"capability":"{name}","state":true}}"#);
         let call = format!(r#"{{"execute":"migrate-set-capabilities","arguments":{{"capabilities":[{set}]}}}}"#);
@@ -82,36 +90,51 @@ fn number(text: &str, name: &str) -> Option<f64> {
     rest.split([',', '}']).next()?.trim().parse().ok()
 }
 
-/// One migration.
-pub(super) fn run(row: &Row, elf: &Path, dir: &Path, warm: Duration) -> Result<Moved, String> {
-    let memory = format!("{}M", row.memory_mib());
-    let uri = match row.way {
-        Way::Mapped => format!("file:{}", dir.join("qemu-file").display()),
+/// One migration. The memory of both sides is given free just before they take it.
+pub(super) fn run(
+    what: &Move,
+    way: Way,
+    elf: &Path,
+    dir: &Path,
+    source_memory: Kept,
+    target_memory: Kept,
+) -> Result<Moved, String> {
+    let memory = format!("{}M", what.memory_mib());
+    let uri = match way {
+        Way::Mapped(_) => format!("file:{}", dir.join("qemu-file").display()),
+        Way::Stream(Socket::Tcp) => format!("tcp:127.0.0.1:{}", free_port()?),
         _ => format!("unix:{}", dir.join("qemu-sock").display()),
     };
-    let mut target = match row.way {
-        Way::Mapped => None,
+    let mut target = match way {
+        Way::Mapped(_) => None,
         _ => Some(Qemu::start(dir, "qemu-dst", elf, &memory, &["-incoming", "defer"])?),
     };
+    drop(source_memory);
     let mut source = Qemu::start(dir, "qemu-src", elf, &memory, &[])?;
-    std::thread::sleep(warm);
+    std::thread::sleep(WARM - EARLY);
     // No limit, in a number that it takes.
-    let limits = r#"{"execute":"migrate-set-parameters","arguments":{"max-bandwidth":2305843009213693951}}"#;
-    source.call(limits)?;
+    source.set(r#""max-bandwidth":2305843009213693951"#)?;
+    if what.converge {
+        source.capability("auto-converge")?;
+    }
     for qemu in [Some(&mut source), target.as_mut()].into_iter().flatten() {
-        match row.way {
-            Way::Stream => {}
-            Way::Multifd(channels) => {
-                qemu.capability("multifd")?;
-                let set = format!(r#"{{"multifd-channels":{channels}}}"#);
-                qemu.call(&format!(r#"{{"execute":"migrate-set-parameters","arguments":{set}}}"#))?;
-            }
-            Way::Mapped => qemu.capability("mapped-ram")?,
+        let channels = match way {
+            Way::Multifd(channels) | Way::Mapped(channels) => channels,
+            Way::Stream(_) => 0,
+        };
+        if let Way::Mapped(_) = way {
+            qemu.capability("mapped-ram")?;
+        }
+        if channels != 0 {
+            qemu.capability("multifd")?;
+            qemu.set(&format!(r#""multifd-channels":{channels}"#))?;
         }
     }
     if let Some(target) = &mut target {
         target.call(&format!(r#"{{"execute":"migrate-incoming","arguments":{{"uri":"{uri}"}}}}"#))?;
     }
+    drop(target_memory);
+    std::thread::sleep(EARLY);
     let start = Instant::now();
     source.call(&format!(r#"{{"execute":"migrate","arguments":{{"uri":"{uri}"}}}}"#))?;
     loop {
@@ -124,8 +147,11 @@ pub(super) fn run(row: &Row, elf: &Path, dir: &Path, warm: Duration) -> Result<M
                 megabytes: field("transferred")? / 1e6,
             });
         }
-        if answer.contains("\"status\": \"failed\"") || start.elapsed() > Duration::from_secs(60) {
+        if answer.contains("\"status\": \"failed\"") {
             return Err(format!("QEMU: {}", answer.trim()));
+        }
+        if start.elapsed() > Duration::from_secs(60) {
+            return Err("QEMU: it did not end in 60 s".into());
         }
         std::thread::sleep(Duration::from_millis(10));
     }
