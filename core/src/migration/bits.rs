@@ -152,6 +152,14 @@ impl Bits {
         self.words().iter().map(|word| u64::from(word.count_ones())).sum()
     }
 
+    /// Whether of those groups of `size` bits that have one set, a multiple of 64, less than half is set.
+    pub(super) fn is_sparse(&self, size: u64) -> bool {
+        let groups = self.words().chunks((size / 64) as usize);
+        let counts = groups.map(|words| words.iter().map(|word| u64::from(word.count_ones())).sum::<u64>());
+        let (set, all) = counts.filter(|set| *set != 0).fold((0, 0), |(set, all), more| (set + more, all + size));
+        set * 2 < all
+    }
+
     /// Whole words, little endian.
     pub(super) fn to_bytes(&self) -> Vec<u8> {
         let words = self.len.div_ceil(64) as usize;

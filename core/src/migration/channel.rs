@@ -3,6 +3,7 @@
 //! ```text
 //!   Channel   a descriptor that never blocks for good: each wait ends by bytes, by the patience's end, or by a cancel
 //!   Sink      what takes a stream; guest RAM goes straight into vectored writes where there is a descriptor
+//!   Fill      what gives one; guest RAM is filled straight from vectored reads
 //! ```
 
 use crate::ram::RamSlice;
@@ -15,8 +16,10 @@ use std::time::{Duration, Instant};
 
 /// How long one wait of a channel is: so long does a cancel take.
 const STEP: Duration = Duration::from_millis(20);
+/// Bytes that are on their way by a Unix socket, at most; the kernel doubles it.
+const WIDE: libc::c_int = 1 << 20;
 /// Vectors of one system call: the kernel's limit.
-const VECTORS: usize = 1024;
+pub(super) const VECTORS: usize = 1024;
 
 /// Ends all waits of the channels that have it.
 #[derive(Clone, Debug, Default)]
@@ -54,7 +57,30 @@ impl Channel {
         if flags < 0 || unsafe { libc::fcntl(fd.as_raw_fd(), libc::F_SETFL, flags | libc::O_NONBLOCK) } < 0 {
             return Err(io::Error::last_os_error());
         }
-        Ok(Channel { fd, patience, cancel })
+        let channel = Channel { fd, patience, cancel };
+        channel.widen();
+        Ok(channel)
+    }
+
+    /// A Unix socket takes more at once: with what the kernel gives it, the two ends wait for each other most of the time. TCP finds by
+    /// itself what it needs. Advice: the kernel has a limit, and all works with less.
+    fn widen(&self) {
+        if self.option(libc::SO_DOMAIN) != Some(libc::AF_UNIX) || self.option(libc::SO_SNDBUF) >= Some(WIDE) {
+            return;
+        }
+        let wide = WIDE;
+        let (at, len) = ((&raw const wide).cast(), size_of_val(&wide) as libc::socklen_t);
+        // SAFETY: the kernel reads `len` bytes of `wide`.
+        unsafe { libc::setsockopt(self.fd.as_raw_fd(), libc::SOL_SOCKET, libc::SO_SNDBUF, at, len) };
+    }
+
+    /// A number that the kernel keeps for a socket; `None` of what is none.
+    fn option(&self, name: libc::c_int) -> Option<libc::c_int> {
+        let (mut value, mut len) = (0, size_of::<libc::c_int>() as libc::socklen_t);
+        let at = (&raw mut value).cast();
+        // SAFETY: the kernel writes at most `len` bytes to `value`.
+        let done = unsafe { libc::getsockopt(self.fd.as_raw_fd(), libc::SOL_SOCKET, name, at, &raw mut len) };
+        (done == 0).then_some(value)
     }
 
     /// The same descriptor once more.
@@ -67,10 +93,7 @@ impl Channel {
 
     /// Whether the other end can answer: it is a socket.
     pub fn is_duplex(&self) -> bool {
-        let (mut kind, mut len) = (0i32, size_of::<i32>() as libc::socklen_t);
-        let at = (&raw mut kind).cast();
-        // SAFETY: the kernel writes at most `len` bytes to `kind`.
-        unsafe { libc::getsockopt(self.fd.as_raw_fd(), libc::SOL_SOCKET, libc::SO_TYPE, at, &raw mut len) == 0 }
+        self.option(libc::SO_TYPE).is_some()
     }
 
     /// The other end sees the end of what is written here.
@@ -194,6 +217,53 @@ impl Sink for Vec<u8> {
     }
 }
 
+/// What gives a stream.
+pub trait Fill: Read {
+    /// Reads to these vectors, or to some of them, in their order, and returns how many bytes; 0 at the end.
+    ///
+    /// # Safety
+    /// Each vector is memory that can be written until this returns, and no reference to it lives.
+    ///
+    /// # Errors
+    /// The channel's.
+    unsafe fn read_vectors(&mut self, vectors: &[libc::iovec]) -> io::Result<usize>;
+}
+
+impl Fill for Channel {
+    unsafe fn read_vectors(&mut self, vectors: &[libc::iovec]) -> io::Result<usize> {
+        let count = vectors.len().min(VECTORS) as libc::c_int;
+        // SAFETY: by the caller; the kernel writes to the first `count` of them.
+        self.retry(libc::POLLIN, |fd| unsafe { libc::readv(fd, vectors.as_ptr(), count) })
+    }
+}
+
+impl Fill for &[u8] {
+    unsafe fn read_vectors(&mut self, vectors: &[libc::iovec]) -> io::Result<usize> {
+        let all = self.len();
+        for vector in vectors {
+            let (these, rest) = self.split_at(vector.iov_len.min(self.len()));
+            // SAFETY: by the caller.
+            unsafe { core::ptr::copy_nonoverlapping(these.as_ptr(), vector.iov_base.cast(), these.len()) };
+            *self = rest;
+        }
+        Ok(all - self.len())
+    }
+}
+
+/// What is left of vectors when so many bytes are done.
+pub(super) fn advance(mut left: &mut [libc::iovec], mut count: usize) -> &mut [libc::iovec] {
+    while let Some(first) = left.first_mut() {
+        if count < first.iov_len {
+            first.iov_base = first.iov_base.wrapping_byte_add(count);
+            first.iov_len -= count;
+            break;
+        }
+        count -= first.iov_len;
+        left = &mut core::mem::take(&mut left)[1..];
+    }
+    left
+}
+
 /// Small bytes and guest RAM in turn, for one vectored write.
 #[derive(Debug, Default)]
 pub(super) struct Gather<'b> {
@@ -244,19 +314,11 @@ fn write_all_vectors<W: Sink>(to: &mut W, vectors: &mut [libc::iovec]) -> io::Re
     let mut left = vectors;
     while !left.is_empty() {
         // SAFETY: heads are borrowed, and the blocks of the slices are.
-        let mut count = unsafe { to.write_vectors(left)? };
+        let count = unsafe { to.write_vectors(left)? };
         if count == 0 {
             return Err(io::ErrorKind::WriteZero.into());
         }
-        while let Some(first) = left.first_mut() {
-            if count < first.iov_len {
-                first.iov_base = first.iov_base.wrapping_byte_add(count);
-                first.iov_len -= count;
-                break;
-            }
-            count -= first.iov_len;
-            left = &mut core::mem::take(&mut left)[1..];
-        }
+        left = advance(left, count);
     }
     Ok(())
 }

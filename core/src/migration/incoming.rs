@@ -3,13 +3,15 @@
 //! A target's RAM is zero before the first record: what has been written there is cleared. So a page without a record is zero, and a
 //! record of a zero page has something to do only if the page came before.
 
-use super::BlockMigration;
+use super::channel::Fill;
 use super::checksums::{Checksums, of_page};
 use super::multifd::Meeting;
 use super::records::{ListedBlock, Record, Records};
+use super::straight::Guess;
 use super::stream::StreamReader;
 use super::wire::{Fault, Result};
 use super::xbzrle::decode;
+use super::{BlockMigration, Received};
 use crate::addr::{PAGE_BITS, PAGE_SIZE};
 use crate::ram::RamBlock;
 use std::io::Read;
@@ -21,6 +23,9 @@ pub struct Incoming {
     listed: Vec<ListedBlock>,
     blocks: Vec<Arc<RamBlock>>,
     sums: Vec<Arc<Checksums>>,
+    /// Pages that came: all others are zero.
+    came: Vec<Arc<Received>>,
+    guess: Guess,
     records: Records,
     /// Pages that came.
     pub pages: u64,
@@ -55,7 +60,19 @@ impl Incoming {
             }
         }
         let sums = blocks.iter().map(|block| BlockMigration::need_checksums(block)).collect();
-        Ok(Incoming { sums, listed, blocks, records: Records::default(), pages: 0, zero_pages: 0, others: None })
+        let came = blocks.iter().map(|block| BlockMigration::need_received(block)).collect();
+        let guess = Guess::default();
+        Ok(Incoming {
+            sums,
+            came,
+            guess,
+            listed,
+            blocks,
+            records: Records::default(),
+            pages: 0,
+            zero_pages: 0,
+            others: None,
+        })
     }
 
     /// Pages come by so many other channels, too, which meet there.
@@ -72,7 +89,7 @@ impl Incoming {
     ///
     /// # Errors
     /// What is wrong with the stream.
-    pub fn piece<R: Read>(&mut self, reader: &mut StreamReader<R>) -> Result<()> {
+    pub fn piece<R: Fill>(&mut self, reader: &mut StreamReader<R>) -> Result<()> {
         loop {
             match self.records.next(reader, &self.listed)? {
                 Record::End => {
@@ -85,25 +102,35 @@ impl Incoming {
                 Record::Zero { block, page } => {
                     self.zero_pages += 1;
                     self.sums[block].note_zero([page]);
-                    let block = &self.blocks[block];
-                    if !block.is_zero(page) {
+                    let (block, came) = (&self.blocks[block], &self.came[block]);
+                    if came.test(page) {
                         let done = block.fill_raw(page << PAGE_BITS, PAGE_SIZE, 0);
                         done.map_err(|why| reader.source().error(Fault::Order(why.to_string())))?;
                     }
                 }
                 Record::Page { block, page } => {
-                    self.pages += 1;
+                    let (sums, came, block) = (&self.sums[block], &self.came[block], &self.blocks[block]);
                     let from = reader.source();
+                    if from.buffered() < PAGE_SIZE as usize {
+                        let pages = from.pages(block, page, came, &mut self.guess)?;
+                        self.pages += pages.end - pages.start;
+                        sums.note_ram(block, pages.clone());
+                        pages.for_each(|page| {
+                            came.set(page);
+                        });
+                        continue;
+                    }
+                    self.pages += 1;
                     let bytes = from.piece(PAGE_SIZE as usize)?;
-                    self.sums[block].note([(page, of_page(bytes))]);
+                    sums.note([(page, of_page(bytes))]);
                     // Inside of the listed length, which is the block's.
-                    let done = self.blocks[block].write_raw(page << PAGE_BITS, bytes);
+                    let done = block.write_raw(page << PAGE_BITS, bytes);
                     done.map_err(|why| from.error(Fault::Order(why.to_string())))?;
+                    came.set(page);
                 }
                 Record::Delta { block, page, len } => {
                     self.pages += 1;
-                    let sums = &self.sums[block];
-                    let block = &self.blocks[block];
+                    let (sums, came, block) = (&self.sums[block], &self.came[block], &self.blocks[block]);
                     let from = reader.source();
                     let refuse = |why: String| Fault::Block { idstr: block.idstr().to_owned(), why };
                     let mut bytes = [0; PAGE_SIZE as usize];
@@ -113,6 +140,7 @@ impl Incoming {
                         return Err(from.error(refuse(format!("the delta of page {page:#x} is none"))));
                     }
                     sums.note([(page, of_page(&bytes))]);
+                    came.set(page);
                     let done = block.write_raw(page << PAGE_BITS, &bytes);
                     done.map_err(|why| from.error(refuse(why.to_string())))?;
                 }

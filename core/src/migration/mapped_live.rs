@@ -12,7 +12,7 @@ use crate::addr::PAGE_BITS;
 use crate::ram::RamBlock;
 use std::fs::File;
 use std::io;
-use std::os::fd::{AsFd, AsRawFd};
+use std::os::fd::AsRawFd;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -69,7 +69,6 @@ impl<'w, 't> MappedCarrier<'w, 't> {
                 _ => runs.push(page..page + 1),
             }
         }
-        placed.sums.note_ram(run.block, full.iter().cloned().flatten());
         placed.sums.note_zero(zero.iter().cloned().flatten());
         let holes = {
             let mut bitmap = placed.bitmap.lock().unwrap_or_else(PoisonError::into_inner);
@@ -80,9 +79,7 @@ impl<'w, 't> MappedCarrier<'w, 't> {
             zero
         };
         each_piece(&holes, |off, len| punch(&self.file, placed.home.pages_offset() + off, len))?;
-        each_piece(&full, |off, len| {
-            placed.block.write_to(off, len, self.file.as_fd(), placed.home.pages_offset() + off)
-        })?;
+        each_piece(&full, |off, len| placed.write(&self.file, off, len))?;
         let pages: u64 = full.iter().map(|run| run.end - run.start).sum();
         Ok((pages, run.pages.end - run.pages.start - pages))
     }

@@ -35,6 +35,8 @@ const HEADER: u64 = 28;
 const ALIGNMENT: u64 = 1 << 20;
 /// Bytes that one call writes or reads at most.
 pub(super) const PIECE: u64 = 1 << 20;
+/// Pages of a huge page of the host's.
+const HUGE: u64 = 512;
 /// Pages that a thread takes at once.
 const SHARE: u64 = 4096;
 
@@ -77,6 +79,15 @@ impl Placed {
     fn new(block: &Arc<RamBlock>, home: Home, bitmap: Bits) -> Placed {
         let sums = super::BlockMigration::need_checksums(block);
         Placed { block: block.clone(), home, bitmap: Mutex::new(bitmap), sums, changed: None }
+    }
+}
+
+impl Placed {
+    /// Writes a piece to its home, and notes its checksums, while it is near.
+    pub(super) fn write(&self, file: &File, off: u64, len: u64) -> io::Result<()> {
+        self.block.write_to(off, len, file.as_fd(), self.home.pages + off)?;
+        self.sums.note_ram(&self.block, off >> PAGE_BITS..(off + len) >> PAGE_BITS);
+        Ok(())
     }
 }
 
@@ -179,8 +190,7 @@ impl Job {
             let written: u64 = full.iter().map(|run| run.end - run.start).sum();
             self.zeroed.fetch_add(count - written, Ordering::Relaxed);
         }
-        placed.sums.note_ram(&placed.block, full.iter().cloned().flatten());
-        each_piece(&full, |off, len| placed.block.write_to(off, len, self.file.as_fd(), placed.home.pages + off))
+        each_piece(&full, |off, len| placed.write(&self.file, off, len))
     }
 
     /// Pages that the file has are read, and the others are made zero.
@@ -387,7 +397,11 @@ pub fn load(
         placed.push(Placed::new(block, *home, bitmap));
     }
     let job = Job::new(file, placed, if over { What::ReadOver } else { What::Read });
+    let sparse = |placed: &&Placed| placed.bitmap.lock().unwrap_or_else(PoisonError::into_inner).is_sparse(HUGE);
+    let sparse: Vec<_> = job.blocks.iter().filter(sparse).map(|placed| placed.block.clone()).collect();
+    sparse.iter().for_each(|block| block.touch_huge(false));
     threads(&job);
+    sparse.iter().for_each(|block| block.touch_huge(true));
     reader.came(checksums(&job.blocks));
     job.outcome().map_err(|why| reader.source().error(why))
 }

@@ -28,6 +28,7 @@
 //! | `checksums.rs` | a flipped bit is noticed: a sum for each block, a checksum for each section |
 //! | `xbzrle.rs` | what differs from the version of a page that was sent before |
 //! | `incoming.rs` | the target: records become RAM |
+//! | `straight.rs` | pages that are read straight to where they belong |
 //! | [`mapped_ram`], `mapped_live.rs` | a file with one home for each page; written while the guest runs |
 
 mod bitmaps;
@@ -45,12 +46,13 @@ mod rate;
 mod records;
 mod section;
 mod sender;
+mod straight;
 mod stream;
 mod wire;
 mod xbzrle;
 
 pub use bitmaps::{ChunkShift, DirtyPages, FilePages, Received, SyncError, sync};
-pub use channel::{Cancel, Channel, Sink};
+pub use channel::{Cancel, Channel, Fill, Sink};
 pub use checksums::Checksums;
 pub use incoming::{Incoming, read_list};
 pub use mapped_live::MappedCarrier;

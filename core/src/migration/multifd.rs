@@ -10,13 +10,14 @@
 //! pages then.
 
 use super::BlockMigration;
-use super::channel::{Channel, Gather, Sink};
-use super::checksums::{Checksums, of_page};
+use super::channel::{Channel, Fill, Gather, Sink};
+use super::checksums::Checksums;
 use super::precopy::{Carrier, Progress, Run};
 use super::sender::StreamCarrier;
 use super::wire::{Fault, In, Result, StreamError};
 use crate::addr::{PAGE_BITS, PAGE_SIZE};
 use crate::ram::RamBlock;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -29,6 +30,10 @@ const NAME: usize = 256;
 const HEADER: usize = 64 + NAME + PAGES * 8;
 /// All channels are in step behind this packet.
 const SYNC: u32 = 1;
+/// Pages of a packet of ours: so few that they are still in the cache when the checksum has read them, at both ends.
+const PACKET: usize = 32;
+/// Pages of a huge page of the host's.
+const HUGE: u64 = 512;
 /// Pages that are shared out among the channels at once.
 const BATCH: u64 = 8192;
 
@@ -92,28 +97,33 @@ impl<'w, 't, W: Sink> Multifd<'w, 't, W> {
     }
 }
 
-/// Sends pages by one channel, in packets of one block each: bytes, pages that were not zero, and those that were.
-fn send_runs<'r>(
-    channel: &mut Channel,
-    sums: &[(String, Arc<Checksums>)],
-    runs: impl Iterator<Item = &'r Run<'r>>,
-    number: u64,
-) -> std::io::Result<(u64, u64, u64)> {
-    let mut sent = (0, 0, 0);
-    let mut packet: Option<(&Run<'_>, Vec<u64>)> = None;
+/// What a channel takes at once: pages of one block.
+struct Share<'r, 's> {
+    run: &'r Run<'s>,
+    pages: Vec<u64>,
+}
+
+/// Shares that end where a huge page does, unless they are few pages: two channels that write to one page of the host's for the first
+/// time would both make it, and one of them for nothing.
+fn shares<'r, 's>(runs: &'r [Run<'s>]) -> Vec<Share<'r, 's>> {
+    let huge = |page: u64| page / HUGE;
+    let mut shares: Vec<Share<'r, 's>> = Vec::new();
     for run in runs {
-        for page in run.pages.clone() {
-            let fits = |(first, pages): &(&Run<'_>, Vec<u64>)| first.index == run.index && pages.len() < PAGES;
-            if let Some((run, pages)) = packet.take_if(|packet| !fits(packet)) {
-                send_packet(channel, run.block, &sums[run.index].1, &pages, number, &mut sent)?;
+        let mut pages = run.pages.clone();
+        while !pages.is_empty() {
+            let end = pages.end.min((huge(pages.start) + 1) * HUGE);
+            let goes_on = |share: &&mut Share<'_, '_>| {
+                let same = share.pages.last().is_some_and(|last| huge(*last) == huge(pages.start));
+                share.run.index == run.index && (same || share.pages.len() < PACKET)
+            };
+            match shares.last_mut().filter(goes_on) {
+                Some(share) => share.pages.extend(pages.start..end),
+                None => shares.push(Share { run, pages: (pages.start..end).collect() }),
             }
-            packet.get_or_insert_with(|| (run, Vec::with_capacity(PAGES))).1.push(page);
+            pages.start = end;
         }
     }
-    if let Some((run, pages)) = packet {
-        send_packet(channel, run.block, &sums[run.index].1, &pages, number, &mut sent)?;
-    }
-    Ok(sent)
+    shares
 }
 
 fn send_packet(
@@ -125,8 +135,6 @@ fn send_packet(
     sent: &mut (u64, u64, u64),
 ) -> std::io::Result<()> {
     let (zero, full): (Vec<u64>, Vec<u64>) = pages.iter().partition(|page| block.is_zero(**page));
-    sums.note_zero(zero.iter().copied());
-    sums.note_ram(block, full.iter().copied());
     let places: Vec<_> = full.iter().chain(&zero).map(|page| page << PAGE_BITS).collect();
     let mut gather = Gather::default();
     gather.head(&header(0, number, block.idstr(), &places, full.len()));
@@ -136,6 +144,9 @@ fn send_packet(
         gather.ram(block.slice(run[0] << PAGE_BITS, len).map_err(std::io::Error::other)?);
     }
     sent.0 += gather.write_to(channel)?;
+    // The kernel has just had them in the cache, and reads faster than a loop does.
+    sums.note_ram(block, full.iter().copied());
+    sums.note_zero(zero.iter().copied());
     sent.1 += full.len() as u64;
     sent.2 += zero.len() as u64;
     Ok(())
@@ -152,31 +163,21 @@ impl<W: Sink> Carrier for Multifd<'_, '_, W> {
 
     fn send(&mut self, runs: &[Run<'_>], progress: &mut Progress) -> Result<()> {
         self.number += 1;
-        // Each channel gets about as many pages, a packet at least.
-        let total: u64 = runs.iter().map(|run| run.pages.end - run.pages.start).sum();
-        let share = total.div_ceil(self.channels.len() as u64).max(PAGES as u64);
-        let mut shares: Vec<Vec<Run<'_>>> = vec![Vec::new()];
-        let mut room = share;
-        for run in runs {
-            let mut pages = run.pages.clone();
-            while !pages.is_empty() {
-                let end = pages.end.min(pages.start + room);
-                shares.last_mut().into_iter().for_each(|last| {
-                    last.push(Run { index: run.index, block: run.block, pages: pages.start..end });
-                });
-                room -= end - pages.start;
-                pages.start = end;
-                if room == 0 {
-                    shares.push(Vec::new());
-                    room = share;
-                }
-            }
-        }
+        let shares = shares(runs);
         let (done, number, sums) = (Mutex::new(Ok((0, 0, 0))), self.number, self.main.checksums());
+        // A channel takes the next one when it has sent the last: none waits for another that is slower.
+        let next = AtomicUsize::new(0);
         (self.threads)(shares.len().min(self.channels.len()), &|n| {
             let mut channel = self.channels[n].lock().unwrap_or_else(PoisonError::into_inner);
-            let mine = shares.iter().skip(n).step_by(self.channels.len()).flatten();
-            let sent = send_runs(&mut channel, sums, mine, number);
+            let mut sent = (0, 0, 0);
+            let mut all = std::iter::from_fn(|| shares.get(next.fetch_add(1, Ordering::Relaxed)));
+            let well = all.try_for_each(|Share { run, pages }| {
+                let mut packets = pages.chunks(PACKET);
+                packets.try_for_each(|pages| {
+                    send_packet(&mut channel, run.block, &sums[run.index].1, pages, number, &mut sent)
+                })
+            });
+            let sent = well.map(|()| sent);
             let mut all = done.lock().unwrap_or_else(PoisonError::into_inner);
             match (&mut *all, sent) {
                 (Ok(sum), Ok(sent)) => *sum = (sum.0 + sent.0, sum.1 + sent.1, sum.2 + sent.2),
@@ -317,7 +318,7 @@ pub fn read_hello(channel: &mut Channel, uuid: &Uuid, count: usize) -> Result<us
 ///
 /// # Errors
 /// What is wrong with it. Then the meeting has failed, too.
-pub fn receive<R: std::io::Read>(
+pub fn receive<R: Fill>(
     channel: R,
     blocks: &[Arc<RamBlock>],
     meeting: &Meeting,
@@ -330,13 +331,44 @@ pub fn receive<R: std::io::Read>(
     done
 }
 
-fn receive_all<R: std::io::Read>(
+/// The pages of a packet: so many with bytes, which follow, and then those that are zero.
+fn receive_pages<R: Fill>(from: &mut In<R>, block: &Arc<RamBlock>, places: &[u64], normal: usize) -> Result<()> {
+    let refuse = |why: String| Fault::Block { idstr: block.idstr().to_owned(), why };
+    let length = block.used_length();
+    if let Some(place) = places.iter().find(|place| !place.is_multiple_of(PAGE_SIZE) || **place >= length) {
+        return Err(from.error(refuse(format!("a page at {place:#x} of its {length:#x} bytes"))));
+    }
+    let (sums, came) = (BlockMigration::need_checksums(block), BlockMigration::need_received(block));
+    let (normal, zero) = places.split_at(normal);
+    let mut slices = Vec::with_capacity(normal.len());
+    // Neighbours are one slice.
+    for run in normal.chunk_by(|a, b| a + PAGE_SIZE == *b) {
+        let slice = block.slice(run[0], run.len() as u64 * PAGE_SIZE);
+        slices.push(slice.map_err(|why| from.error(refuse(why.to_string())))?);
+    }
+    from.slices(&slices, HEADER)?;
+    let page = |place: &u64| place >> PAGE_BITS;
+    sums.note_ram(block, normal.iter().map(page));
+    normal.iter().map(page).for_each(|page| {
+        came.set(page);
+    });
+    sums.note_zero(zero.iter().map(page));
+    for place in zero.iter().filter(|place| came.test(page(place))) {
+        block.fill_raw(*place, PAGE_SIZE, 0).map_err(|why| from.error(refuse(why.to_string())))?;
+    }
+    Ok(())
+}
+
+fn receive_all<R: Fill>(
     mut from: In<R>,
     blocks: &[Arc<RamBlock>],
     meeting: &Meeting,
     patience: Duration,
 ) -> Result<(u64, u64)> {
     let mut came = (0, 0);
+    // As long as pages come, and for all channels the same.
+    let kept = |block: &Arc<RamBlock>| (BlockMigration::need_checksums(block), BlockMigration::need_received(block));
+    let _kept: Vec<_> = blocks.iter().map(kept).collect();
     from.enter("a multifd channel");
     while from.more()? {
         let word = from.u32()?;
@@ -363,27 +395,14 @@ fn receive_all<R: std::io::Read>(
         let block = blocks.iter().find(|block| block.idstr().as_bytes() == &name[..len]);
         let places = from.array::<{ PAGES * 8 }>()?;
         let pages = normal as usize + zero as usize;
-        let sums = block.map(|block| BlockMigration::need_checksums(block));
-        for (n, place) in places.as_chunks::<8>().0[..pages].iter().enumerate() {
-            let place = u64::from_be_bytes(*place);
-            let (Some(block), Some(sums)) = (block, &sums) else {
+        if pages != 0 {
+            let Some(block) = block else {
                 return Err(from.error(Fault::Name { what: "a RAM block", bytes: name[..len.min(64)].to_vec() }));
             };
-            let refuse = |why: String| Fault::Block { idstr: block.idstr().to_owned(), why };
-            if !place.is_multiple_of(PAGE_SIZE) || place >= block.used_length() {
-                return Err(from.error(refuse(format!("a page at {place:#x} of its {:#x} bytes", block.used_length()))));
-            }
-            let done = if n < normal as usize {
-                came.0 += 1;
-                let bytes = from.piece(PAGE_SIZE as usize)?;
-                sums.note([(place >> PAGE_BITS, of_page(bytes))]);
-                block.write_raw(place, bytes)
-            } else {
-                came.1 += 1;
-                sums.note_zero([place >> PAGE_BITS]);
-                if block.is_zero(place >> PAGE_BITS) { Ok(()) } else { block.fill_raw(place, PAGE_SIZE, 0) }
-            };
-            done.map_err(|why| from.error(refuse(why.to_string())))?;
+            let places = places.as_chunks::<8>().0[..pages].iter().map(|place| u64::from_be_bytes(*place));
+            let places: Vec<u64> = places.collect();
+            receive_pages(&mut from, block, &places, normal as usize)?;
+            came = (came.0 + u64::from(normal), came.1 + u64::from(zero));
         }
         if flags & SYNC != 0 && !meeting.arrive(patience) {
             return Err(from.error(Fault::Order("the other channels did not come to their sync".into())));

@@ -12,6 +12,9 @@ use crate::addr::{PAGE_BITS, PAGE_SIZE};
 use crate::ram::RamBlock;
 use std::sync::Arc;
 
+/// Pages that are sent at once: they are in the cache for all that is done to them, and one system call takes them.
+const PAGES: u64 = if 128 < Gather::PAGES { 128 } else { Gather::PAGES };
+
 /// The RAM section of a stream, whose records are the pages.
 pub struct StreamCarrier<'w, W> {
     writer: &'w mut StreamWriter<W>,
@@ -126,7 +129,7 @@ impl<'w, W: Sink> StreamCarrier<'w, W> {
 
 impl<W: Sink> Carrier for StreamCarrier<'_, W> {
     fn batch(&self) -> u64 {
-        Gather::PAGES
+        PAGES
     }
 
     fn begin(&mut self) -> Result<()> {
@@ -147,7 +150,7 @@ impl<W: Sink> Carrier for StreamCarrier<'_, W> {
     }
 
     fn send(&mut self, runs: &[Run<'_>], progress: &mut Progress) -> Result<()> {
-        let mut gather = Gather::default();
+        let (mut gather, mut raw) = (Gather::default(), Vec::new());
         for Run { index, block, pages } in runs {
             let sums = &self.blocks[*index].1;
             for page in pages.clone() {
@@ -185,7 +188,7 @@ impl<W: Sink> Carrier for StreamCarrier<'_, W> {
                         }
                     }
                     What::Ram => {
-                        sums.note_ram(block, [page]);
+                        raw.push((*index, page));
                         let slice = block.slice(page << PAGE_BITS, PAGE_SIZE);
                         gather.ram(slice.map_err(|why| self.error(Fault::Order(why.to_string())))?);
                         progress.pages += 1;
@@ -209,12 +212,16 @@ impl<W: Sink> Carrier for StreamCarrier<'_, W> {
         }
         let out = self.writer.out();
         match gather.write_to(out.channel()?) {
-            Ok(bytes) => {
-                out.count(bytes);
-                Ok(())
-            }
-            Err(why) => Err(out.error(why)),
+            Ok(bytes) => out.count(bytes),
+            Err(why) => return Err(out.error(why)),
         }
+        // The kernel has just had them in the cache, and reads faster than a loop does.
+        for pages in raw.chunk_by(|(one, _), (other, _)| one == other) {
+            if let Some(run) = runs.iter().find(|run| run.index == pages[0].0) {
+                self.blocks[run.index].1.note_ram(run.block, pages.iter().map(|(_, page)| *page));
+            }
+        }
+        Ok(())
     }
 
     fn bytes(&self) -> u64 {

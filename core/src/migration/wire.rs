@@ -245,12 +245,13 @@ impl<W: Write + Seek> Out<W> {
 /// Takes numbers and bytes.
 #[derive(Debug)]
 pub struct In<R> {
-    from: R,
-    buffer: Box<[u8]>,
-    start: usize,
-    end: usize,
+    pub(super) from: R,
+    /// What was read ahead is from `start` to `end`.
+    pub(super) buffer: Box<[u8]>,
+    pub(super) start: usize,
+    pub(super) end: usize,
     /// Bytes that came from the channel.
-    read: u64,
+    pub(super) read: u64,
     section: String,
 }
 

@@ -35,6 +35,16 @@ pub(super) unsafe fn load(at: *mut u8, bytes: u32) -> u64 {
     value
 }
 
+/// Loads an aligned little-endian word, without a look at the alignment: for loops.
+///
+/// # Safety
+/// `at .. at + 8` is mapped and readable, and aligned to eight.
+#[inline(always)]
+pub(super) unsafe fn word(at: *const u8) -> u64 {
+    // SAFETY: the caller's promise.
+    u64::from_le(unsafe { AtomicU64::from_ptr(at.cast_mut().cast()) }.load(Relaxed))
+}
+
 /// Stores the low `bytes` (1, 2, 4 or 8) bytes of `value`, little-endian.
 ///
 /// # Safety

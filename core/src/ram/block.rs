@@ -100,6 +100,12 @@ impl RamBlock {
         self.home.list == list.id()
     }
 
+    /// Whether the host gives huge pages for what is touched from now on, if this block is to have them. Without, a few pages far apart
+    /// take no more memory, and no more time, than they are.
+    pub(crate) fn touch_huge(&self, on: bool) {
+        self.mapping.touch_huge(on);
+    }
+
     /// Notes one more mapping of the block, of `len` bytes from `off` on. Refused if the block has left its list, as no log
     /// would hear of stores to it, and where it has no memory.
     ///

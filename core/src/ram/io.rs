@@ -13,7 +13,7 @@ use std::fs::File;
 use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd};
 
-/// A run of guest RAM for a vectored write.
+/// A run of guest RAM for a vectored write, or read.
 #[derive(Clone, Copy, Debug)]
 pub struct RamSlice<'b> {
     at: *mut u8,
@@ -33,6 +33,27 @@ impl RamSlice<'_> {
     /// How many bytes.
     pub(crate) fn len(&self) -> u64 {
         self.len as u64
+    }
+
+    /// Its bytes from `at` on become these, as far as it goes; marks nothing, as [`RamBlock::write_raw`].
+    pub(crate) fn put(&self, at: usize, bytes: &[u8]) {
+        let at = at.min(self.len);
+        let count = bytes.len().min(self.len - at);
+        // SAFETY: the slice is inside of the used length, and this inside of the slice.
+        unsafe { access::copy_in(self.at.wrapping_add(at), &bytes[..count]) };
+    }
+
+    /// Its first bytes go there, as far as both go.
+    pub(crate) fn take(&self, to: &mut [u8]) {
+        let count = to.len().min(self.len);
+        // SAFETY: as in `put`.
+        unsafe { access::copy_out(self.at, &mut to[..count]) };
+    }
+
+    /// Its first `len` bytes become zero, as far as it goes; marks nothing.
+    pub(crate) fn clear(&self, len: usize) {
+        // SAFETY: as in `put`.
+        unsafe { access::fill(self.at, len.min(self.len), 0) };
     }
 }
 
@@ -98,7 +119,7 @@ impl RamBlock {
         let Ok(at) = self.at(page << PAGE_BITS, PAGE_SIZE) else { return false };
         // Most pages that are not zero begin or end with what is not.
         // SAFETY: `at` checked that all of the page is in use; it is aligned.
-        let word = |off: u64| unsafe { access::load(at.wrapping_add(off as usize), 8) };
+        let word = |off: u64| unsafe { access::word(at.wrapping_add(off as usize)) };
         if word(0) | word(PAGE_SIZE / 2) | word(PAGE_SIZE - 8) != 0 {
             return false;
         }

@@ -291,6 +291,18 @@ impl Mapping {
         self.near
     }
 
+    /// Whether memory that is touched from now on comes as huge pages, if it was to; what is there stays as it is.
+    pub(super) fn touch_huge(&self, on: bool) {
+        let to = self.committed();
+        if self.huge && on {
+            self.advise_huge(0, to);
+        } else if self.huge {
+            let len = to.next_multiple_of(host_page()) as usize;
+            // SAFETY: our own pages; the advice changes no content.
+            unsafe { libc::madvise(self.host.as_ptr().cast(), len, libc::MADV_NOHUGEPAGE) };
+        }
+    }
+
     /// Whether huge pages were asked for and the host took the advice.
     pub(super) fn is_huge(&self) -> bool {
         self.huge

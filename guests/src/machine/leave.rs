@@ -18,6 +18,7 @@
 mod pace;
 mod road;
 
+use std::fs::File;
 use std::io::{self, Read};
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
@@ -310,7 +311,7 @@ impl Migration {
 
     /// All of it, on its own thread.
     fn leave(&self, road: Road, options: &LeaveOptions, space: &AddressSpace) {
-        let mut stood = None;
+        let (mut stood, mut replaced) = (None, None);
         let done = match road {
             Road::Channels(channel, others, uuid) => self.send(channel, others, &uuid, options, space, &mut stood),
             Road::Ending(channel, end) => {
@@ -318,7 +319,7 @@ impl Migration {
                 // It is there once the command says so, and the file has its name; until then it is here.
                 sent.and_then(|()| end.finish(COMMAND, &self.0.cancel).map_err(MigrationError::End))
             }
-            Road::File(path, _) => self.write(&path, options, space, &mut stood),
+            Road::File(path, _) => self.write(&path, options, space, &mut stood).map(|before| replaced = before),
         };
         self.0.throttle.store(0, Ordering::Release);
         if let Some(since) = stood {
@@ -333,6 +334,8 @@ impl Migration {
         // A channel that a cancel ended says so in its own words.
         let done = if state == MigrationState::Cancelled { Err(MigrationError::Cancelled) } else { done };
         self.end(state, done);
+        // No guest waits for that.
+        drop(replaced);
     }
 
     /// What comes before RAM, and RAM, all of which is to go.
@@ -394,14 +397,14 @@ impl Migration {
         Ok(after)
     }
 
-    /// To a file, in which each page has its place.
+    /// To a file, in which each page has its place; what had its name before.
     fn write(
         &self,
         path: &Path,
         options: &LeaveOptions,
         space: &AddressSpace,
         stood: &mut Option<Instant>,
-    ) -> Result<(), MigrationError> {
+    ) -> Result<Option<File>, MigrationError> {
         let (before, blocks, source) = self.describe(options, space)?;
         let (unfinished, file) = Unfinished::create(path)?;
         let mut writer = StreamWriter::new(file, state::TYPE, &[MAPPED_RAM])?;

@@ -9,6 +9,7 @@
 
 use std::fs::{self, File};
 use std::io::{self, Write};
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -211,13 +212,15 @@ impl Unfinished {
         Ok((Unfinished { path: path.to_owned(), temporary: Some(temporary) }, file))
     }
 
-    pub fn finish(mut self) -> Result<(), MigrationError> {
+    /// It has its name now. The file that had it before is gone when what this returns is dropped, and that takes a while if it was large.
+    pub fn finish(mut self) -> Result<Option<File>, MigrationError> {
+        let before = File::options().read(true).custom_flags(libc::O_PATH).open(&self.path).ok();
         if let Some(temporary) = &self.temporary {
             let done = fs::rename(temporary, &self.path);
             done.map_err(|source| MigrationError::File { path: self.path.clone(), source })?;
         }
         self.temporary = None;
-        Ok(())
+        Ok(before)
     }
 }
 
@@ -258,7 +261,7 @@ impl Machine {
         writer.finish()?;
         let length = writer.out().offset();
         drop(writer.into_inner()?);
-        unfinished.finish()?;
+        let _before = unfinished.finish()?;
         let (pages, zero_pages, whole) = (moved.pages, moved.zero, changed.is_none());
         Ok(Snapshot { pages, zero_pages, whole, length, time: start.elapsed() })
     }
