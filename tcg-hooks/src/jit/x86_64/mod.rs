@@ -20,6 +20,7 @@ mod alu;
 mod asm;
 mod atomic;
 mod bits;
+mod cold;
 pub(crate) mod context;
 pub(crate) mod disasm;
 mod elide;
@@ -38,16 +39,16 @@ mod remap;
 pub(crate) mod thunks;
 
 use crate::engine::JitFlags;
-use crate::ir::{Block, Check, Does, FIRST_FLOAT, Ir, Kind, Region, Site};
+use crate::ir::{Check, Does, FIRST_FLOAT, Ir, Kind, Region, Site};
 use crate::jit::code_cache::CodeOffset;
 use crate::riscv::Privilege;
 use crate::tb::SiteSet;
 use crate::tier2::{DISPLACEMENT, Frames};
-use asm::{Assembler, Flag, Hole, Label};
+use asm::{Assembler, Flag, Label};
+use cold::Cold;
 use context::float_off;
 use dynasmrt::dynasm;
 use encode::{MOV, MOV_TO, NARROW, WIDE, XOR};
-use frames::Border;
 use notdirty_core::PAGE_SIZE;
 use regs::{RAX, RCX, RDX, RegMap};
 use thunks::Thunks;
@@ -88,52 +89,6 @@ pub(super) enum Addend {
     Set,
     /// Each entry's own.
     Entry,
-}
-
-#[derive(Debug, Clone, Copy)]
-enum Cold {
-    Exit {
-        from: Hole,
-        exit: u16,
-    },
-    Poll {
-        from: Hole,
-        exit: u16,
-        block: u16,
-    },
-    /// The cold copy of accesses that share a check.
-    Cluster(usize),
-    /// The slow part of an AMO, LR or SC.
-    Cell(atomic::Elsewhere),
-    /// A site that comes back.
-    Site {
-        from: Hole,
-        site: u16,
-        back: u32,
-    },
-    /// A site that does not come back, where the map is that of borders.
-    Stop {
-        from: Hole,
-        site: u16,
-    },
-    /// Floating point that the host cannot do.
-    Float(float::Cold),
-    /// A conditional exit of a region with a map of its own.
-    Leave {
-        from: Hole,
-        pc: u64,
-        block: u16,
-    },
-    /// What is checked at the entry does not hold.
-    Refusal {
-        label: Label,
-        exit: u16,
-    },
-    /// A jump to another page, where addresses are translated.
-    Via {
-        from: Hole,
-        pc: u64,
-    },
 }
 
 /// Emits TBs; keeps its memory from one to the next.
@@ -502,121 +457,6 @@ impl Emitter {
         if ir.rd != 0 {
             self.put(ir.rd, RAX);
         }
-    }
-
-    /// A site in line or behind the TB, from which control comes back here.
-    fn execute_site(&mut self, site: u16) {
-        self.call_site(site);
-        if self.is_named() {
-            self.take_back(site);
-        } else {
-            self.swap_in();
-        }
-    }
-
-    /// The same where the map is that of borders.
-    fn call_site_at_border(&mut self, site: u16) {
-        self.call_thunk(self.thunks.site, site);
-    }
-
-    fn call_thunk(&mut self, thunk: CodeOffset, site: u16) {
-        let number = self.tb << LOCAL_BITS | u32::from(site);
-        dynasm!(self.ops; .arch x64; mov eax, number as i32; .u8 0xe8);
-        self.external(thunk);
-    }
-
-    /// Has Rust execute a site's instruction, in line; nothing is in registers behind it.
-    fn call_site(&mut self, site: u16) {
-        let thunk = if self.is_named() {
-            self.show(site);
-            self.thunks.shown
-        } else {
-            self.swap_out();
-            self.thunks.site
-        };
-        self.call_thunk(thunk, site);
-    }
-
-    /// The four bytes of a displacement to a thunk.
-    fn external(&mut self, target: CodeOffset) {
-        self.externals.push((self.here(), target));
-        self.ops.push_i32(0);
-    }
-
-    fn cold_part(&mut self, region: &Region, cold: Cold) {
-        match cold {
-            Cold::Exit { from, exit } => {
-                self.ops.close(from);
-                self.leave_stub(exit);
-                if self.translated && self.flags.jump_cache {
-                    self.exits[usize::from(exit)].via = self.here();
-                    let pc = self.exits[usize::from(exit)].pc;
-                    self.go_via(pc);
-                }
-            }
-            Cold::Via { from, pc } => {
-                self.ops.close(from);
-                self.go_via(pc);
-            }
-            Cold::Refusal { label, exit } => {
-                dynasm!(self.ops; .arch x64; =>label);
-                self.leave_stub(exit);
-            }
-            Cold::Poll { from, exit, block } => {
-                self.ops.close(from);
-                self.go_out(Border::Head(block));
-                // Control took the edge but not the block: count the edge here, as the TB that goes on at the block starts behind it.
-                let Block { first, end, .. } = region.blocks[usize::from(block)];
-                let ways =
-                    region.ops[first as usize..end as usize].iter().filter(|ir| ir.kind == Kind::Cover && ir.a == 1);
-                ways.for_each(|ir| self.cover(ir));
-                self.leave_stub(exit);
-            }
-            Cold::Cluster(number) => self.cold_cluster(&region.ops, number),
-            Cold::Cell(cell) => self.cold_cell(cell),
-            Cold::Site { from, site, back } => {
-                self.ops.close(from);
-                self.execute_site(site);
-                self.ops.jump_to(back);
-            }
-            Cold::Stop { from, site } => {
-                self.ops.close(from);
-                self.call_site_at_border(site);
-                dynasm!(self.ops; .arch x64; ud2);
-            }
-            Cold::Float(cold) => self.float_cold(cold),
-            Cold::Leave { from, pc, block } => {
-                self.ops.close(from);
-                self.go_out(Border::End(block));
-                self.jump_out(pc);
-            }
-        }
-    }
-
-    /// On at `pc` by the jump cache.
-    fn go_via(&mut self, pc: u64) {
-        self.constant(RAX, pc as i64);
-        dynasm!(self.ops; .arch x64; .u8 0xe9);
-        self.external(self.thunks.jump);
-    }
-
-    /// Is a jump from here to `pc` one on the pages of the TB?
-    fn is_near(&self, pc: u64) -> bool {
-        let ahead = (pc / PAGE_SIZE).wrapping_sub(self.page.0);
-        ahead == 0 || ahead == 1 && self.page.1
-    }
-
-    /// Back to the exec loop with an exit's number.
-    fn leave_stub(&mut self, exit: u16) {
-        self.exits[usize::from(exit)].stub = self.here();
-        let number = self.tb << LOCAL_BITS | u32::from(exit);
-        dynasm!(self.ops; .arch x64; mov eax, number as i32; .u8 0xe9);
-        self.external(self.thunks.leave);
-    }
-
-    fn exit(&mut self, pc: u64, refund: u16) -> u16 {
-        self.exits.push(EmittedExit { field: 0, stub: 0, pc, refund, via: 0 });
-        (self.exits.len() - 1) as u16
     }
 
     /// Moves a constant into a guest register.
