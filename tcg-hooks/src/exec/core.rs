@@ -114,6 +114,7 @@ impl Core {
     }
 
     /// The vCPU runs until the result is dropped; what was posted meanwhile is served. `None` if it runs already.
+    #[cfg(any(test, feature = "testkit"))]
     pub(crate) fn start(&mut self, ctx: &mut Context) -> Option<(Started, ServeReport)> {
         let (mmu, hooks) = self.parts(ctx);
         // What others wrote does not wait for a `fence.i`.
