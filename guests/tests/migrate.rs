@@ -277,6 +277,7 @@ fn a_guest_that_dirties_more_than_goes_out_is_made_slower_until_it_fits() {
     assert_eq!(status.state, MigrationState::Completed, "{status:?}, {:?}", target.err());
     assert!(status.progress.deltas > 0, "{status:?}");
     assert!(status.progress.rounds > 2 && status.downtime < Duration::from_secs(5), "{status:?}");
+    assert_eq!(status.dirtied.len() as u64, status.progress.rounds + 1, "{status:?}");
     assert_same(&machine, &target.unwrap(), "after a throttle");
 }
 

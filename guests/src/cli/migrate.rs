@@ -242,13 +242,13 @@ impl Show {
 
 /// Says how the migration went.
 pub(super) fn report(name: &str, go: &Move, status: &MigrationStatus, json: bool) -> ExitCode {
-    let MigrationStatus { total, downtime, progress, .. } = status;
+    let MigrationStatus { total, downtime, progress, dirtied, .. } = status;
     let (total, downtime) = (total.as_secs_f64() * 1e3, downtime.as_secs_f64() * 1e3);
     let rate = progress.bytes as f64 / 1e6 / (total / 1e3).max(1e-6);
     if json {
         return print(&format!(
             "{{\"total_ms\":{total:.1},\"downtime_ms\":{downtime:.2},\"rounds\":{},\"bytes\":{},\"pages\":{},\
-             \"zero_pages\":{},\"mb_per_s\":{rate:.0}}}\n",
+             \"zero_pages\":{},\"dirtied\":{dirtied:?},\"mb_per_s\":{rate:.0}}}\n",
             progress.rounds, progress.bytes, progress.pages, progress.zero_pages
         ));
     }

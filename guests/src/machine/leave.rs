@@ -101,7 +101,7 @@ pub enum MigrationState {
 }
 
 /// How a migration goes, or went.
-#[derive(Debug, Clone, Copy, PartialEq)]
+#[derive(Debug, Clone, PartialEq)]
 #[non_exhaustive]
 pub struct MigrationStatus {
     /// Where it is.
@@ -115,6 +115,8 @@ pub struct MigrationStatus {
     /// Rounds in a row after which no less was left than before. It goes on: a guest that dirties as much as goes out may do so for
     /// ever, unless it is made slower ([`auto_converge`](LeaveOptions::auto_converge)) or may stand still for longer.
     pub stuck: u64,
+    /// Pages that were found dirty behind each round, and when the guest stood still.
+    pub dirtied: Vec<u64>,
 }
 
 /// What the run's thread is asked for.
@@ -214,7 +216,7 @@ impl Migration {
     /// How it goes.
     pub fn status(&self) -> MigrationStatus {
         let talk = lock(&self.0.talk);
-        let mut status = talk.status;
+        let mut status = talk.status.clone();
         if talk.ended.is_none() {
             status.total = self.0.start.elapsed();
         }
@@ -235,7 +237,7 @@ impl Migration {
             .changed
             .wait_timeout_while(talk, timeout, |talk| talk.ended.is_none())
             .unwrap_or_else(PoisonError::into_inner);
-        talk.ended.clone().map(|ended| ended.map(|()| talk.status))
+        talk.ended.clone().map(|ended| ended.map(|()| talk.status.clone()))
     }
 
     fn set_state(&self, state: MigrationState) {
@@ -379,6 +381,7 @@ impl Migration {
                 let nearer = progress.left < least - least / 8;
                 least = least.min(progress.left);
                 talk.status.stuck = if nearer { 0 } else { talk.status.stuck + 1 };
+                talk.status.dirtied.push(progress.dirtied);
             }
             drop(talk);
             if round && options.auto_converge {
@@ -392,7 +395,10 @@ impl Migration {
             return Err(MigrationError::Order("the machine answered something else".into()));
         };
         source.last(carrier, &options.limits)?;
-        lock(&self.0.talk).status.progress = *source.progress();
+        let mut talk = lock(&self.0.talk);
+        talk.status.progress = *source.progress();
+        talk.status.dirtied.push(source.progress().dirtied);
+        drop(talk);
         // The source drops here: nothing is logged from now on, so nothing is paid for any more.
         Ok(after)
     }
@@ -589,6 +595,7 @@ impl Migrator {
             downtime: Duration::ZERO,
             progress: Progress::default(),
             stuck: 0,
+            dirtied: Vec::new(),
         };
         let migration = Migration(Arc::new(Shared {
             talk: Mutex::new(Talk { asked: None, answer: None, status, ended: None, awake: Some(stop) }),
