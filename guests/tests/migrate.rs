@@ -94,6 +94,7 @@ fn leave(machine: &mut Machine, begin: impl FnOnce() -> Migration + Send) -> (Ma
             if !over.load(Ordering::Relaxed) {
                 stop.stop();
             }
+            if let Err(why) = &ended { println!("{why}"); }
             assert_eq!(ended.is_ok(), state == MigrationState::Completed, "{ended:?}");
             migration.status()
         });
@@ -181,7 +182,7 @@ fn go(way: Way, seed: u64, stays: bool) -> (Machine, MigrationStatus, Machine) {
         }
     });
     let _ = std::fs::remove_file(&file);
-    (machine, status, target.unwrap())
+    (machine, status, target.unwrap_or_else(|why| panic!("{way:?}: {why}")))
 }
 
 #[test]
@@ -545,4 +546,22 @@ fn a_machine_with_a_silent_device_does_not_begin_to_leave() {
         migrator.start(channel(ours, &cancel), cancel, LeaveOptions::default()).unwrap()
     });
     assert_eq!((exit, status.state, status.progress.bytes), (MachineExit::Stopped, MigrationState::Failed, 0));
+}
+
+/// A migration asks twice, the second time at once if there is little to send: neither is to be missed.
+#[test]
+fn a_machine_with_next_to_no_ram_leaves_each_time() {
+    for n in 0..100 {
+        let mut machine = Machine::builder().ram_size(0x4000).build().unwrap();
+        start(&mut machine, n);
+        machine.cpu_mut().x[9] = RAM + 0x2000;
+        machine.cpu_mut().x[18] = 0xff;
+        let (migrator, file) = (machine.migrator(), std::fs::File::create("/dev/null").unwrap());
+        let cancel = Cancel::default();
+        let channel = Channel::new(file.into(), PATIENCE, cancel.clone()).unwrap();
+        let migration = migrator.start(channel, cancel, LeaveOptions::default()).unwrap();
+        let until = Some(Instant::now() + PATIENCE);
+        assert_eq!(machine.run(&RunLimits { max_insns: None, deadline: until }), MachineExit::Migrated, "{n}");
+        assert!(migration.wait(PATIENCE).unwrap().is_ok(), "{n}");
+    }
 }

@@ -293,3 +293,82 @@ fn whatever_happens_in_whatever_phase_exactly_one_side_can_run() {
     println!("{tried} faults, {} phases; not met: {missed:?}", left.lock().unwrap().len());
     assert!(missed.len() * 8 < tried, "{missed:?}");
 }
+
+/// A file's units, each with each fault that a file can have.
+#[test]
+fn a_stream_in_a_file_that_was_spoiled_in_whatever_phase_is_refused_or_is_the_machine() {
+    let path = std::env::temp_dir().join(format!("notdirty-{}-spoiled-stream", std::process::id()));
+    let uri = Uri::File(path.clone(), None);
+    let mut source = Machine::builder().ram_size(SIZE).build().unwrap();
+    start(&mut source, 3);
+    let (migrator, memory) = (source.migrator(), source.memory());
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            memory.write(RAM + 0x4_0000, &[5; 0x1_0000]).unwrap();
+            let cancel = Cancel::default();
+            let road = Road::connect(&uri, 0, LONG, &cancel).unwrap();
+            migrator.start(road, cancel, LeaveOptions::default()).unwrap().wait(LONG).unwrap().unwrap();
+        });
+        let until = Some(Instant::now() + LIMIT);
+        assert_eq!(source.run(&RunLimits { max_insns: None, deadline: until }), MachineExit::Migrated);
+    });
+    let whole = std::fs::read(&path).unwrap();
+    let (mut units, mut reader) = (Vec::new(), wire::Units::new(&whole[..], false));
+    while let Some(unit) = reader.next().unwrap() {
+        units.push(unit);
+    }
+    assert_eq!(units.iter().map(|(_, bytes)| bytes.len()).sum::<usize>(), whole.len());
+    let receive = |bytes: Vec<u8>| {
+        std::fs::write(&path, bytes).unwrap();
+        let (channel, _end) = uri.listen().unwrap().accept(None, LONG, &Cancel::default()).unwrap();
+        Machine::builder().receive(channel)
+    };
+    let join = |units: &[(Phase, Vec<u8>)]| units.iter().flat_map(|(_, bytes)| bytes.clone()).collect::<Vec<u8>>();
+    same(&source, &receive(join(&units)).unwrap(), "whole");
+    let (mut refused, mut taken) = (0, Vec::new());
+    for n in 0..units.len() {
+        for fault in [Fault::Cut, Fault::Flip(3), Fault::Flip(501), Fault::Lost, Fault::Twice, Fault::Swapped] {
+            let mut spoiled = units.clone();
+            let phase = spoiled[n].0;
+            match fault {
+                Fault::Cut => {
+                    spoiled.truncate(n + 1);
+                    let half = spoiled[n].1.len() / 2;
+                    spoiled[n].1.truncate(half);
+                }
+                Fault::Flip(bit) => {
+                    let bytes = &mut spoiled[n].1;
+                    let at = (bytes.len() / 2 + bit as usize / 8).min(bytes.len() - 1);
+                    bytes[at] ^= 1 << (bit % 8);
+                }
+                Fault::Lost => drop(spoiled.remove(n)),
+                Fault::Twice => spoiled.insert(n, units[n].clone()),
+                _ if n + 1 < units.len() => spoiled.swap(n, n + 1),
+                _ => continue,
+            }
+            match receive(join(&spoiled)) {
+                Err(why) => {
+                    assert!(!why.to_string().is_empty());
+                    refused += 1;
+                }
+                Ok(target) => {
+                    same(&source, &target, &format!("{phase:?} {fault:?}"));
+                    taken.push((phase, fault));
+                }
+            }
+        }
+    }
+    let _ = std::fs::remove_file(&path);
+    println!("{refused} refused; not noticed, and harmless: {taken:?}");
+    // The same twice or the other way round is the same machine; so is it without a piece whose pages came again, or that has none.
+    let harmless = |(phase, fault): &(Phase, Fault)| match fault {
+        Fault::Twice => matches!(phase, Phase::Piece(_) | Phase::Integrity | Phase::End),
+        Fault::Swapped => matches!(phase, Phase::Piece(_) | Phase::RamEnd),
+        Fault::Lost => matches!(phase, Phase::Piece(_)),
+        _ => false,
+    };
+    assert!(taken.iter().all(harmless), "{taken:?}");
+    // This side has gone, and can be had back.
+    source.take_back();
+    runs(&mut source, "taken back");
+}

@@ -236,3 +236,51 @@ fn a_migration_that_comes_no_nearer_to_its_end_says_so() {
     assert!(said.contains("not moved to") && said.contains("the run ended before"), "{said}");
     assert_eq!(ended(target, "its target").status.code(), Some(2));
 }
+
+/// Killed at whatever moment, it leaves the old file or a whole one; what it left beside is refused.
+#[test]
+fn a_process_that_is_killed_while_it_writes_a_file_leaves_the_old_one_or_a_whole_one() {
+    let dir = Dir::new("halves");
+    let elf = dir.elf(&sums::sums(1, 23, 0));
+    let file = dir.0.join("file");
+    let restore = |path: &Path| {
+        let restored = start(&["restore", &path.display().to_string(), "--max-insns", "1"]);
+        ended(restored, "restored")
+    };
+    let (mut kept, mut whole, mut beside) = (0, 0, 0);
+    let times = if std::env::var("NOTDIRTY_FAULTS").is_ok() { 40 } else { 6 };
+    for n in 0..times {
+        std::fs::write(&file, b"what was there").unwrap();
+        let go = format!("file:{}@5ms", file.display());
+        let mut source = start(&["run", &elf, "-m", "48M", "--mapped-ram", "--migrate", &go, "--timeout", "60"]);
+        let parts = || {
+            let entries = std::fs::read_dir(&dir.0).unwrap().map(|entry| entry.unwrap().path());
+            entries.filter(|path| path.extension().is_some_and(|end| end == "part")).collect::<Vec<_>>()
+        };
+        let until = Instant::now() + LIMIT;
+        while parts().is_empty() && source.try_wait().unwrap().is_none() && Instant::now() < until {
+            std::thread::sleep(Duration::from_micros(200));
+        }
+        std::thread::sleep(Duration::from_millis(n * n % 23));
+        let _ = source.kill();
+        source.wait().unwrap();
+        if std::fs::read(&file).unwrap() == b"what was there" {
+            kept += 1;
+        } else {
+            let output = restore(&file);
+            assert_eq!(output.status.code(), Some(125), "{}", text(&output));
+            whole += 1;
+        }
+        for part in parts() {
+            let output = restore(&part);
+            // All of it was written, and only its name was not given yet.
+            let code = output.status.code();
+            assert!(code == Some(2) || code == Some(125), "{}", text(&output));
+            beside += usize::from(code == Some(2));
+            std::fs::remove_file(part).unwrap();
+        }
+    }
+    println!("{kept} times the old file, {whole} times a whole one; {beside} parts beside were refused");
+    assert_eq!(kept + whole, times);
+    assert!(kept > 0, "one was killed in time");
+}

@@ -45,18 +45,16 @@ impl Machine {
             if exit != VcpuExit::Stopped || !self.migration.may_stop() {
                 break exit;
             }
+            // Of harts that were stopped by the first one that ended. Before the look at what is asked: a migration that asks again at once
+            // stops the next run.
+            for vcpu in &self.vcpus {
+                vcpu.port().take_stop();
+            }
             if self.serve_migration() {
                 return MachineExit::Migrated;
             }
             if self.asked.swap(false, Ordering::AcqRel) || self.board.latch.get().is_some() {
                 break exit;
-            }
-            // Of harts that were stopped by the first one that ended.
-            for vcpu in &self.vcpus {
-                vcpu.port().take_stop();
-            }
-            if self.asked.load(Ordering::Acquire) {
-                self.stop_handle().stop();
             }
         };
         // A guest may end with the very instruction that meets a limit: then it ended.
@@ -188,6 +186,10 @@ impl Machine {
                 // Of harts that were stopped by the first one that ended, not by their own look at it.
                 for vcpu in &self.vcpus {
                     vcpu.port().take_stop();
+                }
+                // A stop since that look.
+                if self.asked.load(Ordering::Acquire) {
+                    self.stop_handle().stop();
                 }
                 continue;
             }
