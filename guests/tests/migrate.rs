@@ -94,7 +94,9 @@ fn leave(machine: &mut Machine, begin: impl FnOnce() -> Migration + Send) -> (Ma
             if !over.load(Ordering::Relaxed) {
                 stop.stop();
             }
-            if let Err(why) = &ended { println!("{why}"); }
+            if let Err(why) = &ended {
+                println!("{why}");
+            }
             assert_eq!(ended.is_ok(), state == MigrationState::Completed, "{ended:?}");
             migration.status()
         });
