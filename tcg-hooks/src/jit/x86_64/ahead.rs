@@ -1,7 +1,7 @@
 //! What is checked and counted in front of a loop, and the accesses that need no check then: see `tier2/split.rs`, `turns.rs`.
 use super::alu::with;
 use super::asm::{Flag, Label};
-use super::context::{BUDGET, LIMIT, SET_ADDEND, kept_off};
+use super::context::{BUDGET, LIMIT, SET_ADDEND, WHOLE, kept_off};
 use super::mem::{NOWHERE, Taken};
 use super::regs::{RAX, RCX, RDX, RegMap};
 use super::{Addend, Cold, Emitter, off};
@@ -11,8 +11,12 @@ use dynasmrt::dynasm;
 use notdirty_core::PAGE_SIZE;
 use notdirty_softmmu::tlb::entry::{READ, WRITE};
 
+/// Bytes of flat RAM that the turns of a loop go through between two checks, at most. Two orders of size below [`MOST_INDEX`], so that
+/// no index leaves its range on the way.
+const STRETCH: i32 = 1 << 20;
+
 impl Emitter {
-    /// The bytes lie on pages of RAM at K; if the base moves, on one page, and the turns are counted that they stay on it.
+    /// The bytes lie on pages of RAM at K; if the base moves, on one page or in flat RAM, and the turns are counted that they stay there.
     pub(super) fn check_ahead(&mut self, ir: &Ir) {
         let Check { store, index, first, last, step, lone, kept, cold, .. } = self.checks[ir.imm as usize];
         let comparator = if store { WRITE } else { READ };
@@ -38,8 +42,14 @@ impl Emitter {
             Some((fail, other)) => [Some(fail), other].into_iter().flatten().for_each(|fail| self.ops.aim(fail, cold)),
             None => self.check_entries((base, first, last), (lone, step), comparator, (kept, cold)),
         }
-        if step != 0 {
-            self.count_trips(base, if step > 0 { last } else { first }, step);
+        match (step, flat) {
+            (0, _) => {}
+            (_, None) => self.count_trips(base, if step > 0 { last } else { first }, step),
+            // Where it begins is enough of one access: see `Selected::whole`.
+            (_, Some(_)) => {
+                let ahead = if step > 0 && lone.is_none() { last } else { first };
+                self.count_trips_in_ram(base, ahead, step);
+            }
         }
     }
 
@@ -140,12 +150,28 @@ impl Emitter {
         if step > 0 {
             dynasm!(self.ops; .arch x64; xor eax, PAGE_SIZE as i32 - 1);
         }
+        self.note_trips(step);
+    }
+
+    /// How many turns more byte `ahead` of the base stays in flat RAM, which it is in; of a stretch that is long enough, and no more.
+    fn count_trips_in_ram(&mut self, base: u8, ahead: i32, step: i32) {
+        let Some(start) = self.whole else { return self.count_trips(base, ahead, step) };
+        self.distance(base, ahead, start);
+        if step > 0 {
+            dynasm!(self.ops; .arch x64; not rax; add rax, [rbp + WHOLE]);
+        }
+        dynasm!(self.ops; .arch x64; mov ecx, STRETCH - 1; cmp rax, rcx; cmova rax, rcx);
+        self.note_trips(step);
+    }
+
+    /// Turns of so many bytes in rax, fewer than [`STRETCH`].
+    fn note_trips(&mut self, step: i32) {
         let by = step.unsigned_abs();
         if by.is_power_of_two() {
             self.divide_by(by);
         } else {
             // At most what a division gives.
-            dynasm!(self.ops; .arch x64; imul eax, eax, (0x1_0000 / by) as i32; shr eax, 16);
+            dynasm!(self.ops; .arch x64; imul rax, rax, (0x1_0000 / by) as i32; shr rax, 16);
         }
         if self.counts_trips {
             dynasm!(self.ops; .arch x64; mov ecx, [rbp + LIMIT]; cmp eax, ecx; cmova eax, ecx);

@@ -351,7 +351,7 @@ impl Emitter {
     }
 
     /// How far in flat RAM it is, in rax.
-    fn distance(&mut self, base: u8, imm: i32, start: i32) {
+    pub(super) fn distance(&mut self, base: u8, imm: i32, start: i32) {
         match start.checked_add(imm) {
             Some(both) => self.ops.far(WIDE, LEA, RAX, base, both),
             None => {
