@@ -69,56 +69,87 @@ pub(super) unsafe fn store(at: *mut u8, bytes: u32, value: u64) {
     }
 }
 
-/// How many single bytes come before the first aligned word of `len` bytes at `at`.
+/// How many bytes come before the first aligned word of `len` bytes at `at`.
 fn head(at: *mut u8, len: usize) -> usize {
     at.align_offset(8).min(len)
 }
 
-/// Copies guest bytes out.
+/// The bytes of the widest aligned access at `at` that has no more than `left`, which is not 0.
+fn widest(at: *mut u8, left: usize) -> usize {
+    1 << at.addr().trailing_zeros().min(left.ilog2()).min(3)
+}
+
+/// Copies guest bytes out. Aligned halves, words and doublewords of them are whole.
 ///
 /// # Safety
 /// `from .. from + to.len()` is mapped and readable.
 pub(super) unsafe fn copy_out(from: *mut u8, to: &mut [u8]) {
     let (first, rest) = to.split_at_mut(head(from, to.len()));
-    for (n, byte) in first.iter_mut().enumerate() {
-        // SAFETY: n < to.len().
-        *byte = unsafe { load(from.add(n), 1) } as u8;
-    }
     let mut at = first.len();
+    // SAFETY: these are as many bytes as `first` has.
+    unsafe { pieces_out(from, first) };
     let mut words = rest.chunks_exact_mut(8);
     for word in &mut words {
         // SAFETY: at + 8 <= to.len().
         word.copy_from_slice(&unsafe { load(from.add(at), 8) }.to_le_bytes());
         at += 8;
     }
-    for byte in words.into_remainder() {
-        // SAFETY: at < to.len().
-        *byte = unsafe { load(from.add(at), 1) } as u8;
-        at += 1;
+    // SAFETY: what is left of `to` begins `at` bytes behind its start.
+    unsafe { pieces_out(from.add(at), words.into_remainder()) };
+}
+
+/// The same of fewer than eight bytes, or so.
+///
+/// # Safety
+/// As [`copy_out`].
+unsafe fn pieces_out(from: *mut u8, to: &mut [u8]) {
+    let mut at = 0;
+    while at < to.len() {
+        // SAFETY: at < to.len(), and `widest` is no more than what is left.
+        let from = unsafe { from.add(at) };
+        let bytes = widest(from, to.len() - at);
+        // SAFETY: as above.
+        let value = unsafe { load(from, bytes as u32) }.to_le_bytes();
+        to[at..at + bytes].copy_from_slice(&value[..bytes]);
+        at += bytes;
     }
 }
 
-/// Copies bytes into guest memory.
+/// Copies bytes into guest memory. Aligned halves, words and doublewords of them are stored whole: a hart that executes them meanwhile
+/// finds no instruction in pieces.
 ///
 /// # Safety
 /// `to .. to + from.len()` is mapped and writable.
 pub(super) unsafe fn copy_in(to: *mut u8, from: &[u8]) {
     let (first, rest) = from.split_at(head(to, from.len()));
-    for (n, byte) in first.iter().enumerate() {
-        // SAFETY: n < from.len().
-        unsafe { store(to.add(n), 1, (*byte).into()) };
-    }
     let mut at = first.len();
+    // SAFETY: these are as many bytes as `first` has.
+    unsafe { pieces_in(to, first) };
     let (words, tail) = rest.as_chunks::<8>();
     for word in words {
         // SAFETY: at + 8 <= from.len().
         unsafe { store(to.add(at), 8, u64::from_le_bytes(*word)) };
         at += 8;
     }
-    for byte in tail {
-        // SAFETY: at < from.len().
-        unsafe { store(to.add(at), 1, (*byte).into()) };
-        at += 1;
+    // SAFETY: what is left of `from` begins `at` bytes behind its start.
+    unsafe { pieces_in(to.add(at), tail) };
+}
+
+/// The same of fewer than eight bytes, or so.
+///
+/// # Safety
+/// As [`copy_in`].
+unsafe fn pieces_in(to: *mut u8, from: &[u8]) {
+    let mut at = 0;
+    while at < from.len() {
+        // SAFETY: at < from.len(), and `widest` is no more than what is left.
+        let to = unsafe { to.add(at) };
+        let bytes = widest(to, from.len() - at);
+        let mut value = [0; 8];
+        value[..bytes].copy_from_slice(&from[at..at + bytes]);
+        // SAFETY: as above.
+        unsafe { store(to, bytes as u32, u64::from_le_bytes(value)) };
+        at += bytes;
     }
 }
 
@@ -256,4 +287,53 @@ mod tests {
             }
         }
     }
+
+    #[test]
+    fn what_is_aligned_goes_in_and_out_whole() {
+        let mut ram = ram();
+        let at = ram.as_mut_ptr().cast::<u8>();
+        let widths = |off: usize, len: usize| {
+            let (mut done, mut widths) = (0, Vec::new());
+            while done < len {
+                widths.push(widest(at.wrapping_add(off + done), len - done));
+                done += widths[widths.len() - 1];
+            }
+            widths
+        };
+        assert_eq!(widths(0, 8), [8]);
+        assert_eq!(widths(4, 4), [4]);
+        assert_eq!(widths(2, 2), [2]);
+        assert_eq!(widths(1, 15), [1, 2, 4, 8]);
+        assert_eq!(widths(8, 7), [4, 2, 1]);
+        // Seen by another thread: of a word that counts up, each is at least as much as the one before.
+        let at = Shared(at);
+        std::thread::scope(|scope| {
+            scope.spawn(move || {
+                let at = at.get();
+                // SAFETY: inside of `ram`, which nothing else accesses but by atomics.
+                (0u32..100_000).for_each(|n| unsafe { copy_in(at.add(12), &n.to_le_bytes()) });
+            });
+            let (at, mut last) = (at.get(), 0);
+            while last < 99_999 {
+                let mut bytes = [0; 4];
+                // SAFETY: as above.
+                unsafe { copy_out(at.add(12), &mut bytes) };
+                let now = u32::from_le_bytes(bytes);
+                assert!(now >= last, "{now:#x} behind {last:#x}");
+                last = now;
+            }
+        });
+    }
+
+    #[derive(Clone, Copy)]
+    struct Shared(*mut u8);
+
+    impl Shared {
+        fn get(self) -> *mut u8 {
+            self.0
+        }
+    }
+
+    // SAFETY: the test's memory outlives the threads that access it, by atomics.
+    unsafe impl Send for Shared {}
 }
