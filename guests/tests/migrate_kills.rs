@@ -225,7 +225,8 @@ fn a_file_that_may_not_grow_leaves_the_guest_here_and_the_old_file_there() {
 fn a_migration_that_comes_no_nearer_to_its_end_says_so() {
     let dir = Dir::new("stuck");
     let elf = dir.elf(&sums::sums(1, 22, 0));
-    let (front, go) = (dir.0.join("front"), format!("unix:{}@1ms", dir.0.join("front").display()));
+    // By then it has stored to all of its pages.
+    let (front, go) = (dir.0.join("front"), format!("unix:{}@insns:20000000", dir.0.join("front").display()));
     let target = start(&["run", "--incoming", &format!("unix:{}", front.display()), "--timeout", "60"]);
     wait_for(&front);
     let slow = ["--bandwidth", "64M", "--downtime", "1ms", "-m", "32M", "--timeout", "3"];
