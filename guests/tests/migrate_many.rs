@@ -94,7 +94,13 @@ fn go(machine: &mut Machine, way: Way, after: Duration, slice: Option<u64>, mean
             let migration = migrator.start(road, cancel, options).unwrap();
             meanwhile();
             loop {
-                if migration.wait(Duration::from_millis(20)).is_some() {
+                if let Some(ended) = migration.wait(Duration::from_millis(20)) {
+                    if let Err(why) = ended
+                        && !over.load(Ordering::Acquire)
+                    {
+                        // Else the guest would run on until the deadline.
+                        panic!("{way:?}: {why}, {:?}", migration.status());
+                    }
                     return Some(migration.status());
                 }
                 if over.load(Ordering::Acquire) {

@@ -100,6 +100,9 @@ pub enum MigrationState {
     Uncertain,
 }
 
+/// How long a change of RAM that was under way may take.
+const SETTLE: Duration = Duration::from_secs(10);
+
 /// How a migration goes, or went.
 #[derive(Debug, Clone, PartialEq)]
 #[non_exhaustive]
@@ -704,6 +707,16 @@ impl Machine {
     fn describe(&self) -> Result<Answer, MigrationError> {
         // Whether it can be saved at all is known before its RAM goes.
         self.stateful_devices()?;
+        // What began before the migration did: the harts are parked, so it waits for none of them.
+        let until = Instant::now() + SETTLE;
+        while !self.board.memory.is_settled() {
+            if Instant::now() > until {
+                return Err(MigrationError::Order(
+                    "RAM is being plugged, unplugged or resized, and that does not end".into(),
+                ));
+            }
+            std::thread::sleep(Duration::from_micros(100));
+        }
         let (sections, blocks) = self.sections_before_ram()?;
         Ok(Answer::Described(sections, blocks))
     }

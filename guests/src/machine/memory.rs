@@ -305,15 +305,16 @@ impl Memory {
     /// [`PlugError`]: `base` or `size` (bytes) is no multiple of a page, the place is taken or past the end of the address space, the
     /// machine may not have so much, there is RAM of this name, or the host gives none. Nothing was changed.
     pub fn plug(&self, name: &str, base: u64, size: u64, spec: PlugSpec) -> Result<Plugged, PlugError> {
-        if self.0.migration.is_under_way() {
-            return Err(PlugError::Migrating);
-        }
         if !base.is_multiple_of(PAGE_SIZE) {
             return Err(PlugError::Unaligned { base: GuestPhys::new(base), size });
         }
         let last = size.checked_sub(1).and_then(|more| base.checked_add(more));
         {
             let mut dimms = self.dimms();
+            // With the lock: whoever moves the machine waits for what has begun (`is_settled`).
+            if self.0.migration.is_under_way() {
+                return Err(PlugError::Migrating);
+            }
             self.may_grow(&dimms, size)?;
             // No bytes, or too many: refused by the call that asks for them.
             if let Some(last) = last {
@@ -389,12 +390,18 @@ impl Memory {
         }
     }
 
+    /// Is no RAM being plugged, unplugged or resized? Then none is, as long as a migration is under way.
+    pub(super) fn is_settled(&self) -> bool {
+        let dimms = self.dimms();
+        dimms.coming.is_empty() && !dimms.by_base.values().any(|dimm| dimm.busy)
+    }
+
     /// Plugged RAM, to work on it without the lock; it is busy from here on.
     fn borrow(&self, plugged: &Plugged) -> Result<(Arc<RamBlock>, RegionId), UnplugError> {
+        let mut dimms = self.dimms();
         if self.0.migration.is_under_way() {
             return Err(UnplugError::Migrating);
         }
-        let mut dimms = self.dimms();
         let dimm = dimms.find(plugged).ok_or(UnplugError::NotPlugged)?;
         match core::mem::replace(&mut dimm.busy, true) {
             true => Err(UnplugError::Busy),
