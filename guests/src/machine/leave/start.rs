@@ -1,0 +1,80 @@
+//! How a migration begins, from any thread.
+
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use std::sync::{Arc, Condvar, Mutex};
+use std::time::{Duration, Instant};
+
+use notdirty_core::migration::{Cancel, Progress};
+use notdirty_softmmu::AddressSpace;
+
+use super::{Ends, LeaveOptions, Migration, MigrationDoor, MigrationState, MigrationStatus, Road, Shared, Talk, lock};
+use crate::machine::WeakStop;
+use crate::machine::migrate::MigrationError;
+
+/// Starts migrations of a machine from any thread, while it runs or before.
+#[derive(Clone)]
+pub struct Migrator {
+    pub(super) door: Arc<MigrationDoor>,
+    pub(super) stop: WeakStop,
+    pub(super) space: Arc<AddressSpace>,
+}
+
+impl Migrator {
+    /// The machine begins to leave by this channel; it goes on running, and its run ends with
+    /// [`MachineExit::Migrated`](super::MachineExit::Migrated) when it is elsewhere. A machine that is not being run answers in its next
+    /// run. `cancel` is the channel's.
+    ///
+    /// # Errors
+    /// [`MigrationError::UnderWay`], or the host gives no thread.
+    pub fn start(
+        &self,
+        road: impl Into<Road>,
+        cancel: Cancel,
+        options: LeaveOptions,
+    ) -> Result<Migration, MigrationError> {
+        let road = road.into();
+        let stop = self.stop.upgrade().ok_or(MigrationError::Gone)?;
+        let mut current = lock(&self.door.current);
+        if self.door.gone.load(Ordering::Acquire) {
+            return Err(MigrationError::Gone);
+        }
+        if current.as_ref().is_some_and(|migration| lock(&migration.0.talk).ended.is_none()) {
+            return Err(MigrationError::UnderWay);
+        }
+        let status = MigrationStatus {
+            state: MigrationState::Setup,
+            total: Duration::ZERO,
+            downtime: Duration::ZERO,
+            progress: Progress::default(),
+            stuck: 0,
+            dirtied: Vec::new(),
+        };
+        let migration = Migration(Arc::new(Shared {
+            talk: Mutex::new(Talk { asked: None, answer: None, status, ended: None, awake: Some(stop) }),
+            changed: Condvar::new(),
+            wanted: AtomicBool::new(false),
+            cancel,
+            start: Instant::now(),
+            throttle: AtomicU32::new(0),
+            stays: matches!(road, Road::File(_, true)),
+        }));
+        self.door.may_stop.store(true, Ordering::Release);
+        // Before the thread stops a run, which is stopped once for what it asks.
+        self.door.any.store(true, Ordering::Release);
+        // Without its thread, or when that panics, it has failed: no run waits for it.
+        let (own, space) = (Ends(migration.clone()), self.space.clone());
+        if options.auto_converge {
+            let own = migration.clone();
+            let thread = std::thread::Builder::new().name("throttle".into());
+            thread.spawn(move || own.throttle()).map_err(MigrationError::Host)?;
+        }
+        let thread = std::thread::Builder::new().name("migration".into());
+        let thread = thread.spawn(move || {
+            let Ends(own) = &own;
+            own.leave(road, &options, &space);
+        });
+        thread.map_err(MigrationError::Host)?;
+        *current = Some(migration.clone());
+        Ok(migration)
+    }
+}
