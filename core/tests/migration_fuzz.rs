@@ -88,15 +88,19 @@ type Target<'t> = (&'t str, fn(&[u8]) -> bool, &'t [u8], Vec<std::ops::Range<usi
 fn no_input_makes_a_parser_panic_or_take_memory_that_is_not_paid_for() {
     let count: u64 = std::env::var("NOTDIRTY_STREAMS").ok().and_then(|n| n.parse().ok()).unwrap_or(3000);
     let (stream, mapped, channel) = (fuzz::a_stream().unwrap(), fuzz::a_mapped_file().unwrap(), fuzz::a_channel());
+    let (answers, commands) = (fuzz::a_return_path(), fuzz::some_commands());
     assert!(fuzz::stream(&stream) && fuzz::mapped(&mapped) && fuzz::channel(&channel));
+    assert!(fuzz::answers(&answers) && fuzz::commands(&commands));
     // Beside pages, which may be anything.
     let find = |bytes: &[u8], text: &[u8]| bytes.windows(text.len()).position(|window| window == text).unwrap();
     let (cpu, cpu_mapped) = (find(&stream, b"\x03cpu"), find(&mapped, b"\x03cpu"));
     let json = |bytes: &[u8]| find(bytes, b"{\"configuration\"") - 6;
-    let targets: [Target<'_>; 3] = [
+    let targets: [Target<'_>; 5] = [
         ("stream", fuzz::stream, &stream, vec![0..300, 0..stream.len(), cpu - 20..json(&stream) + 8]),
         ("mapped-ram", fuzz::mapped, &mapped, vec![0..300, 0..300, cpu_mapped - 20..json(&mapped) + 8]),
         ("multifd", fuzz::channel, &channel, vec![0..400, 0..64, channel.len() - 1344..channel.len()]),
+        ("answers", fuzz::answers, &answers, vec![0..8, 0..answers.len()]),
+        ("commands", fuzz::commands, &commands, vec![0..8, 0..commands.len()]),
     ];
     for (name, parse, whole, interesting) in targets {
         let mut random = Random(0x9e37_79b9_7f4a_7c15);

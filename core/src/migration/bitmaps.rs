@@ -161,6 +161,13 @@ impl DirtyPages {
         self.maps().dirty.next_set(from)
     }
 
+    /// The next run of pages from `from` on that are to be sent.
+    pub fn run(&self, from: u64) -> Option<Range<u64>> {
+        let maps = self.maps();
+        let start = maps.dirty.next_set(from)?;
+        Some(start..maps.dirty.next_clear(start))
+    }
+
     /// How many pages are to be sent.
     pub fn count(&self) -> u64 {
         self.maps().count

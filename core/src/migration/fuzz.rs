@@ -1,6 +1,7 @@
 //! Any bytes as a stream, a file or a channel: bodies for fuzzers, and whole inputs to begin with. For the tests of this workspace.
 
 use super::multifd::{self, Meeting};
+use super::postcopy::{Answer, Bitmap, Command, Discard, PageSizes, State, Step};
 use super::{
     Event, Field, FieldValue, Incoming, Limits, MAPPED_RAM, Section, Source, StreamCarrier, StreamReader, StreamWriter,
     mapped_ram, read_list,
@@ -68,6 +69,42 @@ pub fn channel(bytes: &[u8]) -> bool {
         let meeting = Meeting::default();
         multifd::receive(bytes, &[block], &meeting, Duration::ZERO).is_ok()
     })
+}
+
+/// Reads it as the return path of a postcopy, of blocks of 100 pages; whether it ends with an answer.
+pub fn answers(mut bytes: &[u8]) -> bool {
+    while !bytes.is_empty() {
+        match Answer::read(&mut bytes) {
+            Ok(Answer::Bitmap(_)) if Bitmap::read(&mut bytes, 100).is_ok() => {}
+            Ok(Answer::Bitmap(_)) | Err(_) => return false,
+            Ok(_) => {}
+        }
+    }
+    true
+}
+
+/// Reads it as the commands of a postcopy, in their order; whether all of them lead to its end.
+pub fn commands(mut bytes: &[u8]) -> bool {
+    let mut state = State::default();
+    while let Some((head, rest)) = bytes.split_first_chunk::<4>() {
+        let [code, len] = [[head[0], head[1]], [head[2], head[3]]].map(u16::from_be_bytes);
+        let Some((data, rest)) = rest.split_at_checked(len.into()) else { return false };
+        bytes = rest;
+        let step = match Command::parse(code, data) {
+            Ok(Command::Advise(_)) => Step::Advise,
+            Ok(Command::Discard(_)) => Step::Discard,
+            Ok(Command::Listen) => Step::Listen,
+            Ok(Command::Run) => Step::Run,
+            Ok(Command::Resume | Command::RecvBitmap(_)) => Step::Resume,
+            Ok(_) => continue,
+            Err(_) => return false,
+        };
+        match state.after(step) {
+            Ok(after) => state = after,
+            Err(_) => return false,
+        }
+    }
+    bytes.is_empty() && state.after(Step::End).is_ok()
 }
 
 /// A file in memory.
@@ -180,4 +217,40 @@ pub fn a_channel() -> Vec<u8> {
     bytes.resize(bytes.len() + 2 * PAGE_SIZE as usize, 9);
     bytes.extend(multifd::header(0, 2, "ram", &[15 * PAGE_SIZE], 0));
     bytes
+}
+
+/// A whole return path.
+pub fn a_return_path() -> Vec<u8> {
+    let request = |idstr: Option<&str>| Answer::Request { idstr: idstr.map(str::to_owned), start: 0x3000, len: 0x1000 };
+    let answers = [Answer::Pong(1), request(Some("ram")), request(None), Answer::Bitmap("ram".into())];
+    let mut bytes = answers.iter().flat_map(Answer::to_bytes).collect::<Vec<_>>();
+    // A vector takes all.
+    let _ = Bitmap(vec![u64::MAX, 0xfff]).write(&mut bytes);
+    let rest = [Answer::ResumeAck(1), Answer::SwitchoverAck, Answer::Why("no".into()), Answer::Shut(1)];
+    bytes.extend(rest.iter().flat_map(Answer::to_bytes));
+    bytes
+}
+
+/// Whole commands.
+pub fn some_commands() -> Vec<u8> {
+    let discard = Discard { idstr: "ram".into(), runs: vec![0..0x3000, 0x10_0000..0x20_0000] };
+    let sizes = PageSizes { summary: PAGE_SIZE, target: PAGE_SIZE };
+    let commands = [
+        Command::OpenReturnPath,
+        Command::Name([7; 16]),
+        Command::Ping(1),
+        Command::Advise(Some(sizes)),
+        Command::SwitchoverStart,
+        Command::Discard(discard.clone()),
+        Command::Discard(discard),
+        Command::Listen,
+        Command::Run,
+        Command::RecvBitmap("ram".into()),
+        Command::Resume,
+    ];
+    let bytes = commands.iter().flat_map(|command| {
+        let data = command.data();
+        [&command.code().to_be_bytes()[..], &(data.len() as u16).to_be_bytes(), &data].concat()
+    });
+    bytes.collect()
 }

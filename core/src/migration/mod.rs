@@ -30,6 +30,7 @@
 //! | `incoming.rs` | the target: records become RAM |
 //! | `straight.rs` | pages that are read straight to where they belong |
 //! | [`mapped_ram`], `mapped_live.rs` | a file with one home for each page; written while the guest runs |
+//! | [`postcopy`] | the target runs first, and its pages come later |
 
 mod bitmaps;
 mod bits;
@@ -41,6 +42,7 @@ mod incoming;
 mod mapped_live;
 pub mod mapped_ram;
 pub mod multifd;
+pub mod postcopy;
 mod precopy;
 mod rate;
 mod records;

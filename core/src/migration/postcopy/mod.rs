@@ -1,0 +1,32 @@
+//! Postcopy: the target runs first, and its pages come later.
+//!
+//! ```text
+//!   source  OPEN_RETURN_PATH, NAME, ADVISE │ list of RAM │ rounds of precopy, or none │ harts stop, last sync
+//!           RAM_DISCARD …  what is yet to come     PACKAGED (LISTEN, devices, RUN)    requested pages first, the sweep behind them │ END
+//!   target  NONE ─▶ ADVISE ─▶ DISCARD ─▶ LISTENING ─▶ RUNNING ─▶ END
+//!           ◀── PONG, REQ_PAGES … ── SHUT 0 ──                  the same channel, the other way
+//!   broken  both sides keep all they have │ new channel: NAME, RECV_BITMAP ◀── what came ── RESUME ◀── RESUME_ACK, requests once more
+//! ```
+//!
+//! | file | concept |
+//! | --- | --- |
+//! | `commands.rs` | what the source says between sections |
+//! | `answers.rs` | what the target says: the return path |
+//! | `state.rs` | the target's states, and which command leads from one to the next |
+//! | `discard.rs` | the pages that are yet to come, by host pages, as commands |
+//! | `requests.rs` | pages that the target waits for, in the order in which it asked |
+//!
+//! The source of a machine of ours names each page that is yet to come by RAM_DISCARD: a page without a name is there, and zero unless
+//! it came. So a page that was never written is never waited for.
+
+mod answers;
+mod commands;
+mod discard;
+mod requests;
+mod state;
+
+pub use answers::{Answer, Bitmap};
+pub use commands::{Command, Discard, MOST_RUNS, Name, PageSizes};
+pub use discard::{canonical, discards};
+pub use requests::Requests;
+pub use state::{State, Step};
