@@ -222,6 +222,7 @@ fn check(way: Way, plan: Plan, ended: &mut Ended) {
         println!("{way:?} {plan:?}: {:?}, {texts:?}", status.state);
     }
     let told = matches!(plan.phase, Phase::Run | Phase::Pong);
+    let asked = matches!(plan.phase, Phase::Ping | Phase::Alive);
     match (status.state, target) {
         (MigrationState::Completed, Ok(target)) => {
             assert!(machine.is_gone(), "{what}");
@@ -231,6 +232,8 @@ fn check(way: Way, plan: Plan, ended: &mut Ended) {
         }
         (MigrationState::Failed, Err(theirs)) => {
             assert!(!machine.is_gone(), "{what}");
+            // It never stood still for a target that was gone.
+            assert!(!asked || status.downtime.is_zero(), "{what}");
             assert!(!theirs.to_string().is_empty() && !why.as_ref().unwrap().to_string().is_empty(), "{what}");
             runs(machine, &what);
         }

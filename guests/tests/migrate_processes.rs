@@ -1,6 +1,8 @@
 //! The command moves guests between processes: programs that check themselves come to the same end, and a process that is killed
 //! takes nothing along.
 
+use std::io::{Read, Write};
+use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
 use std::time::{Duration, Instant};
@@ -85,6 +87,47 @@ fn a_kernel_prints_the_same_in_two_processes_as_in_one() {
             assert_eq!(String::from_utf8_lossy(&printed), String::from_utf8_lossy(&alone.stdout), "{name} {after}");
         }
     }
+}
+
+/// The target's last answer is lost: nothing says whether it runs, so the machine does not run here, and is kept for the user.
+#[test]
+fn a_machine_of_which_nothing_says_whether_it_runs_there_is_kept_in_a_file() {
+    let dir = Dir::new("kept");
+    let [elf, front, behind, kept] = ["timer.elf", "front", "behind", "kept"].map(|name| dir.0.join(name));
+    std::fs::write(&elf, smc_test::elf(&notdirty::programs::timer::timer_irq(2000, 3000))).unwrap();
+    let (elf, kept) = (elf.display().to_string(), kept.display().to_string());
+    let listener = UnixListener::bind(&front).unwrap();
+    let target = incoming(&format!("unix:{}", behind.display()), &behind);
+    let between = std::thread::spawn(move || {
+        let (mut ours, theirs) = (listener.accept().unwrap().0, UnixStream::connect(behind).unwrap());
+        let (mut from, mut to) = (ours.try_clone().unwrap(), theirs.try_clone().unwrap());
+        let there = std::thread::spawn(move || std::io::copy(&mut from, &mut to));
+        let mut answer = [0; 8];
+        // PONG 1, SHUT 0, and not the PONG that says that it runs.
+        for _ in 0..2 {
+            (&theirs).read_exact(&mut answer).unwrap();
+            ours.write_all(&answer).unwrap();
+        }
+        (&theirs).read_exact(&mut answer).unwrap();
+        ours.shutdown(std::net::Shutdown::Both).unwrap();
+        let _ = there.join();
+        answer
+    });
+    let go = format!("unix:{}@1ms", front.display());
+    let source = start(&["run", &elf, "-m", "16M", "--migrate", &go, "--take-back", &kept]).wait_with_output().unwrap();
+    let mut target = target;
+    if !text(&source).contains("may run") {
+        // On a host that was busy its program may have ended before.
+        assert!(source.status.success(), "{}", text(&source));
+        let _ = (target.kill(), target.wait());
+        return;
+    }
+    assert_eq!(between.join().unwrap(), [0, 2, 0, 4, 0, 0, 0, 0]);
+    let target = target.wait_with_output().unwrap();
+    assert_eq!(source.status.code(), Some(126), "{}", text(&source));
+    assert!(text(&source).contains(&format!("notdirty restore {kept}")), "{}", text(&source));
+    let again = start(&["restore", &kept, "--symbols", &elf]).wait_with_output().unwrap();
+    assert_eq!((again.status.code(), text(&again)), (target.status.code(), text(&target)));
 }
 
 #[test]

@@ -206,6 +206,10 @@ impl<W: Sink> Carrier for Multifd<'_, '_, W> {
         self.main.end(round)
     }
 
+    fn command(&mut self, command: u16, data: &[u8]) -> Result<()> {
+        self.main.command(command, data)
+    }
+
     fn bytes(&self) -> u64 {
         self.main.bytes() + self.bytes
     }

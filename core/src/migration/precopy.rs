@@ -66,6 +66,13 @@ pub trait Carrier {
     /// # Errors
     /// The channel's.
     fn end(&mut self, round: bool) -> Result<()>;
+    /// A command between two pieces, to the other end: it is on its way when this returns. A file has no other end.
+    ///
+    /// # Errors
+    /// The channel's.
+    fn command(&mut self, _command: u16, _data: &[u8]) -> Result<()> {
+        Ok(())
+    }
     /// Bytes so far.
     fn bytes(&self) -> u64;
     /// An error here.

@@ -149,6 +149,11 @@ impl<W: Sink> Carrier for StreamCarrier<'_, W> {
         self.writer.out().flush()
     }
 
+    fn command(&mut self, command: u16, data: &[u8]) -> Result<()> {
+        self.writer.command(command, data)?;
+        self.writer.out().flush()
+    }
+
     fn send(&mut self, runs: &[Run<'_>], progress: &mut Progress) -> Result<()> {
         let (mut gather, mut raw) = (Gather::default(), Vec::new());
         for Run { index, block, pages } in runs {

@@ -101,6 +101,10 @@ pub(super) struct Args {
     pub multifd: usize,
     /// To a file with a home for each page.
     pub mapped_ram: bool,
+    /// Where the machine is written if it may run elsewhere, or not.
+    pub take_back: Option<PathBuf>,
+    /// The ELF file of a machine that was restored or has come.
+    pub symbols: Option<PathBuf>,
     pub auto_converge: bool,
     /// Bytes of pages that are kept to send what differs.
     pub xbzrle: Option<u64>,
@@ -156,6 +160,8 @@ pub(super) fn parse(args: impl IntoIterator<Item = OsString>) -> Result<Request,
         downtime: None,
         multifd: 0,
         mapped_ram: false,
+        take_back: None,
+        symbols: None,
         auto_converge: false,
         xbzrle: None,
         of_guest: Vec::new(),
@@ -198,6 +204,8 @@ pub(super) fn parse(args: impl IntoIterator<Item = OsString>) -> Result<Request,
                     Some(migrate::parse(&value, integer).ok_or_else(|| format!("{shown} {value}: {form}"))?);
             }
             "mapped-ram" => parsed.mapped_ram = true,
+            "take-back" => parsed.take_back = Some(raw()?.into()),
+            "symbols" => parsed.symbols = Some(raw()?.into()),
             "auto-converge" => parsed.auto_converge = true,
             "multifd" => {
                 let value = number(shown, &text()?)?;
@@ -456,6 +464,9 @@ fn check_snapshot(parsed: &Args) -> Result<(), String> {
     {
         return Err("--json is for info, snapshot, squash and --migrate".into());
     }
+    if parsed.symbols.is_some() && !matches!(parsed.command, Command::Restore(_) | Command::Incoming(_)) {
+        return Err("--symbols is for restore SNAPSHOT and run --incoming: a FILE has its own".into());
+    }
     match (&parsed.command, parsed.of_guest.first()) {
         (Command::Restore(_), Some(option)) => Err(format!("{option}: a snapshot has its own")),
         (Command::Incoming(_), Some(option)) => Err(format!("{option}: the machine that comes has its own")),
@@ -475,6 +486,7 @@ fn check_migrate(parsed: &Args) -> Result<(), String> {
             Err("--xbzrle goes with neither --multifd nor --mapped-ram".into())
         }
         None if parsed.mapped_ram => Err("--mapped-ram needs --migrate file:PATH@AFTER".into()),
+        None if parsed.take_back.is_some() => Err("--take-back needs --migrate URI@AFTER".into()),
         None if parsed.auto_converge => Err("--auto-converge needs --migrate URI@AFTER".into()),
         None => Ok(()),
         Some(go) if parsed.multifd != 0 && !matches!(go.uri, Uri::Tcp(..) | Uri::Unix(_)) => {

@@ -1,6 +1,7 @@
 //! `--migrate URI@AFTER` and `--incoming URI`: a machine goes to another process while it runs.
 
 use std::io::{self, IsTerminal, Write};
+use std::path::Path;
 use std::process::ExitCode;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -257,6 +258,17 @@ pub(super) fn report(name: &str, go: &Move, status: &MigrationStatus, json: bool
         go.uri, progress.rounds, progress.pages, progress.zero_pages
     ));
     Code::Success.into()
+}
+
+/// Keeps a machine that may run elsewhere, or not, in a file.
+pub(super) fn keep(name: &str, machine: &mut Machine, file: &Path) -> ExitCode {
+    match machine.snapshot(file) {
+        Ok(_) => complain(
+            Code::Host,
+            &format!("{name}: if it does not run there, it goes on by: notdirty restore {}", file.display()),
+        ),
+        Err(why) => refuse_migration(name, &why),
+    }
 }
 
 /// What is said of a machine that should have moved and did not.

@@ -134,6 +134,7 @@ fn program(file: PathBuf, load_addr: Option<u64>) -> Program {
 fn refuse_migration(name: &str, why: &MigrationError) -> ExitCode {
     match why {
         MigrationError::Build(why) => refuse(name, why),
+        MigrationError::Input { .. } => complain(Code::Input, &why.to_string()),
         MigrationError::File { .. } => complain(Code::Host, &why.to_string()),
         MigrationError::Stream(StreamError { fault: Fault::Io(_), .. }) => {
             complain(Code::Host, &format!("{name}: {why}"))

@@ -77,6 +77,11 @@ pub(super) fn run(args: Args) -> ExitCode {
         Ok(machine) => machine,
         Err(code) => return code,
     };
+    if let Some(file) = &args.symbols
+        && let Err(why) = machine.load_symbols(file)
+    {
+        return refuse(&name, &why);
+    }
     // What it had yet to read is there before.
     if let Err(e) = if demo { Ok(()) } else { console.feed_from(io::stdin()) } {
         return complain(Code::Host, &format!("no thread for the console: {e}"));
@@ -147,6 +152,9 @@ pub(super) fn run(args: Args) -> ExitCode {
             (status, why) => {
                 let why = why.as_deref().unwrap_or("the run ended before");
                 migrate::not_moved(&name, go, status.as_ref(), why);
+                if let Some(file) = args.take_back.as_ref().filter(|_| machine.is_gone()) {
+                    return migrate::keep(&name, &mut machine, file);
+                }
             }
         }
     }

@@ -8,7 +8,7 @@ use std::time::Instant;
 use notdirty_core::migration::FieldValue;
 
 use super::args::Args;
-use super::{Code, complain, print, refuse_migration, say};
+use super::{Code, print, refuse_migration, say};
 use notdirty_tcg::RunLimits;
 
 use crate::machine::{Machine, MachineExit, Snapshot, SnapshotChain, SnapshotInfo, snapshot_info, squash};
@@ -95,7 +95,6 @@ pub(super) fn info(file: &Path, json: bool) -> ExitCode {
     match snapshot_info(file) {
         Ok(info) if json => print(&info.to_json()),
         Ok(info) => print(&info.to_text()),
-        Err(why) if json => complain(Code::Input, &format!("{}: {why}", file.display())),
         Err(why) => refuse_migration(&file.display().to_string(), &why),
     }
 }

@@ -153,6 +153,20 @@ pub fn load(program: &Program, space: &AddressSpace, ram: Range<u64>) -> Result<
     }
 }
 
+/// What an ELF file tells about itself; nothing of it is loaded.
+///
+/// # Errors
+/// [`LoadError`]: it cannot be read, or does not run in this `ram`.
+pub fn names(path: &Path, ram: Range<u64>) -> Result<Loaded, LoadError> {
+    let mut source = Source::open(path)?;
+    if source.kind() != Kind::Elf {
+        return Err(source.not_elf());
+    }
+    let bytes = source.read(MAX_FILE)?;
+    let elf = elf::parse(&bytes, ram).map_err(|error| LoadError::Elf { file: source.name.clone(), source: error })?;
+    Ok(Loaded { entry: elf.entry, symbols: elf.symbols, frames: elf.frames })
+}
+
 fn load_file(source: &mut Source, space: &AddressSpace, ram: Range<u64>) -> Result<Loaded, LoadError> {
     let read = match source.kind() {
         Kind::Other => return Err(source.not_elf()),

@@ -4,6 +4,7 @@
 //!   thread "migration"                                     thread of Machine::run
 //!     ask ── describe ──▶ harts stop for a moment ────────▶ sections before RAM, blocks
 //!     log on, rounds of pages …                             the guest runs
+//!     PING ──▶ ◀── PONG: the target is there
 //!     ask ── stand still ──▶ harts stop ──────────────────▶ sections after RAM               downtime
 //!     last sync, the rest, sections, description              waits                             │
 //!     ◀── SHUT 0: the target has all of it                                                      │

@@ -30,7 +30,15 @@ use super::{BuildError, CheckpointError, Machine, MachineBuilder, PlugError, Uri
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum MigrationError {
-    /// The file cannot be opened, made or renamed.
+    /// The file that is to be read cannot be.
+    #[error("{}: {source}", path.display())]
+    Input {
+        /// Which.
+        path: PathBuf,
+        /// Why not.
+        source: io::Error,
+    },
+    /// The file cannot be made or renamed.
     #[error("{}: {source}", path.display())]
     File {
         /// Which.
@@ -292,7 +300,7 @@ impl MachineBuilder {
             if channel.is_duplex() { Some(channel.try_clone().map_err(MigrationError::Host)?) } else { None };
         let mut others = Others::default();
         let came = StreamReader::new(channel).map_err(MigrationError::from).and_then(|mut reader| {
-            let machine = come(self, &mut reader, more, &mut others, attach)?;
+            let machine = come(self, &mut reader, answers.as_mut(), more, &mut others, attach)?;
             Ok((machine, reader))
         });
         // The source hears of a failure first, and ends its channels: then none is waited for.
@@ -383,6 +391,7 @@ impl MachineBuilder {
 fn come(
     builder: MachineBuilder,
     reader: &mut StreamReader<Channel>,
+    mut answers: Option<&mut Channel>,
     more: More<'_>,
     others: &mut Others,
     attach: impl FnOnce(&mut Machine) -> Result<(), MigrationError>,
@@ -413,6 +422,13 @@ fn come(
                 ram.as_mut().ok_or_else(early)?.piece(reader)?;
             }
             Event::Command(command::OPEN_RETURN_PATH, _) => {}
+            Event::Command(command::PING, data) => {
+                let number = data.try_into().map(u32::from_be_bytes);
+                let number = number.map_err(|_| MigrationError::Order("a PING without its number".into()))?;
+                if let Some(answers) = &mut answers {
+                    answers.write_all(&answer_bytes(command::PONG, number)).map_err(MigrationError::Answer)?;
+                }
+            }
             Event::Command(command::MULTIFD, data) if ram.is_none() => others.accept(&data, more)?,
             Event::Command(command, _) => {
                 return Err(MigrationError::Order(format!("the command {command}, which is not known here")));
@@ -497,7 +513,11 @@ impl Others {
 pub const MAX_CHANNELS: usize = 64;
 
 pub(super) fn open(path: &Path) -> Result<StreamReader<File>, MigrationError> {
-    let file = File::open(path).map_err(|source| MigrationError::File { path: path.to_owned(), source })?;
+    let file = File::open(path).and_then(|file| match file.metadata()?.is_dir() {
+        true => Err(io::ErrorKind::IsADirectory.into()),
+        false => Ok(file),
+    });
+    let file = file.map_err(|source| MigrationError::Input { path: path.to_owned(), source })?;
     let mut reader = StreamReader::new(file)?;
     reader.configuration()?;
     if reader.machine() != state::TYPE {

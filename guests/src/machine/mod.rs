@@ -26,6 +26,7 @@ mod state;
 mod unwind;
 mod uri;
 
+use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, PoisonError, RwLock, Weak};
 
@@ -263,6 +264,18 @@ impl Machine {
         drop(symbols);
         self.serve();
         Ok(entry?)
+    }
+
+    /// Takes the symbols and frame tables of an ELF file, for traces and crash reports of a machine that was restored or came from
+    /// elsewhere; nothing of the file is loaded.
+    ///
+    /// # Errors
+    /// [`BuildError::Load`]: it cannot be read, or does not lie in RAM.
+    pub fn load_symbols(&mut self, file: impl AsRef<Path>) -> Result<(), BuildError> {
+        let loaded = load::names(file.as_ref(), self.board.ram_range())?;
+        *self.symbols.write().unwrap_or_else(PoisonError::into_inner) = loaded.symbols;
+        self.frames = loaded.frames;
+        Ok(())
     }
 
     /// Serves what was posted to the harts, which are parked; returns how many translations died.

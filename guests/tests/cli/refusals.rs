@@ -28,6 +28,11 @@ fn bad_files_are_refused_with_their_name_and_the_field() {
     }
     refused(&["run", "/nonexistent/file.elf"], &["/nonexistent/file.elf", "cannot be read"]);
     refused(&["run", "/"], &["cannot be read"]);
+    for args in [&["restore"][..], &["info"], &["info", "--json"], &["squash", "-o", "/nonexistent/to"]] {
+        for (file, why) in [("/nonexistent/file.snap", "No such file"), ("/", "directory")] {
+            refused(&[args, &[file]].concat(), &[file, why]);
+        }
+    }
     let big = Temp::new(&basic::exit_with(7).bytes);
     refused(&["run", big.name(), "--load-addr", "0x1000"], &[big.name(), "load address"]);
     refused(&["run", big.name(), "--load-addr", "0x80000000", "--entry", "0x4"], &[big.name(), "entry 0x4"]);

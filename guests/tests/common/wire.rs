@@ -2,7 +2,7 @@
 //!
 //! ```text
 //!   source ──▶ Units: header │ section │ piece │ packet … ──▶ the fault at its unit ──▶ target
-//!          ◀── answers: SHUT, PONG                        ◀──
+//!          ◀── answers: PONG, SHUT                        ◀──
 //! ```
 
 use std::fs::File;
@@ -36,6 +36,9 @@ pub enum Phase {
     Hello,
     Packet(u32),
     Sync(u32),
+    /// The target is asked whether it is there, and answers.
+    Ping,
+    Alive,
     /// What the target answers.
     Shut,
     Pong,
@@ -150,9 +153,14 @@ impl<R: Read> Units<R> {
         let kind = self.take(1)?[0];
         match kind {
             8 => {
-                let len = self.take(4)?[3];
+                let head = self.take(4)?;
+                let (command, len) = (head[1], head[3]);
                 self.take(len.into())?;
-                Ok(if self.ended { Phase::Run } else { Phase::Setup })
+                Ok(match command {
+                    3 => Phase::Ping,
+                    _ if self.ended => Phase::Run,
+                    _ => Phase::Setup,
+                })
             }
             4 => {
                 self.take(4)?;
@@ -314,7 +322,11 @@ impl Between {
     pub fn back(&self, mut from: File, mut to: File) {
         let (mut held, mut bytes) = (None, vec![0; 8]);
         while from.read_exact(&mut bytes).is_ok() {
-            let phase = if bytes[..2] == [0, 2] { Phase::Pong } else { Phase::Shut };
+            let phase = match (bytes[1], bytes[7]) {
+                (2, 1) => Phase::Alive,
+                (2, _) => Phase::Pong,
+                _ => Phase::Shut,
+            };
             let mut answer = bytes.clone();
             if bytes[0] != 0 {
                 // A reason, as long as it says; the answer itself follows.

@@ -33,7 +33,10 @@ usage: notdirty                       the embedded demo, with a summary
   --mapped-ram          to a file with a home for each page, for `restore` (file:PATH)
   --xbzrle SIZE         keep so many bytes of pages that were sent, and send what differs
   --auto-converge       make the guest slower if it dirties more than goes out
+  --take-back FILE      if the other side was told to run and did not answer, write the machine there: `restore` runs it on
+                        here, which is right only if it does not run there
   --incoming URI        instead of FILE: a machine that comes from there, to go on with
+  --symbols FILE        the ELF file of what is restored or comes, for traces and crash reports
   --dirty-rate AFTER[,for=TIME][,by=bits|rings[:ENTRIES]|samples[:PAGES]]
                         tell then how fast RAM becomes dirty, watched for TIME (1s)
   --plug SIZE@ADDR:AFTER

@@ -6,7 +6,7 @@
 
 use std::io::{self, Read};
 
-use notdirty_core::migration::Channel;
+use notdirty_core::migration::{Carrier, Channel};
 
 use crate::machine::migrate::MigrationError;
 
@@ -15,6 +15,8 @@ pub(in crate::machine) mod command {
     pub const OPEN_RETURN_PATH: u16 = 1;
     /// One of ours: so many channels more come (be16), with this uuid.
     pub const MULTIFD: u16 = 0x4e01;
+    /// The number of the command (be32) is answered by a PONG.
+    pub const PING: u16 = 3;
     pub const RUN: u16 = 5;
     pub const SHUT: u16 = 1;
     pub const PONG: u16 = 2;
@@ -30,7 +32,32 @@ pub(super) struct Said {
     pub why: String,
 }
 
+/// The number of the PING before the guest is stopped; the PONG of a machine that runs has 0.
+const ALIVE: u32 = 1;
+
+/// Asks whether the other end is there, and has read all of it so far.
+pub(super) fn ping(carrier: &mut impl Carrier, answers: &mut Channel) -> Result<(), MigrationError> {
+    carrier.command(command::PING, &ALIVE.to_be_bytes())?;
+    match any_answer(answers)? {
+        Said { kind: command::PONG, number: ALIVE, .. } => Ok(()),
+        Said { kind: command::SHUT, why, .. } => Err(MigrationError::Refused { why }),
+        Said { kind, number, .. } => {
+            Err(MigrationError::Order(format!("the target answered {kind} {number}, not PONG {ALIVE}")))
+        }
+    }
+}
+
+/// The next answer to something else than a [`ping`].
 pub(super) fn answer(from: &mut Channel) -> Result<Said, MigrationError> {
+    loop {
+        match any_answer(from)? {
+            Said { kind: command::PONG, number: ALIVE, .. } => {}
+            said => return Ok(said),
+        }
+    }
+}
+
+fn any_answer(from: &mut Channel) -> Result<Said, MigrationError> {
     let failed = |why: io::Error| match why.kind() {
         io::ErrorKind::UnexpectedEof => MigrationError::Answer(io::Error::new(why.kind(), "it ended the channel")),
         _ => MigrationError::Answer(why),

@@ -8,12 +8,12 @@ use std::time::{Duration, Instant};
 
 use notdirty_core::migration::multifd::{self, Multifd};
 use notdirty_core::migration::{
-    Carrier, Channel, MAPPED_RAM, MappedCarrier, Section, Source, StreamCarrier, StreamWriter,
+    Carrier, Channel, MAPPED_RAM, MappedCarrier, Progress, Section, Source, StreamCarrier, StreamWriter,
 };
 use notdirty_core::{DirtyClient, RamBlock};
 use notdirty_softmmu::AddressSpace;
 
-use super::answers::{Said, answer, command};
+use super::answers::{self, Said, answer, command};
 use super::pace::{Pace, on_threads, threads};
 use super::{Answer, Ask, LeaveOptions, Migration, MigrationState, Road, lock};
 use crate::machine::migrate::{MigrationError, Unfinished};
@@ -80,10 +80,11 @@ impl Migration {
         mut source: Source,
         carrier: &mut impl Carrier,
         options: &LeaveOptions,
+        answers: Option<&mut Channel>,
         stood: &mut Option<Instant>,
     ) -> Result<Vec<Section>, MigrationError> {
         let (mut pace, mut least) = (Pace::default(), u64::MAX);
-        source.rounds(carrier, &options.limits, |progress, round| {
+        let mut tell = |progress: &Progress, round: bool| {
             let mut talk = lock(&self.0.talk);
             let expected = talk.status.progress.expected_downtime;
             talk.status.progress = *progress;
@@ -103,7 +104,16 @@ impl Migration {
                 self.0.throttle.store(pace.round(progress), Ordering::Release);
             }
             !self.0.cancel.is_cancelled()
-        })?;
+        };
+        source.rounds(carrier, &options.limits, &mut tell)?;
+        if let Some(answers) = answers {
+            // A target that is dead, or far behind, is known before the guest stands still for it.
+            let asked = Instant::now();
+            answers::ping(carrier, answers)?;
+            if asked.elapsed() > options.limits.downtime {
+                source.rounds(carrier, &options.limits, &mut tell)?;
+            }
+        }
         *stood = Some(Instant::now());
         self.set_state(MigrationState::Device);
         let Answer::StandsStill(after) = self.ask(Ask::StandStill)? else {
@@ -131,7 +141,7 @@ impl Migration {
         let mut writer = StreamWriter::new(file, state::TYPE, &[MAPPED_RAM])?;
         before.iter().try_for_each(|section| writer.full(section))?;
         let mut carrier = MappedCarrier::begin_ram(&mut writer, &blocks, &on_threads, threads())?;
-        let after = self.ram(source, &mut carrier, options, stood)?;
+        let after = self.ram(source, &mut carrier, options, None, stood)?;
         carrier.end_ram()?;
         after.iter().try_for_each(|section| writer.full(section))?;
         writer.finish()?;
@@ -189,12 +199,12 @@ impl Migration {
             main = main.with_deltas(cache);
         }
         let after = if others.is_empty() {
-            let after = self.ram(source, &mut main, options, stood)?;
+            let after = self.ram(source, &mut main, options, answers.as_mut(), stood)?;
             main.end_ram()?;
             after
         } else {
             let mut carrier = Multifd::new(main, others, &on_threads);
-            let after = self.ram(source, &mut carrier, options, stood)?;
+            let after = self.ram(source, &mut carrier, options, answers.as_mut(), stood)?;
             carrier.end_ram()?;
             after
         };
