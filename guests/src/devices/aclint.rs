@@ -15,7 +15,7 @@
 
 use std::sync::atomic::{
     AtomicU64,
-    Ordering::{AcqRel, Relaxed},
+    Ordering::{Relaxed, Release},
 };
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 
@@ -89,7 +89,9 @@ impl Aclint {
     fn evaluate(&self, hart: &Hart, jumped: bool) {
         let Some(port) = hart.port.upgrade() else { return };
         let deadline = hart.mtimecmp.load(Relaxed);
-        let before = port.timer_deadline.swap(deadline, AcqRel);
+        // Not a swap: writers have `write`.
+        let before = port.timer_deadline.load(Relaxed);
+        port.timer_deadline.store(deadline, Release);
         // The ends of time need no look at the clock: guests use them for "at once" and "never".
         let due = deadline != u64::MAX && (deadline == 0 || self.clock.mtime() >= deadline);
         port.set_irq(MTIP, due);

@@ -3,7 +3,8 @@
 //! Wider accesses mean the register at their address, in the lowest byte. No interrupt line is wired yet (there is no
 //! PLIC), but the interrupt registers answer as if one were.
 
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
 use notdirty_softmmu::{DeviceState, MemSize, MmioDevice, Stateful};
 
@@ -26,7 +27,9 @@ const IDLE_POLLS: u8 = 8;
 /// Carrier, data set ready, clear to send: the other end is connected.
 const MSR_CONNECTED: u8 = 0xb0;
 
-#[derive(Clone, Default)]
+/// All of them fit in a word, so each access is one atomic step and a guest that polls takes no lock.
+#[derive(Clone, Copy, Default, PartialEq)]
+#[cfg_attr(test, derive(Debug))]
 struct Registers {
     ier: u8,
     lcr: u8,
@@ -36,16 +39,46 @@ struct Registers {
     fifos: bool,
     /// "Transmitter empty" was not yet read from IIR.
     thre_pending: bool,
-    /// Times in a row that the guest looked for input and there was none.
+    /// Times in a row that the guest looked for input and there was none, up to [`IDLE_POLLS`].
     idle_polls: u8,
     /// What came back through the loop.
     looped: Option<u8>,
 }
 
+const FIFOS: u8 = 0x10;
+const THRE_PENDING: u8 = 0x20;
+const LOOPED: u8 = 0x40;
+
+impl Registers {
+    fn pack(self) -> u64 {
+        let Registers { ier, lcr, mcr, scr, divisor: [dll, dlm], fifos, thre_pending, idle_polls, looped } = self;
+        let flag = |set: bool, bit: u8| if set { bit } else { 0 };
+        let flags = flag(fifos, FIFOS) | flag(thre_pending, THRE_PENDING) | flag(looped.is_some(), LOOPED);
+        u64::from_le_bytes([ier & 0xf | flags, lcr, mcr, scr, dll, dlm, idle_polls, looped.unwrap_or(0)])
+    }
+
+    fn unpack(word: u64) -> Registers {
+        let [first, lcr, mcr, scr, dll, dlm, idle_polls, looped] = word.to_le_bytes();
+        let set = |bit: u8| first & bit != 0;
+        Registers {
+            ier: first & 0xf,
+            lcr,
+            mcr,
+            scr,
+            divisor: [dll, dlm],
+            fifos: set(FIFOS),
+            thre_pending: set(THRE_PENDING),
+            idle_polls,
+            looped: set(LOOPED).then_some(looped),
+        }
+    }
+}
+
 /// The UART.
 pub struct Uart {
     console: Arc<Console>,
-    registers: Mutex<Registers>,
+    /// [`Registers::pack`].
+    registers: AtomicU64,
 }
 
 impl Uart {
@@ -54,12 +87,35 @@ impl Uart {
 
     /// A UART connected to `console`.
     pub fn new(console: Arc<Console>) -> Self {
-        Uart { console, registers: Mutex::default() }
+        Uart { console, registers: AtomicU64::new(Registers::default().pack()) }
     }
 
     /// State after reset.
     pub fn reset(&self) {
-        *self.registers.lock().unwrap_or_else(PoisonError::into_inner) = Registers::default();
+        self.registers.store(Registers::default().pack(), Relaxed);
+    }
+
+    fn registers(&self) -> Registers {
+        Registers::unpack(self.registers.load(Relaxed))
+    }
+
+    /// Changes the registers in one step; what they were. Relaxed: they say nothing about other memory.
+    fn update(&self, change: impl Fn(&mut Registers)) -> Registers {
+        let mut word = self.registers.load(Relaxed);
+        loop {
+            let before = Registers::unpack(word);
+            let mut after = before;
+            change(&mut after);
+            let after = after.pack();
+            // Most polls and a good part of other accesses change nothing, and then write nothing.
+            if after == word {
+                return before;
+            }
+            match self.registers.compare_exchange_weak(word, after, Relaxed, Relaxed) {
+                Ok(_) => return before,
+                Err(now) => word = now,
+            }
+        }
     }
 
     fn ready(&self, registers: &Registers) -> bool {
@@ -102,7 +158,7 @@ impl Stateful for Uart {
 
     fn save(&self) -> UartState {
         let Registers { ier, lcr, mcr, scr, divisor: [dll, dlm], fifos, thre_pending, idle_polls, looped } =
-            self.registers.lock().unwrap_or_else(PoisonError::into_inner).clone();
+            self.registers();
         let (has_looped, looped) = (looped.is_some(), looped.unwrap_or(0));
         UartState { ier, lcr, mcr, scr, dll, dlm, fifos, thre_pending, idle_polls, has_looped, looped }
     }
@@ -110,8 +166,18 @@ impl Stateful for Uart {
     fn restore(&self, state: &UartState) {
         let &UartState { ier, lcr, mcr, scr, dll, dlm, fifos, thre_pending, idle_polls, has_looped, looped } = state;
         let (divisor, looped) = ([dll, dlm], has_looped.then_some(looped));
-        *self.registers.lock().unwrap_or_else(PoisonError::into_inner) =
-            Registers { ier, lcr, mcr, scr, divisor, fifos, thre_pending, idle_polls, looped };
+        let registers = Registers {
+            ier,
+            lcr,
+            mcr,
+            scr,
+            divisor,
+            fifos,
+            thre_pending,
+            idle_polls: idle_polls.min(IDLE_POLLS),
+            looped,
+        };
+        self.registers.store(registers.pack(), Relaxed);
     }
 }
 
@@ -129,25 +195,28 @@ impl MmioDevice for Uart {
     }
 
     fn read(&self, offset: u64, _size: MemSize) -> u64 {
-        let mut r = self.registers.lock().unwrap_or_else(PoisonError::into_inner);
+        let r = self.registers();
         let dlab = r.lcr & LCR_DLAB != 0;
         u64::from(match offset {
             0 | 1 if dlab => r.divisor[offset as usize],
-            0 if r.mcr & MCR_LOOP != 0 => r.looped.take().unwrap_or(0),
+            0 if r.mcr & MCR_LOOP != 0 => self.update(|r| r.looped = None).looped.unwrap_or(0),
             0 => self.console.take().unwrap_or(0),
             1 => r.ier,
             2 => {
                 let cause = self.interrupt(&r);
-                // Reading this cause takes it away.
-                r.thre_pending &= cause != IIR_THRE;
+                if cause == IIR_THRE {
+                    // Reading this cause takes it away.
+                    self.update(|r| r.thre_pending = false);
+                }
                 cause | if r.fifos { IIR_FIFOS } else { 0 }
             }
             3 => r.lcr,
             4 => r.mcr,
             5 => {
                 let ready = self.ready(&r);
-                r.idle_polls = if ready { 0 } else { r.idle_polls.saturating_add(1) };
-                if r.idle_polls == IDLE_POLLS {
+                let polls = |polls: u8| if ready { 0 } else { IDLE_POLLS.min(polls + 1) };
+                let before = self.update(|r| r.idle_polls = polls(r.idle_polls)).idle_polls;
+                if before < IDLE_POLLS && polls(before) == IDLE_POLLS {
                     // A guest that polls for input has said what it wanted to say.
                     self.console.flush_soon();
                 }
@@ -162,15 +231,12 @@ impl MmioDevice for Uart {
     }
 
     fn write(&self, offset: u64, _size: MemSize, value: u64) {
-        let mut r = self.registers.lock().unwrap_or_else(PoisonError::into_inner);
-        let (dlab, value) = (r.lcr & LCR_DLAB != 0, value as u8);
-        match offset {
-            0 | 1 if dlab => r.divisor[offset as usize] = value,
+        let value = value as u8;
+        let before = self.update(|r| match offset {
+            0 | 1 if r.lcr & LCR_DLAB != 0 => r.divisor[offset as usize] = value,
             0 => {
                 if r.mcr & MCR_LOOP != 0 {
                     r.looped = Some(value);
-                } else {
-                    self.console.put(&[value]);
                 }
                 r.thre_pending = true;
                 r.idle_polls = 0;
@@ -191,6 +257,9 @@ impl MmioDevice for Uart {
             4 => r.mcr = value & 0x1f,
             7 => r.scr = value,
             _ => {}
+        });
+        if offset == 0 && (before.lcr & LCR_DLAB) | (before.mcr & MCR_LOOP) == 0 {
+            self.console.put(&[value]);
         }
     }
 }
@@ -212,6 +281,25 @@ mod tests {
 
     fn write(uart: &Uart, offset: u64, value: u8) {
         uart.write(offset, MemSize::B1, u64::from(value));
+    }
+
+    #[test]
+    fn registers_come_out_of_their_word_as_they_went_in() {
+        let all = Registers {
+            ier: 0xf,
+            lcr: 0x83,
+            mcr: 0x1f,
+            scr: 0x5a,
+            divisor: [1, 0xff],
+            fifos: true,
+            thre_pending: true,
+            idle_polls: 7,
+            looped: Some(0x80),
+        };
+        for r in [all, Registers::default(), Registers { looped: Some(0), ..all }, Registers { fifos: false, ..all }] {
+            assert_eq!(Registers::unpack(r.pack()), r);
+        }
+        assert!(!Registers::unpack(Registers { thre_pending: false, ..all }.pack()).thre_pending);
     }
 
     #[test]

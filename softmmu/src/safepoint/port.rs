@@ -224,6 +224,10 @@ impl VcpuPort {
     /// Drives an interrupt line, given as the number of its `mip` bit; a rise kicks. Bits past 63 do not exist.
     pub fn set_irq(&self, bit: u32, level: bool) {
         let Some(mask) = 1u64.checked_shl(bit) else { return };
+        // A line has one driver, which mostly says again what it said: that writes nothing.
+        if self.irq.load(Ordering::Acquire) & mask == if level { mask } else { 0 } {
+            return;
+        }
         let old =
             if level { self.irq.fetch_or(mask, Ordering::AcqRel) } else { self.irq.fetch_and(!mask, Ordering::AcqRel) };
         // A line that falls is no reason to look.

@@ -134,13 +134,23 @@ impl Emitter {
     /// What follows begins in a block of 32 bytes, as TBs do: a short loop is fetched in as few pieces as can be then. One that
     /// begins at the end of a block takes up to a seventh longer (Zen 5, a store beside code with its check behind the TB).
     pub(super) fn align(&mut self) {
+        // In few instructions, as code that comes from above executes them: up to 11 bytes, of which any host decodes one in a step.
+        const LONGEST: [u8; 11] = [0x66, 0x66, 0x2e, 0x0f, 0x1f, 0x84, 0, 0, 0, 0, 0]; // nop cs:[rax + rax + 0]
         let mut left = self.here().wrapping_neg() % 32;
-        while left >= 8 {
-            dynasm!(self.ops; .arch x64; .bytes &[0x0f, 0x1f, 0x84, 0, 0, 0, 0, 0]); // nop [rax + rax + 0]
-            left -= 8;
-        }
-        for _ in 0..left {
-            dynasm!(self.ops; .arch x64; nop);
+        while left > 0 {
+            let nop: &[u8] = match left {
+                1 => &[0x90],
+                2 => &[0x66, 0x90],
+                3 => &[0x0f, 0x1f, 0],
+                4 => &[0x0f, 0x1f, 0x40, 0],
+                5 => &[0x0f, 0x1f, 0x44, 0, 0],
+                6 => &[0x66, 0x0f, 0x1f, 0x44, 0, 0],
+                7 => &[0x0f, 0x1f, 0x80, 0, 0, 0, 0],
+                8..=10 => &LONGEST[11 - left as usize..],
+                _ => &LONGEST,
+            };
+            nop.iter().for_each(|&byte| self.ops.push(byte));
+            left -= nop.len() as u32;
         }
     }
 
