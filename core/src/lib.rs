@@ -22,6 +22,7 @@
 //! | [`ram`] | [`RamBlock`], [`RamList`]: mappings, names, offsets, lookup, resizing, listeners; [`Image`]: all of it as it was |
 //! | [`dirty`] | [`DirtyMemory`]: what wants to hear the next store to a page; [`CodePages`]: which lines hold translated code; [`LineLog`]: which were written since a checkpoint; [`DirtyLog`], [`Harvest`]: what takes bits away |
 //! | [`ring`] | [`DirtyRing`], [`RingLog`]: the pages that became dirty, as lists, one for each vCPU |
+//! | [`missing`] | [`MissingPages`], [`PageSource`]: pages of RAM that are yet to come, waited for and placed once |
 //! | [`migration`] | what a migration keeps for each block, its sync from the dirty memory; QEMU's stream and files |
 //!
 //! The road of a guest store touches this crate twice: the host store lands in a [`RamBlock`], then the pages are
@@ -43,6 +44,7 @@
 pub mod addr;
 pub mod dirty;
 pub mod migration;
+pub mod missing;
 pub mod ram;
 #[doc(hidden)]
 pub mod raw;
@@ -56,6 +58,10 @@ pub use dirty::{
     Harvest, LineLog, LinesTaken, Listening, LogBuilder, LogClient, LogError, LogRegion, LogScope, MASK_OFFSET,
     MAX_REARM_RANGES, NOTED_OFFSET, NOTED_STORES, NoRoom, NotServed, OwnedClient, PageSet, STORES_OFFSET, Snapshot,
     VcpuId, WRITTEN_OFFSET, fence_after_store, lines_of,
+};
+pub use missing::{
+    Blocktime, MissingError, MissingPages, MissingPhase, PageBytes, PageSource, VcpuBlocktime, WaitToken, Waiter,
+    Waiting,
 };
 pub use ram::{
     Announced, Baseline, BeforeRegistration, BeforeWrite, CanWait, Delta, Entered, Held, Image, ImageError,

@@ -232,6 +232,11 @@ impl DirtyListener for VcpuRegistry {
         (!pending.is_empty()).then(|| Box::new(pending) as Box<dyn Answers>)
     }
 
+    fn flush(&self) -> Option<Box<dyn Answers>> {
+        let pending = self.post_all(Request::FlushAll);
+        (!pending.is_empty()).then(|| Box::new(pending) as Box<dyn Answers>)
+    }
+
     /// A lock of the code pages says that no other vCPU is concerned; a hint would not do (TLB-1).
     fn kill_code(&self, owners: &[VcpuId], ram: RamAddr, len: u64) {
         drop(self.post_if(|id| owners.contains(&id), |port| port.post(Request::KillCode { ram, len })));

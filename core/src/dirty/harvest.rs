@@ -37,6 +37,12 @@ pub trait DirtyListener: Send + Sync {
     /// them, at the latest when they next synchronise their instructions. Does not wait.
     fn kill_code(&self, _owners: &[VcpuId], _ram: RamAddr, _len: u64) {}
 
+    /// Pages are about to be missing, or have other bytes that no store put there: each holder of anything that came from RAM, entries
+    /// for loads, stores and fetches, translations, drops it. The result is waited for; `None` if all have already.
+    fn flush(&self) -> Option<Box<dyn Answers>> {
+        None
+    }
+
     /// Is there anything here that may store to the RAM?
     fn may_store(&self) -> bool {
         true
@@ -135,7 +141,7 @@ impl Listeners {
     }
 
     /// Calls each of them.
-    fn each(&self, mut call: impl FnMut(&dyn DirtyListener)) {
+    pub(crate) fn each(&self, mut call: impl FnMut(&dyn DirtyListener)) {
         self.all().iter().for_each(|listener| listener.call(&mut call));
     }
 
@@ -154,8 +160,22 @@ impl Listeners {
             log::debug!("re-arm: {} ranges of pages", pages.len());
             pages
         });
+        self.ask(|listener| listener.rearm(&pages), timeout)
+    }
+
+    /// Each drops all that came from RAM.
+    pub(crate) fn flush(&self, timeout: Duration) -> Result<(), NotServed> {
+        self.ask(|listener| listener.flush(), Some(timeout))
+    }
+
+    /// Each is asked, then each is waited for.
+    fn ask(
+        &self,
+        mut ask: impl FnMut(&dyn DirtyListener) -> Option<Box<dyn Answers>>,
+        timeout: Option<Duration>,
+    ) -> Result<(), NotServed> {
         let mut answers = SmallVec::<[_; 2]>::new();
-        self.each(|listener| answers.extend(listener.rearm(&pages)));
+        self.each(|listener| answers.extend(ask(listener)));
         if rcu::is_pinned() {
             // SAFE-1: with a guard held nothing is waited for.
             let served = answers.iter_mut().all(|answers| answers.is_served());

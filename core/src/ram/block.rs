@@ -277,6 +277,22 @@ impl RamBlock {
         Ok(())
     }
 
+    /// Bytes of a page that was missing, where there is memory: also beyond a length that has shrunk meanwhile. Marks nothing.
+    pub(crate) fn place_raw(&self, off: u64, from: &[u8]) {
+        let memory = self.mapping.committed();
+        let count = memory.saturating_sub(off).min(from.len() as u64) as usize;
+        let (to, from) = (self.host().wrapping_add(off.min(memory) as usize), &from[..count]);
+        let lines = [to.addr(), from.as_ptr().addr(), count].iter().all(|n| n.is_multiple_of(64));
+        // SAFETY: memory that was committed stays mapped, and writable, as long as `self` lives; `from` has `count` bytes, and is no RAM
+        // of a guest's, as a reference to it exists.
+        unsafe {
+            match lines {
+                true => (0..count).step_by(64).for_each(|n| access::copy_line(to.add(n), from.as_ptr().add(n))),
+                false => access::copy_in(to, from),
+            }
+        }
+    }
+
     /// Sets `len` bytes to `value`, and marks nothing, as [`write_raw`](Self::write_raw); else [`RamList::fill`].
     ///
     /// # Errors

@@ -1,6 +1,9 @@
 //! The one door for whatever writes guest RAM.
 //!
 //! ```text
+//!   wait_for(range)        not of vCPUs: pages that are yet to come (missing/)
+//!      │                   nothing missing: one load
+//!      ▼
 //!   before(range)          the old bytes are still there: a subscriber takes them. May wait
 //!      │                   no subscriber: one load
 //!      ▼
@@ -369,6 +372,9 @@ impl RamList {
             return Err(RamError::OtherLog);
         }
         let ram = RamAddr::new(block.offset().get().saturating_add(off));
+        if self.has_missing() {
+            self.wait_for(ram, len.min(block.max_length().saturating_sub(off)))?;
+        }
         let _inside = self.gate().enter()?;
         // Bytes that are no RAM have no log; the write then says so, or does nothing to what is.
         let inside = off.checked_add(len).is_some_and(|end| end <= block.max_length());

@@ -137,6 +137,9 @@ pub enum RamError {
     /// A write that is made for a log of another list.
     #[error("the log that bytes are written for is of another list")]
     OtherLog,
+    /// The bytes are missing, and did not come.
+    #[error(transparent)]
+    Missing(#[from] crate::missing::MissingError),
     /// The caller may not wait, see [`RamList::before`](super::RamList::before).
     #[error(transparent)]
     Pinned(#[from] super::Pinned),

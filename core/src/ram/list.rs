@@ -28,6 +28,7 @@ use super::spec::RamBlockSpec;
 use super::still::Gate;
 use crate::addr::{PageRange, RamAddr};
 use crate::dirty::{ClientMask, DirtyMemory, Listeners};
+use crate::missing::MissingDoor;
 use crate::rcu::{Guard, RcuCell, pin};
 use crate::sync::{AtomicPtr, AtomicU64, Mutex, Ordering, lock};
 use core::{fmt, ptr};
@@ -121,6 +122,7 @@ pub struct RamList {
     listeners: Listeners,
     door: Door,
     gate: Gate,
+    missing: MissingDoor,
     pub(super) reservations: OnceLock<Box<Reservations>>,
     id: u64,
     /// Holding the lock makes a thread the one writer of all the above.
@@ -139,6 +141,7 @@ impl RamList {
             listeners: Listeners::default(),
             door: Door::default(),
             gate: Gate::default(),
+            missing: MissingDoor::default(),
             reservations: OnceLock::new(),
             id: NEXT_LIST.fetch_add(1, Ordering::Relaxed),
             writer: Mutex::new(Writer { names: HashMap::new(), next_slot: Some(0), changing: Vec::new() }),
@@ -305,6 +308,12 @@ impl RamList {
     #[inline]
     pub(super) fn gate(&self) -> &Gate {
         &self.gate
+    }
+
+    /// What is yet to come.
+    #[inline]
+    pub(crate) fn missing_door(&self) -> &MissingDoor {
+        &self.missing
     }
 
     /// What wants to hear of writes before they happen.

@@ -1,0 +1,548 @@
+//! Pages of RAM that are yet to come: postcopy, and RAM that is read from a file only as it is used.
+//!
+//! ```text
+//!   RamList::set_missing(source, blocks) ─▶ MissingPages        all of the blocks' RAM is given back: it is zero, and here is none of it
+//!      │ Gathering   a precopy writes RAM, and says so: mark_received, set_received; discard takes back
+//!      ▼ listen      the flag is set, every vCPU drops its TLB and its translations
+//!      │ Missing     ┌ softmmu's TLB fill, page walk, fetch ┐                              PageSource::request(block, off)
+//!      │             │ host access, DMA, door for writers   ┼─▶ wait(ram) ─▶ the first ─────────▶ a stream, a file
+//!      │             └ by RamList::has_missing, one load    ┘       ▲                                   │
+//!      │                                                            └──── woken ◀── place(block, off, bytes | zero)
+//!      ├─▶ Complete  the last page is here: the flag is clear, the list forgets it all
+//!      └─▶ Ended     no page comes any more (`end`): each wait is an error
+//! ```
+//!
+//! Keeps PLACE-1: a page that is missing is placed once. It is claimed before its bytes are written, received only when all are
+//! there (Release), and its waiters are told after that; no TLB entry, translation or host access is made of a page that is not
+//! received. Until it is placed its memory is zero, so a page of zeros is placed without a copy. The unit is the host's page, as of
+//! every other way to have missing pages; a discard rounds out to it.
+//!
+//! What costs nothing while nothing is missing: [`RamList::has_missing`] is a load of one flag, asked where a TLB entry is made or
+//! an access of the host begins, never where an entry is hit.
+//!
+//! What waits and what does not:
+//!
+//! | | a missing page |
+//! | --- | --- |
+//! | a vCPU's load, store, AMO, fetch, page walk | the access did not happen; the vCPU waits parked, serves, and makes it again |
+//! | a translator that looks ahead | its block ends before the page |
+//! | [`RamList::write`] and its kind, softmmu's `AddressSpace::{read, write}` | wait here, with no guard held |
+//! | undo (`BeforeWrite`) | is called by writers, which have waited |
+//! | [`RamBlock::read_bytes`], `write_raw`, `slice` and other raw ones | do not ask: for what places, and for logs |
+//! | a checkpoint, a save, a migration out of here | read all RAM: refused while [`RamList::has_missing`] |
+//!
+//! | file | concept |
+//! | --- | --- |
+//! | `states.rs` | claimed, received, requested; waiters: the protocol without the memory |
+//! | `blocktime.rs` | how long was waited |
+
+mod blocktime;
+mod error;
+mod list;
+mod states;
+
+pub use blocktime::{Blocktime, VcpuBlocktime, Waiter};
+pub use error::{MissingError, MissingPhase};
+pub(crate) use list::MissingDoor;
+pub use states::{Claim, Ended, PageStates, WaitToken, Waiting, Woken};
+
+use crate::addr::{PAGE_BITS, PAGE_SIZE, RamAddr};
+use crate::dirty::DirtyListener;
+use crate::ram::{RamBlock, RamFlags, RamList};
+use crate::rcu;
+use crate::sync::{AtomicU64, Mutex, Ordering, lock};
+use core::fmt;
+use core::ops::Range;
+use core::task::Waker;
+use std::sync::{Arc, Weak};
+use std::time::{Duration, Instant};
+
+/// How long vCPUs may take to drop what they have of pages that are missing now.
+const PATIENCE: Duration = Duration::from_secs(10);
+
+/// Where pages come from when they are wanted: a stream, a file.
+pub trait PageSource: Send + Sync {
+    /// The host page at `off` of this block is wanted. Called once for each page, on the thread that is about to wait for it, with no
+    /// lock and no RCU guard held. The bytes come by [`MissingPages::place`], from any thread that does not wait for pages itself, or
+    /// from within this call. What fails here is the source's: it keeps the page in mind, or asks for
+    /// [all of them again](MissingPages::request_again) when it can.
+    ///
+    /// The RAM list keeps the source until the last page is here; one that has the list keeps a `Weak` of it.
+    fn request(&self, block: &Arc<RamBlock>, off: u64);
+}
+
+/// What a page becomes.
+#[derive(Clone, Copy, Debug)]
+pub enum PageBytes<'b> {
+    /// These bytes: a whole host page, or as much of it as the block has.
+    Copy(&'b [u8]),
+    /// Zero: nothing is written.
+    Zero,
+}
+
+/// A block with missing pages.
+struct MissingBlock {
+    block: Arc<RamBlock>,
+    /// The number of its first page in the states: a multiple of 64.
+    first: u64,
+    /// `postcopy_length`: nothing beyond it is missing, whatever the block is resized to.
+    length: AtomicU64,
+    /// Does memory that was given back read as zero?
+    zeroes: bool,
+}
+
+/// The pages of some blocks that are yet to come. Made by [`RamList::set_missing`].
+///
+/// ```
+/// use notdirty_core::{MissingPages, PageBytes, PageSource, RamBlock, RamBlockSpec, RamList};
+/// use std::sync::{Arc, mpsc};
+///
+/// struct Stream(mpsc::Sender<u64>);
+/// impl PageSource for Stream {
+///     fn request(&self, _block: &Arc<RamBlock>, off: u64) {
+///         let _ = self.0.send(off);
+///     }
+/// }
+///
+/// let list = Arc::new(RamList::new());
+/// let ram = list.add(RamBlockSpec::new("ram", 4 << 20))?;
+/// let (to, wanted) = mpsc::channel();
+/// let pages = list.set_missing(Arc::new(Stream(to)), [ram.clone()])?;
+/// pages.listen()?;
+///
+/// std::thread::scope(|scope| {
+///     let (ram, pages) = (&ram, &pages);
+///     let there = scope.spawn(move || {
+///         let off = wanted.recv().unwrap();
+///         pages.place(ram, off, PageBytes::Copy(&[7; 4096])).unwrap()
+///     });
+///     list.write(ram, 0x2001, b"text")?; // waits for its page, then writes
+///     assert!(there.join().unwrap(), "placed");
+///     Ok::<(), Box<dyn std::error::Error>>(())
+/// })?;
+/// let mut bytes = [0; 6];
+/// ram.read_bytes(0x2000, &mut bytes)?;
+/// assert_eq!(&bytes, b"\x07text\x07");
+///
+/// // What nothing asked for comes too.
+/// while let Some(off) = pages.next_missing(&ram, 0) {
+///     pages.place(&ram, off, PageBytes::Zero)?;
+/// }
+/// assert!(!list.has_missing());
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
+pub struct MissingPages {
+    list: Weak<RamList>,
+    source: Arc<dyn PageSource>,
+    /// By rising offset.
+    blocks: Box<[MissingBlock]>,
+    states: PageStates,
+    phase: Mutex<Phase>,
+    /// Pages that are not here.
+    left: AtomicU64,
+    requests: AtomicU64,
+    page: u64,
+}
+
+struct Phase {
+    phase: MissingPhase,
+    /// Why no page comes any more.
+    why: Arc<str>,
+}
+
+impl MissingBlock {
+    fn pages(&self, page: u64) -> Range<u64> {
+        self.first..self.first + self.length.load(Ordering::Acquire).div_ceil(page)
+    }
+}
+
+impl MissingPages {
+    fn new(list: &Arc<RamList>, source: Arc<dyn PageSource>, mut all: Vec<Arc<RamBlock>>) -> Self {
+        all.sort_by_key(|block| block.offset());
+        all.dedup_by(|a, b| Arc::ptr_eq(a, b));
+        let page = all.first().map_or(PAGE_SIZE, |block| block.page_size());
+        let (mut first, mut left) = (0, 0);
+        let blocks = all.into_iter().map(|block| {
+            let at = first;
+            let length = block.used_length();
+            first += block.max_length().div_ceil(page).next_multiple_of(64);
+            left += length.div_ceil(page);
+            let zeroes = block.fd().is_none() || block.flags().contains(RamFlags::SHARED);
+            MissingBlock { block, first: at, length: AtomicU64::new(length), zeroes }
+        });
+        let blocks = blocks.collect();
+        Self {
+            list: Arc::downgrade(list),
+            source,
+            blocks,
+            states: PageStates::new(first),
+            phase: Mutex::new(Phase { phase: MissingPhase::Gathering, why: "".into() }),
+            left: AtomicU64::new(left),
+            requests: AtomicU64::new(0),
+            page,
+        }
+    }
+
+    /// Bytes of a page: the host's.
+    pub fn page_size(&self) -> u64 {
+        self.page
+    }
+
+    /// How far this is.
+    pub fn phase(&self) -> MissingPhase {
+        lock(&self.phase).phase
+    }
+
+    /// How many pages are not here yet.
+    pub fn left(&self) -> u64 {
+        self.left.load(Ordering::Acquire)
+    }
+
+    /// How many pages were asked for by what needed them.
+    pub fn requests(&self) -> u64 {
+        self.requests.load(Ordering::Relaxed)
+    }
+
+    /// How long pages were waited for.
+    pub fn blocktime(&self) -> Blocktime {
+        self.states.times().sums()
+    }
+
+    /// So many vCPUs there are: time in which all of them wait is told apart.
+    pub fn set_vcpus(&self, vcpus: u32) {
+        self.states.times().set_vcpus(vcpus);
+    }
+
+    /// The blocks.
+    pub fn blocks(&self) -> impl Iterator<Item = &Arc<RamBlock>> {
+        self.blocks.iter().map(|found| &found.block)
+    }
+
+    fn of(&self, block: &RamBlock) -> Result<&MissingBlock, MissingError> {
+        let found = self.blocks.binary_search_by_key(&block.offset(), |other| other.block.offset()).ok();
+        let found = found.map(|at| &self.blocks[at]).filter(|found| core::ptr::eq(&*found.block, block));
+        found.ok_or_else(|| MissingError::UnknownBlock { idstr: block.idstr().to_owned() })
+    }
+
+    /// The block of an address, and the number of its page; `None` where nothing was ever missing.
+    fn page_of(&self, ram: RamAddr) -> Option<(&MissingBlock, u64)> {
+        let above = self.blocks.partition_point(|other| other.block.offset() <= ram);
+        let found = self.blocks.get(above.checked_sub(1)?)?;
+        let off = ram.get() - found.block.offset().get();
+        (off < found.length.load(Ordering::Acquire)).then_some((found, found.first + off / self.page))
+    }
+
+    /// Is the host page of this address missing? If not, its bytes are visible.
+    #[inline]
+    pub fn is_missing(&self, ram: RamAddr) -> bool {
+        self.page_of(ram).is_some_and(|(_, page)| !self.states.is_received(page))
+    }
+
+    /// `off` and `len` inside the part of the block that may be missing, as pages of the states: those that it touches.
+    fn range(&self, block: &RamBlock, off: u64, len: u64) -> Result<(&MissingBlock, Range<u64>), MissingError> {
+        let found = self.of(block)?;
+        let length = found.length.load(Ordering::Acquire);
+        match off.checked_add(len) {
+            Some(end) if end <= length => {
+                Ok((found, found.first + off / self.page..found.first + end.div_ceil(self.page)))
+            }
+            _ => Err(MissingError::OutOfBounds { idstr: block.idstr().to_owned(), off, len, length }),
+        }
+    }
+
+    fn only_in(&self, want: MissingPhase, doing: &'static str) -> Result<(), MissingError> {
+        let phase = self.phase();
+        if phase == want { Ok(()) } else { Err(MissingError::Phase { doing, phase }) }
+    }
+
+    /// The block was resized before anything could be missing: it is as long as it is now, and what came is missing.
+    ///
+    /// # Errors
+    /// [`MissingError::Phase`] unless gathering, [`MissingError::UnknownBlock`], [`MissingError::Ram`].
+    pub fn follow_length(&self, block: &Arc<RamBlock>) -> Result<(), MissingError> {
+        self.only_in(MissingPhase::Gathering, "follow a block's length")?;
+        let found = self.of(block)?;
+        let new = block.used_length();
+        let old = found.length.swap(new, Ordering::AcqRel);
+        let pages = |length: u64| found.first + length.div_ceil(self.page);
+        if new < old {
+            let cut = pages(new)..pages(old);
+            let count = cut.end - cut.start;
+            let here = self.states.forget(cut);
+            self.left.fetch_sub(count - here, Ordering::AcqRel);
+        } else if new > old {
+            self.left.fetch_add(pages(new) - pages(old), Ordering::AcqRel);
+            // What an earlier length left there.
+            self.discard(block, old, new - old)?;
+        }
+        Ok(())
+    }
+
+    /// All pages that these bytes touch are here: written whole by a precopy, say.
+    ///
+    /// # Errors
+    /// [`MissingError::Phase`] unless gathering, [`MissingError::UnknownBlock`], [`MissingError::OutOfBounds`].
+    pub fn mark_received(&self, block: &RamBlock, off: u64, len: u64) -> Result<(), MissingError> {
+        self.only_in(MissingPhase::Gathering, "mark pages as received")?;
+        let (_, pages) = self.range(block, off, len)?;
+        let new = self.states.receive(pages, |_| u64::MAX);
+        self.left.fetch_sub(new, Ordering::AcqRel);
+        Ok(())
+    }
+
+    /// The pages of 4 KiB whose bit is set are here. Of a host page that is larger: if all of its bits are.
+    ///
+    /// # Errors
+    /// [`MissingError::Phase`] unless gathering, [`MissingError::UnknownBlock`].
+    pub fn set_received(&self, block: &RamBlock, bitmap: &[u64]) -> Result<(), MissingError> {
+        self.only_in(MissingPhase::Gathering, "set received pages")?;
+        let found = self.of(block)?;
+        let each = self.page / PAGE_SIZE;
+        let bit = |page: u64| bitmap.get((page / 64) as usize).is_some_and(|word| word >> (page % 64) & 1 != 0);
+        let of = |first: u64| {
+            let word = (first - found.first) / 64;
+            if each == 1 {
+                return bitmap.get(word as usize).copied().unwrap_or(0);
+            }
+            (0..64).filter(|n| (0..each).all(|part| bit((word * 64 + n) * each + part))).fold(0, |all, n| all | 1 << n)
+        };
+        let new = self.states.receive(found.pages(self.page), of);
+        self.left.fetch_sub(new, Ordering::AcqRel);
+        Ok(())
+    }
+
+    /// Which pages of 4 KiB are here, as a bitmap: what a peer that lost its channel is told.
+    ///
+    /// # Errors
+    /// [`MissingError::UnknownBlock`].
+    pub fn received(&self, block: &RamBlock) -> Result<Vec<u64>, MissingError> {
+        let found = self.of(block)?;
+        let words: Vec<u64> = self.states.received(found.pages(self.page)).collect();
+        let each = self.page / PAGE_SIZE;
+        if each == 1 {
+            return Ok(words);
+        }
+        let pages = found.length.load(Ordering::Acquire).div_ceil(PAGE_SIZE);
+        let mut bitmap = vec![0; pages.div_ceil(64) as usize];
+        for page in (0..pages).filter(|page| words[(page / each / 64) as usize] >> (page / each % 64) & 1 != 0) {
+            bitmap[(page / 64) as usize] |= 1 << (page % 64);
+        }
+        Ok(bitmap)
+    }
+
+    /// Is the host page that `off` lies on here?
+    ///
+    /// # Errors
+    /// [`MissingError::UnknownBlock`], [`MissingError::OutOfBounds`].
+    pub fn is_received(&self, block: &RamBlock, off: u64) -> Result<bool, MissingError> {
+        let (_, pages) = self.range(block, off, 1)?;
+        Ok(self.states.is_received(pages.start))
+    }
+
+    /// The first host page from `off` on that is not here, and that nothing is placing: for a sweep behind the requests.
+    pub fn next_missing(&self, block: &RamBlock, off: u64) -> Option<u64> {
+        let found = self.of(block).ok()?;
+        let pages = found.pages(self.page);
+        let from = (found.first + off / self.page).min(pages.end);
+        self.states.next_missing(from..pages.end).map(|page| (page - found.first) * self.page)
+    }
+
+    /// The pages that these bytes touch are missing, whatever they were: what precopy sent, and the guest wrote to since. Their memory is
+    /// given back to the host. Nothing waits for them before [`listen`](Self::listen), which also sees to it that no vCPU keeps
+    /// anything of them.
+    ///
+    /// # Errors
+    /// [`MissingError::Phase`] unless gathering, [`MissingError::UnknownBlock`], [`MissingError::OutOfBounds`], [`MissingError::Ram`].
+    pub fn discard(&self, block: &Arc<RamBlock>, off: u64, len: u64) -> Result<(), MissingError> {
+        self.only_in(MissingPhase::Gathering, "discard pages")?;
+        let (found, pages) = self.range(block, off, len)?;
+        if pages.is_empty() {
+            return Ok(());
+        }
+        let start = (pages.start - found.first) * self.page;
+        let end = ((pages.end - found.first) * self.page).min(block.max_length());
+        self.left.fetch_add(self.states.forget(pages), Ordering::AcqRel);
+        let done = block.discard_raw(start, end - start);
+        // Also where the host refused: a part may be gone.
+        if let Some(list) = self.list.upgrade() {
+            list.after(RamAddr::new(block.offset().get() + start), end - start);
+        }
+        done.map_err(|why| MissingError::Ram(Box::new(why)))
+    }
+
+    /// From here on what is missing is waited for. Every vCPU drops its TLB and its translations, or is parked and does before it
+    /// runs; with no guard held, and not on the thread of a vCPU that runs.
+    ///
+    /// # Errors
+    /// [`MissingError::Phase`] unless gathering; [`MissingError::NotServed`] if a vCPU does not answer: then nothing is waited for.
+    pub fn listen(&self) -> Result<(), MissingError> {
+        let mut phase = lock(&self.phase);
+        if phase.phase != MissingPhase::Gathering {
+            return Err(MissingError::Phase { doing: "listen", phase: phase.phase });
+        }
+        let Some(list) = self.list.upgrade() else { return Ok(()) };
+        // First: what a vCPU fills after it has flushed is asked about.
+        list.missing_door().set(true);
+        if let Err(why) = list.listeners().flush(PATIENCE) {
+            list.missing_door().set(false);
+            return Err(MissingError::NotServed(why));
+        }
+        phase.phase = MissingPhase::Missing;
+        drop(phase);
+        self.finish_if_complete();
+        Ok(())
+    }
+
+    /// The page at `off` is here: these bytes, which no one sees before all of them are there. `false`: it was here already, or is
+    /// being placed by another thread, and nothing was done. Its waiters are told; logs hear of it as of a write.
+    ///
+    /// # Errors
+    /// [`MissingError::OddPage`] if it is not one whole page, [`MissingError::UnknownBlock`], [`MissingError::OutOfBounds`];
+    /// [`MissingError::Phase`] once no page comes any more.
+    pub fn place(&self, block: &RamBlock, off: u64, bytes: PageBytes<'_>) -> Result<bool, MissingError> {
+        let (found, pages) = self.range(block, off, 1)?;
+        let length = found.length.load(Ordering::Acquire);
+        let len = self.page.min(length - off);
+        let given = if let PageBytes::Copy(bytes) = bytes { bytes.len() as u64 } else { len };
+        if !off.is_multiple_of(self.page) || given != len {
+            let idstr = block.idstr().to_owned();
+            return Err(MissingError::OddPage { idstr, off, len: given, page: self.page });
+        }
+        let phase = self.phase();
+        if phase == MissingPhase::Ended {
+            return Err(MissingError::Phase { doing: "place a page", phase });
+        }
+        let Some(claim) = self.states.claim(pages.start) else { return Ok(false) };
+        match bytes {
+            PageBytes::Copy(bytes) => block.place_raw(off, bytes),
+            PageBytes::Zero if found.zeroes => {}
+            PageBytes::Zero => block.place_raw(off, &vec![0; len as usize]),
+        }
+        if let Some(list) = self.list.upgrade() {
+            // Before it can be read: who takes the page's bit reads these bytes.
+            list.after(RamAddr::new(block.offset().get() + off), len);
+        }
+        claim.receive();
+        if self.left.fetch_sub(1, Ordering::AcqRel) == 1 {
+            self.finish_if_complete();
+        }
+        Ok(true)
+    }
+
+    /// All is here: the list forgets this.
+    fn finish_if_complete(&self) {
+        let mut phase = lock(&self.phase);
+        if phase.phase != MissingPhase::Missing || self.left() != 0 {
+            return;
+        }
+        phase.phase = MissingPhase::Complete;
+        drop(phase);
+        self.detach();
+    }
+
+    fn detach(&self) {
+        if let Some(list) = self.list.upgrade() {
+            list.missing_door().clear(self);
+            // vCPUs find at their next safe point that loads need no entries any more.
+            list.listeners().each(|listener: &dyn DirtyListener| drop(listener.rearm(&[])));
+        }
+    }
+
+    /// Waits for all pages that these bytes touch, and asks for those that nothing asked for. With no guard held (SAFE-1), and not on a
+    /// thread that places pages.
+    ///
+    /// # Errors
+    /// [`MissingError::Interrupted`] by the token, [`MissingError::Late`], [`MissingError::Ended`], [`MissingError::Pinned`].
+    pub fn wait(&self, ram: RamAddr, len: u64, token: &WaitToken, until: Option<Instant>) -> Result<(), MissingError> {
+        let last = ram.get().saturating_add(len.saturating_sub(1));
+        let at = |n: u64| RamAddr::new((ram.get() & !(self.page - 1)) + n * self.page);
+        let count = (last & !(self.page - 1)).saturating_sub(at(0).get()) / self.page + u64::from(len != 0);
+        if !(0..count).any(|n| self.is_missing(at(n))) {
+            return Ok(());
+        }
+        if rcu::is_pinned() {
+            return Err(MissingError::Pinned);
+        }
+        // All of them at once: their round trips overlap.
+        (0..count).for_each(|n| self.request(at(n)));
+        for n in 0..count {
+            let Some(waiting) = self.begin_wait(at(n), token.waker(), Waiter::Host)? else { continue };
+            while !waiting.is_over() {
+                match token.sleep(until) {
+                    Woken::Look if self.phase() == MissingPhase::Ended => return Err(self.ended()),
+                    Woken::Look => {}
+                    Woken::Interrupted => return Err(MissingError::Interrupted),
+                    Woken::Late => return Err(MissingError::Late),
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// As [`wait`](Self::wait), for one page and something that sleeps in its own way: `waker` is called when it is worth a look. `None`: the
+    /// page is here. To leave is to drop the result.
+    ///
+    /// # Errors
+    /// [`MissingError::Ended`].
+    pub fn begin_wait(&self, ram: RamAddr, waker: Waker, who: Waiter) -> Result<Option<Waiting<'_>>, MissingError> {
+        let Some((_, page)) = self.page_of(ram) else { return Ok(None) };
+        let waiting = self.states.begin_wait(page, waker, who).map_err(|Ended| self.ended())?;
+        if waiting.is_some() {
+            self.request(ram);
+        }
+        Ok(waiting)
+    }
+
+    /// Asks the source for the page of an address, if it is missing and nothing did.
+    fn request(&self, ram: RamAddr) {
+        if let Some((found, page)) = self.page_of(ram)
+            && !self.states.is_received(page)
+            && self.states.first_request(page)
+        {
+            self.requests.fetch_add(1, Ordering::Relaxed);
+            self.source.request(&found.block, (page - found.first) * self.page);
+        }
+    }
+
+    /// The pages that were asked for and are not here, by block.
+    pub fn requested(&self) -> Vec<(Arc<RamBlock>, u64)> {
+        let of = |found: &MissingBlock| {
+            let pages = self.states.requested(found.pages(self.page));
+            let offset = |page: u64| (found.block.clone(), (page - found.first) * self.page);
+            pages.into_iter().map(offset).collect::<Vec<_>>()
+        };
+        self.blocks.iter().flat_map(of).collect()
+    }
+
+    /// Asks the source once more for each page that is [`requested`](Self::requested): over a new channel. How many.
+    pub fn request_again(&self) -> usize {
+        let all = self.requested();
+        all.iter().for_each(|(block, off)| self.source.request(block, *off));
+        all.len()
+    }
+
+    /// No page comes any more: each wait for one that is not here is an error, with this reason. What is here stays usable. A channel that
+    /// may come back is no reason: then nothing is called, and what waits goes on to.
+    pub fn end(&self, why: &str) {
+        let mut phase = lock(&self.phase);
+        if matches!(phase.phase, MissingPhase::Complete | MissingPhase::Ended) {
+            return;
+        }
+        *phase = Phase { phase: MissingPhase::Ended, why: why.into() };
+        drop(phase);
+        self.states.end();
+    }
+
+    fn ended(&self) -> MissingError {
+        MissingError::Ended { why: lock(&self.phase).why.to_string() }
+    }
+}
+
+impl fmt::Debug for MissingPages {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let (phase, left) = (self.phase(), self.left());
+        f.debug_struct("MissingPages").field("phase", &phase).field("left", &left).finish_non_exhaustive()
+    }
+}
+
+const _: () = assert!(PAGE_SIZE == 1 << PAGE_BITS);
