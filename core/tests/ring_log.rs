@@ -433,3 +433,26 @@ fn no_store_is_missed_while_blocks_come_and_go() {
         }
     });
 }
+
+#[test]
+fn each_vcpu_is_told_by_what_it_pushed() {
+    use notdirty_core::VcpuId;
+    let list = Arc::new(RamList::new());
+    let block = list.add(RamBlockSpec::new("ram", 64 * PAGE_SIZE)).unwrap();
+    let log = list.log(DirtyClient::MIGRATION).rings(128).start().unwrap();
+    let ids = [VcpuId::fresh(), VcpuId::fresh()];
+    let mut vcpus = ids.map(VcpuRings::of);
+    let rings = log.rings().unwrap();
+    assert_eq!(rings.pushed(), []);
+    let first = block.offset().page().get();
+    let mut dirty = |vcpu: usize, pages: core::ops::Range<u64>| {
+        pages.for_each(|page| assert!(!store(&list, &mut vcpus[vcpu], PageIndex::new(first + page))));
+    };
+    dirty(0, 0..7);
+    dirty(1, 5..10);
+    let of = |id: VcpuId| rings.pushed().into_iter().find(|(vcpu, _)| *vcpu == id).map(|(_, pushed)| pushed);
+    assert_eq!(ids.map(of), [Some(7), Some(3)], "a page counts for the first that dirties it");
+    log.sync(None).unwrap().commit();
+    dirty(1, 0..7);
+    assert_eq!(ids.map(of), [Some(7), Some(10)], "and again behind a take");
+}

@@ -284,6 +284,49 @@ fn a_guest_that_dirties_more_than_goes_out_is_made_slower_until_it_fits() {
     assert_same(&machine, &target.unwrap(), "after a throttle");
 }
 
+#[test]
+fn a_hart_that_dirties_more_than_its_limit_is_slowed_and_one_that_does_not_is_not() {
+    let mut machine = source(2, 31);
+    // Two pages, of its own code among them.
+    machine.vcpu_mut(1).unwrap().cpu_mut().x[18] = 0xfff;
+    let migrator = machine.migrator();
+    let (ours, theirs) = UnixStream::pair().unwrap();
+    let mut options = LeaveOptions::default();
+    options.dirty_limit = Some(1 << 20);
+    // 16 MiB are dirtied in no time; with 1 MiB a second a round of a tenth leaves what fits.
+    options.limits.bandwidth = Some(64 << 20);
+    options.limits.downtime = Duration::from_millis(15);
+    let mut both = LeaveOptions::default();
+    (both.auto_converge, both.dirty_limit) = (true, Some(1));
+    let refused = migrator.start(Road::File("/nonexistent".into(), true), Cancel::default(), both);
+    assert!(matches!(refused, Err(MigrationError::Options(_))));
+    let target = std::thread::spawn(move || {
+        let mut none = |_| Err(std::io::ErrorKind::NotConnected.into());
+        Machine::builder().receive_with(channel(theirs, &Cancel::default()), &mut none, attach)
+    });
+    let retired = |machine: &Machine| [0, 1].map(|hart| machine.vcpu(hart).unwrap().cpu().retired);
+    let run = |machine: &mut Machine, until| machine.run(&RunLimits { max_insns: None, deadline: Some(until) });
+    // It has dirtied what it can before.
+    run(&mut machine, Instant::now() + Duration::from_millis(200));
+    let cancel = Cancel::default();
+    let migration = migrator.start(channel(ours, &cancel), cancel, options).unwrap();
+    let (mut free, end) = (None, Instant::now() + Duration::from_secs(60));
+    while run(&mut machine, Instant::now() + Duration::from_millis(5)) == MachineExit::Deadline {
+        if free.is_none() && migration.status().throttled {
+            free = Some(retired(&machine));
+        }
+        assert!(Instant::now() < end, "{:?}", migration.status());
+    }
+    let status = migration.wait(PATIENCE).unwrap().unwrap();
+    assert_same(&machine, &target.join().unwrap().unwrap(), "after naps");
+    let dirtied = &status.dirtied;
+    // The first round finds what the harts dirty when nothing holds them.
+    assert!(dirtied[0] > 4 * dirtied[dirtied.len() - 2], "{dirtied:?}");
+    let (free, all) = (free.unwrap(), retired(&machine));
+    let ran = [0, 1].map(|hart| all[hart] - free[hart]);
+    assert!(ran[1] > 6 * ran[0], "{ran:?}");
+}
+
 /// Moves a machine to a new one in this process.
 fn hop(machine: &mut Machine) -> (MigrationStatus, Result<Machine, MigrationError>) {
     let (ours, theirs) = UnixStream::pair().unwrap();

@@ -70,7 +70,8 @@ impl LiveMmu {
             return Err(io::Error::new(io::ErrorKind::TimedOut, why));
         }
         let view = space.snapshot();
-        let (rings, stats, forgotten, heard, noted) = Default::default();
+        let (stats, forgotten, heard, noted) = Default::default();
+        let rings = VcpuRings::of(port.id());
         let space = space.clone();
         Ok(LiveMmu { tlb, view, space, port, rings, stats, forgotten, heard, noted, _thread: PhantomData })
     }

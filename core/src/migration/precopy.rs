@@ -101,7 +101,7 @@ pub struct Progress {
     pub bytes: u64,
     /// Pages that are dirty now.
     pub left: u64,
-    /// Pages that the last sync found.
+    /// Pages that were found dirty since the round began; at its end, all of it. With rings there are several syncs in one.
     pub dirtied: u64,
     /// Bytes a second, as last measured.
     pub bandwidth: u64,
@@ -157,7 +157,7 @@ impl Source {
     pub fn sync(&mut self, carrier: &impl Carrier, limits: &Limits) -> Result<()> {
         let failed = |why: String| carrier.error(Fault::Order(why));
         let dirtied = sync(&self.log, &self.what, Some(limits.sync));
-        self.progress.dirtied = dirtied.map_err(|why| failed(why.to_string()))?;
+        self.progress.dirtied += dirtied.map_err(|why| failed(why.to_string()))?;
         if self.log.list().version() != self.version {
             return Err(failed("RAM was plugged, unplugged or resized".into()));
         }
@@ -187,6 +187,7 @@ impl Source {
     ) -> Result<()> {
         loop {
             self.progress.rounds += 1;
+            self.progress.dirtied = 0;
             self.sweep(carrier, limits, limits.bandwidth, &mut |progress| tell(progress, false))?;
             self.sync(carrier, limits)?;
             if !tell(&self.progress, true) {
@@ -204,6 +205,7 @@ impl Source {
     /// # Errors
     /// The channel's.
     pub fn last(&mut self, carrier: &mut impl Carrier, limits: &Limits) -> Result<()> {
+        self.progress.dirtied = 0;
         self.sync(carrier, limits)?;
         self.sweep(carrier, limits, None, &mut |_| true)?;
         self.count();

@@ -16,7 +16,7 @@
 
 use super::{DirtyRing, RingConsumer, RingError, RingProducer};
 use crate::addr::{PAGE_BITS, PageIndex, PageRange};
-use crate::dirty::{DirtyClient, fence_after_store};
+use crate::dirty::{DirtyClient, VcpuId, fence_after_store};
 use crate::ram::RamList;
 use crate::rcu::Guard;
 use crate::sync::{MODEL, Mutex, lock};
@@ -63,14 +63,19 @@ impl RingLog {
 
     /// A ring for one more vCPU: that of one which has gone since the last take, if there is room in it, so that vCPUs
     /// that come and go need no more rings than there are at once, and as their pages fill.
-    pub(super) fn join(&self) -> Option<RingProducer> {
-        let free = |ring: &mut RingConsumer| ring.adopt().filter(|left| left.ring().used() < self.soft_limit());
+    pub(super) fn join(&self, vcpu: VcpuId) -> Option<RingProducer> {
+        let free = |ring: &mut RingConsumer| {
+            let left = ring.adopt().filter(|left| left.ring().used() < self.soft_limit())?;
+            ring.vcpu = vcpu;
+            Some(left)
+        };
         let left = lock(&self.joining).iter_mut().find_map(free);
         if left.is_some() {
             return left;
         }
         // `new` found the size good.
-        let (producer, consumer) = DirtyRing::new(self.entries, RESERVED).ok()?;
+        let (producer, mut consumer) = DirtyRing::new(self.entries, RESERVED).ok()?;
+        consumer.vcpu = vcpu;
         lock(&self.joining).push(consumer);
         Some(producer)
     }
@@ -91,6 +96,15 @@ impl RingLog {
             used = used.max(ring.ring().used());
         }
         used
+    }
+
+    /// How many pages each vCPU has pushed, wrapping: what a limit on each looks at. A page counts once between two takes. One of which
+    /// nothing has come yet is not among them.
+    pub fn pushed(&self) -> Vec<(VcpuId, u32)> {
+        let of = |ring: &RingConsumer| (ring.vcpu, ring.ring().pushed());
+        let mut all: Vec<_> = lock(&self.joining).iter().map(of).collect();
+        all.extend(lock(&self.consumers).iter().map(of));
+        all
     }
 
     /// Takes what is dirty: words of pages whose bits were set and are clear now, those of a vCPU in the order in which
@@ -191,11 +205,11 @@ mod tests {
     #[test]
     fn rings_of_vcpus_that_are_gone_are_used_again_until_they_are_at_their_soft_limit() {
         let log = RingLog::new(DirtyClient::MIGRATION, 128).unwrap();
-        let mut stays = log.join().unwrap();
+        let mut stays = log.join(VcpuId::default()).unwrap();
         assert_eq!(stays.push(0, 1000), Pushed::Ok);
         let mut pushed = 0;
         while pushed < 128 {
-            let mut goes = log.join().unwrap();
+            let mut goes = log.join(VcpuId::default()).unwrap();
             assert!(!goes.is_soft_full());
             for _ in 0..4 {
                 let _ = goes.push(0, pushed);

@@ -37,6 +37,7 @@ pub use table::RingStartError;
 pub(crate) use table::RingTable;
 pub use vcpu::VcpuRings;
 
+use crate::dirty::VcpuId;
 use crate::sync::{AtomicU32, AtomicU64, MODEL, Ordering};
 use core::fmt;
 use runs::Run;
@@ -138,6 +139,8 @@ pub struct RingConsumer {
     ring: Arc<DirtyRing>,
     fetch: u32,
     reset: u32,
+    /// The vCPU that has the other end, or had it.
+    vcpu: VcpuId,
 }
 
 impl DirtyRing {
@@ -168,7 +171,7 @@ impl DirtyRing {
         });
         Ok((
             RingProducer { ring: ring.clone(), next: index, reset: index },
-            RingConsumer { ring, fetch: index, reset: index },
+            RingConsumer { ring, fetch: index, reset: index, vcpu: VcpuId::default() },
         ))
     }
 
@@ -187,6 +190,11 @@ impl DirtyRing {
     pub fn used(&self) -> u32 {
         let reset = self.reset_index.0.load(Ordering::Relaxed);
         self.dirty_index.0.load(Ordering::Relaxed).wrapping_sub(reset).min(self.size())
+    }
+
+    /// How many pages were pushed since the ring was made, wrapping. With the other end at work this is out of date when it returns.
+    pub fn pushed(&self) -> u32 {
+        self.dirty_index.0.load(Ordering::Relaxed)
     }
 
     /// What an entry holds at this moment, for a debugger: its fields mean something only between DIRTY and reset.

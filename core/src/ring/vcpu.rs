@@ -11,7 +11,7 @@
 use super::table::COLUMNS;
 use super::{Pushed, RingLog, RingProducer};
 use crate::addr::PageIndex;
-use crate::dirty::{DirtyClient, DirtyMemory};
+use crate::dirty::{DirtyClient, DirtyMemory, VcpuId};
 use crate::ram::RamList;
 use crate::rcu::Guard;
 use core::fmt;
@@ -30,12 +30,18 @@ pub struct VcpuRings {
     version: u64,
     own: [Option<Own>; COLUMNS],
     any: bool,
+    vcpu: VcpuId,
 }
 
 impl VcpuRings {
     /// A vCPU that has dirtied no page yet for a client with rings.
     pub fn new() -> Self {
         Self::default()
+    }
+
+    /// The same, of this vCPU: [`RingLog::pushed`] tells its pages by it.
+    pub fn of(vcpu: VcpuId) -> Self {
+        Self { vcpu, ..Self::default() }
     }
 
     /// Pages became dirty for `client` by this vCPU's store: the pages of `bits` from `first` on, a word that
@@ -93,7 +99,7 @@ impl VcpuRings {
         for (own, log) in self.own.iter_mut().zip(dirty.rings().logs()) {
             match (&own, log) {
                 (Some(own), Some(log)) if Arc::ptr_eq(&own.log, &log) => {}
-                (_, log) => *own = log.and_then(|log| log.join().map(|ring| Own { log, ring })),
+                (_, log) => *own = log.and_then(|log| log.join(self.vcpu).map(|ring| Own { log, ring })),
             }
         }
         self.version = version;

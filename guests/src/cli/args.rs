@@ -106,6 +106,8 @@ pub(super) struct Args {
     /// The ELF file of a machine that was restored or has come.
     pub symbols: Option<PathBuf>,
     pub auto_converge: bool,
+    /// Bytes of pages a second that each hart may dirty.
+    pub dirty_limit: Option<u64>,
     /// Bytes of pages that are kept to send what differs.
     pub xbzrle: Option<u64>,
     /// What was said of the machine as a guest sees it: a file that is restored says that itself.
@@ -163,6 +165,7 @@ pub(super) fn parse(args: impl IntoIterator<Item = OsString>) -> Result<Request,
         take_back: None,
         symbols: None,
         auto_converge: false,
+        dirty_limit: None,
         xbzrle: None,
         of_guest: Vec::new(),
     };
@@ -218,6 +221,11 @@ pub(super) fn parse(args: impl IntoIterator<Item = OsString>) -> Result<Request,
                 let value = text()?;
                 let bytes = size(&value).ok_or_else(|| format!("{shown} {value}: not a size such as 64M"))?;
                 parsed.xbzrle = Some(bytes);
+            }
+            "dirty-limit" => {
+                let value = text()?;
+                let bytes = size(&value).ok_or_else(|| format!("{shown} {value}: not a size such as 16M"))?;
+                parsed.dirty_limit = Some(bytes);
             }
             "bandwidth" => {
                 let value = text()?;
@@ -487,6 +495,10 @@ fn check_migrate(parsed: &Args) -> Result<(), String> {
         }
         None if parsed.mapped_ram => Err("--mapped-ram needs --migrate file:PATH@AFTER".into()),
         None if parsed.take_back.is_some() => Err("--take-back needs --migrate URI@AFTER".into()),
+        Some(_) if parsed.dirty_limit.is_some() && parsed.auto_converge => {
+            Err("--dirty-limit and --auto-converge exclude each other".into())
+        }
+        None if parsed.dirty_limit.is_some() => Err("--dirty-limit needs --migrate URI@AFTER".into()),
         None if parsed.auto_converge => Err("--auto-converge needs --migrate URI@AFTER".into()),
         None => Ok(()),
         Some(go) if parsed.multifd != 0 && !matches!(go.uri, Uri::Tcp(..) | Uri::Unix(_)) => {

@@ -78,6 +78,7 @@ pub(super) fn run(machine: &mut Machine, args: &Args, go: &Move, limits: &RunLim
     options.limits.bandwidth = args.bandwidth;
     options.limits.downtime = args.downtime.unwrap_or(options.limits.downtime);
     options.auto_converge = args.auto_converge;
+    options.dirty_limit = args.dirty_limit;
     options.deltas = args.xbzrle;
     let (multifd, mapped_ram) = (args.multifd, args.mapped_ram);
     let job = Job {
@@ -197,7 +198,7 @@ struct Show {
 
 impl Show {
     fn new(json: bool, options: &LeaveOptions) -> Show {
-        let (downtime, warned) = (options.limits.downtime, options.auto_converge);
+        let (downtime, warned) = (options.limits.downtime, options.auto_converge || options.dirty_limit.is_some());
         Show { downtime, terminal: io::stderr().is_terminal(), json, rounds: 0, shown: false, warned }
     }
 

@@ -23,9 +23,10 @@
 //! | `send.rs` | the migration's thread: rounds, the last of them, the end |
 //! | `answers.rs` | commands, and what a target answers |
 //! | `serve.rs` | the run's side: what it answers while harts stand still |
-//! | `pace.rs` | how much slower harts are made |
+//! | `pace.rs`, `limit.rs` | how much slower harts are made: all of them alike, or each by what it dirties |
 
 mod answers;
+mod limit;
 mod pace;
 mod road;
 mod send;
@@ -55,8 +56,11 @@ const ATTENTION: Duration = Duration::from_secs(10);
 pub struct LeaveOptions {
     /// Bandwidth and downtime.
     pub limits: Limits,
-    /// Harts are made slower, if they dirty more than goes out.
+    /// Harts are made slower, all of them alike, if they dirty more than goes out.
     pub auto_converge: bool,
+    /// Then each hart by itself is held to so many bytes of pages a second; not with `auto_converge`. Dirty pages are found by
+    /// [`rings`](Self::rings).
+    pub dirty_limit: Option<u64>,
     /// So many bytes of pages that were sent are kept, and those go again as what differs (XBZRLE); on the stream itself.
     pub deltas: Option<u64>,
     /// Dirty pages are found by rings of so many entries, one for each hart, in place of the bitmap's bits: see
@@ -99,6 +103,8 @@ pub struct MigrationStatus {
     /// Rounds in a row after which no less was left than before. It goes on: a guest that dirties as much as goes out may do so for
     /// ever, unless it is made slower ([`auto_converge`](LeaveOptions::auto_converge)) or may stand still for longer.
     pub stuck: u64,
+    /// Harts are made slower.
+    pub throttled: bool,
     /// Pages that were found dirty behind each round, and when the guest stood still.
     pub dirtied: Vec<u64>,
 }
@@ -214,6 +220,11 @@ impl Migration {
             .wait_timeout_while(talk, timeout, |talk| talk.ended.is_none())
             .unwrap_or_else(PoisonError::into_inner);
         talk.ended.clone().map(|ended| ended.map(|()| talk.status.clone()))
+    }
+
+    /// Whether harts are to be made slower.
+    fn is_throttled(&self) -> bool {
+        lock(&self.0.talk).status.throttled
     }
 
     fn set_state(&self, state: MigrationState) {

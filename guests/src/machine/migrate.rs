@@ -117,6 +117,9 @@ pub enum MigrationError {
     /// Somebody ended it.
     #[error("the migration was cancelled")]
     Cancelled,
+    /// What was asked for does not go together.
+    #[error("{0}")]
+    Options(&'static str),
     /// The machine has a migration already.
     #[error("the machine is leaving already")]
     UnderWay,

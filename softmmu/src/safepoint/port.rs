@@ -7,8 +7,8 @@ use notdirty_core::sync::{
     AtomicBool, AtomicU32, AtomicU64, Condvar, Mutex, MutexGuard, Ordering, fence, lock, thread_number,
 };
 use notdirty_core::{VcpuId, drop_later};
-use std::sync::{Arc, PoisonError};
-use std::time::Instant;
+use std::sync::{Arc, LazyLock, PoisonError};
+use std::time::{Duration, Instant};
 
 /// Counts requests of one port: served when `VcpuPort::served` has reached it.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
@@ -30,6 +30,12 @@ pub(super) const PARKED: u64 = 0;
 /// It is gone.
 pub(super) const CLOSED: u64 = u64::MAX;
 
+/// What naps are counted from.
+fn epoch() -> Instant {
+    static EPOCH: LazyLock<Instant> = LazyLock::new(Instant::now);
+    *EPOCH
+}
+
 /// The shared side of one vCPU.
 #[derive(Debug)]
 pub struct VcpuPort {
@@ -41,6 +47,8 @@ pub struct VcpuPort {
     /// When the timer interrupt is due, in `mtime` ticks; `u64::MAX` is never.
     pub timer_deadline: AtomicU64,
     stop: AtomicBool,
+    /// Until when the vCPU is to run nothing, in nanoseconds from `epoch` on.
+    nap: std::sync::atomic::AtomicU64,
     /// Is anything queued? Set after it is and before the kick, so that a mere kick needs no lock.
     pub(super) queued: AtomicBool,
     pub(super) asleep: AtomicBool,
@@ -66,6 +74,7 @@ impl VcpuPort {
             irq: AtomicU64::new(0),
             timer_deadline: AtomicU64::new(u64::MAX),
             stop: AtomicBool::new(false),
+            nap: std::sync::atomic::AtomicU64::new(0),
             queued: AtomicBool::new(false),
             asleep: AtomicBool::new(false),
             served: AtomicU64::new(0),
@@ -154,6 +163,22 @@ impl VcpuPort {
     pub fn request_stop(&self) {
         self.stop.store(true, Ordering::Release);
         self.kick();
+    }
+
+    /// Until then the vCPU runs nothing: it sleeps, parked, from its next safe point on. What is posted meanwhile it serves, and a stop
+    /// ends its run as ever. A time that has passed ends a nap.
+    pub fn nap_until(&self, until: Instant) {
+        let nanos = until.saturating_duration_since(epoch()).as_nanos();
+        self.nap.store(u64::try_from(nanos).unwrap_or(u64::MAX), Ordering::Relaxed);
+        // Orders the store before the look that it asks for.
+        self.kick();
+    }
+
+    /// How long it is to sleep yet. Looked at when the vCPU was kicked, and when it starts.
+    pub fn nap_left(&self) -> Option<Duration> {
+        let until = self.nap.load(Ordering::Relaxed);
+        let left = Duration::from_nanos(until).saturating_sub(epoch().elapsed());
+        (until != 0 && !left.is_zero()).then_some(left)
     }
 
     /// Takes a stop request; the loop then returns.

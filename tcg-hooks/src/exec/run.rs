@@ -360,12 +360,13 @@ impl Vcpu {
         self.pace.start();
         let mut first = true;
         loop {
+            let looks = running.is_none() || self.port().kicked();
             if running.is_none() {
                 // It was parked, and stores nothing before it has served.
                 let (ctx, core) = self.parts();
                 // SAFETY: a local of a call that borrows the vCPU.
                 running = unsafe { core.start_within(ctx) }.map(|(started, _)| started);
-            } else if self.port().kicked() {
+            } else if looks {
                 let (ctx, core) = self.parts();
                 core.serve(ctx);
             }
@@ -393,6 +394,13 @@ impl Vcpu {
             }
             if limits.deadline.is_some_and(|d| Instant::now() >= d) {
                 return VcpuExit::Deadline;
+            }
+            if looks && let Some(left) = self.port().nap_left() {
+                running = None;
+                self.nap(left, limits);
+                // It has not begun.
+                first = begins;
+                continue;
             }
             self.core.look_behind();
             if std::mem::take(&mut self.core.trap_loop) {

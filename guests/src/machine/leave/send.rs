@@ -15,7 +15,7 @@ use notdirty_softmmu::AddressSpace;
 
 use super::answers::{self, Said, answer, command};
 use super::pace::{Pace, on_threads, threads};
-use super::{Answer, Ask, LeaveOptions, Migration, MigrationState, Road, lock};
+use super::{Answer, Ask, LeaveOptions, Migration, MigrationState, Road, limit, lock};
 use crate::machine::migrate::{MigrationError, Unfinished};
 use crate::machine::state;
 
@@ -66,10 +66,14 @@ impl Migration {
             return Err(MigrationError::Order("the machine answered something else".into()));
         };
         let mut log = space.ram().log(DirtyClient::MIGRATION).blocks(&blocks).timeout(options.limits.sync);
-        if let Some(entries) = options.rings {
+        if let Some(entries) = options.rings.or(options.dirty_limit.map(|_| limit::ENTRIES)) {
             log = log.rings(entries);
         }
-        let source = Source::new(log.start().map_err(MigrationError::Log)?, &blocks);
+        let log = log.start().map_err(MigrationError::Log)?;
+        if let (Some(rings), Some(bytes)) = (log.rings(), options.dirty_limit) {
+            self.limit(rings.clone(), space, bytes)?;
+        }
+        let source = Source::new(log, &blocks);
         self.set_state(MigrationState::Active);
         Ok((before, blocks, source))
     }
@@ -99,10 +103,14 @@ impl Migration {
                 talk.status.stuck = if nearer { 0 } else { talk.status.stuck + 1 };
                 talk.status.dirtied.push(progress.dirtied);
             }
-            drop(talk);
-            if round && options.auto_converge {
-                self.0.throttle.store(pace.round(progress), Ordering::Release);
+            if round && (options.auto_converge || options.dirty_limit.is_some()) {
+                let percent = pace.round(progress);
+                talk.status.throttled = percent != 0;
+                if options.auto_converge {
+                    self.0.throttle.store(percent, Ordering::Release);
+                }
             }
+            drop(talk);
             !self.0.cancel.is_cancelled()
         };
         source.rounds(carrier, &options.limits, &mut tell)?;

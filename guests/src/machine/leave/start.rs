@@ -25,7 +25,7 @@ impl Migrator {
     /// run. `cancel` is the channel's.
     ///
     /// # Errors
-    /// [`MigrationError::UnderWay`], or the host gives no thread.
+    /// [`MigrationError::UnderWay`], [`MigrationError::Options`], or the host gives no thread.
     pub fn start(
         &self,
         road: impl Into<Road>,
@@ -33,6 +33,9 @@ impl Migrator {
         options: LeaveOptions,
     ) -> Result<Migration, MigrationError> {
         let road = road.into();
+        if options.auto_converge && options.dirty_limit.is_some() {
+            return Err(MigrationError::Options("auto-converge and a dirty limit exclude each other"));
+        }
         let stop = self.stop.upgrade().ok_or(MigrationError::Gone)?;
         let mut current = lock(&self.door.current);
         if self.door.gone.load(Ordering::Acquire) {
@@ -47,6 +50,7 @@ impl Migrator {
             downtime: Duration::ZERO,
             progress: Progress::default(),
             stuck: 0,
+            throttled: false,
             dirtied: Vec::new(),
         };
         let migration = Migration(Arc::new(Shared {

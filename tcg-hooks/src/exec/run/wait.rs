@@ -54,6 +54,13 @@ impl Vcpu {
         self.core.exits.last = None;
     }
 
+    /// It was told to run nothing for so long; it is not idle, since it goes on by itself. A kick ends the sleep, for a look.
+    pub(super) fn nap(&mut self, left: Duration, limits: &RunLimits) {
+        let until = limits.deadline.map_or(left, |deadline| deadline.saturating_duration_since(Instant::now()));
+        self.core.mmu.wait(Some(left.min(until)));
+        self.pace.start();
+    }
+
     /// In `wfi`: sleeps, or moves the clock. `None` to look again.
     pub(super) fn wait(&mut self, limits: &RunLimits) -> Option<VcpuExit> {
         if self.turns {
