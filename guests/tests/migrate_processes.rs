@@ -2,6 +2,7 @@
 //! takes nothing along.
 
 use std::io::{Read, Write};
+use std::os::fd::{FromRawFd, OwnedFd};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
@@ -128,6 +129,42 @@ fn a_machine_of_which_nothing_says_whether_it_runs_there_is_kept_in_a_file() {
     assert!(text(&source).contains(&format!("notdirty restore {kept}")), "{}", text(&source));
     let again = start(&["restore", &kept, "--symbols", &elf]).wait_with_output().unwrap();
     assert_eq!((again.status.code(), text(&again)), (target.status.code(), text(&target)));
+}
+
+/// A new terminal: what writes to it, and what is on it.
+fn terminal() -> (OwnedFd, OwnedFd) {
+    let (mut ours, mut theirs) = (0, 0);
+    let none = std::ptr::null_mut();
+    // SAFETY: two numbers are written; no name, settings or size are given.
+    let done = unsafe { libc::openpty(&raw mut ours, &raw mut theirs, none, none.cast(), none.cast()) };
+    assert_eq!(done, 0, "{}", std::io::Error::last_os_error());
+    // SAFETY: both were opened just now.
+    unsafe { (OwnedFd::from_raw_fd(theirs), OwnedFd::from_raw_fd(ours)) }
+}
+
+#[test]
+fn a_terminal_has_a_bar_and_a_pipe_has_lines() {
+    let dir = Dir::new("bar");
+    let elf = dir.0.join("spin.elf");
+    std::fs::write(&elf, smc_test::elf(&notdirty::programs::basic::spin())).unwrap();
+    let to = format!("file:{}@100ms", dir.0.join("to").display());
+    let mut command = Command::new(NOTDIRTY);
+    command.arg("run").arg(&elf).args(["--migrate", &to, "-m", "16M", "--bandwidth", "8K", "--downtime", "1ms"]);
+    command.args(["--timeout", "60"]).stdin(Stdio::null()).stdout(Stdio::null());
+    let (theirs, ours) = terminal();
+    let mut child = command.stderr(theirs).spawn().unwrap();
+    // What holds the terminal's other end as well.
+    command.stderr(Stdio::null());
+    let mut seen = Vec::new();
+    // It ends by EIO when no process has it any more.
+    let _ = std::fs::File::from(ours).read_to_end(&mut seen);
+    assert!(child.wait().unwrap().success());
+    let seen = String::from_utf8_lossy(&seen).into_owned();
+    assert!(seen.contains("notdirty: round 1 [") && seen.contains(" KiB of ") && seen.contains("\x1b["), "{seen:?}");
+    assert!(seen.contains("moved to"), "{seen:?}");
+    let piped = command.stderr(Stdio::piped()).output().unwrap();
+    let seen = text(&piped);
+    assert!(seen.contains("notdirty: round 1: 0 MiB sent, ") && !seen.contains('\x1b'), "{seen:?}");
 }
 
 #[test]

@@ -1,6 +1,6 @@
 //! `--migrate URI@AFTER` and `--incoming URI`: a machine goes to another process while it runs.
 
-use std::io::{self, IsTerminal, Write};
+use std::io;
 use std::path::Path;
 use std::process::ExitCode;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -12,14 +12,12 @@ use notdirty_tcg::RunLimits;
 
 use super::args::Args;
 use super::plug::{self, After, Plugged};
+use super::progress::Show;
 use super::{Code, complain, print, refuse_migration, say};
 use crate::machine::{
     LeaveOptions, Machine, MachineBuilder, MachineExit, Migration, MigrationError, MigrationState, MigrationStatus,
     Migrator, Road, Uri,
 };
-
-/// After so many rounds that came no nearer to the end it is told.
-const STUCK: u64 = 5;
 
 /// How long each wait for the other end may be.
 const PATIENCE: Duration = Duration::from_secs(30);
@@ -180,64 +178,6 @@ impl Job {
                 MigrationError::Cancelled if self.over.load(Ordering::Acquire) => "the run ended before".into(),
                 why => why.to_string(),
             }),
-        }
-    }
-}
-
-/// How it goes, for a person: a line that changes on a terminal, else one for each round.
-struct Show {
-    /// How long the guest may stand still.
-    downtime: Duration,
-    terminal: bool,
-    json: bool,
-    rounds: u64,
-    shown: bool,
-    /// That it may never end was said, or is not to be.
-    warned: bool,
-}
-
-impl Show {
-    fn new(json: bool, options: &LeaveOptions) -> Show {
-        let (downtime, warned) = (options.limits.downtime, options.auto_converge || options.dirty_limit.is_some());
-        Show { downtime, terminal: io::stderr().is_terminal(), json, rounds: 0, shown: false, warned }
-    }
-
-    fn tell(&mut self, status: &MigrationStatus) {
-        let progress = &status.progress;
-        if status.stuck >= STUCK && !self.warned {
-            self.warned = true;
-            self.end();
-            say(&format!(
-                "after {} rounds no less is dirty than before: it may never end; --auto-converge makes the guest slower, \
-                 --downtime lets it stand still for longer than {:.0} ms, which would take {:.0} ms now",
-                progress.rounds,
-                self.downtime.as_secs_f64() * 1e3,
-                progress.expected_downtime.as_secs_f64() * 1e3,
-            ));
-        }
-        if self.json || (!self.terminal && progress.rounds == self.rounds) {
-            return;
-        }
-        self.rounds = progress.rounds;
-        self.shown = true;
-        let text = format!(
-            "round {}: {} MiB sent, {:.0} MB/s, {} pages dirty, {:.1} ms to stand still",
-            progress.rounds,
-            progress.bytes >> 20,
-            progress.bandwidth as f64 / 1e6,
-            progress.left,
-            progress.expected_downtime.as_secs_f64() * 1e3,
-        );
-        if self.terminal {
-            let _ = write!(io::stderr(), "\r\x1b[Knotdirty: {text}");
-        } else {
-            say(&text);
-        }
-    }
-
-    fn end(&mut self) {
-        if self.terminal && self.shown {
-            let _ = writeln!(io::stderr());
         }
     }
 }
