@@ -161,6 +161,20 @@ impl DirtyPages {
         self.maps().dirty.next_set(from)
     }
 
+    /// From now on those of the first so many pages are to be sent that have no bit in these words.
+    pub fn set_missing(&self, received: &[u64], pages: u64) {
+        let mut maps = self.maps();
+        let (all, maps) = (maps.dirty.len(), &mut *maps);
+        maps.dirty.clear_run(0..all);
+        let words = 0..pages.div_ceil(64).min(received.len() as u64);
+        maps.count = words
+            .map(|word| {
+                let mask = if (word + 1) * 64 <= pages { u64::MAX } else { (1 << (pages % 64)) - 1 };
+                maps.dirty.or_word(word, !received[word as usize] & mask)
+            })
+            .sum();
+    }
+
     /// The next run of pages from `from` on that are to be sent.
     pub fn run(&self, from: u64) -> Option<Range<u64>> {
         let maps = self.maps();

@@ -102,6 +102,12 @@ impl Channel {
         unsafe { libc::shutdown(self.fd.as_raw_fd(), libc::SHUT_WR) };
     }
 
+    /// Neither end reads or writes any more: each wait at either ends. One that is no socket ends when it is closed.
+    pub fn shut(&self) {
+        // SAFETY: a plain system call on a descriptor that we hold.
+        unsafe { libc::shutdown(self.fd.as_raw_fd(), libc::SHUT_RDWR) };
+    }
+
     /// From now on it waits so long at once.
     pub fn set_patience(&mut self, patience: Duration) {
         self.patience = patience;

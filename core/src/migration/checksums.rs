@@ -97,9 +97,15 @@ pub(super) struct Tally {
 }
 
 impl Tally {
-    /// What it is counts, too.
+    /// What it is counts, too. Of a command that comes several times in a row there is one checksum.
     pub fn part(&mut self, what: String, bytes: &[u8]) {
         let mut checksum = crc32fast::Hasher::new();
+        if let Some((last, before)) = self.parts.last_mut().filter(|(last, _)| *last == what) {
+            checksum.update(&before.to_be_bytes());
+            [last.as_bytes(), bytes].into_iter().for_each(|bytes| checksum.update(bytes));
+            *before = checksum.finalize();
+            return;
+        }
         [what.as_bytes(), bytes].into_iter().for_each(|bytes| checksum.update(bytes));
         self.parts.push((what, checksum.finalize()));
     }

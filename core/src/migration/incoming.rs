@@ -20,13 +20,13 @@ use std::time::Duration;
 
 /// The RAM of a machine that comes.
 pub struct Incoming {
-    listed: Vec<ListedBlock>,
+    pub(super) listed: Vec<ListedBlock>,
     blocks: Vec<Arc<RamBlock>>,
-    sums: Vec<Arc<Checksums>>,
+    pub(super) sums: Vec<Arc<Checksums>>,
     /// Pages that came: all others are zero.
-    came: Vec<Arc<Received>>,
+    pub(super) came: Vec<Arc<Received>>,
     guess: Guess,
-    records: Records,
+    pub(super) records: Records,
     /// Pages that came.
     pub pages: u64,
     /// Records of pages that are zero.

@@ -62,7 +62,7 @@ pub use precopy::{Carrier, Limits, Progress, Run, Source};
 pub use rate::{DirtyRate, RateBy, RateError, dirty_rate};
 pub use records::ListedBlock;
 pub use section::{Field, FieldValue, Section};
-pub use sender::StreamCarrier;
+pub use sender::{RamId, StreamCarrier};
 pub use stream::{Event, MAPPED_RAM, StreamReader, StreamWriter};
 pub use wire::{Fault, In, Out, StreamError};
 

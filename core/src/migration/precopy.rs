@@ -200,6 +200,27 @@ impl Source {
         }
     }
 
+    /// One round, and a sync. `tell` is called between writes; it ends the round by `false`, as an error, and what is left stays to be sent.
+    ///
+    /// # Errors
+    /// As [`rounds`](Self::rounds).
+    pub fn round(
+        &mut self,
+        carrier: &mut impl Carrier,
+        limits: &Limits,
+        mut tell: impl FnMut(&Progress) -> bool,
+    ) -> Result<()> {
+        self.progress.rounds += 1;
+        self.sweep(carrier, limits, limits.bandwidth, &mut tell)?;
+        self.sync(carrier, limits)
+    }
+
+    /// Each block with what is left of it, and how far it is. Nothing is logged from now on.
+    pub(super) fn into_rest(self) -> (impl Iterator<Item = (Arc<RamBlock>, Arc<DirtyPages>)>, Progress) {
+        let blocks = self.blocks.into_iter().map(|leaving| (leaving.block, leaving.dirty));
+        (blocks, self.progress)
+    }
+
     /// What is left, once harts and DMA stand still.
     ///
     /// # Errors

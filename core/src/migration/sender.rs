@@ -25,6 +25,10 @@ pub struct StreamCarrier<'w, W> {
     deltas: Option<Deltas>,
 }
 
+/// The number of the RAM section in a stream.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct RamId(u32);
+
 /// What a page is sent as.
 enum What {
     /// The other end has it.
@@ -105,6 +109,16 @@ impl<'w, W: Sink> StreamCarrier<'w, W> {
         let page = vec![0; PAGE_SIZE as usize];
         self.deltas = Some(Deltas { cache: Cache::new(cache), sync: 0, page });
         self
+    }
+
+    /// Goes on with a section that was begun, in a state of its own: the next record names its block.
+    pub fn go_on(writer: &'w mut StreamWriter<W>, id: RamId, blocks: &[Arc<RamBlock>]) -> Self {
+        Self { writer, id: id.0, last: None, blocks: checksums_of(blocks), deltas: None }
+    }
+
+    /// What it takes to go on with the section later.
+    pub fn id(&self) -> RamId {
+        RamId(self.id)
     }
 
     /// Ends it.
@@ -216,17 +230,21 @@ impl<W: Sink> Carrier for StreamCarrier<'_, W> {
             }
         }
         let out = self.writer.out();
-        match gather.write_to(out.channel()?) {
-            Ok(bytes) => out.count(bytes),
-            Err(why) => return Err(out.error(why)),
-        }
+        let written = match gather.write_to(out.channel()?) {
+            Ok(bytes) => {
+                out.count(bytes);
+                Ok(())
+            }
+            // Some of them may have arrived, and are not sent again.
+            Err(why) => Err(out.error(why)),
+        };
         // The kernel has just had them in the cache, and reads faster than a loop does.
         for pages in raw.chunk_by(|(one, _), (other, _)| one == other) {
             if let Some(run) = runs.iter().find(|run| run.index == pages[0].0) {
                 self.blocks[run.index].1.note_ram(run.block, pages.iter().map(|(_, page)| *page));
             }
         }
-        Ok(())
+        written
     }
 
     fn bytes(&self) -> u64 {

@@ -16,6 +16,8 @@ use std::sync::Arc;
 
 /// Configuration: a subsection that lists what both ends must do alike.
 const CAPABILITIES: &str = "configuration/capabilities";
+/// The command that a message of commands and sections follows.
+pub(super) const PACKAGED: u16 = 7;
 /// It, for its checksum.
 const CONFIGURATION: &str = "the configuration";
 /// The capability that says that pages have fixed places in the file.
@@ -35,6 +37,19 @@ pub struct StreamWriter<W> {
     configuration: String,
     devices: Vec<String>,
     tally: Tally,
+    /// Commands count no more: what a broken channel has lost is said again on the next.
+    loose: bool,
+}
+
+impl StreamWriter<Vec<u8>> {
+    /// The checksums so far.
+    fn seal(&mut self) -> Result<()> {
+        let section = self.tally.section();
+        let id = self.begin(kind::FULL, &section.name, section.instance, section.version)?;
+        self.out.enter(section.label());
+        section.write_to(&mut self.out)?;
+        self.footer(id)
+    }
 }
 
 impl<W: Write> StreamWriter<W> {
@@ -72,7 +87,7 @@ impl<W: Write> StreamWriter<W> {
         );
         let mut tally = Tally::default();
         tally.part(CONFIGURATION.into(), [&[machine], capabilities].concat().join("\n").as_bytes());
-        Ok(Self { out, next: 0, configuration, devices: Vec::new(), tally })
+        Ok(Self { out, next: 0, configuration, devices: Vec::new(), tally, loose: false })
     }
 
     /// What puts the bytes.
@@ -138,12 +153,43 @@ impl<W: Write> StreamWriter<W> {
         self.out.u32(id)
     }
 
+    /// Sections and commands as one message, which is to be read whole before any of it is used: `first`, then the checksums of all so far,
+    /// then `last`. From here on commands have no part in the checksums. Nothing of it is written yet.
+    ///
+    /// # Errors
+    /// A name is too long.
+    pub fn package(
+        &mut self,
+        first: impl FnOnce(&mut StreamWriter<Vec<u8>>) -> Result<()>,
+        last: impl FnOnce(&mut StreamWriter<Vec<u8>>) -> Result<()>,
+    ) -> Result<Vec<u8>> {
+        let (tally, devices) = (core::mem::take(&mut self.tally), core::mem::take(&mut self.devices));
+        let out = Out::new(Vec::new());
+        let mut inner =
+            StreamWriter { out, next: self.next, configuration: String::new(), devices, tally, loose: false };
+        let done = first(&mut inner).and_then(|()| inner.seal()).and_then(|()| {
+            // The checksums count what comes before them.
+            inner.loose = true;
+            last(&mut inner)
+        });
+        (self.next, self.loose) = (inner.next, true);
+        (self.tally, self.devices) = (core::mem::take(&mut inner.tally), core::mem::take(&mut inner.devices));
+        done.and_then(|()| inner.into_inner())
+    }
+
+    /// The stream goes on by this channel; the one before failed.
+    pub fn replace(&mut self, to: W) {
+        self.out.replace(to);
+    }
+
     /// Tells the other end something between sections.
     ///
     /// # Errors
     /// The channel's.
     pub fn command(&mut self, command: u16, data: &[u8]) -> Result<()> {
-        self.tally.part(command_label(command), data);
+        if !self.loose {
+            self.tally.part(command_label(command), data);
+        }
         self.out.enter("command");
         self.out.u8(kind::COMMAND)?;
         self.out.u16(command)?;
@@ -223,6 +269,10 @@ pub struct StreamReader<R> {
     tally: Tally,
     /// What was sent, by its checksums.
     integrity: Option<Section>,
+    /// As the writer has it.
+    loose: bool,
+    /// It is a message of a stream.
+    inner: bool,
 }
 
 impl<R: Read> StreamReader<R> {
@@ -258,6 +308,8 @@ impl<R: Read> StreamReader<R> {
             peeked: None,
             tally: Tally::default(),
             integrity: None,
+            loose: false,
+            inner: false,
         })
     }
 
@@ -308,13 +360,18 @@ impl<R: Read> StreamReader<R> {
                     // All sections came before it. RAM is compared when it is known.
                     self.tally.check(&section).map_err(|fault| self.from.error(fault))?;
                     self.integrity = Some(section);
+                    // Of a message they count what comes before them.
+                    self.loose |= self.inner;
                 }
                 Event::Section(section) => {
                     self.tally.part(section.label(), &section.to_bytes()?);
                     return Ok(Event::Section(section));
                 }
                 Event::Command(command, data) => {
-                    self.tally.part(command_label(command), &data);
+                    // What it has counts, and is behind it.
+                    if !self.loose && command != PACKAGED {
+                        self.tally.part(command_label(command), &data);
+                    }
                     return Ok(Event::Command(command, data));
                 }
                 Event::End => {
@@ -328,6 +385,57 @@ impl<R: Read> StreamReader<R> {
                 event => return Ok(event),
             }
         }
+    }
+
+    /// What a message of so many bytes has ([`StreamWriter::package`]), which follow; its checksums fit. From here on commands have no part in
+    /// them.
+    ///
+    /// # Errors
+    /// [`StreamError`](super::StreamError).
+    pub fn package(&mut self, len: u32) -> Result<Vec<Event>> {
+        self.from.enter("the packaged message");
+        let bytes = self.from.bytes(len.into())?;
+        let start = self.from.offset() - bytes.len() as u64;
+        let mut inner = StreamReader {
+            from: In::new(&bytes[..]),
+            machine: String::new(),
+            capabilities: Vec::new(),
+            // RAM goes on outside of it.
+            ram: Some((0, true)),
+            peeked: None,
+            tally: core::mem::take(&mut self.tally),
+            integrity: None,
+            loose: false,
+            inner: true,
+        };
+        let mut events = Vec::new();
+        let done = loop {
+            match inner.from.more() {
+                Ok(true) => {}
+                Ok(false) => break Ok(()),
+                Err(why) => break Err(why),
+            }
+            match inner.event() {
+                Ok(Event::End) => break Err(inner.from.error(Fault::Order("an end inside of a message".into()))),
+                Ok(event) => events.push(event),
+                Err(why) => break Err(why),
+            }
+        };
+        let unsealed = inner.integrity.is_none();
+        self.tally = core::mem::take(&mut inner.tally);
+        self.loose = true;
+        done.map_err(|why| super::StreamError { offset: start + why.offset, ..why })?;
+        if unsealed {
+            return Err(self.from.error(Fault::Order("a message without its checksums".into())));
+        }
+        Ok(events)
+    }
+
+    /// The stream goes on by this channel, between two sections; the one before failed. An end of RAM that came by that comes again.
+    pub fn replace(&mut self, from: R) {
+        self.from.replace(from);
+        self.ram = self.ram.map(|(id, _)| (id, false));
+        (self.integrity, self.tally.ram) = (None, None);
     }
 
     /// RAM begins with this list.

@@ -165,6 +165,13 @@ impl<W: Write> Out<W> {
     }
 
     /// Puts bytes.
+    ///
+    /// # Errors
+    /// The channel's.
+    pub fn put(&mut self, bytes: &[u8]) -> Result<()> {
+        self.bytes(bytes)
+    }
+
     pub(super) fn bytes(&mut self, bytes: &[u8]) -> Result<()> {
         self.buffer.extend_from_slice(bytes);
         if self.buffer.len() >= BUFFER { self.flush() } else { Ok(()) }
@@ -215,6 +222,13 @@ impl<W: Write> Out<W> {
     pub(super) fn channel(&mut self) -> Result<&mut W> {
         self.flush()?;
         Ok(&mut self.to)
+    }
+
+    /// Another channel, from its start; the one before failed, and what was to go by it is forgotten.
+    pub(super) fn replace(&mut self, to: W) {
+        self.written += self.buffer.len() as u64;
+        self.buffer.clear();
+        self.to = to;
     }
 
     /// So many bytes went to the channel by another way.
@@ -384,6 +398,12 @@ impl<R: Read> In<R> {
     /// The channel, and what was read ahead of it.
     pub fn into_inner(self) -> (R, Vec<u8>) {
         (self.from, self.buffer[self.start..self.end].to_vec())
+    }
+
+    /// Another channel, from its start; the one before failed, and what was read ahead of it is forgotten.
+    pub(super) fn replace(&mut self, from: R) {
+        (self.start, self.end) = (0, 0);
+        self.from = from;
     }
 
     /// The channel. What was read ahead stays here.

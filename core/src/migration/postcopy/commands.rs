@@ -76,7 +76,7 @@ mod code {
     pub const LISTEN: u16 = 4;
     pub const RUN: u16 = 5;
     pub const DISCARD: u16 = 6;
-    pub const PACKAGED: u16 = 7;
+    pub(super) use super::super::super::stream::PACKAGED;
     pub const RESUME: u16 = 9;
     pub const RECV_BITMAP: u16 = 10;
     pub const SWITCHOVER_START: u16 = 11;

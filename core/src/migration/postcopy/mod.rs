@@ -14,6 +14,9 @@
 //! | `answers.rs` | what the target says: the return path |
 //! | `state.rs` | the target's states, and which command leads from one to the next |
 //! | `discard.rs` | the pages that are yet to come, by host pages, as commands |
+//! | `send.rs` | the source's loop: pages that are waited for first, the sweep behind them |
+//! | `fetch.rs` | the target's: records are placed, each page whole and once |
+//! | `heard.rs` | what the source hears of the target, by a thread of its own |
 //! | `requests.rs` | pages that the target waits for, in the order in which it asked |
 //!
 //! The source of a machine of ours names each page that is yet to come by RAM_DISCARD: a page without a name is there, and zero unless
@@ -22,11 +25,16 @@
 mod answers;
 mod commands;
 mod discard;
+mod fetch;
+mod heard;
 mod requests;
+mod send;
 mod state;
 
 pub use answers::{Answer, Bitmap};
 pub use commands::{Command, Discard, MOST_RUNS, Name, PageSizes};
 pub use discard::{canonical, discards};
+pub use heard::{Heard, ReturnPath};
 pub use requests::Requests;
+pub use send::Rest;
 pub use state::{State, Step};

@@ -1,0 +1,165 @@
+//! The source: pages that are waited for first, then the others, behind the last one that was.
+//!
+//! ```text
+//!   Requests ──▶ page of bmap? ── at once, alone ──▶ carrier          the sweep goes on behind it: its neighbours are likely next
+//!       none ──▶ the next run of bmap ── a batch ──▶ carrier          at most `bandwidth`; a request does not wait for that
+//!   bmap empty ─▶ done        a write failed ─▶ bmap is wrong: the target says what came (`resume`), and it goes on
+//! ```
+//!
+//! The machine stands still, so pages do not change: what is sent twice is sent the same.
+
+use super::super::precopy::{Carrier, Progress, Run, Source};
+use super::super::wire::{Fault, Result};
+use super::super::{BlockMigration, Checksums, DirtyPages};
+use super::answers::Bitmap;
+use super::commands::Command;
+use super::discard::{canonical, discards};
+use super::requests::Requests;
+use crate::addr::PAGE_BITS;
+use crate::ram::RamBlock;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+/// Pages of the sweep that are sent at once: a request waits for them.
+const BATCH: u64 = 32;
+
+/// How long a sweep that has a bandwidth sleeps at once, at most.
+const STEP: Duration = Duration::from_millis(20);
+
+struct Left {
+    block: Arc<RamBlock>,
+    dirty: Arc<DirtyPages>,
+    pages: u64,
+    /// Kept when a channel and its carrier are gone.
+    _sums: Arc<Checksums>,
+}
+
+/// What is left of RAM when the source stands still.
+pub struct Rest {
+    blocks: Vec<Left>,
+    at: (usize, u64),
+    progress: Progress,
+    /// Pages that were sent because they were asked for.
+    pub urgent: u64,
+}
+
+impl Rest {
+    /// What is to come, by host pages. The harts stand still, and the last sync was. Nothing is logged from now on.
+    pub fn new(source: Source) -> Rest {
+        let (blocks, progress) = source.into_rest();
+        let blocks = blocks.into_iter().map(|(block, dirty)| {
+            let pages = block.pages().len();
+            canonical(&dirty, pages, block.page_size() >> PAGE_BITS);
+            let sums = BlockMigration::need_checksums(&block);
+            Left { block, dirty, pages, _sums: sums }
+        });
+        Rest { blocks: blocks.collect(), at: (0, 0), progress, urgent: 0 }
+    }
+
+    /// The commands that name each page which is yet to come.
+    pub fn discards(&self) -> impl Iterator<Item = Command> + '_ {
+        self.blocks.iter().flat_map(|left| discards(&left.dirty, left.block.idstr()).map(Command::Discard))
+    }
+
+    /// How many pages are yet to come.
+    pub fn left(&self) -> u64 {
+        self.blocks.iter().map(|left| left.dirty.count()).sum()
+    }
+
+    /// How far it is.
+    pub fn progress(&self) -> Progress {
+        Progress { left: self.left(), ..self.progress }
+    }
+
+    /// Each block, and how many pages it has.
+    pub fn blocks(&self) -> impl Iterator<Item = (&Arc<RamBlock>, u64)> {
+        self.blocks.iter().map(|left| (&left.block, left.pages))
+    }
+
+    /// What the target has, block by block; all else is to be sent.
+    ///
+    /// # Errors
+    /// [`Fault`]: another number of blocks.
+    pub fn resume(&mut self, received: &[Bitmap]) -> core::result::Result<(), Fault> {
+        if received.len() != self.blocks.len() {
+            return Err(Fault::Order(format!("bitmaps of {} blocks, of {}", received.len(), self.blocks.len())));
+        }
+        for (left, Bitmap(words)) in self.blocks.iter().zip(received) {
+            left.dirty.set_missing(words, left.pages);
+        }
+        self.at = (0, 0);
+        Ok(())
+    }
+
+    /// Sends pages until none is left. `tell` is called between writes, and ends it by `false`.
+    ///
+    /// # Errors
+    /// The channel's: what came is not known; `tell` said so.
+    pub fn send(
+        &mut self,
+        carrier: &mut impl Carrier,
+        requests: &Requests,
+        bandwidth: Option<u64>,
+        mut tell: impl FnMut(&Rest) -> bool,
+    ) -> Result<()> {
+        let (mut since, mut swept) = (Instant::now(), 0u64);
+        while self.left() != 0 {
+            if !tell(self) {
+                return Err(carrier.error(Fault::Order("cancelled".into())));
+            }
+            let before = carrier.bytes();
+            if let Some((block, page)) = requests.pop() {
+                self.page(carrier, block, page)?;
+            } else if let Some(wait) = bandwidth.and_then(|most| due(swept, most, since)) {
+                requests.wait(wait.min(STEP));
+            } else {
+                self.batch(carrier)?;
+                swept += carrier.bytes() - before;
+                if bandwidth.is_some() && since.elapsed() > Duration::from_secs(1) {
+                    // What was not used is not kept.
+                    (since, swept) = (Instant::now(), 0);
+                }
+            }
+            self.progress.bytes = carrier.bytes();
+        }
+        tell(self);
+        Ok(())
+    }
+
+    /// A page that is waited for, unless it was sent.
+    fn page(&mut self, carrier: &mut impl Carrier, index: usize, page: u64) -> Result<()> {
+        let Some(left) = self.blocks.get(index).filter(|left| left.dirty.take(page)) else { return Ok(()) };
+        self.at = (index, page + 1);
+        self.urgent += 1;
+        let run = Run { index, block: &left.block, pages: page..page + 1 };
+        carrier.send(&[run], &mut self.progress)
+    }
+
+    /// Pages in a row from where the sweep is.
+    fn batch(&mut self, carrier: &mut impl Carrier) -> Result<()> {
+        let (mut runs, mut room) = (Vec::new(), BATCH.min(carrier.batch()));
+        // Each block once, and the first once more, from its start.
+        for _ in 0..=self.blocks.len() {
+            let Some(left) = self.blocks.get(self.at.0) else { break };
+            while let Some(pages) = left.dirty.take_run(self.at.1, room).filter(|_| room != 0) {
+                self.at.1 = pages.end;
+                room -= pages.end - pages.start;
+                runs.push(Run { index: self.at.0, block: &left.block, pages });
+                if room == 0 {
+                    break;
+                }
+            }
+            if room == 0 {
+                break;
+            }
+            self.at = ((self.at.0 + 1) % self.blocks.len(), 0);
+        }
+        if runs.is_empty() { Ok(()) } else { carrier.send(&runs, &mut self.progress) }
+    }
+}
+
+/// How long it takes until so many bytes a second were no more than that.
+fn due(swept: u64, most: u64, since: Instant) -> Option<Duration> {
+    let due = Duration::from_secs_f64(swept as f64 / most.max(1) as f64);
+    due.checked_sub(since.elapsed()).filter(|wait| !wait.is_zero())
+}

@@ -1,0 +1,339 @@
+//! Postcopy of RAM alone, over sockets: the source's loop against a target that asks for pages, with cuts and recoveries.
+#![cfg(not(any(loom, miri)))]
+
+use notdirty_core::migration::postcopy::{Answer, Bitmap, Command, Rest, ReturnPath, State, Step};
+use notdirty_core::migration::{
+    Cancel, Channel, Event, Incoming, Limits, RamId, Source, StreamCarrier, StreamReader, StreamWriter, read_list,
+};
+use notdirty_core::{DirtyClient, PAGE_SIZE, RamBlock, RamBlockSpec, RamList};
+use std::collections::BTreeSet;
+use std::io::Write;
+use std::os::fd::OwnedFd;
+use std::os::unix::net::UnixStream;
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+const PATIENCE: Duration = Duration::from_secs(20);
+
+fn pair() -> (Channel, Channel) {
+    let (a, b) = UnixStream::pair().unwrap();
+    let channel = |socket| Channel::new(OwnedFd::from(socket), PATIENCE, Cancel::default()).unwrap();
+    (channel(a), channel(b))
+}
+
+fn ram(pages: &[u64]) -> (Arc<RamList>, Vec<Arc<RamBlock>>) {
+    let list = Arc::new(RamList::new());
+    let blocks = pages.iter().enumerate();
+    let blocks = blocks.map(|(n, pages)| list.add(RamBlockSpec::new(format!("ram{n}"), pages * PAGE_SIZE)).unwrap());
+    let blocks = blocks.collect();
+    (list, blocks)
+}
+
+/// Each page whole, by its place and version; version 0 is zeros.
+fn page_of(block: usize, page: u64, version: u64) -> Vec<u8> {
+    if version == 0 {
+        return vec![0; PAGE_SIZE as usize];
+    }
+    let word =
+        |n: u64| ((version << 48) ^ ((block as u64) << 40) ^ (page << 12) ^ n).wrapping_mul(0x9e37_79b9_7f4a_7c15);
+    (0..512).flat_map(|n| word(n).to_le_bytes()).collect()
+}
+
+/// The source of a move that may be cut.
+struct Leaving {
+    writer: StreamWriter<Channel>,
+    rest: Rest,
+    id: RamId,
+    blocks: Vec<Arc<RamBlock>>,
+}
+
+impl Leaving {
+    /// Up to the switch: one round of precopy if so, then these pages are written again.
+    fn begin(
+        to: Channel,
+        list: &Arc<RamList>,
+        blocks: &[Arc<RamBlock>],
+        precopy: bool,
+        again: &[(usize, u64)],
+    ) -> Leaving {
+        let mut writer = StreamWriter::new(to, "test", &[]).unwrap();
+        for command in [Command::OpenReturnPath, Command::Name([7; 16]), Command::Advise(None)] {
+            writer.command(command.code(), &command.data()).unwrap();
+        }
+        let mut source = Source::new(list.log(DirtyClient::MIGRATION).start().unwrap(), blocks);
+        let mut carrier = StreamCarrier::begin_ram(&mut writer, blocks).unwrap();
+        if precopy {
+            source.round(&mut carrier, &Limits::default(), |_| true).unwrap();
+        }
+        for (block, page) in again {
+            list.write(&blocks[*block], page * PAGE_SIZE, &page_of(*block, *page, 2)).unwrap();
+        }
+        source.sync(&carrier, &Limits::default()).unwrap();
+        let (id, rest) = (carrier.id(), Rest::new(source));
+        drop(carrier);
+        for command in rest.discards() {
+            writer.command(command.code(), &command.data()).unwrap();
+        }
+        let blob = writer.package(
+            |inner| inner.command(Command::Listen.code(), &[]),
+            |inner| inner.command(Command::Run.code(), &[]),
+        );
+        let blob = blob.unwrap();
+        let packaged = Command::Packaged(blob.len() as u32);
+        writer.command(packaged.code(), &packaged.data()).unwrap();
+        writer.out().put(&blob).unwrap();
+        Leaving { writer, rest, id, blocks: blocks.to_vec() }
+    }
+
+    /// Sends what is left; `false` if the channel broke.
+    fn send(&mut self, path: &ReturnPath) -> bool {
+        let mut carrier = StreamCarrier::go_on(&mut self.writer, self.id, &self.blocks);
+        use notdirty_core::migration::Carrier;
+        let sent = carrier.begin().and_then(|()| self.rest.send(&mut carrier, &path.requests, None, |_| true));
+        if sent.and_then(|()| carrier.end(true)).and_then(|()| carrier.end_ram()).is_err() {
+            return false;
+        }
+        self.writer.finish().is_ok() && path.wait(PATIENCE, |heard| heard.shut == Some(0))
+    }
+
+    /// Goes on by another channel.
+    fn recover(&mut self, to: Channel, path: &ReturnPath) -> bool {
+        self.writer.replace(to);
+        let blocks: Vec<_> = self.blocks.iter().map(|block| block.idstr().to_owned()).collect();
+        for idstr in blocks {
+            let command = Command::RecvBitmap(idstr);
+            self.writer.command(command.code(), &command.data()).unwrap();
+        }
+        if self.writer.out().flush().is_err() || !path.wait(PATIENCE, |heard| heard.bitmaps.iter().all(Option::is_some))
+        {
+            return false;
+        }
+        let bitmaps: Vec<_> = path.heard().bitmaps.iter().flatten().cloned().collect();
+        self.rest.resume(&bitmaps).unwrap();
+        self.writer.command(Command::Resume.code(), &[]).unwrap();
+        self.writer.out().flush().is_ok() && path.wait(PATIENCE, |heard| heard.resumed)
+    }
+}
+
+/// What the target has: placed pages, in the order in which they came.
+#[derive(Default)]
+struct Came {
+    missing: Vec<Vec<bool>>,
+    order: Vec<(usize, u64)>,
+    state: State,
+}
+
+struct Arriving {
+    reader: StreamReader<Channel>,
+    incoming: Option<Incoming>,
+    blocks: Vec<Arc<RamBlock>>,
+    came: Arc<Mutex<Came>>,
+    /// After so many placed pages the channel is cut, once each.
+    cuts: Vec<usize>,
+}
+
+impl Arriving {
+    /// Reads until all of it is there (`true`), or the channel breaks. `running` is called at RUN.
+    fn read(&mut self, answers: &Channel, running: &mut dyn FnMut(&Channel)) -> bool {
+        let mut say = answers.try_clone().unwrap();
+        loop {
+            match self.reader.event() {
+                Ok(Event::RamStart) => {
+                    let listed = read_list(&mut self.reader).unwrap();
+                    self.came.lock().unwrap().missing =
+                        listed.iter().map(|block| vec![false; (block.used_length / PAGE_SIZE) as usize]).collect();
+                    let incoming = Incoming::new(listed, self.blocks.clone()).unwrap();
+                    self.incoming.insert(incoming).piece(&mut self.reader).unwrap();
+                }
+                Ok(Event::RamPiece(_)) => {
+                    let incoming = self.incoming.as_mut().unwrap();
+                    if !self.came.lock().unwrap().state.is_fetching() {
+                        incoming.piece(&mut self.reader).unwrap();
+                        continue;
+                    }
+                    let (came, blocks, cuts) = (&self.came, &self.blocks, &mut self.cuts);
+                    let done = incoming.fetch(&mut self.reader, |block, page, bytes| {
+                        let mut came = came.lock().unwrap();
+                        if !std::mem::take(&mut came.missing[block][page as usize]) {
+                            return Ok(false);
+                        }
+                        blocks[block].write_raw(page * PAGE_SIZE, bytes.unwrap_or(&[0; PAGE_SIZE as usize])).unwrap();
+                        came.order.push((block, page));
+                        if cuts.last() == Some(&came.order.len()) {
+                            cuts.pop();
+                            answers.shut();
+                        }
+                        Ok(true)
+                    });
+                    if let Err(why) = done {
+                        println!("{why}");
+                        return false;
+                    }
+                }
+                Ok(Event::Command(code, data)) => {
+                    let command = Command::parse(code, &data).unwrap();
+                    let mut came = self.came.lock().unwrap();
+                    let mut go = |step| came.state = came.state.after(step).unwrap();
+                    match command {
+                        Command::OpenReturnPath => {}
+                        Command::Name(name) => assert_eq!(name, [7; 16]),
+                        Command::Advise(_) => go(Step::Advise),
+                        Command::Discard(discard) => {
+                            go(Step::Discard);
+                            let (block, runs) = self.incoming.as_mut().unwrap().discard(&discard).unwrap();
+                            for page in runs.into_iter().flatten() {
+                                came.missing[block][page as usize] = true;
+                            }
+                        }
+                        Command::Packaged(len) => {
+                            let events = self.reader.package(len).unwrap();
+                            let run = Event::Command(Command::Run.code(), vec![]);
+                            assert_eq!(events, [Event::Command(Command::Listen.code(), vec![]), run]);
+                            go(Step::Listen);
+                            go(Step::Run);
+                            drop(came);
+                            running(answers);
+                        }
+                        Command::RecvBitmap(idstr) => {
+                            go(Step::Resume);
+                            let block = self.blocks.iter().position(|block| block.idstr() == idstr).unwrap();
+                            let words = came.missing[block].chunks(64).map(|bits| {
+                                bits.iter().enumerate().fold(0u64, |word, (n, missing)| word | u64::from(!missing) << n)
+                            });
+                            let words = Bitmap(words.collect());
+                            say.write_all(&Answer::Bitmap(idstr).to_bytes()).unwrap();
+                            words.write(&mut say).unwrap();
+                        }
+                        Command::Resume => {
+                            go(Step::Resume);
+                            self.incoming.as_mut().unwrap().forget_last();
+                            say.write_all(&Answer::ResumeAck(1).to_bytes()).unwrap();
+                        }
+                        other => panic!("{other:?}"),
+                    }
+                }
+                Ok(Event::End) => {
+                    self.reader.description().unwrap();
+                    // If that is lost it is said again.
+                    return say.write_all(&Answer::Shut(0).to_bytes()).is_ok();
+                }
+                Ok(Event::Section(section)) => panic!("{section:?}"),
+                Err(why) => {
+                    println!("{why}");
+                    return false;
+                }
+            }
+        }
+    }
+}
+
+/// Moves these blocks; pages of `written` have version 1 before, those of `again` version 2 when it stands still.
+fn go(
+    sizes: &[u64],
+    written: &[(usize, u64)],
+    again: &[(usize, u64)],
+    precopy: bool,
+    asked: &[(usize, u64)],
+    cuts: Vec<usize>,
+) -> Vec<(usize, u64)> {
+    let ((list, from), (_other, to)) = (ram(sizes), ram(sizes));
+    for (block, page) in written {
+        list.write(&from[*block], page * PAGE_SIZE, &page_of(*block, *page, 1)).unwrap();
+    }
+    let (first, answers) = pair();
+    let came = Arc::new(Mutex::new(Came::default()));
+    let (sender, receiver) = std::sync::mpsc::channel::<Channel>();
+    std::thread::scope(|scope| {
+        let (came, to) = (came.clone(), to.clone());
+        scope.spawn(move || {
+            let mut reader = StreamReader::new(answers.try_clone().unwrap()).unwrap();
+            reader.configuration().unwrap();
+            let mut arriving = Arriving { reader, incoming: None, blocks: to, came, cuts };
+            let mut channel = answers;
+            let mut ask = |channel: &Channel| {
+                for (block, page) in asked {
+                    let (idstr, start) = (Some(format!("ram{block}")), page * PAGE_SIZE);
+                    let request = Answer::Request { idstr, start, len: PAGE_SIZE as u32 };
+                    channel.try_clone().unwrap().write_all(&request.to_bytes()).unwrap();
+                }
+            };
+            while !arriving.read(&channel, &mut ask) {
+                channel = receiver.recv().unwrap();
+                arriving.reader.replace(channel.try_clone().unwrap());
+            }
+        });
+        let path =
+            Arc::new(ReturnPath::new(sizes.iter().enumerate().map(|(n, pages)| (format!("ram{n}"), *pages)).collect()));
+        let hears = |path: &Arc<ReturnPath>, from: &Channel| {
+            let (path, mut from) = (path.clone(), from.try_clone().unwrap());
+            scope.spawn(move || path.listen(&mut from));
+        };
+        let mut path = path;
+        let mut leaving = Leaving::begin(first.try_clone().unwrap(), &list, &from, precopy, again);
+        leaving.writer.out().flush().unwrap();
+        hears(&path, &first);
+        let mut before = first;
+        if !asked.is_empty() {
+            // Those are first, whatever the sweep does.
+            while path.requests.asked() < asked.len() as u64 && path.heard().broken.is_none() {
+                std::thread::sleep(Duration::from_millis(1));
+            }
+        }
+        while !leaving.send(&path) {
+            before.shut();
+            let (next, other) = pair();
+            sender.send(other).unwrap();
+            path = Arc::new(ReturnPath::new(
+                sizes.iter().enumerate().map(|(n, pages)| (format!("ram{n}"), *pages)).collect(),
+            ));
+            hears(&path, &next);
+            before = next;
+            leaving.recover(before.try_clone().unwrap(), &path);
+        }
+        before.shut();
+    });
+    for (index, pages) in sizes.iter().enumerate() {
+        for page in 0..*pages {
+            let version = match (written.contains(&(index, page)), again.contains(&(index, page))) {
+                (_, true) => 2,
+                (written, _) => u64::from(written),
+            };
+            let mut bytes = vec![0; PAGE_SIZE as usize];
+            to[index].read_bytes(page * PAGE_SIZE, &mut bytes).unwrap();
+            assert!(bytes == page_of(index, page, version), "block {index}, page {page}, version {version}");
+        }
+    }
+    let came = came.lock().unwrap();
+    assert!(came.missing.iter().flatten().all(|missing| !missing));
+    came.order.clone()
+}
+
+#[test]
+fn pages_that_are_asked_for_come_first_and_the_sweep_goes_on_behind_the_last_of_them() {
+    let written: Vec<_> = (0..300).map(|page| (0, page)).chain((0..40).map(|page| (1, page))).collect();
+    let asked = [(0, 200), (1, 7), (0, 199), (0, 200), (1, 30)];
+    let order = go(&[300, 50], &written, &[], false, &asked, vec![]);
+    // Those asked for in their order, and then the one behind the last.
+    assert!(order.len() >= written.len());
+    assert_eq!(order[..6], [(0, 200), (1, 7), (0, 199), (1, 30), (1, 31), (1, 32)]);
+}
+
+#[test]
+fn after_a_round_of_precopy_only_what_was_written_since_is_missing() {
+    let written: Vec<_> = (0..100).map(|page| (0, page)).collect();
+    let again = [(0, 3), (0, 4), (0, 90), (0, 110)];
+    let order = go(&[120], &written, &again, true, &[(0, 90)], vec![]);
+    assert_eq!(order, [(0, 90), (0, 110), (0, 3), (0, 4)]);
+}
+
+#[test]
+fn a_channel_that_is_cut_again_and_again_loses_no_page_and_places_none_twice() {
+    let written: Vec<_> = (0..3000).filter(|page| page % 7 != 0).map(|page| (0, page)).collect();
+    for cuts in [vec![1], vec![2500, 1000, 999, 5, 1], vec![2571]] {
+        let order = go(&[3000, 64], &written, &[(1, 63)], false, &[(0, 2999)], cuts.clone());
+        let once: BTreeSet<_> = order.iter().copied().collect();
+        assert_eq!(order.len(), once.len(), "{cuts:?}");
+        // Pages that the host has given beside them are zero, and come as such.
+        assert!(written.iter().chain(&[(1, 63)]).all(|page| once.contains(page)), "{cuts:?}");
+    }
+}
