@@ -31,6 +31,8 @@ SWITCHES ?=
 NOTDIRTY_PROGRAMS ?= 1000000
 # Members of the workspace that plain tests leave out, and why: Unicorn compiles minutes of C.
 ALL := --workspace --exclude notdirty-unicorn
+# What is left out by default, and its tests.
+FEATURES := --features tls-tests
 
 .PHONY: mutants all test test-deep valgrind bench bench-tables bench-migrate bench-flags bench-against conformance guests unicorn deps lint deny clean
 all:
@@ -48,7 +50,8 @@ lint:
 	@if $(CARGO) fmt --version >/dev/null 2>&1; then echo '$(CARGO) fmt --check' && $(CARGO) fmt --all --check; \
 	else echo 'lint: no rustfmt here, formatting is not checked'; fi
 	@if $(CARGO) clippy --version >/dev/null 2>&1; then echo '$(CARGO) clippy' && \
-	$(CARGO) clippy $(CARGO_FLAGS) $(ALL) --all-targets -- -D warnings; \
+	$(CARGO) clippy $(CARGO_FLAGS) $(ALL) --all-targets -- -D warnings && \
+	$(CARGO) clippy $(CARGO_FLAGS) -p notdirty $(FEATURES) --lib --test tls -- -D warnings; \
 	else echo 'lint: no clippy here, lints are not checked'; fi
 
 test:
@@ -56,6 +59,7 @@ test:
 	$(MAKE) --no-print-directory guests
 	$(MAKE) --no-print-directory lint
 	$(CARGO) test $(CARGO_FLAGS) --no-fail-fast $(ALL)
+	$(CARGO) test $(CARGO_FLAGS) -p notdirty $(FEATURES) --test tls --lib
 	$(CARGO) loom
 	$(CARGO) loom-wide
 	$(MAKE) --no-print-directory conformance

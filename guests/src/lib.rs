@@ -44,7 +44,7 @@ pub use machine::{
     CrashedHart, Difference, LeaveOptions, Listener, LrSc, MAX_CHANNELS, MAX_HARTS, Machine, MachineBuilder,
     MachineExit, Memory, Migration, MigrationError, MigrationState, MigrationStatus, Migrator, More, PlugError,
     PlugSpec, Plugged, RAM_BASE, RamInfo, RemapError, ResizeError, Road, Snapshot, SnapshotChain, SnapshotInfo, Stop,
-    UnplugError, Uri, UriError, WeakStop, WriteReport, snapshot_info, squash,
+    Tls, TlsError, UnplugError, Uri, UriError, WeakStop, WriteReport, snapshot_info, squash,
 };
 pub use notdirty_core::PutBack;
 pub use notdirty_core::migration::{Cancel, Channel, Limits, Progress};

@@ -468,7 +468,7 @@ fn whatever_happens_to_the_channel_one_side_can_run_and_nothing_hangs() {
         [length / 3, length / 2, length - 9000, length - 3000, length - 10, length, length + 2]
             .map(|at| (Some(at), None)),
     );
-    places.extend([0, 5, 8, 12].map(|at| (None, Some(at))));
+    places.extend([0, 5, 8, 12, 16, 20].map(|at| (None, Some(at))));
     let mut uncertain = 0;
     for (there, back) in places {
         for fault in [Fault::Cut, Fault::Flip, Fault::Delay, Fault::Stall] {

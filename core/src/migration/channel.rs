@@ -6,12 +6,13 @@
 //!   Fill      what gives one; guest RAM is filled straight from vectored reads
 //! ```
 
+use super::layer::{Layer, copied, fill};
 use crate::ram::RamSlice;
 use std::fs::File;
 use std::io::{self, Read, Seek, SeekFrom, Write};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 /// How long one wait of a channel is: so long does a cancel take.
@@ -43,6 +44,8 @@ pub struct Channel {
     fd: OwnedFd,
     patience: Duration,
     cancel: Cancel,
+    /// Shared by those of one descriptor: one writes and another one reads. It is locked for no wait.
+    layer: Option<Arc<Mutex<dyn Layer>>>,
 }
 
 impl Channel {
@@ -57,9 +60,26 @@ impl Channel {
         if flags < 0 || unsafe { libc::fcntl(fd.as_raw_fd(), libc::F_SETFL, flags | libc::O_NONBLOCK) } < 0 {
             return Err(io::Error::last_os_error());
         }
-        let channel = Channel { fd, patience, cancel };
+        let channel = Channel { fd, patience, cancel, layer: None };
         channel.widen();
         Ok(channel)
+    }
+
+    /// From now on its bytes go by this layer. Nothing was written or read yet but by that layer.
+    pub fn set_layer(&mut self, layer: impl Layer + 'static) {
+        self.layer = Some(Arc::new(Mutex::new(layer)));
+    }
+
+    /// What its layer has to do before bytes go, such as a handshake, is done when this returns.
+    ///
+    /// # Errors
+    /// The layer's; the other side does nothing; it was cancelled.
+    pub fn settle(&self) -> io::Result<()> {
+        let Some(layer) = &self.layer else { return Ok(()) };
+        self.retry(|fd| {
+            let (writes, done) = lock(layer).settle(fd);
+            (if writes { libc::POLLOUT } else { libc::POLLIN }, done)
+        })
     }
 
     /// A Unix socket takes more at once: with what the kernel gives it, the two ends wait for each other most of the time. TCP finds by
@@ -88,7 +108,8 @@ impl Channel {
     /// # Errors
     /// The host has none left.
     pub fn try_clone(&self) -> io::Result<Channel> {
-        Ok(Channel { fd: self.fd.try_clone()?, patience: self.patience, cancel: self.cancel.clone() })
+        let (patience, cancel, layer) = (self.patience, self.cancel.clone(), self.layer.clone());
+        Ok(Channel { fd: self.fd.try_clone()?, patience, cancel, layer })
     }
 
     /// Whether the other end can answer: it is a socket.
@@ -98,6 +119,10 @@ impl Channel {
 
     /// The other end sees the end of what is written here.
     pub(super) fn shutdown_write(&self) {
+        if let Some(layer) = &self.layer {
+            // One that cannot be told sees an end that was not.
+            let _ = self.retry(|fd| (libc::POLLOUT, lock(layer).end(fd)));
+        }
         // SAFETY: a plain system call on a descriptor that we hold. One that is no socket ends when it is closed.
         unsafe { libc::shutdown(self.fd.as_raw_fd(), libc::SHUT_WR) };
     }
@@ -114,20 +139,17 @@ impl Channel {
     }
 
     /// Calls until it is not told to wait.
-    fn retry(&self, events: libc::c_short, mut call: impl FnMut(libc::c_int) -> isize) -> io::Result<usize> {
+    fn retry<T>(&self, mut call: impl FnMut(BorrowedFd<'_>) -> (libc::c_short, io::Result<T>)) -> io::Result<T> {
         let mut until = None;
         loop {
             if self.cancel.is_cancelled() {
                 return Err(io::Error::new(io::ErrorKind::ConnectionAborted, "cancelled"));
             }
-            let count = call(self.fd.as_raw_fd());
-            if let Ok(count) = usize::try_from(count) {
-                return Ok(count);
-            }
-            match io::Error::last_os_error() {
-                why if why.kind() == io::ErrorKind::Interrupted => continue,
-                why if why.kind() == io::ErrorKind::WouldBlock => {}
-                why => return Err(why),
+            let (events, done) = call(self.fd.as_fd());
+            match done {
+                Err(why) if why.kind() == io::ErrorKind::Interrupted => continue,
+                Err(why) if why.kind() == io::ErrorKind::WouldBlock => {}
+                done => return done,
             }
             let until = *until.get_or_insert_with(|| Instant::now() + self.patience);
             let left = until.saturating_duration_since(Instant::now());
@@ -142,6 +164,17 @@ impl Channel {
     }
 }
 
+/// What a system call says of bytes.
+fn done(count: isize) -> io::Result<usize> {
+    usize::try_from(count).map_err(|_| io::Error::last_os_error())
+}
+
+fn lock<'l>(layer: &'l Mutex<dyn Layer + 'static>) -> MutexGuard<'l, dyn Layer + 'static> {
+    // One that panicked is in the middle of something, and says so by what it does next.
+    layer.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// The descriptor. Of a channel with a layer it says little: what has been read may be kept there.
 impl AsFd for Channel {
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.fd.as_fd()
@@ -150,17 +183,23 @@ impl AsFd for Channel {
 
 impl Read for Channel {
     fn read(&mut self, into: &mut [u8]) -> io::Result<usize> {
+        if let Some(layer) = &self.layer {
+            return self.retry(|fd| (libc::POLLIN, lock(layer).read(fd, into)));
+        }
         let (at, len) = (into.as_mut_ptr().cast(), into.len());
         // SAFETY: the kernel writes at most `len` bytes to `into`.
-        self.retry(libc::POLLIN, |fd| unsafe { libc::read(fd, at, len) })
+        self.retry(|fd| (libc::POLLIN, done(unsafe { libc::read(fd.as_raw_fd(), at, len) })))
     }
 }
 
 impl Write for Channel {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        if let Some(layer) = &self.layer {
+            return self.retry(|fd| (libc::POLLOUT, lock(layer).write(fd, bytes)));
+        }
         let (at, len) = (bytes.as_ptr().cast(), bytes.len());
         // SAFETY: the kernel reads at most `len` bytes of `bytes`.
-        self.retry(libc::POLLOUT, |fd| unsafe { libc::write(fd, at, len) })
+        self.retry(|fd| (libc::POLLOUT, done(unsafe { libc::write(fd.as_raw_fd(), at, len) })))
     }
 
     fn flush(&mut self) -> io::Result<()> {
@@ -195,9 +234,14 @@ pub trait Sink: Write {
 
 impl Sink for Channel {
     unsafe fn write_vectors(&mut self, vectors: &[libc::iovec]) -> io::Result<usize> {
+        if let Some(layer) = &self.layer {
+            // SAFETY: by the caller.
+            let bytes = unsafe { copied(vectors) };
+            return self.retry(|fd| (libc::POLLOUT, lock(layer).write(fd, &bytes)));
+        }
         let count = vectors.len().min(VECTORS) as libc::c_int;
         // SAFETY: by the caller; the kernel reads the first `count` of them.
-        self.retry(libc::POLLOUT, |fd| unsafe { libc::writev(fd, vectors.as_ptr(), count) })
+        self.retry(|fd| (libc::POLLOUT, done(unsafe { libc::writev(fd.as_raw_fd(), vectors.as_ptr(), count) })))
     }
 }
 
@@ -237,9 +281,16 @@ pub trait Fill: Read {
 
 impl Fill for Channel {
     unsafe fn read_vectors(&mut self, vectors: &[libc::iovec]) -> io::Result<usize> {
+        if let Some(layer) = &self.layer {
+            return self.retry(|fd| {
+                let mut layer = lock(layer);
+                // SAFETY: by the caller.
+                (libc::POLLIN, unsafe { fill(vectors, |into| layer.read(fd, into)) })
+            });
+        }
         let count = vectors.len().min(VECTORS) as libc::c_int;
         // SAFETY: by the caller; the kernel writes to the first `count` of them.
-        self.retry(libc::POLLIN, |fd| unsafe { libc::readv(fd, vectors.as_ptr(), count) })
+        self.retry(|fd| (libc::POLLIN, done(unsafe { libc::readv(fd.as_raw_fd(), vectors.as_ptr(), count) })))
     }
 }
 

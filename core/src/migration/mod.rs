@@ -21,6 +21,7 @@
 //! | `section.rs` | a device section: named values that say how they are laid out |
 //! | `records.rs` | the RAM section: the list of blocks, and pages |
 //! | `channel.rs` | descriptors that never block for good; RAM straight into vectored writes |
+//! | `layer.rs` | what may lie between a channel and its descriptor: TLS |
 //! | `precopy.rs` | the source: rounds over what is dirty, until the rest fits into the downtime |
 //! | `sender.rs` | pages that go by the stream itself |
 //! | [`multifd`] | pages that go by several channels |
@@ -39,6 +40,7 @@ mod checksums;
 #[doc(hidden)]
 pub mod fuzz;
 mod incoming;
+mod layer;
 mod mapped_live;
 pub mod mapped_ram;
 pub mod multifd;
@@ -57,6 +59,7 @@ pub use bitmaps::{ChunkShift, DirtyPages, FilePages, Received, SyncError, sync};
 pub use channel::{Cancel, Channel, Fill, Sink};
 pub use checksums::Checksums;
 pub use incoming::{Incoming, read_list};
+pub use layer::Layer;
 pub use mapped_live::MappedCarrier;
 pub use precopy::{Carrier, Limits, Progress, Run, Source};
 pub use rate::{DirtyRate, RateBy, RateError, dirty_rate};

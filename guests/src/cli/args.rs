@@ -101,6 +101,12 @@ pub(super) struct Args {
     pub multifd: usize,
     /// To a file with a home for each page.
     pub mapped_ram: bool,
+    /// This side's certificate, its key, and the other side's authority.
+    pub tls_cert: Option<PathBuf>,
+    pub tls_key: Option<PathBuf>,
+    pub tls_ca: Option<PathBuf>,
+    /// Of what name the target's certificate is.
+    pub tls_name: Option<String>,
     /// Where the machine is written if it may run elsewhere, or not.
     pub take_back: Option<PathBuf>,
     /// The ELF file of a machine that was restored or has come.
@@ -162,6 +168,10 @@ pub(super) fn parse(args: impl IntoIterator<Item = OsString>) -> Result<Request,
         downtime: None,
         multifd: 0,
         mapped_ram: false,
+        tls_cert: None,
+        tls_key: None,
+        tls_ca: None,
+        tls_name: None,
         take_back: None,
         symbols: None,
         auto_converge: false,
@@ -207,6 +217,10 @@ pub(super) fn parse(args: impl IntoIterator<Item = OsString>) -> Result<Request,
                     Some(migrate::parse(&value, integer).ok_or_else(|| format!("{shown} {value}: {form}"))?);
             }
             "mapped-ram" => parsed.mapped_ram = true,
+            "tls-cert" => parsed.tls_cert = Some(raw()?.into()),
+            "tls-key" => parsed.tls_key = Some(raw()?.into()),
+            "tls-ca" => parsed.tls_ca = Some(raw()?.into()),
+            "tls-name" => parsed.tls_name = Some(text()?),
             "take-back" => parsed.take_back = Some(raw()?.into()),
             "symbols" => parsed.symbols = Some(raw()?.into()),
             "auto-converge" => parsed.auto_converge = true,
@@ -434,6 +448,7 @@ pub(super) fn parse(args: impl IntoIterator<Item = OsString>) -> Result<Request,
     }
     check_snapshot(&parsed)?;
     check_migrate(&parsed)?;
+    check_tls(&parsed)?;
     if parsed.signature.is_some() && !matches!(parsed.command, Command::Run(_)) {
         return Err("--signature is for run FILE".into());
     }
@@ -512,6 +527,21 @@ fn check_migrate(parsed: &Args) -> Result<(), String> {
             Err("--migrate after instructions and --plug exclude each other: give a time".into())
         }
         Some(_) => Ok(()),
+    }
+}
+
+/// A certificate goes with its key and an authority, and with a socket.
+fn check_tls(parsed: &Args) -> Result<(), String> {
+    let given = [&parsed.tls_cert, &parsed.tls_key, &parsed.tls_ca].map(Option::is_some);
+    let socket = |uri: &Uri| matches!(uri, Uri::Tcp(..) | Uri::Unix(_));
+    let comes = matches!(&parsed.command, Command::Incoming(uri) if socket(uri));
+    let goes = parsed.migrate.as_ref().is_some_and(|go| socket(&go.uri));
+    match given {
+        [false, false, false] if parsed.tls_name.is_none() => Ok(()),
+        [true, true, true] if parsed.tls_name.is_some() && !goes => Err("--tls-name needs --migrate URI@AFTER".into()),
+        [true, true, true] if comes || goes => Ok(()),
+        [true, true, true] => Err("--tls-cert is for --migrate and --incoming, by tcp: or unix:".into()),
+        _ => Err("TLS needs --tls-cert, --tls-key and --tls-ca".into()),
     }
 }
 

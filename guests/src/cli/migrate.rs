@@ -16,7 +16,7 @@ use super::progress::Show;
 use super::{Code, complain, print, refuse_migration, say};
 use crate::machine::{
     LeaveOptions, Machine, MachineBuilder, MachineExit, Migration, MigrationError, MigrationState, MigrationStatus,
-    Migrator, Road, Uri,
+    Migrator, Road, Tls, Uri,
 };
 
 /// How long each wait for the other end may be.
@@ -44,18 +44,38 @@ pub(super) fn receive(builder: MachineBuilder, uri: &Uri, args: &Args) -> Result
         // A port that the host chose: whoever is to send has to know it.
         say(&format!("waits at {}", listener.uri()));
     }
-    let timeout = args.timeout;
+    let (timeout, tls) = (args.timeout, tls(args)?);
     let cancel = Cancel::default();
-    let (channel, end) = listener.accept(timeout, PATIENCE, &cancel).map_err(host)?;
-    let start = Instant::now();
-    let mut more = |within| match listener.accept(Some(within), PATIENCE, &cancel) {
-        Ok((channel, _)) => Ok(channel),
-        Err(why) => Err(io::Error::other(why)),
+    // One that is refused is no reason not to wait for the right one.
+    let accept = |within: Option<Duration>| {
+        let until = within.and_then(|within| Instant::now().checked_add(within));
+        loop {
+            let left = until.map(|until| until.saturating_duration_since(Instant::now()));
+            let (channel, end) = listener.accept(left, PATIENCE, &cancel)?;
+            let Some(tls) = &tls else { return Ok((channel, end)) };
+            match tls.accept(channel) {
+                Ok(channel) => return Ok((channel, end)),
+                Err(why) => say(&format!("{name}: refused: {why}")),
+            }
+        }
     };
+    let (channel, end) = accept(timeout).map_err(host)?;
+    let start = Instant::now();
+    let mut more = |within| accept(Some(within)).map(|(channel, _)| channel).map_err(io::Error::other);
     let machine = builder.receive_with(channel, &mut more, |_| Ok(())).map_err(|why| refuse_migration(&name, &why))?;
     end.finish(PATIENCE, &cancel).map_err(host)?;
     log::info!("the machine came in {:.1} ms", start.elapsed().as_secs_f64() * 1e3);
     Ok(machine)
+}
+
+/// This side's certificate, if it has one.
+fn tls(args: &Args) -> Result<Option<Tls>, ExitCode> {
+    let (Some(cert), Some(key), Some(ca)) = (&args.tls_cert, &args.tls_key, &args.tls_ca) else { return Ok(None) };
+    let tls = Tls::load(cert, key, ca).map_err(|why| complain(Code::Input, &why.to_string()))?;
+    Ok(Some(match &args.tls_name {
+        Some(name) => tls.named(name),
+        None => tls,
+    }))
 }
 
 /// What became of the migration of a run.
@@ -69,7 +89,8 @@ pub(super) struct Outcome {
 }
 
 /// Runs the machine, and moves it when it is time.
-pub(super) fn run(machine: &mut Machine, args: &Args, go: &Move, limits: &RunLimits) -> Outcome {
+pub(super) fn run(machine: &mut Machine, args: &Args, go: &Move, limits: &RunLimits) -> Result<Outcome, ExitCode> {
+    let tls = tls(args)?;
     let began = Instant::now();
     let mut plugged = Plugged::default();
     let mut options = LeaveOptions::default();
@@ -82,6 +103,7 @@ pub(super) fn run(machine: &mut Machine, args: &Args, go: &Move, limits: &RunLim
     let job = Job {
         multifd,
         mapped_ram,
+        tls,
         migrator: machine.migrator(),
         go: go.clone(),
         options,
@@ -93,7 +115,7 @@ pub(super) fn run(machine: &mut Machine, args: &Args, go: &Move, limits: &RunLim
         let exit = plug::run(machine, &args.plugs, &before).0;
         let all = limits.max_insns.is_some_and(|max| before.max_insns == Some(max));
         if exit != MachineExit::InsnLimit || all {
-            return Outcome { exit, plugged, status: None, failed: Some("the run ended before".into()) };
+            return Ok(Outcome { exit, plugged, status: None, failed: Some("the run ended before".into()) });
         }
     }
     let wait = if let After::Time(time) = go.after { time } else { Duration::ZERO };
@@ -120,7 +142,7 @@ pub(super) fn run(machine: &mut Machine, args: &Args, go: &Move, limits: &RunLim
         }
         (exit, failed)
     });
-    Outcome { exit, plugged, status: job.current().map(|migration| migration.status()), failed }
+    Ok(Outcome { exit, plugged, status: job.current().map(|migration| migration.status()), failed })
 }
 
 struct Job {
@@ -129,6 +151,7 @@ struct Job {
     options: LeaveOptions,
     multifd: usize,
     mapped_ram: bool,
+    tls: Option<Tls>,
     state: Arc<Mutex<Option<Migration>>>,
     /// The run has ended.
     over: Arc<AtomicBool>,
@@ -151,7 +174,7 @@ impl Job {
         let cancel = Cancel::default();
         let road = match (&self.go.uri, self.mapped_ram) {
             (Uri::File(path, _), true) => Road::File(path.clone(), false),
-            (uri, _) => match Road::connect(uri, self.multifd, PATIENCE, &cancel) {
+            (uri, _) => match Road::connect_by(uri, self.multifd, PATIENCE, &cancel, self.tls.as_ref()) {
                 Ok(road) => road,
                 Err(why) => return Some(why.to_string()),
             },

@@ -124,8 +124,10 @@ pub(super) fn run(args: Args) -> ExitCode {
     let mut moved = None;
     let (mut exit, plugged) = match &args.checkpoint_at {
         None if args.migrate.is_some() => {
-            let outcome = args.migrate.as_ref().map(|go| migrate::run(&mut machine, &args, go, &limits));
-            moved = outcome;
+            moved = match args.migrate.as_ref().map(|go| migrate::run(&mut machine, &args, go, &limits)).transpose() {
+                Ok(outcome) => outcome,
+                Err(code) => return code,
+            };
             let ended = (MachineExit::Hung, plug::Plugged::default());
             moved.as_mut().map_or(ended, |moved| (moved.exit, std::mem::take(&mut moved.plugged)))
         }

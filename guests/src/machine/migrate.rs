@@ -96,6 +96,9 @@ pub enum MigrationError {
     /// The host gives no thread, or no descriptor.
     #[error("the host: {0}")]
     Host(#[source] io::Error),
+    /// A channel beside the stream is refused.
+    #[error("a channel beside the stream: {0}")]
+    Channel(#[source] io::Error),
     /// The target's answer did not come.
     #[error("no answer of the target: {0}")]
     Answer(#[source] io::Error),

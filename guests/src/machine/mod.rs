@@ -23,6 +23,7 @@ mod migrate;
 mod report;
 mod run;
 mod state;
+mod tls;
 mod unwind;
 mod uri;
 
@@ -50,6 +51,7 @@ pub use memory::{Memory, PlugError, PlugSpec, Plugged, RamInfo, RemapError, Resi
 pub use migrate::{MAX_CHANNELS, MigrationError, More, Snapshot, SnapshotInfo, snapshot_info};
 pub use report::{Callers, CrashedHart};
 
+pub use tls::{Tls, TlsError};
 pub use uri::{End, Listener, Uri, UriError};
 
 use crate::devices::{Console, Framebuffer, GuestExit};

@@ -34,6 +34,9 @@ usage: notdirty                       the embedded demo, with a summary
   --xbzrle SIZE         keep so many bytes of pages that were sent, and send what differs
   --auto-converge       make the guest slower if it dirties more than goes out
   --dirty-limit SIZE    the same, but each hart by itself is held to so many bytes of pages that it dirties a second
+  --tls-cert FILE --tls-key FILE --tls-ca FILE [--tls-name NAME]
+                        of --migrate and --incoming by tcp: or unix: TLS; both sides have a certificate (PEM) of an
+                        authority that the other one is given; the target's is of NAME (default: the host of the URI)
   --take-back FILE      if the other side was told to run and did not answer, write the machine there: `restore` runs it on
                         here, which is right only if it does not run there
   --incoming URI        instead of FILE: a machine that comes from there, to go on with

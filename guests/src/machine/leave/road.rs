@@ -9,6 +9,7 @@ use std::time::Duration;
 use notdirty_core::migration::multifd;
 use notdirty_core::migration::{Cancel, Channel};
 
+use crate::machine::Tls;
 use crate::machine::migrate::MAX_CHANNELS;
 use crate::machine::uri::{End, Uri, UriError};
 
@@ -28,11 +29,35 @@ impl Road {
     /// # Errors
     /// The place cannot be reached, or is none for several channels.
     pub fn connect(uri: &Uri, beside: usize, patience: Duration, cancel: &Cancel) -> Result<Road, UriError> {
+        Road::connect_by(uri, beside, patience, cancel, None)
+    }
+
+    /// The same by TLS: the target has shown its certificate, and has found this side's good, when this returns. For sockets.
+    ///
+    /// # Errors
+    /// As above, or one side is refused.
+    pub fn connect_by(
+        uri: &Uri,
+        beside: usize,
+        patience: Duration,
+        cancel: &Cancel,
+        tls: Option<&Tls>,
+    ) -> Result<Road, UriError> {
+        let host = |source| UriError::Host { uri: uri.to_string(), source };
+        if tls.is_some() && !matches!(uri, Uri::Tcp(..) | Uri::Unix(_)) {
+            return Err(host(io::Error::new(io::ErrorKind::Unsupported, "TLS is for tcp: and unix:")));
+        }
+        let name = if let Uri::Tcp(host, _) = uri { host.as_str() } else { "localhost" };
+        let secure = |channel| match tls {
+            Some(tls) => tls.connect(channel, name).map_err(|why| host(io::Error::other(why))),
+            None => Ok(channel),
+        };
         if beside != 0 && !matches!(uri, Uri::Tcp(..) | Uri::Unix(_)) {
-            let source = io::Error::new(io::ErrorKind::Unsupported, "it is one channel");
-            return Err(UriError::Host { uri: uri.to_string(), source });
+            return Err(host(io::Error::new(io::ErrorKind::Unsupported, "it is one channel")));
         }
         let (main, end) = uri.connect(patience, cancel)?;
+        let main = secure(main)?;
+        main.settle().map_err(host)?;
         if !end.is_nothing() {
             return Ok(Road::Ending(main, end));
         }
@@ -43,9 +68,8 @@ impl Road {
         uuid[8..].copy_from_slice(&random());
         let mut channels = Vec::new();
         for id in 0..beside.min(MAX_CHANNELS) {
-            let (mut channel, _) = uri.connect(patience, cancel)?;
-            let hello = channel.write_all(&multifd::hello(&uuid, id as u8));
-            hello.map_err(|source| UriError::Host { uri: uri.to_string(), source })?;
+            let mut channel = secure(uri.connect(patience, cancel)?.0)?;
+            channel.write_all(&multifd::hello(&uuid, id as u8)).map_err(host)?;
             channels.push(channel);
         }
         Ok(Road::Channels(main, channels, uuid))

@@ -200,6 +200,9 @@ impl Migration {
         if !others.is_empty() {
             let count = (others.len() as u16).to_be_bytes();
             writer.command(command::MULTIFD, &[&count[..], uuid].concat())?;
+            writer.out().flush()?;
+            // The target takes them as they were connected.
+            others.iter().try_for_each(Channel::settle).map_err(MigrationError::Channel)?;
         }
         before.iter().try_for_each(|section| writer.full(section))?;
         let mut main = StreamCarrier::begin_ram(&mut writer, &blocks)?;
