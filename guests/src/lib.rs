@@ -40,11 +40,12 @@ pub use devices::console::{Captured, Console, ConsoleFull};
 pub use devices::exit::{ExitBy, GuestExit};
 pub use load::{LoadError, Program, SymbolTable};
 pub use machine::{
-    Baseline, BaselineError, BuildError, Callers, Checkpoint, CheckpointError, ClockKind, Crash, CrashKind,
-    CrashedHart, Difference, LeaveOptions, Listener, LrSc, MAX_CHANNELS, MAX_HARTS, Machine, MachineBuilder,
-    MachineExit, Memory, Migration, MigrationError, MigrationState, MigrationStatus, Migrator, More, PlugError,
-    PlugSpec, Plugged, RAM_BASE, RamInfo, RemapError, ResizeError, Road, Snapshot, SnapshotChain, SnapshotInfo, Stop,
-    Tls, TlsError, UnplugError, Uri, UriError, WeakStop, WriteReport, snapshot_info, squash,
+    Arrival, ArrivalState, ArrivalStatus, Baseline, BaselineError, BuildError, Callers, Checkpoint, CheckpointError,
+    ClockKind, Crash, CrashKind, CrashedHart, Difference, LeaveOptions, Listener, LrSc, MAX_CHANNELS, MAX_HARTS,
+    Machine, MachineBuilder, MachineExit, Memory, Migration, MigrationError, MigrationState, MigrationStatus, Migrator,
+    More, PlugError, PlugSpec, Plugged, Postcopy, RAM_BASE, RamInfo, RemapError, ResizeError, Road, Snapshot,
+    SnapshotChain, SnapshotInfo, Stop, Tls, TlsError, UnplugError, Uri, UriError, WeakStop, WriteReport, snapshot_info,
+    squash,
 };
 pub use notdirty_core::PutBack;
 pub use notdirty_core::migration::{Cancel, Channel, Limits, Progress};

@@ -10,6 +10,7 @@ use notdirty_tcg::{EngineKind, ICache, JitFlags, TraceMask};
 use super::logging;
 use super::migrate::{self, Move};
 use super::plug::{self, After, Plug};
+use super::postcopy::{self, Switch};
 use super::rate::{self, Rate};
 use super::signature;
 use crate::machine::{ClockKind, DEFAULT_RAM, LrSc, MAX_CHANNELS, Uri};
@@ -116,6 +117,11 @@ pub(super) struct Args {
     pub dirty_limit: Option<u64>,
     /// Bytes of pages that are kept to send what differs.
     pub xbzrle: Option<u64>,
+    /// The machine runs there before its pages are there.
+    pub postcopy: Option<Switch>,
+    pub postcopy_bandwidth: Option<u64>,
+    /// How long a target is looked for again.
+    pub recover: Option<Duration>,
     /// What was said of the machine as a guest sees it: a file that is restored says that itself.
     pub of_guest: Vec<String>,
 }
@@ -177,6 +183,9 @@ pub(super) fn parse(args: impl IntoIterator<Item = OsString>) -> Result<Request,
         auto_converge: false,
         dirty_limit: None,
         xbzrle: None,
+        postcopy: None,
+        postcopy_bandwidth: None,
+        recover: None,
         of_guest: Vec::new(),
     };
     while let Some(word) = queue.next() {
@@ -223,6 +232,25 @@ pub(super) fn parse(args: impl IntoIterator<Item = OsString>) -> Result<Request,
             "tls-name" => parsed.tls_name = Some(text()?),
             "take-back" => parsed.take_back = Some(raw()?.into()),
             "symbols" => parsed.symbols = Some(raw()?.into()),
+            "postcopy" => {
+                let form = "must be a number of rounds, or a time such as 300ms or 5s";
+                let value = inline.as_ref().map(|value| value.to_string_lossy().into_owned());
+                let switch = value.as_ref().map_or(Some(Switch::Rounds(0)), |value| postcopy::parse(value, integer));
+                parsed.postcopy = Some(switch.ok_or_else(|| format!("{shown}={}: {form}", value.unwrap_or_default()))?);
+            }
+            "postcopy-bandwidth" => {
+                let value = text()?;
+                let bytes = size(&value).ok_or_else(|| format!("{shown} {value}: not a size such as 128M or 1G"))?;
+                parsed.postcopy_bandwidth = Some(bytes);
+            }
+            "recover" => {
+                let value = text()?;
+                let time = match plug::after(&value, integer) {
+                    Some(After::Time(time)) => Some(time),
+                    _ => None,
+                };
+                parsed.recover = Some(time.ok_or_else(|| format!("{shown} {value}: not a time such as 300ms or 5s"))?);
+            }
             "auto-converge" => parsed.auto_converge = true,
             "multifd" => {
                 let value = number(shown, &text()?)?;
@@ -483,9 +511,12 @@ fn check_snapshot(parsed: &Args) -> Result<(), String> {
     }
     if parsed.json
         && parsed.migrate.is_none()
-        && !matches!(parsed.command, Command::Info(_) | Command::Snapshot(_) | Command::Squash(_))
+        && !matches!(
+            parsed.command,
+            Command::Info(_) | Command::Snapshot(_) | Command::Squash(_) | Command::Incoming(_)
+        )
     {
-        return Err("--json is for info, snapshot, squash and --migrate".into());
+        return Err("--json is for info, snapshot, squash, --incoming and --migrate".into());
     }
     if parsed.symbols.is_some() && !matches!(parsed.command, Command::Restore(_) | Command::Incoming(_)) {
         return Err("--symbols is for restore SNAPSHOT and run --incoming: a FILE has its own".into());
@@ -505,8 +536,20 @@ fn check_migrate(parsed: &Args) -> Result<(), String> {
         None if parsed.downtime.is_some() => Err("--downtime needs --migrate URI@AFTER".into()),
         None if parsed.multifd != 0 => Err("--multifd needs --migrate URI@AFTER".into()),
         None if parsed.xbzrle.is_some() => Err("--xbzrle needs --migrate URI@AFTER".into()),
+        Some(_) if parsed.postcopy.is_none() && (parsed.postcopy_bandwidth.is_some() || parsed.recover.is_some()) => {
+            Err("--postcopy-bandwidth and --recover need --postcopy".into())
+        }
+        Some(go) if parsed.postcopy.is_some() && !matches!(go.uri, Uri::Tcp(..) | Uri::Unix(_)) => {
+            Err("--postcopy is for tcp: and unix:".into())
+        }
+        Some(_) if parsed.postcopy.is_some() && (parsed.multifd != 0 || parsed.mapped_ram) => {
+            Err("--postcopy goes with neither --multifd nor --mapped-ram".into())
+        }
         Some(_) if parsed.xbzrle.is_some() && (parsed.multifd != 0 || parsed.mapped_ram) => {
             Err("--xbzrle goes with neither --multifd nor --mapped-ram".into())
+        }
+        None if parsed.postcopy.is_some() || parsed.postcopy_bandwidth.is_some() || parsed.recover.is_some() => {
+            Err("--postcopy needs --migrate URI@AFTER".into())
         }
         None if parsed.mapped_ram => Err("--mapped-ram needs --migrate file:PATH@AFTER".into()),
         None if parsed.take_back.is_some() => Err("--take-back needs --migrate URI@AFTER".into()),

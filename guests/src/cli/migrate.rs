@@ -12,6 +12,7 @@ use notdirty_tcg::RunLimits;
 
 use super::args::Args;
 use super::plug::{self, After, Plugged};
+use super::postcopy::{self, Hears, Looks, Switch};
 use super::progress::Show;
 use super::{Code, complain, print, refuse_migration, say};
 use crate::machine::{
@@ -36,7 +37,7 @@ pub(super) fn parse(text: &str, integer: impl Fn(&str) -> Option<u64>) -> Option
 }
 
 /// Waits for a machine there.
-pub(super) fn receive(builder: MachineBuilder, uri: &Uri, args: &Args) -> Result<Machine, ExitCode> {
+pub(super) fn receive(builder: MachineBuilder, uri: &Uri, args: &Args) -> Result<(Machine, Option<Hears>), ExitCode> {
     let name = uri.to_string();
     let host = |why: crate::machine::UriError| complain(Code::Host, &why.to_string());
     let listener = uri.listen().map_err(host)?;
@@ -65,7 +66,8 @@ pub(super) fn receive(builder: MachineBuilder, uri: &Uri, args: &Args) -> Result
     let machine = builder.receive_with(channel, &mut more, |_| Ok(())).map_err(|why| refuse_migration(&name, &why))?;
     end.finish(PATIENCE, &cancel).map_err(host)?;
     log::info!("the machine came in {:.1} ms", start.elapsed().as_secs_f64() * 1e3);
-    Ok(machine)
+    let hears = Hears::start(&machine, listener, tls, args.json);
+    Ok((machine, hears))
 }
 
 /// This side's certificate, if it has one.
@@ -99,7 +101,9 @@ pub(super) fn run(machine: &mut Machine, args: &Args, go: &Move, limits: &RunLim
     options.auto_converge = args.auto_converge;
     options.dirty_limit = args.dirty_limit;
     options.deltas = args.xbzrle;
+    options.postcopy = args.postcopy.map(|switch| postcopy::options(switch, args.postcopy_bandwidth));
     let (multifd, mapped_ram) = (args.multifd, args.mapped_ram);
+    let (switch, recover) = (args.postcopy, args.recover);
     let job = Job {
         multifd,
         mapped_ram,
@@ -107,6 +111,8 @@ pub(super) fn run(machine: &mut Machine, args: &Args, go: &Move, limits: &RunLim
         migrator: machine.migrator(),
         go: go.clone(),
         options,
+        switch,
+        recover,
         state: Arc::default(),
         over: Arc::default(),
     };
@@ -149,6 +155,8 @@ struct Job {
     migrator: Migrator,
     go: Move,
     options: LeaveOptions,
+    switch: Option<Switch>,
+    recover: Option<Duration>,
     multifd: usize,
     mapped_ram: bool,
     tls: Option<Tls>,
@@ -188,11 +196,13 @@ impl Job {
             migration.cancel();
         }
         let mut show = Show::new(json, &self.options);
+        let mut looks = Looks::new(&self.go.uri, self.tls.as_ref(), self.switch, self.recover);
         let ended = loop {
             if let Some(ended) = migration.wait(Duration::from_millis(100)) {
                 break ended;
             }
             show.tell(&migration.status());
+            looks.look(&migration);
         };
         show.end();
         match ended {

@@ -7,6 +7,7 @@
 //!   logging.rs  what the crates say through `log`, on standard error
 //!   disas.rs    `disas`: a listing instead of a run
 //!   migrate.rs  `--migrate`, `--incoming`: a machine goes to another process
+//!   postcopy.rs `--postcopy`: it runs there before its pages do
 //!   progress.rs  how that goes: a bar on a terminal
 //!   plug.rs     `--plug`: RAM that comes while the guest runs
 //!   signature.rs  `--signature`: what a test left, as the tools of architecture tests want it
@@ -23,6 +24,7 @@ mod disas;
 mod logging;
 mod migrate;
 mod plug;
+mod postcopy;
 mod progress;
 mod rate;
 mod repeat;

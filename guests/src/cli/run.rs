@@ -68,9 +68,13 @@ pub(super) fn run(args: Args) -> ExitCode {
         Ok(None) => {}
         Err(what) => return complain(Code::Input, &what),
     }
+    let mut hears = None;
     let built = match &args.command {
         Command::Restore(file) => builder.restore(file).map_err(|e| refuse_migration(&name, &e)),
-        Command::Incoming(uri) => migrate::receive(builder, uri, &args),
+        Command::Incoming(uri) => migrate::receive(builder, uri, &args).map(|(machine, more)| {
+            hears = more;
+            machine
+        }),
         _ => builder.build().map_err(|e| refuse(&name, &e)),
     };
     let mut machine = match built {
@@ -141,6 +145,9 @@ pub(super) fn run(args: Args) -> ExitCode {
         },
     };
     let elapsed = start.elapsed();
+    if let Some(hears) = hears {
+        hears.finish();
+    }
     while files.is_time(&machine, exit) {
         if let Some(code) = files.write(&mut machine) {
             return code;

@@ -28,6 +28,7 @@
 mod answers;
 mod limit;
 mod pace;
+mod postcopy;
 mod road;
 mod send;
 mod serve;
@@ -44,6 +45,7 @@ use super::Stop;
 use super::migrate::MigrationError;
 pub(super) use answers::{answer_bytes, command, refusal};
 use pace::SLICE;
+pub use postcopy::Postcopy;
 pub use road::Road;
 pub use start::Migrator;
 
@@ -66,6 +68,8 @@ pub struct LeaveOptions {
     /// Dirty pages are found by rings of so many entries, one for each hart, in place of the bitmap's bits: see
     /// [`LogBuilder::rings`](notdirty_core::LogBuilder::rings). A hart whose ring is full waits until it is taken.
     pub rings: Option<u32>,
+    /// The machine runs at its target before its pages are there, which come as it waits for them; by a socket of its own.
+    pub postcopy: Option<Postcopy>,
 }
 
 /// Where a migration is.
@@ -78,6 +82,10 @@ pub enum MigrationState {
     Active,
     /// The guest stands still.
     Device,
+    /// The target runs, or may; pages that are missing there go.
+    PostcopyActive,
+    /// The same, and the channel broke: all is kept on both sides, until [`Migration::recover`].
+    PostcopyPaused,
     /// The machine is elsewhere.
     Completed,
     /// It is here, and runs on.
@@ -107,6 +115,12 @@ pub struct MigrationStatus {
     pub throttled: bool,
     /// Pages that were found dirty behind each round, and when the guest stood still.
     pub dirtied: Vec<u64>,
+    /// Pages that went because the target waited for them.
+    pub urgent: u64,
+    /// How often it was paused.
+    pub pauses: u64,
+    /// What broke last.
+    pub paused_by: Option<String>,
 }
 
 /// What the run's thread is asked for.
@@ -129,6 +143,7 @@ struct Talk {
     ended: Option<Result<(), Arc<MigrationError>>>,
     /// Until then a guest that sleeps is not hung: it is to leave.
     awake: Option<Stop>,
+    wants: postcopy::Wants,
 }
 
 struct Shared {
@@ -207,7 +222,12 @@ impl Migration {
 
     /// Ends it; the machine runs on here. Once the target was told to run it is too late.
     pub fn cancel(&self) {
+        let talk = lock(&self.0.talk);
+        if talk.status.state.is_postcopy() {
+            return;
+        }
         self.0.cancel.cancel();
+        drop(talk);
         self.0.changed.notify_all();
     }
 

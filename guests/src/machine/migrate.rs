@@ -22,6 +22,7 @@ use notdirty_core::migration::{
 use notdirty_core::{NoRoom, PageSet, RamBlock};
 use notdirty_softmmu::{MapError, SectionError};
 
+use super::arrive::{Advised, Next};
 use super::chain::{self, Link};
 use super::leave::{answer_bytes, command, refusal};
 use super::{BuildError, CheckpointError, Machine, MachineBuilder, PlugError, UriError, state};
@@ -306,8 +307,10 @@ impl MachineBuilder {
             if channel.is_duplex() { Some(channel.try_clone().map_err(MigrationError::Host)?) } else { None };
         let mut others = Others::default();
         let came = StreamReader::new(channel).map_err(MigrationError::from).and_then(|mut reader| {
-            let machine = come(self, &mut reader, answers.as_mut(), more, &mut others, attach)?;
-            Ok((machine, reader))
+            match come(self, &mut reader, answers.as_mut(), more, &mut others, attach)? {
+                Came::Whole(machine) => Ok((*machine, Some(reader))),
+                Came::Early(early, len) => Ok((early.start(reader, len, answers.as_ref())?, None)),
+            }
         });
         // The source hears of a failure first, and ends its channels: then none is waited for.
         let mut refuse = |why: MigrationError| {
@@ -327,7 +330,8 @@ impl MachineBuilder {
                 return Err(why);
             }
         };
-        let Some(answers) = &mut answers else { return Ok(machine) };
+        // One that runs while its pages come has been told so.
+        let (Some(answers), Some(reader)) = (&mut answers, &mut reader) else { return Ok(machine) };
         answers.write_all(&answer_bytes(command::SHUT, 0)).map_err(MigrationError::Answer)?;
         // It stands still until the source has given it up.
         let why = match reader.event() {
@@ -393,15 +397,51 @@ impl MachineBuilder {
     }
 }
 
+/// What came before the other end has to say more.
+enum Came<F> {
+    /// All of it.
+    Whole(Box<Machine>),
+    /// What a machine begins with that runs while its pages come; a message of so many bytes follows.
+    Early(Box<Early<F>>, u32),
+}
+
+struct Early<F> {
+    coming: Coming<F>,
+    incoming: Incoming,
+    advised: Advised,
+}
+
+impl<F: FnOnce(&mut Machine) -> Result<(), MigrationError>> Early<F> {
+    /// Reads the message, and starts what fetches pages; the machine is to be run then.
+    fn start(
+        self,
+        mut reader: StreamReader<Channel>,
+        len: u32,
+        answers: Option<&Channel>,
+    ) -> Result<Machine, MigrationError> {
+        let Early { mut coming, incoming, advised } = self;
+        let answers = answers.ok_or_else(|| MigrationError::Order("postcopy by a channel without answers".into()))?;
+        let events = reader.package(len)?;
+        let blocks = incoming.blocks().to_vec();
+        let harts = coming.machine()?.harts();
+        let (sections, starting) = advised.listen(events, incoming, reader, answers, harts)?;
+        coming.machine()?.all_ram_was_written(&blocks);
+        coming.sections.extend(sections);
+        let mut machine = coming.finish()?;
+        machine.arrival = Some(starting.run());
+        Ok(machine)
+    }
+}
+
 /// All that comes before the other end has to say more.
-fn come(
+fn come<F: FnOnce(&mut Machine) -> Result<(), MigrationError>>(
     builder: MachineBuilder,
     reader: &mut StreamReader<Channel>,
     mut answers: Option<&mut Channel>,
     more: More<'_>,
     others: &mut Others,
-    attach: impl FnOnce(&mut Machine) -> Result<(), MigrationError>,
-) -> Result<Machine, MigrationError> {
+    attach: F,
+) -> Result<Came<F>, MigrationError> {
     reader.configuration()?;
     if reader.machine() != state::TYPE {
         return Err(MigrationError::Machine { theirs: reader.machine().to_owned() });
@@ -412,13 +452,14 @@ fn come(
         ));
     }
     let mut coming = Coming { builder: Some(builder), attach: Some(attach), machine: None, sections: Vec::new() };
-    let mut ram: Option<Incoming> = None;
+    let (mut ram, mut advised): (Option<Incoming>, _) = (None, Advised::default());
     loop {
         match reader.event()? {
             Event::Section(section) => coming.section(section)?,
             Event::RamStart => {
                 let listed = read_list(reader)?;
                 let blocks = coming.blocks(&listed)?;
+                advised.ram(coming.machine()?.board.space.ram(), &blocks)?;
                 let mut incoming = Incoming::new(listed, blocks).map_err(|fault| reader.source().error(fault))?;
                 others.start(&mut incoming)?;
                 ram.insert(incoming).piece(reader)?;
@@ -436,9 +477,14 @@ fn come(
                 }
             }
             Event::Command(command::MULTIFD, data) if ram.is_none() => others.accept(&data, more)?,
-            Event::Command(command, _) => {
-                return Err(MigrationError::Order(format!("the command {command}, which is not known here")));
-            }
+            Event::Command(command, data) => match advised.command(command, &data, ram.as_mut())? {
+                Next::Read => {}
+                Next::Packaged(len) => {
+                    let early = || MigrationError::Order("a message before the list of RAM".into());
+                    let incoming = ram.take().ok_or_else(early)?;
+                    return Ok(Came::Early(Box::new(Early { coming, incoming, advised }), len));
+                }
+            },
             Event::End => break,
         }
     }
@@ -446,8 +492,11 @@ fn come(
         return Err(MigrationError::Order("the stream ends before its RAM does".into()));
     };
     reader.description()?;
-    coming.machine()?.all_ram_was_written(ram.blocks());
-    coming.finish()
+    let machine = coming.machine()?;
+    // Advised, and not needed.
+    machine.board.space.ram().forget_missing("all of it came before it ran");
+    machine.all_ram_was_written(ram.blocks());
+    Ok(Came::Whole(Box::new(coming.finish()?)))
 }
 
 /// Gives the next channel that connects.

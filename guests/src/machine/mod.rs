@@ -10,6 +10,7 @@
 //!
 //! A limit of instructions is each hart's own: the first to reach it stops there exactly, the others where they are.
 
+mod arrive;
 mod baseline;
 mod board;
 mod builder;
@@ -40,13 +41,14 @@ use notdirty_tcg::listing::{self, ListError, Listing};
 use notdirty_tcg::riscv::trap::Trap;
 use notdirty_tcg::{Harts, JitFlags, Turns, Vcpu, VcpuStats};
 
+pub use arrive::{Arrival, ArrivalState, ArrivalStatus};
 pub use baseline::{Baseline, BaselineError};
 pub use board::RAM_BASE;
 pub use builder::{BuildError, ClockKind, DEFAULT_RAM, LrSc, MAX_HARTS, MachineBuilder};
 pub use chain::{SnapshotChain, squash};
 pub use checkpoint::{Checkpoint, CheckpointError, Difference};
 pub use detect::{Crash, CrashKind};
-pub use leave::{LeaveOptions, Migration, MigrationState, MigrationStatus, Migrator, Road};
+pub use leave::{LeaveOptions, Migration, MigrationState, MigrationStatus, Migrator, Postcopy, Road};
 pub use memory::{Memory, PlugError, PlugSpec, Plugged, RamInfo, RemapError, ResizeError, UnplugError};
 pub use migrate::{MAX_CHANNELS, MigrationError, More, Snapshot, SnapshotInfo, snapshot_info};
 pub use report::{Callers, CrashedHart};
@@ -205,6 +207,8 @@ pub struct Machine {
     /// What it was built as.
     recipe: state::Recipe,
     migration: Arc<leave::MigrationDoor>,
+    /// Its pages come while it runs.
+    arrival: Option<arrive::Owner>,
 }
 
 // A machine moves between threads as a whole: that is what an embedder's pool does.
@@ -245,6 +249,7 @@ impl Machine {
             half_end: None,
             recipe,
             migration,
+            arrival: None,
         }
     }
 
@@ -278,6 +283,11 @@ impl Machine {
         *self.symbols.write().unwrap_or_else(PoisonError::into_inner) = loaded.symbols;
         self.frames = loaded.frames;
         Ok(())
+    }
+
+    /// How the pages come of a machine that runs before they are here ([`Postcopy`]); of any other none.
+    pub fn arrival(&self) -> Option<Arrival> {
+        self.arrival.as_ref().map(|owner| owner.0.clone())
     }
 
     /// Serves what was posted to the harts, which are parked; returns how many translations died.

@@ -34,6 +34,11 @@ usage: notdirty                       the embedded demo, with a summary
   --xbzrle SIZE         keep so many bytes of pages that were sent, and send what differs
   --auto-converge       make the guest slower if it dirties more than goes out
   --dirty-limit SIZE    the same, but each hart by itself is held to so many bytes of pages that it dirties a second
+  --postcopy[=AFTER]    run it there first, and send its pages as it waits for them (tcp:, unix:): at once, or after AFTER
+                        rounds, or 300ms, of sending while it runs here; --json of the other side tells what was waited for
+  --postcopy-bandwidth SIZE
+                        bytes a second of pages that nothing waits for (default: what the channel takes)
+  --recover TIME        how long it looks for the other side again if the channel breaks then (default 60s)
   --tls-cert FILE --tls-key FILE --tls-ca FILE [--tls-name NAME]
                         of --migrate and --incoming by tcp: or unix: TLS; both sides have a certificate (PEM) of an
                         authority that the other one is given; the target's is of NAME (default: the host of the URI)

@@ -30,6 +30,10 @@ impl Migration {
     pub(super) fn leave(&self, road: Road, options: &LeaveOptions, space: &AddressSpace) {
         let (mut stood, mut replaced) = (None, None);
         let done = match road {
+            Road::Channels(channel, _, _) if options.postcopy.is_some() => {
+                let how = options.postcopy.unwrap_or_default();
+                self.send_postcopy(channel, options, how, space, &mut stood)
+            }
             Road::Channels(channel, others, uuid) => self.send(channel, others, &uuid, options, space, &mut stood),
             Road::Ending(channel, end) => {
                 let sent = self.send(channel, Vec::new(), &[0; 16], options, space, &mut stood);
@@ -57,7 +61,7 @@ impl Migration {
 
     /// What comes before RAM, and RAM, all of which is to go.
     #[allow(clippy::type_complexity, reason = "three things, taken apart at once")]
-    fn describe(
+    pub(super) fn describe(
         &self,
         options: &LeaveOptions,
         space: &AddressSpace,

@@ -74,7 +74,7 @@ impl Machine {
             // Each wait of the other thread has a limit; all together have this one.
             let until = Instant::now() + STANDSTILL;
             while talk.ended.is_none() {
-                if Instant::now() >= until {
+                if Instant::now() >= until && !talk.status.state.is_postcopy() {
                     shared.cancel.cancel();
                 }
                 let step = Duration::from_millis(50);

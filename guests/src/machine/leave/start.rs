@@ -36,6 +36,11 @@ impl Migrator {
         if options.auto_converge && options.dirty_limit.is_some() {
             return Err(MigrationError::Options("auto-converge and a dirty limit exclude each other"));
         }
+        if options.postcopy.is_some()
+            && !matches!(&road, Road::Channels(main, others, _) if others.is_empty() && main.is_duplex())
+        {
+            return Err(MigrationError::Options("postcopy needs one channel that answers: tcp: or unix:"));
+        }
         let stop = self.stop.upgrade().ok_or(MigrationError::Gone)?;
         let mut current = lock(&self.door.current);
         if self.door.gone.load(Ordering::Acquire) {
@@ -52,9 +57,19 @@ impl Migrator {
             stuck: 0,
             throttled: false,
             dirtied: Vec::new(),
+            urgent: 0,
+            pauses: 0,
+            paused_by: None,
         };
         let migration = Migration(Arc::new(Shared {
-            talk: Mutex::new(Talk { asked: None, answer: None, status, ended: None, awake: Some(stop) }),
+            talk: Mutex::new(Talk {
+                asked: None,
+                answer: None,
+                status,
+                ended: None,
+                awake: Some(stop),
+                wants: Default::default(),
+            }),
             changed: Condvar::new(),
             wanted: AtomicBool::new(false),
             cancel,

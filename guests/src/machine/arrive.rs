@@ -1,0 +1,500 @@
+//! A machine that runs here while its pages come.
+//!
+//! ```text
+//!   receive ── ADVISE ─▶ all RAM is missing, marked as here │ precopy │ RAM_DISCARD: missing │ PACKAGED, read whole
+//!     │ LISTEN ─▶ thread "arrival": records ─▶ place ─┐ devices ─▶ RUN ─▶ PONG ─▶ the machine is returned, to be run
+//!     ▼                                               │
+//!   vCPU ── a missing page ─▶ Line: REQ_PAGES ─▶ source           END ─▶ checksums of all RAM ─▶ SHUT 0
+//!
+//!   Running ── the channel breaks ─▶ Paused ── recover: bitmaps, RESUME_ACK, all requests once more ─▶ Running ─▶ Complete
+//! ```
+//!
+//! A target that has not all of the message does not run. Once it runs it never says that it does not: what fails then pauses it, and
+//! whatever waits for a page waits on.
+
+use std::io::{self, Write};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use notdirty_core::migration::postcopy::{Answer, Bitmap, Command, Name, PageSizes, State, Step};
+use notdirty_core::migration::{Channel, Event, Fault, Incoming, Section, StreamError, StreamReader};
+use notdirty_core::{Blocktime, MissingPages, PAGE_SIZE, PageBytes, PageSource, RamBlock, RamList};
+
+use super::migrate::MigrationError;
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    // Each change is whole.
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Where a machine is that runs here while its pages come.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum ArrivalState {
+    /// Pages come.
+    Running,
+    /// The channel broke: what waits for a page waits until [`Arrival::recover`].
+    Paused,
+    /// All of RAM is here, and the source knows.
+    Complete,
+    /// The machine was dropped, or what came is not what was sent.
+    Failed,
+}
+
+/// How its pages come.
+#[derive(Debug, Clone, PartialEq)]
+#[non_exhaustive]
+pub struct ArrivalStatus {
+    /// Where it is.
+    pub state: ArrivalState,
+    /// Since the machine was to be run here, until all of RAM was.
+    pub time: Duration,
+    /// Pages that are missing still.
+    pub left: u64,
+    /// Pages that were missing when it began.
+    pub missing: u64,
+    /// Pages that were asked for.
+    pub requests: u64,
+    /// Pages that came by themselves or were asked for, zero ones apart.
+    pub pages: u64,
+    /// Zero ones.
+    pub zero_pages: u64,
+    /// How often it was paused.
+    pub pauses: u64,
+    /// How long pages were waited for.
+    pub blocktime: Blocktime,
+    /// What broke last, or why it failed.
+    pub why: Option<String>,
+}
+
+/// The way back to the source: what waits for a page asks by it.
+#[derive(Default)]
+struct Line(Mutex<Option<Open>>);
+
+struct Open {
+    channel: Channel,
+    /// The block that was asked for last.
+    last: Option<Arc<RamBlock>>,
+}
+
+impl Line {
+    fn open(&self, channel: Channel) {
+        *lock(&self.0) = Some(Open { channel, last: None });
+    }
+
+    /// Nothing is said any more; the thread that reads the channel is told.
+    fn close(&self) {
+        if let Some(open) = lock(&self.0).take() {
+            open.channel.shut();
+        }
+    }
+
+    fn say(&self, answers: &[Answer]) -> io::Result<()> {
+        let bytes = answers.iter().flat_map(Answer::to_bytes).collect::<Vec<_>>();
+        self.put(&bytes)
+    }
+
+    fn put(&self, bytes: &[u8]) -> io::Result<()> {
+        let mut line = lock(&self.0);
+        let open = line.as_mut().ok_or(io::ErrorKind::NotConnected)?;
+        open.channel.write_all(bytes)
+    }
+}
+
+impl PageSource for Line {
+    fn request(&self, block: &Arc<RamBlock>, off: u64) {
+        let mut line = lock(&self.0);
+        // While there is no channel it is kept in mind, and asked for by the next one.
+        let Some(open) = line.as_mut() else { return };
+        let same = open.last.as_ref().is_some_and(|last| Arc::ptr_eq(last, block));
+        let idstr = (!same).then(|| block.idstr().to_owned());
+        let len = block.page_size().min(block.used_length() - off.min(block.used_length())) as u32;
+        let request = Answer::Request { idstr, start: off, len: len.max(PAGE_SIZE as u32) };
+        open.last = Some(block.clone());
+        if open.channel.write_all(&request.to_bytes()).is_err() {
+            open.channel.shut();
+        }
+    }
+}
+
+struct Talk {
+    state: ArrivalState,
+    why: Option<String>,
+    next: Option<Channel>,
+    pauses: u64,
+    pages: u64,
+    zero_pages: u64,
+    took: Option<Duration>,
+    /// The machine is gone: nothing waits for pages.
+    dropped: bool,
+}
+
+struct Shared {
+    talk: Mutex<Talk>,
+    changed: Condvar,
+    line: Arc<Line>,
+    pages: Arc<MissingPages>,
+    missing: u64,
+    began: Instant,
+}
+
+/// A machine that runs here while its pages come, for any thread: see [`Machine::arrival`](super::Machine::arrival).
+#[derive(Clone)]
+pub struct Arrival(Arc<Shared>);
+
+impl Arrival {
+    /// How it goes.
+    pub fn status(&self) -> ArrivalStatus {
+        let (pages, talk) = (&self.0.pages, lock(&self.0.talk));
+        ArrivalStatus {
+            state: talk.state,
+            time: talk.took.unwrap_or_else(|| self.0.began.elapsed()),
+            left: pages.left(),
+            missing: self.0.missing,
+            requests: pages.requests(),
+            pages: talk.pages,
+            zero_pages: talk.zero_pages,
+            pauses: talk.pauses,
+            blocktime: pages.blocktime(),
+            why: talk.why.clone(),
+        }
+    }
+
+    /// Waits, at most so long, as long as it is in this state; the state then.
+    pub fn wait_while(&self, state: ArrivalState, timeout: Duration) -> ArrivalState {
+        let talk = lock(&self.0.talk);
+        let same = |talk: &mut Talk| talk.state == state;
+        let waited = self.0.changed.wait_timeout_while(talk, timeout, same).unwrap_or_else(PoisonError::into_inner);
+        waited.0.state
+    }
+
+    /// Goes on by this channel, whose other end the source [was given](super::Migration::recover).
+    ///
+    /// # Errors
+    /// [`MigrationError::Order`] unless it is [paused](ArrivalState::Paused).
+    pub fn recover(&self, channel: Channel) -> Result<(), MigrationError> {
+        let mut talk = lock(&self.0.talk);
+        if talk.state != ArrivalState::Paused {
+            return Err(MigrationError::Order(format!("{:?}: nothing is to be recovered", talk.state)));
+        }
+        talk.next = Some(channel);
+        drop(talk);
+        self.0.changed.notify_all();
+        Ok(())
+    }
+
+    /// Breaks the channel, on purpose: both sides pause.
+    pub fn pause(&self) {
+        self.0.line.close();
+    }
+
+    fn set(&self, state: ArrivalState, why: Option<String>) {
+        let mut talk = lock(&self.0.talk);
+        talk.state = state;
+        talk.pauses += u64::from(state == ArrivalState::Paused);
+        talk.why = why.or(talk.why.take());
+        if matches!(state, ArrivalState::Complete | ArrivalState::Failed) {
+            talk.took.get_or_insert_with(|| self.0.began.elapsed());
+        }
+        drop(talk);
+        self.0.changed.notify_all();
+    }
+
+    fn is_dropped(&self) -> bool {
+        lock(&self.0.talk).dropped
+    }
+
+    /// Another channel, if it is to go on.
+    fn next(&self) -> Option<Channel> {
+        let mut talk = lock(&self.0.talk);
+        loop {
+            if talk.dropped {
+                return None;
+            }
+            if let Some(next) = talk.next.take() {
+                return Some(next);
+            }
+            talk = self.0.changed.wait(talk).unwrap_or_else(PoisonError::into_inner);
+        }
+    }
+}
+
+/// The machine's hold on its arrival: without it no page is waited for any more.
+pub(super) struct Owner(pub Arrival);
+
+impl Drop for Owner {
+    fn drop(&mut self) {
+        let Arrival(shared) = &self.0;
+        lock(&shared.talk).dropped = true;
+        shared.changed.notify_all();
+        shared.pages.end("the machine is gone");
+        shared.line.close();
+    }
+}
+
+/// What is known of a postcopy before the machine runs.
+#[derive(Default)]
+pub(super) struct Advised {
+    state: State,
+    name: Name,
+    sizes: Option<PageSizes>,
+    line: Arc<Line>,
+    pages: Option<Arc<MissingPages>>,
+}
+
+/// What leads on from a command.
+pub(super) enum Next {
+    /// More of the stream.
+    Read,
+    /// A message of so many bytes, with which the machine begins to run.
+    Packaged(u32),
+}
+
+fn refused(fault: Fault) -> MigrationError {
+    MigrationError::Order(fault.to_string())
+}
+
+impl Advised {
+    /// RAM has begun: these blocks.
+    pub(super) fn ram(&mut self, list: &Arc<RamList>, blocks: &[Arc<RamBlock>]) -> Result<(), MigrationError> {
+        if self.state == State::None {
+            return Ok(());
+        }
+        let ours = blocks.iter().fold(0, |all, block| all | block.page_size());
+        if let Some(sizes) = self.sizes.filter(|sizes| sizes.summary != ours) {
+            let text =
+                format!("its blocks have pages of {:#x}, ours of {ours:#x}: postcopy needs the same", sizes.summary);
+            return Err(MigrationError::Order(text));
+        }
+        let missing = |why: notdirty_core::MissingError| MigrationError::Order(why.to_string());
+        let pages = list.set_missing(self.line.clone(), blocks.iter().cloned()).map_err(missing)?;
+        for block in blocks {
+            // The source names what is yet to come.
+            pages.mark_received(block, 0, block.used_length()).map_err(missing)?;
+        }
+        self.pages = Some(pages);
+        Ok(())
+    }
+
+    /// A command that is no other's.
+    pub(super) fn command(
+        &mut self,
+        code: u16,
+        data: &[u8],
+        incoming: Option<&mut Incoming>,
+    ) -> Result<Next, MigrationError> {
+        let command = Command::parse(code, data).map_err(refused)?;
+        let early = || MigrationError::Order(format!("{command:?} before the list of RAM"));
+        match &command {
+            Command::Name(name) => self.name = *name,
+            Command::Advise(sizes) => {
+                self.state = self.state.after(Step::Advise).map_err(refused)?;
+                if incoming.is_some() {
+                    return Err(MigrationError::Order("ADVISE behind the list of RAM".into()));
+                }
+                self.sizes = *sizes;
+            }
+            Command::Discard(discard) => {
+                self.state = self.state.after(Step::Discard).map_err(refused)?;
+                let (incoming, pages) = incoming.zip(self.pages.as_ref()).ok_or_else(early)?;
+                let (index, runs) = incoming.discard(discard).map_err(refused)?;
+                let block = incoming.blocks()[index].clone();
+                for run in runs {
+                    let done = pages.discard(&block, run.start * PAGE_SIZE, (run.end - run.start) * PAGE_SIZE);
+                    done.map_err(|why| MigrationError::Order(why.to_string()))?;
+                }
+            }
+            Command::Packaged(len) => {
+                if self.pages.is_none() {
+                    return Err(early());
+                }
+                return Ok(Next::Packaged(*len));
+            }
+            Command::SwitchoverStart => {}
+            other => {
+                let text = format!("the command {other:?} in the state {} of postcopy", self.state);
+                return Err(MigrationError::Order(text));
+            }
+        }
+        Ok(Next::Read)
+    }
+
+    /// The message was read: pages are waited for from here on, and come. Its sections.
+    pub(super) fn listen(
+        mut self,
+        events: Vec<Event>,
+        incoming: Incoming,
+        reader: StreamReader<Channel>,
+        answers: &Channel,
+        harts: usize,
+    ) -> Result<(Vec<Section>, Starting), MigrationError> {
+        let (mut sections, mut pings) = (Vec::new(), Vec::new());
+        let order = |why: String| MigrationError::Order(format!("{why} in the message that the machine begins with"));
+        for event in events {
+            match event {
+                Event::Section(section) if self.state == State::Listening => sections.push(section),
+                Event::Command(code, data) => match Command::parse(code, &data).map_err(refused)? {
+                    Command::Listen => self.state = self.state.after(Step::Listen).map_err(refused)?,
+                    Command::Ping(number) => pings.push(Answer::Pong(number)),
+                    Command::Run => self.state = self.state.after(Step::Run).map_err(refused)?,
+                    other => return Err(order(format!("{other:?}"))),
+                },
+                other => return Err(order(format!("{other:?} in the state {}", self.state))),
+            }
+        }
+        let Some(pages) = self.pages.filter(|_| self.state == State::Running) else {
+            return Err(order("no command to run".into()));
+        };
+        pages.set_vcpus(harts as u32);
+        self.line.open(answers.try_clone().map_err(MigrationError::Host)?);
+        pages.listen().map_err(|why| MigrationError::Order(why.to_string()))?;
+        let talk = Talk {
+            state: ArrivalState::Running,
+            why: None,
+            next: None,
+            pauses: 0,
+            pages: 0,
+            zero_pages: 0,
+            took: None,
+            dropped: false,
+        };
+        let shared = Shared {
+            talk: Mutex::new(talk),
+            changed: Condvar::new(),
+            line: self.line,
+            missing: pages.left(),
+            pages,
+            began: Instant::now(),
+        };
+        let arrival = Arrival(Arc::new(shared));
+        let owner = Owner(arrival.clone());
+        let name = self.name;
+        let reads = Reads { arrival, reader, incoming, name };
+        let thread = std::thread::Builder::new().name("arrival".into());
+        thread.spawn(move || reads.all()).map_err(MigrationError::Host)?;
+        Ok((sections, Starting { owner, pings }))
+    }
+}
+
+/// A machine whose pages come, and whose devices are not restored yet.
+pub(super) struct Starting {
+    owner: Owner,
+    pings: Vec<Answer>,
+}
+
+impl Starting {
+    /// It runs: the source is told.
+    pub(super) fn run(self) -> Owner {
+        // Should this not arrive, the source is paused, and knows by the next channel.
+        let _ = self.owner.0.0.line.say(&self.pings);
+        self.owner
+    }
+}
+
+/// The thread that reads the stream.
+struct Reads {
+    arrival: Arrival,
+    reader: StreamReader<Channel>,
+    incoming: Incoming,
+    name: Name,
+}
+
+impl Reads {
+    fn all(mut self) {
+        let arrival = self.arrival.clone();
+        loop {
+            let why = match self.read() {
+                Ok(()) => return arrival.set(ArrivalState::Complete, None),
+                Err(why) => why,
+            };
+            arrival.0.line.close();
+            if arrival.is_dropped() {
+                return arrival.set(ArrivalState::Failed, Some("the machine is gone".into()));
+            }
+            if let MigrationError::Stream(StreamError { fault: Fault::Checksum { .. }, .. }) = &why {
+                // It runs on what is wrong: another channel makes nothing right.
+                log::error!("postcopy: {why}");
+                return arrival.set(ArrivalState::Failed, Some(why.to_string()));
+            }
+            log::warn!("postcopy is paused: {why}");
+            arrival.set(ArrivalState::Paused, Some(why.to_string()));
+            let Some(channel) = arrival.next() else {
+                return arrival.set(ArrivalState::Failed, Some("the machine is gone".into()));
+            };
+            let Ok(answers) = channel.try_clone() else { continue };
+            arrival.0.line.open(answers);
+            self.reader.replace(channel);
+            self.incoming.forget_last();
+        }
+    }
+
+    fn say(&self, answer: Answer) -> Result<(), MigrationError> {
+        self.arrival.0.line.say(&[answer]).map_err(MigrationError::Answer)
+    }
+
+    /// Reads until the source knows that all is here.
+    fn read(&mut self) -> Result<(), MigrationError> {
+        let arrival = self.arrival.clone();
+        let shared = &arrival.0;
+        loop {
+            match self.reader.event()? {
+                Event::RamPiece(_) => {
+                    let blocks = self.incoming.blocks().to_vec();
+                    let place = |block: usize, page: u64, bytes: Option<&[u8]>| {
+                        let bytes = bytes.map_or(PageBytes::Zero, PageBytes::Copy);
+                        let placed = shared.pages.place(&blocks[block], page * PAGE_SIZE, bytes);
+                        placed.map_err(|why| Fault::Order(why.to_string()))
+                    };
+                    let done = self.incoming.fetch(&mut self.reader, place);
+                    let mut talk = lock(&shared.talk);
+                    (talk.pages, talk.zero_pages) = (self.incoming.pages, self.incoming.zero_pages);
+                    drop(talk);
+                    done?;
+                }
+                Event::Command(code, data) => match Command::parse(code, &data).map_err(refused)? {
+                    Command::OpenReturnPath => {}
+                    Command::Ping(number) => self.say(Answer::Pong(number))?,
+                    Command::Name(name) if name == self.name => {}
+                    Command::Name(_) => {
+                        return Err(MigrationError::Order("the channel is of another migration".into()));
+                    }
+                    Command::RecvBitmap(idstr) => self.say_received(idstr)?,
+                    Command::Resume => self.resume()?,
+                    other => {
+                        let text = format!("the command {other:?} in the state {} of postcopy", State::Running);
+                        return Err(MigrationError::Order(text));
+                    }
+                },
+                Event::End => {
+                    self.reader.description()?;
+                    if shared.pages.left() != 0 {
+                        let text = format!("the stream ends, and {} pages are missing", shared.pages.left());
+                        return Err(MigrationError::Order(text));
+                    }
+                    return self.say(Answer::Shut(0));
+                }
+                other => return Err(MigrationError::Order(format!("{other:?}, while the machine runs"))),
+            }
+        }
+    }
+
+    fn say_received(&self, idstr: String) -> Result<(), MigrationError> {
+        let shared = &self.arrival.0;
+        let blocks = self.incoming.blocks();
+        let block = blocks.iter().find(|block| block.idstr() == idstr);
+        let unknown = || MigrationError::Order(format!("a bitmap of RAM block {idstr}, which is not here"));
+        let words =
+            shared.pages.received(block.ok_or_else(unknown)?).map_err(|why| MigrationError::Order(why.to_string()))?;
+        let mut bytes = Answer::Bitmap(idstr).to_bytes();
+        Bitmap(words).write(&mut bytes).map_err(MigrationError::Answer)?;
+        shared.line.put(&bytes).map_err(MigrationError::Answer)
+    }
+
+    fn resume(&self) -> Result<(), MigrationError> {
+        self.say(Answer::ResumeAck(1))?;
+        self.arrival.set(ArrivalState::Running, None);
+        // What was asked for by a channel that is gone.
+        self.arrival.0.pages.request_again();
+        Ok(())
+    }
+}

@@ -1,0 +1,396 @@
+//! A machine that runs at its target before its pages are there.
+//!
+//! ```text
+//!   rounds of precopy, or none ─▶ harts stand still ─▶ last sync ─▶ RAM_DISCARD … ─▶ PACKAGED (LISTEN, devices, RUN)
+//!                                                                                     │ its last byte: point of no return
+//!   PostcopyActive   requested pages, the sweep ──────────────────────────▶ END ─▶ SHUT 0: Completed
+//!        │ the channel breaks                     ▲ bitmaps, RESUME
+//!        ▼                                        │
+//!   PostcopyPaused   all is kept; `recover` ──────┘      `abandon`: Uncertain, for Machine::take_back
+//! ```
+//!
+//! One side can run. The target uses no byte of the message before it has all of it, so as long as a byte of it was not written the
+//! source runs on. After that it does not, whatever happens, unless the target says that it will not (`SHUT 1`, before its `PONG`).
+
+use std::collections::hash_map::RandomState;
+use std::hash::{BuildHasher, Hasher};
+use std::io;
+use std::sync::{Arc, PoisonError};
+use std::time::{Duration, Instant};
+
+use notdirty_core::migration::postcopy::{Command, Name, PageSizes, Rest, ReturnPath};
+use notdirty_core::migration::{Carrier, Channel, Progress, RamId, Source, StreamCarrier, StreamError, StreamWriter};
+use notdirty_core::{PAGE_SIZE, RamBlock};
+use notdirty_softmmu::AddressSpace;
+
+use super::{Answer, Ask, LeaveOptions, Migration, MigrationState, lock};
+use crate::machine::migrate::MigrationError;
+use crate::machine::state;
+
+/// The number by which the target says that it runs.
+const RUNS: u32 = 3;
+
+/// How long the last word of a target that has ended the channel is waited for.
+const LAST_WORD: Duration = Duration::from_millis(500);
+
+/// How long a step of a target may take.
+const PATIENCE: Duration = Duration::from_secs(30);
+
+/// A target may ask for nothing for as long as it likes.
+const ALWAYS: Duration = Duration::from_secs(365 * 24 * 3600);
+
+/// When a machine runs at its target.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[non_exhaustive]
+pub struct Postcopy {
+    /// After so many rounds of precopy; without a number when [`Migration::switch`] says so.
+    pub rounds: Option<u64>,
+    /// Bytes a second of pages that nothing waits for.
+    pub bandwidth: Option<u64>,
+}
+
+impl Postcopy {
+    /// After so many rounds of precopy; 0: at once.
+    pub fn after(rounds: u64) -> Postcopy {
+        Postcopy { rounds: Some(rounds), bandwidth: None }
+    }
+
+    /// When [`Migration::switch`] says so: pages go in rounds until then.
+    pub fn by_command() -> Postcopy {
+        Postcopy::default()
+    }
+}
+
+/// What other threads want of a postcopy.
+#[derive(Default)]
+pub(super) struct Wants {
+    switch: bool,
+    next: Option<Channel>,
+    abandoned: bool,
+}
+
+/// The stream of a machine that runs elsewhere.
+struct Sending {
+    writer: StreamWriter<Channel>,
+    channel: Channel,
+    path: Arc<ReturnPath>,
+    rest: Rest,
+    id: RamId,
+    blocks: Vec<Arc<RamBlock>>,
+    name: Name,
+    /// It said that it runs.
+    runs: bool,
+}
+
+impl MigrationState {
+    /// Whether the machine may run at its target, and the source sends what is left.
+    pub fn is_postcopy(self) -> bool {
+        matches!(self, MigrationState::PostcopyActive | MigrationState::PostcopyPaused)
+    }
+}
+
+impl Migration {
+    /// Rounds of precopy end, and the machine runs at its target: of one that was begun with [`Postcopy`].
+    pub fn switch(&self) {
+        lock(&self.0.talk).wants.switch = true;
+        self.0.changed.notify_all();
+    }
+
+    /// Goes on by this channel, whose other end the target [was given](super::super::Arrival::recover).
+    ///
+    /// # Errors
+    /// [`MigrationError::Order`] unless it is [paused](MigrationState::PostcopyPaused).
+    pub fn recover(&self, channel: Channel) -> Result<(), MigrationError> {
+        let mut talk = lock(&self.0.talk);
+        if talk.status.state != MigrationState::PostcopyPaused {
+            return Err(MigrationError::Order(format!("{:?}: nothing is to be recovered", talk.status.state)));
+        }
+        talk.wants.next = Some(channel);
+        drop(talk);
+        self.0.changed.notify_all();
+        Ok(())
+    }
+
+    /// Gives up a paused one: it ends as [`MigrationState::Uncertain`], and its pages, which the target waits for, never come.
+    pub fn abandon(&self) {
+        lock(&self.0.talk).wants.abandoned = true;
+        self.0.changed.notify_all();
+    }
+
+    /// All of it, on the migration's thread.
+    pub(super) fn send_postcopy(
+        &self,
+        channel: Channel,
+        options: &LeaveOptions,
+        how: Postcopy,
+        space: &AddressSpace,
+        stood: &mut Option<Instant>,
+    ) -> Result<(), MigrationError> {
+        let (before, blocks, source) = self.describe(options, space)?;
+        let path = hear(&blocks, &channel)?;
+        let said = self.begin(&channel, &path, before, blocks, source, options, how, stood);
+        let mut sending = match said {
+            Ok(sending) => sending,
+            Err(why) => {
+                // A target that refuses ends the channel, and has said why before.
+                path.wait(LAST_WORD, |heard| heard.shut.is_some());
+                channel.shut();
+                let heard = path.heard();
+                return match (why, heard.shut) {
+                    (MigrationError::Stream(_), Some(1..)) => Err(MigrationError::Refused { why: heard.why.clone() }),
+                    (why, _) => Err(why),
+                };
+            }
+        };
+        loop {
+            let sent = self.push(&mut sending, how, stood);
+            let (shut, why) = {
+                let heard = sending.path.heard();
+                (heard.shut, heard.why.clone())
+            };
+            self.note_pong(&mut sending, stood);
+            sending.channel.shut();
+            match (sent, shut) {
+                (_, Some(1..)) if !sending.runs => return Err(MigrationError::Refused { why }),
+                (Ok(()), _) => return Ok(()),
+                (Err(failed), _) => self.pause(&mut sending, &failed)?,
+            }
+        }
+    }
+
+    /// Up to the point of no return.
+    #[allow(clippy::too_many_arguments, reason = "a part of the function above")]
+    fn begin(
+        &self,
+        channel: &Channel,
+        path: &Arc<ReturnPath>,
+        before: Vec<notdirty_core::migration::Section>,
+        blocks: Vec<Arc<RamBlock>>,
+        mut source: Source,
+        options: &LeaveOptions,
+        how: Postcopy,
+        stood: &mut Option<Instant>,
+    ) -> Result<Sending, MigrationError> {
+        let name = name();
+        let mut writer = StreamWriter::new(channel.try_clone().map_err(MigrationError::Host)?, state::TYPE, &[])?;
+        let summary = blocks.iter().fold(0, |all, block| all | block.page_size());
+        let sizes = PageSizes { summary, target: PAGE_SIZE };
+        for command in [Command::OpenReturnPath, Command::Name(name), Command::Ping(1), Command::Advise(Some(sizes))] {
+            say(&mut writer, &command)?;
+        }
+        before.iter().try_for_each(|section| writer.full(section))?;
+        let mut carrier = StreamCarrier::begin_ram(&mut writer, &blocks)?;
+        if let Some(cache) = options.deltas {
+            carrier = carrier.with_deltas(cache);
+        }
+        self.rounds(&mut source, &mut carrier, options, how)?;
+        *stood = Some(Instant::now());
+        self.set_state(MigrationState::Device);
+        let Answer::StandsStill(after) = self.ask(Ask::StandStill)? else {
+            return Err(MigrationError::Order("the machine answered something else".into()));
+        };
+        source.sync(&carrier, &options.limits)?;
+        let id = carrier.id();
+        // Its log drops here: nothing is logged from now on.
+        let rest = Rest::new(source);
+        drop(carrier);
+        self.note_progress(rest.progress(), true);
+        for command in rest.discards() {
+            say(&mut writer, &command)?;
+        }
+        say(&mut writer, &Command::Ping(2))?;
+        let message = writer.package(
+            |inner| {
+                say(inner, &Command::Listen)?;
+                after.iter().try_for_each(|section| inner.full(section))
+            },
+            |inner| say(inner, &Command::Ping(RUNS)).and_then(|()| say(inner, &Command::Run)),
+        )?;
+        say(&mut writer, &Command::Packaged(message.len() as u32))?;
+        writer.out().flush()?;
+        let channel = channel.try_clone().map_err(MigrationError::Host)?;
+        let mut talk = lock(&self.0.talk);
+        if self.0.cancel.is_cancelled() {
+            return Err(MigrationError::Cancelled);
+        }
+        // Too late for a cancel.
+        talk.status.state = MigrationState::PostcopyActive;
+        drop(talk);
+        // As long as a byte of it is here the target does not run.
+        writer.out().put(&message)?;
+        writer.out().flush()?;
+        Ok(Sending { writer, channel, path: path.clone(), rest, id, blocks, name, runs: false })
+    }
+
+    /// Rounds of precopy, as many as are wanted.
+    fn rounds(
+        &self,
+        source: &mut Source,
+        carrier: &mut impl Carrier,
+        options: &LeaveOptions,
+        how: Postcopy,
+    ) -> Result<(), MigrationError> {
+        let mut done = 0;
+        while how.rounds.is_none_or(|rounds| done < rounds) && !lock(&self.0.talk).wants.switch {
+            let mut switched = false;
+            let round = source.round(carrier, &options.limits, |progress| {
+                self.note_progress(*progress, false);
+                switched = lock(&self.0.talk).wants.switch;
+                !switched && !self.0.cancel.is_cancelled()
+            });
+            match round {
+                // The rest of the round is sent later, too.
+                Err(_) if switched => return Ok(()),
+                round => round?,
+            }
+            self.note_progress(*source.progress(), true);
+            done += 1;
+        }
+        Ok(())
+    }
+
+    fn note_progress(&self, progress: Progress, round: bool) {
+        let mut talk = lock(&self.0.talk);
+        talk.status.progress = progress;
+        if round {
+            talk.status.dirtied.push(progress.dirtied);
+        }
+    }
+
+    /// The guest has stood still until the target said that it runs.
+    fn note_pong(&self, sending: &mut Sending, stood: &mut Option<Instant>) {
+        if !sending.runs && sending.path.heard().pong >= RUNS {
+            sending.runs = true;
+            if let Some(since) = stood.take() {
+                lock(&self.0.talk).status.downtime = since.elapsed();
+            }
+        }
+    }
+
+    /// Sends what is left, until the target has all of it.
+    fn push(&self, sending: &mut Sending, how: Postcopy, stood: &mut Option<Instant>) -> Result<(), MigrationError> {
+        let path = sending.path.clone();
+        let mut carrier = StreamCarrier::go_on(&mut sending.writer, sending.id, &sending.blocks);
+        carrier.begin()?;
+        let (runs, path) = (&mut sending.runs, &*path);
+        let rest = &mut sending.rest;
+        rest.send(&mut carrier, &path.requests, how.bandwidth, |rest| {
+            let heard = path.heard();
+            let (pong, over) = (heard.pong, heard.shut.is_some() || heard.broken.is_some());
+            drop(heard);
+            if !*runs && pong >= RUNS {
+                *runs = true;
+                if let Some(since) = stood.take() {
+                    lock(&self.0.talk).status.downtime = since.elapsed();
+                }
+            }
+            let mut talk = lock(&self.0.talk);
+            talk.status.progress = rest.progress();
+            talk.status.urgent = rest.urgent;
+            !over
+        })?;
+        carrier.end(true)?;
+        carrier.end_ram()?;
+        sending.writer.finish()?;
+        path.wait(PATIENCE, |heard| heard.pong >= RUNS || heard.shut.is_some());
+        self.note_pong(sending, stood);
+        path.wait(PATIENCE, |heard| heard.shut.is_some());
+        let heard = path.heard();
+        match (heard.shut, &heard.broken) {
+            (Some(0), _) => Ok(()),
+            (Some(number), _) => Err(MigrationError::Order(format!("it answered SHUT {number}: {}", heard.why))),
+            (None, Some(why)) => Err(MigrationError::Order(why.clone())),
+            (None, None) => Err(MigrationError::Answer(io::ErrorKind::TimedOut.into())),
+        }
+    }
+
+    /// Keeps all that it has, until there is another channel by which it goes on.
+    fn pause(&self, sending: &mut Sending, why: &MigrationError) -> Result<(), MigrationError> {
+        let mut why = match &sending.path.heard().why {
+            said if said.is_empty() => why.to_string(),
+            said => said.clone(),
+        };
+        loop {
+            log::warn!("postcopy is paused: {why}");
+            let mut talk = lock(&self.0.talk);
+            talk.status.state = MigrationState::PostcopyPaused;
+            talk.status.pauses += 1;
+            talk.status.paused_by = Some(why.clone());
+            self.0.changed.notify_all();
+            while talk.wants.next.is_none() && !talk.wants.abandoned {
+                talk = self.0.changed.wait(talk).unwrap_or_else(PoisonError::into_inner);
+            }
+            let next = talk.wants.next.take();
+            if talk.wants.abandoned {
+                return Err(MigrationError::Uncertain { why });
+            }
+            drop(talk);
+            let Some(channel) = next else { continue };
+            match go_on(sending, channel) {
+                Ok(()) => {
+                    let mut talk = lock(&self.0.talk);
+                    talk.status.state = MigrationState::PostcopyActive;
+                    self.0.changed.notify_all();
+                    return Ok(());
+                }
+                Err(failed) => {
+                    sending.channel.shut();
+                    why = failed.to_string();
+                }
+            }
+        }
+    }
+}
+
+/// The target says what it has, and waits for the rest.
+fn go_on(sending: &mut Sending, channel: Channel) -> Result<(), MigrationError> {
+    sending.path = hear(&sending.blocks, &channel)?;
+    sending.writer.replace(channel.try_clone().map_err(MigrationError::Host)?);
+    sending.channel = channel;
+    let (writer, path) = (&mut sending.writer, &sending.path);
+    say(writer, &Command::OpenReturnPath)?;
+    say(writer, &Command::Name(sending.name))?;
+    for block in &sending.blocks {
+        say(writer, &Command::RecvBitmap(block.idstr().to_owned()))?;
+    }
+    writer.out().flush()?;
+    let late = |what: &str| match &path.heard().broken {
+        Some(why) => MigrationError::Order(format!("{what}: {why}")),
+        None => MigrationError::Answer(io::Error::new(io::ErrorKind::TimedOut, what.to_owned())),
+    };
+    if !path.wait(PATIENCE, |heard| heard.bitmaps.iter().all(Option::is_some)) {
+        return Err(late("the target did not say what it has"));
+    }
+    let bitmaps: Vec<_> = path.heard().bitmaps.iter().flatten().cloned().collect();
+    sending.rest.resume(&bitmaps).map_err(|fault| MigrationError::Order(fault.to_string()))?;
+    // It has said all that: it runs.
+    sending.runs = true;
+    say(writer, &Command::Resume)?;
+    writer.out().flush()?;
+    if !path.wait(PATIENCE, |heard| heard.resumed) { Err(late("the target did not go on")) } else { Ok(()) }
+}
+
+/// Names this migration, as far as two on one host have to differ.
+fn name() -> Name {
+    let random = || RandomState::new().build_hasher().finish().to_ne_bytes();
+    let mut name = [0; 16];
+    name[..8].copy_from_slice(&random());
+    name[8..].copy_from_slice(&random());
+    name
+}
+
+fn say<W: io::Write>(writer: &mut StreamWriter<W>, command: &Command) -> Result<(), StreamError> {
+    writer.command(command.code(), &command.data())
+}
+
+/// A thread that hears what the target says on this channel, until that ends.
+fn hear(blocks: &[Arc<RamBlock>], channel: &Channel) -> Result<Arc<ReturnPath>, MigrationError> {
+    let sizes = blocks.iter().map(|block| (block.idstr().to_owned(), block.pages().len()));
+    let path = Arc::new(ReturnPath::new(sizes.collect()));
+    let mut from = channel.try_clone().map_err(MigrationError::Host)?;
+    from.set_patience(ALWAYS);
+    let hears = path.clone();
+    let thread = std::thread::Builder::new().name("return path".into());
+    thread.spawn(move || hears.listen(&mut from)).map_err(MigrationError::Host)?;
+    Ok(path)
+}
