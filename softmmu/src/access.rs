@@ -10,6 +10,7 @@ use crate::live::LiveMmu;
 use crate::mmu::Hooks;
 use crate::tlb::FetchEntry;
 use crate::tlb::entry::{BIAS, FLAGS, INVALID, OTHER};
+use crate::tlb::fill::Fetched;
 use crate::translate::Access;
 use notdirty_core::RamAddr;
 
@@ -157,7 +158,11 @@ impl LiveMmu {
         // The smallest part of an instruction.
         let access = Access { idx, va, len: 2, kind: AccessKind::Fetch };
         let to = self.translate(hooks, access)?;
-        let mut found = self.tlb.fill_fetch(&self.view, va, &to).ok_or_else(|| self.fault(AccessKind::Fetch, va))?;
+        let mut found = match self.tlb.fill_fetch(&self.space, &self.view, va, &to) {
+            Fetched::Entry(entry) => entry,
+            Fetched::Empty => return Err(self.fault(AccessKind::Fetch, va)),
+            Fetched::Missing(ram) => return Err(self.missing(AccessKind::Fetch, va, ram)),
+        };
         if !to.lasting {
             // What holds for this access alone says nothing of what comes after it.
             found.to = found.to.min(va.page_offset() as u32 + 2);

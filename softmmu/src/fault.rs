@@ -25,6 +25,8 @@ pub enum FaultCause {
     Page,
     /// Somebody watches these bytes, and nothing was done: no fault of the guest's. See [`LiveMmu::take_watched`](crate::LiveMmu::take_watched).
     Watched,
+    /// The page is yet to come, and nothing was done: no fault of the guest's. See [`LiveMmu::take_missing`](crate::LiveMmu::take_missing).
+    Missing,
 }
 
 /// A guest access that did not happen. Nothing of it was written.
@@ -67,6 +69,7 @@ impl fmt::Display for FaultCause {
             FaultCause::Access => "nothing there takes it",
             FaultCause::Page => "the page tables refuse it",
             FaultCause::Watched => "it is watched",
+            FaultCause::Missing => "its page is yet to come",
         })
     }
 }

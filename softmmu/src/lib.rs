@@ -69,10 +69,10 @@
 //! | `safepoint`, `registry` | [`VcpuPort`], [`VcpuRegistry`]: how other threads reach a vCPU, and wait for it; core's `DirtyListener` |
 //! | [`fault`] | [`MemFault`]: the guest's error, as a value |
 //!
-//! Kept here: TLB-1, the softmmu halves of MARK-1, LINE-1, CODE-1, HARVEST-1, SAFE-1 and RAM-1. Nothing here sees an instruction.
+//! Kept here: TLB-1, the softmmu halves of MARK-1, LINE-1, CODE-1, HARVEST-1, PLACE-1, SAFE-1 and RAM-1. Nothing here sees an instruction.
 //!
-//! Absent on purpose, until something uses it: watchpoints, a victim TLB, and waiting for missing pages. Page walks are the
-//! embedder's ([`Hooks::translate`]).
+//! Absent on purpose, until something uses it: a victim TLB. Page walks are the embedder's ([`Hooks::translate`]), and so is the wait for
+//! a page that is yet to come ([`LiveMmu::take_missing`]): an access does not wait, it was not made.
 
 #![warn(clippy::missing_errors_doc)]
 

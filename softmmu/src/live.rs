@@ -12,6 +12,7 @@
 //! good across any number of loads and stores.
 
 use crate::addr::{GuestPhys, GuestVirt, MmuIdx};
+use crate::fault::AccessKind;
 use crate::lines::Noted;
 use crate::memmap::{AddressSpace, FlatView, What};
 use crate::mmu::{Hooks, ServeReport, SlowStats};
@@ -56,13 +57,15 @@ pub struct LiveMmu {
     forgotten: u64,
     pub(crate) heard: HeardSets,
     pub(crate) noted: Noted,
+    /// The page that the last access which ended in [`FaultCause::Missing`](crate::FaultCause::Missing) waits for, and what that wanted.
+    pub(crate) awaited: Option<(RamAddr, AccessKind)>,
     /// Not lent to another thread: a wait for the vCPU is refused on the thread that it runs on, and on no other.
     _thread: PhantomData<*const ()>,
 }
 
 impl LiveMmu {
     pub(crate) fn new(space: &Arc<AddressSpace>, prefix: usize) -> io::Result<LiveMmu> {
-        let tlb = Tlb::new(prefix)?;
+        let mut tlb = Tlb::new(prefix)?;
         // Registered before the view is taken: a change after that is posted to this vCPU.
         let port = space.vcpus().register();
         if !space.vcpus().admit_vcpu(&port, ADMIT) || !space.ram().admit_writer(space.vcpus(), ADMIT) {
@@ -70,10 +73,12 @@ impl LiveMmu {
             return Err(io::Error::new(io::ErrorKind::TimedOut, why));
         }
         let view = space.snapshot();
-        let (stats, forgotten, heard, noted) = Default::default();
+        let (stats, forgotten, heard, noted, awaited) = Default::default();
         let rings = VcpuRings::of(port.id());
         let space = space.clone();
-        Ok(LiveMmu { tlb, view, space, port, rings, stats, forgotten, heard, noted, _thread: PhantomData })
+        // As the view: what is missing later is posted.
+        tlb.set_missing(space.ram().has_missing());
+        Ok(LiveMmu { tlb, view, space, port, rings, stats, forgotten, heard, noted, awaited, _thread: PhantomData })
     }
 
     /// Start of the owner's bytes: zeroed, 64-byte aligned, `table() - prefix`. They die with this `SoftMmu`.
@@ -272,6 +277,12 @@ impl LiveMmu {
         if self.port.kicked() && self.take_kick() { self.serve_posted(hooks) } else { ServeReport::default() }
     }
 
+    /// The page that an access waits for which ended in [`FaultCause::Missing`](crate::FaultCause::Missing), and what that wanted: the engine
+    /// parks the vCPU, waits for it (core's `MissingPages::begin_wait`, or `wait`), and makes the access again.
+    pub fn take_missing(&mut self) -> Option<(RamAddr, AccessKind)> {
+        self.awaited.take()
+    }
+
     /// Takes a kick. Was anything posted with it? Then the caller calls [`serve_posted`](Self::serve_posted), at this safe point.
     /// Most kicks are those of devices, which post nothing.
     #[inline]
@@ -301,6 +312,7 @@ impl LiveMmu {
     fn act<H: Hooks>(&mut self, hooks: &mut H, drained: &mut Drained) -> ServeReport {
         let mut report = ServeReport::default();
         let mut rearms = Vec::new();
+        self.tlb.set_missing(self.space.ram().has_missing());
         for &request in &drained.requests {
             match request {
                 Request::KillCode { ram, len } => {

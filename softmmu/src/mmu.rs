@@ -17,10 +17,11 @@ use crate::memmap::AddressSpace;
 use crate::safepoint::Started;
 use core::marker::PhantomData;
 use core::ops::{Deref, DerefMut};
-use notdirty_core::RamAddr;
+use notdirty_core::{MissingError, RamAddr, Waiter};
 use std::io;
 use std::ops::AddAssign;
 use std::sync::Arc;
+use std::task::Waker;
 use std::time::Duration;
 
 use crate::addr::{GuestPhys, GuestVirt, MemSize};
@@ -109,6 +110,8 @@ pub struct SlowStats {
     pub rom_discard: u64,
     /// Accesses to pages that no entry can describe.
     pub mixed_page: u64,
+    /// Accesses that were not made, as their page, or a page table, is yet to come.
+    pub missing: u64,
     /// Accesses that ended in a fault.
     pub faults: u64,
     /// Whole TLB flushes.
@@ -138,6 +141,7 @@ impl AddAssign for SlowStats {
             misaligned,
             rom_discard,
             mixed_page,
+            missing,
             faults,
             flushes,
             dropped,
@@ -158,6 +162,7 @@ impl AddAssign for SlowStats {
         self.misaligned += misaligned;
         self.rom_discard += rom_discard;
         self.mixed_page += mixed_page;
+        self.missing += missing;
         self.faults += faults;
         self.flushes += flushes;
         self.dropped += dropped;
@@ -289,6 +294,27 @@ impl SoftMmu {
     /// counts. For `wfi`: with no RCU guard held (SAFE-1). A vCPU that goes on runs again, and so serves.
     pub fn wait(&mut self, timeout: Option<Duration>) -> bool {
         self.mmu.port.wait(timeout)
+    }
+
+    /// Sleeps, parked, until the page of RAM that [`LiveMmu::take_missing`] named is here, the vCPU is kicked, or the time is up; says whether
+    /// the page is here. `number`: the vCPU's, for the times that were waited. With no RCU guard held (SAFE-1). A vCPU that goes on
+    /// runs again, and so serves; it makes the access again, which finds the page, or waits once more.
+    ///
+    /// # Errors
+    /// [`MissingError::Ended`]: it does not come any more.
+    pub fn wait_for_page(
+        &mut self,
+        page: RamAddr,
+        number: u32,
+        timeout: Option<Duration>,
+    ) -> Result<bool, MissingError> {
+        // Before the source is asked: it may take its time.
+        self.mmu.port.park();
+        let Some(pages) = self.mmu.space.ram().missing() else { return Ok(true) };
+        let waker = Waker::from(self.mmu.port.shared().clone());
+        let Some(waiting) = pages.begin_wait(page, waker, Waiter::Vcpu(number))? else { return Ok(true) };
+        self.mmu.port.wait(timeout);
+        Ok(waiting.is_over())
     }
 
     /// See [`LiveMmu::set_flat_addend`].

@@ -7,6 +7,7 @@
 //!     ├─ CODEPAGE, aligned ───────────── host store, test the halves, only a hit goes on        notdirty.rs
 //!     ├─ LINES, aligned ──────────────── host store, note the line                              lines.rs
 //!     ├─ locate: entry, else device, else translate and fill, else (mixed page) the view; nothing there ─▶ access fault
+//!     │                                                                  └ RAM that is yet to come ─▶ Missing: no access
 //!     ├─ bytes reach past the page or the region ─▶ pieces: all located, then RAM, then devices (SAFE-1)
 //!     ├─ RAM, nothing listens ─────────── host store (the first one: the miss)
 //!     ├─ RAM, something listens ───────── before, host store, then steps b to d                 notdirty.rs
@@ -19,7 +20,7 @@
 
 use crate::access::{StoreEffect, wanted};
 use crate::addr::{GuestVirt, MemSize};
-use crate::fault::{AccessKind, MemFault};
+use crate::fault::{AccessKind, FaultCause, MemFault};
 use crate::host;
 use crate::live::LiveMmu;
 use crate::memmap::Resolved;
@@ -310,17 +311,21 @@ impl LiveMmu {
                 Ok((self.place(slot, comparator, va), PAGE_SIZE - va.page_offset()))
             }
             Filled::Device => self.device_place(va, kind).ok_or_else(|| self.fault(kind, va)),
-            Filled::Mixed => self.locate_mixed(va, to).ok_or_else(|| self.fault(kind, va)),
+            Filled::Mixed => self.locate_mixed(va, kind, to),
             Filled::Empty => Err(self.fault(kind, va)),
+            Filled::Missing(ram) => Err(self.missing(kind, va, ram)),
         }
     }
 
     /// Asks the embedder where an access goes.
     #[inline]
     pub(crate) fn translate<H: Hooks>(&mut self, hooks: &mut H, access: Access) -> Result<Translation, MemFault> {
+        self.awaited = None;
         match hooks.translate(&mut Physical::new(self), access) {
             Ok(to) if to.rights.has(access.kind) => Ok(to),
             Ok(_) => Err(self.fault(access.kind, access.va)),
+            // A page table is yet to come: what the hooks made of that is not so.
+            Err(_) if self.awaited.is_some() => Err(self.await_page(access.kind, access.va)),
             Err(cause) => {
                 self.stats.faults += 1;
                 Err(MemFault { kind: access.kind, cause, addr: access.va })
@@ -329,7 +334,7 @@ impl LiveMmu {
     }
 
     /// On a page that no entry describes, the view is asked each time (but for the device last used on it).
-    fn locate_mixed(&mut self, va: GuestVirt, to: &Translation) -> Option<(Place, u64)> {
+    fn locate_mixed(&mut self, va: GuestVirt, kind: AccessKind, to: &Translation) -> Result<(Place, u64), MemFault> {
         self.stats.mixed_page += 1;
         let at = to.at(va);
         // A page at a time, so that the pieces of an access wrap at the end of the address space.
@@ -338,18 +343,21 @@ impl LiveMmu {
             Resolved::Ram { block, off, readonly, len_left } => {
                 let host = with_exposed_provenance_mut(host_address(block, off) as usize);
                 let ram = ram_address(block, off);
+                if self.space.ram().is_missing(ram) {
+                    return Err(self.missing(kind, va, ram));
+                }
                 let place =
                     if readonly { Place::Rom { host } } else { Place::Ram { host, ram, entry: None, silent: false } };
-                Some((place, len_left.min(page_left)))
+                Ok((place, len_left.min(page_left)))
             }
             Resolved::Mmio { dev, off, len_left } => {
                 let place = Place::Mmio { dev: NonNull::from(&**dev), off, sizes: dev.sizes() };
                 if to.lasting {
                     self.tlb.fill_device(&self.view, va, to);
                 }
-                Some((place, len_left.min(page_left)))
+                Ok((place, len_left.min(page_left)))
             }
-            Resolved::None => None,
+            Resolved::None => Err(self.fault(kind, va)),
         }
     }
 
@@ -508,6 +516,20 @@ impl LiveMmu {
         let at = va.page_offset();
         let within = at >= from.into() && at + size.bytes() <= to.into();
         (within && aligned(va, size) && sizes.contains(size) && rights.has(kind)).then_some((dev, off.wrapping_add(at)))
+    }
+
+    /// An access to RAM that is yet to come.
+    #[cold]
+    pub(crate) fn missing(&mut self, kind: AccessKind, va: GuestVirt, ram: RamAddr) -> MemFault {
+        self.awaited = Some((ram, kind));
+        self.await_page(kind, va)
+    }
+
+    #[cold]
+    fn await_page(&mut self, kind: AccessKind, va: GuestVirt) -> MemFault {
+        self.stats.missing += 1;
+        self.awaited = self.awaited.map(|(ram, _)| (ram, kind));
+        MemFault { kind, cause: FaultCause::Missing, addr: va }
     }
 
     #[cold]

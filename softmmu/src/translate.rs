@@ -93,7 +93,8 @@ impl<'m> Physical<'m> {
         Physical { mmu }
     }
 
-    /// The eight bytes at `at` as a little-endian number, in one host access; `None` if `at` is no multiple of eight, or not RAM.
+    /// The eight bytes at `at` as a little-endian number, in one host access; `None` if `at` is no multiple of eight, or not RAM, or RAM
+    /// that is yet to come: then whatever error the walk ends in becomes [`FaultCause::Missing`](crate::FaultCause::Missing).
     #[inline]
     pub fn read(&mut self, at: GuestPhys) -> Option<u64> {
         let host = match self.mmu.tlb.tables.get(at.get()) {
@@ -148,6 +149,11 @@ impl<'m> Physical<'m> {
         };
         // Guest and RAM pages coincide, so the page's start lies in the block.
         let off = off - at.page_offset();
+        if space.ram().is_missing(ram_address(block, off)) {
+            // The access that walks waits for it.
+            self.mmu.awaited = Some((ram_address(block, off), AccessKind::Load));
+            return None;
+        }
         let host = with_exposed_provenance_mut(host_address(block, off) as usize);
         let page = TablePage::new(at.get(), host, ram_address(block, off), readonly);
         space.code().page_or_insert(ram_address(block, off).page()).note_table();

@@ -22,7 +22,7 @@ mod stats;
 mod turns;
 mod unhandled;
 
-pub(crate) use self::core::Core;
+pub(crate) use self::core::{Core, StoreHooks};
 pub use exits::Exit;
 pub(crate) use exits::Stops;
 pub use harts::Harts;

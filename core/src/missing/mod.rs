@@ -28,8 +28,9 @@
 //! | a translator that looks ahead | its block ends before the page |
 //! | [`RamList::write`] and its kind, softmmu's `AddressSpace::{read, write}` | wait here, with no guard held |
 //! | undo (`BeforeWrite`) | is called by writers, which have waited |
+//! | a hook's view, a semihosting call, a device that a vCPU calls | wait in the middle of the instruction: the vCPU is not parked |
 //! | [`RamBlock::read_bytes`], `write_raw`, `slice` and other raw ones | do not ask: for what places, and for logs |
-//! | a checkpoint, a save, a migration out of here | read all RAM: refused while [`RamList::has_missing`] |
+//! | checkpoints | read all RAM, or put it back: refused while [`RamList::missing`] ([`Image::check_whole`](crate::Image::check_whole)) |
 //!
 //! | file | concept |
 //! | --- | --- |

@@ -221,6 +221,10 @@ pub(super) fn run(args: Args) -> ExitCode {
         | MachineExit::Code { pc, .. }
         | MachineExit::Watch { pc, .. } => complain(Code::Host, &format!("{name}: stopped at {pc:#x}, {}", place())),
         // Nobody here has logs with rings.
+        // Why was said.
+        MachineExit::MissingPage => {
+            complain(Code::Host, &format!("{name}: a page of RAM does not come any more, {}", place()))
+        }
         // It may run there, and does not here; why was said.
         MachineExit::Migrated => Code::Host.into(),
         MachineExit::RingFull => complain(Code::Host, &format!("{name}: a dirty ring is full, {}", place())),

@@ -171,8 +171,9 @@ impl Machine {
     /// write, until the machine goes; further ones cost the lines that were written since the checkpoint that was taken or restored last.
     ///
     /// # Errors
-    /// [`CheckpointError`]: a device does not say what its state is, or the host has no memory.
+    /// [`CheckpointError`]: a device does not say what its state is, the host has no memory, or pages of RAM are yet to come.
     pub fn checkpoint(&mut self) -> Result<Checkpoint, CheckpointError> {
+        Image::check_whole(self.board.space.ram())?;
         let versions = self.versions();
         let state = self.save_state()?;
         let node = match &mut self.checkpoints {
@@ -252,8 +253,9 @@ impl Machine {
     /// RAM that was unplugged is the [`Plugged`](super::Plugged) that it was.
     ///
     /// # Errors
-    /// [`CheckpointError::OtherMachine`], [`CheckpointError::Remap`].
+    /// [`CheckpointError::OtherMachine`], [`CheckpointError::Remap`]; [`CheckpointError::Image`] while pages of RAM are yet to come.
     pub fn restore(&mut self, to: &Checkpoint) -> Result<PutBack, CheckpointError> {
+        Image::check_whole(self.board.space.ram())?;
         let versions = self.versions();
         let Some(at) = &self.checkpoints else { return Err(CheckpointError::OtherMachine) };
         let root;

@@ -74,6 +74,8 @@ pub enum MachineExit {
     Stopped,
     /// A hart's dirty ring is at its soft limit; further runs end in the same way at once. Sync the log, and run on.
     RingFull,
+    /// A hart needs a page of RAM that was yet to come, and does not come any more.
+    MissingPage,
     /// A hart is about to execute the instruction at an address of [`Machine::set_exits`].
     Pc {
         /// Which hart.

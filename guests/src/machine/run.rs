@@ -64,6 +64,7 @@ impl Machine {
             (None, VcpuExit::Deadline) => MachineExit::Deadline,
             (None, VcpuExit::Stopped) => MachineExit::Stopped,
             (None, VcpuExit::RingFull) => MachineExit::RingFull,
+            (None, VcpuExit::MissingPage) => MachineExit::MissingPage,
             (None, VcpuExit::Exit(why)) => self.exited(why),
             (None, VcpuExit::Hung | VcpuExit::Waiting) => {
                 self.crashed().map_or(MachineExit::Hung, MachineExit::Unhandled)

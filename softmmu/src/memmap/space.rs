@@ -11,8 +11,8 @@ use crate::mmio::{self, MmioDevice};
 use crate::registry::{Pending, VcpuRegistry};
 use crate::safepoint::Request;
 use notdirty_core::{
-    CodePages, DirtyLog, Guard, PAGE_SIZE, PageRange, RamAddr, RamBlock, RamError, RamList, RamMapping, RcuCell,
-    drop_later, pin,
+    CodePages, DirtyLog, Guard, MissingError, PAGE_SIZE, PageRange, RamAddr, RamBlock, RamError, RamList, RamMapping,
+    RcuCell, drop_later, pin,
 };
 use std::mem::ManuallyDrop;
 use std::ops::Deref;
@@ -44,6 +44,12 @@ pub enum AccessError {
         /// Where.
         addr: GuestPhys,
     },
+    /// The RAM there is yet to come, and does not come any more.
+    #[error("the RAM at {addr} is yet to come, and does not come any more")]
+    Missing {
+        /// Where.
+        addr: GuestPhys,
+    },
     /// The machine has left, and what is written here would be lost. Nothing more was written.
     #[error("the machine has left: {addr} is written no more")]
     Gone {
@@ -56,8 +62,8 @@ pub enum AccessError {
         /// Where.
         addr: GuestPhys,
     },
-    /// This thread holds an RCU guard, and the write may have to wait: see [`RamList::before`]. Nothing was written.
-    #[error("a write to {addr} may have to wait, and this thread holds an RCU guard: drop it first")]
+    /// This thread holds an RCU guard, and the access may have to wait: see [`RamList::before`]. Nothing was written.
+    #[error("an access to {addr} may have to wait, and this thread holds an RCU guard: drop it first")]
     Pinned {
         /// Where.
         addr: GuestPhys,
@@ -76,6 +82,15 @@ pub enum AccessError {
         /// How many.
         len: u64,
     },
+}
+
+impl AccessError {
+    fn missing(why: MissingError, addr: GuestPhys) -> AccessError {
+        match why {
+            MissingError::Pinned => AccessError::Pinned { addr },
+            _ => AccessError::Missing { addr },
+        }
+    }
 }
 
 /// The guest's physical address space, shared by all its vCPUs and devices. It owns its devices: one that calls it back has a
@@ -358,7 +373,8 @@ impl AddressSpace {
         self.device_calls.load(Ordering::Relaxed)
     }
 
-    /// Reads guest memory for the host. Devices are read in naturally aligned parts.
+    /// Reads guest memory for the host. Devices are read in naturally aligned parts. RAM that is yet to come is waited for, with no guard
+    /// held: a device that a vCPU calls holds that up, and the vCPU is not parked meanwhile.
     ///
     /// # Errors
     /// [`AccessError`] with the first address that fails; `into` may be filled in part.
@@ -369,6 +385,8 @@ impl AddressSpace {
             match &part.range.what {
                 What::Ram { block, off, .. } => {
                     let refused = |_| AccessError::Refused { addr: part.addr() };
+                    let ram = RamAddr::new(block.offset().get() + off + part.into);
+                    self.ram.wait_for(ram, part.len as u64).map_err(|why| AccessError::missing(why, part.addr()))?;
                     block.read_bytes(off + part.into, bytes).map_err(refused)?;
                 }
                 What::Mmio { dev, off } => {
@@ -391,7 +409,8 @@ impl AddressSpace {
     }
 
     /// Writes guest memory for the host: RAM and ROM first, devices last. Of bytes that are not all mapped, none is
-    /// written. vCPUs drop translations of overwritten code at their next safe point.
+    /// written. vCPUs drop translations of overwritten code at their next safe point. RAM that is yet to come is waited for, as by
+    /// [`read`](Self::read).
     ///
     /// # Errors
     /// [`AccessError`] with the first address that fails.
@@ -431,6 +450,7 @@ impl AddressSpace {
                     RamError::Pinned(_) => AccessError::Pinned { addr: part.addr() },
                     RamError::Gone => AccessError::Gone { addr: part.addr() },
                     RamError::OtherLog => AccessError::OtherLog { addr: part.addr() },
+                    RamError::Missing(why) => AccessError::missing(why, part.addr()),
                     _ => AccessError::Refused { addr: part.addr() },
                 })?;
             }

@@ -96,6 +96,13 @@ impl Default for VcpuPort {
     }
 }
 
+/// A page that the vCPU waits for is here.
+impl std::task::Wake for VcpuPort {
+    fn wake(self: Arc<Self>) {
+        self.kick();
+    }
+}
+
 impl VcpuPort {
     pub(super) fn queue(&self) -> MutexGuard<'_, Queue> {
         // Nothing in this file panics with the lock held; if an allocation did, the queue is still whole.

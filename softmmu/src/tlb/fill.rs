@@ -23,6 +23,17 @@ pub(crate) enum Filled {
     Mixed,
     /// Nothing is there.
     Empty,
+    /// RAM that is yet to come, from this byte on.
+    Missing(RamAddr),
+}
+
+/// What became of a look for a page to fetch from.
+pub(crate) enum Fetched {
+    Entry(FetchEntry),
+    /// No RAM.
+    Empty,
+    /// RAM that is yet to come, from this byte on.
+    Missing(RamAddr),
 }
 
 /// Host address of a byte of a block, as a number that may be turned back into a pointer.
@@ -48,6 +59,10 @@ impl Tlb {
         let at = to.at(va);
         let phys = at.page_base().get();
         if let Some(into) = self.tables.span.page_at(phys).filter(|_| page != 0) {
+            let ram = RamAddr::new(self.tables.span.ram + into);
+            if space.ram().is_missing(ram) {
+                return Filled::Missing(ram);
+            }
             self.fill_ram(space, va, to, into);
             return Filled::Entry;
         }
@@ -59,6 +74,11 @@ impl Tlb {
         match &range.what {
             What::Ram { block, off, readonly } => {
                 let (host, ram) = (host_address(block, *off), ram_address(block, *off).get());
+                // PLACE-1: no entry of a page that is not received.
+                let from = RamAddr::new(ram.wrapping_add(into));
+                if space.ram().is_missing(from) {
+                    return Filled::Missing(from);
+                }
                 self.tables.span = RamSpan { start: range.start, last: range.last, host, ram, readonly: *readonly };
                 self.fill_ram(space, va, to, into);
                 Filled::Entry
@@ -130,11 +150,21 @@ impl Tlb {
     }
 
     /// Looks up the page that `va` is fetched from, and keeps it if the translation may be kept.
-    pub(crate) fn fill_fetch(&mut self, view: &FlatView, va: GuestVirt, to: &Translation) -> Option<FetchEntry> {
+    pub(crate) fn fill_fetch(
+        &mut self,
+        space: &AddressSpace,
+        view: &FlatView,
+        va: GuestVirt,
+        to: &Translation,
+    ) -> Fetched {
         let at = to.at(va);
-        let Resolved::Ram { block, off, .. } = view.resolve(at) else { return None };
+        let (Resolved::Ram { block, off, .. }, Some(range)) = (view.resolve(at), view.find(at.get())) else {
+            return Fetched::Empty;
+        };
+        if space.ram().is_missing(ram_address(block, off)) {
+            return Fetched::Missing(ram_address(block, off));
+        }
         let base = at.page_base().get();
-        let range = view.find(at.get())?;
         // Guest and RAM pages coincide, so the page's start lies in the block even where the range starts later.
         let base_off = off - at.page_offset();
         let entry = FetchEntry {
@@ -150,6 +180,6 @@ impl Tlb {
         if to.lasting {
             self.sets[self.fetching].set_fetch(entry);
         }
-        Some(entry)
+        Fetched::Entry(entry)
     }
 }

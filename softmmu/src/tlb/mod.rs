@@ -111,8 +111,10 @@ pub(crate) struct Tlb {
     pub(crate) flat_addend: u64,
     /// Where the RAM begins that it is for.
     pub(crate) flat_start: u64,
-    /// See [`Selected::whole`]; as if nothing were asked about.
+    /// See [`Selected::whole`]; as if nothing were asked about, nor missing.
     whole: u64,
+    /// May pages of RAM be yet to come? Then each load needs an entry.
+    missing: bool,
     /// Is it a page beside that? For measurements.
     pub(crate) flat_beside: bool,
 }
@@ -164,6 +166,7 @@ impl Tlb {
             flat_addend: 0,
             flat_start: 0,
             whole: 0,
+            missing: false,
             flat_beside: false,
         };
         tlb.add_set(Key { idx: MmuIdx::M, asid: Asid::default() });
@@ -218,12 +221,20 @@ impl Tlb {
         let addend = if self.data == 0 { Some(self.flat_addend) } else { self.sets[self.data].flat };
         // Before the first entry of the set there is nothing that it would be added to.
         let (offset, addend) = (self.table_offset(), addend.unwrap_or_default());
-        // What is asked about some bytes is in the entries.
-        let whole = if self.asks.any() { 0 } else { self.whole };
+        // What is asked about some bytes is in the entries, and what is missing has none.
+        let whole = if self.asks.any() || self.missing { 0 } else { self.whole };
         let whole_behind = whole.saturating_sub(FIRST_BYTES);
         let selected = Selected { offset, table: self.table.addr().get() as u64 + offset, addend, whole, whole_behind };
         // SAFETY: `new` made room for it behind the table, zeroed; only the owner's thread touches it (TLB-1).
         unsafe { self.table.as_ptr().byte_add(SELECTED as usize).cast::<Selected>().write(selected) }
+    }
+
+    /// Are pages of RAM yet to come? A vCPU learns that they are by a flush, before which none is waited for.
+    pub(crate) fn set_missing(&mut self, missing: bool) {
+        if self.missing != missing {
+            self.missing = missing;
+            self.show_selected();
+        }
     }
 
     /// Loads find flat RAM as far as the span goes that was found last, which has the flat addend.

@@ -16,8 +16,8 @@ use crate::tier0::Why;
 use crate::trace::{TraceMask, TraceSink};
 use notdirty_core::RamAddr;
 use notdirty_softmmu::{
-    Access, CodeInvalidator, FaultCause, GuestPhys, GuestVirt, Hooks, LiveMmu, MemSize, Physical, ServeReport, SoftMmu,
-    Started, Translation,
+    Access, AccessKind, CodeInvalidator, FaultCause, GuestPhys, GuestVirt, Hooks, LiveMmu, MemSize, Physical,
+    ServeReport, SoftMmu, Started, Translation,
 };
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -63,6 +63,8 @@ pub(crate) struct Core {
     pub(crate) over: u64,
     /// The hart is stuck in its trap handler, or an exit was met: the loop must look.
     pub(crate) trap_loop: bool,
+    /// The page of RAM that it waits for: it is yet to come.
+    pub(crate) awaits: Option<RamAddr>,
     /// It gave its timer another deadline, which the slice was not cut for.
     pub(crate) new_deadline: bool,
     /// No translation of code may be run any more.
@@ -238,8 +240,12 @@ impl Core {
 
     /// Enters the handler for a trap at `cpu.pc`.
     pub(crate) fn take_trap(&mut self, ctx: &mut Context, trap: &Trap) {
-        if trap.cause == cause::WATCHED {
-            return self.watched();
+        if trap.cause & (cause::WATCHED | cause::MISSING) != 0 && !trap.is_interrupt() {
+            return if trap.cause == cause::WATCHED {
+                self.watched()
+            } else {
+                self.missing((ctx.cpu.pc, ctx.cpu.retired))
+            };
         }
         if self.exits.stops(trap, (ctx.cpu.pc, ctx.cpu.retired)) {
             self.trap_loop = true;
@@ -313,6 +319,28 @@ impl Core {
         let met = unsafe { self.mmu.live() }.and_then(|mmu| mmu.take_watched());
         self.exits.why = met.map(Exit::Watch);
         self.trap_loop = true;
+    }
+
+    /// An access was not made, as its page is yet to come: the loop waits for it, and the instruction is executed then.
+    #[cold]
+    fn missing(&mut self, at: (u64, u64)) {
+        // SAFETY: as in `split`.
+        let met = unsafe { self.mmu.live() }.and_then(|mmu| mmu.take_missing());
+        let Some((page, kind)) = met else { return };
+        self.awaits = Some(page);
+        if kind != AccessKind::Fetch {
+            // Its hooks were called.
+            self.exits.begun(at, self.hooks.has_insn(at.0));
+        }
+        self.trap_loop = true;
+    }
+
+    /// What is done beside the instructions needs a page that is yet to come: waits for it, and is not parked meanwhile. Is it here?
+    #[cold]
+    pub(crate) fn wait_in_place(&mut self) -> bool {
+        let (mmu, _) = self.live();
+        let page = mmu.take_missing();
+        page.is_some_and(|(page, _)| mmu.space().ram().wait_for(page, 1).is_ok())
     }
 
     /// A memory hook asked for the end of the run, which is here.

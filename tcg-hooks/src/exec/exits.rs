@@ -198,6 +198,15 @@ impl Exits {
         self.last = Some(why);
     }
 
+    /// The instruction here was begun, and is executed later: a run that was to end before it did, or had gone on from there.
+    pub(crate) fn begun(&mut self, at: Place, hooked: bool) {
+        if self.told.at != at {
+            self.told = Told { at, ..Told::default() };
+        }
+        self.told.pc = true;
+        self.told.hooks |= hooked;
+    }
+
     /// Shall a run that begins here not end at once, though there is an exit?
     #[inline]
     pub(crate) fn passes(&self, at: Place) -> bool {

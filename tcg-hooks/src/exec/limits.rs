@@ -23,6 +23,8 @@ pub enum VcpuExit {
     /// A dirty ring is at its soft limit. The instruction that crossed it has retired, and none behind it; each further run
     /// ends in this way at once, until the ring was harvested and reset (`DirtyLog::sync`).
     RingFull,
+    /// A page of RAM was yet to come, and does not come any more (core's `MissingPages::end`). The instruction that needs it is next.
+    MissingPage,
     /// An exit that was asked for: [`Vcpu::set_exits`](super::Vcpu::set_exits), [`Vcpu::set_trap_exits`](super::Vcpu::set_trap_exits).
     Exit(Exit),
     /// Of harts that take turns ([`Turns`](super::Turns)): it has nothing to do until another hart, a timer or a device wakes it.

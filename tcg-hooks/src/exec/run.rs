@@ -178,6 +178,7 @@ impl Vcpu {
                 hooks: HookTable::new(),
                 over: 0,
                 trap_loop: false,
+                awaits: None,
                 new_deadline: false,
                 drop_code: false,
                 forgotten: 0,
@@ -265,7 +266,7 @@ impl Vcpu {
     /// All of the hart that [`CpuState`] does not show.
     fn drop_hidden_state(&mut self) {
         self.core.mmu.clear_reservation();
-        (self.core.waiting, self.core.trap_loop) = (false, false);
+        (self.core.waiting, self.core.trap_loop, self.core.awaits) = (false, false, None);
         self.core.exits.put();
         self.core.unhandled.forget();
     }
@@ -338,6 +339,8 @@ impl Vcpu {
             let at = self.place();
             self.core.exits.was_late(why, at);
         }
+        // The next run finds for itself what it needs.
+        self.core.trap_loop &= self.core.awaits.take().is_none();
         self.core.memory = Some(Memory::of(&self.cpu().csr));
         self.retired += self.cpu().retired.wrapping_sub(before);
         if let Some(panic) = self.core.hooks.panic.take() {
@@ -359,6 +362,8 @@ impl Vcpu {
         let mut running = None;
         self.pace.start();
         let mut first = true;
+        // It goes on with an instruction that was begun before a wait.
+        let mut again = false;
         loop {
             let looks = running.is_none() || self.port().kicked();
             if running.is_none() {
@@ -372,6 +377,7 @@ impl Vcpu {
             }
             let (ctx, core) = self.parts();
             let begins = std::mem::take(&mut first);
+            let goes_on = std::mem::take(&mut again) || begins;
             if begins {
                 core.begin_memory(ctx);
             }
@@ -411,6 +417,16 @@ impl Vcpu {
                     return VcpuExit::Exit(why);
                 }
                 running = None;
+                if let Some(page) = self.core.awaits.take() {
+                    again = true;
+                    match self.wait_for_page(page, limits) {
+                        Some(exit) => return exit,
+                        None => {
+                            self.pace.start();
+                            continue;
+                        }
+                    }
+                }
                 match self.trapped(limits) {
                     Some(exit) => return exit,
                     // It slept parked, so requests posted meanwhile count as served: serve them first.
@@ -438,7 +454,7 @@ impl Vcpu {
             if let Some(cause) = trap::pending_interrupt(&ctx.cpu, mip) {
                 core.take_trap(ctx, &Trap::interrupt(cause));
             }
-            if begins && self.core.exits.passes(self.place()) {
+            if goes_on && self.core.exits.passes(self.place()) {
                 // It goes on from where the last run ended.
                 self.core.mmu.pass_watched(self.core.exits.watch_told(self.place()));
                 self.interpret(1, true);

@@ -9,7 +9,7 @@
 //! Any other `ebreak` is an exception, and so is this one where nobody answers.
 use super::core::Core;
 use crate::jit::x86_64::context::Context;
-use notdirty_softmmu::GuestVirt;
+use notdirty_softmmu::{FaultCause, GuestVirt};
 
 /// Answers the calls of a machine's harts.
 pub trait Semihosting: Send + Sync {
@@ -39,8 +39,15 @@ impl Core {
         self.semihosted += 1;
         let (pc, idx) = (ctx.cpu.pc, ctx.cpu.fetch_idx());
         for (at, want) in [(pc, EBREAK), (pc.wrapping_sub(4), BEFORE), (pc.wrapping_add(4), BEHIND)] {
-            let (mmu, mut hooks) = self.split(ctx);
-            let mut half = |at: u64| mmu.fetch_u16(&mut hooks, idx, GuestVirt::new(at)).ok();
+            let mut half = |at: u64| {
+                loop {
+                    let (mmu, mut hooks) = self.split(ctx);
+                    match mmu.fetch_u16(&mut hooks, idx, GuestVirt::new(at)) {
+                        Err(fault) if fault.cause == FaultCause::Missing && self.wait_in_place() => {}
+                        bits => return bits.ok(),
+                    }
+                }
+            };
             let bits = u32::from(half(at)?) | u32::from(half(at.wrapping_add(2))?) << 16;
             if bits != want {
                 return None;

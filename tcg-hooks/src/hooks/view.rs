@@ -1,10 +1,10 @@
 //! What a hook sees of the hart, and may do.
 
 use crate::cpu::CpuState;
-use crate::exec::Core;
+use crate::exec::{Core, StoreHooks};
 use crate::jit::x86_64::context::Context;
 use crate::riscv::csr::mstatus;
-use notdirty_softmmu::{GuestVirt, Kinds, MemFault, MemSize, Watch};
+use notdirty_softmmu::{FaultCause, GuestVirt, Kinds, LiveMmu, MemFault, MemSize, Watch};
 use std::ops::Range;
 
 /// A hart between two instructions, lent to a hook.
@@ -81,8 +81,7 @@ impl View<'_> {
     /// The fault that the hart's load would end in.
     pub fn load(&mut self, at: u64, size: MemSize) -> Result<u64, MemFault> {
         let idx = self.ctx.cpu.data_idx();
-        let (mmu, hooks) = self.core.split(self.ctx);
-        mmu.unasked(|mmu| mmu.load(&mut hooks.looking(), idx, GuestVirt::new(at), size))
+        self.waiting(|mmu, hooks| mmu.load(&mut hooks.looking(), idx, GuestVirt::new(at), size))
     }
 
     /// Stores a value as the hart would, in the mode that it is in. It is heard by whatever hears stores, and kills code; neither it nor
@@ -92,10 +91,23 @@ impl View<'_> {
     /// The fault that the hart's store would end in; then nothing was written.
     pub fn store(&mut self, at: u64, size: MemSize, value: u64) -> Result<(), MemFault> {
         let idx = self.ctx.cpu.data_idx();
-        let (mmu, mut hooks) = self.core.split(self.ctx);
-        let effect = mmu.unasked(|mmu| mmu.store(&mut hooks, idx, GuestVirt::new(at), size, value))?;
+        let effect = self.waiting(|mmu, mut hooks| mmu.store(&mut hooks, idx, GuestVirt::new(at), size, value))?;
         self.changed |= effect.killed != 0 || self.core.mmu.port().kicked();
         Ok(())
+    }
+
+    /// An access that is nobody's; a page that is yet to come is waited for.
+    fn waiting<T>(
+        &mut self,
+        mut access: impl FnMut(&mut LiveMmu, StoreHooks<'_>) -> Result<T, MemFault>,
+    ) -> Result<T, MemFault> {
+        loop {
+            let (mmu, hooks) = self.core.split(self.ctx);
+            match mmu.unasked(|mmu| access(mmu, hooks)) {
+                Err(fault) if fault.cause == FaultCause::Missing && self.core.wait_in_place() => {}
+                done => return done,
+            }
+        }
     }
 
     /// Reads bytes, each as a load of its own.

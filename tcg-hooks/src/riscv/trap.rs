@@ -43,6 +43,8 @@ pub mod cause {
     pub const STORE_PAGE: u64 = 15;
     /// No trap of the guest's: an access was not made, as its bytes are watched.
     pub(crate) const WATCHED: u64 = 1 << 62;
+    /// Nor is this: an access was not made, as its page is yet to come.
+    pub(crate) const MISSING: u64 = 1 << 61;
     /// Supervisor software interrupt.
     pub const SSI: u64 = INTERRUPT | 1;
     /// Supervisor timer interrupt.
@@ -147,6 +149,7 @@ impl From<MemFault> for Trap {
             (Store, Access) => cause::STORE_ACCESS,
             (Store, Page) => cause::STORE_PAGE,
             (_, Watched) => cause::WATCHED,
+            (_, Missing) => cause::MISSING,
         };
         Trap { cause, tval: fault.addr.get() }
     }

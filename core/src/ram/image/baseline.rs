@@ -158,6 +158,7 @@ impl Image {
     /// # Errors
     /// [`ImageError`]: the list has an image, or other blocks, or the host no memory.
     pub fn take_on(list: &Arc<RamList>, base: &Baseline) -> Result<Image, ImageError> {
+        Image::check_whole(list)?;
         let log = crate::dirty::LineLog::start(list)?;
         let all: Vec<Arc<RamBlock>> = list.blocks(&crate::rcu::pin()).cloned().collect();
         let mut blocks = Vec::new();

@@ -54,6 +54,12 @@ pub enum ImageError {
         /// The block.
         idstr: String,
     },
+    /// Pages of RAM are yet to come: nothing is known of what they will be.
+    #[error("{pages} pages of RAM are yet to come")]
+    Missing {
+        /// How many.
+        pages: u64,
+    },
     /// The host has no memory for it.
     #[error("{bytes:#x} bytes for an image of {idstr}: {source}")]
     Host {
@@ -169,10 +175,22 @@ impl Image {
     /// # Errors
     /// [`ImageError`]: the list has an image, or the host no memory.
     pub fn take(list: &Arc<RamList>) -> Result<Image, ImageError> {
+        Image::check_whole(list)?;
         let log = LineLog::start(list)?;
         let all: Vec<Arc<RamBlock>> = list.blocks(&pin()).cloned().collect();
         let blocks = all.iter().map(BlockImage::new).collect::<Result<Vec<_>, _>>()?;
         Ok(Image { blocks, log, fresh: Vec::new(), last: 0 })
+    }
+
+    /// Is all RAM of the list here, so that it can be copied, or put back?
+    ///
+    /// # Errors
+    /// [`ImageError::Missing`].
+    pub fn check_whole(list: &RamList) -> Result<(), ImageError> {
+        match list.missing() {
+            Some(missing) => Err(ImageError::Missing { pages: missing.left() }),
+            None => Ok(()),
+        }
     }
 
     /// These are the blocks now, and their lengths: new ones, and what others have more, come into the image as zeros, before the

@@ -1,9 +1,10 @@
-//! A hart that has nothing to do: asleep in `wfi`, or stuck in a handler that traps into itself.
+//! A hart that has nothing to do: asleep in `wfi`, waiting for a page that is yet to come, or stuck in a handler that traps into itself.
 
 use super::super::unhandled::{TrapAt, UnhandledTrap};
 use super::{Vcpu, VcpuExit};
 use crate::exec::RunLimits;
 use crate::riscv::trap;
+use notdirty_core::RamAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -59,6 +60,26 @@ impl Vcpu {
         let until = limits.deadline.map_or(left, |deadline| deadline.saturating_duration_since(Instant::now()));
         self.core.mmu.wait(Some(left.min(until)));
         self.pace.start();
+    }
+
+    /// The next instruction needs a page of RAM that is yet to come: sleeps, until it is here, the hart is kicked, or something is due.
+    /// `None` to look again.
+    pub(super) fn wait_for_page(&mut self, page: RamAddr, limits: &RunLimits) -> Option<VcpuExit> {
+        let due = |(interrupt, deadline)| {
+            let counts = deadline != u64::MAX && trap::is_open(self.cpu(), interrupt);
+            if counts { self.core.clock.host_wait(deadline) } else { None }
+        };
+        let timers = self.core.deadlines(self.cpu()).into_iter().filter_map(due);
+        let limit = limits.deadline.map(|d| d.saturating_duration_since(Instant::now()));
+        let sleep = timers.chain(limit).min();
+        let number = self.cpu().hart_id as u32;
+        match self.core.mmu.wait_for_page(page, number, sleep) {
+            Ok(_) => None,
+            Err(why) => {
+                log::warn!("hart {number}: {why}");
+                Some(VcpuExit::MissingPage)
+            }
+        }
     }
 
     /// In `wfi`: sleeps, or moves the clock. `None` to look again.
