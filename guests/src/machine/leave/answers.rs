@@ -16,7 +16,7 @@ pub(in crate::machine) mod command {
     /// One of ours: so many channels more come (be16), with this uuid.
     pub const MULTIFD: u16 = 0x4e01;
     /// The number of the command (be32) is answered by a PONG.
-    pub const PING: u16 = 3;
+    pub const PING: u16 = 2;
     pub const RUN: u16 = 5;
     pub const SHUT: u16 = 1;
     pub const PONG: u16 = 2;
