@@ -44,8 +44,8 @@ pub use machine::{
     ClockKind, Crash, CrashKind, CrashedHart, Difference, LeaveOptions, Listener, LrSc, MAX_CHANNELS, MAX_HARTS,
     Machine, MachineBuilder, MachineExit, Memory, Migration, MigrationError, MigrationState, MigrationStatus, Migrator,
     More, PlugError, PlugSpec, Plugged, Postcopy, RAM_BASE, RamInfo, RemapError, ResizeError, Road, Snapshot,
-    SnapshotChain, SnapshotInfo, Stop, Tls, TlsError, UnplugError, Uri, UriError, WeakStop, WriteReport, snapshot_info,
-    squash,
+    SnapshotChain, SnapshotInfo, SnapshotOptions, Stop, Tls, TlsError, UnplugError, Uri, UriError, WeakStop,
+    WriteReport, snapshot_info, squash, squash_by,
 };
 pub use notdirty_core::PutBack;
 pub use notdirty_core::migration::{Cancel, Channel, Limits, Progress};

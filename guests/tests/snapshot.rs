@@ -5,8 +5,8 @@ use std::path::{Path, PathBuf};
 
 use notdirty::programs::{draw, hotplug, smc, smp, timer};
 use notdirty::{
-    Captured, ClockKind, Console, EngineKind, JitFlags, Machine, MachineBuilder, MachineExit, MigrationError, PlugSpec,
-    Program, RunLimits, snapshot_info,
+    Cancel, Captured, ClockKind, Console, EngineKind, JitFlags, LeaveOptions, Machine, MachineBuilder, MachineExit,
+    MigrationError, PlugSpec, Program, Road, RunLimits, SnapshotOptions, snapshot_info,
 };
 use notdirty_softmmu::{DeviceState, GuestPhys, MemSize, MmioDevice, Stateful};
 use std::sync::Arc;
@@ -338,4 +338,66 @@ fn a_refusal_names_the_section_the_place_and_the_field() {
     assert!(why.contains("RAM block ram: its bitmap has page 0x4, and the block 0x4"), "{why}");
     let why = refused(mapped + 27, 1);
     assert!(why.contains("the place of the pages is 0x100001, must be the first multiple of 0x100000"), "{why}");
+}
+
+/// How many pages of a file the host's cache has, from a place on.
+fn cached(file: &Path, from: usize) -> usize {
+    let file = fs::File::open(file).unwrap();
+    let len = file.metadata().unwrap().len() as usize;
+    // SAFETY: a mapping of its own, which is not touched, but asked of.
+    unsafe {
+        let (fd, at) = (std::os::fd::AsRawFd::as_raw_fd(&file), std::ptr::null_mut());
+        let at = libc::mmap(at, len, libc::PROT_READ, libc::MAP_SHARED, fd, 0);
+        assert_ne!(at, libc::MAP_FAILED);
+        let mut there = vec![0u8; len.div_ceil(4096)];
+        assert_eq!(libc::mincore(at, len, there.as_mut_ptr()), 0);
+        libc::munmap(at, len);
+        there.iter().skip(from / 4096).filter(|page| **page & 1 != 0).count()
+    }
+}
+
+#[test]
+fn direct_io_writes_and_reads_the_same_pages_and_leaves_the_hosts_cache_alone() {
+    // Not on a file system in memory, if there is another.
+    let beside = Path::new(env!("CARGO_TARGET_TMPDIR"));
+    let name = |what: &str| Temporary(beside.join(format!("notdirty-{}-direct-{what}", std::process::id())));
+    let [plain, direct, live] = ["plain", "direct", "live"].map(name);
+    let mut machine = builder(EngineKind::Jit).program(Program::Image(smp::ipi(1, 30))).build().unwrap();
+    for page in 0..900u64 {
+        machine.write(RAM + 0x20_0000 + (page + page / 200) * 4096, &(page + 1).to_le_bytes()).unwrap();
+    }
+    machine.snapshot(&plain.0).unwrap();
+    let mut options = SnapshotOptions::default();
+    (options.direct_io, options.sync) = (true, true);
+    machine.set_snapshot_options(options);
+    if let Err(why) = machine.snapshot(&direct.0) {
+        assert!(why.to_string().contains("direct I/O"), "{why}");
+        assert!(!direct.0.exists());
+        println!("SKIPPED: {why}");
+        return;
+    }
+    assert!(fs::read(&plain.0).unwrap() == fs::read(&direct.0).unwrap(), "the same file");
+    // Of pages, which begin at 1 MiB.
+    assert!(cached(&plain.0, 2 << 20) >= 900);
+    machine.snapshot(&direct.0).unwrap();
+    assert!(cached(&direct.0, 2 << 20) < 100);
+    let target = Machine::builder().snapshot_options(options).restore(&direct.0).unwrap();
+    assert!(cached(&direct.0, 2 << 20) < 100, "nor by a restore");
+    assert!(ram(&target, RAM, SIZE) == ram(&machine, RAM, SIZE));
+    // And of a machine that runs.
+    let mut leave = LeaveOptions::default();
+    leave.file = options;
+    let (migrator, stop) = (machine.migrator(), machine.stop_handle());
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            let migration = migrator.start(Road::File(live.0.clone(), false), Cancel::default(), leave).unwrap();
+            let ended = migration.wait(std::time::Duration::from_secs(60)).unwrap();
+            stop.stop();
+            ended.unwrap();
+        });
+        while machine.run_to_end() != MachineExit::Migrated && !machine.is_gone() {}
+    });
+    assert!(cached(&live.0, 2 << 20) < 100);
+    let target = Machine::builder().snapshot_options(options).restore(&live.0).unwrap();
+    assert!(ram(&target, RAM, SIZE) == ram(&machine, RAM, SIZE));
 }

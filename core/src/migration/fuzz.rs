@@ -2,6 +2,7 @@
 
 use super::multifd::{self, Meeting};
 use super::postcopy::{Answer, Bitmap, Command, Discard, PageSizes, State, Step};
+use super::through::Through;
 use super::{
     Event, Field, FieldValue, Incoming, Limits, MAPPED_RAM, Section, Source, StreamCarrier, StreamReader, StreamWriter,
     mapped_ram, read_list,
@@ -137,7 +138,8 @@ pub fn mapped(bytes: &[u8]) -> bool {
             Ok(Event::RamStart) => {
                 let Ok((listed, homes)) = mapped_ram::read_list(&mut reader) else { return false };
                 let Some(blocks) = blocks(&listed) else { return false };
-                let loaded = mapped_ram::load(&mut reader, &blocks, &homes, false, mapped_ram::Job::work);
+                let loaded =
+                    mapped_ram::load(&mut reader, &blocks, &homes, false, Through::Cache, mapped_ram::Job::work);
                 if loaded.is_err() || mapped_ram::end_piece(&mut reader).is_err() {
                     return false;
                 }
@@ -202,7 +204,7 @@ pub fn a_mapped_file() -> Option<Vec<u8>> {
     let mut writer = StreamWriter::new(memory(&[])?, "fuzz", &[MAPPED_RAM]).ok()?;
     let [before, after] = sections();
     writer.full(&before).ok()?;
-    mapped_ram::save(&mut writer, &blocks, None, mapped_ram::Job::work).ok()?;
+    mapped_ram::save(&mut writer, &blocks, None, Through::Cache, mapped_ram::Job::work).ok()?;
     writer.full(&after).ok()?;
     writer.finish().ok()?;
     let mut file = writer.into_inner().ok()?;

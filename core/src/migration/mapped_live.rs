@@ -7,6 +7,7 @@ use super::multifd::OnThreads;
 use super::precopy::{Carrier, Progress, Run};
 use super::records;
 use super::stream::StreamWriter;
+use super::through::Through;
 use super::wire::{Fault, Result, StreamError};
 use crate::addr::PAGE_BITS;
 use crate::ram::RamBlock;
@@ -26,6 +27,8 @@ pub struct MappedCarrier<'w, 't> {
     writer: &'w mut StreamWriter<File>,
     id: u32,
     file: File,
+    /// The same for pages, perhaps around the cache.
+    pages: File,
     blocks: Vec<Placed>,
     threads: OnThreads<'t>,
     count: usize,
@@ -40,12 +43,22 @@ impl<'w, 't> MappedCarrier<'w, 't> {
     pub fn begin_ram(
         writer: &'w mut StreamWriter<File>,
         blocks: &[Arc<RamBlock>],
+        through: Through,
         threads: OnThreads<'t>,
         count: usize,
     ) -> Result<Self> {
         let (id, blocks) = write_list(writer, blocks)?;
         let file = writer.out().channel()?.try_clone().map_err(|why| writer.error(why))?;
-        Ok(Self { writer, id, file, blocks, threads, count: count.max(1), bytes: 0 })
+        let pages = through.open(&file, true).map_err(|why| writer.error(why))?;
+        Ok(Self { writer, id, file, pages, blocks, threads, count: count.max(1), bytes: 0 })
+    }
+
+    /// What was written so far is on its disk when this returns.
+    ///
+    /// # Errors
+    /// The file's.
+    pub fn sync(&self) -> Result<()> {
+        self.file.sync_data().map_err(|why| self.writer.error(why))
     }
 
     /// Ends it; which pages the file has is written now.
@@ -79,7 +92,7 @@ impl<'w, 't> MappedCarrier<'w, 't> {
             zero
         };
         each_piece(&holes, |off, len| punch(&self.file, placed.home.pages_offset() + off, len))?;
-        each_piece(&full, |off, len| placed.write(&self.file, off, len))?;
+        each_piece(&full, |off, len| placed.write(&self.pages, off, len))?;
         let pages: u64 = full.iter().map(|run| run.end - run.start).sum();
         Ok((pages, run.pages.end - run.pages.start - pages))
     }

@@ -16,6 +16,7 @@ use super::bits::Bits;
 use super::checksums::Checksums;
 use super::records::{self, ListedBlock};
 use super::stream::{StreamReader, StreamWriter};
+use super::through::Through;
 use super::wire::{Fault, Result};
 use crate::addr::{PAGE_BITS, PAGE_SIZE};
 use crate::dirty::PageSet;
@@ -307,6 +308,7 @@ pub fn save(
     writer: &mut StreamWriter<File>,
     blocks: &[Arc<RamBlock>],
     changed: Option<&PageSet>,
+    through: Through,
     threads: impl FnOnce(&Job),
 ) -> Result<Moved> {
     let (id, mut placed) = write_list(writer, blocks)?;
@@ -323,10 +325,11 @@ pub fn save(
     }
     records::write_empty_piece(writer, id, true)?;
     let file = writer.out().channel()?.try_clone().map_err(|why| writer.out().error(why))?;
-    let job = Job::new(file, placed, What::Write);
+    let pages = through.open(&file, true).map_err(|why| writer.out().error(why))?;
+    let job = Job::new(pages, placed, What::Write);
     threads(&job);
     let moved = job.outcome().map_err(|why| writer.out().error(why))?;
-    write_bitmaps(&job.file, &job.blocks).map_err(|why| writer.out().error(why))?;
+    write_bitmaps(&file, &job.blocks).map_err(|why| writer.out().error(why))?;
     writer.sent(checksums(&job.blocks));
     Ok(moved)
 }
@@ -383,6 +386,7 @@ pub fn load(
     blocks: &[Arc<RamBlock>],
     homes: &[Home],
     over: bool,
+    through: Through,
     threads: impl FnOnce(&Job),
 ) -> Result<Moved> {
     let file = reader.source().channel().try_clone().map_err(|why| reader.source().error(why))?;
@@ -396,7 +400,8 @@ pub fn load(
         }
         placed.push(Placed::new(block, *home, bitmap));
     }
-    let job = Job::new(file, placed, if over { What::ReadOver } else { What::Read });
+    let pages = through.open(&file, false).map_err(|why| reader.source().error(why))?;
+    let job = Job::new(pages, placed, if over { What::ReadOver } else { What::Read });
     let sparse = |placed: &&Placed| placed.bitmap.lock().unwrap_or_else(PoisonError::into_inner).is_sparse(HUGE);
     let sparse: Vec<_> = job.blocks.iter().filter(sparse).map(|placed| placed.block.clone()).collect();
     sparse.iter().for_each(|block| block.touch_huge(false));

@@ -30,6 +30,7 @@
 //! | `xbzrle.rs` | what differs from the version of a page that was sent before |
 //! | `incoming.rs` | the target: records become RAM |
 //! | `straight.rs` | pages that are read straight to where they belong |
+//! | `through.rs` | pages of a file by the host's cache, or around it |
 //! | [`mapped_ram`], `mapped_live.rs` | a file with one home for each page; written while the guest runs |
 //! | [`postcopy`] | the target runs first, and its pages come later |
 
@@ -52,6 +53,7 @@ mod section;
 mod sender;
 mod straight;
 mod stream;
+mod through;
 mod wire;
 mod xbzrle;
 
@@ -67,6 +69,7 @@ pub use records::ListedBlock;
 pub use section::{Field, FieldValue, Section};
 pub use sender::{RamId, StreamCarrier};
 pub use stream::{Event, MAPPED_RAM, StreamReader, StreamWriter};
+pub use through::Through;
 pub use wire::{Fault, In, Out, StreamError};
 
 use crate::ram::RamBlock;

@@ -102,6 +102,10 @@ pub(super) struct Args {
     pub multifd: usize,
     /// To a file with a home for each page.
     pub mapped_ram: bool,
+    /// Pages of files go around the host's cache.
+    pub direct_io: bool,
+    /// Files are on their disk before they count as written.
+    pub sync: bool,
     /// This side's certificate, its key, and the other side's authority.
     pub tls_cert: Option<PathBuf>,
     pub tls_key: Option<PathBuf>,
@@ -174,6 +178,8 @@ pub(super) fn parse(args: impl IntoIterator<Item = OsString>) -> Result<Request,
         downtime: None,
         multifd: 0,
         mapped_ram: false,
+        direct_io: false,
+        sync: false,
         tls_cert: None,
         tls_key: None,
         tls_ca: None,
@@ -206,7 +212,17 @@ pub(super) fn parse(args: impl IntoIterator<Item = OsString>) -> Result<Request,
         let shown = &flag[..flag.len() - bare.len() + name.len()];
         let switch = matches!(
             name,
-            "stats" | "json" | "mapped-ram" | "auto-converge" | "perf-map" | "h" | "help" | "V" | "version"
+            "stats"
+                | "json"
+                | "mapped-ram"
+                | "direct-io"
+                | "sync"
+                | "auto-converge"
+                | "perf-map"
+                | "h"
+                | "help"
+                | "V"
+                | "version"
         );
         if switch && inline.is_some() {
             return Err(format!("{shown} takes no value"));
@@ -226,6 +242,8 @@ pub(super) fn parse(args: impl IntoIterator<Item = OsString>) -> Result<Request,
                     Some(migrate::parse(&value, integer).ok_or_else(|| format!("{shown} {value}: {form}"))?);
             }
             "mapped-ram" => parsed.mapped_ram = true,
+            "direct-io" => parsed.direct_io = true,
+            "sync" => parsed.sync = true,
             "tls-cert" => parsed.tls_cert = Some(raw()?.into()),
             "tls-key" => parsed.tls_key = Some(raw()?.into()),
             "tls-ca" => parsed.tls_ca = Some(raw()?.into()),
@@ -477,6 +495,7 @@ pub(super) fn parse(args: impl IntoIterator<Item = OsString>) -> Result<Request,
     check_snapshot(&parsed)?;
     check_migrate(&parsed)?;
     check_tls(&parsed)?;
+    check_files(&parsed)?;
     if parsed.signature.is_some() && !matches!(parsed.command, Command::Run(_)) {
         return Err("--signature is for run FILE".into());
     }
@@ -571,6 +590,19 @@ fn check_migrate(parsed: &Args) -> Result<(), String> {
         }
         Some(_) => Ok(()),
     }
+}
+
+/// How files are written is said of files.
+fn check_files(parsed: &Args) -> Result<(), String> {
+    let writes = matches!(parsed.command, Command::Snapshot(_) | Command::Squash(_)) || parsed.mapped_ram;
+    let stream = parsed.migrate.as_ref().is_some_and(|go| matches!(go.uri, Uri::File(_, None)));
+    if parsed.direct_io && !writes && !matches!(parsed.command, Command::Restore(_)) {
+        return Err("--direct-io is for snapshot, squash, restore and --mapped-ram".into());
+    }
+    if parsed.sync && !writes && !stream {
+        return Err("--sync is for snapshot, squash and --migrate file:PATH@AFTER".into());
+    }
+    Ok(())
 }
 
 /// A certificate goes with its key and an authority, and with a socket.

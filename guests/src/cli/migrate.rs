@@ -99,6 +99,7 @@ pub(super) fn run(machine: &mut Machine, args: &Args, go: &Move, limits: &RunLim
     options.limits.bandwidth = args.bandwidth;
     options.limits.downtime = args.downtime.unwrap_or(options.limits.downtime);
     options.auto_converge = args.auto_converge;
+    options.file = super::options(args);
     options.dirty_limit = args.dirty_limit;
     options.deltas = args.xbzrle;
     options.postcopy = args.postcopy.map(|switch| postcopy::options(switch, args.postcopy_bandwidth));

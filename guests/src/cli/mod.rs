@@ -42,7 +42,7 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use crate::load::Program;
-use crate::machine::{BuildError, MigrationError};
+use crate::machine::{BuildError, MigrationError, SnapshotOptions};
 use args::Request;
 use notdirty_core::migration::{Fault, StreamError};
 
@@ -88,9 +88,16 @@ pub fn main(args: impl IntoIterator<Item = std::ffi::OsString>) -> ExitCode {
         return snapshot::info(file, args.json);
     }
     if let (args::Command::Squash(last), Some(to)) = (&args.command, &args.output) {
-        return snapshot::squash_to(last, to, args.json);
+        return snapshot::squash_to(last, to, options(&args), args.json);
     }
     run::run(args)
+}
+
+/// How files of a machine are written and read.
+fn options(args: &args::Args) -> SnapshotOptions {
+    let mut options = SnapshotOptions::default();
+    (options.direct_io, options.sync) = (args.direct_io, args.sync);
+    options
 }
 
 /// Writes on standard output what was asked for. A reader that has seen enough (`| head`) is no failure of ours.

@@ -48,6 +48,7 @@ pub(super) fn run(args: Args) -> ExitCode {
         .lrsc(args.lrsc)
         .jit_flags(JitFlags { count: demo || args.stats, ..args.jit_flags })
         .console(console.clone())
+        .snapshot_options(super::options(&args))
         .program(program);
     if let Some(seed) = args.turns {
         // The way to a checkpoint is the same for all seeds, which stand for the runs from there.

@@ -11,7 +11,9 @@ use super::args::Args;
 use super::{Code, print, refuse_migration, say};
 use notdirty_tcg::RunLimits;
 
-use crate::machine::{Machine, MachineExit, Snapshot, SnapshotChain, SnapshotInfo, snapshot_info, squash};
+use crate::machine::{
+    Machine, MachineExit, Snapshot, SnapshotChain, SnapshotInfo, SnapshotOptions, snapshot_info, squash_by,
+};
 
 /// The files of one run: SNAPSHOT, and for each further `--at` SNAPSHOT.1, SNAPSHOT.2, … with what changed since.
 pub(super) struct Files<'a> {
@@ -83,8 +85,8 @@ fn tell(done: &Snapshot, file: &Path, retired: Option<u64>, json: bool) -> ExitC
 }
 
 /// A chain of files becomes one.
-pub(super) fn squash_to(last: &Path, to: &Path, json: bool) -> ExitCode {
-    match squash(last, to) {
+pub(super) fn squash_to(last: &Path, to: &Path, options: SnapshotOptions, json: bool) -> ExitCode {
+    match squash_by(last, to, options) {
         Ok(done) => tell(&done, to, None, json),
         Err(why) => refuse_migration(&last.display().to_string(), &why),
     }

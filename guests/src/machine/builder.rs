@@ -12,7 +12,7 @@ use notdirty_tcg::{
 };
 
 use super::board::Board;
-use super::{Machine, RAM_BASE};
+use super::{Machine, RAM_BASE, SnapshotOptions};
 use crate::devices::{Console, Framebuffer, FramebufferError, Semihost};
 use crate::load::{LoadError, Program, SymbolTable};
 
@@ -108,6 +108,7 @@ pub struct MachineBuilder {
     pub(super) harts: usize,
     pub(super) turns: Option<Turns>,
     pub(super) max_ram: u64,
+    pub(super) snapshot_options: SnapshotOptions,
     engine: EngineKind,
     pub(super) clock: ClockKind,
     jit_flags: JitFlags,
@@ -130,6 +131,7 @@ impl Default for MachineBuilder {
             harts: 1,
             turns: None,
             max_ram: u64::MAX,
+            snapshot_options: SnapshotOptions::default(),
             engine: EngineKind::default(),
             clock: ClockKind::default(),
             jit_flags: JitFlags::default(),
@@ -171,6 +173,12 @@ impl MachineBuilder {
     /// Bytes of RAM there may ever be, what is plugged later included; no bound unless said.
     pub fn max_ram(mut self, bytes: u64) -> Self {
         self.max_ram = bytes;
+        self
+    }
+
+    /// How it is [restored](Self::restore), and its snapshots are written.
+    pub fn snapshot_options(mut self, options: SnapshotOptions) -> Self {
+        self.snapshot_options = options;
         self
     }
 
@@ -316,6 +324,7 @@ impl MachineBuilder {
         board.attach(vcpus.iter().map(Vcpu::port), &clock)?;
         let mut machine = Machine::assemble(board, vcpus, harts, clock, symbols, recipe);
         machine.turns = self.turns;
+        machine.snapshot_options = self.snapshot_options;
         let entry = match &self.program {
             Some(program) => machine.load(program)?,
             None => RAM_BASE,

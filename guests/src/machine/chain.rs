@@ -18,12 +18,12 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use notdirty_core::migration::mapped_ram;
-use notdirty_core::migration::{Event, ListedBlock, Section};
+use notdirty_core::migration::{Event, ListedBlock, Section, Through};
 use notdirty_core::{DirtyLog, RamBlock};
 use notdirty_softmmu::{fields, section_of, take_section};
 
 use super::migrate::{MigrationError, Snapshot, on_all_threads, open};
-use super::{Checkpoint, Machine, MachineBuilder};
+use super::{Checkpoint, Machine, MachineBuilder, SnapshotOptions};
 
 /// How long vCPUs have to answer; none of them runs.
 const SYNC: Duration = Duration::from_secs(10);
@@ -145,7 +145,19 @@ impl Machine {
 /// # Errors
 /// As of a restore or a snapshot.
 pub fn squash(last: impl AsRef<Path>, to: impl AsRef<Path>) -> Result<Snapshot, MigrationError> {
-    MachineBuilder::default().restore(last)?.snapshot(to)
+    squash_by(last, to, SnapshotOptions::default())
+}
+
+/// The same, with options.
+///
+/// # Errors
+/// As above.
+pub fn squash_by(
+    last: impl AsRef<Path>,
+    to: impl AsRef<Path>,
+    options: SnapshotOptions,
+) -> Result<Snapshot, MigrationError> {
+    MachineBuilder::default().snapshot_options(options).restore(last)?.snapshot(to)
 }
 
 /// The files that a restore of this one needs beside it, the newest first.
@@ -196,6 +208,7 @@ pub(super) fn link(section: &Section) -> Result<Option<Link>, MigrationError> {
 pub(super) fn read_ram(
     path: &Path,
     over: bool,
+    through: Through,
     listed: &[ListedBlock],
     blocks: &[Arc<RamBlock>],
 ) -> Result<(), MigrationError> {
@@ -208,7 +221,7 @@ pub(super) fn read_ram(
                 if theirs != listed {
                     return Err(MigrationError::Parent { path: path.to_owned(), why: "it has other RAM blocks" });
                 }
-                mapped_ram::load(&mut reader, blocks, &homes, over, on_all_threads)?;
+                mapped_ram::load(&mut reader, blocks, &homes, over, through, on_all_threads)?;
                 mapped_ram::end_piece(&mut reader)?;
             }
             Event::RamPiece(_) => mapped_ram::end_piece(&mut reader)?,

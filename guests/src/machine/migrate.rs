@@ -7,9 +7,8 @@
 //!   MachineBuilder::restore(path)     the same way back; what the guest cannot tell (engine, console, trace) is the builder's
 //! ```
 
-use std::fs::{self, File};
+use std::fs::File;
 use std::io::{self, Write};
-use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -25,6 +24,7 @@ use notdirty_softmmu::{MapError, SectionError};
 use super::arrive::{Advised, Next};
 use super::chain::{self, Link};
 use super::leave::{answer_bytes, command, refusal};
+use super::unfinished::Unfinished;
 use super::{BuildError, CheckpointError, Machine, MachineBuilder, PlugError, UriError, state};
 
 /// Why a machine did not leave or come. One that was to leave is as it was.
@@ -211,45 +211,10 @@ pub(super) fn on_all_threads(job: &Job) {
     });
 }
 
-/// A file that is not there under its name until it is whole. Dropped before, it is gone.
-pub(super) struct Unfinished {
-    path: PathBuf,
-    temporary: Option<PathBuf>,
-}
-
-impl Unfinished {
-    pub fn create(path: &Path) -> Result<(Unfinished, File), MigrationError> {
-        let mut name = path.file_name().unwrap_or_default().to_owned();
-        name.push(format!(".{}.part", std::process::id()));
-        let temporary = path.with_file_name(name);
-        let file = File::options().read(true).write(true).create(true).truncate(true).open(&temporary);
-        let file = file.map_err(|source| MigrationError::File { path: temporary.clone(), source })?;
-        Ok((Unfinished { path: path.to_owned(), temporary: Some(temporary) }, file))
-    }
-
-    /// It has its name now. The file that had it before is gone when what this returns is dropped, and that takes a while if it was large.
-    pub fn finish(mut self) -> Result<Option<File>, MigrationError> {
-        let before = File::options().read(true).custom_flags(libc::O_PATH).open(&self.path).ok();
-        if let Some(temporary) = &self.temporary {
-            let done = fs::rename(temporary, &self.path);
-            done.map_err(|source| MigrationError::File { path: self.path.clone(), source })?;
-        }
-        self.temporary = None;
-        Ok(before)
-    }
-}
-
-impl Drop for Unfinished {
-    fn drop(&mut self) {
-        if let Some(temporary) = &self.temporary {
-            let _ = fs::remove_file(temporary);
-        }
-    }
-}
-
 impl Machine {
     /// Writes all of the machine to a file, in QEMU's mapped-ram layout; the machine stays as it is. Pages that are zero are holes. What
-    /// was at `path` is replaced by the whole file, or stays. The file is with the host when this returns, not yet on its disk.
+    /// was at `path` is replaced by the whole file, or stays. The file is with the host when this returns; on its disk, name and
+    /// all, if [`SnapshotOptions::sync`] says so.
     ///
     /// # Errors
     /// [`MigrationError`]: the file, a device that does not say what it remembers, or RAM that is mapped in a way of its own.
@@ -271,12 +236,12 @@ impl Machine {
         let mut writer = StreamWriter::new(file, state::TYPE, &[MAPPED_RAM])?;
         let link = link.map(|mut link| chain::section(&mut link));
         link.iter().chain(&before).try_for_each(|section| writer.full(section))?;
-        let moved = mapped_ram::save(&mut writer, &blocks, changed, on_all_threads)?;
+        let moved = mapped_ram::save(&mut writer, &blocks, changed, self.snapshot_options.through(), on_all_threads)?;
         after.iter().try_for_each(|section| writer.full(section))?;
         writer.finish()?;
         let length = writer.out().offset();
         drop(writer.into_inner()?);
-        let _before = unfinished.finish()?;
+        let _before = unfinished.finish(self.snapshot_options.sync)?;
         let (pages, zero_pages, whole) = (moved.pages, moved.zero, changed.is_none());
         Ok(Snapshot { pages, zero_pages, whole, length, time: start.elapsed() })
     }
@@ -368,6 +333,7 @@ impl MachineBuilder {
         attach: impl FnOnce(&mut Machine) -> Result<(), MigrationError>,
     ) -> Result<Machine, MigrationError> {
         let parents = chain::ancestors(path.as_ref())?;
+        let through = self.snapshot_options.through();
         let mut reader = open(path.as_ref())?;
         let mut coming = Coming { builder: Some(self), attach: Some(attach), machine: None, sections: Vec::new() };
         loop {
@@ -378,9 +344,9 @@ impl MachineBuilder {
                     let (listed, homes) = mapped_ram::read_list(&mut reader)?;
                     let blocks = coming.blocks(&listed)?;
                     for (n, parent) in parents.iter().rev().enumerate() {
-                        chain::read_ram(parent, n > 0, &listed, &blocks)?;
+                        chain::read_ram(parent, n > 0, through, &listed, &blocks)?;
                     }
-                    mapped_ram::load(&mut reader, &blocks, &homes, !parents.is_empty(), on_all_threads)?;
+                    mapped_ram::load(&mut reader, &blocks, &homes, !parents.is_empty(), through, on_all_threads)?;
                     mapped_ram::end_piece(&mut reader)?;
                     coming.machine()?.all_ram_was_written(&blocks);
                 }

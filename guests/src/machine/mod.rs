@@ -25,6 +25,7 @@ mod report;
 mod run;
 mod state;
 mod tls;
+mod unfinished;
 mod unwind;
 mod uri;
 
@@ -45,7 +46,7 @@ pub use arrive::{Arrival, ArrivalState, ArrivalStatus};
 pub use baseline::{Baseline, BaselineError};
 pub use board::RAM_BASE;
 pub use builder::{BuildError, ClockKind, DEFAULT_RAM, LrSc, MAX_HARTS, MachineBuilder};
-pub use chain::{SnapshotChain, squash};
+pub use chain::{SnapshotChain, squash, squash_by};
 pub use checkpoint::{Checkpoint, CheckpointError, Difference};
 pub use detect::{Crash, CrashKind};
 pub use leave::{LeaveOptions, Migration, MigrationState, MigrationStatus, Migrator, Postcopy, Road};
@@ -54,6 +55,7 @@ pub use migrate::{MAX_CHANNELS, MigrationError, More, Snapshot, SnapshotInfo, sn
 pub use report::{Callers, CrashedHart};
 
 pub use tls::{Tls, TlsError};
+pub use unfinished::SnapshotOptions;
 pub use uri::{End, Listener, Uri, UriError};
 
 use crate::devices::{Console, Framebuffer, GuestExit};
@@ -208,6 +210,7 @@ pub struct Machine {
     half_end: Option<(usize, u64)>,
     /// What it was built as.
     recipe: state::Recipe,
+    snapshot_options: SnapshotOptions,
     migration: Arc<leave::MigrationDoor>,
     /// Its pages come while it runs.
     arrival: Option<arrive::Owner>,
@@ -250,6 +253,7 @@ impl Machine {
             turns: None,
             half_end: None,
             recipe,
+            snapshot_options: SnapshotOptions::default(),
             migration,
             arrival: None,
         }
@@ -273,6 +277,11 @@ impl Machine {
         drop(symbols);
         self.serve();
         Ok(entry?)
+    }
+
+    /// How its snapshots are written from now on; a machine that was restored writes as it was read.
+    pub fn set_snapshot_options(&mut self, options: SnapshotOptions) {
+        self.snapshot_options = options;
     }
 
     /// Takes the symbols and frame tables of an ELF file, for traces and crash reports of a machine that was restored or came from

@@ -23,6 +23,8 @@ use std::time::{Duration, Instant};
 
 use notdirty_core::migration::{Cancel, Channel};
 
+use super::unfinished::put_in_place;
+
 /// A place.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Uri {
@@ -113,16 +115,23 @@ pub struct End {
     uri: String,
     child: Option<Child>,
     rename: Option<(PathBuf, PathBuf)>,
+    sync: bool,
 }
 
 impl End {
     fn of(uri: &Uri) -> End {
-        End { uri: uri.to_string(), child: None, rename: None }
+        End { uri: uri.to_string(), child: None, rename: None, sync: false }
     }
 
     /// Whether there is anything to do.
     pub(super) fn is_nothing(&self) -> bool {
         self.child.is_none() && self.rename.is_none()
+    }
+
+    /// A file and its name are to be on the disk when it is finished.
+    pub(super) fn durable(mut self, sync: bool) -> End {
+        self.sync = sync;
+        self
     }
 
     /// All bytes are there, and the channel is closed: a command is waited for, at most so long, and a file gets its name.
@@ -153,7 +162,7 @@ impl End {
             }
         }
         match self.rename.take() {
-            Some((from, to)) => std::fs::rename(from, to).map_err(|source| UriError::Host { uri, source }),
+            Some((from, to)) => put_in_place(&from, &to, self.sync).map_err(|source| UriError::Host { uri, source }),
             None => Ok(()),
         }
     }

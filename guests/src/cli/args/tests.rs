@@ -78,6 +78,8 @@ fn every_bad_flag_is_named_in_its_error() {
         ("run a --migrate tcp:1@1s --tls-cert f", "TLS needs --tls-cert, --tls-key and --tls-ca"),
         ("run a --migrate file:a@1s --tls-cert f --tls-key f --tls-ca f", "by tcp: or unix:"),
         ("run --incoming tcp:1 --tls-cert f --tls-key f --tls-ca f --tls-name x", "--tls-name needs --migrate"),
+        ("run a --migrate file:a@1s --direct-io", "--direct-io is for snapshot"),
+        ("run a --migrate tcp:1@1s --sync", "--sync is for snapshot"),
         ("run a --take-back f", "--take-back needs --migrate"),
         ("run a --symbols f", "--symbols is for restore"),
         ("run a --xbzrle 1M", "--xbzrle needs --migrate"),

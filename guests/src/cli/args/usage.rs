@@ -31,6 +31,8 @@ usage: notdirty                       the embedded demo, with a summary
   --downtime TIME       how long the guest may stand still for it (default 300ms)
   --multifd N           by N channels more (tcp:, unix:)
   --mapped-ram          to a file with a home for each page, for `restore` (file:PATH)
+  --direct-io           pages of snapshot, squash, restore and --mapped-ram go around the host's cache (O_DIRECT)
+  --sync                a file counts as written once it and its name are on the disk
   --xbzrle SIZE         keep so many bytes of pages that were sent, and send what differs
   --auto-converge       make the guest slower if it dirties more than goes out
   --dirty-limit SIZE    the same, but each hart by itself is held to so many bytes of pages that it dirties a second

@@ -16,8 +16,9 @@ use notdirty_softmmu::AddressSpace;
 use super::answers::{self, Said, answer, command};
 use super::pace::{Pace, on_threads, threads};
 use super::{Answer, Ask, LeaveOptions, Migration, MigrationState, Road, limit, lock};
-use crate::machine::migrate::{MigrationError, Unfinished};
+use crate::machine::migrate::MigrationError;
 use crate::machine::state;
+use crate::machine::unfinished::Unfinished;
 
 /// How long the reason of a target that has ended the channel is waited for.
 const LAST_WORD: Duration = Duration::from_millis(500);
@@ -38,6 +39,7 @@ impl Migration {
             Road::Ending(channel, end) => {
                 let sent = self.send(channel, Vec::new(), &[0; 16], options, space, &mut stood);
                 // It is there once the command says so, and the file has its name; until then it is here.
+                let end = end.durable(options.file.sync);
                 sent.and_then(|()| end.finish(COMMAND, &self.0.cancel).map_err(MigrationError::End))
             }
             Road::File(path, _) => self.write(&path, options, space, &mut stood).map(|before| replaced = before),
@@ -83,12 +85,12 @@ impl Migration {
     }
 
     /// All of RAM; what comes after it.
-    fn ram(
+    fn ram<C: Carrier>(
         &self,
         mut source: Source,
-        carrier: &mut impl Carrier,
+        carrier: &mut C,
         options: &LeaveOptions,
-        answers: Option<&mut Channel>,
+        before: impl FnOnce(&mut C) -> Result<(), MigrationError>,
         stood: &mut Option<Instant>,
     ) -> Result<Vec<Section>, MigrationError> {
         let (mut pace, mut least) = (Pace::default(), u64::MAX);
@@ -118,13 +120,11 @@ impl Migration {
             !self.0.cancel.is_cancelled()
         };
         source.rounds(carrier, &options.limits, &mut tell)?;
-        if let Some(answers) = answers {
-            // A target that is dead, or far behind, is known before the guest stands still for it.
-            let asked = Instant::now();
-            answers::ping(carrier, answers)?;
-            if asked.elapsed() > options.limits.downtime {
-                source.rounds(carrier, &options.limits, &mut tell)?;
-            }
+        // A target that is dead, or a disk that is far behind, is known before the guest stands still for it.
+        let asked = Instant::now();
+        before(carrier)?;
+        if asked.elapsed() > options.limits.downtime {
+            source.rounds(carrier, &options.limits, &mut tell)?;
         }
         *stood = Some(Instant::now());
         self.set_state(MigrationState::Device);
@@ -152,8 +152,13 @@ impl Migration {
         let (unfinished, file) = Unfinished::create(path)?;
         let mut writer = StreamWriter::new(file, state::TYPE, &[MAPPED_RAM])?;
         before.iter().try_for_each(|section| writer.full(section))?;
-        let mut carrier = MappedCarrier::begin_ram(&mut writer, &blocks, &on_threads, threads())?;
-        let after = self.ram(source, &mut carrier, options, None, stood)?;
+        let mut carrier =
+            MappedCarrier::begin_ram(&mut writer, &blocks, options.file.through(), &on_threads, threads())?;
+        let settle = |carrier: &mut MappedCarrier<'_, '_>| match options.file.sync {
+            true => carrier.sync().map_err(MigrationError::from),
+            false => Ok(()),
+        };
+        let after = self.ram(source, &mut carrier, options, settle, stood)?;
         carrier.end_ram()?;
         after.iter().try_for_each(|section| writer.full(section))?;
         writer.finish()?;
@@ -161,7 +166,7 @@ impl Migration {
         if self.0.cancel.is_cancelled() {
             return Err(MigrationError::Cancelled);
         }
-        unfinished.finish()
+        unfinished.finish(options.file.sync)
     }
 
     fn send(
@@ -213,13 +218,14 @@ impl Migration {
         if let Some(cache) = options.deltas.filter(|_| others.is_empty()) {
             main = main.with_deltas(cache);
         }
+        let mut alive = answers.as_mut();
         let after = if others.is_empty() {
-            let after = self.ram(source, &mut main, options, answers.as_mut(), stood)?;
+            let after = self.ram(source, &mut main, options, |main| ping(main, &mut alive), stood)?;
             main.end_ram()?;
             after
         } else {
             let mut carrier = Multifd::new(main, others, &on_threads);
-            let after = self.ram(source, &mut carrier, options, answers.as_mut(), stood)?;
+            let after = self.ram(source, &mut carrier, options, |all| ping(all, &mut alive), stood)?;
             carrier.end_ram()?;
             after
         };
@@ -254,4 +260,9 @@ impl Migration {
             Err(why) => Err(uncertain(why.to_string())),
         }
     }
+}
+
+/// Asks for a sign of life, of a target that can give one.
+fn ping(carrier: &mut impl Carrier, answers: &mut Option<&mut Channel>) -> Result<(), MigrationError> {
+    answers.as_mut().map_or(Ok(()), |answers| answers::ping(carrier, answers))
 }
