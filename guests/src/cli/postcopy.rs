@@ -84,9 +84,14 @@ impl Looks {
             migration.switch();
         }
         let status = migration.status();
-        if status.state != MigrationState::PostcopyPaused {
-            self.since = None;
-            return;
+        match status.state {
+            MigrationState::PostcopyPaused => {}
+            // It tries.
+            MigrationState::PostcopyRecover => return,
+            _ => {
+                self.since = None;
+                return;
+            }
         }
         let since = *self.since.get_or_insert_with(|| {
             let why = status.paused_by.as_deref().unwrap_or("the channel broke");
@@ -145,6 +150,7 @@ impl Hears {
                         }
                     }
                     ArrivalState::Running => {}
+                    ArrivalState::Recovering => std::thread::sleep(AGAIN / 10),
                     _ => return,
                 }
             }
@@ -161,7 +167,9 @@ impl Hears {
         loop {
             match self.arrival.wait_while(ArrivalState::Running, AGAIN) {
                 ArrivalState::Running => {}
-                ArrivalState::Paused if Instant::now() < until => std::thread::sleep(AGAIN / 10),
+                ArrivalState::Paused | ArrivalState::Recovering if Instant::now() < until => {
+                    std::thread::sleep(AGAIN / 10)
+                }
                 _ => break,
             }
         }

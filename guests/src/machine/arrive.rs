@@ -6,7 +6,7 @@
 //!     ▼                                               │
 //!   vCPU ── a missing page ─▶ Line: REQ_PAGES ─▶ source           END ─▶ checksums of all RAM ─▶ SHUT 0
 //!
-//!   Running ── the channel breaks ─▶ Paused ── recover: bitmaps, RESUME_ACK, all requests once more ─▶ Running ─▶ Complete
+//!   Running ── the channel breaks ─▶ Paused ── recover ─▶ Recovering: bitmaps, RESUME_ACK, all requests once more ─▶ Running ─▶ Complete
 //! ```
 //!
 //! A target that has not all of the message does not run. Once it runs it never says that it does not: what fails then pauses it, and
@@ -35,6 +35,8 @@ pub enum ArrivalState {
     Running,
     /// The channel broke: what waits for a page waits until [`Arrival::recover`].
     Paused,
+    /// There is another channel, and the source is told what is here.
+    Recovering,
     /// All of RAM is here, and the source knows.
     Complete,
     /// The machine was dropped, or what came is not what was sent.
@@ -177,7 +179,7 @@ impl Arrival {
         if talk.state != ArrivalState::Paused {
             return Err(MigrationError::Order(format!("{:?}: nothing is to be recovered", talk.state)));
         }
-        talk.next = Some(channel);
+        (talk.state, talk.next) = (ArrivalState::Recovering, Some(channel));
         drop(talk);
         self.0.changed.notify_all();
         Ok(())
@@ -421,8 +423,10 @@ impl Reads {
             let Some(channel) = arrival.next() else {
                 return arrival.set(ArrivalState::Failed, Some("the machine is gone".into()));
             };
-            let Ok(answers) = channel.try_clone() else { continue };
-            arrival.0.line.open(answers);
+            // Without a descriptor it reads, and fails when it is to answer.
+            if let Ok(answers) = channel.try_clone() {
+                arrival.0.line.open(answers);
+            }
             self.reader.replace(channel);
             self.incoming.forget_last();
         }

@@ -88,6 +88,8 @@ pub enum MigrationState {
     PostcopyActive,
     /// The same, and the channel broke: all is kept on both sides, until [`Migration::recover`].
     PostcopyPaused,
+    /// There is another channel, and the target says what it has.
+    PostcopyRecover,
     /// The machine is elsewhere.
     Completed,
     /// It is here, and runs on.

@@ -85,7 +85,8 @@ struct Sending {
 impl MigrationState {
     /// Whether the machine may run at its target, and the source sends what is left.
     pub fn is_postcopy(self) -> bool {
-        matches!(self, MigrationState::PostcopyActive | MigrationState::PostcopyPaused)
+        use MigrationState::{PostcopyActive, PostcopyPaused, PostcopyRecover};
+        matches!(self, PostcopyActive | PostcopyPaused | PostcopyRecover)
     }
 }
 
@@ -105,7 +106,7 @@ impl Migration {
         if talk.status.state != MigrationState::PostcopyPaused {
             return Err(MigrationError::Order(format!("{:?}: nothing is to be recovered", talk.status.state)));
         }
-        talk.wants.next = Some(channel);
+        (talk.status.state, talk.wants.next) = (MigrationState::PostcopyRecover, Some(channel));
         drop(talk);
         self.0.changed.notify_all();
         Ok(())

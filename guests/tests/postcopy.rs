@@ -1,0 +1,333 @@
+//! Guests that check themselves run at their target before their pages are there, while the channel is cut and recovered.
+//!
+//! `NOTDIRTY_POSTCOPIES=100` moves each so often, the one with checksums of its RAM with 1 GiB; `NOTDIRTY_POSTCOPIES=100,64M` with less.
+
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use std::time::{Duration, Instant};
+
+use notdirty::programs::{GuestImage, smc, sums};
+use notdirty::{
+    Arrival, ArrivalState, ArrivalStatus, Cancel, ExitBy, GuestExit, LeaveOptions, Listener, Machine, MachineBuilder,
+    MachineExit, Migration, MigrationState, MigrationStatus, Postcopy, Program, Road, RunLimits, Uri,
+};
+
+const PATIENCE: Duration = Duration::from_secs(60);
+const PASS: MachineExit = MachineExit::Guest(GuestExit { code: 0, by: ExitBy::Finisher });
+
+/// How often, and log2 of the bytes of RAM that each of two harts writes.
+fn size() -> (usize, u32) {
+    let Ok(text) = std::env::var("NOTDIRTY_POSTCOPIES") else { return (3, 20) };
+    let (times, most) = text.split_once(',').unwrap_or((&text, "1G"));
+    let bytes = match most.strip_suffix('M') {
+        Some(mib) => mib.parse::<u64>().unwrap() << 20,
+        None => most.strip_suffix('G').unwrap().parse::<u64>().unwrap() << 30,
+    };
+    (times.parse().unwrap(), bytes.ilog2() - 1)
+}
+
+fn temporary() -> PathBuf {
+    static NUMBER: AtomicU32 = AtomicU32::new(0);
+    let number = NUMBER.fetch_add(1, Ordering::Relaxed);
+    std::env::temp_dir().join(format!("notdirty-postcopy-{}-{number}", std::process::id()))
+}
+
+struct Random(u64);
+
+impl Random {
+    fn below(&mut self, end: u64) -> u64 {
+        self.0 ^= self.0 << 13;
+        self.0 ^= self.0 >> 7;
+        self.0 ^= self.0 << 17;
+        (self.0 >> 11) % end
+    }
+}
+
+/// How one goes.
+#[derive(Debug, Clone, Copy, Default)]
+struct How {
+    tcp: bool,
+    rounds: u64,
+    /// The channel is cut so long after the machine runs there, so often.
+    cuts: u32,
+    cut_after: Duration,
+    /// Bytes a second of the sweep.
+    bandwidth: Option<u64>,
+    /// The source rests after so many instructions, so that a short program is still under way.
+    slice: Option<u64>,
+}
+
+enum Gone {
+    There(Box<Machine>, Box<(MigrationStatus, ArrivalStatus)>, MachineExit),
+    Ended(MachineExit),
+}
+
+/// Both sides go on by another channel.
+fn recover(listener: &Listener, migration: &Migration, arrival: &Arrival) {
+    let until = Instant::now() + PATIENCE;
+    while migration.status().state != MigrationState::PostcopyPaused
+        || arrival.wait_while(ArrivalState::Running, Duration::from_millis(1)) != ArrivalState::Paused
+    {
+        let status = migration.status();
+        if status.state == MigrationState::Completed {
+            return;
+        }
+        assert!(Instant::now() < until, "{status:?}, {:?}", arrival.status());
+    }
+    let (to, from) = std::thread::scope(|scope| {
+        let to = scope.spawn(|| listener.uri().connect(PATIENCE, &Cancel::default()).unwrap().0);
+        let from = listener.accept(Some(PATIENCE), PATIENCE, &Cancel::default()).unwrap().0;
+        (to.join().unwrap(), from)
+    });
+    arrival.recover(from).unwrap();
+    migration.recover(to).unwrap();
+}
+
+/// Moves the machine while it runs, `after` a moment, and runs it there until `until` says that it is enough.
+fn go(machine: &mut Machine, how: How, after: Duration, limits: impl Fn(&Machine) -> RunLimits + Send) -> Gone {
+    let uri: Uri = if how.tcp { "tcp:127.0.0.1:0".parse().unwrap() } else { Uri::Unix(temporary()) };
+    let listener = uri.listen().unwrap();
+    let (migrator, over) = (machine.migrator(), AtomicBool::new(false));
+    let mut options = LeaveOptions::default();
+    let mut postcopy = Postcopy::after(how.rounds);
+    postcopy.bandwidth = how.bandwidth;
+    options.postcopy = Some(postcopy);
+    let here = AtomicBool::new(true);
+    std::thread::scope(|scope| {
+        let (listener, over, here) = (&listener, &over, &here);
+        let (tell, told) = std::sync::mpsc::channel::<Migration>();
+        let target = scope.spawn(move || {
+            let cancel = Cancel::default();
+            let until = Instant::now() + PATIENCE;
+            let main = loop {
+                match listener.accept(Some(Duration::from_millis(50)), PATIENCE, &cancel) {
+                    Ok((main, _)) => break main,
+                    Err(_) if over.load(Ordering::Acquire) => return None,
+                    Err(why) => assert!(Instant::now() < until, "{why}"),
+                }
+            };
+            let mut machine = match Machine::builder().receive(main) {
+                Ok(machine) => machine,
+                Err(_) if over.load(Ordering::Acquire) => return None,
+                Err(why) => panic!("{why}"),
+            };
+            // The source stands still for good.
+            here.store(false, Ordering::Release);
+            let arrival = machine.arrival().unwrap();
+            let migration = told.recv().unwrap();
+            let exit = std::thread::scope(|scope| {
+                let own = &arrival;
+                let cuts = scope.spawn(move || {
+                    let mut random = Random(how.cut_after.as_nanos() as u64 | 1);
+                    for _ in 0..how.cuts {
+                        std::thread::sleep(how.cut_after);
+                        own.pause();
+                        if own.wait_while(ArrivalState::Running, PATIENCE) != ArrivalState::Paused {
+                            break;
+                        }
+                        recover(listener, &migration, own);
+                        // A channel may also be cut while it is being recovered.
+                        while random.below(2) == 0
+                            && own.wait_while(ArrivalState::Paused, PATIENCE) != ArrivalState::Running
+                        {
+                            std::thread::yield_now();
+                        }
+                    }
+                    // Whatever the cuts left: all comes.
+                    let until = Instant::now() + PATIENCE;
+                    while own.wait_while(ArrivalState::Running, Duration::from_millis(20)) != ArrivalState::Complete {
+                        let status = own.status();
+                        assert!(status.state != ArrivalState::Failed && Instant::now() < until, "{status:?}");
+                        if status.state == ArrivalState::Paused {
+                            recover(listener, &migration, own);
+                        }
+                    }
+                });
+                let exit = machine.run(&limits(&machine));
+                cuts.join().unwrap();
+                exit
+            });
+            Some((machine, arrival.status(), exit))
+        });
+        let moving = scope.spawn(move || {
+            std::thread::sleep(after);
+            if over.load(Ordering::Acquire) {
+                return None;
+            }
+            let cancel = Cancel::default();
+            let road = Road::connect(&listener.uri(), 0, PATIENCE, &cancel).unwrap();
+            let migration = migrator.start(road, cancel, options).unwrap();
+            let _ = tell.send(migration.clone());
+            loop {
+                if let Some(ended) = migration.wait(Duration::from_millis(5)) {
+                    if let Err(why) = ended
+                        && !over.load(Ordering::Acquire)
+                    {
+                        panic!("{how:?}: {why}, {:?}", migration.status());
+                    }
+                    return Some(migration.status());
+                }
+                if over.load(Ordering::Acquire) {
+                    migration.cancel();
+                }
+            }
+        });
+        let deadline = Some(Instant::now() + 2 * PATIENCE);
+        let exit = loop {
+            let furthest = (0..machine.harts()).map(|hart| machine.vcpu(hart).unwrap().cpu().retired).max();
+            let max_insns = how.slice.zip(furthest).map(|(slice, furthest)| furthest + slice);
+            match machine.run(&RunLimits { max_insns, deadline }) {
+                MachineExit::InsnLimit => {
+                    assert!(here.load(Ordering::Acquire), "it ran here and there");
+                    std::thread::sleep(Duration::from_micros(300));
+                }
+                exit => break exit,
+            }
+        };
+        over.store(true, Ordering::Release);
+        let status = moving.join().unwrap();
+        match (exit, status, target.join().unwrap()) {
+            (MachineExit::Migrated, Some(status), Some((there, arrival, exit))) => {
+                assert_eq!(status.state, MigrationState::Completed);
+                assert_eq!(arrival.state, ArrivalState::Complete);
+                assert_eq!(arrival.left, 0);
+                Gone::There(Box::new(there), Box::new((status, arrival)), exit)
+            }
+            (exit, ..) => {
+                assert!(here.load(Ordering::Acquire), "{exit:?}, and it ran there");
+                Gone::Ended(exit)
+            }
+        }
+    })
+}
+
+fn builder(program: GuestImage, harts: usize, ram: u64) -> MachineBuilder {
+    Machine::builder().ram_size(ram).harts(harts).program(Program::Image(program))
+}
+
+/// So long, from now.
+fn soon(time: Duration) -> RunLimits {
+    RunLimits { max_insns: None, deadline: Some(Instant::now() + time) }
+}
+
+#[test]
+fn a_guest_that_keeps_checksums_of_what_it_stores_finds_no_wrong_byte() {
+    let (times, bits) = size();
+    let mut random = Random(0x9e37_79b9_7f4a_7c15);
+    let mut machine = builder(sums::sums(2, bits, 0), 2, (2 << bits) + (32 << 20)).build().unwrap();
+    // All of its RAM has something in it.
+    assert_eq!(machine.run(&soon(Duration::from_millis(100))), MachineExit::Deadline);
+    let (mut faults, mut pauses, mut missing) = (0, 0, 0);
+    let mut standing = Duration::ZERO;
+    for n in 0..times {
+        let how = How {
+            tcp: n % 2 == 1,
+            rounds: n as u64 % 3 % 2,
+            cuts: 1 + n as u32 % 2,
+            cut_after: Duration::from_micros(random.below(20_000)),
+            // So that the sweep is still under way when it is cut.
+            bandwidth: (n % 3 != 2).then(|| (16 << bits) >> random.below(2)),
+            ..How::default()
+        };
+        let after = Duration::from_millis(5 + random.below(30));
+        match go(&mut machine, how, after, |_| soon(Duration::from_millis(60))) {
+            Gone::There(there, went, exit) => {
+                let (status, arrival) = *went;
+                assert_eq!(exit, MachineExit::Deadline, "{n} {how:?}");
+                faults += arrival.requests;
+                pauses += arrival.pauses;
+                missing += arrival.missing;
+                standing = standing.max(status.downtime);
+                machine = *there;
+            }
+            Gone::Ended(exit) => panic!("{n} {how:?}: {exit:?}"),
+        }
+    }
+    machine.write(sums::STOP, &[1]).unwrap();
+    assert_eq!(machine.run_to_end(), PASS, "its own checksums");
+    assert!(faults > 0 && missing > 0 && pauses > 0, "{faults} faults, {missing} missing, {pauses} pauses");
+    println!(
+        "{} MiB: {times} moves, {missing} pages missing, {faults} waited for, {pauses} pauses, at most {:.1} ms of standing still",
+        (2u64 << bits) >> 20,
+        standing.as_secs_f64() * 1e3
+    );
+}
+
+#[test]
+fn code_that_changes_itself_changes_itself_on_the_way() {
+    let times = size().0;
+    let (mut moved, mut faults) = (0, 0);
+    for (m, case) in smc::CASES.iter().filter(|case| case.alias.is_none()).enumerate() {
+        for mode in [smc::Mode::Machine, smc::Mode::Supervisor].into_iter().filter(|mode| case.has(*mode)) {
+            let program = (case.build)(smc::Form { mode, ..smc::Form::PLAIN });
+            let mut whole = builder(program.clone(), case.harts, 4 << 20).build().unwrap();
+            assert_eq!(whole.run_to_end(), PASS, "{}", case.name);
+            let slice = whole.cpu().retired / 60 + 1;
+            for time in 0..times.div_ceil(3).min(1 + 100 / smc::CASES.len()) {
+                let mut machine = builder(program.clone(), case.harts, 4 << 20).build().unwrap();
+                machine.run(&RunLimits { max_insns: Some(5 * slice), deadline: None });
+                let how = How {
+                    rounds: (m + time) as u64 % 2,
+                    cuts: u32::from(m % 4 == 0),
+                    bandwidth: (m % 3 != 0).then_some(4 << 20),
+                    slice: Some(slice),
+                    ..How::default()
+                };
+                let after = Duration::from_micros(200 * (1 + time as u64));
+                let exit = match go(&mut machine, how, after, |_| soon(PATIENCE)) {
+                    Gone::There(_, went, exit) => {
+                        moved += 1;
+                        faults += went.1.requests;
+                        exit
+                    }
+                    Gone::Ended(exit) => exit,
+                };
+                assert_eq!(exit, PASS, "{} {mode:?} {how:?}", case.name);
+            }
+        }
+    }
+    println!("the self-modifying suite: {moved} moves, {faults} pages waited for");
+    assert!(moved > 0 && faults > 0, "{moved} moves, {faults} pages waited for");
+}
+
+/// Our kernel with its page tables, if it was built: it checks what its processes compute.
+#[test]
+fn a_kernel_with_its_page_tables_goes_from_machine_to_machine() {
+    let elf = Path::new(env!("CARGO_MANIFEST_DIR")).join("programs/build/quick/kernel-2h.elf");
+    if !elf.is_file() {
+        println!("SKIPPED: no {} (make guests)", elf.display());
+        return;
+    }
+    let (mut moved, mut faults) = (0, 0);
+    for time in 0..size().0.max(2) as u64 - 1 {
+        let built = Machine::builder().ram_size(32 << 20).harts(2).program(Program::File(elf.clone())).build();
+        let mut machine = built.unwrap();
+        let exit = loop {
+            let how = How {
+                tcp: time % 2 == 0,
+                rounds: time % 3 % 2,
+                cuts: 1,
+                cut_after: Duration::from_millis(time % 4),
+                bandwidth: Some(16 << 20),
+                ..How::default()
+            };
+            match go(&mut machine, how, Duration::from_millis(2 + time % 5 * 3), |_| soon(Duration::from_millis(20))) {
+                Gone::There(there, went, exit) => {
+                    moved += 1;
+                    faults += went.1.requests;
+                    machine = *there;
+                    if exit != MachineExit::Deadline {
+                        break exit;
+                    }
+                }
+                Gone::Ended(exit) => break exit,
+            }
+            if moved >= (time + 1) * 2 {
+                break machine.run_to_end();
+            }
+        };
+        assert!(matches!(exit, MachineExit::Guest(exit) if exit.code == 0), "{time}: {exit:?}");
+    }
+    println!("the kernel: {moved} moves, {faults} pages waited for");
+    assert!(moved > 0 && faults > 0, "{moved} moves, {faults} pages waited for");
+}
