@@ -20,7 +20,7 @@ use crate::registry::Pending;
 use crate::reserve::HeardSets;
 use crate::safepoint::{Drained, OwnPort, Request, VcpuPort};
 use crate::tlb::Tlb;
-use crate::tlb::entry::{BIAS, FLAGS, NotedList, OTHER, Reservation, TLB_BITS, TlbEntry};
+use crate::tlb::entry::{BIAS, FLAGS, NotedList, OTHER, Reservation, Selected, TLB_BITS, TlbEntry};
 use crate::tlb::fill::ram_address;
 use crate::translate::Asid;
 use notdirty_core::{PAGE_SIZE, PageIndex, PageRange, RamAddr, VcpuRings, drop_later, pin};
@@ -175,6 +175,12 @@ impl LiveMmu {
         entry.read & !FLAGS == page && page != 0 && entry.read & OTHER != 0
     }
 
+    /// Is `va` a place to load from that has the addend which emitted code assumes, but outside the run of pages that it looks for no
+    /// entry in, even now that it was asked for? See [`Selected::run`](crate::tlb::entry::Selected).
+    pub fn is_beside_run(&mut self, va: GuestVirt) -> bool {
+        self.tlb.join_run(va.get()) == Some(false)
+    }
+
     /// Does most of the memory that loads and stores of the regime find have another addend than emitted code assumes?
     pub fn is_scattered(&self) -> bool {
         self.tlb.is_scattered()
@@ -197,6 +203,11 @@ impl LiveMmu {
     /// [`Selected`](crate::tlb::entry::Selected).
     pub fn table_offset(&self) -> u64 {
         self.tlb.table_offset()
+    }
+
+    /// What emitted code goes by.
+    pub fn selected(&self) -> Selected {
+        self.tlb.selected()
     }
 
     /// Loads and stores of this regime come next. Accesses name theirs; this is for emitted code, which does not.

@@ -293,6 +293,7 @@ impl LiveMmu {
         let to = self.translate(hooks, Access { idx: self.tlb.data_idx(), va, len, kind })?;
         // What may not be kept is asked for each time, as on a page of several regions.
         let filled = if to.lasting { self.tlb.fill(&self.space, &self.view, va, &to) } else { Filled::Mixed };
+        self.tlb.settle_run(va.get(), kind == AccessKind::Load);
         Ok((to, filled))
     }
 

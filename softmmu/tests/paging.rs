@@ -6,6 +6,7 @@ mod common;
 use common::{Live, RAM, Tbs, pa, va};
 use notdirty_core::raw::RawDirty;
 use notdirty_core::{DirtyClient, PAGE_SIZE, PageIndex, RamAddr, RamBlock, RamBlockSpec, RamList, pin};
+use notdirty_softmmu::tlb::entry::{RUN_FIRST, Selected, WIDEST};
 use notdirty_softmmu::{
     Access, AccessKind, AddressSpace, AmoOp, Asid, CodeInvalidator, FaultCause, GuestPhys, Hooks, MemFault, MemSize,
     MmuIdx, Physical, RegionId, Rights, Translation,
@@ -263,6 +264,7 @@ struct World {
     mmu: Live,
     engine: Engine,
     model: Model,
+    longest_run: u64,
 }
 
 impl World {
@@ -280,7 +282,16 @@ impl World {
         tbs.vcpu = mmu.port().id();
         let bytes = BLOCKS.iter().map(|&(_, pages)| vec![0; (pages * PAGE_SIZE) as usize]).collect();
         let model = Model { bytes, ..Model::default() };
-        let mut world = World { ram, blocks, plug: None, space, mmu, engine: Engine { tbs, asid: 0, asked: 0 }, model };
+        let mut world = World {
+            ram,
+            blocks,
+            plug: None,
+            space,
+            mmu,
+            engine: Engine { tbs, asid: 0, asked: 0 },
+            model,
+            longest_run: 0,
+        };
         world.harvest();
         world
     }
@@ -299,6 +310,32 @@ impl World {
         }
         let _ = self.mmu.serve(&mut self.engine);
         found
+    }
+
+    /// What loads need no entry for is what a hart with a larger TLB would remember.
+    fn check_runs(&mut self) -> Result<(), TestCaseError> {
+        for idx in [MmuIdx::U, MmuIdx::S] {
+            self.mmu.select(idx);
+            let Selected { run_start, run, addend, run_behind_start, run_behind, .. } = self.mmu.selected();
+            let len = if run == 0 { 0 } else { run + WIDEST - 1 };
+            prop_assert_eq!(len % PAGE_SIZE, 0);
+            prop_assert_eq!(
+                (run_behind_start, run_behind),
+                (run_start.wrapping_add(RUN_FIRST), len.saturating_sub(RUN_FIRST))
+            );
+            self.longest_run = self.longest_run.max(len / PAGE_SIZE);
+            for page in (run_start..run_start + len).step_by(PAGE_SIZE as usize) {
+                let known = self.model.data.get(&(idx.0, self.model.asid, page / PAGE_SIZE));
+                let Some(to) = known.filter(|to| to.rights.load) else {
+                    return Err(TestCaseError::fail(format!("{idx:?}, {page:#x}: nothing is known to load from")));
+                };
+                let phys = to.page.page_base().get();
+                let block = BLOCKS.iter().position(|&(at, pages)| (at..at + pages * PAGE_SIZE).contains(&phys));
+                let host = block.map(|n| self.blocks[n].host().addr() as u64 + phys - BLOCKS[n].0);
+                prop_assert_eq!(host, Some(page.wrapping_add(addend)), "{:?}, {:#x}", idx, page);
+            }
+        }
+        Ok(())
     }
 
     fn step(&mut self, step: Step) -> Result<(), TestCaseError> {
@@ -381,6 +418,7 @@ impl World {
                 model.fetches.retain(elsewhere);
             }
         }
+        self.check_runs()?;
         let (engine, model) = (&self.engine, &self.model);
         prop_assert_eq!(engine.asked, model.asked, "who asks the tables");
         let start = self.blocks[0].offset().get();
@@ -417,6 +455,34 @@ proptest! {
             prop_assert!(bytes == world.model.bytes[n], "block {}", n);
         }
     }
+}
+
+#[test]
+fn pages_in_a_row_are_loaded_from_without_entries_until_what_maps_one_is_forgotten() {
+    let mut world = mapped(|page| page % 16);
+    let at = |page: u64| VIRT + page * PAGE_SIZE;
+    let load = |world: &mut World, pages: &[u64]| {
+        for &page in pages {
+            world.step(Step::Load { idx: MmuIdx::S, at: at(page), size: MemSize::B8 }).unwrap();
+        }
+        let Selected { run_start, run, .. } = world.mmu.selected();
+        (run != 0).then(|| (run_start, (run + WIDEST - 1) / PAGE_SIZE))
+    };
+    assert_eq!(load(&mut world, &[3, 4, 5]), Some((at(3), 3)));
+    assert_eq!(load(&mut world, &[7, 2]), Some((at(2), 4)));
+    assert_eq!(load(&mut world, &[6]), Some((at(2), 6)), "what lies between two of them joins them");
+    // Frames follow each other from page to page, but not from page 15 to page 16.
+    assert_eq!(load(&mut world, &[16, 17, 15]), Some((at(2), 6)));
+    for (va, left) in [(at(3), (at(4), 4)), (at(7), (at(4), 3)), (at(20), (at(4), 3))] {
+        world.step(Step::Flush { va: Some(va), asid: None }).unwrap();
+        assert_eq!(load(&mut world, &[]), Some(left));
+    }
+    assert_eq!(load(&mut world, &[3]), Some((at(2), 5)), "page 2 has its entry still");
+    world.step(Step::Flush { va: None, asid: Some(0) }).unwrap();
+    assert_eq!(load(&mut world, &[]), None);
+    assert_eq!(load(&mut world, &[9]), Some((at(9), 1)));
+    world.step(Step::Asid(1)).unwrap();
+    assert_eq!(load(&mut world, &[]), None, "another address space");
 }
 
 #[test]

@@ -342,6 +342,47 @@ fn a_page_of_code_that_is_remapped_is_another_behind_the_fence() {
 }
 
 #[test]
+fn a_page_that_loads_look_up_no_more_is_another_behind_the_fence() {
+    // By its address, its address space, both, or neither; a4 holds the number of the address space.
+    let fences = [(T1, ZERO), (T1, A4), (ZERO, A4), (ZERO, ZERO)];
+    const ROUNDS: u64 = 40;
+    const TURNS: u64 = 200;
+    for ((name, setup), (va, asid)) in engines().iter().flat_map(|engine| fences.map(|fence| (engine, fence))) {
+        // Pages 6 to 9 lie in a row, and page 8 is another each round, by an entry that page 5 shows.
+        let data = |n: u64| DATA + 0x8000 + n * 0x1000;
+        let map = [
+            (4, DATA, RX),
+            (5, TABLES + 0x2000, RW),
+            (6, data(0), RW),
+            (7, data(1), RW),
+            (8, data(2), RW),
+            (9, data(3), RW),
+        ];
+        let mut vm = paged(setup, &map);
+        let write = |at: u64, value: u64| vm.space.write(GuestPhys::new(at), &value.to_le_bytes()).unwrap();
+        (0..6).for_each(|n| write(data(n), 10u64.pow(n as u32)));
+        let mut main = Asm::at(0x4000);
+        main.i(li(S0, ROUNDS as i32)).i(li(A0, 0)).word(S1, 0x5000).word(S2, ((data(2) >> 2) | RW | 1) as u32);
+        main.word(S3, ((data(2) >> 2 ^ data(5) >> 2) & 0xffff_ffff) as u32);
+        let top = main.here();
+        main.i(li(T2, TURNS as i32)).word(T1, 0x6000).word(T0, 0x1000);
+        let again = main.here();
+        main.op(Op::Ld, A1, T1, 0, 0).op(Op::Add, A0, A0, A1, 0).op(Op::Add, T1, T1, T0, 0);
+        main.op(Op::Ld, A1, T1, 0, 0).op(Op::Add, A0, A0, A1, 0).op(Op::Add, T1, T1, T0, 0);
+        main.op(Op::Ld, A1, T1, 0, 0).op(Op::Add, A0, A0, A1, 0).op(Op::Add, T1, T1, T0, 0);
+        main.op(Op::Ld, A1, T1, 0, 0).op(Op::Add, A0, A0, A1, 0).word(T1, 0x6000).i(addi(T2, T2, -1));
+        main.op(Op::Bne, 0, T2, ZERO, (again as i64 - main.here() as i64) as i32);
+        main.op(Op::Xor, S2, S2, S3, 0).op(Op::Sd, 0, S1, S2, 8 * 8);
+        main.word(T1, 0x8000).op(Op::SfenceVma, 0, va, asid, 0).i(addi(S0, S0, -1));
+        main.op(Op::Bne, 0, S0, ZERO, (top as i64 - main.here() as i64) as i32).op(Op::Ecall, 0, 0, 0, 0);
+        vm.put(DATA, &main.code);
+        vm.run(0x4000);
+        assert_eq!(vm.x(A0), ROUNDS / 2 * TURNS * (1011 + 100 + 1011 + 100_000), "{name}, {va} {asid}");
+        assert_eq!(vm.vcpu.cpu().csr.mcause, cause::ECALL_U + 1, "{name}");
+    }
+}
+
+#[test]
 fn a_lock_that_refuses_all_binds_the_next_instruction_though_its_code_is_known() {
     for (name, setup) in engines() {
         let mut vm = Vm::with(&setup);

@@ -64,10 +64,22 @@ pub struct Selected {
     pub whole: u64,
     /// The same, but for [`FIRST_BYTES`] at its start: of the last byte of several loads that lie within so many bytes.
     pub whole_behind: u64,
+    /// Of the set, if it is not machine mode's: where a run of pages begins in which loads find RAM with the set's flat addend, whatever
+    /// entries there are.
+    pub run_start: u64,
+    /// How many addresses there are in it, from its first on, at which a load of up to [`WIDEST`] bytes lies in it.
+    pub run: u64,
+    /// [`RUN_FIRST`] bytes behind its start.
+    pub run_behind_start: u64,
+    /// How many addresses there are in it from there on: of the last byte of several loads that lie within so many bytes.
+    pub run_behind: u64,
 }
 
 /// Bytes of flat RAM that several loads at once look for entries in.
 pub const FIRST_BYTES: u64 = notdirty_core::PAGE_SIZE;
+
+/// The same of a run: less, as that may be as short as a page.
+pub const RUN_FIRST: u64 = 256;
 
 /// Bytes of the widest load, for which [`Selected::whole`] leaves room.
 pub const WIDEST: u64 = 8;

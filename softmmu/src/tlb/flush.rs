@@ -6,7 +6,7 @@ use super::entry::{BIAS, FLAGS};
 use super::set::{BigPages, FETCH_ENTRIES, NO_FETCH};
 use super::{Id, Tlb, id_of};
 use crate::translate::Asid;
-use notdirty_core::PageRange;
+use notdirty_core::{PAGE_SIZE, PageRange};
 
 impl Tlb {
     /// Empties the TLB; returns how many entries it held.
@@ -32,6 +32,7 @@ impl Tlb {
         self.chains.loose.clear();
         self.tables.clear();
         self.cut_whole(0);
+        self.forget_runs();
         dropped
     }
 
@@ -64,6 +65,7 @@ impl Tlb {
     /// Drops a set's entries, or those that are not global.
     pub(super) fn drop_set(&mut self, set: usize, keep_global: bool) -> usize {
         let mut dropped = 0;
+        self.cut_run(set, 0, u64::MAX);
         for class in 0..if keep_global { 1 } else { 2 } {
             let mut filled = core::mem::take(&mut self.sets[set].filled[class]);
             dropped += filled.len();
@@ -87,6 +89,8 @@ impl Tlb {
         let page = va.wrapping_add(BIAS) & !FLAGS;
         let id = id_of(set, self.slot(page));
         let stays = |global: bool| keep_global && global;
+        let start = va & !(PAGE_SIZE - 1);
+        self.cut_run(set, start, start + (PAGE_SIZE - 1));
         // The page with the biased address zero has no entry: zero is what empty slots hold.
         if page != 0 && self.entry_at(id).read & !FLAGS == page && !stays(self.full(id).reach.global) {
             self.drop_entry(id);
@@ -97,6 +101,8 @@ impl Tlb {
             let size = sizes.trailing_zeros() as u8;
             sizes &= sizes - 1;
             let key = BigPages::key(va, size);
+            let start = va >> size << size;
+            self.cut_run(set, start, start | ((1 << size) - 1));
             let mut id = self.sets[set].big.heads.get(&key).copied().unwrap_or(NONE);
             while id != NONE {
                 let (next, global) = (self.big_mut(id).next, self.full(id).reach.global);
@@ -116,6 +122,7 @@ impl Tlb {
     pub(crate) fn forget(&mut self, ranges: &[PageRange], (first, last): (u64, u64)) -> usize {
         let inside = |page: u64| (first..=last).contains(&page);
         self.tables.clear();
+        self.forget_runs();
         if last >= self.flat_start {
             self.cut_whole(first);
         }

@@ -11,6 +11,7 @@
 //!                  fetch × 64                        fetch translations; emitted code never probes for fetch
 //!                  devices × 16                      device pages: always slow, so they need not evict RAM
 //!                  big                               the entries that one superpage was cut into
+//!                  run                               pages in a row that loads need no entry for (run.rs)
 //! ```
 //!
 //! An entry of any set has an id: the set's number, then its slot. Machine mode has set 0 for itself; the other regimes share
@@ -26,6 +27,7 @@ pub mod entry;
 pub(crate) mod fill;
 pub(crate) mod flush;
 mod mapping;
+mod run;
 mod set;
 pub(crate) mod tables;
 
@@ -34,11 +36,12 @@ use crate::ask::Asks;
 use crate::translate::Asid;
 use chain::{BigLinks, Chains, FullEntry};
 use entry::{
-    ASK, FIRST_BYTES, FLAGS, INVALID, NOTED_LIST, NotedList, RESERVATION, Reservation, SELECTED, Selected, TLB_BITS,
-    TLB_ENTRIES, TlbEntry, WIDEST,
+    ASK, FIRST_BYTES, FLAGS, INVALID, NOTED_LIST, NotedList, RESERVATION, RUN_FIRST, Reservation, SELECTED, Selected,
+    TLB_BITS, TLB_ENTRIES, TlbEntry, WIDEST,
 };
 use mapping::Mapping;
 use notdirty_core::{PAGE_SIZE, PageIndex};
+use run::Run;
 pub(crate) use set::{DeviceEntry, FetchEntry};
 use set::{Key, Set};
 use std::io;
@@ -224,7 +227,19 @@ impl Tlb {
         // What is asked about some bytes is in the entries, and what is missing has none.
         let whole = if self.asks.any() || self.missing { 0 } else { self.whole };
         let whole_behind = whole.saturating_sub(FIRST_BYTES);
-        let selected = Selected { offset, table: self.table.addr().get() as u64 + offset, addend, whole, whole_behind };
+        let Run { start: run_start, len } = if self.asks.any() { Run::default() } else { self.sets[self.data].run };
+        let (run, run_behind) = (len.saturating_sub(WIDEST - 1), len.saturating_sub(RUN_FIRST));
+        let selected = Selected {
+            offset,
+            table: self.table.addr().get() as u64 + offset,
+            addend,
+            whole,
+            whole_behind,
+            run_start,
+            run,
+            run_behind_start: run_start.wrapping_add(RUN_FIRST),
+            run_behind,
+        };
         // SAFETY: `new` made room for it behind the table, zeroed; only the owner's thread touches it (TLB-1).
         unsafe { self.table.as_ptr().byte_add(SELECTED as usize).cast::<Selected>().write(selected) }
     }
@@ -235,6 +250,11 @@ impl Tlb {
             self.missing = missing;
             self.show_selected();
         }
+    }
+
+    pub(crate) fn selected(&self) -> Selected {
+        // SAFETY: as in `show_selected`, which wrote it, or zeroes, which are one too.
+        unsafe { self.table.as_ptr().byte_add(SELECTED as usize).cast::<Selected>().read() }
     }
 
     /// Loads find flat RAM as far as the span goes that was found last, which has the flat addend.

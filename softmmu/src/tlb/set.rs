@@ -2,6 +2,7 @@
 
 use super::Id;
 use super::entry::{BIAS, FLAGS};
+use super::run::Run;
 use crate::addr::MmuIdx;
 use crate::mmio::{MmioDevice, SizeMask};
 use crate::rights::Rights;
@@ -102,6 +103,10 @@ pub(super) struct Set {
     pub(super) used: u64,
     /// The addend that its entries are likely to have: that of the first, since the set was empty.
     pub(super) flat: Option<u64>,
+    /// The pages that loads need no entry for.
+    pub(super) run: Run,
+    /// How often a page could not join, since one did.
+    pub(super) votes: u32,
     /// How many entries had it, and how many another, of late.
     pub(super) near: u32,
     pub(super) elsewhere: u32,
@@ -122,6 +127,8 @@ impl Set {
             key,
             used: 0,
             flat: None,
+            run: Run::default(),
+            votes: 0,
             near: 0,
             elsewhere: 0,
             filled: Default::default(),

@@ -285,6 +285,8 @@ pub struct Check {
     pub lone: Option<u8>,
     /// Where it keeps the addend of its entries, if that may be any; of them all then the same.
     pub kept: Option<u8>,
+    /// Some of its loads were seen to be outside the run of pages that need no entry.
+    pub beside_run: bool,
     /// The block in which each access has a check.
     pub cold: u16,
 }
@@ -399,8 +401,10 @@ pub(crate) const LETS_ODD: u8 = 0x80;
 pub(crate) const TESTS_LINE: u8 = 0x40;
 /// It takes the addend from the entry.
 pub(crate) const SEES_ADDEND: u8 = 0x20;
+/// The same: it looks for an entry, whatever pages need none.
+pub(crate) const SEES_ENTRY: u8 = 0x10;
 /// How often its access was misaligned, in its TB.
-pub(crate) const COUNT: u8 = 0x1f;
+pub(crate) const COUNT: u8 = 0xf;
 
 /// A place from which emitted code may call Rust.
 #[derive(Debug, Clone, Copy)]
@@ -414,7 +418,7 @@ pub struct Site {
     /// What is asked for.
     pub does: Does,
     /// What its TB saw of its accesses, and what its code was made for: [`COUNT`], [`LETS_ODD`],
-    /// [`TESTS_LINE`], [`SEES_ADDEND`].
+    /// [`TESTS_LINE`], [`SEES_ADDEND`], [`SEES_ENTRY`].
     pub(crate) learned: u8,
 }
 

@@ -9,7 +9,7 @@ use super::sites::{Places, SiteSet};
 use super::{Exit, Tb, TbId, TbKey};
 use crate::engine::JitFlags;
 use crate::heat::Heat;
-use crate::ir::{LETS_ODD, SEES_ADDEND, TESTS_LINE};
+use crate::ir::{LETS_ODD, SEES_ADDEND, SEES_ENTRY, TESTS_LINE};
 use crate::ir::{Region, Site, Span};
 use crate::jit::code_cache::{CodeCache, CodeOffset, place_bytes};
 use crate::jit::x86_64::context::{Context, JUMP_SETS, JumpEntry};
@@ -139,6 +139,9 @@ pub(crate) struct TbCache {
     pub(super) beside: Places,
     /// Sites that often find RAM with another addend than assumed.
     pub(super) elsewhere: Places,
+    pub(super) beside_run: Places,
+    /// How many there were.
+    pub(super) beside_runs: u64,
     /// Sites of those whose addend is not that of the access before.
     pub(super) varied: Places,
     /// It is assumed of all sites, as memory lies in no order.
@@ -190,6 +193,8 @@ impl TbCache {
             odd: Places::default(),
             beside: Places::default(),
             elsewhere: Places::default(),
+            beside_run: Places::default(),
+            beside_runs: 0,
             varied: Places::default(),
             scattered: false,
             hot: HotKeys::default(),
@@ -297,6 +302,8 @@ impl TbCache {
         self.emitter.beside = beside.unwrap_or(SiteSet::NONE);
         let elsewhere = if self.scattered { Some(SiteSet::ALL) } else { self.elsewhere.of(region) };
         self.emitter.elsewhere = elsewhere.unwrap_or(SiteSet::NONE);
+        let beside_run = if self.has_no_run() { Some(SiteSet::ALL) } else { self.beside_run.of(region) };
+        self.emitter.beside_run = beside_run.unwrap_or(SiteSet::NONE);
         self.emitter.varied = self.varied.of(region).unwrap_or(SiteSet::NONE);
         self.emitter.enter_regime(key.mode(), key.is_translated());
         let (len, entry) = self.emitter.emit(region, id);
@@ -329,6 +336,9 @@ impl TbCache {
         }
         if let Some(set) = &elsewhere {
             tb.knows(set, SEES_ADDEND);
+        }
+        if let Some(set) = &beside_run {
+            tb.knows(set, SEES_ENTRY);
         }
         tb.sampled(hot);
         std::mem::swap(&mut tb.bytes, bytes);

@@ -10,6 +10,10 @@
 //!      ▲                                              │
 //!      └── emitted again, and takes the entry's ◀─────┘
 //!
+//!   a load outside the run of pages that need no entry ──▶ the shared routine, the same way
+//!      ▲                                              │
+//!      └── emitted again, and looks for an entry ◀────┘
+//!
 //!   a store in a page with code, not on code ──▶ the shared routine (`jit/x86_64/again.rs`), which counts down
 //!      ▲                                              │ every `BESIDE`th
 //!      └── emitted again, and tests its line ◀────────┴─▶ Rust: the site is noted, its TB dies
@@ -22,7 +26,7 @@
 //! A site is known by its pc. It is never taken back: letting misaligned accesses through costs one addition, the test of
 //! the line a jump over the test.
 use super::{Tb, TbCache, TbId};
-use crate::ir::{COUNT, LETS_ODD, Region, SEES_ADDEND, TESTS_LINE};
+use crate::ir::{COUNT, LETS_ODD, Region, SEES_ADDEND, SEES_ENTRY, TESTS_LINE};
 use crate::jit::x86_64::LOCAL_BITS;
 use crate::jit::x86_64::context::Context;
 use crate::tier2::Learned;
@@ -30,7 +34,9 @@ use hashbrown::HashMap;
 use notdirty_core::PAGE_SIZE;
 
 /// A site that was misaligned so often is worth another translation.
-const OFTEN: u8 = 16;
+const OFTEN: u8 = 15;
+/// Of sites that load from outside the run of pages, so many are many, if one of so many TBs has one.
+const MANY: u64 = 32;
 /// Guest pages with such sites, at most: then all are forgotten, and learned again.
 const MOST: usize = 4096;
 /// A page's halfwords, a bit each.
@@ -145,6 +151,15 @@ impl TbCache {
         self.emit_again(number >> LOCAL_BITS, ctx)
     }
 
+    /// The load of site `number` is one of many outside the run of pages. If its code does not look for an entry, its TB is dead.
+    pub(crate) fn is_beside_run(&mut self, ctx: &mut Context, number: u32) -> bool {
+        let Some(pc) = self.unknown(number, SEES_ENTRY) else { return false };
+        self.beside_run.note(pc);
+        self.beside_runs += 1;
+        self.stats.elsewhere += 1;
+        self.emit_again(number >> LOCAL_BITS, ctx)
+    }
+
     /// The load of site `number` is one of many that guess an addend wrong: its TB is dead.
     pub(crate) fn guesses_wrong(&mut self, ctx: &mut Context, number: u32) {
         // Its TB may have died meanwhile, and another have its number: then this is learned of a site that did not need it.
@@ -159,10 +174,21 @@ impl TbCache {
         self.site(number).filter(|site| site.learned & bit == 0).map(|site| site.pc)
     }
 
+    /// Do so many sites load from outside the run of pages that new code better looks for entries?
+    pub(super) fn has_no_run(&self) -> bool {
+        self.beside_runs >= MANY && self.beside_runs > self.stats.translated / MANY
+    }
+
     /// What is known of the instruction at a pc.
     pub(crate) fn learned(&self, pc: u64) -> Learned {
         let odd = !self.flags.aligned || self.odd.has(pc);
-        Learned { odd, beside: self.beside.has(pc), elsewhere: self.scattered || self.elsewhere.has(pc) }
+        let elsewhere = self.scattered || self.elsewhere.has(pc);
+        Learned {
+            odd,
+            beside: self.beside.has(pc),
+            elsewhere,
+            beside_run: self.has_no_run() || self.beside_run.has(pc),
+        }
     }
 
     /// Does the emitter check accesses ahead of a loop?

@@ -209,6 +209,8 @@ pub(crate) struct Learned {
     pub(crate) odd: bool,
     pub(crate) beside: bool,
     pub(crate) elsewhere: bool,
+    /// It loads from pages outside the run that needs no entries.
+    pub(crate) beside_run: bool,
 }
 
 /// What may be checked ahead of where it is used, and how loops may be split.

@@ -43,6 +43,7 @@ struct Access {
     /// Is that all of it, and always?
     exact: bool,
     odd: bool,
+    beside_run: bool,
     block: u16,
 }
 
@@ -158,7 +159,7 @@ fn group(accesses: &[Access], from: usize, pc: u64) -> (Check, usize) {
     let on_one_page =
         |access: &Access| constant && access.page(pc) == Access { first: access.last, ..*access }.page(pc);
     let one_page = on_one_page(&lead);
-    let (mut last, mut alike) = (lead.last, lead.exact && !lead.odd);
+    let (mut last, mut alike, mut beside_run) = (lead.last, lead.exact && !lead.odd, lead.beside_run);
     let mut to = from + 1;
     while let Some(next) = accesses.get(to) {
         let same = (next.base, next.store) == (lead.base, lead.store);
@@ -170,6 +171,7 @@ fn group(accesses: &[Access], from: usize, pc: u64) -> (Check, usize) {
             break;
         }
         last = last.max(next.last);
+        beside_run |= next.beside_run;
         alike &= (next.first, next.last, next.exact, next.odd) == (lead.first, lead.last, true, false);
         to += 1;
     }
@@ -181,7 +183,7 @@ fn group(accesses: &[Access], from: usize, pc: u64) -> (Check, usize) {
         _ => None,
     };
     let (index, step, kept, cold) = (None, 0, None, 0);
-    (Check { base, index, store: lead.store, first: lead.first, last, step, lone, kept, cold }, to)
+    (Check { base, index, store: lead.store, first: lead.first, last, step, lone, kept, beside_run, cold }, to)
 }
 
 /// The accesses off bases that are what they were at the entry.
@@ -198,10 +200,10 @@ fn accesses(region: &Region, learned: &dyn Fn(u64) -> Learned) -> Vec<Access> {
             };
             let ir = &region.ops[n as usize];
             let store = matches!(ir.kind, Kind::Store(_));
-            let Learned { odd, beside, elsewhere } = learned(region.sites[usize::from(ir.site)].pc);
+            let Learned { odd, beside, elsewhere, beside_run } = learned(region.sites[usize::from(ir.site)].pc);
             // A page with code would fail the check for all, and so would one with another addend.
             if !(elsewhere || store && beside) && last - first < PAGE_SIZE as i32 {
-                out.push(Access { op: n, base, store, first, last, exact, odd, block });
+                out.push(Access { op: n, base, store, first, last, exact, odd, beside_run, block });
             }
         }
     }

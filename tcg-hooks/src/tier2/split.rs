@@ -242,7 +242,7 @@ fn unchecked(region: &Region, ops: &[Ir], checks: &mut Vec<Check>, learned: &dyn
             _ => continue,
         };
         let Some(reach) = reach.filter(|reach| reach.base != 0) else { continue };
-        let Learned { odd, beside, elsewhere } = learned(region.sites[usize::from(ir.site)].pc);
+        let Learned { odd, beside, elsewhere, beside_run } = learned(region.sites[usize::from(ir.site)].pc);
         // A page with code would fail the check for all.
         if store && beside {
             continue;
@@ -250,6 +250,7 @@ fn unchecked(region: &Region, ops: &[Ir], checks: &mut Vec<Check>, learned: &dyn
         let check = off_base(ops, &reach).or_else(|| off_index(ops, j, mem.bytes()));
         let lone = reach.exact && !odd;
         let Some(number) = check.and_then(|check| add(checks, Check { store, ..check }, lone)) else { continue };
+        checks[number].beside_run |= beside_run;
         if elsewhere {
             checks[number].kept = Some(number as u8);
         }
@@ -288,7 +289,18 @@ fn off_base(ops: &[Ir], reach: &Reach) -> Option<Check> {
     // Off a base that was moved already: as from the head.
     let moved = step * i32::from(reach.value);
     let (first, last) = (reach.first + moved, reach.last + moved);
-    Some(Check { base: reach.base, index: None, store: false, first, last, step, lone: None, kept: None, cold: 0 })
+    Some(Check {
+        base: reach.base,
+        index: None,
+        store: false,
+        first,
+        last,
+        step,
+        lone: None,
+        kept: None,
+        beside_run: false,
+        cold: 0,
+    })
 }
 
 /// The same for an access with an index.
@@ -296,7 +308,18 @@ fn off_index(ops: &[Ir], j: usize, bytes: u32) -> Option<Check> {
     let Indexed { base, index, shift, offset, step } = indexed(ops, j)?;
     let first = i32::try_from(offset).ok().filter(|offset| i64::from(*offset).abs() < DISPLACEMENT)?;
     let last = first + bytes as i32 - 1;
-    Some(Check { base, index: Some((index, shift)), store: false, first, last, step, lone: None, kept: None, cold: 0 })
+    Some(Check {
+        base,
+        index: Some((index, shift)),
+        store: false,
+        first,
+        last,
+        step,
+        lone: None,
+        kept: None,
+        beside_run: false,
+        cold: 0,
+    })
 }
 
 /// Adds the bytes of an access to what is checked, if they can be: to which check. `lone`: if it is the only one, its alignment says

@@ -3,6 +3,7 @@
 //!
 //! ```text
 //!   stub, behind the TB:  lea rdx, [base + imm] ; test eax, site ; call routine ; jmp back
+//!   one that looked for no entry:  looks for it, and goes on as
 //!   routine:  comparator equal but for OTHER ──────────▶ the access at rdx + the entry's addend ; ret     (one of many: site)
 //!             store, equal but for LINES too ──────────▶ a routine of its size notes the line (core's dirty/lines.rs), then the same
 //!             store, equal but for CODEPAGE (and OTHER) ─▶ no code in these halfwords: the same,
@@ -31,8 +32,9 @@ use notdirty_softmmu::{HALVES_OFFSET, NOTED_OFFSET, NOTED_STORES, STORES_OFFSET,
 
 /// Bytes from one routine to the next, at least as many as the longest has.
 const STRIDE: usize = 128;
-/// From a load's routine to where it begins for those that did not look for an entry.
-const LOOK: usize = 80;
+/// From a load's routine to where it begins for those that did not look for an entry, in machine mode's table or in the regime's.
+const LOOK: usize = 72;
+const LOOK_IN_SET: usize = 96;
 /// Places of a value: each guest register in memory, each host register that one may live in, by its number; then the
 /// floating-point registers.
 const PLACES: usize = FLOATS + 32;
@@ -46,8 +48,12 @@ const RESOLVE: usize = 1 + KINDS * PLACES;
 const FLAGGED: usize = RESOLVE + 3;
 /// Bytes from one of them to the next.
 const WIDE_STRIDE: usize = 256;
+/// What looks, in machine mode's table and then in the regime's, by the logarithm of a load's size.
+const LOOKS: usize = FLAGGED * STRIDE + 4 * WIDE_STRIDE;
+/// Bytes from one of them to the next.
+const LOOK_STRIDE: usize = 64;
 /// Bytes of them all.
-pub(super) const LEN: usize = FLAGGED * STRIDE + 4 * WIDE_STRIDE;
+pub(super) const LEN: usize = LOOKS + 8 * LOOK_STRIDE;
 /// Set in the number of a site whose stub has more to do before Rust is called.
 pub(super) const MOVED: u32 = 1 << 31;
 
@@ -73,14 +79,27 @@ impl Access {
     }
 }
 
-/// The place of the routine for a value that lives in `host`, or in memory as `guest`; of a load, whether it has yet to look for the
-/// entry.
+/// Has a load looked for the entry?
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Look {
+    Done,
+    /// It has yet to look, in machine mode's table.
+    First,
+    /// In that of the regime.
+    Set,
+}
+
+/// The place of the routine for a value that lives in `host`, or in memory as `guest`.
 #[inline(always)]
-pub(super) fn routine(first: CodeOffset, Access(kind): Access, guest: u8, host: Option<u8>, looks: bool) -> CodeOffset {
+pub(super) fn routine(first: CodeOffset, Access(kind): Access, guest: u8, host: Option<u8>, look: Look) -> CodeOffset {
     let memory = if guest < FIRST_FLOAT { guest } else { FLOATS as u8 + (guest & 31) };
     let place = host.map_or(memory, |host| 32 + (host & 15));
     let (kind, place) = (CodeOffset::from(kind), CodeOffset::from(place));
-    let look = if looks { LOOK as CodeOffset } else { 0 };
+    let look = match look {
+        Look::Done => 0,
+        Look::First => LOOK as CodeOffset,
+        Look::Set => LOOK_IN_SET as CodeOffset,
+    };
     first + (1 + kind * PLACES as CodeOffset + place) * STRIDE as CodeOffset + look
 }
 
@@ -115,6 +134,7 @@ pub(super) fn assemble(first: CodeOffset, site: CodeOffset, flags: JitFlags) -> 
     let mut hosts = PINS.map(|(_, host)| (32 + usize::from(host), host));
     hosts.sort_unstable();
     let flagged = [(); 4].map(|()| ops.new_label());
+    let looks = [(); 8].map(|()| ops.new_label());
     for kind in 0..KINDS {
         let memory = (0..32).map(|guest| (guest, RAX));
         let floats = (0..32).map(|n| (FLOATS + n, RAX));
@@ -132,8 +152,11 @@ pub(super) fn assemble(first: CodeOffset, site: CodeOffset, flags: JitFlags) -> 
                 dynasm!(ops; .arch x64; =>body);
                 load(&mut ops, MemOp(kind as u8), guest, host, out);
                 ops.skip_to(start + LOOK);
-                look(&mut ops, flags, MemOp(kind as u8).bytes());
-                dynasm!(ops; .arch x64; jmp =>body);
+                let size = MemOp(kind as u8).bytes().trailing_zeros() as usize & 3;
+                dynasm!(ops; .arch x64; call =>looks[size]; jmp =>body);
+                ops.skip_to(start + LOOK_IN_SET);
+                // Every so many go `out`, to be told of.
+                dynasm!(ops; .arch x64; dec DWORD [rbp + ELSEWHERE]; js =>out; call =>looks[4 + size]; jmp =>body);
             } else {
                 store(&mut ops, kind - LOADS, guest, host, (flagged[kind - LOADS], out));
             }
@@ -156,6 +179,13 @@ pub(super) fn assemble(first: CodeOffset, site: CodeOffset, flags: JitFlags) -> 
     for (n, start) in flagged.into_iter().enumerate() {
         ops.skip_to(FLAGGED * STRIDE + n * WIDE_STRIDE);
         flagged_store(&mut ops, 1 << n, start);
+    }
+    for (n, start) in looks.into_iter().enumerate() {
+        ops.skip_to(LOOKS + n * LOOK_STRIDE);
+        dynasm!(ops; .arch x64; =>start);
+        let base_register = flags.base_register && n < 4;
+        look(&mut ops, JitFlags { base_register, ..flags }, 1 << (n & 3));
+        dynasm!(ops; .arch x64; ret);
     }
     assert!(ops.here() as usize <= LEN, "the last is no longer than the stride");
     ops.skip_to(LEN);

@@ -1,8 +1,8 @@
 //! What is checked and counted in front of a loop, and the accesses that need no check then: see `tier2/split.rs`, `turns.rs`.
 use super::alu::with;
 use super::asm::{Flag, Label};
-use super::context::{BUDGET, LIMIT, SET_ADDEND, WHOLE, kept_off};
-use super::mem::{NOWHERE, Taken};
+use super::context::{BUDGET, LIMIT, SET_ADDEND, kept_off};
+use super::mem::{NOWHERE, Taken, Whole};
 use super::regs::{RAX, RCX, RDX, RegMap};
 use super::{Addend, Cold, Emitter, off};
 use crate::ir::{Check, Cond, Ir, MemOp, Turns};
@@ -18,7 +18,7 @@ const STRETCH: i32 = 1 << 20;
 impl Emitter {
     /// The bytes lie on pages of RAM at K; if the base moves, on one page or in flat RAM, and the turns are counted that they stay there.
     pub(super) fn check_ahead(&mut self, ir: &Ir) {
-        let Check { store, index, first, last, step, lone, kept, cold, .. } = self.checks[ir.imm as usize];
+        let Check { store, index, first, last, step, lone, kept, beside_run, cold, .. } = self.checks[ir.imm as usize];
         let comparator = if store { WRITE } else { READ };
         let mut base = self.source(ir.a, RDX);
         let cold = Label::first(cold);
@@ -37,18 +37,21 @@ impl Emitter {
         }
         let own = kept.is_some();
         // Loads that look for no entry leave none behind for a check to find.
-        let flat = if store || own { None } else { self.probe_whole_reach(base, first, last, lone.is_some()) };
-        match flat {
-            Some((fail, other)) => [Some(fail), other].into_iter().flatten().for_each(|fail| self.ops.aim(fail, cold)),
+        let whole = if store || own { None } else { self.whole_for(Taken::Assumed, beside_run) };
+        match whole {
+            Some(whole) => {
+                let (fail, other) = self.probe_whole_reach(base, (first, last), lone.is_some(), whole);
+                [Some(fail), other].into_iter().flatten().for_each(|fail| self.ops.aim(fail, cold));
+            }
             None => self.check_entries((base, first, last), (lone, step), comparator, (kept, cold)),
         }
-        match (step, flat) {
+        match (step, whole) {
             (0, _) => {}
             (_, None) => self.count_trips(base, if step > 0 { last } else { first }, step),
             // Where it begins is enough of one access: see `Selected::whole`.
-            (_, Some(_)) => {
+            (_, Some(whole)) => {
                 let ahead = if step > 0 && lone.is_none() { last } else { first };
-                self.count_trips_in_ram(base, ahead, step);
+                self.count_trips_in_ram(base, ahead, step, whole);
             }
         }
     }
@@ -90,7 +93,7 @@ impl Emitter {
         }
         self.map = RegMap::new(self.flags.pinned);
         let label = self.ops.new_label();
-        for &Check { base, store, first, last, lone, .. } in shared {
+        for &Check { base, store, first, last, lone, beside_run, .. } in shared {
             let comparator = if store { WRITE } else { READ };
             if base == 0 && lone.is_some() {
                 let address = self.region_pc.wrapping_add_signed(first.into());
@@ -101,8 +104,8 @@ impl Emitter {
             }
             if let Some(bytes) = lone {
                 let base = self.source(base, RDX);
-                let flat = if store { None } else { self.probe_whole_reach(base, first, last, true) };
-                if let Some((fail, _)) = flat {
+                if let Some(whole) = self.whole_for(Taken::Assumed, beside_run).filter(|_| !store) {
+                    let (fail, _) = self.probe_whole_reach(base, (first, last), true, whole);
                     self.ops.aim(fail, label);
                     continue;
                 }
@@ -117,8 +120,8 @@ impl Emitter {
                 }
                 _ => (self.source(base, RDX), first, last),
             };
-            let flat = if store { None } else { self.probe_whole_reach(base, first, last, false) };
-            if let Some((fail, other)) = flat {
+            if let Some(whole) = self.whole_for(Taken::Assumed, beside_run).filter(|_| !store) {
+                let (fail, other) = self.probe_whole_reach(base, (first, last), false, whole);
                 [Some(fail), other].into_iter().flatten().for_each(|fail| self.ops.aim(fail, label));
                 continue;
             }
@@ -163,12 +166,11 @@ impl Emitter {
         self.note_trips(step);
     }
 
-    /// How many turns more byte `ahead` of the base stays in flat RAM, which it is in; of a stretch that is long enough, and no more.
-    fn count_trips_in_ram(&mut self, base: u8, ahead: i32, step: i32) {
-        let Some(start) = self.whole else { return self.count_trips(base, ahead, step) };
-        self.distance(base, ahead, start);
+    /// How many turns more byte `ahead` of the base stays in flat RAM or the run of pages, which it is in; of a stretch that is long enough, and no more.
+    fn count_trips_in_ram(&mut self, base: u8, ahead: i32, step: i32, whole: Whole) {
+        self.place_in(base, ahead, whole);
         if step > 0 {
-            dynasm!(self.ops; .arch x64; not rax; add rax, [rbp + WHOLE]);
+            dynasm!(self.ops; .arch x64; not rax; add rax, [rbp + whole.len()]);
         }
         dynasm!(self.ops; .arch x64; mov ecx, STRETCH - 1; cmp rax, rcx; cmova rax, rcx);
         self.note_trips(step);

@@ -83,7 +83,7 @@ pub(crate) struct Context {
     beside: i32,
     /// Of so many Rust sees one.
     every: i32,
-    /// The same of accesses to RAM that has another addend than assumed.
+    /// The same of accesses to RAM that has another addend than assumed, or is not in the run of pages.
     elsewhere: i32,
     elsewhere_every: i32,
     /// Of checks for several accesses: see `jit/x86_64/mem.rs`.
@@ -125,6 +125,11 @@ pub(super) const SET_ADDEND: i32 = TABLE + SELECTED + offset_of!(Selected, adden
 /// How much of flat RAM loads need no entry for.
 pub(super) const WHOLE: i32 = TABLE + SELECTED + offset_of!(Selected, whole) as i32;
 pub(super) const WHOLE_BEHIND: i32 = TABLE + SELECTED + offset_of!(Selected, whole_behind) as i32;
+/// The same of a run of pages: see softmmu's `tlb/run.rs`.
+pub(super) const RUN_START: i32 = TABLE + SELECTED + offset_of!(Selected, run_start) as i32;
+pub(super) const RUN: i32 = TABLE + SELECTED + offset_of!(Selected, run) as i32;
+pub(super) const RUN_BEHIND_START: i32 = TABLE + SELECTED + offset_of!(Selected, run_behind_start) as i32;
+pub(super) const RUN_BEHIND: i32 = TABLE + SELECTED + offset_of!(Selected, run_behind) as i32;
 /// The pages whose lines were noted: see softmmu's `lines.rs`.
 pub(super) const NOTED_TOP: i32 = TABLE + NOTED_LIST + offset_of!(NotedList, top) as i32;
 pub(super) const NOTED_END: i32 = TABLE + NOTED_LIST + offset_of!(NotedList, end) as i32;

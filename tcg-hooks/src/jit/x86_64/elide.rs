@@ -51,6 +51,8 @@ struct Group {
     two_pages: bool,
     /// Where its check keeps the addend, if that may be any.
     kept: Option<u8>,
+    /// Its loads were seen to be outside the run of pages.
+    beside_run: bool,
     /// One past the last member.
     end: usize,
 }
@@ -167,7 +169,7 @@ fn group(
         marks[i] = Mark::Member(number);
     }
     let end = members[members.len() - 1] + 1;
-    Some(Group { base: lead.base, comparator, first, last, two_pages: !exact, kept: None, end })
+    Some(Group { base: lead.base, comparator, first, last, two_pages: !exact, kept: None, beside_run: false, end })
 }
 
 impl Emitter {
@@ -184,9 +186,10 @@ impl Emitter {
     /// The same where accesses may share checks.
     #[inline(never)]
     fn sharing(&mut self, block: &[Ir], first: u32, named: bool) {
-        let elsewhere = &self.elsewhere;
-        // A group is of accesses that all take the assumed addend, or all their check's.
-        let like = |n: usize, at: usize| elsewhere.has(block[n].site) == elsewhere.has(block[at].site);
+        let (elsewhere, beside_run) = (&self.elsewhere, &self.beside_run);
+        // A group is of accesses that all take the assumed addend, or all their check's; and that all look for entries, or none does.
+        let what = |n: usize| [elsewhere, beside_run].map(|set| set.has(block[n].site));
+        let like = |n: usize, at: usize| what(n) == what(at);
         let Elide { marks, groups, reaches, .. } = &mut self.elide;
         if named {
             reach::reaches(block, reaches);
@@ -198,7 +201,7 @@ impl Emitter {
         marks.resize(block.len(), Mark::Plain);
         groups.clear();
         for at in 0..block.len() {
-            let own = elsewhere.has(block[at].site);
+            let [own, beside_run] = what(at);
             let kept = own.then_some((MOST_CHECKS + groups.len()) as u8);
             if marks[at] != Mark::Plain
                 || !counts.worth(&block[at])
@@ -213,7 +216,7 @@ impl Emitter {
             };
             if let Some(group) = found {
                 marks[at] = Mark::Lead(groups.len());
-                groups.push(Group { kept, ..group });
+                groups.push(Group { kept, beside_run, ..group });
             }
         }
         let mut at = 0;
@@ -271,9 +274,12 @@ impl Emitter {
         let own = group.kept.is_some();
         if group.comparator == READ
             && !own
-            && let Some(from) = self.probe_whole_group(base, group.last)
+            && let Some(whole) = self.whole_for(Taken::Assumed, group.beside_run)
         {
-            return self.elide.entries.push((op, from));
+            let (from, other) = self.probe_whole_group(base, (group.first, group.last), whole);
+            self.elide.entries.push((op, from));
+            self.elide.entries.extend(other.map(|other| (op, other)));
+            return;
         }
         let first = self.probe_first(base, group.first, group.comparator, own);
         if let Some(slot) = group.kept {

@@ -129,7 +129,7 @@ pub(crate) unsafe extern "C" fn execute_site(ctx: *mut Context, number: u32) -> 
     // Looked at before: a load may load its own base.
     let mut odd = false;
     let beside = ctx.take_sample() && is_store(&site);
-    let elsewhere = ctx.take_elsewhere() && is_elsewhere(core, &ctx.cpu, &site);
+    let away = ctx.take_elsewhere().then(|| away(core, &ctx.cpu, &site)).flatten();
     let outcome = match site.does {
         Does::Load | Does::Store => {
             core.counted_twice += 1;
@@ -163,7 +163,7 @@ pub(crate) unsafe extern "C" fn execute_site(ctx: *mut Context, number: u32) -> 
         Does::Begin => fpu::begin(&mut ctx.cpu, &site.insn).map_or_else(Outcome::Trap, |()| Outcome::Next),
     };
     match outcome {
-        Outcome::Next if (odd || beside || elsewhere) && learn(core, ctx, number, beside, elsewhere) => {
+        Outcome::Next if (odd || beside || away.is_some()) && learn(core, ctx, number, beside, away) => {
             ctx.budget += i64::from(site.refund) - 1;
             ctx.cpu.pc = site.pc.wrapping_add(site.insn.len.into());
             answer::GO
@@ -251,13 +251,16 @@ fn behind_hook(core: &mut Core, ctx: &mut Context, after: After, before: bool, r
     if next.is_some() && !stop && !changed { answer::GO } else { answer::LEAVE }
 }
 
-/// What an access teaches of its site: that it was misaligned, or one of many stores beside code, or of many to RAM with another
-/// addend. Does its TB die of it?
+/// What an access teaches of its site: that it was misaligned, or one of many stores beside code, or of many that are away. Does its
+/// TB die of it?
 #[cold]
-fn learn(core: &mut Core, ctx: &mut Context, number: u32, beside: bool, elsewhere: bool) -> bool {
+fn learn(core: &mut Core, ctx: &mut Context, number: u32, beside: bool, away: Option<Away>) -> bool {
     let Some(tbs) = core.tbs.as_mut() else { return false };
-    if elsewhere {
-        let learned = tbs.is_elsewhere(ctx, number);
+    if let Some(away) = away {
+        let learned = match away {
+            Away::Elsewhere => tbs.is_elsewhere(ctx, number),
+            Away::BesideRun => tbs.is_beside_run(ctx, number),
+        };
         ctx.elsewhere_again(learned);
         return learned;
     }
@@ -269,12 +272,25 @@ fn learn(core: &mut Core, ctx: &mut Context, number: u32, beside: bool, elsewher
     learned
 }
 
-/// Does an access go to RAM with an entry that has another addend than emitted code assumes?
+/// Where an access goes that emitted code does not expect there.
+#[derive(Clone, Copy)]
+enum Away {
+    /// To RAM with an entry that has another addend than is assumed.
+    Elsewhere,
+    /// To load from a page outside the run that needs no entries, though its own is like theirs.
+    BesideRun,
+}
+
 #[cold]
-fn is_elsewhere(core: &mut Core, cpu: &CpuState, site: &Site) -> bool {
+fn away(core: &mut Core, cpu: &CpuState, site: &Site) -> Option<Away> {
     let class = CLASSES[site.insn.op as usize];
-    let accesses = matches!(class, Class::Load | Class::Store | Class::Atomic | Class::FloatLoad | Class::FloatStore);
-    accesses && core.live().0.is_elsewhere(address(cpu, &site.insn))
+    let loads = matches!(class, Class::Load | Class::FloatLoad);
+    let accesses = loads || matches!(class, Class::Store | Class::Atomic | Class::FloatStore);
+    let (mmu, va) = (core.live().0, address(cpu, &site.insn));
+    match accesses && mmu.is_elsewhere(va) {
+        true => Some(Away::Elsewhere),
+        false => (loads && mmu.is_beside_run(va)).then_some(Away::BesideRun),
+    }
 }
 
 fn is_store(site: &Site) -> bool {

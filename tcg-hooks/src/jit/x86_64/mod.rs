@@ -113,6 +113,8 @@ pub(crate) struct Emitter {
     addend: Addend,
     /// What is added to the address of a load to find how far in flat RAM it is, where that is enough.
     whole: Option<i32>,
+    /// May loads of translated addresses go by the run of pages?
+    runs: bool,
     /// Loads need entries, as something may be asked about bytes.
     pub(crate) asked: bool,
     cold: Vec<Cold>,
@@ -152,6 +154,8 @@ pub(crate) struct Emitter {
     pub(crate) beside: SiteSet,
     /// Sites of the region that often find RAM with another addend.
     pub(crate) elsewhere: SiteSet,
+    /// Those that load from pages outside the run.
+    pub(crate) beside_run: SiteSet,
     /// Of those, the ones that do not guess it; and the loads that do.
     pub(crate) varied: SiteSet,
     guessing: SiteSet,
@@ -198,6 +202,7 @@ impl Emitter {
             addend: physical,
             asked: false,
             whole: start.filter(|_| flags.whole && flags.flat_ram && matches!(physical, Addend::Flat(_))),
+            runs: flags.whole && flags.flat_ram,
             cold: Vec::new(),
             slow: Vec::new(),
             wrong: Vec::new(),
@@ -220,6 +225,7 @@ impl Emitter {
             odd: if flags.aligned { SiteSet::NONE } else { SiteSet::ALL },
             beside: if flags.beside { SiteSet::NONE } else { SiteSet::ALL },
             elsewhere: SiteSet::NONE,
+            beside_run: SiteSet::NONE,
             varied: SiteSet::NONE,
             guessing: SiteSet::NONE,
         }
@@ -237,7 +243,8 @@ impl Emitter {
         self.tb = tb;
         self.region_pc = region.pc;
         self.page = (region.pc / PAGE_SIZE, region.spans.iter().any(|span| span.page != 0));
-        self.learned = [&self.odd, &self.beside, &self.elsewhere].into_iter().any(|set| !set.is_empty());
+        self.learned =
+            [&self.odd, &self.beside, &self.elsewhere, &self.beside_run].into_iter().any(|set| !set.is_empty());
         self.ops.clear();
         self.cold.clear();
         self.slow.clear();

@@ -1,0 +1,146 @@
+//! The pages in a row that loads need no entry for.
+//!
+//! ```text
+//!   virtual   ──┬──────┬──────┬──────┬──────┬──      a load inside [start, start + len) adds the flat addend and is done,
+//!               │ page │ page │ page │ page │        as one in machine mode is in flat RAM
+//!             start   each had an entry to load from, with the flat addend, since translations were dropped last
+//! ```
+//!
+//! A set has one run. A page joins as its entry is filled for a load, with those next to it that have entries; of two runs the longer
+//! one is kept, mostly. That an entry made room for another changes nothing: the architecture lets a hart keep a translation until a fence.
+//! Whatever drops entries takes their pages out of the run, so this is TLB-1 for many pages at once.
+
+use super::entry::BIAS;
+use super::{Tlb, id_of};
+use notdirty_core::PAGE_SIZE;
+
+/// Pages that are looked at, at most, when one joins: what lies further joins when it is asked for.
+const AT_ONCE: u64 = 64;
+
+/// So often must a page be asked for that could not join, before its own run is taken though it is shorter.
+const VOTES: u32 = 4;
+
+/// Whole pages of virtual addresses.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub(super) struct Run {
+    pub(super) start: u64,
+    /// In bytes; 0 if there is none.
+    pub(super) len: u64,
+}
+
+impl Run {
+    fn has(&self, page: u64) -> bool {
+        page.wrapping_sub(self.start) < self.len
+    }
+
+    /// Without these pages: of what is left on both sides, the longer part.
+    fn without(&self, first: u64, last: u64) -> Run {
+        if self.len == 0 || last < self.start || first >= self.start + self.len {
+            return *self;
+        }
+        let end = self.start + self.len;
+        let (below, above) = (first.saturating_sub(self.start), end.saturating_sub(last.saturating_add(1)));
+        match below >= above {
+            true => Run { start: self.start, len: below },
+            false => Run { start: end - above, len: above },
+        }
+    }
+}
+
+impl Tlb {
+    /// If the page of a virtual address has an entry to load from, with the flat addend of the set for loads and stores, it joins the
+    /// run. `None` if it has none; else, is it in the run now?
+    pub(crate) fn join_run(&mut self, va: u64) -> Option<bool> {
+        let (data, page) = (self.data, va & !(PAGE_SIZE - 1));
+        let run = self.sets[data].run;
+        if data == 0 || !self.is_plain(page) {
+            return None;
+        }
+        if run.has(page) {
+            return Some(true);
+        }
+        let [below, above] = [PAGE_SIZE.wrapping_neg(), PAGE_SIZE].map(|step| self.loads_from(page, step));
+        let (mut start, mut end) = (page - below, page + PAGE_SIZE + above);
+        if run.len != 0 {
+            // It may have more than was looked at, without entries even.
+            let last = run.start + run.len;
+            start = if (run.start..=last).contains(&start) { run.start } else { start };
+            end = if (run.start..=last).contains(&end) { last } else { end };
+        }
+        let len = end - start;
+        let votes = &mut self.sets[data].votes;
+        *votes += 1;
+        // One that is much asked for is worth more than another that is not much longer.
+        if len > run.len || *votes >= VOTES && len >= run.len / 4 {
+            *votes = 0;
+            self.sets[data].run = Run { start, len };
+            self.show_selected();
+        }
+        Some(self.sets[data].run.has(page))
+    }
+
+    /// A page was asked about, for a load or a store: what was found there may be another than was known.
+    pub(crate) fn settle_run(&mut self, va: u64, load: bool) {
+        let page = va & !(PAGE_SIZE - 1);
+        if !self.is_plain(page) {
+            self.cut_run(self.data, page, page + (PAGE_SIZE - 1));
+        } else if load {
+            self.join_run(va);
+        }
+    }
+
+    /// Bytes of the pages next to one, in this direction, that have entries to load from.
+    fn loads_from(&self, page: u64, step: u64) -> u64 {
+        let found = (1..=AT_ONCE).take_while(|n| self.is_plain(page.wrapping_add(n.wrapping_mul(step))));
+        found.count() as u64 * PAGE_SIZE
+    }
+
+    /// Has this page an entry that loads may take without a question? Neither end of the address space is ever in a run: then ends
+    /// need no care.
+    fn is_plain(&self, page: u64) -> bool {
+        let biased = page.wrapping_add(BIAS);
+        let inner = (PAGE_SIZE..0u64.wrapping_sub(2 * PAGE_SIZE)).contains(&page) && biased != 0;
+        inner && self.entry_at(id_of(self.data, self.slot(biased))).read == biased
+    }
+
+    /// These virtual addresses are not in the run of a set any more.
+    pub(super) fn cut_run(&mut self, set: usize, first: u64, last: u64) {
+        let run = self.sets[set].run.without(first, last);
+        if run != self.sets[set].run {
+            self.sets[set].run = run;
+            if set == self.data {
+                self.show_selected();
+            }
+        }
+    }
+
+    /// No set has a run.
+    pub(super) fn forget_runs(&mut self) {
+        (0..self.sets.len()).for_each(|set| self.cut_run(set, 0, u64::MAX));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_left_of_a_run_is_its_longer_part() {
+        let run = Run { start: 0x4000, len: 0x4000 };
+        for (first, last, start, len) in [
+            (0, u64::MAX, 0x8000, 0),
+            (0, 0x3fff, 0x4000, 0x4000),
+            (0x8000, u64::MAX, 0x4000, 0x4000),
+            (0x4000, 0x4fff, 0x5000, 0x3000),
+            (0x7000, 0x7fff, 0x4000, 0x3000),
+            (0x5000, 0x5fff, 0x6000, 0x2000),
+            (0x6000, 0x6fff, 0x4000, 0x2000),
+            (0x2000, 0x5fff, 0x6000, 0x2000),
+        ] {
+            let left = run.without(first, last);
+            assert_eq!(left.len, len, "{first:#x}");
+            assert!(len == 0 || left.start == start, "{first:#x}: {left:x?}");
+        }
+        assert!(!Run::default().has(0) && run.has(0x7000) && !run.has(0x8000) && !run.has(0x3000));
+    }
+}
