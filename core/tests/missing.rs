@@ -217,13 +217,13 @@ fn a_block_is_missing_as_far_as_it_was_when_that_was_fixed() {
     let (source, _wanted) = stream();
     let missing = list.set_missing(source, [block.clone()]).unwrap();
     list.resize(&block, 100 * PAGE_SIZE).unwrap();
-    missing.follow_length(&block).unwrap();
     assert_eq!(missing.left(), 100);
     missing.mark_received(&block, 90 * PAGE_SIZE, 10 * PAGE_SIZE).unwrap();
     list.resize(&block, 95 * PAGE_SIZE).unwrap();
-    missing.follow_length(&block).unwrap();
     assert_eq!(missing.left(), 90);
     missing.listen().unwrap();
+    assert_eq!(missing.left_of(&block), 90);
+    assert!(matches!(list.remove(&block), Err(RamError::Missing(MissingError::Phase { .. }))));
     // The guest's own resize: what comes is not missing, what goes is placed where nothing looks.
     list.resize(&block, 120 * PAGE_SIZE).unwrap();
     assert!(!list.is_missing(at(&block, 96 * PAGE_SIZE)));
@@ -231,7 +231,8 @@ fn a_block_is_missing_as_far_as_it_was_when_that_was_fixed() {
     for n in 0..90 {
         assert!(missing.place(&block, n * PAGE_SIZE, PageBytes::Copy(&page(n as u8))).unwrap(), "{n}");
     }
-    assert_eq!(missing.phase(), MissingPhase::Complete);
+    assert_eq!((missing.phase(), missing.left_of(&block)), (MissingPhase::Complete, 0));
+    list.remove(&block).unwrap();
 }
 
 #[test]

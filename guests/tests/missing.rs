@@ -4,12 +4,14 @@
 mod away;
 
 use away::take_all;
+use dynasmrt::riscv::RiscvRelocation;
+use dynasmrt::{DynasmApi, DynasmLabelApi, VecAssembler};
 use notdirty::programs::smc::{self, CacheModel, Form, Mode, SmcCase};
 use notdirty::programs::{GuestImage, basic, sieve, smp, sums, timer};
 use notdirty::{
     ClockKind, EngineKind, ExitBy, GuestExit, JitFlags, Machine, MachineExit, Program, RAM_BASE, RunLimits,
 };
-use notdirty_core::DirtyClient;
+use notdirty_core::{DirtyClient, RamBlock};
 use notdirty_softmmu::MemSize;
 use notdirty_tcg::hooks::{HookSpec, Kinds};
 use notdirty_tcg::testkit::{self, Options};
@@ -238,6 +240,87 @@ fn a_page_that_never_comes_ends_the_run_and_a_limit_ends_the_wait() {
         away.pages.end("the other side is gone");
         assert_eq!(machine.run(&soon()), MachineExit::MissingPage, "{way:?}");
         assert!(machine.read(RAM_BASE, &mut [0; 8]).is_err() && machine.write(RAM_BASE, &[0]).is_err());
+    }
+}
+
+/// A timer ticks while a load waits: code, and the pages of its ticks and of the load.
+fn ticking() -> (Vec<u8>, u64, u64) {
+    let mut ops = VecAssembler::<RiscvRelocation>::new(0);
+    dynasmrt::dynasm!(ops ; .arch riscv64 ; .feature imaczicsr_zifencei
+        ; la t0, ->handler
+        ; csrw mtvec, t0
+        ; lui s2, 0x200_4000       // mtimecmp
+        ; lui s3, 0x200_c000       // mtime is 8 bytes below
+        ; li.32 s4, 2000
+        ; auipc s5, 0x3000
+        ; auipc s1, 0x4000
+        ; andi s5, s5, -8
+        ; andi s1, s1, -8
+        ; ld t0, [s3, -8]
+        ; add t0, t0, s4
+        ; sd t0, [s2]
+        ; li.32 t0, 0x80           // MTIE
+        ; csrw mie, t0
+        ; csrsi mstatus, 8
+        ; ld a0, [s1]
+        ; csrci mstatus, 8
+        ; lui t1, 0x10_0000
+        ; li.32 t2, 0x5555
+        ; sw t2, [t1]
+        ; stay:
+        ; j <stay
+        ; .align 4
+        ; ->handler:
+        ; ld t3, [s5]
+        ; addi t3, t3, 1
+        ; sd t3, [s5]
+        ; ld t3, [s2]
+        ; add t3, t3, s4
+        ; sd t3, [s2]
+        ; .u32 0x3020_0073         // mret
+    );
+    (ops.finalize().unwrap(), 0x3000, 0x4000)
+}
+
+#[test]
+fn interrupts_are_taken_while_a_hart_waits_for_a_page() {
+    let (code, ticks, late) = ticking();
+    for (engine, flags) in ways() {
+        let builder = Machine::builder().ram_size(RAM).engine(engine).jit_flags(flags).clock(ClockKind::Host);
+        let mut machine = builder.build().unwrap();
+        machine.write(RAM_BASE, &code).unwrap();
+        machine.write(RAM_BASE + late, &[7; 4096]).unwrap();
+        machine.start_at(RAM_BASE).unwrap();
+        let away = take_all(&machine);
+        std::thread::scope(|scope| {
+            scope.spawn(|| {
+                let mut held = None;
+                let until = Instant::now() + Duration::from_secs(60);
+                while Instant::now() < until {
+                    match away.next(Duration::from_millis(1)) {
+                        Some((block, off)) if off == late => held = Some(block),
+                        Some((block, off)) => drop(away.bring(&block, off)),
+                        None => {}
+                    }
+                    let seen = |block: &Arc<RamBlock>| {
+                        (ticks..ticks + 0x100).step_by(8).map(|at| block.load(at, 8).unwrap()).sum()
+                    };
+                    if let Some(block) = held.take_if(|block| {
+                        let all: u64 = seen(block);
+                        all >= 3
+                    }) {
+                        away.bring(&block, late);
+                        break;
+                    }
+                }
+                away.bring_all();
+            });
+            assert_eq!(machine.run(&soon()), PASS, "{engine:?}");
+        });
+        assert_eq!(machine.cpu().x[10], 0x0707_0707_0707_0707);
+        // Each interrupt ended a wait, and the load was made once.
+        assert!(away.pages.blocktime().waits > 3, "{:?}", away.pages.blocktime());
+        assert!(away.pages.requests() < 8);
     }
 }
 

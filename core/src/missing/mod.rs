@@ -86,7 +86,7 @@ struct MissingBlock {
     block: Arc<RamBlock>,
     /// The number of its first page in the states: a multiple of 64.
     first: u64,
-    /// `postcopy_length`: nothing beyond it is missing, whatever the block is resized to.
+    /// `postcopy_length`: nothing beyond it is missing. It follows the block's until `listen`, and then stays.
     length: AtomicU64,
     /// Does memory that was given back read as zero?
     zeroes: bool,
@@ -256,13 +256,20 @@ impl MissingPages {
         if phase == want { Ok(()) } else { Err(MissingError::Phase { doing, phase }) }
     }
 
-    /// The block was resized before anything could be missing: it is as long as it is now, and what came is missing.
-    ///
-    /// # Errors
-    /// [`MissingError::Phase`] unless gathering, [`MissingError::UnknownBlock`], [`MissingError::Ram`].
-    pub fn follow_length(&self, block: &Arc<RamBlock>) -> Result<(), MissingError> {
-        self.only_in(MissingPhase::Gathering, "follow a block's length")?;
-        let found = self.of(block)?;
+    /// How many pages of a block are not here.
+    pub fn left_of(&self, block: &RamBlock) -> u64 {
+        let Ok(found) = self.of(block) else { return 0 };
+        let pages = found.pages(self.page);
+        let here: u64 = self.states.received(pages.clone()).map(|word| u64::from(word.count_ones())).sum();
+        (pages.end - pages.start).saturating_sub(here)
+    }
+
+    /// The block was resized: as long as nothing waits, what came is missing, and what went is not. Later what may be missing is fixed.
+    pub(crate) fn follow_length(&self, block: &Arc<RamBlock>) -> Result<(), MissingError> {
+        let Ok(found) = self.of(block) else { return Ok(()) };
+        if self.phase() != MissingPhase::Gathering {
+            return Ok(());
+        }
         let new = block.used_length();
         let old = found.length.swap(new, Ordering::AcqRel);
         let pages = |length: u64| found.first + length.div_ceil(self.page);

@@ -28,7 +28,7 @@ use super::spec::RamBlockSpec;
 use super::still::Gate;
 use crate::addr::{PageRange, RamAddr};
 use crate::dirty::{ClientMask, DirtyMemory, Listeners};
-use crate::missing::MissingDoor;
+use crate::missing::{MissingDoor, MissingError};
 use crate::rcu::{Guard, RcuCell, pin};
 use crate::sync::{AtomicPtr, AtomicU64, Mutex, Ordering, lock};
 use core::{fmt, ptr};
@@ -200,9 +200,15 @@ impl RamList {
     /// as long as there is an `Arc` of it.
     ///
     /// # Errors
-    /// [`RamError::Mapped`] if an address space maps it: unmap it first, and wait. [`RamError::NotInList`], [`RamError::Busy`].
+    /// [`RamError::Mapped`] if an address space maps it: unmap it first, and wait. [`RamError::NotInList`], [`RamError::Busy`];
+    /// [`RamError::Missing`] while pages of it are yet to come.
     pub fn remove(&self, block: &Arc<RamBlock>) -> Result<(), RamError> {
         let change = self.begin_change(block)?; // it stays in the list until here
+        if let Some(missing) = self.missing().filter(|missing| missing.left_of(block) != 0) {
+            return Err(
+                MissingError::Phase { doing: "remove a block with missing pages", phase: missing.phase() }.into()
+            );
+        }
         let leaving = block.leave()?;
         self.notifiers.tell(|notifier| notifier.removed(block));
         let guard = pin();

@@ -34,7 +34,8 @@ impl RamList {
     /// # Errors
     /// [`RamError::NotResizable`]; [`RamError::OddLength`] and [`RamError::UsedOverMax`] for the length;
     /// [`RamError::MappedBeyond`] if a mapping reaches further: shorten it first, and wait. [`RamError::NotInList`],
-    /// [`RamError::Busy`], [`RamError::Pinned`], [`RamError::Host`].
+    /// [`RamError::Busy`], [`RamError::Pinned`], [`RamError::Host`]. [`RamError::Missing`]: it has the length, and the host did not take back what
+    /// had been in memory that is yet to come.
     pub fn resize(&self, block: &Arc<RamBlock>, length: u64) -> Result<(), RamError> {
         if !block.flags().contains(RamFlags::RESIZABLE) {
             return Err(RamError::NotResizable { idstr: block.idstr().to_owned() });
@@ -67,8 +68,10 @@ impl RamList {
         self.next_version(); // logs remember how long blocks are
         // After the publication: a taker that has seen the new length and took a bit before this gets it once more.
         set(0, length);
+        // A block that is yet to come is as long as it is here.
+        let followed = self.missing().map_or(Ok(()), |missing| missing.follow_length(block));
         block.call_resized();
-        Ok(())
+        Ok(followed?)
     }
 
     /// Gives the memory above the used length back to the host, where an earlier length had some. It comes after all

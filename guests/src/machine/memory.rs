@@ -22,7 +22,9 @@ use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::Duration;
 
-use notdirty_core::{PAGE_SIZE, RamBlock, RamBlockSpec, RamError};
+use notdirty_core::{
+    MissingError, MissingPages, PAGE_SIZE, PageSource, RamBlock, RamBlockSpec, RamError, RamFlags, pin,
+};
 use notdirty_softmmu::{AccessError, AddressSpace, GuestPhys, MapError, RegionId};
 
 use super::RAM_BASE;
@@ -257,6 +259,20 @@ impl Memory {
     /// [`AccessError`] with the first address that fails. Of bytes that are not all mapped, none is written.
     pub fn write(&self, addr: u64, from: &[u8]) -> Result<(), AccessError> {
         self.0.space.write(GuestPhys::new(addr), from)
+    }
+
+    /// All RAM that goes along when the machine moves is yet to come, and `source` is asked for what harts, devices and host accesses need of it:
+    /// see [`MissingPages`], which begins by gathering. Of a machine that does not run.
+    ///
+    /// # Errors
+    /// As of [`RamList::set_missing`](notdirty_core::RamList::set_missing).
+    pub fn set_missing(&self, source: Arc<dyn PageSource>) -> Result<Arc<MissingPages>, MissingError> {
+        let space = &self.0.space;
+        let blocks: Vec<_> = space.ram().blocks(&pin()).cloned().collect();
+        let moves = |block: &Arc<RamBlock>| block.flags().contains(RamFlags::MIGRATABLE);
+        let pages = space.ram().set_missing(source, blocks.into_iter().filter(moves))?;
+        pages.set_vcpus(space.vcpus().all().len() as u32);
+        Ok(pages)
     }
 
     /// How fast RAM becomes dirty, watched for so long; from any thread but a hart's.

@@ -36,8 +36,7 @@ pub fn take_all(machine: &Machine) -> Away {
     };
     let copies = blocks.iter().map(copy).collect();
     let (to, wanted) = channel();
-    let pages = list.set_missing(Arc::new(Ask(Mutex::new(to))), blocks).unwrap();
-    pages.set_vcpus(machine.harts() as u32);
+    let pages = machine.memory().set_missing(Arc::new(Ask(Mutex::new(to)))).unwrap();
     pages.listen().unwrap();
     Away { list, pages, copies, wanted: Mutex::new(wanted) }
 }
