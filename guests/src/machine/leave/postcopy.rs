@@ -1,7 +1,7 @@
 //! A machine that runs at its target before its pages are there.
 //!
 //! ```text
-//!   rounds of precopy, or none ─▶ harts stand still ─▶ last sync ─▶ RAM_DISCARD … ─▶ PACKAGED (LISTEN, devices, RUN)
+//!   rounds of precopy, or none ─▶ harts stand still ─▶ last sync ─▶ RAM_DISCARD …, PING ─▶ ◀─ PONG ─▶ PACKAGED (LISTEN, devices, RUN)
 //!                                                                                     │ its last byte: point of no return
 //!   PostcopyActive   requested pages, the sweep ──────────────────────────▶ END ─▶ SHUT 0: Completed
 //!        │ the channel breaks                     ▲ bitmaps, RESUME
@@ -27,7 +27,9 @@ use super::{Answer, Ask, LeaveOptions, Migration, MigrationState, lock};
 use crate::machine::migrate::MigrationError;
 use crate::machine::state;
 
-/// The number by which the target says that it runs.
+/// The number by which the target says that it has all up to the message that it begins with.
+const READY: u32 = 2;
+/// The same: it runs.
 const RUNS: u32 = 3;
 
 /// How long the last word of a target that has ended the channel is waited for.
@@ -138,7 +140,9 @@ impl Migration {
                 channel.shut();
                 let heard = path.heard();
                 return match (why, heard.shut) {
-                    (MigrationError::Stream(_), Some(1..)) => Err(MigrationError::Refused { why: heard.why.clone() }),
+                    (MigrationError::Stream(_) | MigrationError::Answer(_), Some(1..)) => {
+                        Err(MigrationError::Refused { why: heard.why.clone() })
+                    }
                     (why, _) => Err(why),
                 };
             }
@@ -199,7 +203,8 @@ impl Migration {
         for command in rest.discards() {
             say(&mut writer, &command)?;
         }
-        say(&mut writer, &Command::Ping(2))?;
+        say(&mut writer, &Command::Ping(READY))?;
+        writer.out().flush()?;
         let message = writer.package(
             |inner| {
                 say(inner, &Command::Listen)?;
@@ -208,7 +213,11 @@ impl Migration {
             |inner| say(inner, &Command::Ping(RUNS)).and_then(|()| say(inner, &Command::Run)),
         )?;
         say(&mut writer, &Command::Packaged(message.len() as u32))?;
-        writer.out().flush()?;
+        // It has all that came before: so what is lost of the rest is the message, or nothing.
+        if !path.wait(PATIENCE, |heard| heard.pong >= READY) {
+            let why = path.heard().broken.clone().unwrap_or_else(|| format!("no answer for {PATIENCE:?}"));
+            return Err(MigrationError::Answer(io::Error::new(io::ErrorKind::ConnectionAborted, why)));
+        }
         let channel = channel.try_clone().map_err(MigrationError::Host)?;
         let mut talk = lock(&self.0.talk);
         if self.0.cancel.is_cancelled() {
