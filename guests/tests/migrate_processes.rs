@@ -167,6 +167,60 @@ fn a_terminal_has_a_bar_and_a_pipe_has_lines() {
     assert!(seen.contains("notdirty: round 1: 0 MiB sent, ") && !seen.contains('\x1b'), "{seen:?}");
 }
 
+/// Bytes between two sockets; the first channel ends after so many of them.
+fn between(front: std::os::unix::net::UnixListener, behind: PathBuf, first: usize) {
+    for n in 0.. {
+        let Ok((from, _)) = front.accept() else { return };
+        let Ok(to) = std::os::unix::net::UnixStream::connect(&behind) else { return };
+        let (answers, back) = (to.try_clone().unwrap(), from.try_clone().unwrap());
+        let copied = std::thread::spawn(move || drop(std::io::copy(&mut &answers, &mut &back)));
+        let most = if n == 0 { first as u64 } else { u64::MAX };
+        let _ = std::io::copy(&mut std::io::Read::take(&from, most), &mut &to);
+        let _ = (from.shutdown(std::net::Shutdown::Both), to.shutdown(std::net::Shutdown::Both));
+        let _ = copied.join();
+    }
+}
+
+/// The same kernel runs there before its pages are there, and the channel breaks in the middle: both processes go on by themselves.
+#[test]
+fn a_kernel_prints_the_same_where_it_ran_before_its_pages_were_there() {
+    let elf = Path::new(env!("CARGO_MANIFEST_DIR")).join("programs/build/quick/kernel-2h.elf");
+    if !elf.is_file() {
+        println!("SKIPPED: no {} (make guests)", elf.display());
+        return;
+    }
+    let elf = elf.display().to_string();
+    let alone = start(&["run", &elf, "--smp", "2", "-m", "32M"]).wait_with_output().unwrap();
+    let dir = Dir::new("postcopy");
+    let (socket, front) = (dir.0.join("behind"), dir.0.join("front"));
+    let mut target = start(&["run", "--incoming", &format!("unix:{}", socket.display()), "--timeout", "60", "--json"]);
+    let until = Instant::now() + Duration::from_secs(20);
+    while !socket.exists() && Instant::now() < until {
+        std::thread::sleep(Duration::from_millis(2));
+    }
+    let listener = std::os::unix::net::UnixListener::bind(&front).unwrap();
+    let behind = socket.clone();
+    std::thread::spawn(move || between(listener, behind, 60_000));
+    let go = format!("unix:{}@15ms", front.display());
+    let limit = ["--postcopy", "--postcopy-bandwidth", "200K"];
+    let args = [&["run", &elf, "--smp", "2", "-m", "32M", "--migrate", &go][..], &limit].concat();
+    let source = start(&args).wait_with_output().unwrap();
+    if !has_moved(&source) {
+        // It was done before: then nothing came there.
+        assert_eq!(source.stdout, alone.stdout, "{}", text(&source));
+        let _ = target.kill();
+        let _ = target.wait();
+        return;
+    }
+    let target = target.wait_with_output().unwrap();
+    assert_eq!(target.status.code(), alone.status.code(), "{}", text(&target));
+    let printed = String::from_utf8([source.stdout.clone(), target.stdout.clone()].concat()).unwrap();
+    let (guest, told) = printed.split_once("{\"arrival_ms\"").unwrap();
+    assert_eq!(guest, String::from_utf8_lossy(&alone.stdout));
+    assert!(text(&source).contains("paused, and looks for"), "{}", text(&source));
+    assert!(told.contains("\"left\":0,") && !told.contains("\"faults\":0,"), "{told}");
+}
+
 #[test]
 fn a_process_that_is_killed_leaves_the_other_with_the_machine_or_with_nothing_half_done() {
     let dir = Dir::new("killed");

@@ -290,6 +290,68 @@ fn code_that_changes_itself_changes_itself_on_the_way() {
     assert!(moved > 0 && faults > 0, "{moved} moves, {faults} pages waited for");
 }
 
+/// What is not here is not saved, and does not go on to elsewhere; what waits for it can be stopped.
+#[test]
+fn a_machine_whose_pages_are_yet_to_come_is_not_saved_and_does_not_leave() {
+    let mut machine = builder(sums::sums(2, 21, 0), 2, 32 << 20).build().unwrap();
+    assert_eq!(machine.run(&soon(Duration::from_millis(50))), MachineExit::Deadline);
+    let mut postcopy = Postcopy::after(0);
+    // A page a second: what is asked for comes, and nothing else.
+    postcopy.bandwidth = Some(4096);
+    let mut options = LeaveOptions::default();
+    options.postcopy = Some(postcopy);
+    let listener = Uri::Unix(temporary()).listen().unwrap();
+    let (migrator, cancel) = (machine.migrator(), Cancel::default());
+    std::thread::scope(|scope| {
+        let source = scope.spawn(|| machine.run(&soon(2 * PATIENCE)));
+        let target = scope.spawn(|| {
+            let (main, _) = listener.accept(Some(PATIENCE), PATIENCE, &cancel).unwrap();
+            Machine::builder().receive(main).unwrap()
+        });
+        let road = Road::connect(&listener.uri(), 0, PATIENCE, &cancel).unwrap();
+        let migration = migrator.start(road, cancel.clone(), options).unwrap();
+        let mut there = target.join().unwrap();
+        let arrival = there.arrival().unwrap();
+        let why = there.snapshot(temporary()).unwrap_err().to_string();
+        assert!(why.contains("are yet to come"), "{why}");
+        assert!(there.checkpoint().is_err());
+        // Without a channel it waits; a deadline and a stop end that all the same.
+        arrival.pause();
+        assert_eq!(arrival.wait_while(ArrivalState::Running, PATIENCE), ArrivalState::Paused);
+        let (onwards, _other) = std::os::unix::net::UnixStream::pair().unwrap();
+        let channel = notdirty::Channel::new(onwards.into(), PATIENCE, Cancel::default()).unwrap();
+        let again = there.migrator().start(channel, Cancel::default(), LeaveOptions::default()).unwrap();
+        assert_eq!(there.run(&soon(Duration::from_millis(100))), MachineExit::Deadline);
+        let why = again.wait(PATIENCE).unwrap().unwrap_err().to_string();
+        assert!(why.contains("are yet to come"), "{why}");
+        let status = arrival.status();
+        assert!(status.requests > 0 && status.left > 0 && status.blocktime.waits > 0, "{status:?}");
+        let stop = there.stop_handle();
+        let stopped = scope.spawn(move || (there.run(&soon(PATIENCE)), there));
+        std::thread::sleep(Duration::from_millis(20));
+        stop.stop();
+        let (exit, there) = stopped.join().unwrap();
+        assert_eq!(exit, MachineExit::Stopped);
+        // It is given up on both sides.
+        drop(there);
+        assert_eq!(arrival.wait_while(ArrivalState::Paused, PATIENCE), ArrivalState::Failed);
+        let until = Instant::now() + PATIENCE;
+        while migration.status().state != MigrationState::PostcopyPaused {
+            assert!(Instant::now() < until, "{:?}", migration.status());
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        // Too late for that.
+        migration.cancel();
+        migration.abandon();
+        assert!(migration.wait(PATIENCE).unwrap().is_err());
+        assert_eq!(migration.status().state, MigrationState::Uncertain);
+        assert_eq!(source.join().unwrap(), MachineExit::Migrated);
+    });
+    machine.take_back();
+    machine.write(sums::STOP, &[1]).unwrap();
+    assert_eq!(machine.run_to_end(), PASS, "taken back");
+}
+
 /// Our kernel with its page tables, if it was built: it checks what its processes compute.
 #[test]
 fn a_kernel_with_its_page_tables_goes_from_machine_to_machine() {

@@ -221,6 +221,16 @@ impl Arrival {
     }
 }
 
+impl super::Machine {
+    /// What is not here cannot be saved, and does not leave.
+    pub(super) fn check_whole(&self) -> Result<(), MigrationError> {
+        match self.board.space.ram().missing() {
+            Some(pages) if pages.left() != 0 => Err(MigrationError::Arriving { left: pages.left() }),
+            _ => Ok(()),
+        }
+    }
+}
+
 /// The machine's hold on its arrival: without it no page is waited for any more.
 pub(super) struct Owner(pub Arrival);
 

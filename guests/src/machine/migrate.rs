@@ -130,6 +130,12 @@ pub enum MigrationError {
     /// The machine has left.
     #[error("the machine has left")]
     Gone,
+    /// The machine runs here, and pages of its RAM are yet to come: see [`Machine::arrival`].
+    #[error("{left} pages of the machine's RAM are yet to come")]
+    Arriving {
+        /// How many.
+        left: u64,
+    },
     /// No run of the machine took notice.
     #[error("the machine was not run for {:.0} s, so it could not be asked", waited.as_secs_f64())]
     NotRun {
@@ -230,6 +236,7 @@ impl Machine {
         changed: Option<&PageSet>,
     ) -> Result<Snapshot, MigrationError> {
         let start = Instant::now();
+        self.check_whole()?;
         let (before, blocks) = self.sections_before_ram()?;
         let after = self.sections_after_ram()?;
         let (unfinished, file) = Unfinished::create(path)?;

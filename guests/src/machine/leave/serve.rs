@@ -92,6 +92,7 @@ impl Machine {
     }
 
     fn describe(&self) -> Result<Answer, MigrationError> {
+        self.check_whole()?;
         // Whether it can be saved at all is known before its RAM goes.
         self.stateful_devices()?;
         // What began before the migration did: the harts are parked, so it waits for none of them.
