@@ -34,7 +34,7 @@
 use super::harvest::{Harvest, NotServed, gaps, hold_blocks, intersection, sorted};
 use super::scope::{LogClient, LogRegion, LogScope, Shared};
 use super::{ClientMask, DirtyClient, OwnedClient, PageSet};
-use crate::addr::PageRange;
+use crate::addr::{PageIndex, PageRange};
 use crate::ram::{RamBlock, RamList};
 use crate::rcu::{Guard, pin};
 use crate::ring::{RingError, RingLog, RingSource, RingStartError};
@@ -369,6 +369,11 @@ impl DirtyLog {
     pub(crate) fn reuse(&self, mut pages: PageSet) {
         pages.clear();
         *lock(&self.spare) = pages;
+    }
+
+    /// The first of these pages that was written since the last sync, as far as is known now: the next sync has it, whatever comes of it.
+    pub(crate) fn written_again(&self, pages: PageRange, guard: &Guard) -> Option<PageIndex> {
+        self.log.list.dirty().next_set(pages, self.log.client, guard)
     }
 
     /// Which of `asked` is the first that has a page that is not logged, now.

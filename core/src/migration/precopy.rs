@@ -14,9 +14,10 @@
 
 use super::wire::{Fault, Result, StreamError};
 use super::{BlockMigration, ChunkShift, DirtyPages, sync};
-use crate::addr::PAGE_BITS;
+use crate::addr::{PAGE_BITS, PageIndex, PageRange};
 use crate::dirty::DirtyLog;
 use crate::ram::RamBlock;
+use crate::rcu::pin;
 use core::ops::Range;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -188,7 +189,7 @@ impl Source {
         loop {
             self.progress.rounds += 1;
             self.progress.dirtied = 0;
-            self.sweep(carrier, limits, limits.bandwidth, &mut |progress| tell(progress, false))?;
+            self.sweep(carrier, limits, limits.bandwidth, true, &mut |progress| tell(progress, false))?;
             self.sync(carrier, limits)?;
             if !tell(&self.progress, true) {
                 return Err(carrier.error(Fault::Order("cancelled".into())));
@@ -211,7 +212,8 @@ impl Source {
         mut tell: impl FnMut(&Progress) -> bool,
     ) -> Result<()> {
         self.progress.rounds += 1;
-        self.sweep(carrier, limits, limits.bandwidth, &mut tell)?;
+        self.progress.dirtied = 0;
+        self.sweep(carrier, limits, limits.bandwidth, true, &mut tell)?;
         self.sync(carrier, limits)
     }
 
@@ -228,7 +230,7 @@ impl Source {
     pub fn last(&mut self, carrier: &mut impl Carrier, limits: &Limits) -> Result<()> {
         self.progress.dirtied = 0;
         self.sync(carrier, limits)?;
-        self.sweep(carrier, limits, None, &mut |_| true)?;
+        self.sweep(carrier, limits, None, false, &mut |_| true)?;
         self.count();
         Ok(())
     }
@@ -239,6 +241,7 @@ impl Source {
         carrier: &mut impl Carrier,
         limits: &Limits,
         bandwidth: Option<u64>,
+        runs_on: bool,
         tell: &mut impl FnMut(&Progress) -> bool,
     ) -> Result<()> {
         let mut at = (0, 0);
@@ -247,7 +250,7 @@ impl Source {
             let (start, before) = (Instant::now(), carrier.bytes());
             // A piece ends with the window, so that the other end has whole pieces.
             while at.0 < self.blocks.len() && start.elapsed() < WINDOW {
-                self.batch(carrier, &mut at)?;
+                self.batch(carrier, &mut at, runs_on)?;
                 if bandwidth.is_some_and(|most| carrier.bytes() - before >= most / 10) {
                     break;
                 }
@@ -274,20 +277,34 @@ impl Source {
         Ok(())
     }
 
-    /// As many pages as the carrier takes at once.
-    fn batch(&mut self, carrier: &mut impl Carrier, at: &mut (usize, u64)) -> Result<()> {
+    /// As many pages as the carrier takes at once. While the guest runs, a page that was stored to since the sync is not sent: the next
+    /// sync has it in any case, and what went now would go twice.
+    fn batch(&mut self, carrier: &mut impl Carrier, at: &mut (usize, u64), runs_on: bool) -> Result<()> {
         let (mut runs, mut room) = (Vec::new(), carrier.batch());
+        let guard = pin();
         while let Some(leaving) = self.blocks.get(at.0).filter(|_| room != 0) {
             let Some(pages) = leaving.dirty.take_run(at.1, room) else {
                 *at = (at.0 + 1, 0);
                 continue;
             };
             at.1 = pages.end;
-            room -= pages.end - pages.start;
-            // A log that is kept elsewhere is cleared before its pages are read.
-            let _ = leaving.dirty.take_chunk(pages.start);
-            runs.push(Run { index: at.0, block: &leaving.block, pages });
+            let base = leaving.block.offset().page().get();
+            let again = |from: u64| {
+                let range = PageRange { start: PageIndex::new(base + from), end: PageIndex::new(base + pages.end) };
+                let found = if runs_on { self.log.written_again(range, &guard) } else { None };
+                found.map_or(pages.end, |page| page.get() - base)
+            };
+            let mut from = pages.start;
+            while from < pages.end {
+                let end = again(from);
+                if from < end {
+                    room -= end - from;
+                    runs.push(Run { index: at.0, block: &leaving.block, pages: from..end });
+                }
+                from = end + 1;
+            }
         }
+        drop(guard);
         if runs.is_empty() { Ok(()) } else { carrier.send(&runs, &mut self.progress) }
     }
 }
@@ -317,5 +334,87 @@ impl Meter {
 
     fn limit(&mut self, most: u64) {
         self.bandwidth = self.bandwidth.min(most);
+    }
+}
+
+#[cfg(all(test, not(loom), not(miri)))]
+mod tests {
+    use super::*;
+    use crate::addr::PAGE_SIZE;
+    use crate::dirty::DirtyClient;
+    use crate::ram::{RamBlockSpec, RamList};
+
+    /// Notes which pages went, and lets the guest store to some before the rest goes.
+    struct Noted<'s> {
+        batch: u64,
+        sent: Vec<Vec<u64>>,
+        store: &'s dyn Fn(usize, u64),
+    }
+
+    impl Carrier for Noted<'_> {
+        fn batch(&self) -> u64 {
+            self.batch
+        }
+        fn send(&mut self, runs: &[Run<'_>], progress: &mut Progress) -> Result<()> {
+            let pages: Vec<u64> = runs.iter().flat_map(|run| run.pages.clone()).collect();
+            assert!(pages.len() as u64 <= self.batch && !pages.is_empty());
+            progress.pages += pages.len() as u64;
+            self.sent.last_mut().unwrap().extend(&pages);
+            (self.store)(self.sent.len(), pages[0]);
+            Ok(())
+        }
+        fn begin(&mut self) -> Result<()> {
+            Ok(())
+        }
+        fn end(&mut self, round: bool) -> Result<()> {
+            if round {
+                self.sent.push(Vec::new());
+            }
+            Ok(())
+        }
+        fn bytes(&self) -> u64 {
+            self.sent.iter().map(|pages| pages.len() as u64).sum::<u64>() << PAGE_BITS
+        }
+        fn error(&self, fault: Fault) -> StreamError {
+            StreamError { section: "test".into(), offset: 0, fault }
+        }
+    }
+
+    #[test]
+    fn a_page_that_is_stored_to_before_it_goes_waits_for_the_next_round() {
+        let list = Arc::new(RamList::new());
+        let block = list.add(RamBlockSpec::new("ram", 300 * PAGE_SIZE)).unwrap();
+        (0..300).for_each(|page| list.write(&block, page * PAGE_SIZE, &[1]).unwrap());
+        let log = list.log(DirtyClient::MIGRATION).start().unwrap();
+        // With the first pages of round 1 out: one of them, and five that have yet to go.
+        let store = |round: usize, first: u64| {
+            if (round, first) == (1, 0) {
+                [3, 100, 101, 130, 163, 299]
+                    .iter()
+                    .for_each(|page| list.write(&block, page * PAGE_SIZE, &[2]).unwrap());
+            }
+        };
+        let mut carrier = Noted { batch: 64, sent: vec![Vec::new()], store: &store };
+        let mut limits = Limits::default();
+        let mut source = Source::new(log, std::slice::from_ref(&block));
+        // Till nothing is dirty.
+        limits.downtime = Duration::ZERO;
+        let mut dirtied = Vec::new();
+        let tell = |progress: &Progress, round: bool| {
+            dirtied.extend(round.then_some(progress.dirtied));
+            true
+        };
+        source.rounds(&mut carrier, &limits, tell).unwrap();
+        let waits = [100, 101, 130, 163, 299];
+        let first: Vec<u64> = (0..300).filter(|page| !waits.contains(page)).collect();
+        assert_eq!(carrier.sent[..2], [first, vec![3, 100, 101, 130, 163, 299]]);
+        assert_eq!(dirtied, [6, 0]);
+        // Once it stands still all that is left goes, whatever the bits say by then.
+        list.write(&block, 7 * PAGE_SIZE, &[3]).unwrap();
+        let store = |_: usize, _: u64| list.write(&block, 9 * PAGE_SIZE, &[3]).unwrap();
+        list.write(&block, 9 * PAGE_SIZE, &[3]).unwrap();
+        let mut carrier = Noted { batch: 1, sent: vec![Vec::new()], store: &store };
+        source.last(&mut carrier, &limits).unwrap();
+        assert_eq!(carrier.sent[0], [7, 9]);
     }
 }
