@@ -141,6 +141,24 @@ fn harts_that_share_ram_lose_no_store_on_pages_that_are_yet_to_come() {
 }
 
 #[test]
+fn harts_that_take_turns_take_the_same_ones_whatever_pages_they_wait_for() {
+    for way in ways() {
+        let make = || {
+            let (engine, flags) = way;
+            let builder = Machine::builder().ram_size(RAM).harts(2).turns(7).clock(ClockKind::Insns).engine(engine);
+            builder.jit_flags(flags).program(Program::Image(smp::counters(2, 2_000))).build().unwrap()
+        };
+        let (mut whole, mut machine) = (make(), make());
+        assert_eq!(whole.run(&LIMIT), PASS);
+        let away = take_all(&machine);
+        assert_eq!(away.run(&mut machine, &LIMIT, false), PASS, "{way:?}");
+        assert_same_end(&format!("{way:?}"), &machine, &whole, RAM);
+        let retired = |machine: &Machine| [0, 1].map(|hart| machine.vcpu(hart).unwrap().cpu().retired);
+        assert_eq!(retired(&machine), retired(&whole), "{way:?}");
+    }
+}
+
+#[test]
 fn random_programs_end_the_same_on_a_machine_that_loses_its_ram_before_each() {
     const LEN: u64 = 0x4_0000;
     let make = |(engine, flags): (EngineKind, JitFlags)| {

@@ -7,7 +7,7 @@ use notdirty_softmmu::{
 };
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 const RAM: u64 = 0x8000_0000;
 const PAGES: u64 = 8;
@@ -43,6 +43,14 @@ impl Rig {
         mmu.set_flat_addend((self.block.host() as u64).wrapping_sub(RAM));
         mmu.set_flat_start(RAM);
         mmu
+    }
+
+    fn until_asked(&self, pages: u64) {
+        let until = Instant::now() + Duration::from_secs(20);
+        while self.asked.0.load(Ordering::Relaxed) < pages {
+            assert!(Instant::now() < until, "{pages} pages are not asked for");
+            std::thread::yield_now();
+        }
     }
 
     fn take(&self) -> Arc<MissingPages> {
@@ -257,9 +265,7 @@ fn host_accesses_wait_and_a_parked_vcpu_sleeps_until_its_page_is_here() {
             let mut bytes = [0; 16];
             rig.space.read(GuestPhys::new(RAM + PAGE_SIZE - 8), &mut bytes).map(|()| bytes)
         });
-        while rig.asked.0.load(Ordering::Relaxed) < 2 {
-            std::thread::yield_now();
-        }
+        rig.until_asked(2);
         bring(&pages, &rig.block, 1);
         bring(&pages, &rig.block, 0);
         assert_eq!(reader.join().unwrap().unwrap(), [[1; 8], [2; 8]].concat()[..]);
@@ -269,9 +275,7 @@ fn host_accesses_wait_and_a_parked_vcpu_sleeps_until_its_page_is_here() {
         drop(live);
         assert!(!mmu.wait_for_page(page, 0, Some(Duration::from_millis(1))).unwrap());
         let placer = scope.spawn(|| {
-            while rig.asked.0.load(Ordering::Relaxed) < 3 {
-                std::thread::yield_now();
-            }
+            rig.until_asked(3);
             // While it waits, what asks the vCPU has its answer.
             assert!(rig.space.safe_point().wait(None));
             bring(&pages, &rig.block, 2);
