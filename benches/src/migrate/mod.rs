@@ -8,6 +8,7 @@
 //!                      ├─ qemu.rs      two qemu-system-riscv64, by QMP, without a limit of bandwidth
 //!                      ├─ bare.rs      two processes: 1 MiB buffers over the same kind of channel into untouched memory
 //!                      ├─ verdict.rs   ok or MISSED, with its bar
+//!                      ├─ faults.rs    in this process: how long a page is waited for, beside a bare request
 //!                      └─ alone.rs     in this process: few pages of 64 GiB, a guest that stores meanwhile, a snapshot
 //! ```
 //!
@@ -17,6 +18,7 @@
 
 mod alone;
 mod bare;
+mod faults;
 mod guest;
 mod kept;
 mod ours;

@@ -37,7 +37,7 @@ pub(super) fn run(
     let binary = target.join("notdirty");
     let uri = match way {
         Way::Mapped(_) => format!("file:{}", dir.join("our-file").display()),
-        Way::Stream(Socket::Tcp) => format!("tcp:127.0.0.1:{}", free_port()?),
+        Way::Stream(Socket::Tcp) | Way::Postcopy(Socket::Tcp) => format!("tcp:127.0.0.1:{}", free_port()?),
         _ => format!("unix:{}", dir.join("our-sock").display()),
     };
     let other = match way {
@@ -56,6 +56,7 @@ pub(super) fn run(
         Way::Stream(_) => {}
         Way::Multifd(channels) => drop(command.args(["--multifd", &channels.to_string()])),
         Way::Mapped(_) => drop(command.arg("--mapped-ram")),
+        Way::Postcopy(_) => drop(command.arg("--postcopy")),
     }
     if what.converge {
         command.arg("--auto-converge");

@@ -102,7 +102,7 @@ pub(super) fn run(
     let memory = format!("{}M", what.memory_mib());
     let uri = match way {
         Way::Mapped(_) => format!("file:{}", dir.join("qemu-file").display()),
-        Way::Stream(Socket::Tcp) => format!("tcp:127.0.0.1:{}", free_port()?),
+        Way::Stream(Socket::Tcp) | Way::Postcopy(Socket::Tcp) => format!("tcp:127.0.0.1:{}", free_port()?),
         _ => format!("unix:{}", dir.join("qemu-sock").display()),
     };
     let mut target = match way {
@@ -120,8 +120,11 @@ pub(super) fn run(
     for qemu in [Some(&mut source), target.as_mut()].into_iter().flatten() {
         let channels = match way {
             Way::Multifd(channels) | Way::Mapped(channels) => channels,
-            Way::Stream(_) => 0,
+            Way::Stream(_) | Way::Postcopy(_) => 0,
         };
+        if let Way::Postcopy(_) = way {
+            qemu.capability("postcopy-ram")?;
+        }
         if let Way::Mapped(_) = way {
             qemu.capability("mapped-ram")?;
         }
@@ -137,6 +140,15 @@ pub(super) fn run(
     std::thread::sleep(EARLY);
     let start = Instant::now();
     source.call(&format!(r#"{{"execute":"migrate","arguments":{{"uri":"{uri}"}}}}"#))?;
+    if let Way::Postcopy(_) = way {
+        // It is refused until the stream has begun.
+        while source.call(r#"{"execute":"migrate-start-postcopy"}"#).is_err() {
+            if start.elapsed() > Duration::from_secs(10) {
+                return Err("QEMU: postcopy does not begin".into());
+            }
+            std::thread::sleep(Duration::from_millis(1));
+        }
+    }
     loop {
         let answer = source.call(r#"{"execute":"query-migrate"}"#)?;
         if answer.contains("\"status\": \"completed\"") {

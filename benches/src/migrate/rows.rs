@@ -4,6 +4,7 @@ use std::fmt::Write as _;
 
 use super::alone::{self, Figures};
 use super::bare::Socket;
+use super::faults;
 
 /// By what it moves.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -14,13 +15,15 @@ pub(super) enum Way {
     Multifd(usize),
     /// A mapped-ram file, while the guest runs; by so many threads, where that is said (QEMU).
     Mapped(usize),
+    /// One socket, and the guest runs there first.
+    Postcopy(Socket),
 }
 
 impl Way {
     /// Of which kind its channels are.
     pub fn socket(self) -> Option<Socket> {
         match self {
-            Way::Stream(socket) => Some(socket),
+            Way::Stream(socket) | Way::Postcopy(socket) => Some(socket),
             Way::Multifd(_) => Some(Socket::Unix),
             Way::Mapped(_) => None,
         }
@@ -44,6 +47,7 @@ impl By {
         };
         match way {
             Way::Stream(socket) => format!("{who}, {}", socket.name()),
+            Way::Postcopy(socket) => format!("{who}, postcopy, {}", socket.name()),
             Way::Multifd(channels) => format!("{who}, multifd {channels}"),
             Way::Mapped(0) => format!("{who}, mapped-ram"),
             Way::Mapped(channels) => format!("{who}, mapped-ram by {channels}"),
@@ -147,11 +151,17 @@ const ZERO: Move = Move { zeros: true, twice: false, by: BOTH, ..IDLE };
 const PACED: Move = Move { does: Does::Paces(400_000), by: BOTH, ..IDLE };
 const STORE_256: Move = Move { mib: 256, does: Does::Stores, by: BOTH, ..IDLE };
 const STORE: Move = Move { does: Does::Stores, converge: true, by: BOTH, ..IDLE };
+const POSTCOPY: Move = Move {
+    does: Does::Stores,
+    twice: false,
+    by: &[By::Ours(Way::Postcopy(Socket::Unix)), By::Qemu(Way::Postcopy(Socket::Unix))],
+    ..IDLE
+};
 const MAPPED: Move = Move { twice: false, by: FILES, ..IDLE };
 const MAPPED_PACED: Move = Move { twice: false, by: FILES, ..PACED };
 
 /// All rows.
-pub static ROWS: [Row; 10] = [
+pub static ROWS: [Row; 12] = [
     Row { name: "migrate-idle", kind: Kind::Move(IDLE) },
     Row { name: "migrate-zero", kind: Kind::Move(ZERO) },
     Row { name: "migrate-paced", kind: Kind::Move(PACED) },
@@ -159,6 +169,8 @@ pub static ROWS: [Row; 10] = [
     Row { name: "migrate-store", kind: Kind::Move(STORE) },
     Row { name: "migrate-mapped", kind: Kind::Move(MAPPED) },
     Row { name: "migrate-mapped-paced", kind: Kind::Move(MAPPED_PACED) },
+    Row { name: "migrate-postcopy", kind: Kind::Move(POSTCOPY) },
+    Row { name: "migrate-postcopy-fault", kind: Kind::Alone(faults::faults) },
     Row { name: "migrate-few", kind: Kind::Alone(alone::few) },
     Row { name: "migrate-cost", kind: Kind::Alone(alone::cost) },
     Row { name: "migrate-snapshot", kind: Kind::Alone(alone::snapshot) },

@@ -1,0 +1,110 @@
+//! How long a page is waited for, on a channel that carries nothing else; and 32 bytes there, 4 KiB back by bare threads.
+
+use std::io::{Read, Write};
+use std::os::unix::net::UnixStream;
+use std::time::{Duration, Instant};
+
+use notdirty::programs::basic;
+use notdirty::{Cancel, Channel, LeaveOptions, Machine, Postcopy, Program, RAM_BASE, RunLimits};
+
+use super::alone::Figures;
+use super::verdict::at_most;
+use crate::stats::median;
+
+/// Pages that are waited for.
+const PAGES: u64 = 4096;
+const LIMIT: Duration = Duration::from_secs(60);
+
+fn text(why: impl ToString) -> String {
+    why.to_string()
+}
+
+fn channel(socket: UnixStream) -> Result<Channel, String> {
+    Channel::new(socket.into(), LIMIT, Cancel::default()).map_err(text)
+}
+
+/// Microseconds of each page that a thread of the target reads, one after the other, none of them near the one before.
+fn ours() -> Result<Vec<f64>, String> {
+    let program = Program::Image(basic::spin());
+    let mut machine = Machine::builder().ram_size(64 << 20).program(program).build().map_err(text)?;
+    let page = |n: u64| RAM_BASE + (16 << 20) + n * 2654435761 % PAGES * 4096;
+    for n in 0..PAGES {
+        machine.write(page(n) + 8, &n.to_le_bytes()).map_err(text)?;
+    }
+    let mut options = LeaveOptions::default();
+    let mut how = Postcopy::after(0);
+    // Nothing but what is asked for.
+    how.bandwidth = Some(1);
+    options.postcopy = Some(how);
+    let (to, from) = UnixStream::pair().map_err(text)?;
+    let (to, from, migrator) = (channel(to)?, channel(from)?, machine.migrator());
+    std::thread::scope(|scope| {
+        let source =
+            scope.spawn(|| machine.run(&RunLimits { max_insns: None, deadline: Some(Instant::now() + LIMIT) }));
+        let migration = migrator.start(to, Cancel::default(), options).map_err(text)?;
+        let there = Machine::builder().receive(from).map_err(text)?;
+        let mut times = Vec::new();
+        for n in 0..PAGES {
+            let (mut word, start) = ([0; 8], Instant::now());
+            let read = there.read(page(n) + 8, &mut word);
+            times.push(start.elapsed().as_secs_f64() * 1e6);
+            read.map_err(text)?;
+            if word != n.to_le_bytes() {
+                return Err(format!("page {n} has another's bytes"));
+            }
+        }
+        let asked = there.arrival().map_or(0, |arrival| arrival.status().requests);
+        // What nothing asked for is left behind.
+        drop(there);
+        migration.abandon();
+        let _ = migration.wait(LIMIT);
+        source.join().map_err(|_| "the source panicked")?;
+        if asked < PAGES * 9 / 10 { Err(format!("{asked} pages of {PAGES} were waited for")) } else { Ok(times) }
+    })
+}
+
+/// The same of two threads that do nothing else.
+fn bare() -> Result<Vec<f64>, String> {
+    let (mut to, mut from) = UnixStream::pair().map_err(text)?;
+    std::thread::scope(|scope| {
+        scope.spawn(move || {
+            let (mut request, page) = ([0; 32], [7; 4096]);
+            while from.read_exact(&mut request).is_ok() && from.write_all(&page).is_ok() {}
+        });
+        let (request, mut page, mut times) = ([1; 32], [0; 4096], Vec::new());
+        for _ in 0..PAGES {
+            let start = Instant::now();
+            to.write_all(&request).and_then(|()| to.read_exact(&mut page)).map_err(text)?;
+            times.push(start.elapsed().as_secs_f64() * 1e6);
+        }
+        Ok(times)
+    })
+}
+
+fn quantile(times: &[f64], part: f64) -> f64 {
+    let mut sorted = times.to_vec();
+    sorted.sort_by(f64::total_cmp);
+    sorted[((sorted.len() - 1) as f64 * part) as usize]
+}
+
+/// Turn by turn, so often.
+pub(super) fn faults(rounds: usize) -> Result<Figures, String> {
+    let (mut waits, mut pairs) = (Vec::new(), Vec::new());
+    for _ in 0..rounds.max(3) {
+        waits.push(ours()?);
+        pairs.push(bare()?);
+    }
+    let middle = |all: &[Vec<f64>]| {
+        let middles: Vec<f64> = all.iter().filter_map(|times| median(times)).collect();
+        middles.into_iter().fold(f64::MAX, f64::min)
+    };
+    let late = |all: &[Vec<f64>]| all.iter().map(|times| quantile(times, 0.99)).fold(f64::MAX, f64::min);
+    let (ours, bare) = (middle(&waits), middle(&pairs));
+    let figures = format!(
+        "  a missing page, {PAGES} of them one by one: {ours:.1} us in the middle, {:.1} for 99 of 100\n  \
+         32 bytes there and 4 KiB back: {bare:.1} us in the middle, {:.1} for 99 of 100\n",
+        late(&waits),
+        late(&pairs)
+    );
+    Ok((figures, vec![at_most("a missing page over a bare request", ours / bare, 1.5)]))
+}
