@@ -125,6 +125,10 @@ impl Carrier for MappedCarrier<'_, '_> {
         BATCH
     }
 
+    fn leaves_gaps(&self) -> bool {
+        false
+    }
+
     fn begin(&mut self) -> Result<()> {
         Ok(())
     }

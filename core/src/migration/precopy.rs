@@ -52,6 +52,10 @@ pub struct Run<'s> {
 pub trait Carrier {
     /// How many pages it takes at once.
     fn batch(&self) -> u64;
+    /// Whether a page that was stored to again is better left out: what takes long runs at once takes longer for the pieces.
+    fn leaves_gaps(&self) -> bool {
+        true
+    }
     /// Sends these pages: they were taken, and are read from here on.
     ///
     /// # Errors
@@ -282,6 +286,7 @@ impl Source {
     fn batch(&mut self, carrier: &mut impl Carrier, at: &mut (usize, u64), runs_on: bool) -> Result<()> {
         let (mut runs, mut room) = (Vec::new(), carrier.batch());
         let guard = pin();
+        let runs_on = runs_on && carrier.leaves_gaps();
         while let Some(leaving) = self.blocks.get(at.0).filter(|_| room != 0) {
             let Some(pages) = leaving.dirty.take_run(at.1, room) else {
                 *at = (at.0 + 1, 0);
