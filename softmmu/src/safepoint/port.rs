@@ -184,8 +184,17 @@ impl VcpuPort {
     /// How long it is to sleep yet. Looked at when the vCPU was kicked, and when it starts.
     pub fn nap_left(&self) -> Option<Duration> {
         let until = self.nap.load(Ordering::Relaxed);
+        // The clock is dear for a vCPU that is kicked at each interrupt, and naps never.
+        if until == 0 {
+            return None;
+        }
         let left = Duration::from_nanos(until).saturating_sub(epoch().elapsed());
-        (until != 0 && !left.is_zero()).then_some(left)
+        if left.is_zero() {
+            // Unless it was told another time meanwhile.
+            let _ = self.nap.compare_exchange(until, 0, Ordering::Relaxed, Ordering::Relaxed);
+            return None;
+        }
+        Some(left)
     }
 
     /// Takes a stop request; the loop then returns.
