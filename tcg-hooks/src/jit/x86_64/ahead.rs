@@ -2,8 +2,9 @@
 use super::alu::with;
 use super::asm::{Flag, Label};
 use super::context::{BUDGET, LIMIT, SET_ADDEND, kept_off};
-use super::mem::{NOWHERE, Taken, Whole};
+use super::mem::{NOWHERE, Taken};
 use super::regs::{RAX, RCX, RDX, RegMap};
+use super::whole::Whole;
 use super::{Addend, Cold, Emitter, off};
 use crate::ir::{Check, Cond, Ir, MemOp, Turns};
 use crate::tier2::MOST_INDEX;

@@ -37,6 +37,7 @@ mod rare;
 mod regs;
 mod remap;
 pub(crate) mod thunks;
+mod whole;
 
 use crate::engine::JitFlags;
 use crate::ir::{Check, Does, FIRST_FLOAT, Ir, Kind, Region, Site};
