@@ -28,6 +28,7 @@ pub(crate) mod fill;
 pub(crate) mod flush;
 mod mapping;
 mod run;
+mod selected;
 mod set;
 pub(crate) mod tables;
 
@@ -35,18 +36,14 @@ use crate::addr::MmuIdx;
 use crate::ask::Asks;
 use crate::translate::Asid;
 use chain::{BigLinks, Chains, FullEntry};
-use entry::{
-    ASK, FIRST_BYTES, FLAGS, INVALID, NOTED_LIST, NotedList, RESERVATION, RUN_FIRST, Reservation, SELECTED, Selected,
-    TLB_BITS, TLB_ENTRIES, TlbEntry, WIDEST,
-};
+use entry::{ASK, FLAGS, INVALID, NOTED_LIST, NotedList, RESERVATION, Reservation, TLB_BITS, TLB_ENTRIES, TlbEntry};
 use mapping::Mapping;
 use notdirty_core::{PAGE_SIZE, PageIndex};
-use run::Run;
 pub(crate) use set::{DeviceEntry, FetchEntry};
 use set::{Key, Set};
 use std::io;
 use std::ptr::NonNull;
-use tables::{RamSpan, TableCache};
+use tables::TableCache;
 
 /// Sets that there are at most: each has at most 1 MiB, once it was full.
 const SETS: usize = 32;
@@ -217,77 +214,6 @@ impl Tlb {
             self.current = self.table_of(self.data);
             self.show_selected();
         }
-    }
-
-    /// Tells emitted code of the set for loads and stores.
-    pub(crate) fn show_selected(&mut self) {
-        let addend = if self.data == 0 { Some(self.flat_addend) } else { self.sets[self.data].flat };
-        // Before the first entry of the set there is nothing that it would be added to.
-        let (offset, addend) = (self.table_offset(), addend.unwrap_or_default());
-        // What is asked about some bytes is in the entries, and what is missing has none.
-        let whole = if self.asks.any() || self.missing { 0 } else { self.whole };
-        let whole_behind = whole.saturating_sub(FIRST_BYTES);
-        let Run { start: run_start, len } = if self.asks.any() { Run::default() } else { self.sets[self.data].run };
-        let (run, run_behind) = (len.saturating_sub(WIDEST - 1), len.saturating_sub(RUN_FIRST));
-        let selected = Selected {
-            offset,
-            table: self.table.addr().get() as u64 + offset,
-            addend,
-            whole,
-            whole_behind,
-            run_start,
-            run,
-            run_behind_start: run_start.wrapping_add(RUN_FIRST),
-            run_behind,
-        };
-        // SAFETY: `new` made room for it behind the table, zeroed; only the owner's thread touches it (TLB-1).
-        unsafe { self.table.as_ptr().byte_add(SELECTED as usize).cast::<Selected>().write(selected) }
-    }
-
-    /// Are pages of RAM yet to come? A vCPU learns that they are by a flush, before which none is waited for.
-    pub(crate) fn set_missing(&mut self, missing: bool) {
-        if self.missing != missing {
-            self.missing = missing;
-            self.show_selected();
-        }
-    }
-
-    pub(crate) fn selected(&self) -> Selected {
-        // SAFETY: as in `show_selected`, which wrote it, or zeroes, which are one too.
-        unsafe { self.table.as_ptr().byte_add(SELECTED as usize).cast::<Selected>().read() }
-    }
-
-    /// Loads find flat RAM as far as the span goes that was found last, which has the flat addend.
-    fn show_whole(&mut self) {
-        let RamSpan { start, last, .. } = self.tables.span;
-        let whole = if start == self.flat_start { (last - start + 1).saturating_sub(WIDEST - 1) } else { 0 };
-        if whole > self.whole {
-            self.whole = whole;
-            self.show_selected();
-        }
-    }
-
-    /// What was said of flat RAM does not hold from this physical address on.
-    fn cut_whole(&mut self, first: u64) {
-        let left = first.saturating_sub(self.flat_start).saturating_sub(WIDEST - 1);
-        if left < self.whole {
-            self.whole = left;
-            self.show_selected();
-        }
-    }
-
-    /// The flat addend of the set for loads and stores, which is about to have an entry with this one.
-    pub(crate) fn flat_for(&mut self, addend: u64) -> u64 {
-        if self.data == 0 {
-            return self.flat_addend;
-        }
-        if let Some(flat) = self.sets[self.data].flat {
-            return flat;
-        }
-        let flat = addend.wrapping_add(if self.flat_beside { PAGE_SIZE } else { 0 });
-        self.sets[self.data].flat = Some(flat);
-        self.show_selected();
-        flat
     }
 
     /// Have most entries of the set for loads and stores another addend than the flat one?

@@ -59,10 +59,10 @@ impl Tlb {
         if run.has(page) {
             return Some(true);
         }
-        // Where the run is next to it, that is known already: most pages join as they come, one by one.
-        let (behind_run, before_run) = (page == run.start + run.len, page + PAGE_SIZE == run.start && run.len != 0);
-        let below = if behind_run && run.len != 0 { 0 } else { self.loads_from(page, PAGE_SIZE.wrapping_neg()) };
-        let above = if before_run { 0 } else { self.loads_from(page, PAGE_SIZE) };
+        // What the run has is known already: most pages join it as they come, one by one.
+        let beyond = |next: u64, step: u64| if run.has(next) { 0 } else { self.loads_from(page, step) };
+        let below = beyond(page - PAGE_SIZE, PAGE_SIZE.wrapping_neg());
+        let above = beyond(page + PAGE_SIZE, PAGE_SIZE);
         let (mut start, mut end) = (page - below, page + PAGE_SIZE + above);
         if run.len != 0 {
             // It may have more than was looked at, without entries even.
