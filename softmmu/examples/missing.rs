@@ -42,12 +42,12 @@ fn reply(mut stream: &UnixStream) -> io::Result<(u64, [u8; PAGE_SIZE as usize])>
     Ok((u64::from_le_bytes(page[..8].try_into().unwrap_or_default()), page))
 }
 
-/// Who reads what comes back.
+/// Which thread reads what comes back.
 #[derive(Clone, Copy, PartialEq)]
 enum Reader {
     /// A thread of its own.
     Thread,
-    /// Whoever asks.
+    /// The thread that asks.
     Asker,
 }
 

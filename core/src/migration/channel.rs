@@ -49,7 +49,7 @@ pub struct Channel {
 }
 
 impl Channel {
-    /// Waits for the other end for so long at once. The descriptor does not block from now on, for whoever else has it either.
+    /// Waits for the other end for so long at once. The descriptor does not block from now on, nor do its copies in other threads and processes.
     ///
     /// # Errors
     /// The host's.

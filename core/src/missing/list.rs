@@ -9,7 +9,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 /// What a RAM list knows of missing pages.
 pub(crate) struct MissingDoor {
-    /// Is anything missing, so that who reads or writes must ask? Written by `listen` and at the end.
+    /// Is anything missing? Then each read and write must ask. Written by `listen` and at the end.
     on: AtomicBool,
     pages: RcuCell<Option<Arc<MissingPages>>>,
     /// Held to change `pages`.
@@ -23,7 +23,7 @@ impl Default for MissingDoor {
 }
 
 impl MissingDoor {
-    /// Release: whoever finds it set finds the pages, and whoever finds it clear their bytes.
+    /// Release: a thread that reads it set finds the pages, and one that reads it clear their bytes.
     pub(super) fn set(&self, on: bool) {
         self.on.store(on, Ordering::SeqCst);
     }

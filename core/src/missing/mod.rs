@@ -427,7 +427,7 @@ impl MissingPages {
             PageBytes::Zero => block.place_raw(off, &vec![0; len as usize]),
         }
         if let Some(list) = self.list.upgrade() {
-            // Before it can be read: who takes the page's bit reads these bytes.
+            // Before it can be read: a sync that takes the page's bit reads these bytes.
             list.after(RamAddr::new(block.offset().get() + off), len);
         }
         claim.receive();

@@ -154,7 +154,7 @@ impl PageStates {
         (!taken).then(|| Claim { states: self, page, done: false })
     }
 
-    /// No page comes any more: who waits is told, and so is who comes later.
+    /// No page comes any more: each wait that is under way ends, and each later one at once.
     pub fn end(&self) {
         for shard in &self.shards {
             let mut shard = lock(shard);
@@ -284,7 +284,7 @@ impl Drop for Waiting<'_> {
     }
 }
 
-/// Who waits, for a wait that another thread may interrupt: made once, used for any number of waits of one thread.
+/// Lets another thread interrupt a wait: made once, used for any number of waits of one thread.
 ///
 /// ```
 /// # use notdirty_core::WaitToken;

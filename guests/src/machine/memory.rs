@@ -327,7 +327,7 @@ impl Memory {
         let last = size.checked_sub(1).and_then(|more| base.checked_add(more));
         {
             let mut dimms = self.dimms();
-            // With the lock: whoever moves the machine waits for what has begun (`is_settled`).
+            // With the lock: a migration waits for what has begun (`is_settled`).
             if self.0.migration.is_under_way() {
                 return Err(PlugError::Migrating);
             }

@@ -96,7 +96,7 @@ impl View<'_> {
         Ok(())
     }
 
-    /// An access that is nobody's; a page that is yet to come is waited for.
+    /// An access that no hook is told of; a page that is yet to come is waited for.
     fn waiting<T>(
         &mut self,
         mut access: impl FnMut(&mut LiveMmu, StoreHooks<'_>) -> Result<T, MemFault>,

@@ -28,7 +28,7 @@ impl Machine {
         self.migration.gone.load(Ordering::Acquire)
     }
 
-    /// The machine runs here again, as it was when it left. Only for who knows that its target does not run: after
+    /// The machine runs here again, as it was when it left. Only where it is known that its target does not run: after
     /// [`MigrationState::Uncertain`], if that process is dead.
     pub fn take_back(&mut self) {
         self.board.space.ram().release_writers();
