@@ -3,6 +3,9 @@
 //!
 //! `NOTDIRTY_MIGRATIONS=100` moves each so often, the one with checksums of its RAM with 1 GiB; `NOTDIRTY_MIGRATIONS=100,64M` with less.
 
+#[path = "common/moves.rs"]
+mod moves;
+
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::time::{Duration, Instant};
@@ -93,30 +96,9 @@ fn go(machine: &mut Machine, way: Way, after: Duration, slice: Option<u64>, mean
             };
             let migration = migrator.start(road, cancel, options).unwrap();
             meanwhile();
-            loop {
-                if let Some(ended) = migration.wait(Duration::from_millis(20)) {
-                    if let Err(why) = ended
-                        && !over.load(Ordering::Acquire)
-                    {
-                        // Else the guest would run on until the deadline.
-                        panic!("{way:?}: {why}, {:?}", migration.status());
-                    }
-                    return Some(migration.status());
-                }
-                if over.load(Ordering::Acquire) {
-                    migration.cancel();
-                }
-            }
+            Some(moves::to_its_end(&migration, over, way))
         });
-        let deadline = Some(Instant::now() + 4 * PATIENCE);
-        let exit = loop {
-            let furthest = (0..machine.harts()).map(|hart| machine.vcpu(hart).unwrap().cpu().retired).max();
-            let max_insns = slice.zip(furthest).map(|(slice, furthest)| furthest + slice);
-            match machine.run(&RunLimits { max_insns, deadline }) {
-                MachineExit::InsnLimit => std::thread::sleep(Duration::from_micros(300)),
-                exit => break exit,
-            }
-        };
+        let exit = moves::run(machine, slice, Instant::now() + 4 * PATIENCE, || ());
         over.store(true, Ordering::Release);
         let status = moving.join().unwrap();
         (exit, status, target.join().unwrap())

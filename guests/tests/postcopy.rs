@@ -2,6 +2,9 @@
 //!
 //! `NOTDIRTY_POSTCOPIES=100` moves each so often, the one with checksums of its RAM with 1 GiB; `NOTDIRTY_POSTCOPIES=100,64M` with less.
 
+#[path = "common/moves.rs"]
+mod moves;
+
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::time::{Duration, Instant};
@@ -158,32 +161,11 @@ fn go(machine: &mut Machine, how: How, after: Duration, limits: impl Fn(&Machine
             let road = Road::connect(&listener.uri(), 0, PATIENCE, &cancel).unwrap();
             let migration = migrator.start(road, cancel, options).unwrap();
             let _ = tell.send(migration.clone());
-            loop {
-                if let Some(ended) = migration.wait(Duration::from_millis(5)) {
-                    if let Err(why) = ended
-                        && !over.load(Ordering::Acquire)
-                    {
-                        panic!("{how:?}: {why}, {:?}", migration.status());
-                    }
-                    return Some(migration.status());
-                }
-                if over.load(Ordering::Acquire) {
-                    migration.cancel();
-                }
-            }
+            Some(moves::to_its_end(&migration, over, how))
         });
-        let deadline = Some(Instant::now() + 2 * PATIENCE);
-        let exit = loop {
-            let furthest = (0..machine.harts()).map(|hart| machine.vcpu(hart).unwrap().cpu().retired).max();
-            let max_insns = how.slice.zip(furthest).map(|(slice, furthest)| furthest + slice);
-            match machine.run(&RunLimits { max_insns, deadline }) {
-                MachineExit::InsnLimit => {
-                    assert!(here.load(Ordering::Acquire), "it ran here and there");
-                    std::thread::sleep(Duration::from_micros(300));
-                }
-                exit => break exit,
-            }
-        };
+        let exit = moves::run(machine, how.slice, Instant::now() + 2 * PATIENCE, || {
+            assert!(here.load(Ordering::Acquire), "it ran here and there");
+        });
         over.store(true, Ordering::Release);
         let status = moving.join().unwrap();
         match (exit, status, target.join().unwrap()) {

@@ -85,6 +85,15 @@ impl Incoming {
         &self.blocks
     }
 
+    /// A piece is read up to its footer; of the last one, what came is known now.
+    pub(super) fn piece_ended<R: Fill>(&self, reader: &mut StreamReader<R>) -> Result<()> {
+        if reader.ram_ended() {
+            let idstrs = self.listed.iter().map(|block| block.idstr.clone());
+            reader.came(idstrs.zip(self.sums.iter().cloned()));
+        }
+        reader.footer()
+    }
+
     /// Reads one piece of the RAM section, up to its footer.
     ///
     /// # Errors
@@ -92,13 +101,7 @@ impl Incoming {
     pub fn piece<R: Fill>(&mut self, reader: &mut StreamReader<R>) -> Result<()> {
         loop {
             match self.records.next(reader, &self.listed)? {
-                Record::End => {
-                    if reader.ram_ended() {
-                        let idstrs = self.listed.iter().map(|block| block.idstr.clone());
-                        reader.came(idstrs.zip(self.sums.iter().cloned()));
-                    }
-                    return reader.footer();
-                }
+                Record::End => return self.piece_ended(reader),
                 Record::Zero { block, page } => {
                     self.zero_pages += 1;
                     self.sums[block].note_zero([page]);

@@ -267,7 +267,7 @@ impl Cond {
 }
 
 /// What is checked in front of a loop, for all accesses off one base in one direction.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone, Copy, Default)]
 pub struct Check {
     /// The guest register.
     pub base: u8,

@@ -182,8 +182,7 @@ fn group(accesses: &[Access], from: usize, pc: u64) -> (Check, usize) {
         (false, false) if alike => Some((last - lead.first + 1) as u8),
         _ => None,
     };
-    let (index, step, kept, cold) = (None, 0, None, 0);
-    (Check { base, index, store: lead.store, first: lead.first, last, step, lone, kept, beside_run, cold }, to)
+    (Check { base, store: lead.store, first: lead.first, last, lone, beside_run, ..Check::default() }, to)
 }
 
 /// The accesses off bases that are what they were at the entry.

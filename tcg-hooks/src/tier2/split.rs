@@ -289,18 +289,7 @@ fn off_base(ops: &[Ir], reach: &Reach) -> Option<Check> {
     // Off a base that was moved already: as from the head.
     let moved = step * i32::from(reach.value);
     let (first, last) = (reach.first + moved, reach.last + moved);
-    Some(Check {
-        base: reach.base,
-        index: None,
-        store: false,
-        first,
-        last,
-        step,
-        lone: None,
-        kept: None,
-        beside_run: false,
-        cold: 0,
-    })
+    Some(Check { base: reach.base, first, last, step, ..Check::default() })
 }
 
 /// The same for an access with an index.
@@ -308,18 +297,7 @@ fn off_index(ops: &[Ir], j: usize, bytes: u32) -> Option<Check> {
     let Indexed { base, index, shift, offset, step } = indexed(ops, j)?;
     let first = i32::try_from(offset).ok().filter(|offset| i64::from(*offset).abs() < DISPLACEMENT)?;
     let last = first + bytes as i32 - 1;
-    Some(Check {
-        base,
-        index: Some((index, shift)),
-        store: false,
-        first,
-        last,
-        step,
-        lone: None,
-        kept: None,
-        beside_run: false,
-        cold: 0,
-    })
+    Some(Check { base, index: Some((index, shift)), first, last, step, ..Check::default() })
 }
 
 /// Adds the bytes of an access to what is checked, if they can be: to which check. `lone`: if it is the only one, its alignment says

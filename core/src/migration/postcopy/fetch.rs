@@ -25,13 +25,7 @@ impl Incoming {
     ) -> Result<()> {
         loop {
             let (block, page, sum, placed) = match self.records.next(reader, &self.listed)? {
-                Record::End => {
-                    if reader.ram_ended() {
-                        let idstrs = self.listed.iter().map(|block| block.idstr.clone());
-                        reader.came(idstrs.zip(self.sums.iter().cloned()));
-                    }
-                    return reader.footer();
-                }
+                Record::End => return self.piece_ended(reader),
                 Record::Zero { block, page } => {
                     self.zero_pages += 1;
                     (block, page, 0, place(block, page, None))
