@@ -89,7 +89,7 @@ fn killed(dir: &Dir, elf: &str, phase: Phase, victim: Victim) {
     let target = start(&["run", "--incoming", &format!("unix:{}", behind.display()), "--timeout", "60"]);
     wait_for(&behind);
     let go = format!("unix:{}@10ms", front.display());
-    let source = start(&["run", elf, "-m", "32M", "--migrate", &go, "--bandwidth", "40M", "--downtime", "300ms"]);
+    let source = start(&["run", elf, "-m", "32M", "--migrate", &go, "--bandwidth", "40M", "--downtime", "3s"]);
     let pid = match victim {
         Victim::Source => source.id(),
         Victim::Target => target.id(),

@@ -152,7 +152,7 @@ impl Source {
         });
         let blocks: Vec<_> = leaving.collect();
         let what = blocks.iter().map(|leaving| (leaving.block.clone(), 0..leaving.pages)).collect();
-        let (meter, progress) = (Meter::new(), Progress::default());
+        let (meter, progress) = (Meter::default(), Progress::default());
         let mut source = Source { blocks, log, version, what, meter, progress, starved: false };
         source.count();
         source
@@ -330,27 +330,33 @@ impl Source {
     }
 }
 
-/// How fast the channel is, by what went in and how long that took. The time in which pages were looked for does not count: of a guest
-/// that stores to all that is left nothing goes until it stands still, and it would seem to take for ever.
+/// A piece with fewer bytes says little of the channel: what each piece costs beside them is most of its time.
+const TELLING: u64 = 64 << 10;
+
+/// How fast the channel is, by what went in and how long that took. The time in which pages were looked for does not count, nor do pieces
+/// of a few pages: of a guest that stores to all that is left nothing goes until it stands still, and it would seem to take for ever.
+#[derive(Default)]
 struct Meter {
     bandwidth: u64,
-    bytes: u64,
+    /// How long this piece has taken.
     time: Duration,
+    /// A telling piece was seen.
+    sure: bool,
 }
 
 impl Meter {
-    fn new() -> Meter {
-        Meter { bandwidth: 0, bytes: 0, time: Duration::ZERO }
-    }
-
+    /// A piece is through.
     fn add(&mut self, bytes: u64) {
-        self.bytes += bytes;
-        // A short piece says little, unless there is nothing else.
-        if self.time >= Duration::from_millis(10) || self.bandwidth == 0 {
-            let now = (self.bytes as f64 / self.time.as_secs_f64().max(1e-6)) as u64;
-            self.bandwidth = if self.bandwidth == 0 { now } else { self.bandwidth / 2 + now / 2 };
-            (self.bytes, self.time) = (0, Duration::ZERO);
-        }
+        let now = (bytes as f64 / std::mem::take(&mut self.time).as_secs_f64().max(1e-6)) as u64;
+        let telling = bytes >= TELLING;
+        self.bandwidth = match (telling, self.sure) {
+            (true, true) => self.bandwidth / 2 + now / 2,
+            (true, false) => now,
+            (false, true) => self.bandwidth,
+            // The best there is: the guess that comes too low would let the guest never go.
+            (false, false) => self.bandwidth.max(now),
+        };
+        self.sure |= telling;
     }
 
     fn limit(&mut self, most: u64) {
@@ -424,6 +430,22 @@ mod tests {
         let sizes: Vec<usize> = carrier.sent.iter().map(Vec::len).collect();
         assert_eq!(sizes, [0, 300, 0, 300, 0, 300, 0]);
         assert!(source.progress().bandwidth > 0);
+    }
+
+    #[test]
+    fn pieces_of_a_few_pages_do_not_make_the_channel_slow() {
+        let mut meter = Meter::default();
+        let mut piece = |bytes: u64, millis: u64| {
+            meter.time = Duration::from_millis(millis);
+            meter.add(bytes);
+            meter.bandwidth
+        };
+        // Nothing better is known yet.
+        assert_eq!(piece(8192, 8), 1_024_000);
+        assert_eq!(piece(4096, 8), 1_024_000);
+        assert_eq!(piece(1 << 20, 8), 131_072_000);
+        (0..100).for_each(|_| assert_eq!(piece(8192, 8), 131_072_000));
+        assert_eq!(piece(1 << 20, 16), 98_304_000);
     }
 
     #[test]
