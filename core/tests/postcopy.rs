@@ -152,7 +152,7 @@ impl Arriving {
                         continue;
                     }
                     let (came, blocks, cuts) = (&self.came, &self.blocks, &mut self.cuts);
-                    let done = incoming.fetch(&mut self.reader, |block, page, bytes| {
+                    let place = |block: usize, page: u64, bytes: Option<&[u8]>| {
                         let mut came = came.lock().unwrap();
                         if !std::mem::take(&mut came.missing[block][page as usize]) {
                             return Ok(false);
@@ -164,7 +164,8 @@ impl Arriving {
                             answers.shut();
                         }
                         Ok(true)
-                    });
+                    };
+                    let done = incoming.fetch(&mut self.reader, place, || Ok(()));
                     if let Err(why) = done {
                         println!("{why}");
                         return false;

@@ -5,14 +5,16 @@
 #[path = "common/moves.rs"]
 mod moves;
 
+use std::io;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
 use notdirty::programs::{GuestImage, smc, sums};
 use notdirty::{
-    Arrival, ArrivalState, ArrivalStatus, Cancel, ExitBy, GuestExit, LeaveOptions, Listener, Machine, MachineBuilder,
-    MachineExit, Migration, MigrationState, MigrationStatus, Postcopy, Program, Road, RunLimits, Uri,
+    Arrival, ArrivalState, ArrivalStatus, Cancel, Channel, ExitBy, GuestExit, LeaveOptions, Listener, Machine,
+    MachineBuilder, MachineExit, Migration, MigrationState, MigrationStatus, Postcopy, Program, Road, RunLimits, Uri,
 };
 
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -50,6 +52,8 @@ impl Random {
 #[derive(Debug, Clone, Copy, Default)]
 struct How {
     tcp: bool,
+    /// Pages that are waited for come by a channel of their own, which is cut, too.
+    preempt: bool,
     rounds: u64,
     /// The channel is cut so long after the machine runs there, so often.
     cuts: u32,
@@ -66,30 +70,45 @@ enum Gone {
 }
 
 /// Both sides go on by another channel.
-fn recover(listener: &Listener, migration: &Migration, arrival: &Arrival) {
+fn recover(listener: &Arc<Listener>, migration: &Migration, arrival: &Arrival, preempt: bool) -> Option<Channel> {
     let until = Instant::now() + PATIENCE;
     while migration.status().state != MigrationState::PostcopyPaused
         || arrival.wait_while(ArrivalState::Running, Duration::from_millis(1)) != ArrivalState::Paused
     {
         let status = migration.status();
         if status.state == MigrationState::Completed {
-            return;
+            return None;
         }
         assert!(Instant::now() < until, "{status:?}, {:?}", arrival.status());
     }
-    let (to, from) = std::thread::scope(|scope| {
-        let to = scope.spawn(|| listener.uri().connect(PATIENCE, &Cancel::default()).unwrap().0);
+    let (road, from) = std::thread::scope(|scope| {
+        let road =
+            scope.spawn(|| Road::connect(&listener.uri(), preempt.into(), PATIENCE, &Cancel::default()).unwrap());
         let from = listener.accept(Some(PATIENCE), PATIENCE, &Cancel::default()).unwrap().0;
-        (to.join().unwrap(), from)
+        (road.join().unwrap(), from)
     });
-    arrival.recover(from).unwrap();
-    migration.recover(to).unwrap();
+    let urgent = beside(&road);
+    let accepts = listener.clone();
+    arrival.recover_with(from, Box::new(move |within| accept(&accepts, within))).unwrap();
+    migration.recover(road).unwrap();
+    urgent
+}
+
+/// The channel beside the first, to cut it.
+fn beside(road: &Road) -> Option<Channel> {
+    let Road::Channels(_, others, _) = road else { panic!() };
+    others.first().map(|other| other.try_clone().unwrap())
+}
+
+fn accept(listener: &Listener, within: Duration) -> io::Result<Channel> {
+    let (channel, _) = listener.accept(Some(within), PATIENCE, &Cancel::default()).map_err(io::Error::other)?;
+    Ok(channel)
 }
 
 /// Moves the machine while it runs, `after` a moment, and runs it there until `until` says that it is enough.
 fn go(machine: &mut Machine, how: How, after: Duration, limits: impl Fn(&Machine) -> RunLimits + Send) -> Gone {
     let uri: Uri = if how.tcp { "tcp:127.0.0.1:0".parse().unwrap() } else { Uri::Unix(temporary()) };
-    let listener = uri.listen().unwrap();
+    let listener = Arc::new(uri.listen().unwrap());
     let (migrator, over) = (machine.migrator(), AtomicBool::new(false));
     let mut options = LeaveOptions::default();
     let mut postcopy = Postcopy::after(how.rounds);
@@ -98,7 +117,7 @@ fn go(machine: &mut Machine, how: How, after: Duration, limits: impl Fn(&Machine
     let here = AtomicBool::new(true);
     std::thread::scope(|scope| {
         let (listener, over, here) = (&listener, &over, &here);
-        let (tell, told) = std::sync::mpsc::channel::<Migration>();
+        let (tell, told) = std::sync::mpsc::channel::<(Migration, Option<Channel>)>();
         let target = scope.spawn(move || {
             let cancel = Cancel::default();
             let until = Instant::now() + PATIENCE;
@@ -109,7 +128,8 @@ fn go(machine: &mut Machine, how: How, after: Duration, limits: impl Fn(&Machine
                     Err(why) => assert!(Instant::now() < until, "{why}"),
                 }
             };
-            let mut machine = match Machine::builder().receive(main) {
+            let mut more = |within| accept(listener, within);
+            let mut machine = match Machine::builder().receive_with(main, &mut more, |_| Ok(())) {
                 Ok(machine) => machine,
                 Err(_) if over.load(Ordering::Acquire) => return None,
                 Err(why) => panic!("{why}"),
@@ -117,18 +137,21 @@ fn go(machine: &mut Machine, how: How, after: Duration, limits: impl Fn(&Machine
             // The source stands still for good.
             here.store(false, Ordering::Release);
             let arrival = machine.arrival().unwrap();
-            let migration = told.recv().unwrap();
+            let (migration, mut urgent) = told.recv().unwrap();
             let exit = std::thread::scope(|scope| {
                 let own = &arrival;
                 let cuts = scope.spawn(move || {
                     let mut random = Random(how.cut_after.as_nanos() as u64 | 1);
                     for _ in 0..how.cuts {
                         std::thread::sleep(how.cut_after);
-                        own.pause();
+                        match urgent.take().filter(|_| random.below(2) == 0) {
+                            Some(urgent) => urgent.shut(),
+                            None => own.pause(),
+                        }
                         if own.wait_while(ArrivalState::Running, PATIENCE) != ArrivalState::Paused {
                             break;
                         }
-                        recover(listener, &migration, own);
+                        urgent = recover(listener, &migration, own, how.preempt);
                         // A channel may also be cut while it is being recovered.
                         while random.below(2) == 0
                             && own.wait_while(ArrivalState::Paused, PATIENCE) != ArrivalState::Running
@@ -142,7 +165,7 @@ fn go(machine: &mut Machine, how: How, after: Duration, limits: impl Fn(&Machine
                         let status = own.status();
                         assert!(status.state != ArrivalState::Failed && Instant::now() < until, "{status:?}");
                         if status.state == ArrivalState::Paused {
-                            recover(listener, &migration, own);
+                            recover(listener, &migration, own, how.preempt);
                         }
                     }
                 });
@@ -158,9 +181,10 @@ fn go(machine: &mut Machine, how: How, after: Duration, limits: impl Fn(&Machine
                 return None;
             }
             let cancel = Cancel::default();
-            let road = Road::connect(&listener.uri(), 0, PATIENCE, &cancel).unwrap();
+            let road = Road::connect(&listener.uri(), how.preempt.into(), PATIENCE, &cancel).unwrap();
+            let urgent = beside(&road);
             let migration = migrator.start(road, cancel, options).unwrap();
-            let _ = tell.send(migration.clone());
+            let _ = tell.send((migration.clone(), urgent));
             Some(moves::to_its_end(&migration, over, how))
         });
         let exit = moves::run(machine, how.slice, Instant::now() + 2 * PATIENCE, || {
@@ -204,6 +228,7 @@ fn a_guest_that_keeps_checksums_of_what_it_stores_finds_no_wrong_byte() {
     for n in 0..times {
         let how = How {
             tcp: n % 2 == 1,
+            preempt: n % 4 != 0,
             rounds: n as u64 % 3 % 2,
             cuts: 1 + n as u32 % 2,
             cut_after: Duration::from_micros(random.below(20_000)),
@@ -249,6 +274,7 @@ fn code_that_changes_itself_changes_itself_on_the_way() {
                 let mut machine = builder(program.clone(), case.harts, 4 << 20).build().unwrap();
                 machine.run(&RunLimits { max_insns: Some(5 * slice), deadline: None });
                 let how = How {
+                    preempt: m % 2 == 0,
                     rounds: (m + time) as u64 % 2,
                     cuts: u32::from(m % 4 == 0),
                     bandwidth: (m % 3 != 0).then_some(4 << 20),

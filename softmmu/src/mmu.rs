@@ -320,7 +320,10 @@ impl SoftMmu {
         // What is near comes sooner than a sleep ends; a thread that brings it may need this processor.
         let begun = Instant::now();
         while begun.elapsed() < LOOK && !waiting.is_over() && !self.mmu.port.kicked() {
-            std::thread::yield_now();
+            let late = || timeout.is_some_and(|most| begun.elapsed() >= most);
+            if !pages.help(&mut || waiting.is_over() || self.mmu.port.kicked() || late()) {
+                std::thread::yield_now();
+            }
         }
         if !waiting.is_over() {
             self.mmu.port.wait(timeout);

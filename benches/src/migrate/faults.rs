@@ -1,11 +1,11 @@
 //! How long a page is waited for, on a channel that carries nothing else; and 32 bytes there, 4 KiB back by bare threads.
 
-use std::io::{Read, Write};
+use std::io::{ErrorKind, Read, Write};
 use std::os::unix::net::UnixStream;
 use std::time::{Duration, Instant};
 
 use notdirty::programs::basic;
-use notdirty::{Cancel, Channel, LeaveOptions, Machine, Postcopy, Program, RAM_BASE, RunLimits};
+use notdirty::{Cancel, Channel, LeaveOptions, Machine, Postcopy, Program, RAM_BASE, Road, RunLimits};
 
 use super::alone::Figures;
 use super::verdict::at_most;
@@ -36,13 +36,19 @@ fn ours() -> Result<Vec<f64>, String> {
     // Nothing but what is asked for.
     how.bandwidth = Some(1);
     options.postcopy = Some(how);
-    let (to, from) = UnixStream::pair().map_err(text)?;
-    let (to, from, migrator) = (channel(to)?, channel(from)?, machine.migrator());
+    let pair = || {
+        let (to, from) = UnixStream::pair().map_err(text)?;
+        Ok::<_, String>((channel(to)?, channel(from)?))
+    };
+    let ((to, from), (urgent, asked), migrator) = (pair()?, pair()?, machine.migrator());
+    let road = Road::beside(to, vec![urgent]).map_err(text)?;
     std::thread::scope(|scope| {
         let source =
             scope.spawn(|| machine.run(&RunLimits { max_insns: None, deadline: Some(Instant::now() + LIMIT) }));
-        let migration = migrator.start(to, Cancel::default(), options).map_err(text)?;
-        let there = Machine::builder().receive(from).map_err(text)?;
+        let migration = migrator.start(road, Cancel::default(), options).map_err(text)?;
+        let mut asked = Some(asked);
+        let mut more = |_: Duration| asked.take().ok_or_else(|| ErrorKind::NotConnected.into());
+        let there = Machine::builder().receive_with(from, &mut more, |_| Ok(())).map_err(text)?;
         let mut times = Vec::new();
         for n in 0..PAGES {
             let (mut word, start) = ([0; 8], Instant::now());

@@ -43,6 +43,9 @@ impl Cancel {
 pub struct Channel {
     fd: OwnedFd,
     patience: Duration,
+    /// Of `read_once`.
+    step: Duration,
+    look: Duration,
     cancel: Cancel,
     /// Shared by those of one descriptor: one writes and another one reads. It is locked for no wait.
     layer: Option<Arc<Mutex<dyn Layer>>>,
@@ -60,7 +63,7 @@ impl Channel {
         if flags < 0 || unsafe { libc::fcntl(fd.as_raw_fd(), libc::F_SETFL, flags | libc::O_NONBLOCK) } < 0 {
             return Err(io::Error::last_os_error());
         }
-        let channel = Channel { fd, patience, cancel, layer: None };
+        let channel = Channel { fd, patience, step: STEP, look: Duration::ZERO, cancel, layer: None };
         channel.widen();
         Ok(channel)
     }
@@ -109,7 +112,7 @@ impl Channel {
     /// The host has none left.
     pub fn try_clone(&self) -> io::Result<Channel> {
         let (patience, cancel, layer) = (self.patience, self.cancel.clone(), self.layer.clone());
-        Ok(Channel { fd: self.fd.try_clone()?, patience, cancel, layer })
+        Ok(Channel { fd: self.fd.try_clone()?, patience, step: self.step, look: self.look, cancel, layer })
     }
 
     /// Whether the other end can answer: it is a socket.
@@ -118,7 +121,7 @@ impl Channel {
     }
 
     /// The other end sees the end of what is written here.
-    pub(super) fn shutdown_write(&self) {
+    pub fn shutdown_write(&self) {
         if let Some(layer) = &self.layer {
             // One that cannot be told sees an end that was not.
             let _ = self.retry(|fd| (libc::POLLOUT, lock(layer).end(fd)));
@@ -136,6 +139,66 @@ impl Channel {
     /// From now on it waits so long at once.
     pub fn set_patience(&mut self, patience: Duration) {
         self.patience = patience;
+    }
+
+    /// From now on [`read_once`](Self::read_once) looks again and again for so long, then sleeps in the kernel, so long at once: one system
+    /// call, where others make three. Of a channel with a layer all stays as it is.
+    ///
+    /// # Errors
+    /// The host's: it is no socket.
+    pub fn set_blocking(&mut self, step: Duration, look: Duration) -> io::Result<()> {
+        (self.step, self.look) = (step, look);
+        if self.layer.is_some() {
+            return Ok(());
+        }
+        for (name, time) in [(libc::SO_RCVTIMEO, step), (libc::SO_SNDTIMEO, STEP)] {
+            let time = libc::timeval { tv_sec: time.as_secs() as i64, tv_usec: i64::from(time.subsec_micros()) };
+            let (at, len) = ((&raw const time).cast(), size_of_val(&time) as libc::socklen_t);
+            // SAFETY: the kernel reads `len` bytes of `time`.
+            done(unsafe { libc::setsockopt(self.fd.as_raw_fd(), libc::SOL_SOCKET, name, at, len) } as isize)?;
+        }
+        // SAFETY: a plain system call on a descriptor that we hold.
+        let flags = done(unsafe { libc::fcntl(self.fd.as_raw_fd(), libc::F_GETFL) } as isize)? as libc::c_int;
+        // SAFETY: as above.
+        done(unsafe { libc::fcntl(self.fd.as_raw_fd(), libc::F_SETFL, flags & !libc::O_NONBLOCK) } as isize).map(drop)
+    }
+
+    /// Reads once, waiting for at most one step of [`set_blocking`](Self::set_blocking): `None` if nothing came, 0 at the end.
+    ///
+    /// # Errors
+    /// The host's, the layer's, or it was cancelled.
+    pub fn read_once(&mut self, into: &mut [u8]) -> io::Result<Option<usize>> {
+        if self.cancel.is_cancelled() {
+            return Err(io::Error::new(io::ErrorKind::ConnectionAborted, "cancelled"));
+        }
+        let nothing = |done: io::Result<usize>| match done {
+            Err(why) if matches!(why.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted) => Ok(None),
+            done => done.map(Some),
+        };
+        let Some(layer) = &self.layer else {
+            let (at, len) = (into.as_mut_ptr().cast(), into.len());
+            // SAFETY: the kernel writes at most `len` bytes to `into`.
+            let read = |flags| nothing(done(unsafe { libc::recv(self.fd.as_raw_fd(), at, len, flags) }));
+            if !self.look.is_zero() {
+                let begun = Instant::now();
+                loop {
+                    match read(libc::MSG_DONTWAIT)? {
+                        None if begun.elapsed() < self.look => std::thread::yield_now(),
+                        None => break,
+                        came => return Ok(came),
+                    }
+                }
+            }
+            return read(0);
+        };
+        let first = nothing(lock(layer).read(self.fd.as_fd(), into))?;
+        if first.is_some() {
+            return Ok(first);
+        }
+        let mut poll = libc::pollfd { fd: self.fd.as_raw_fd(), events: libc::POLLIN, revents: 0 };
+        // SAFETY: one element, which lives through the call.
+        unsafe { libc::poll(&raw mut poll, 1, self.step.as_millis().max(1) as libc::c_int) };
+        nothing(lock(layer).read(self.fd.as_fd(), into))
     }
 
     /// Calls until it is not told to wait.
@@ -362,15 +425,20 @@ impl<'b> Gather<'b> {
             }
             vectors.extend(slice.as_ref().map(RamSlice::iovec));
         }
-        write_all_vectors(to, &mut vectors)?;
+        // SAFETY: heads are borrowed, and the blocks of the slices are.
+        unsafe { write_all_vectors(to, &mut vectors)? };
         Ok(self.bytes)
     }
 }
 
-fn write_all_vectors<W: Sink>(to: &mut W, vectors: &mut [libc::iovec]) -> io::Result<()> {
+/// Writes all of them.
+///
+/// # Safety
+/// As of [`Sink::write_vectors`].
+pub(super) unsafe fn write_all_vectors<W: Sink>(to: &mut W, vectors: &mut [libc::iovec]) -> io::Result<()> {
     let mut left = vectors;
     while !left.is_empty() {
-        // SAFETY: heads are borrowed, and the blocks of the slices are.
+        // SAFETY: by the caller.
         let count = unsafe { to.write_vectors(left)? };
         if count == 0 {
             return Err(io::ErrorKind::WriteZero.into());

@@ -85,6 +85,12 @@ impl Incoming {
         &self.blocks
     }
 
+    /// What another thread places pages of this stream by.
+    pub(super) fn places(&self) -> super::postcopy::Places {
+        let (blocks, sums, came) = (self.blocks.clone(), self.sums.clone(), self.came.clone());
+        super::postcopy::Places { blocks, sums, came }
+    }
+
     /// A piece is read up to its footer; of the last one, what came is known now.
     pub(super) fn piece_ended<R: Fill>(&self, reader: &mut StreamReader<R>) -> Result<()> {
         if reader.ram_ended() {

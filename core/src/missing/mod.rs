@@ -70,6 +70,13 @@ pub trait PageSource: Send + Sync {
     ///
     /// The RAM list keeps the source until the last page is here; one that has the list keeps a `Weak` of it.
     fn request(&self, block: &Arc<RamBlock>, off: u64);
+
+    /// The caller waits for a page that was requested, and lends its thread: what comes is placed here, until `over`, which is asked again and
+    /// again. `false`: there is nothing to do, and it sleeps until it is woken. With no lock and no RCU guard held.
+    fn help(&self, over: &mut dyn FnMut() -> bool) -> bool {
+        let _ = over;
+        false
+    }
 }
 
 /// What a page becomes.
@@ -476,6 +483,11 @@ impl MissingPages {
         for n in 0..count {
             let Some(waiting) = self.begin_wait(at(n), token.waker(), Waiter::Host)? else { continue };
             while !waiting.is_over() {
+                let late = || until.is_some_and(|until| Instant::now() >= until);
+                let done = || waiting.is_over() || token.is_interrupted() || self.phase() == MissingPhase::Ended;
+                if self.help(&mut || done() || late()) && waiting.is_over() {
+                    break;
+                }
                 match token.sleep(until) {
                     Woken::Look if self.phase() == MissingPhase::Ended => return Err(self.ended()),
                     Woken::Look => {}
@@ -499,6 +511,11 @@ impl MissingPages {
             self.request(ram);
         }
         Ok(waiting)
+    }
+
+    /// What waits lends its thread to the source: see [`PageSource::help`].
+    pub fn help(&self, over: &mut dyn FnMut() -> bool) -> bool {
+        self.source.help(over)
     }
 
     /// Asks the source for the page of an address, if it is missing and nothing did.

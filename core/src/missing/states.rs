@@ -306,6 +306,8 @@ struct Token {
 struct TokenState {
     woken: bool,
     interrupted: bool,
+    /// To wake it is a system call, also if it does not sleep.
+    asleep: u32,
 }
 
 /// Why a sleep ended.
@@ -346,15 +348,19 @@ impl WaitToken {
             if core::mem::take(&mut state.woken) {
                 return Woken::Look;
             }
+            state.asleep += 1;
             let Some(until) = until else {
                 state = self.0.changed.wait(state).unwrap_or_else(PoisonError::into_inner);
+                state.asleep -= 1;
                 continue;
             };
             let left = until.saturating_duration_since(Instant::now());
             if left.is_zero() {
+                state.asleep -= 1;
                 return Woken::Late;
             }
             state = self.0.changed.wait_timeout(state, left).unwrap_or_else(PoisonError::into_inner).0;
+            state.asleep -= 1;
         }
     }
 }
@@ -367,7 +373,10 @@ impl core::fmt::Debug for WaitToken {
 
 impl Wake for Token {
     fn wake(self: Arc<Self>) {
-        lock(&self.state).woken = true;
-        self.changed.notify_all();
+        let mut state = lock(&self.state);
+        state.woken = true;
+        if state.asleep != 0 {
+            self.changed.notify_all();
+        }
     }
 }

@@ -167,6 +167,14 @@ struct Job {
 }
 
 impl Job {
+    /// Channels beside the first: those of a multifd, or that for urgent pages.
+    fn beside(&self, uri: &Uri) -> usize {
+        match uri {
+            Uri::Tcp(..) | Uri::Unix(_) if self.options.postcopy.is_some() => 1,
+            _ => self.multifd,
+        }
+    }
+
     fn current(&self) -> Option<Migration> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
@@ -183,7 +191,7 @@ impl Job {
         let cancel = Cancel::default();
         let road = match (&self.go.uri, self.mapped_ram) {
             (Uri::File(path, _), true) => Road::File(path.clone(), false),
-            (uri, _) => match Road::connect_by(uri, self.multifd, PATIENCE, &cancel, self.tls.as_ref()) {
+            (uri, _) => match Road::connect_by(uri, self.beside(uri), PATIENCE, &cancel, self.tls.as_ref()) {
                 Ok(road) => road,
                 Err(why) => return Some(why.to_string()),
             },

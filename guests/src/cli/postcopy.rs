@@ -5,6 +5,7 @@
 //!   target   paused ─▶ listens at its URI for as long as its guest runs
 //! ```
 
+use std::io;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
@@ -102,10 +103,11 @@ impl Looks {
             migration.abandon();
         } else if self.last.elapsed() >= AGAIN {
             self.last = Instant::now();
-            let road = Road::connect_by(&self.uri, 0, PATIENCE, &Cancel::default(), self.tls.as_ref());
-            if let Ok(Road::Channels(channel, ..)) = road {
+            let beside = usize::from(matches!(self.uri, Uri::Tcp(..) | Uri::Unix(_)));
+            let road = Road::connect_by(&self.uri, beside, PATIENCE, &Cancel::default(), self.tls.as_ref());
+            if let Ok(road) = road {
                 // Refused if it is not paused any more.
-                let _ = migration.recover(channel);
+                let _ = migration.recover(road);
             }
         }
     }
@@ -124,6 +126,13 @@ impl Hears {
         let arrival = machine.arrival()?;
         let over = Arc::new(AtomicBool::new(false));
         let (own, ends) = (arrival.clone(), over.clone());
+        let at = listener.uri();
+        let accept = Arc::new(move |within| {
+            let (channel, _) = listener.accept(Some(within), PATIENCE, &Cancel::default())?;
+            // By the same way as the first.
+            let Some(tls) = &tls else { return Ok(channel) };
+            tls.accept(channel).map_err(|source| UriError::Host { uri: listener.uri().to_string(), source })
+        });
         let thread = std::thread::Builder::new().name("recover".into());
         let started = thread.spawn(move || {
             let mut told = 0;
@@ -134,19 +143,12 @@ impl Hears {
                         if told < status.pauses {
                             told = status.pauses;
                             let why = status.why.as_deref().unwrap_or("the channel broke");
-                            say(&format!("paused, and waits at {} for its source: {why}", listener.uri()));
+                            say(&format!("paused, and waits at {at} for its source: {why}"));
                         }
-                        let channel = listener.accept(Some(AGAIN), PATIENCE, &Cancel::default());
-                        let channel = channel.and_then(|(channel, _)| match &tls {
-                            // By the same way as the first.
-                            Some(tls) => tls.accept(channel).map_err(|source| {
-                                let uri = listener.uri().to_string();
-                                UriError::Host { uri, source }
-                            }),
-                            None => Ok(channel),
-                        });
-                        if let Ok(channel) = channel {
-                            let _ = own.recover(channel);
+                        if let Ok(channel) = accept(AGAIN) {
+                            let accept = accept.clone();
+                            let more = move |within| accept(within).map_err(io::Error::other);
+                            let _ = own.recover_with(channel, Box::new(more));
                         }
                     }
                     ArrivalState::Running => {}

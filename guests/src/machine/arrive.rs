@@ -5,6 +5,7 @@
 //!     │ LISTEN ─▶ thread "arrival": records ─▶ place ─┐ devices ─▶ RUN ─▶ PONG ─▶ the machine is returned, to be run
 //!     ▼                                               │
 //!   vCPU ── a missing page ─▶ Line: REQ_PAGES ─▶ source           END ─▶ checksums of all RAM ─▶ SHUT 0
+//!     └── by a preempt channel, if the source has one: there the vCPU itself reads its page, and places it
 //!
 //!   Running ── the channel breaks ─▶ Paused ── recover ─▶ Recovering: bitmaps, RESUME_ACK, all requests once more ─▶ Running ─▶ Complete
 //! ```
@@ -13,14 +14,14 @@
 //! whatever waits for a page waits on.
 
 use std::io::{self, Write};
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, RwLock};
 use std::time::{Duration, Instant};
 
-use notdirty_core::migration::postcopy::{Answer, Bitmap, Command, Name, PageSizes, State, Step};
-use notdirty_core::migration::{Channel, Event, Fault, Incoming, Section, StreamError, StreamReader};
+use notdirty_core::migration::postcopy::{Answer, AskedPages, Bitmap, Command, Name, PageSizes, State, Step};
+use notdirty_core::migration::{Channel, Event, Fault, Incoming, Section, StreamError, StreamReader, multifd};
 use notdirty_core::{Blocktime, MissingPages, PAGE_SIZE, PageBytes, PageSource, RamBlock, RamList};
 
-use super::migrate::MigrationError;
+use super::migrate::{MigrationError, More};
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     // Each change is whole.
@@ -71,7 +72,20 @@ pub struct ArrivalStatus {
 
 /// The way back to the source: what waits for a page asks by it.
 #[derive(Default)]
-struct Line(Mutex<Option<Open>>);
+struct Line {
+    main: Mutex<Option<Open>>,
+    /// The preempt channel, if there is one.
+    asked: RwLock<Option<Arc<AskedPages>>>,
+}
+
+/// How long a source that has sent all may take with pages that went by the preempt channel.
+const SETTLE: Duration = Duration::from_secs(30);
+
+/// Gives the channels of a recovery beside the first, within a time.
+pub type MoreChannels = Box<dyn FnMut(Duration) -> io::Result<Channel> + Send>;
+
+/// How long the channels of one recovery wait for each other.
+const IN_STEP: Duration = Duration::from_secs(10);
 
 struct Open {
     channel: Channel,
@@ -81,14 +95,60 @@ struct Open {
 
 impl Line {
     fn open(&self, channel: Channel) {
-        *lock(&self.0) = Some(Open { channel, last: None });
+        *lock(&self.main) = Some(Open { channel, last: None });
     }
 
     /// Nothing is said any more; the thread that reads the channel is told.
     fn close(&self) {
-        if let Some(open) = lock(&self.0).take() {
+        if let Some(open) = lock(&self.main).take() {
             open.channel.shut();
         }
+    }
+
+    fn asked(&self) -> Option<Arc<AskedPages>> {
+        self.asked.read().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Nothing is placed by the preempt channel any more when this returns.
+    fn close_asked(&self) {
+        let asked = self.asked.write().unwrap_or_else(PoisonError::into_inner).take();
+        if let Some(asked) = asked {
+            asked.close();
+        }
+    }
+
+    /// Pages that are waited for come by this channel from here on. If it breaks, so does the main one.
+    fn preempt(self: &Arc<Self>, asked: AskedPages) -> io::Result<()> {
+        let asked = Arc::new(asked);
+        let (own, line) = (asked.clone(), Arc::downgrade(self));
+        let thread = std::thread::Builder::new().name("urgent pages".into());
+        thread.spawn(move || {
+            let why = own.serve();
+            // One that was replaced, or closed with the main one, breaks nothing.
+            let Some(line) = line.upgrade() else { return };
+            let mut current = line.asked.write().unwrap_or_else(PoisonError::into_inner);
+            if current.take_if(|current| Arc::ptr_eq(current, &own)).is_some() {
+                drop(current);
+                log::warn!("postcopy: the channel for urgent pages: {why}");
+                line.close();
+            }
+        })?;
+        *self.asked.write().unwrap_or_else(PoisonError::into_inner) = Some(asked);
+        Ok(())
+    }
+
+    /// All was sent: what went by the preempt channel is read. Nothing is placed by it when this returns well.
+    fn settle(&self, pages: &MissingPages) -> Result<(), Fault> {
+        let Some(asked) = self.asked() else { return Ok(()) };
+        let until = Instant::now() + SETTLE;
+        let late = || Instant::now() >= until;
+        while pages.left() != 0 && !late() && !asked.is_broken() {
+            if !asked.help(&mut || pages.left() == 0 || late()) {
+                std::thread::sleep(Duration::from_micros(100));
+            }
+        }
+        asked.rest();
+        Ok(())
     }
 
     fn say(&self, answers: &[Answer]) -> io::Result<()> {
@@ -97,7 +157,7 @@ impl Line {
     }
 
     fn put(&self, bytes: &[u8]) -> io::Result<()> {
-        let mut line = lock(&self.0);
+        let mut line = lock(&self.main);
         let open = line.as_mut().ok_or(io::ErrorKind::NotConnected)?;
         open.channel.write_all(bytes)
     }
@@ -105,24 +165,34 @@ impl Line {
 
 impl PageSource for Line {
     fn request(&self, block: &Arc<RamBlock>, off: u64) {
-        let mut line = lock(&self.0);
+        let len = block.page_size().min(block.used_length() - off.min(block.used_length())) as u32;
+        let len = len.max(PAGE_SIZE as u32);
+        if let Some(asked) = self.asked() {
+            // If it broke, it is asked for again once there is another.
+            asked.ask(block, off, len);
+            return;
+        }
+        let mut line = lock(&self.main);
         // While there is no channel it is kept in mind, and asked for by the next one.
         let Some(open) = line.as_mut() else { return };
         let same = open.last.as_ref().is_some_and(|last| Arc::ptr_eq(last, block));
         let idstr = (!same).then(|| block.idstr().to_owned());
-        let len = block.page_size().min(block.used_length() - off.min(block.used_length())) as u32;
-        let request = Answer::Request { idstr, start: off, len: len.max(PAGE_SIZE as u32) };
+        let request = Answer::Request { idstr, start: off, len };
         open.last = Some(block.clone());
         if open.channel.write_all(&request.to_bytes()).is_err() {
             open.channel.shut();
         }
+    }
+
+    fn help(&self, over: &mut dyn FnMut() -> bool) -> bool {
+        self.asked().is_some_and(|asked| asked.help(over))
     }
 }
 
 struct Talk {
     state: ArrivalState,
     why: Option<String>,
-    next: Option<Channel>,
+    next: Option<(Channel, MoreChannels)>,
     pauses: u64,
     pages: u64,
     zero_pages: u64,
@@ -175,11 +245,19 @@ impl Arrival {
     /// # Errors
     /// [`MigrationError::Order`] unless it is [paused](ArrivalState::Paused).
     pub fn recover(&self, channel: Channel) -> Result<(), MigrationError> {
+        self.recover_with(channel, Box::new(|_| Err(io::ErrorKind::NotConnected.into())))
+    }
+
+    /// The same of a source that has a [preempt channel](super::Road::connect), too, which `more` gives when it is announced.
+    ///
+    /// # Errors
+    /// As [`recover`](Self::recover).
+    pub fn recover_with(&self, channel: Channel, more: MoreChannels) -> Result<(), MigrationError> {
         let mut talk = lock(&self.0.talk);
         if talk.state != ArrivalState::Paused {
             return Err(MigrationError::Order(format!("{:?}: nothing is to be recovered", talk.state)));
         }
-        (talk.state, talk.next) = (ArrivalState::Recovering, Some(channel));
+        (talk.state, talk.next) = (ArrivalState::Recovering, Some((channel, more)));
         drop(talk);
         self.0.changed.notify_all();
         Ok(())
@@ -207,7 +285,7 @@ impl Arrival {
     }
 
     /// Another channel, if it is to go on.
-    fn next(&self) -> Option<Channel> {
+    fn next(&self) -> Option<(Channel, MoreChannels)> {
         let mut talk = lock(&self.0.talk);
         loop {
             if talk.dropped {
@@ -240,6 +318,7 @@ impl Drop for Owner {
         lock(&shared.talk).dropped = true;
         shared.changed.notify_all();
         shared.pages.end("the machine is gone");
+        shared.line.close_asked();
         shared.line.close();
     }
 }
@@ -252,6 +331,14 @@ pub(super) struct Advised {
     sizes: Option<PageSizes>,
     line: Arc<Line>,
     pages: Option<Arc<MissingPages>>,
+    preempt: Option<Channel>,
+}
+
+/// The channel that a source announced by this name.
+fn preempt(name: &Name, more: More<'_>, within: Duration) -> Result<Channel, MigrationError> {
+    let mut channel = more(within).map_err(MigrationError::Answer)?;
+    multifd::read_hello(&mut channel, name, 1)?;
+    Ok(channel)
 }
 
 /// What leads on from a command.
@@ -294,11 +381,13 @@ impl Advised {
         code: u16,
         data: &[u8],
         incoming: Option<&mut Incoming>,
+        more: More<'_>,
     ) -> Result<Next, MigrationError> {
         let command = Command::parse(code, data).map_err(refused)?;
         let early = || MigrationError::Order(format!("{command:?} before the list of RAM"));
         match &command {
             Command::Name(name) => self.name = *name,
+            Command::Preempt(name) if self.preempt.is_none() => self.preempt = Some(preempt(name, more, IN_STEP)?),
             Command::Advise(sizes) => {
                 self.state = self.state.after(Step::Advise).map_err(refused)?;
                 if incoming.is_some() {
@@ -359,6 +448,10 @@ impl Advised {
         };
         pages.set_vcpus(harts as u32);
         self.line.open(answers.try_clone().map_err(MigrationError::Host)?);
+        if let Some(channel) = self.preempt {
+            let asked = AskedPages::new(channel, &incoming, &pages).map_err(MigrationError::Host)?;
+            self.line.preempt(asked).map_err(MigrationError::Host)?;
+        }
         pages.listen().map_err(|why| MigrationError::Order(why.to_string()))?;
         let talk = Talk {
             state: ArrivalState::Running,
@@ -381,7 +474,8 @@ impl Advised {
         let arrival = Arrival(Arc::new(shared));
         let owner = Owner(arrival.clone());
         let name = self.name;
-        let reads = Reads { arrival, reader, incoming, name };
+        let more: MoreChannels = Box::new(|_| Err(io::ErrorKind::NotConnected.into()));
+        let reads = Reads { arrival, reader, incoming, name, more };
         let thread = std::thread::Builder::new().name("arrival".into());
         thread.spawn(move || reads.all()).map_err(MigrationError::Host)?;
         Ok((sections, Starting { owner, pings }))
@@ -409,6 +503,7 @@ struct Reads {
     reader: StreamReader<Channel>,
     incoming: Incoming,
     name: Name,
+    more: MoreChannels,
 }
 
 impl Reads {
@@ -419,6 +514,7 @@ impl Reads {
                 Ok(()) => return arrival.set(ArrivalState::Complete, None),
                 Err(why) => why,
             };
+            arrival.0.line.close_asked();
             arrival.0.line.close();
             if arrival.is_dropped() {
                 return arrival.set(ArrivalState::Failed, Some("the machine is gone".into()));
@@ -430,7 +526,7 @@ impl Reads {
             }
             log::warn!("postcopy is paused: {why}");
             arrival.set(ArrivalState::Paused, Some(why.to_string()));
-            let Some(channel) = arrival.next() else {
+            let Some((channel, more)) = arrival.next() else {
                 return arrival.set(ArrivalState::Failed, Some("the machine is gone".into()));
             };
             // Without a descriptor it reads, and fails when it is to answer.
@@ -438,6 +534,7 @@ impl Reads {
                 arrival.0.line.open(answers);
             }
             self.reader.replace(channel);
+            self.more = more;
             self.incoming.forget_last();
         }
     }
@@ -459,7 +556,8 @@ impl Reads {
                         let placed = shared.pages.place(&blocks[block], page * PAGE_SIZE, bytes);
                         placed.map_err(|why| Fault::Order(why.to_string()))
                     };
-                    let done = self.incoming.fetch(&mut self.reader, place);
+                    let settle = || shared.line.settle(&shared.pages);
+                    let done = self.incoming.fetch(&mut self.reader, place, settle);
                     let mut talk = lock(&shared.talk);
                     (talk.pages, talk.zero_pages) = (self.incoming.pages, self.incoming.zero_pages);
                     drop(talk);
@@ -471,6 +569,11 @@ impl Reads {
                     Command::Name(name) if name == self.name => {}
                     Command::Name(_) => {
                         return Err(MigrationError::Order("the channel is of another migration".into()));
+                    }
+                    Command::Preempt(name) => {
+                        let channel = preempt(&name, &mut *self.more, IN_STEP)?;
+                        let asked = AskedPages::new(channel, &self.incoming, &shared.pages);
+                        asked.and_then(|asked| shared.line.preempt(asked)).map_err(MigrationError::Host)?;
                     }
                     Command::RecvBitmap(idstr) => self.say_received(idstr)?,
                     Command::Resume => self.resume()?,
@@ -509,6 +612,9 @@ impl Reads {
         self.arrival.set(ArrivalState::Running, None);
         // What was asked for by a channel that is gone.
         self.arrival.0.pages.request_again();
+        if let Some(asked) = self.arrival.0.line.asked() {
+            asked.hand_over();
+        }
         Ok(())
     }
 }

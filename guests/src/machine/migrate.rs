@@ -450,7 +450,7 @@ fn come<F: FnOnce(&mut Machine) -> Result<(), MigrationError>>(
                 }
             }
             Event::Command(command::MULTIFD, data) if ram.is_none() => others.accept(&data, more)?,
-            Event::Command(command, data) => match advised.command(command, &data, ram.as_mut())? {
+            Event::Command(command, data) => match advised.command(command, &data, ram.as_mut(), more)? {
                 Next::Read => {}
                 Next::Packaged(len) => {
                     let early = || MigrationError::Order("a message before the list of RAM".into());

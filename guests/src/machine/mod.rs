@@ -42,7 +42,7 @@ use notdirty_tcg::listing::{self, ListError, Listing};
 use notdirty_tcg::riscv::trap::Trap;
 use notdirty_tcg::{Harts, JitFlags, Turns, Vcpu, VcpuStats};
 
-pub use arrive::{Arrival, ArrivalState, ArrivalStatus};
+pub use arrive::{Arrival, ArrivalState, ArrivalStatus, MoreChannels};
 pub use baseline::{Baseline, BaselineError};
 pub use board::RAM_BASE;
 pub use builder::{BuildError, ClockKind, DEFAULT_RAM, LrSc, MAX_HARTS, MachineBuilder};

@@ -5,7 +5,8 @@
 //!     1 OPEN_RETURN_PATH   2 PING be32   3 ADVISE, or be64 OR of all page sizes, be64 target page   4 LISTEN   5 RUN
 //!     6 RAM_DISCARD  byte 0, byte length, name, byte 0, 1 to 12 × (be64 start, be64 length), in bytes
 //!     7 PACKAGED  be32 length; behind the command so many bytes, which hold commands and sections of their own
-//!     9 POSTCOPY_RESUME   10 RECV_BITMAP byte length, name   11 SWITCHOVER_START   0x4e03 NAME 16 bytes (ours): which migration this is
+//!     9 POSTCOPY_RESUME   10 RECV_BITMAP byte length, name   11 SWITCHOVER_START
+//!     ours: 0x4e03 NAME 16 bytes: which migration this is   0x4e04 PREEMPT 16 bytes: what the hello of a channel for urgent pages says
 //! ```
 //!
 //! A command is parsed whole or refused: no byte may be missing, and none may be left.
@@ -67,6 +68,8 @@ pub enum Command {
     SwitchoverStart,
     /// Which migration this is.
     Name(Name),
+    /// One channel more comes, for pages that are waited for; by this its hello is known.
+    Preempt(Name),
 }
 
 mod code {
@@ -81,6 +84,7 @@ mod code {
     pub const RECV_BITMAP: u16 = 10;
     pub const SWITCHOVER_START: u16 = 11;
     pub const NAME: u16 = 0x4e03;
+    pub const PREEMPT: u16 = 0x4e04;
 }
 
 impl Command {
@@ -98,6 +102,7 @@ impl Command {
             Command::RecvBitmap(_) => code::RECV_BITMAP,
             Command::SwitchoverStart => code::SWITCHOVER_START,
             Command::Name(_) => code::NAME,
+            Command::Preempt(_) => code::PREEMPT,
         }
     }
 
@@ -111,7 +116,7 @@ impl Command {
             Command::Advise(Some(sizes)) => [sizes.summary, sizes.target].map(u64::to_be_bytes).concat(),
             Command::Ping(number) | Command::Packaged(number) => number.to_be_bytes().to_vec(),
             Command::RecvBitmap(idstr) => named(idstr),
-            Command::Name(name) => name.to_vec(),
+            Command::Name(name) | Command::Preempt(name) => name.to_vec(),
             Command::Discard(Discard { idstr, runs }) => {
                 let mut data = vec![DISCARD_VERSION];
                 data.extend(named(idstr));
@@ -143,7 +148,8 @@ impl Command {
             code::RECV_BITMAP => Command::RecvBitmap(bytes.name()?),
             code::SWITCHOVER_START => Command::SwitchoverStart,
             code::NAME => Command::Name(bytes.array()?),
-            code => return Err(Fault::value("the command", code, "1 to 7, 9 to 11, or 0x4e03")),
+            code::PREEMPT => Command::Preempt(bytes.array()?),
+            code => return Err(Fault::value("the command", code, "1 to 7, 9 to 11, 0x4e03 or 0x4e04")),
         };
         bytes.end()?;
         Ok(command)
@@ -254,6 +260,7 @@ mod tests {
             name.prop_map(Command::RecvBitmap),
             Just(Command::SwitchoverStart),
             any::<Name>().prop_map(Command::Name),
+            any::<Name>().prop_map(Command::Preempt),
             (name, prop::collection::vec(run, 1..=MOST_RUNS))
                 .prop_map(|(idstr, runs)| Command::Discard(Discard { idstr, runs })),
         ]

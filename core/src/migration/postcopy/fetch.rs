@@ -14,7 +14,8 @@ use crate::addr::PAGE_SIZE;
 
 impl Incoming {
     /// Reads one piece of the RAM section, up to its footer, while the machine runs. `place` gets block, page and bytes, of a page of zeros
-    /// none, and says whether the page was yet to come.
+    /// none, and says whether the page was yet to come. `settle` is called when this was the last piece: pages that went by another channel
+    /// are here when it returns.
     ///
     /// # Errors
     /// What is wrong with the stream, or `place`'s.
@@ -22,10 +23,16 @@ impl Incoming {
         &mut self,
         reader: &mut StreamReader<R>,
         mut place: impl FnMut(usize, u64, Option<&[u8]>) -> core::result::Result<bool, Fault>,
+        settle: impl FnOnce() -> core::result::Result<(), Fault>,
     ) -> Result<()> {
         loop {
             let (block, page, sum, placed) = match self.records.next(reader, &self.listed)? {
-                Record::End => return self.piece_ended(reader),
+                Record::End => {
+                    if reader.ram_ended() {
+                        settle().map_err(|fault| reader.source().error(fault))?;
+                    }
+                    return self.piece_ended(reader);
+                }
                 Record::Zero { block, page } => {
                     self.zero_pages += 1;
                     (block, page, 0, place(block, page, None))

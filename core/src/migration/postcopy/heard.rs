@@ -12,6 +12,7 @@ use super::super::wire::Fault;
 use super::answers::{Answer, Bitmap};
 use super::requests::Requests;
 use crate::addr::{PAGE_BITS, PAGE_SIZE};
+use core::ops::Range;
 use std::io::Read;
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -33,11 +34,44 @@ pub struct Heard {
     pub broken: Option<String>,
 }
 
+/// Each block, and its pages.
+#[derive(Debug)]
+pub(super) struct Blocks(pub Vec<(String, u64)>);
+
+impl Blocks {
+    fn of(&self, idstr: &str) -> Result<usize, Fault> {
+        let known = self.0.iter().position(|(other, _)| other == idstr);
+        known.ok_or_else(|| Fault::Block { idstr: idstr.to_owned(), why: "it is asked for, and is not here".into() })
+    }
+
+    /// The pages of a request: `last` is the block of the one before.
+    pub(super) fn asked(
+        &self,
+        idstr: Option<String>,
+        start: u64,
+        len: u32,
+        last: &mut Option<usize>,
+    ) -> Result<(usize, Range<u64>), Fault> {
+        let block = match idstr {
+            Some(idstr) => self.of(&idstr)?,
+            None => last.ok_or_else(|| Fault::Order("a request of the block before, and there is none".into()))?,
+        };
+        *last = Some(block);
+        let (idstr, pages) = &self.0[block];
+        let len = u64::from(len);
+        let whole = start.is_multiple_of(PAGE_SIZE) && len.is_multiple_of(PAGE_SIZE) && len != 0;
+        if !whole || start.checked_add(len).is_none_or(|end| end > pages << PAGE_BITS) {
+            let why = format!("a request of {len:#x} bytes at {start:#x}, of {pages:#x} pages");
+            return Err(Fault::Block { idstr: idstr.clone(), why });
+        }
+        Ok((block, start >> PAGE_BITS..(start + len) >> PAGE_BITS))
+    }
+}
+
 /// The return path of one channel.
 #[derive(Debug)]
 pub struct ReturnPath {
-    /// Each block, and its pages.
-    blocks: Vec<(String, u64)>,
+    blocks: Blocks,
     /// What is waited for there.
     pub requests: Requests,
     heard: Mutex<Heard>,
@@ -48,7 +82,12 @@ impl ReturnPath {
     /// Of blocks with so many pages.
     pub fn new(blocks: Vec<(String, u64)>) -> ReturnPath {
         let heard = Heard { bitmaps: vec![None; blocks.len()], ..Heard::default() };
-        ReturnPath { blocks, requests: Requests::default(), heard: Mutex::new(heard), changed: Condvar::new() }
+        ReturnPath {
+            blocks: Blocks(blocks),
+            requests: Requests::default(),
+            heard: Mutex::new(heard),
+            changed: Condvar::new(),
+        }
     }
 
     /// What was said so far.
@@ -78,33 +117,15 @@ impl ReturnPath {
         self.changed.notify_all();
     }
 
-    fn block(&self, idstr: &str) -> Result<usize, Fault> {
-        let known = self.blocks.iter().position(|(other, _)| other == idstr);
-        known.ok_or_else(|| Fault::Block { idstr: idstr.to_owned(), why: "it is asked for, and is not here".into() })
-    }
-
     fn next(&self, from: &mut impl Read, last: &mut Option<usize>) -> Result<(), Fault> {
         match Answer::read(from)? {
             Answer::Request { idstr, start, len } => {
-                let block = match idstr {
-                    Some(idstr) => self.block(&idstr)?,
-                    None => {
-                        last.ok_or_else(|| Fault::Order("a request of the block before, and there is none".into()))?
-                    }
-                };
-                *last = Some(block);
-                let (idstr, pages) = &self.blocks[block];
-                let len = u64::from(len);
-                let whole = start.is_multiple_of(PAGE_SIZE) && len.is_multiple_of(PAGE_SIZE) && len != 0;
-                if !whole || start.checked_add(len).is_none_or(|end| end > pages << PAGE_BITS) {
-                    let why = format!("a request of {len:#x} bytes at {start:#x}, of {pages:#x} pages");
-                    return Err(Fault::Block { idstr: idstr.clone(), why });
-                }
-                self.requests.push(block, start >> PAGE_BITS..(start + len) >> PAGE_BITS);
+                let (block, pages) = self.blocks.asked(idstr, start, len, last)?;
+                self.requests.push(block, pages);
             }
             Answer::Bitmap(idstr) => {
-                let block = self.block(&idstr)?;
-                let bitmap = Bitmap::read(from, self.blocks[block].1)?;
+                let block = self.blocks.of(&idstr)?;
+                let bitmap = Bitmap::read(from, self.blocks.0[block].1)?;
                 self.heard().bitmaps[block] = Some(bitmap);
             }
             Answer::Pong(number) => self.heard().pong = number,

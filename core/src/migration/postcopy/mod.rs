@@ -18,11 +18,13 @@
 //! | `fetch.rs` | the target's: records are placed, each page whole and once |
 //! | `heard.rs` | what the source hears of the target, by a thread of its own |
 //! | `requests.rs` | pages that the target waits for, in the order in which it asked |
+//! | `asked.rs`, `urgent.rs` | the two ends of the preempt channel, on which pages that are waited for come without a hand-over |
 //!
 //! The source of a machine of ours names each page that is yet to come by RAM_DISCARD: a page without a name is there, and zero unless
 //! it came. So a page that was never written is never waited for.
 
 mod answers;
+mod asked;
 mod commands;
 mod discard;
 mod fetch;
@@ -30,11 +32,15 @@ mod heard;
 mod requests;
 mod send;
 mod state;
+mod urgent;
 
 pub use answers::{Answer, Bitmap};
+pub use asked::AskedPages;
+pub(super) use asked::Places;
 pub use commands::{Command, Discard, MOST_RUNS, Name, PageSizes};
 pub use discard::{canonical, discards};
 pub use heard::{Heard, ReturnPath};
 pub use requests::Requests;
 pub use send::Rest;
 pub use state::{State, Step};
+pub use urgent::Urgent;

@@ -15,6 +15,7 @@ use super::answers::Bitmap;
 use super::commands::Command;
 use super::discard::{canonical, discards};
 use super::requests::Requests;
+use super::urgent::Urgent;
 use crate::addr::PAGE_BITS;
 use crate::ram::RamBlock;
 use std::sync::Arc;
@@ -39,8 +40,9 @@ pub struct Rest {
     blocks: Vec<Left>,
     at: (usize, u64),
     progress: Progress,
-    /// Pages that were sent because they were asked for.
-    pub urgent: u64,
+    /// Pages that were sent because they were asked for, by the main channel.
+    asked: u64,
+    urgent: Arc<Urgent>,
 }
 
 impl Rest {
@@ -53,7 +55,19 @@ impl Rest {
             let sums = BlockMigration::need_checksums(&block);
             Left { block, dirty, pages, _sums: sums }
         });
-        Rest { blocks: blocks.collect(), at: (0, 0), progress, urgent: 0 }
+        let blocks: Vec<_> = blocks.collect();
+        let urgent = Urgent::new(blocks.iter().map(|left| (&left.block, &left.dirty, left.pages)));
+        Rest { blocks, at: (0, 0), progress, asked: 0, urgent: Arc::new(urgent) }
+    }
+
+    /// What a thread sends urgent pages by that has a channel of its own.
+    pub fn preempt(&self) -> &Arc<Urgent> {
+        &self.urgent
+    }
+
+    /// Pages that were sent because they were asked for.
+    pub fn urgent(&self) -> u64 {
+        self.asked + self.urgent.pages()
     }
 
     /// The commands that name each page which is yet to come.
@@ -68,7 +82,8 @@ impl Rest {
 
     /// How far it is.
     pub fn progress(&self) -> Progress {
-        Progress { left: self.left(), ..self.progress }
+        let bytes = self.progress.bytes + self.urgent.bytes();
+        Progress { left: self.left(), bytes, pages: self.progress.pages + self.urgent.pages(), ..self.progress }
     }
 
     /// Each block, and how many pages it has.
@@ -108,6 +123,9 @@ impl Rest {
                 return Err(carrier.error(Fault::Order("cancelled".into())));
             }
             let before = carrier.bytes();
+            if let Some(at) = self.urgent.take_at() {
+                self.at = at;
+            }
             if let Some((block, page)) = requests.pop() {
                 self.page(carrier, block, page)?;
             } else if let Some(wait) = bandwidth.and_then(|most| due(swept, most, since)) {
@@ -122,6 +140,7 @@ impl Rest {
             }
             self.progress.bytes = carrier.bytes();
         }
+        self.urgent.settle();
         tell(self);
         Ok(())
     }
@@ -130,7 +149,7 @@ impl Rest {
     fn page(&mut self, carrier: &mut impl Carrier, index: usize, page: u64) -> Result<()> {
         let Some(left) = self.blocks.get(index).filter(|left| left.dirty.take(page)) else { return Ok(()) };
         self.at = (index, page + 1);
-        self.urgent += 1;
+        self.asked += 1;
         let run = Run { index, block: &left.block, pages: page..page + 1 };
         carrier.send(&[run], &mut self.progress)
     }

@@ -15,15 +15,16 @@
 use std::collections::hash_map::RandomState;
 use std::hash::{BuildHasher, Hasher};
 use std::io;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, PoisonError};
 use std::time::{Duration, Instant};
 
-use notdirty_core::migration::postcopy::{Command, Name, PageSizes, Rest, ReturnPath};
+use notdirty_core::migration::postcopy::{Command, Name, PageSizes, Rest, ReturnPath, Urgent};
 use notdirty_core::migration::{Carrier, Channel, Progress, RamId, Source, StreamCarrier, StreamError, StreamWriter};
 use notdirty_core::{PAGE_SIZE, RamBlock};
 use notdirty_softmmu::AddressSpace;
 
-use super::{Answer, Ask, LeaveOptions, Migration, MigrationState, lock};
+use super::{Answer, Ask, LeaveOptions, Migration, MigrationState, Road, lock};
 use crate::machine::migrate::MigrationError;
 use crate::machine::state;
 
@@ -37,6 +38,10 @@ const LAST_WORD: Duration = Duration::from_millis(500);
 
 /// How long a step of a target may take.
 const PATIENCE: Duration = Duration::from_secs(30);
+
+/// How long the thread of the channel for urgent pages looks for the next request behind one, and sleeps at once then.
+const LOOK: Duration = Duration::from_micros(30);
+const SLEEP: Duration = Duration::from_millis(100);
 
 /// A target may ask for nothing for as long as it likes.
 const ALWAYS: Duration = Duration::from_secs(365 * 24 * 3600);
@@ -67,7 +72,7 @@ impl Postcopy {
 #[derive(Default)]
 pub(super) struct Wants {
     switch: bool,
-    next: Option<Channel>,
+    next: Option<(Channel, Option<(Channel, Name)>)>,
     abandoned: bool,
 }
 
@@ -80,8 +85,47 @@ struct Sending {
     id: RamId,
     blocks: Vec<Arc<RamBlock>>,
     name: Name,
+    /// The channel for urgent pages, until its thread has it.
+    preempt: Option<Channel>,
     /// It said that it runs.
     runs: bool,
+}
+
+/// The thread that answers requests by the channel for urgent pages, as long as this is there.
+struct Preempt {
+    channel: Channel,
+    over: Arc<AtomicBool>,
+    thread: Option<std::thread::JoinHandle<()>>,
+}
+
+impl Preempt {
+    /// If the channel breaks before this is dropped, the main one ends, too.
+    fn start(mut channel: Channel, urgent: Arc<Urgent>, main: Channel) -> Result<Preempt, MigrationError> {
+        let own = channel.try_clone().map_err(MigrationError::Host)?;
+        channel.set_blocking(SLEEP, LOOK).map_err(MigrationError::Host)?;
+        let over = Arc::new(AtomicBool::new(false));
+        let ends = over.clone();
+        let thread = std::thread::Builder::new().name("urgent pages".into()).spawn(move || {
+            let why = urgent.serve(&mut channel);
+            if !ends.load(Ordering::Acquire) {
+                log::warn!("postcopy: the channel for urgent pages: {why}");
+                // What the target has said is heard yet.
+                main.shutdown_write();
+            }
+        });
+        let thread = Some(thread.map_err(MigrationError::Host)?);
+        Ok(Preempt { channel: own, over, thread })
+    }
+}
+
+impl Drop for Preempt {
+    fn drop(&mut self) {
+        self.over.store(true, Ordering::Release);
+        self.channel.shut();
+        if let Some(thread) = self.thread.take() {
+            let _ = thread.join();
+        }
+    }
 }
 
 impl MigrationState {
@@ -99,16 +143,21 @@ impl Migration {
         self.0.changed.notify_all();
     }
 
-    /// Goes on by this channel, whose other end the target [was given](super::super::Arrival::recover).
+    /// Goes on by this channel, or two of them ([`Road::connect`] with one beside), whose other ends the target
+    /// [was given](super::super::Arrival::recover).
     ///
     /// # Errors
     /// [`MigrationError::Order`] unless it is [paused](MigrationState::PostcopyPaused).
-    pub fn recover(&self, channel: Channel) -> Result<(), MigrationError> {
+    pub fn recover(&self, road: impl Into<Road>) -> Result<(), MigrationError> {
+        let Road::Channels(channel, mut others, uuid) = road.into() else {
+            return Err(MigrationError::Options("postcopy is recovered by channels"));
+        };
+        let preempt = others.pop().map(|other| (other, uuid));
         let mut talk = lock(&self.0.talk);
         if talk.status.state != MigrationState::PostcopyPaused {
             return Err(MigrationError::Order(format!("{:?}: nothing is to be recovered", talk.status.state)));
         }
-        (talk.status.state, talk.wants.next) = (MigrationState::PostcopyRecover, Some(channel));
+        (talk.status.state, talk.wants.next) = (MigrationState::PostcopyRecover, Some((channel, preempt)));
         drop(talk);
         self.0.changed.notify_all();
         Ok(())
@@ -124,6 +173,7 @@ impl Migration {
     pub(super) fn send_postcopy(
         &self,
         channel: Channel,
+        preempt: Option<(Channel, Name)>,
         options: &LeaveOptions,
         how: Postcopy,
         space: &AddressSpace,
@@ -131,7 +181,7 @@ impl Migration {
     ) -> Result<(), MigrationError> {
         let (before, blocks, source) = self.describe(options, space)?;
         let path = hear(&blocks, &channel)?;
-        let said = self.begin(&channel, &path, before, blocks, source, options, how, stood);
+        let said = self.begin(&channel, preempt, &path, before, blocks, source, options, how, stood);
         let mut sending = match said {
             Ok(sending) => sending,
             Err(why) => {
@@ -168,6 +218,7 @@ impl Migration {
     fn begin(
         &self,
         channel: &Channel,
+        preempt: Option<(Channel, Name)>,
         path: &Arc<ReturnPath>,
         before: Vec<notdirty_core::migration::Section>,
         blocks: Vec<Arc<RamBlock>>,
@@ -180,9 +231,11 @@ impl Migration {
         let mut writer = StreamWriter::new(channel.try_clone().map_err(MigrationError::Host)?, state::TYPE, &[])?;
         let summary = blocks.iter().fold(0, |all, block| all | block.page_size());
         let sizes = PageSizes { summary, target: PAGE_SIZE };
-        for command in [Command::OpenReturnPath, Command::Name(name), Command::Ping(1), Command::Advise(Some(sizes))] {
+        for command in [Command::OpenReturnPath, Command::Name(name), Command::Ping(1)] {
             say(&mut writer, &command)?;
         }
+        let preempt = announce(&mut writer, preempt)?;
+        say(&mut writer, &Command::Advise(Some(sizes)))?;
         before.iter().try_for_each(|section| writer.full(section))?;
         let mut carrier = StreamCarrier::begin_ram(&mut writer, &blocks)?;
         if let Some(cache) = options.deltas {
@@ -229,7 +282,7 @@ impl Migration {
         // As long as a byte of it is here the target does not run.
         writer.out().put(&message)?;
         writer.out().flush()?;
-        Ok(Sending { writer, channel, path: path.clone(), rest, id, blocks, name, runs: false })
+        Ok(Sending { writer, channel, path: path.clone(), rest, id, blocks, name, preempt, runs: false })
     }
 
     /// Rounds of precopy, as many as are wanted.
@@ -280,6 +333,12 @@ impl Migration {
     /// Sends what is left, until the target has all of it.
     fn push(&self, sending: &mut Sending, how: Postcopy, stood: &mut Option<Instant>) -> Result<(), MigrationError> {
         let path = sending.path.clone();
+        let preempt = sending.preempt.take().map(|channel| {
+            let main = sending.channel.try_clone().map_err(MigrationError::Host)?;
+            Preempt::start(channel, sending.rest.preempt().clone(), main)
+        });
+        // Until this returns.
+        let _preempt = preempt.transpose()?;
         let mut carrier = StreamCarrier::go_on(&mut sending.writer, sending.id, &sending.blocks);
         carrier.begin()?;
         let (runs, path) = (&mut sending.runs, &*path);
@@ -296,7 +355,7 @@ impl Migration {
             }
             let mut talk = lock(&self.0.talk);
             talk.status.progress = rest.progress();
-            talk.status.urgent = rest.urgent;
+            talk.status.urgent = rest.urgent();
             !over
         })?;
         carrier.end(true)?;
@@ -335,8 +394,8 @@ impl Migration {
                 return Err(MigrationError::Uncertain { why });
             }
             drop(talk);
-            let Some(channel) = next else { continue };
-            match go_on(sending, channel) {
+            let Some((channel, preempt)) = next else { continue };
+            match go_on(sending, channel, preempt) {
                 Ok(()) => {
                     let mut talk = lock(&self.0.talk);
                     talk.status.state = MigrationState::PostcopyActive;
@@ -353,13 +412,14 @@ impl Migration {
 }
 
 /// The target says what it has, and waits for the rest.
-fn go_on(sending: &mut Sending, channel: Channel) -> Result<(), MigrationError> {
+fn go_on(sending: &mut Sending, channel: Channel, preempt: Option<(Channel, Name)>) -> Result<(), MigrationError> {
     sending.path = hear(&sending.blocks, &channel)?;
     sending.writer.replace(channel.try_clone().map_err(MigrationError::Host)?);
     sending.channel = channel;
     let (writer, path) = (&mut sending.writer, &sending.path);
     say(writer, &Command::OpenReturnPath)?;
     say(writer, &Command::Name(sending.name))?;
+    sending.preempt = announce(writer, preempt)?;
     for block in &sending.blocks {
         say(writer, &Command::RecvBitmap(block.idstr().to_owned()))?;
     }
@@ -378,6 +438,18 @@ fn go_on(sending: &mut Sending, channel: Channel) -> Result<(), MigrationError> 
     say(writer, &Command::Resume)?;
     writer.out().flush()?;
     if !path.wait(PATIENCE, |heard| heard.resumed) { Err(late("the target did not go on")) } else { Ok(()) }
+}
+
+/// The target takes the channel for urgent pages, which has said its hello.
+fn announce(
+    writer: &mut StreamWriter<Channel>,
+    preempt: Option<(Channel, Name)>,
+) -> Result<Option<Channel>, MigrationError> {
+    let Some((channel, name)) = preempt else { return Ok(None) };
+    say(writer, &Command::Preempt(name))?;
+    writer.out().flush()?;
+    channel.settle().map_err(MigrationError::Channel)?;
+    Ok(Some(channel))
 }
 
 /// Names this migration, as far as two on one host have to differ.

@@ -61,18 +61,25 @@ impl Road {
         if !end.is_nothing() {
             return Ok(Road::Ending(main, end));
         }
+        let channels = (0..beside.min(MAX_CHANNELS)).map(|_| secure(uri.connect(patience, cancel)?.0));
+        Road::beside(main, channels.collect::<Result<_, _>>()?).map_err(host)
+    }
+
+    /// By this channel, and others beside it, which say their hello: several of a multifd, or the one for urgent pages of a
+    /// [postcopy](super::Postcopy).
+    ///
+    /// # Errors
+    /// The channels'.
+    pub fn beside(main: Channel, mut others: Vec<Channel>) -> io::Result<Road> {
         // Names this migration, as far as two on one host have to differ.
         let random = || RandomState::new().build_hasher().finish().to_ne_bytes();
         let mut uuid: multifd::Uuid = [0; 16];
         uuid[..8].copy_from_slice(&random());
         uuid[8..].copy_from_slice(&random());
-        let mut channels = Vec::new();
-        for id in 0..beside.min(MAX_CHANNELS) {
-            let mut channel = secure(uri.connect(patience, cancel)?.0)?;
-            channel.write_all(&multifd::hello(&uuid, id as u8)).map_err(host)?;
-            channels.push(channel);
+        for (id, channel) in others.iter_mut().enumerate() {
+            channel.write_all(&multifd::hello(&uuid, id as u8))?;
         }
-        Ok(Road::Channels(main, channels, uuid))
+        Ok(Road::Channels(main, others, uuid))
     }
 }
 

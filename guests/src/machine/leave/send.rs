@@ -31,9 +31,10 @@ impl Migration {
     pub(super) fn leave(&self, road: Road, options: &LeaveOptions, space: &AddressSpace) {
         let (mut stood, mut replaced) = (None, None);
         let done = match road {
-            Road::Channels(channel, _, _) if options.postcopy.is_some() => {
+            Road::Channels(channel, mut others, uuid) if options.postcopy.is_some() => {
                 let how = options.postcopy.unwrap_or_default();
-                self.send_postcopy(channel, options, how, space, &mut stood)
+                let preempt = others.pop().map(|other| (other, uuid));
+                self.send_postcopy(channel, preempt, options, how, space, &mut stood)
             }
             Road::Channels(channel, others, uuid) => self.send(channel, others, &uuid, options, space, &mut stood),
             Road::Ending(channel, end) => {

@@ -37,9 +37,11 @@ impl Migrator {
             return Err(MigrationError::Options("auto-converge and a dirty limit exclude each other"));
         }
         if options.postcopy.is_some()
-            && !matches!(&road, Road::Channels(main, others, _) if others.is_empty() && main.is_duplex())
+            && !matches!(&road, Road::Channels(main, others, _) if others.len() < 2 && main.is_duplex())
         {
-            return Err(MigrationError::Options("postcopy needs one channel that answers: tcp: or unix:"));
+            return Err(MigrationError::Options(
+                "postcopy needs a channel that answers, tcp: or unix:, and at most one for urgent pages beside it",
+            ));
         }
         let stop = self.stop.upgrade().ok_or(MigrationError::Gone)?;
         let mut current = lock(&self.door.current);
