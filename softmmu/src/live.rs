@@ -216,6 +216,13 @@ impl LiveMmu {
         self.tlb.select_data(idx);
     }
 
+    /// Has the set that was [selected](Self::select) the addend of flat RAM, because what it has lies at its physical address? It does, from
+    /// then on, until this says that it does not: code made for that need not look again before.
+    #[inline]
+    pub fn settle_flat(&mut self) -> bool {
+        self.tlb.settle_flat()
+    }
+
     /// The address space of all regimes but machine mode, from here on; a new vCPU has `Asid(0)`. Other address spaces keep their
     /// translations: a vCPU has 31 tables, each of one such regime in one address space, and what needs one more takes that
     /// which was unused for longest; its translations are asked for again.

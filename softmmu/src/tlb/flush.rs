@@ -27,7 +27,8 @@ impl Tlb {
                 self.sets[set].filled[class] = filled;
             }
             self.forget_beside(set);
-            (self.sets[set].big, self.sets[set].flat) = (BigPages::default(), None);
+            self.sets[set].big = BigPages::default();
+            self.forget_flat(set);
         }
         self.chains.loose.clear();
         self.tables.clear();
@@ -78,7 +79,8 @@ impl Tlb {
             self.sets[set].retain_beside(|fetch| fetch.reach.global, |device| device.reach.global);
         } else {
             self.forget_beside(set);
-            (self.sets[set].big.sizes, self.sets[set].flat) = (0, None);
+            self.sets[set].big.sizes = 0;
+            self.forget_flat(set);
         }
         dropped
     }

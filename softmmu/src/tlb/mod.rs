@@ -267,7 +267,7 @@ impl Tlb {
             let oldest = (1..SETS).filter(|&set| set != other).min_by_key(|&set| self.sets[set].used);
             let oldest = oldest.unwrap_or(1);
             self.drop_set(oldest, false);
-            self.sets[oldest].key = key;
+            (self.sets[oldest].key, self.sets[oldest].flat) = (key, None);
             oldest
         });
         self.sets[found].used = self.clock;

@@ -85,4 +85,33 @@ impl Tlb {
         self.show_selected();
         flat
     }
+
+    /// A set without entries may have any addend again, unless code was made that has flat RAM's for a constant.
+    pub(super) fn forget_flat(&mut self, set: usize) {
+        self.sets[set].flat = self.sets[set].flat.filter(|&flat| flat == self.flat_addend);
+    }
+
+    /// See [`LiveMmu::settle_flat`](crate::LiveMmu::settle_flat). Nowhere else does a set in use lose flat RAM's addend.
+    #[inline]
+    pub(crate) fn settle_flat(&mut self) -> bool {
+        let set = &self.sets[self.data];
+        if self.data == 0 {
+            return true;
+        }
+        let flat = set.flat == Some(self.flat_addend);
+        if flat && set.is_empty() && self.is_scattered() {
+            self.give_up_flat();
+            return false;
+        }
+        flat
+    }
+
+    /// Its pages are elsewhere by now.
+    #[cold]
+    fn give_up_flat(&mut self) {
+        self.cut_run(self.data, 0, u64::MAX);
+        let set = &mut self.sets[self.data];
+        (set.flat, set.near, set.elsewhere) = (None, 0, 0);
+        self.show_selected();
+    }
 }

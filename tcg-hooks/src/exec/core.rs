@@ -409,6 +409,8 @@ impl Core {
         let (mmu, _) = self.split(ctx);
         mmu::fence(mmu, va, asid);
         self.forget_jumps(ctx, va, asid);
+        // What is mapped from here on may lie elsewhere.
+        self.follow_regime(ctx);
     }
 
     /// Translations were forgotten while the hart was parked.
@@ -444,8 +446,11 @@ impl Core {
     #[inline(never)]
     fn follow_other_regime(&mut self, ctx: &mut Context) {
         if let Some(tbs) = &mut self.tbs {
-            tbs.follow_regime(ctx);
-            self.live().0.select(ctx.cpu.data_idx());
+            // The set first: what is in it is part of the regime.
+            // SAFETY: as in `split`.
+            let mmu = unsafe { self.mmu.live() }.expect("the vCPU runs");
+            mmu.select(ctx.cpu.data_idx());
+            tbs.follow_regime(ctx, mmu.settle_flat());
         }
     }
 

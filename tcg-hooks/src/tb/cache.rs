@@ -305,7 +305,7 @@ impl TbCache {
         let beside_run = if self.has_no_run() { Some(SiteSet::ALL) } else { self.beside_run.of(region) };
         self.emitter.beside_run = beside_run.unwrap_or(SiteSet::NONE);
         self.emitter.varied = self.varied.of(region).unwrap_or(SiteSet::NONE);
-        self.emitter.enter_regime(key.mode(), key.is_translated());
+        self.emitter.enter_regime(key.mode(), key.is_translated(), key.is_flat());
         let (len, entry) = self.emitter.emit(region, id);
         let at = match self.code.reserve(len) {
             Some(at) => at,

@@ -21,6 +21,7 @@ pub(crate) struct Regime(u64);
 
 const MODE: u64 = 3;
 const TRANSLATED: u64 = 1 << 2;
+const FLAT: u64 = 1 << 3;
 const SPACE_SHIFT: u32 = 32;
 
 impl Regime {
@@ -36,10 +37,16 @@ impl Regime {
         Regime(mode.index() as u64 | TRANSLATED | (space as u64) << SPACE_SHIFT)
     }
 
+    /// The same, where what loads and stores find has the addend of flat RAM mostly, as in machine mode: it is at its physical address.
+    #[inline]
+    const fn flat(self) -> Regime {
+        Regime(self.0 | FLAT)
+    }
+
     /// What a translation of code depends on: [`TbKey::flags`].
     #[inline]
     pub(crate) const fn flags(self) -> u32 {
-        (self.0 & (MODE | TRANSLATED)) as u32
+        (self.0 & (MODE | TRANSLATED | FLAT)) as u32
     }
 
     const fn is_translated(self) -> bool {
@@ -61,6 +68,11 @@ impl TbKey {
     /// Are its loads and stores translated?
     pub(crate) fn is_translated(&self) -> bool {
         u64::from(self.flags) & TRANSLATED != 0
+    }
+
+    /// Do they take the addend of flat RAM for a constant, though they are?
+    pub(crate) fn is_flat(&self) -> bool {
+        u64::from(self.flags) & FLAT != 0
     }
 }
 
@@ -139,15 +151,24 @@ const fn key(va: u64, size_log2: u8) -> u64 {
 }
 
 impl TbCache {
-    /// The hart may be in another regime than emitted code went by.
+    /// The hart may be in another regime than emitted code went by. `flat`: the set that it looks in has the addend of flat RAM.
     #[inline]
-    pub(crate) fn follow_regime(&mut self, ctx: &mut Context) {
+    pub(crate) fn follow_regime(&mut self, ctx: &mut Context, flat: bool) {
         let regime = ctx.cpu.regime();
+        let regime =
+            if flat && regime.is_translated() && self.emitter.has_constant_addend() { regime.flat() } else { regime };
         if regime != self.regimes.sets[ctx.jump_set()].regime {
             self.change_regime(ctx, regime);
         }
     }
 
+    /// The regime that emitted code goes by.
+    #[inline]
+    pub(crate) fn regime(&self, ctx: &Context) -> Regime {
+        self.regimes.sets[ctx.jump_set()].regime
+    }
+
+    #[inline(never)]
     fn change_regime(&mut self, ctx: &mut Context, regime: Regime) {
         let Regimes { sets, len, clock } = &mut self.regimes;
         *clock += 1;

@@ -144,7 +144,7 @@ impl Vcpu {
                 core.take_trap(ctx, &MemFault::misaligned(AccessKind::Fetch, GuestVirt::new(pc)).into());
                 return None;
             }
-            let regime = ctx.cpu.regime();
+            core.follow_regime(ctx);
             let idx = ctx.cpu.fetch_idx();
             let (mmu, mut hooks) = core.split(ctx);
             let walks = mmu.stats().fetch_miss;
@@ -176,7 +176,8 @@ impl Vcpu {
                 }
             }
             let ram = RamAddr::new(page.ram.get() + pc % PAGE_SIZE);
-            let key = TbKey { ram, pc, flags: regime.flags(), instrumentation: core.instrumentation() };
+            let flags = core.tbs.as_ref().map_or(0, |tbs| tbs.regime(ctx).flags());
+            let key = TbKey { ram, pc, flags, instrumentation: core.instrumentation() };
             // The second page only matters to a TB that has bytes there.
             let after = (pc & !(PAGE_SIZE - 1)).wrapping_add(PAGE_SIZE);
             let (found, mut second) = match core.tbs.as_ref().and_then(|tbs| tbs.find(&key)) {

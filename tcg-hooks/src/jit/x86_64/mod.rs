@@ -233,9 +233,14 @@ impl Emitter {
     }
 
     /// What is emitted next is for this mode, and for translated addresses or physical ones.
-    pub(crate) fn enter_regime(&mut self, mode: Privilege, translated: bool) {
+    pub(crate) fn enter_regime(&mut self, mode: Privilege, translated: bool, flat: bool) {
         (self.mode, self.translated) = (mode, translated);
-        self.addend = if translated && self.physical != Addend::Entry { Addend::Set } else { self.physical };
+        self.addend = if translated && !flat && self.physical != Addend::Entry { Addend::Set } else { self.physical };
+    }
+
+    /// Is the addend of flat RAM a displacement?
+    pub(crate) fn has_constant_addend(&self) -> bool {
+        matches!(self.physical, Addend::Flat(_))
     }
 
     /// Assembles a region as TB number `tb`; the code still lacks [`Emitter::place`]. Returns its length and the

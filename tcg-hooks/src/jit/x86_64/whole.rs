@@ -42,7 +42,7 @@ impl Emitter {
         match (addend, self.translated) {
             _ if self.asked => None,
             (Taken::Assumed, false) => self.whole.map(Whole::Flat),
-            (Taken::Assumed, true) if self.runs && !beside && self.addend == Addend::Set => Some(Whole::Run),
+            (Taken::Assumed, true) if self.runs && !beside && self.addend != Addend::Entry => Some(Whole::Run),
             _ => None,
         }
     }
