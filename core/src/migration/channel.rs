@@ -7,6 +7,7 @@
 //! ```
 
 use super::layer::{Layer, copied, fill};
+use super::lend::Lend;
 use crate::ram::RamSlice;
 use std::fs::File;
 use std::io::{self, Read, Seek, SeekFrom, Write};
@@ -19,6 +20,8 @@ use std::time::{Duration, Instant};
 const STEP: Duration = Duration::from_millis(20);
 /// Bytes that are on their way by a Unix socket, at most; the kernel doubles it.
 const WIDE: libc::c_int = 1 << 20;
+/// Bytes from which on it is worth two system calls not to copy them.
+const LENT: u64 = 64 << 10;
 /// Vectors of one system call: the kernel's limit.
 pub(super) const VECTORS: usize = 1024;
 
@@ -49,6 +52,10 @@ pub struct Channel {
     cancel: Cancel,
     /// Shared by those of one descriptor: one writes and another one reads. It is locked for no wait.
     layer: Option<Arc<Mutex<dyn Layer>>>,
+    /// Guest RAM goes without a copy; made when it first does.
+    lend: Option<Lend>,
+    /// It may: it is a Unix socket, and that has not failed.
+    lends: bool,
 }
 
 impl Channel {
@@ -63,7 +70,9 @@ impl Channel {
         if flags < 0 || unsafe { libc::fcntl(fd.as_raw_fd(), libc::F_SETFL, flags | libc::O_NONBLOCK) } < 0 {
             return Err(io::Error::last_os_error());
         }
-        let channel = Channel { fd, patience, step: STEP, look: Duration::ZERO, cancel, layer: None };
+        let mut channel =
+            Channel { fd, patience, step: STEP, look: Duration::ZERO, cancel, layer: None, lend: None, lends: false };
+        channel.lends = channel.option(libc::SO_DOMAIN) == Some(libc::AF_UNIX);
         channel.widen();
         Ok(channel)
     }
@@ -71,6 +80,7 @@ impl Channel {
     /// From now on its bytes go by this layer. Nothing was written or read yet but by that layer.
     pub fn set_layer(&mut self, layer: impl Layer + 'static) {
         self.layer = Some(Arc::new(Mutex::new(layer)));
+        self.lends = false;
     }
 
     /// What its layer has to do before bytes go, such as a handshake, is done when this returns.
@@ -112,7 +122,8 @@ impl Channel {
     /// The host has none left.
     pub fn try_clone(&self) -> io::Result<Channel> {
         let (patience, cancel, layer) = (self.patience, self.cancel.clone(), self.layer.clone());
-        Ok(Channel { fd: self.fd.try_clone()?, patience, step: self.step, look: self.look, cancel, layer })
+        let (fd, step, look, lends) = (self.fd.try_clone()?, self.step, self.look, self.lends);
+        Ok(Channel { fd, patience, step, look, cancel, layer, lend: None, lends })
     }
 
     /// Whether the other end can answer: it is a socket.
@@ -293,6 +304,25 @@ pub trait Sink: Write {
     /// # Errors
     /// The channel's.
     unsafe fn write_vectors(&mut self, vectors: &[libc::iovec]) -> io::Result<usize>;
+
+    /// A copy of small bytes for [`lend_vectors`](Self::lend_vectors), if this sink takes guest RAM without a copy. It is there, and as it is, until
+    /// the next one is asked for.
+    fn lend_heads(&mut self, _heads: &[u8]) -> Option<*const u8> {
+        None
+    }
+
+    /// The same as [`write_vectors`](Self::write_vectors), but the other end may read guest RAM later, as it is then. The other vectors lie
+    /// in what `lend_heads` gave last.
+    ///
+    /// # Safety
+    /// As above.
+    ///
+    /// # Errors
+    /// The channel's.
+    unsafe fn lend_vectors(&mut self, vectors: &[libc::iovec]) -> io::Result<usize> {
+        // SAFETY: by the caller.
+        unsafe { self.write_vectors(vectors) }
+    }
 }
 
 impl Sink for Channel {
@@ -305,6 +335,47 @@ impl Sink for Channel {
         let count = vectors.len().min(VECTORS) as libc::c_int;
         // SAFETY: by the caller; the kernel reads the first `count` of them.
         self.retry(|fd| (libc::POLLOUT, done(unsafe { libc::writev(fd.as_raw_fd(), vectors.as_ptr(), count) })))
+    }
+
+    fn lend_heads(&mut self, heads: &[u8]) -> Option<*const u8> {
+        if !self.lends {
+            return None;
+        }
+        let at = match &mut self.lend {
+            Some(lend) => lend.heads(heads),
+            empty => Lend::new().and_then(|lend| empty.insert(lend).heads(heads)),
+        };
+        // A host that has no pipe left, or no memory, copies.
+        at.unwrap_or_else(|_| {
+            self.lends = false;
+            None
+        })
+    }
+
+    unsafe fn lend_vectors(&mut self, vectors: &[libc::iovec]) -> io::Result<usize> {
+        let Some(mut lend) = self.lend.take() else {
+            // SAFETY: by the caller.
+            return unsafe { self.write_vectors(vectors) };
+        };
+        // SAFETY: by the caller.
+        let filled = unsafe { lend.fill(&vectors[..vectors.len().min(VECTORS)]) };
+        let Ok(count @ 1..) = filled else {
+            // Nothing of it is in the pipe. The heads are not asked for again before all vectors are written.
+            self.lends = false;
+            self.lend = Some(lend);
+            // SAFETY: by the caller.
+            return unsafe { self.write_vectors(vectors) };
+        };
+        let mut left = count;
+        while left != 0 {
+            // If it fails there is something in the pipe that must not go; it ends with this.
+            match self.retry(|fd| (libc::POLLOUT, lend.drain(fd, left)))? {
+                0 => return Err(io::ErrorKind::WriteZero.into()),
+                gone => left -= gone,
+            }
+        }
+        self.lend = Some(lend);
+        Ok(count)
     }
 }
 
@@ -415,31 +486,32 @@ impl<'b> Gather<'b> {
             return Ok(0);
         }
         self.parts.push((self.head, None));
+        let worth_it = self.bytes >= LENT;
+        let lent = if worth_it { to.lend_heads(&self.heads) } else { None };
+        let mut head_at = lent.unwrap_or(self.heads.as_ptr());
         let mut vectors = Vec::with_capacity(self.parts.len() * 2);
-        let mut heads = &self.heads[..];
         for (head, slice) in &self.parts {
-            let (these, rest) = heads.split_at(*head);
-            heads = rest;
-            if !these.is_empty() {
-                vectors.push(libc::iovec { iov_base: these.as_ptr().cast_mut().cast(), iov_len: these.len() });
+            if *head != 0 {
+                vectors.push(libc::iovec { iov_base: head_at.cast_mut().cast(), iov_len: *head });
+                head_at = head_at.wrapping_add(*head);
             }
             vectors.extend(slice.as_ref().map(RamSlice::iovec));
         }
-        // SAFETY: heads are borrowed, and the blocks of the slices are.
-        unsafe { write_all_vectors(to, &mut vectors)? };
+        // SAFETY: heads are borrowed, or lent until the next ones are; and the blocks of the slices are borrowed.
+        unsafe { write_all_vectors(to, &mut vectors, lent.is_some())? };
         Ok(self.bytes)
     }
 }
 
-/// Writes all of them.
+/// Writes all of them; `lent`: by [`Sink::lend_vectors`].
 ///
 /// # Safety
 /// As of [`Sink::write_vectors`].
-pub(super) unsafe fn write_all_vectors<W: Sink>(to: &mut W, vectors: &mut [libc::iovec]) -> io::Result<()> {
+pub(super) unsafe fn write_all_vectors<W: Sink>(to: &mut W, vectors: &mut [libc::iovec], lent: bool) -> io::Result<()> {
     let mut left = vectors;
     while !left.is_empty() {
         // SAFETY: by the caller.
-        let count = unsafe { to.write_vectors(left)? };
+        let count = unsafe { if lent { to.lend_vectors(left)? } else { to.write_vectors(left)? } };
         if count == 0 {
             return Err(io::ErrorKind::WriteZero.into());
         }

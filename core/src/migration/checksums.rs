@@ -71,7 +71,10 @@ impl Checksums {
 
     /// Notes these pages as they are in RAM.
     pub(super) fn note_ram(&self, block: &RamBlock, pages: impl IntoIterator<Item = u64>) {
-        self.note(pages.into_iter().map(|page| (page, block.with_page(page, of_page).unwrap_or(0))));
+        let mut pages = pages.into_iter().peekable();
+        let next = || pages.next().map(|page| (page, pages.peek().copied()));
+        let sum = |(page, next)| (page, block.with_page(page, next, of_page).unwrap_or(0));
+        self.note(core::iter::from_fn(next).map(sum));
     }
 
     /// Notes these pages as zero.

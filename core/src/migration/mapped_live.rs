@@ -75,7 +75,7 @@ impl<'w, 't> MappedCarrier<'w, 't> {
     fn write(&self, run: &Run<'_>) -> io::Result<(u64, u64)> {
         let placed = &self.blocks[run.index];
         let (mut full, mut zero) = (Vec::new(), Vec::new());
-        for page in run.pages.clone() {
+        for page in run.block.prefetched(run.pages.clone()) {
             let runs: &mut Vec<core::ops::Range<u64>> = if run.block.is_zero(page) { &mut zero } else { &mut full };
             match runs.last_mut() {
                 Some(last) if last.end == page => last.end += 1,

@@ -173,12 +173,11 @@ impl Job {
             Some(changed) => runs(changed, pages),
         };
         let count: u64 = runs.iter().map(|run| run.end - run.start).sum();
-        for run in runs.iter().cloned() {
-            for page in run.filter(|page| !placed.block.is_zero(*page)) {
-                match full.last_mut() {
-                    Some(last) if last.end == page => last.end += 1,
-                    _ => full.push(page..page + 1),
-                }
+        for page in placed.block.prefetched(runs.iter().cloned().flatten()).filter(|page| !placed.block.is_zero(*page))
+        {
+            match full.last_mut() {
+                Some(last) if last.end == page => last.end += 1,
+                _ => full.push(page..page + 1),
             }
         }
         let mut bitmap = placed.bitmap.lock().unwrap_or_else(PoisonError::into_inner);

@@ -21,6 +21,7 @@
 //! | `section.rs` | a device section: named values that say how they are laid out |
 //! | `records.rs` | the RAM section: the list of blocks, and pages |
 //! | `channel.rs` | descriptors that never block for good; RAM straight into vectored writes |
+//! | `lend.rs` | guest RAM by a Unix socket without a copy |
 //! | `layer.rs` | what may lie between a channel and its descriptor: TLS |
 //! | `precopy.rs` | the source: rounds over what is dirty, until the rest fits into the downtime |
 //! | `sender.rs` | pages that go by the stream itself |
@@ -42,6 +43,7 @@ mod checksums;
 pub mod fuzz;
 mod incoming;
 mod layer;
+mod lend;
 mod mapped_live;
 pub mod mapped_ram;
 pub mod multifd;

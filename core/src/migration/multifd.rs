@@ -134,7 +134,8 @@ fn send_packet(
     number: u64,
     sent: &mut (u64, u64, u64),
 ) -> std::io::Result<()> {
-    let (zero, full): (Vec<u64>, Vec<u64>) = pages.iter().partition(|page| block.is_zero(**page));
+    let pages = block.prefetched(pages.iter().copied());
+    let (zero, full): (Vec<u64>, Vec<u64>) = pages.partition(|page| block.is_zero(*page));
     let places: Vec<_> = full.iter().chain(&zero).map(|page| page << PAGE_BITS).collect();
     let mut gather = Gather::default();
     gather.head(&header(0, number, block.idstr(), &places, full.len()));

@@ -170,6 +170,7 @@ impl<W: Sink> Carrier for StreamCarrier<'_, W> {
 
     fn send(&mut self, runs: &[Run<'_>], progress: &mut Progress) -> Result<()> {
         let (mut gather, mut raw) = (Gather::default(), Vec::new());
+        runs.iter().for_each(|run| run.pages.clone().for_each(|page| run.block.prefetch(page)));
         for Run { index, block, pages } in runs {
             let sums = &self.blocks[*index].1;
             for page in pages.clone() {

@@ -126,13 +126,41 @@ impl RamBlock {
         (0..PAGE_SIZE).step_by(64).all(|line| (0..64).step_by(8).fold(0, |any, off| any | word(line + off)) == 0)
     }
 
-    /// Calls with a copy of a page of the used length, which a guest may be writing.
-    pub(crate) fn with_page<T>(&self, page: u64, call: impl FnOnce(&[u8]) -> T) -> Result<T, super::RamError> {
+    /// A page is soon asked whether it [is zero](Self::is_zero): what that looks at first is fetched, many pages at once.
+    pub(crate) fn prefetch(&self, page: u64) {
+        let Ok(at) = self.at(page << PAGE_BITS, PAGE_SIZE) else { return };
+        for off in [0, PAGE_SIZE / 2, PAGE_SIZE - 8] {
+            access::prefetch(at.wrapping_add(off as usize));
+        }
+    }
+
+    /// These pages, each of which is soon asked whether it is zero; those behind it are fetched meanwhile.
+    pub(crate) fn prefetched<I: Iterator<Item = u64> + Clone>(&self, pages: I) -> impl Iterator<Item = u64> {
+        const AHEAD: usize = 16;
+        let mut ahead = pages.clone();
+        ahead.by_ref().take(AHEAD).for_each(|page| self.prefetch(page));
+        pages.inspect(move |_| {
+            if let Some(page) = ahead.next() {
+                self.prefetch(page);
+            }
+        })
+    }
+
+    /// Calls with a copy of a page of the used length, which a guest may be writing. The page that is `next` is fetched meanwhile: the
+    /// processor looks ahead by itself up to a page's end only, and memory is what this waits for.
+    pub(crate) fn with_page<T>(
+        &self,
+        page: u64,
+        next: Option<u64>,
+        call: impl FnOnce(&[u8]) -> T,
+    ) -> Result<T, super::RamError> {
         #[repr(align(64))]
         struct Page([u8; PAGE_SIZE as usize]);
         let from = self.at(page << PAGE_BITS, PAGE_SIZE)?;
+        let next = next.and_then(|next| self.at(next << PAGE_BITS, PAGE_SIZE).ok()).unwrap_or(from);
         let mut copy = core::mem::MaybeUninit::<Page>::uninit();
         for line in (0..PAGE_SIZE as usize).step_by(64) {
+            access::prefetch(next.wrapping_add(line));
             // SAFETY: `at` checked that all of the page is in use; both are aligned to 64, and the copy is our own.
             unsafe { access::copy_line(copy.as_mut_ptr().cast::<u8>().add(line), from.add(line)) };
         }

@@ -121,7 +121,7 @@ impl Urgent {
         let ram = part.block.slice(page << PAGE_BITS, if zero { 0 } else { PAGE_SIZE }).map_err(io::Error::other)?;
         let mut vectors = [libc::iovec { iov_base: head.as_mut_ptr().cast(), iov_len: len }, ram.iovec()];
         // SAFETY: the head is borrowed, and the block of the slice is.
-        unsafe { write_all_vectors(to, &mut vectors)? };
+        unsafe { write_all_vectors(to, &mut vectors, false)? };
         let bytes = len as u64 + ram.len();
         if first {
             // The page does not change, and the target goes on meanwhile.
