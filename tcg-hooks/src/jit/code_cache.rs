@@ -321,6 +321,11 @@ impl CodeCache {
         self.copy(field as usize, &rel.to_le_bytes());
     }
 
+    /// Writes the constant at `field`.
+    pub fn patch_u32(&mut self, field: CodeOffset, value: u32) {
+        self.copy(field as usize, &value.to_le_bytes());
+    }
+
     /// The executable address of `offset`.
     pub fn address(&self, offset: CodeOffset) -> *const u8 {
         self.rx.as_ptr().wrapping_add(offset as usize)

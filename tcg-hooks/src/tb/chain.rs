@@ -2,42 +2,74 @@
 //!
 //! Keeps CHAIN-1: a link is followed only while its target lives. A kill points every incoming jump back to its own
 //! stub before the target's bytes can be used again; a change of the memory map kills the TBs of the pages that it takes away.
-//! Where addresses are translated, a link is followed only while its target is where it was: whoever runs the one runs the other's
-//! page, as long as it stays on the pages that it was entered by. A jump to another page, or to a TB that reaches over its page's
-//! end, asks the jump cache, which `sfence.vma` empties.
+//! Where addresses are translated, a link is followed only while its target is where it was: what runs the one runs the other's page,
+//! as long as it stays on the pages that it was entered by. A link to another page, or to a TB that reaches over its page's end, asks
+//! first whether the mappings are those by which it was found, all of them, by one number (`regimes.rs`):
+//!
+//! ```text
+//!   jmp guard   guard: cmp [mappings],number ; jne via ; jmp TB      via: [links_not] = exit ; rax = pc ; jmp jump cache
+//! ```
+//!
+//! A jump that the jump cache does not know either renews the link on its way.
 use super::{Exit, TbCache, TbId, TbKey};
 use crate::jit::x86_64::LOCAL_BITS;
+use crate::jit::x86_64::context::{Context, NO_MAPPINGS};
 use notdirty_core::PAGE_BITS;
 
+/// A guard, in bytes in front of `via`: where it starts, where its number is, and where the displacement of its jump.
+pub(super) struct Guarded {
+    pub(super) start: u32,
+    number: u32,
+    pub(super) jump: u32,
+}
+
+/// `cmp dword [rbp+disp32], imm32` ; `jne` ; `jmp`.
+pub(super) const GUARDED: Guarded = Guarded { start: 10 + 2 + 5, number: 4 + 2 + 5, jump: 4 };
+
 impl TbCache {
-    /// Points the jump of exit `number` to TB `to`, if both still fit together.
-    pub(crate) fn link(&mut self, number: u32, to: TbId) {
+    /// Points the jump of exit `number` to TB `to`, which was found in the set of jumps in use, if both still fit together.
+    pub(crate) fn link(&mut self, ctx: &Context, number: u32, to: TbId) {
         let Some(target) = self.get(to) else { return };
-        let (entry, key, place) = (target.entry, target.key, target.incoming.len() as u32);
+        let (entry, key) = (target.entry, target.key);
         let lone = target.pages.1.is_none();
         let Some(from) = self.get(number >> LOCAL_BITS) else { return };
         // A direct jump stays in its mode.
         let alike = from.key.flags == key.flags;
         let stays = !key.is_translated() || from.maps(&key) && lone;
-        let chaining = self.flags.chaining;
+        let (chaining, lasts) = (self.flags.chaining, ctx.mappings < NO_MAPPINGS - 1);
         let Some(exit) = self.exit_mut(number) else { return };
-        if !chaining || !alike || exit.field == 0 || exit.to.is_some() || exit.pc != key.pc {
+        if !chaining || !alike || exit.field == 0 || exit.pc != key.pc {
             return;
         }
-        if !stays {
-            let (field, via) = (exit.field, exit.via);
-            if via != 0 {
-                self.code.patch_rel32(field, via);
+        let (field, via, was) = (exit.field, exit.via, exit.to);
+        if stays {
+            if was.is_none() {
+                self.code.patch_rel32(field, entry);
+                self.note_link(number, to);
             }
-            return;
+        } else if via != 0 && lasts {
+            if was.is_some_and(|was| was != to) {
+                self.unlink_exit(number);
+            }
+            self.code.patch_u32(via - GUARDED.number, ctx.mappings);
+            self.code.patch_rel32(via - GUARDED.jump, entry);
+            self.code.patch_rel32(field, via - GUARDED.start);
+            if was != Some(to) {
+                self.note_link(number, to);
+            }
+        } else if via != 0 && was.is_none() {
+            self.code.patch_rel32(field, via);
         }
-        (exit.to, exit.place) = (Some(to), place);
-        let field = exit.field;
-        self.code.patch_rel32(field, entry);
+    }
+
+    fn note_link(&mut self, number: u32, to: TbId) {
+        let Some(target) = self.tbs[to as usize].as_mut() else { return };
+        let place = target.incoming.len() as u32;
+        target.incoming.push(number);
+        if let Some(exit) = self.exit_mut(number) {
+            (exit.to, exit.place) = (Some(to), place);
+        }
         self.stats.linked += 1;
-        if let Some(target) = self.tbs[to as usize].as_mut() {
-            target.incoming.push(number);
-        }
     }
 
     fn exit_mut(&mut self, number: u32) -> Option<&mut Exit> {
@@ -65,16 +97,21 @@ impl TbCache {
     pub(super) fn unlink_outgoing(&mut self, tb: TbId) {
         let exits = self.tbs[tb as usize].as_ref().map_or(0, |dying| dying.exits.len() as u32);
         for number in (0..exits).map(|slot| tb << LOCAL_BITS | slot) {
-            let Some((to, place)) = self.exit_mut(number).and_then(|exit| Some((exit.to.take()?, exit.place))) else {
-                continue;
-            };
-            self.stats.steps += 1;
-            let Some(target) = self.tbs[to as usize].as_mut() else { continue };
-            target.incoming.swap_remove(place as usize);
-            let moved = target.incoming.get(place as usize).copied();
-            if let Some(exit) = moved.and_then(|moved| self.exit_mut(moved)) {
-                exit.place = place;
-            }
+            self.unlink_exit(number);
+        }
+    }
+
+    /// The same of one exit, if it is linked; its jump goes where it went.
+    fn unlink_exit(&mut self, number: u32) {
+        let Some((to, place)) = self.exit_mut(number).and_then(|exit| Some((exit.to.take()?, exit.place))) else {
+            return;
+        };
+        self.stats.steps += 1;
+        let Some(target) = self.tbs[to as usize].as_mut() else { return };
+        target.incoming.swap_remove(place as usize);
+        let moved = target.incoming.get(place as usize).copied();
+        if let Some(exit) = moved.and_then(|moved| self.exit_mut(moved)) {
+            exit.place = place;
         }
     }
 }

@@ -13,6 +13,7 @@
 //! ```
 //!
 //! It holds while nobody else writes: one vCPU, and no other thread with requests under way.
+use super::chain::GUARDED;
 use super::{Tb, TbCache, TbId};
 use crate::jit::code_cache::CodeOffset;
 use crate::jit::x86_64::LOCAL_BITS;
@@ -219,11 +220,14 @@ impl TbCache {
                 continue;
             };
             let target = self.get(to).ok_or(format!("{name} is linked to TB {to}, which is dead"))?;
+            let stays = !tb.key.is_translated() || tb.maps(&target.key) && target.pages.1.is_none();
+            ensure!(stays || exit.via != 0, "{name} leads where its pages do not");
+            let guarded = !stays && goes == i64::from(exit.via - GUARDED.start);
+            let goes = if guarded { self.jump_target(exit.via - GUARDED.jump) } else { goes };
+            ensure!(stays != guarded, "{name} leads where its pages do not, and does not ask");
             ensure!(goes == i64::from(target.entry), "{name} is linked to TB {to}, but jumps to {goes:#x}");
             ensure!(target.key.flags == tb.key.flags, "{name} leads from one mode to another");
             ensure!(target.key.pc == exit.pc, "{name} leads to {:#x}, but to a TB at {:#x}", exit.pc, target.key.pc);
-            let stays = !tb.key.is_translated() || tb.maps(&target.key) && target.pages.1.is_none();
-            ensure!(stays, "{name} leads where its pages do not");
             let listed = target.incoming.get(exit.place as usize);
             ensure!(listed == Some(&number), "{name} is linked to TB {to}, which lists {listed:x?} in its place");
         }
@@ -343,7 +347,8 @@ mod tests {
             for (from, pc, to) in [(world.a, B, world.b), (world.b, C, world.c)] {
                 let exits = &world.tbs.get(from.id).unwrap().exits;
                 let slot = exits.iter().position(|e| e.pc == pc).unwrap() as u32;
-                world.tbs.link(from.id << LOCAL_BITS | slot, to.id);
+                let ctx = world.ctx();
+                world.tbs.link(ctx, from.id << LOCAL_BITS | slot, to.id);
             }
             world
         }

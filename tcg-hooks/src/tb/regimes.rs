@@ -10,7 +10,7 @@
 //! What a set holds is right while the mappings of its code are. A TB itself is known by the RAM that it lies on, so it outlives
 //! every change of mappings, and is found again where the code turns up.
 use super::{TbCache, TbKey};
-use crate::jit::x86_64::context::{Context, JUMP_SETS};
+use crate::jit::x86_64::context::{Context, JUMP_SETS, NO_MAPPINGS};
 use crate::riscv::Privilege;
 use hashbrown::HashSet;
 use notdirty_core::PAGE_BITS;
@@ -81,6 +81,8 @@ impl TbKey {
 struct Set {
     regime: Regime,
     used: u64,
+    /// [`Context::mappings`], while it is the set in use.
+    mappings: u32,
     /// Where its jumps lead; some of them more than once.
     noted: Vec<u64>,
     /// What its code lies on: a page or a superpage by its address, with the logarithm of its size in the low bits.
@@ -96,12 +98,14 @@ pub(super) struct Regimes {
     sets: [Set; JUMP_SETS],
     len: usize,
     clock: u64,
+    /// The number of mappings that was given last.
+    mappings: u32,
 }
 
 impl Default for Regimes {
     fn default() -> Self {
         // The first is M-mode's.
-        Regimes { sets: Default::default(), len: 1, clock: 0 }
+        Regimes { sets: Default::default(), len: 1, clock: 0, mappings: 0 }
     }
 }
 
@@ -170,7 +174,7 @@ impl TbCache {
 
     #[inline(never)]
     fn change_regime(&mut self, ctx: &mut Context, regime: Regime) {
-        let Regimes { sets, len, clock } = &mut self.regimes;
+        let Regimes { sets, len, clock, .. } = &mut self.regimes;
         *clock += 1;
         let known = sets[..*len].iter().position(|set| set.regime == regime);
         let set = known.unwrap_or_else(|| {
@@ -186,6 +190,7 @@ impl TbCache {
             self.regimes.sets[set].regime = regime;
         }
         ctx.select_jumps(set);
+        ctx.mappings = self.regimes.sets[set].mappings;
         self.jumps[set].publish(ctx);
     }
 
@@ -204,6 +209,13 @@ impl TbCache {
             }
         }
         self.regimes.sets[set].forget();
+        // No link made so far holds. When all numbers are gone none does any more.
+        let number = &mut self.regimes.mappings;
+        *number = (*number + 1).min(NO_MAPPINGS - 1);
+        self.regimes.sets[set].mappings = *number;
+        if set == ctx.jump_set() {
+            ctx.mappings = *number;
+        }
     }
 
     /// A jump to `pc` was noted in the set in use; its page, and the next if it has bytes there, are mapped with so much around them.

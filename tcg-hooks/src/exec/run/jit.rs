@@ -41,7 +41,17 @@ impl Vcpu {
             let Some(tbs) = &mut core.tbs else { return };
             next = match why {
                 reason::LOOKUP if kicked => break,
-                reason::LOOKUP => self.next_code(),
+                reason::LOOKUP => match ctx.take_broken_link() {
+                    None => self.next_code(),
+                    Some(number) => {
+                        let found = self.find_or_translate();
+                        let (ctx, core) = self.parts();
+                        if let (Some((_, Some(to))), Some(tbs)) = (found, &mut core.tbs) {
+                            tbs.link(ctx, number, to);
+                        }
+                        found.map(|(code, _)| code)
+                    }
+                },
                 // A trap, a patch, or something for the loop to look at; traps and patches go straight on.
                 reason::SITE => {
                     let look =
@@ -76,8 +86,9 @@ impl Vcpu {
                             break;
                         }
                         let found = self.find_or_translate();
-                        if let (Some((_, Some(to))), Some(tbs)) = (found, &mut self.core.tbs) {
-                            tbs.link(number, to);
+                        let (ctx, core) = self.parts();
+                        if let (Some((_, Some(to))), Some(tbs)) = (found, &mut core.tbs) {
+                            tbs.link(ctx, number, to);
                         }
                         found.map(|(code, _)| code)
                     }

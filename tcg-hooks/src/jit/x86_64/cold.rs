@@ -5,13 +5,13 @@
 //!     └────exit────▶ eax = the exit's number ─▶ leave    a chain replaces the jump, the stub stays
 //! ```
 use super::asm::{Hole, Label};
+use super::context::{LINKS_NOT, MAPPINGS, NO_MAPPINGS};
 use super::frames::Border;
 use super::regs::RAX;
 use super::{EmittedExit, Emitter, LOCAL_BITS, atomic, float};
 use crate::ir::{Block, Kind, Region};
 use crate::jit::code_cache::CodeOffset;
 use dynasmrt::dynasm;
-use notdirty_core::PAGE_SIZE;
 
 #[derive(Debug, Clone, Copy)]
 pub(super) enum Cold {
@@ -51,11 +51,6 @@ pub(super) enum Cold {
     Refusal {
         label: Label,
         exit: u16,
-    },
-    /// A jump to another page, where addresses are translated.
-    Via {
-        from: Hole,
-        pc: u64,
     },
 }
 
@@ -105,14 +100,8 @@ impl Emitter {
                 self.ops.close(from);
                 self.leave_stub(exit);
                 if self.translated && self.flags.jump_cache {
-                    self.exits[usize::from(exit)].via = self.here();
-                    let pc = self.exits[usize::from(exit)].pc;
-                    self.go_via(pc);
+                    self.guard(exit);
                 }
-            }
-            Cold::Via { from, pc } => {
-                self.ops.close(from);
-                self.go_via(pc);
             }
             Cold::Refusal { label, exit } => {
                 dynasm!(self.ops; .arch x64; =>label);
@@ -149,17 +138,21 @@ impl Emitter {
         }
     }
 
-    /// On at `pc` by the jump cache.
-    pub(super) fn go_via(&mut self, pc: u64) {
+    /// Where a link to another page leads: on to its target while all mappings are as they were then, and by the jump cache after that. See
+    /// `tb/chain.rs`, which writes the number and the jump.
+    fn guard(&mut self, exit: u16) {
+        dynasm!(self.ops; .arch x64
+            ; cmp DWORD [rbp + MAPPINGS], DWORD NO_MAPPINGS as i32
+            // jne via; jmp
+            ; .u8 0x75; .u8 5
+            ; .u8 0xe9; .i32 0);
+        let EmittedExit { pc, ref mut via, .. } = self.exits[usize::from(exit)];
+        *via = self.ops.here();
+        let number = self.tb << LOCAL_BITS | u32::from(exit);
+        dynasm!(self.ops; .arch x64; mov DWORD [rbp + LINKS_NOT], DWORD number as i32);
         self.constant(RAX, pc as i64);
         dynasm!(self.ops; .arch x64; .u8 0xe9);
         self.external(self.thunks.jump);
-    }
-
-    /// Is a jump from here to `pc` one on the pages of the TB?
-    pub(super) fn is_near(&self, pc: u64) -> bool {
-        let ahead = (pc / PAGE_SIZE).wrapping_sub(self.page.0);
-        ahead == 0 || ahead == 1 && self.page.1
     }
 
     /// Back to the exec loop with an exit's number.

@@ -98,6 +98,10 @@ pub(crate) struct Context {
     /// Which of `jumps` the two are of, and which of those were ever used, a bit each: the others are not initialised.
     jump_set: u32,
     used_sets: u32,
+    /// Stands for all mappings of the code that this set's jumps lead to: another number once one of them may have changed.
+    pub(crate) mappings: u32,
+    /// The exit whose link did not hold, so that it can be renewed.
+    links_not: u32,
     /// A jump cache for each regime: M-mode's with physical addresses, then the others.
     jumps: [[JumpEntry; JUMP_ENTRIES]; JUMP_SETS],
     /// What loads guess, how many more wrong guesses are let pass, the site of one that was wrong then, and how many instructions
@@ -112,6 +116,10 @@ pub(crate) struct Context {
 pub(crate) const PREFIX: usize = size_of::<Context>().next_multiple_of(64);
 
 pub(super) const PC: i32 = offset_of!(Context, cpu) as i32 + offset_of!(CpuState, pc) as i32 - BASE;
+pub(super) const MAPPINGS: i32 = offset_of!(Context, mappings) as i32 - BASE;
+pub(super) const LINKS_NOT: i32 = offset_of!(Context, links_not) as i32 - BASE;
+/// What no set's number is.
+pub(crate) const NO_MAPPINGS: u32 = u32::MAX;
 pub(super) const ENGINE: i32 = offset_of!(Context, engine) as i32 - BASE;
 pub(super) const BUDGET: i32 = offset_of!(Context, budget) as i32 - BASE;
 pub(super) const ACCESSES: i32 = offset_of!(Context, accesses) as i32 - BASE;
@@ -236,6 +244,11 @@ impl Context {
         self.prepare_jumps(set);
         (self.jump_set, self.near_jumps) = (set as u32, self.jumps[set].as_mut_ptr());
         self.set_far_jumps(&NO_JUMPS);
+    }
+
+    /// The exit whose link did not hold last, if none was renewed since.
+    pub(crate) fn take_broken_link(&mut self) -> Option<u32> {
+        Some(std::mem::replace(&mut self.links_not, 0)).filter(|&number| number != 0)
     }
 
     /// What all jump caches hold, with their sets.

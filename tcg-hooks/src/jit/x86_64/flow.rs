@@ -160,9 +160,6 @@ impl Emitter {
 
     /// A jump that leads out.
     fn exit_from(&mut self, from: Hole, pc: u64) {
-        if self.translated && self.flags.jump_cache && !self.is_near(pc) {
-            return self.cold.push(Cold::Via { from, pc });
-        }
         let exit = self.exit(pc, 0);
         self.exits[usize::from(exit)].field = from.0;
         self.cold.push(Cold::Exit { from, exit });

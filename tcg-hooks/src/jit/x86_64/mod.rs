@@ -50,7 +50,6 @@ use cold::Cold;
 use context::float_off;
 use dynasmrt::dynasm;
 use encode::{MOV, MOV_TO, NARROW, WIDE, XOR};
-use notdirty_core::PAGE_SIZE;
 use regs::{RAX, RCX, RDX, RegMap};
 use thunks::Thunks;
 
@@ -143,8 +142,6 @@ pub(crate) struct Emitter {
     /// The mode that the code is for, and whether its addresses are translated.
     mode: Privilege,
     translated: bool,
-    /// Where the TB being emitted has code: its first page, and the next one too?
-    page: (u64, bool),
     /// Of the block being emitted: where it jumps back to behind the fence that stands before it.
     behind_fence: Option<Label>,
     /// Was anything learned of the sites of the TB being emitted? Otherwise none is in the three sets.
@@ -220,7 +217,6 @@ impl Emitter {
             strict: false,
             mode: Privilege::M,
             translated: false,
-            page: (0, false),
             behind_fence: None,
             learned: true,
             odd: if flags.aligned { SiteSet::NONE } else { SiteSet::ALL },
@@ -248,7 +244,6 @@ impl Emitter {
     pub(crate) fn emit(&mut self, region: &Region, tb: u32) -> (usize, u32) {
         self.tb = tb;
         self.region_pc = region.pc;
-        self.page = (region.pc / PAGE_SIZE, region.spans.iter().any(|span| span.page != 0));
         self.learned =
             [&self.odd, &self.beside, &self.elsewhere, &self.beside_run].into_iter().any(|set| !set.is_empty());
         self.ops.clear();
