@@ -387,3 +387,36 @@ proptest! {
         prop_assert!(all == bytes);
     }
 }
+
+#[test]
+fn pages_of_a_map_are_missing_and_a_page_of_zeros_clears_what_had_come() {
+    let list = Arc::new(RamList::new());
+    let block = list.add(RamBlockSpec::new("ram", 300 * PAGE_SIZE)).unwrap();
+    let (source, _wanted) = stream();
+    let missing = list.set_missing(source, [block.clone()]).unwrap();
+    missing.mark_received(&block, 0, 300 * PAGE_SIZE).unwrap();
+    for page in [64, 70, 130] {
+        block.write_raw(page * PAGE_SIZE, &[7; PAGE_SIZE as usize]).unwrap();
+    }
+    // 64 and 130 had come, 65 had not, 70 stays.
+    missing.discard_map(&block, 64, &[0b11, 0b100], &[0b1, 0b100]).unwrap();
+    missing.forget(&block, 200 * PAGE_SIZE, PAGE_SIZE).unwrap();
+    assert_eq!(missing.left(), 4);
+    let here: Vec<_> = [64, 65, 70, 130, 200].map(|page| missing.is_received(&block, page * PAGE_SIZE).unwrap()).into();
+    assert_eq!(here, [false, false, true, false, false]);
+    assert!(missing.discard_map(&block, 256, &[1 << 44], &[0]).is_err(), "behind its end");
+    missing.listen().unwrap();
+    assert!(missing.discard_map(&block, 64, &[1], &[0]).is_err());
+    for page in [64, 65, 200] {
+        assert!(missing.place(&block, page * PAGE_SIZE, PageBytes::Zero).unwrap());
+    }
+    assert!(missing.place(&block, 130 * PAGE_SIZE, PageBytes::Copy(&[9; PAGE_SIZE as usize])).unwrap());
+    assert_eq!(missing.left(), 0);
+    let byte = |page: u64| {
+        let mut bytes = [1; PAGE_SIZE as usize];
+        block.read_bytes(page * PAGE_SIZE, &mut bytes).unwrap();
+        assert!(bytes.iter().all(|byte| *byte == bytes[0]));
+        bytes[0]
+    };
+    assert_eq!([64, 65, 70, 130, 200].map(byte), [0, 0, 7, 9, 0]);
+}

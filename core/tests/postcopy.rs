@@ -182,8 +182,16 @@ impl Arriving {
                         Command::Discard(discard) => {
                             go(Step::Discard);
                             let (block, runs) = self.incoming.as_mut().unwrap().discard(&discard).unwrap();
-                            for page in runs.into_iter().flatten() {
+                            for page in runs.into_iter().flat_map(|(run, _)| run) {
                                 came.missing[block][page as usize] = true;
+                            }
+                        }
+                        Command::DiscardMap(map) => {
+                            go(Step::Discard);
+                            let (block, _) = self.incoming.as_mut().unwrap().discard_map(&map).unwrap();
+                            for page in 0..map.words.len() * 64 {
+                                came.missing[block][map.first as usize + page] |=
+                                    map.words[page / 64] >> (page % 64) & 1 != 0;
                             }
                         }
                         Command::Packaged(len) => {

@@ -182,6 +182,11 @@ impl DirtyPages {
         Some(start..maps.dirty.next_clear(start))
     }
 
+    /// So many words of pages that are to be sent, from word `first` on; past the end there are zeros.
+    pub fn words(&self, first: u64, count: usize) -> Vec<u64> {
+        self.maps().dirty.copy_words(first, count)
+    }
+
     /// How many pages are to be sent.
     pub fn count(&self) -> u64 {
         self.maps().count
@@ -345,6 +350,11 @@ impl Received {
     /// Forgets these pages, which were discarded; returns how many had been placed.
     pub fn clear(&self, pages: Range<u64>) -> u64 {
         self.0.clear(pages)
+    }
+
+    /// Forgets the pages of word `word` that have a bit; those of them that had been placed.
+    pub(super) fn clear_word(&self, word: u64, bits: u64) -> u64 {
+        self.0.clear_word(word, bits)
     }
 
     /// Whether page `page` is in its place, its bytes visible.

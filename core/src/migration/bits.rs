@@ -76,6 +76,15 @@ impl Bits {
         self.len
     }
 
+    /// So many words from `first` on, zeros past the end.
+    pub(super) fn copy_words(&self, first: u64, count: usize) -> Vec<u64> {
+        let words = self.words();
+        let words = &words[usize::try_from(first).unwrap_or(usize::MAX).min(words.len())..];
+        let mut copy = words[..count.min(words.len())].to_vec();
+        copy.resize(count, 0);
+        copy
+    }
+
     /// Sets `bits` in word `word`; returns how many of them were 0.
     #[inline]
     pub(super) fn or_word(&mut self, word: u64, bits: u64) -> u64 {
@@ -239,6 +248,12 @@ impl SharedBits {
     pub(super) fn clear(&self, bits: Range<u64>) -> u64 {
         let had = |(word, mask): (u64, u64)| self.words[word as usize].fetch_and(!mask, Ordering::AcqRel) & mask;
         words_of(bits.start..bits.end.min(self.len)).map(|part| u64::from(had(part).count_ones())).sum()
+    }
+
+    /// Clears these bits of a word; which of them were set.
+    pub(super) fn clear_word(&self, word: u64, bits: u64) -> u64 {
+        let found = usize::try_from(word).ok().and_then(|word| self.words.get(word));
+        found.map_or(0, |word| word.fetch_and(!bits, Ordering::AcqRel) & bits)
     }
 
     /// Acquire: partner of `set`.

@@ -1,7 +1,7 @@
 //! Any bytes as a stream, a file or a channel: bodies for fuzzers, and whole inputs to begin with. For the tests of this workspace.
 
 use super::multifd::{self, Meeting};
-use super::postcopy::{Answer, Bitmap, Command, Discard, PageSizes, State, Step};
+use super::postcopy::{Answer, Bitmap, Command, Discard, DiscardMap, PageSizes, State, Step};
 use super::through::Through;
 use super::{
     Event, Field, FieldValue, Incoming, Limits, MAPPED_RAM, Section, Source, StreamCarrier, StreamReader, StreamWriter,
@@ -93,7 +93,7 @@ pub fn commands(mut bytes: &[u8]) -> bool {
         bytes = rest;
         let step = match Command::parse(code, data) {
             Ok(Command::Advise(_)) => Step::Advise,
-            Ok(Command::Discard(_)) => Step::Discard,
+            Ok(Command::Discard(_) | Command::DiscardMap(_)) => Step::Discard,
             Ok(Command::Listen) => Step::Listen,
             Ok(Command::Run) => Step::Run,
             Ok(Command::Resume | Command::RecvBitmap(_)) => Step::Resume,
@@ -245,6 +245,8 @@ pub fn some_commands() -> Vec<u8> {
         Command::SwitchoverStart,
         Command::Discard(discard.clone()),
         Command::Discard(discard),
+        Command::DiscardMap(DiscardMap { idstr: "ram".into(), first: 0x40, words: vec![0x55, 0, u64::MAX] }),
+        Command::Preempt([9; 16]),
         Command::Listen,
         Command::Run,
         Command::RecvBitmap("ram".into()),

@@ -47,6 +47,8 @@ pub use error::{MissingError, MissingPhase};
 pub(crate) use list::MissingDoor;
 pub use states::{Claim, Ended, PageStates, WaitToken, Waiting, Woken};
 
+use states::Bits;
+
 use crate::addr::{PAGE_BITS, PAGE_SIZE, RamAddr};
 use crate::dirty::DirtyListener;
 use crate::ram::{RamBlock, RamFlags, RamList};
@@ -55,7 +57,7 @@ use crate::sync::{AtomicU64, Mutex, Ordering, lock};
 use core::fmt;
 use core::ops::Range;
 use core::task::Waker;
-use std::sync::{Arc, Weak};
+use std::sync::{Arc, OnceLock, Weak};
 use std::time::{Duration, Instant};
 
 /// How long vCPUs may take to drop what they have of pages that are missing now.
@@ -150,6 +152,8 @@ pub struct MissingPages {
     left: AtomicU64,
     requests: AtomicU64,
     page: u64,
+    /// Pages that are missing, and whose memory is not zero: what came to them is not given back one by one.
+    stale: OnceLock<Bits>,
 }
 
 struct Phase {
@@ -188,6 +192,7 @@ impl MissingPages {
             left: AtomicU64::new(left),
             requests: AtomicU64::new(0),
             page,
+            stale: OnceLock::new(),
         }
     }
 
@@ -385,6 +390,52 @@ impl MissingPages {
         done.map_err(|why| MissingError::Ram(Box::new(why)))
     }
 
+    /// As [`discard`](Self::discard), of pages to which nothing came since their memory was given back: nothing is to be done with it.
+    ///
+    /// # Errors
+    /// [`MissingError::Phase`] unless gathering, [`MissingError::UnknownBlock`], [`MissingError::OutOfBounds`].
+    pub fn forget(&self, block: &RamBlock, off: u64, len: u64) -> Result<(), MissingError> {
+        self.only_in(MissingPhase::Gathering, "forget pages")?;
+        let (_, pages) = self.range(block, off, len)?;
+        self.left.fetch_add(self.states.forget(pages), Ordering::AcqRel);
+        Ok(())
+    }
+
+    /// As [`discard`](Self::discard), of each page of 4 KiB with a bit in `words`, from page `first` on, a multiple of 64; `written` are those to
+    /// which something came. Their memory stays as it is, and is overwritten when they are placed: for many pages far apart.
+    ///
+    /// # Errors
+    /// As of `discard`.
+    pub fn discard_map(
+        &self,
+        block: &Arc<RamBlock>,
+        first: u64,
+        words: &[u64],
+        written: &[u64],
+    ) -> Result<(), MissingError> {
+        self.only_in(MissingPhase::Gathering, "discard pages")?;
+        let Some(last) = words.iter().rposition(|word| *word != 0) else { return Ok(()) };
+        let end = first.saturating_add(last as u64 * 64 + 64 - u64::from(words[last].leading_zeros()));
+        let (found, _) = self.range(block, 0, end.saturating_mul(PAGE_SIZE))?;
+        if self.page != PAGE_SIZE || !first.is_multiple_of(64) {
+            let bits = |word: u64| (0..64).filter(move |n| word >> n & 1 != 0);
+            let pages = (first..).step_by(64).zip(words).flat_map(|(at, word)| bits(*word).map(move |n| at + n));
+            return pages.into_iter().try_for_each(|page| self.discard(block, page * PAGE_SIZE, PAGE_SIZE));
+        }
+        let at = (found.first + first) / 64;
+        let gone = (at..)
+            .zip(words)
+            .filter(|(_, pages)| **pages != 0)
+            .map(|(word, pages)| self.states.forget_word(word, *pages));
+        self.left.fetch_add(gone.sum(), Ordering::AcqRel);
+        for (word, pages) in (at..).zip(words.iter().zip(written)).map(|(word, (a, b))| (word, a & b)) {
+            if pages != 0 {
+                self.stale.get_or_init(|| Bits::new(self.states.pages())).or_word(word, pages);
+            }
+        }
+        Ok(())
+    }
+
     /// From here on what is missing is waited for. Every vCPU drops its TLB and its translations, or is parked and does before it
     /// runs; with no guard held, and not on the thread of a vCPU that runs.
     ///
@@ -430,7 +481,7 @@ impl MissingPages {
         let Some(claim) = self.states.claim(pages.start) else { return Ok(false) };
         match bytes {
             PageBytes::Copy(bytes) => block.place_raw(off, bytes),
-            PageBytes::Zero if found.zeroes => {}
+            PageBytes::Zero if found.zeroes && !self.stale.get().is_some_and(|stale| stale.has(pages.start)) => {}
             PageBytes::Zero => block.place_raw(off, &vec![0; len as usize]),
         }
         if let Some(list) = self.list.upgrade() {

@@ -28,10 +28,10 @@ use std::time::Instant;
 const SHARDS: usize = if MODEL { 1 } else { 64 };
 
 /// A bit for each page.
-struct Bits(Box<[AtomicU64]>);
+pub(super) struct Bits(Box<[AtomicU64]>);
 
 impl Bits {
-    fn new(pages: u64) -> Self {
+    pub(super) fn new(pages: u64) -> Self {
         Self((0..pages.div_ceil(64)).map(|_| AtomicU64::new(0)).collect())
     }
 
@@ -50,7 +50,11 @@ impl Bits {
         word.fetch_and(!bit, order) & bit != 0
     }
 
-    fn has(&self, page: u64) -> bool {
+    pub(super) fn or_word(&self, word: u64, bits: u64) {
+        self.0[word as usize].fetch_or(bits, Ordering::AcqRel);
+    }
+
+    pub(super) fn has(&self, page: u64) -> bool {
         let (word, bit) = self.word(page);
         word.load(Ordering::Acquire) & bit != 0
     }
@@ -106,6 +110,11 @@ impl PageStates {
             next: AtomicU64::new(0),
             times: Mutex::new(Times::default()),
         }
+    }
+
+    /// How many, to the next multiple of 64.
+    pub(super) fn pages(&self) -> u64 {
+        self.received.0.len() as u64 * 64
     }
 
     fn shard(&self, page: u64) -> MutexGuard<'_, Shard> {
@@ -197,6 +206,15 @@ impl PageStates {
             }
         }
         gone
+    }
+
+    /// The same of the pages of word `word` that have a bit. How many were.
+    pub(super) fn forget_word(&self, word: u64, pages: u64) -> u64 {
+        let clear = |bits: &Bits| bits.0[word as usize].fetch_and(!pages, Ordering::AcqRel) & pages;
+        let gone = clear(&self.received);
+        clear(&self.requested);
+        clear(&self.claimed);
+        u64::from(gone.count_ones())
     }
 
     /// The words of a range that say which of its pages are here.

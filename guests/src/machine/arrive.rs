@@ -395,16 +395,7 @@ impl Advised {
                 }
                 self.sizes = *sizes;
             }
-            Command::Discard(discard) => {
-                self.state = self.state.after(Step::Discard).map_err(refused)?;
-                let (incoming, pages) = incoming.zip(self.pages.as_ref()).ok_or_else(early)?;
-                let (index, runs) = incoming.discard(discard).map_err(refused)?;
-                let block = incoming.blocks()[index].clone();
-                for run in runs {
-                    let done = pages.discard(&block, run.start * PAGE_SIZE, (run.end - run.start) * PAGE_SIZE);
-                    done.map_err(|why| MigrationError::Order(why.to_string()))?;
-                }
-            }
+            Command::Discard(_) | Command::DiscardMap(_) => self.discard(&command, incoming.ok_or_else(early)?)?,
             Command::Packaged(len) => {
                 if self.pages.is_none() {
                     return Err(early());
@@ -420,11 +411,34 @@ impl Advised {
         Ok(Next::Read)
     }
 
+    /// Pages are yet to come.
+    fn discard(&mut self, command: &Command, incoming: &mut Incoming) -> Result<(), MigrationError> {
+        self.state = self.state.after(Step::Discard).map_err(refused)?;
+        let early = || MigrationError::Order(format!("{command:?} before the list of RAM"));
+        let pages = self.pages.as_ref().ok_or_else(early)?;
+        let done = match command {
+            Command::Discard(discard) => {
+                let (index, runs) = incoming.discard(discard).map_err(refused)?;
+                let block = &incoming.blocks()[index];
+                runs.into_iter().try_for_each(|(run, came)| {
+                    let (off, len) = (run.start * PAGE_SIZE, (run.end - run.start) * PAGE_SIZE);
+                    if came { pages.discard(block, off, len) } else { pages.forget(block, off, len) }
+                })
+            }
+            Command::DiscardMap(map) => {
+                let (index, came) = incoming.discard_map(map).map_err(refused)?;
+                pages.discard_map(&incoming.blocks()[index], map.first, &map.words, &came)
+            }
+            _ => Ok(()),
+        };
+        done.map_err(|why| MigrationError::Order(why.to_string()))
+    }
+
     /// The message was read: pages are waited for from here on, and come. Its sections.
     pub(super) fn listen(
         mut self,
         events: Vec<Event>,
-        incoming: Incoming,
+        mut incoming: Incoming,
         reader: StreamReader<Channel>,
         answers: &Channel,
         harts: usize,
@@ -438,6 +452,9 @@ impl Advised {
                     Command::Listen => self.state = self.state.after(Step::Listen).map_err(refused)?,
                     Command::Ping(number) => pings.push(Answer::Pong(number)),
                     Command::Run => self.state = self.state.after(Step::Run).map_err(refused)?,
+                    command @ (Command::Discard(_) | Command::DiscardMap(_)) => {
+                        self.discard(&command, &mut incoming)?
+                    }
                     other => return Err(order(format!("{other:?}"))),
                 },
                 other => return Err(order(format!("{other:?} in the state {}", self.state))),

@@ -7,12 +7,13 @@
 //!     7 PACKAGED  be32 length; behind the command so many bytes, which hold commands and sections of their own
 //!     9 POSTCOPY_RESUME   10 RECV_BITMAP byte length, name   11 SWITCHOVER_START
 //!     ours: 0x4e03 NAME 16 bytes: which migration this is   0x4e04 PREEMPT 16 bytes: what the hello of a channel for urgent pages says
+//!           0x4e05 DISCARD_MAP byte length, name, be64 first page, of a word, words of 64 pages, little endian: as RAM_DISCARD, of many runs
 //! ```
 //!
 //! A command is parsed whole or refused: no byte may be missing, and none may be left.
 
 use super::super::wire::Fault;
-use crate::addr::PAGE_SIZE;
+use crate::addr::{PAGE_BITS, PAGE_SIZE};
 use core::ops::Range;
 
 /// Runs of one RAM_DISCARD, at most.
@@ -42,6 +43,20 @@ pub struct Discard {
     pub runs: Vec<Range<u64>>,
 }
 
+/// The same by a bit for each page: of many runs.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct DiscardMap {
+    /// The block.
+    pub idstr: String,
+    /// The page of the first bit: a multiple of 64.
+    pub first: u64,
+    /// At most [`MOST_WORDS`].
+    pub words: Vec<u64>,
+}
+
+/// Words of one DISCARD_MAP, at most: 1 GiB of pages.
+pub const MOST_WORDS: usize = 4096;
+
 /// A command.
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
@@ -70,6 +85,8 @@ pub enum Command {
     Name(Name),
     /// One channel more comes, for pages that are waited for; by this its hello is known.
     Preempt(Name),
+    /// These pages are yet to come.
+    DiscardMap(DiscardMap),
 }
 
 mod code {
@@ -85,6 +102,7 @@ mod code {
     pub const SWITCHOVER_START: u16 = 11;
     pub const NAME: u16 = 0x4e03;
     pub const PREEMPT: u16 = 0x4e04;
+    pub const DISCARD_MAP: u16 = 0x4e05;
 }
 
 impl Command {
@@ -103,6 +121,7 @@ impl Command {
             Command::SwitchoverStart => code::SWITCHOVER_START,
             Command::Name(_) => code::NAME,
             Command::Preempt(_) => code::PREEMPT,
+            Command::DiscardMap(_) => code::DISCARD_MAP,
         }
     }
 
@@ -117,6 +136,12 @@ impl Command {
             Command::Ping(number) | Command::Packaged(number) => number.to_be_bytes().to_vec(),
             Command::RecvBitmap(idstr) => named(idstr),
             Command::Name(name) | Command::Preempt(name) => name.to_vec(),
+            Command::DiscardMap(DiscardMap { idstr, first, words }) => {
+                let mut data = named(idstr);
+                data.extend(first.to_be_bytes());
+                words.iter().take(MOST_WORDS).for_each(|word| data.extend(word.to_le_bytes()));
+                data
+            }
             Command::Discard(Discard { idstr, runs }) => {
                 let mut data = vec![DISCARD_VERSION];
                 data.extend(named(idstr));
@@ -149,7 +174,8 @@ impl Command {
             code::SWITCHOVER_START => Command::SwitchoverStart,
             code::NAME => Command::Name(bytes.array()?),
             code::PREEMPT => Command::Preempt(bytes.array()?),
-            code => return Err(Fault::value("the command", code, "1 to 7, 9 to 11, 0x4e03 or 0x4e04")),
+            code::DISCARD_MAP => Command::DiscardMap(discard_map(&mut bytes)?),
+            code => return Err(Fault::value("the command", code, "1 to 7, 9 to 11, or 0x4e03 to 0x4e05")),
         };
         bytes.end()?;
         Ok(command)
@@ -201,6 +227,19 @@ fn discard(bytes: &mut Bytes<'_>) -> Result<Discard, Fault> {
         }
     }
     Ok(Discard { idstr, runs })
+}
+
+fn discard_map(bytes: &mut Bytes<'_>) -> Result<DiscardMap, Fault> {
+    let (idstr, first) = (bytes.name()?, bytes.u64()?);
+    if !first.is_multiple_of(64) || first > u64::MAX >> PAGE_BITS {
+        return Err(Fault::value("the first page of a map", first, "a multiple of 64"));
+    }
+    let count = bytes.0.len() / 8;
+    if !(1..=MOST_WORDS).contains(&count) {
+        return Err(Fault::value("the number of words", count as u64, format_args!("1 to {MOST_WORDS}")));
+    }
+    let words = (0..count).map(|_| bytes.array().map(u64::from_le_bytes)).collect::<Result<_, _>>()?;
+    Ok(DiscardMap { idstr, first, words })
 }
 
 /// The data of one message, which has to be used up.
@@ -261,6 +300,8 @@ mod tests {
             Just(Command::SwitchoverStart),
             any::<Name>().prop_map(Command::Name),
             any::<Name>().prop_map(Command::Preempt),
+            (name, 0..1u64 << 40, prop::collection::vec(any::<u64>(), 1..80))
+                .prop_map(|(idstr, first, words)| Command::DiscardMap(DiscardMap { idstr, first: first * 64, words })),
             (name, prop::collection::vec(run, 1..=MOST_RUNS))
                 .prop_map(|(idstr, runs)| Command::Discard(Discard { idstr, runs })),
         ]
@@ -283,6 +324,9 @@ mod tests {
                     (Ok(Command::Advise(None)), Command::Advise(_)) => prop_assert!(less.is_empty()),
                     (Ok(Command::Discard(less)), Command::Discard(all)) => {
                         prop_assert!(less.runs.len() < all.runs.len() && all.runs.starts_with(&less.runs));
+                    }
+                    (Ok(Command::DiscardMap(less)), Command::DiscardMap(all)) => {
+                        prop_assert!(less.words.len() < all.words.len() && all.words.starts_with(&less.words));
                     }
                     (Ok(other), _) => prop_assert!(false, "{:?}", other),
                 }

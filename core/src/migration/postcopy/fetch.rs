@@ -11,6 +11,10 @@ use super::super::records::Record;
 use super::super::stream::StreamReader;
 use super::super::wire::{Fault, Result};
 use crate::addr::PAGE_SIZE;
+use core::ops::Range;
+
+/// Runs of pages, and whether something had come to each.
+pub type Runs = Vec<(Range<u64>, bool)>;
 
 impl Incoming {
     /// Reads one piece of the RAM section, up to its footer, while the machine runs. `place` gets block, page and bytes, of a page of zeros
@@ -54,29 +58,60 @@ impl Incoming {
         }
     }
 
-    /// These bytes of a block are yet to come: whatever is there is none of it.
+    /// These bytes of a block are yet to come: whatever is there is none of it. Its number, and each run of pages with whether something had
+    /// come to it.
     ///
     /// # Errors
     /// [`Fault::Block`]: no such block, or they lie outside of it.
-    pub fn discard(
-        &mut self,
-        discard: &super::Discard,
-    ) -> core::result::Result<(usize, Vec<core::ops::Range<u64>>), Fault> {
-        let refuse = |why: String| Fault::Block { idstr: discard.idstr.clone(), why };
-        let known = self.listed.iter().position(|block| block.idstr == discard.idstr);
-        let index = known.ok_or_else(|| refuse("it is not in the list that RAM began with".into()))?;
-        let length = self.listed[index].used_length;
+    pub fn discard(&mut self, discard: &super::Discard) -> core::result::Result<(usize, Runs), Fault> {
+        let (index, length) = self.named(&discard.idstr)?;
         let mut pages = Vec::with_capacity(discard.runs.len());
         for run in &discard.runs {
             if run.end > length {
-                return Err(refuse(format!("pages up to {:#x} of its {length:#x} bytes", run.end)));
+                let why = format!("pages up to {:#x} of its {length:#x} bytes", run.end);
+                return Err(Fault::Block { idstr: discard.idstr.clone(), why });
             }
             let run = run.start / PAGE_SIZE..run.end / PAGE_SIZE;
-            self.came[index].clear(run.clone());
-            self.sums[index].note_zero(run.clone());
-            pages.push(run);
+            let came = self.came[index].clear(run.clone()) != 0;
+            if came {
+                self.sums[index].note_zero(run.clone());
+            }
+            pages.push((run, came));
         }
         Ok((index, pages))
+    }
+
+    /// The same of a map; its words of pages to which something had come.
+    ///
+    /// # Errors
+    /// [`Fault::Block`]: no such block, or a page lies outside of it.
+    pub fn discard_map(&mut self, map: &super::DiscardMap) -> core::result::Result<(usize, Vec<u64>), Fault> {
+        let (index, length) = self.named(&map.idstr)?;
+        let last = map.words.iter().rposition(|word| *word != 0);
+        let end = last.map_or(0, |last| map.first + last as u64 * 64 + 64 - u64::from(map.words[last].leading_zeros()));
+        if end > length / PAGE_SIZE {
+            let why = format!("a map up to page {end:#x} of its {length:#x} bytes");
+            return Err(Fault::Block { idstr: map.idstr.clone(), why });
+        }
+        let words = map.first / 64..;
+        let came = words.zip(&map.words).map(|(word, bits)| {
+            let mut came = self.came[index].clear_word(word, *bits);
+            let all = came;
+            while came != 0 {
+                self.sums[index].note_zero([word * 64 + u64::from(came.trailing_zeros())]);
+                came &= came - 1;
+            }
+            all
+        });
+        Ok((index, came.collect()))
+    }
+
+    /// The number of a block, and its bytes.
+    fn named(&self, idstr: &str) -> core::result::Result<(usize, u64), Fault> {
+        let known = self.listed.iter().position(|block| block.idstr == idstr);
+        let why = || "it is not in the list that RAM began with".to_owned();
+        let index = known.ok_or_else(|| Fault::Block { idstr: idstr.to_owned(), why: why() })?;
+        Ok((index, self.listed[index].used_length))
     }
 
     /// The record before was on a channel that is gone: the next one names its block.

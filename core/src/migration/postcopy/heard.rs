@@ -15,13 +15,15 @@ use crate::addr::{PAGE_BITS, PAGE_SIZE};
 use core::ops::Range;
 use std::io::Read;
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 /// What was said so far.
 #[derive(Debug, Default)]
 pub struct Heard {
     /// The number of the last PONG.
     pub pong: u32,
+    /// When it came.
+    pub at: Option<Instant>,
     /// It has all of it (0), or gives up.
     pub shut: Option<u32>,
     /// Why it gives up.
@@ -128,7 +130,10 @@ impl ReturnPath {
                 let bitmap = Bitmap::read(from, self.blocks.0[block].1)?;
                 self.heard().bitmaps[block] = Some(bitmap);
             }
-            Answer::Pong(number) => self.heard().pong = number,
+            Answer::Pong(number) => {
+                let mut heard = self.heard();
+                (heard.pong, heard.at) = (number, Some(Instant::now()));
+            }
             Answer::Shut(number) => self.heard().shut = Some(number),
             Answer::Why(why) => self.heard().why = why,
             Answer::ResumeAck(1) => self.heard().resumed = true,

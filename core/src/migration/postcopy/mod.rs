@@ -2,7 +2,7 @@
 //!
 //! ```text
 //!   source  OPEN_RETURN_PATH, NAME, ADVISE │ list of RAM │ rounds of precopy, or none │ harts stop, last sync
-//!           RAM_DISCARD …  what is yet to come     PACKAGED (LISTEN, devices, RUN)    requested pages first, the sweep behind them │ END
+//!           PACKAGED (RAM_DISCARD …: what is yet to come, LISTEN, devices, RUN)    requested pages first, the sweep behind them │ END
 //!   target  NONE ─▶ ADVISE ─▶ DISCARD ─▶ LISTENING ─▶ RUNNING ─▶ END
 //!           ◀── PONG, REQ_PAGES … ── SHUT 0 ──                  the same channel, the other way
 //!   broken  both sides keep all they have │ new channel: NAME, RECV_BITMAP ◀── what came ── RESUME ◀── RESUME_ACK, requests once more
@@ -37,8 +37,9 @@ mod urgent;
 pub use answers::{Answer, Bitmap};
 pub use asked::AskedPages;
 pub(super) use asked::Places;
-pub use commands::{Command, Discard, MOST_RUNS, Name, PageSizes};
+pub use commands::{Command, Discard, DiscardMap, MOST_RUNS, MOST_WORDS, Name, PageSizes};
 pub use discard::{canonical, discards};
+pub use fetch::Runs;
 pub use heard::{Heard, ReturnPath};
 pub use requests::Requests;
 pub use send::Rest;

@@ -72,7 +72,7 @@ impl Rest {
 
     /// The commands that name each page which is yet to come.
     pub fn discards(&self) -> impl Iterator<Item = Command> + '_ {
-        self.blocks.iter().flat_map(|left| discards(&left.dirty, left.block.idstr()).map(Command::Discard))
+        self.blocks.iter().flat_map(|left| discards(&left.dirty, left.block.idstr(), left.pages))
     }
 
     /// How many pages are yet to come.

@@ -1,7 +1,7 @@
 //! A machine that runs at its target before its pages are there.
 //!
 //! ```text
-//!   rounds of precopy, or none ─▶ harts stand still ─▶ last sync ─▶ RAM_DISCARD …, PING ─▶ ◀─ PONG ─▶ PACKAGED (LISTEN, devices, RUN)
+//!   rounds of precopy, or none ─▶ PING ─▶ ◀─ PONG ─▶ sync ─▶ harts stand still ─▶ last sync ─▶ PACKAGED (discards, LISTEN, devices, RUN)
 //!                                                                                     │ its last byte: point of no return
 //!   PostcopyActive   requested pages, the sweep ──────────────────────────▶ END ─▶ SHUT 0: Completed
 //!        │ the channel breaks                     ▲ bitmaps, RESUME
@@ -28,6 +28,8 @@ use super::{Answer, Ask, LeaveOptions, Migration, MigrationState, Road, lock};
 use crate::machine::migrate::MigrationError;
 use crate::machine::state;
 
+/// The number of a PING that asks for a sign of life.
+const ALIVE: u32 = 1;
 /// The number by which the target says that it has all up to the message that it begins with.
 const READY: u32 = 2;
 /// The same: it runs.
@@ -231,7 +233,7 @@ impl Migration {
         let mut writer = StreamWriter::new(channel.try_clone().map_err(MigrationError::Host)?, state::TYPE, &[])?;
         let summary = blocks.iter().fold(0, |all, block| all | block.page_size());
         let sizes = PageSizes { summary, target: PAGE_SIZE };
-        for command in [Command::OpenReturnPath, Command::Name(name), Command::Ping(1)] {
+        for command in [Command::OpenReturnPath, Command::Name(name), Command::Ping(ALIVE)] {
             say(&mut writer, &command)?;
         }
         let preempt = announce(&mut writer, preempt)?;
@@ -242,6 +244,15 @@ impl Migration {
             carrier = carrier.with_deltas(cache);
         }
         self.rounds(&mut source, &mut carrier, options, how)?;
+        // The target has made a machine, and has all that came before: the guest does not stand still for it, and what is lost of the rest is
+        // the message, or nothing.
+        carrier.command(Command::Ping(READY).code(), &Command::Ping(READY).data())?;
+        if !path.wait(PATIENCE, |heard| heard.pong >= READY) {
+            let why = path.heard().broken.clone().unwrap_or_else(|| format!("no answer for {PATIENCE:?}"));
+            return Err(MigrationError::Answer(io::Error::new(io::ErrorKind::ConnectionAborted, why)));
+        }
+        // Most of what is dirty is found while the guest runs.
+        source.sync(&carrier, &options.limits)?;
         *stood = Some(Instant::now());
         self.set_state(MigrationState::Device);
         let Answer::StandsStill(after) = self.ask(Ask::StandStill)? else {
@@ -253,24 +264,15 @@ impl Migration {
         let rest = Rest::new(source);
         drop(carrier);
         self.note_progress(rest.progress(), true);
-        for command in rest.discards() {
-            say(&mut writer, &command)?;
-        }
-        say(&mut writer, &Command::Ping(READY))?;
-        writer.out().flush()?;
         let message = writer.package(
             |inner| {
+                rest.discards().try_for_each(|command| say(inner, &command))?;
                 say(inner, &Command::Listen)?;
                 after.iter().try_for_each(|section| inner.full(section))
             },
             |inner| say(inner, &Command::Ping(RUNS)).and_then(|()| say(inner, &Command::Run)),
         )?;
         say(&mut writer, &Command::Packaged(message.len() as u32))?;
-        // It has all that came before: so what is lost of the rest is the message, or nothing.
-        if !path.wait(PATIENCE, |heard| heard.pong >= READY) {
-            let why = path.heard().broken.clone().unwrap_or_else(|| format!("no answer for {PATIENCE:?}"));
-            return Err(MigrationError::Answer(io::Error::new(io::ErrorKind::ConnectionAborted, why)));
-        }
         let channel = channel.try_clone().map_err(MigrationError::Host)?;
         let mut talk = lock(&self.0.talk);
         if self.0.cancel.is_cancelled() {
@@ -320,13 +322,20 @@ impl Migration {
         }
     }
 
+    fn stood_until(&self, until: Option<Instant>, stood: &mut Option<Instant>) {
+        if let Some(since) = stood.take() {
+            lock(&self.0.talk).status.downtime = until.unwrap_or_else(Instant::now).duration_since(since);
+        }
+    }
+
     /// The guest has stood still until the target said that it runs.
     fn note_pong(&self, sending: &mut Sending, stood: &mut Option<Instant>) {
-        if !sending.runs && sending.path.heard().pong >= RUNS {
+        let heard = sending.path.heard();
+        let (runs, at) = (heard.pong >= RUNS, heard.at);
+        drop(heard);
+        if !sending.runs && runs {
             sending.runs = true;
-            if let Some(since) = stood.take() {
-                lock(&self.0.talk).status.downtime = since.elapsed();
-            }
+            self.stood_until(at, stood);
         }
     }
 
@@ -345,13 +354,11 @@ impl Migration {
         let rest = &mut sending.rest;
         rest.send(&mut carrier, &path.requests, how.bandwidth, |rest| {
             let heard = path.heard();
-            let (pong, over) = (heard.pong, heard.shut.is_some() || heard.broken.is_some());
+            let (pong, at, over) = (heard.pong, heard.at, heard.shut.is_some() || heard.broken.is_some());
             drop(heard);
             if !*runs && pong >= RUNS {
                 *runs = true;
-                if let Some(since) = stood.take() {
-                    lock(&self.0.talk).status.downtime = since.elapsed();
-                }
+                self.stood_until(at, stood);
             }
             let mut talk = lock(&self.0.talk);
             talk.status.progress = rest.progress();
