@@ -80,6 +80,7 @@ test-deep: guests
 	NOTDIRTY_PROGRAMS=$(NOTDIRTY_PROGRAMS) NOTDIRTY_CHECKED=2000 NOTDIRTY_FUZZ_INPUTS=20000 NOTDIRTY_HOSTILE_INSNS=100000000 \
 	NOTDIRTY_FLOATS=100000000 NOTDIRTY_SWITCHES=1 NOTDIRTY_STREAMS=1000000 NOTDIRTY_MOVES=15 NOTDIRTY_FAULTS=all NOTDIRTY_MIGRATIONS=20,256M \
 	NOTDIRTY_STRESS_SECONDS=600 NOTDIRTY_KERNEL_CHECKPOINTS=10000 NOTDIRTY_SOAK_SECONDS=300 $(CARGO) test --release $(CARGO_FLAGS) $(ALL) -- --nocapture
+	$(CARGO) test --release $(CARGO_FLAGS) -p notdirty --features zstd --test zstd --lib -- zstd packed
 	@if command -v valgrind >/dev/null; then $(MAKE) --no-print-directory valgrind; \
 	else echo "test-deep: no valgrind, its part is skipped (make deps)"; fi
 

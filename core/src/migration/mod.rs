@@ -26,6 +26,7 @@
 //! | `precopy.rs` | the source: rounds over what is dirty, until the rest fits into the downtime |
 //! | `sender.rs` | pages that go by the stream itself |
 //! | [`multifd`] | pages that go by several channels |
+//! | `pack.rs` | pages of their packets in fewer bytes |
 //! | `rate.rs` | how fast RAM becomes dirty: by bits, rings, or samples |
 //! | `checksums.rs` | a flipped bit is noticed: a sum for each block, a checksum for each section |
 //! | `xbzrle.rs` | what differs from the version of a page that was sent before |
@@ -47,6 +48,7 @@ mod lend;
 mod mapped_live;
 pub mod mapped_ram;
 pub mod multifd;
+mod pack;
 pub mod postcopy;
 mod precopy;
 mod rate;
@@ -65,6 +67,7 @@ pub use checksums::Checksums;
 pub use incoming::{Incoming, read_list};
 pub use layer::Layer;
 pub use mapped_live::MappedCarrier;
+pub use pack::{Pack, Unpack, Unpackers};
 pub use precopy::{Carrier, Limits, Progress, Run, Source};
 pub use rate::{DirtyRate, RateBy, RateError, dirty_rate};
 pub use records::ListedBlock;

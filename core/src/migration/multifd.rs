@@ -12,6 +12,7 @@
 use super::BlockMigration;
 use super::channel::{Channel, Fill, Gather, Sink};
 use super::checksums::Checksums;
+use super::pack::{METHODS, Pack, Packing, Unpackers, Unpacking, ZSTD};
 use super::precopy::{Carrier, Progress, Run};
 use super::sender::StreamCarrier;
 use super::wire::{Fault, In, Result, StreamError};
@@ -52,8 +53,13 @@ pub fn hello(uuid: &Uuid, id: u8) -> [u8; 64] {
 
 /// A packet's bytes before its pages: places of pages with bytes, then of zero pages.
 pub(super) fn header(flags: u32, number: u64, idstr: &str, places: &[u64], normal: usize) -> Vec<u8> {
+    packed_header(flags, number, idstr, places, normal, (normal as u64 * PAGE_SIZE) as u32)
+}
+
+/// The same, if so many bytes follow.
+pub(super) fn packed_header(flags: u32, number: u64, idstr: &str, places: &[u64], normal: usize, size: u32) -> Vec<u8> {
     let mut bytes = Vec::with_capacity(HEADER);
-    for word in [MAGIC, VERSION, flags, PAGES as u32, normal as u32, (normal as u64 * PAGE_SIZE) as u32] {
+    for word in [MAGIC, VERSION, flags, PAGES as u32, normal as u32, size] {
         bytes.extend_from_slice(&word.to_be_bytes());
     }
     bytes.extend_from_slice(&number.to_be_bytes());
@@ -69,10 +75,16 @@ pub(super) fn header(flags: u32, number: u64, idstr: &str, places: &[u64], norma
 /// Runs a closure on as many threads, each with its number, and waits for all.
 pub type OnThreads<'t> = &'t (dyn Fn(usize, &(dyn Fn(usize) + Sync)) + Sync);
 
+/// One of the channels, and what packs its pages.
+struct One {
+    channel: Channel,
+    packing: Option<Packing>,
+}
+
 /// Several channels beside the main stream.
 pub struct Multifd<'w, 't, W> {
     main: StreamCarrier<'w, W>,
-    channels: Vec<Mutex<Channel>>,
+    channels: Vec<Mutex<One>>,
     threads: OnThreads<'t>,
     bytes: u64,
     number: u64,
@@ -81,8 +93,16 @@ pub struct Multifd<'w, 't, W> {
 impl<'w, 't, W: Sink> Multifd<'w, 't, W> {
     /// Each channel has said its hello.
     pub fn new(main: StreamCarrier<'w, W>, channels: Vec<Channel>, threads: OnThreads<'t>) -> Self {
-        let channels = channels.into_iter().map(Mutex::new).collect();
+        let channels = channels.into_iter().map(|channel| Mutex::new(One { channel, packing: None })).collect();
         Self { main, channels, threads, bytes: 0, number: 0 }
+    }
+
+    /// Pages go packed, by Zstandard; each channel has one of these, as far as they go.
+    pub fn packed(mut self, packers: impl IntoIterator<Item = Box<dyn Pack>>) -> Self {
+        for (one, pack) in self.channels.iter_mut().zip(packers) {
+            one.get_mut().unwrap_or_else(PoisonError::into_inner).packing = Some(Packing::new(pack));
+        }
+        self
     }
 
     /// No more pages come: the channels end, and then RAM does.
@@ -91,7 +111,7 @@ impl<'w, 't, W: Sink> Multifd<'w, 't, W> {
     /// The channel's.
     pub fn end_ram(self) -> Result<()> {
         for channel in &self.channels {
-            channel.lock().unwrap_or_else(PoisonError::into_inner).shutdown_write();
+            channel.lock().unwrap_or_else(PoisonError::into_inner).channel.shutdown_write();
         }
         self.main.end_ram()
     }
@@ -127,26 +147,34 @@ fn shares<'r, 's>(runs: &'r [Run<'s>]) -> Vec<Share<'r, 's>> {
 }
 
 fn send_packet(
-    channel: &mut Channel,
-    block: &RamBlock,
+    one: &mut One,
+    run: &Run<'_>,
     sums: &Checksums,
     pages: &[u64],
     number: u64,
     sent: &mut (u64, u64, u64),
 ) -> std::io::Result<()> {
+    let block = run.block;
     let pages = block.prefetched(pages.iter().copied());
     let (zero, full): (Vec<u64>, Vec<u64>) = pages.partition(|page| block.is_zero(*page));
     let places: Vec<_> = full.iter().chain(&zero).map(|page| page << PAGE_BITS).collect();
     let mut gather = Gather::default();
-    gather.head(&header(0, number, block.idstr(), &places, full.len()));
-    // Neighbours are one vector.
-    for run in full.chunk_by(|a, b| a + 1 == *b) {
-        let len = (run.len() as u64) << PAGE_BITS;
-        gather.ram(block.slice(run[0] << PAGE_BITS, len).map_err(std::io::Error::other)?);
+    if let Some(packing) = &mut one.packing {
+        let packed = packing.pages(run, sums, &full)?;
+        gather.head(&packed_header(ZSTD, number, block.idstr(), &places, full.len(), packed.len() as u32));
+        gather.head(packed);
+        sent.0 += gather.write_to(&mut one.channel)?;
+    } else {
+        gather.head(&header(0, number, block.idstr(), &places, full.len()));
+        // Neighbours are one vector.
+        for run in full.chunk_by(|a, b| a + 1 == *b) {
+            let len = (run.len() as u64) << PAGE_BITS;
+            gather.ram(block.slice(run[0] << PAGE_BITS, len).map_err(std::io::Error::other)?);
+        }
+        sent.0 += gather.write_to(&mut one.channel)?;
+        // The kernel has just had them in the cache, and reads faster than a loop does.
+        sums.note_ram(block, full.iter().copied());
     }
-    sent.0 += gather.write_to(channel)?;
-    // The kernel has just had them in the cache, and reads faster than a loop does.
-    sums.note_ram(block, full.iter().copied());
     sums.note_zero(zero.iter().copied());
     sent.1 += full.len() as u64;
     sent.2 += zero.len() as u64;
@@ -169,14 +197,14 @@ impl<W: Sink> Carrier for Multifd<'_, '_, W> {
         // A channel takes the next one when it has sent the last: none waits for another that is slower.
         let next = AtomicUsize::new(0);
         (self.threads)(shares.len().min(self.channels.len()), &|n| {
-            let mut channel = self.channels[n].lock().unwrap_or_else(PoisonError::into_inner);
+            let mut one = self.channels[n].lock().unwrap_or_else(PoisonError::into_inner);
+            // What is packed together is the smaller for it.
+            let most = if one.packing.is_some() { PAGES } else { PACKET };
             let mut sent = (0, 0, 0);
             let mut all = std::iter::from_fn(|| shares.get(next.fetch_add(1, Ordering::Relaxed)));
             let well = all.try_for_each(|Share { run, pages }| {
-                let mut packets = pages.chunks(PACKET);
-                packets.try_for_each(|pages| {
-                    send_packet(&mut channel, run.block, &sums[run.index].1, pages, number, &mut sent)
-                })
+                let mut packets = pages.chunks(most);
+                packets.try_for_each(|pages| send_packet(&mut one, run, &sums[run.index].1, pages, number, &mut sent))
             });
             let sent = well.map(|()| sent);
             let mut all = done.lock().unwrap_or_else(PoisonError::into_inner);
@@ -198,8 +226,8 @@ impl<W: Sink> Carrier for Multifd<'_, '_, W> {
         if round {
             let packet = header(SYNC, self.number, "", &[], 0);
             for channel in &self.channels {
-                let mut channel = channel.lock().unwrap_or_else(PoisonError::into_inner);
-                std::io::Write::write_all(&mut *channel, &packet).map_err(|why| self.main.error(why.into()))?;
+                let mut one = channel.lock().unwrap_or_else(PoisonError::into_inner);
+                std::io::Write::write_all(&mut one.channel, &packet).map_err(|why| self.main.error(why.into()))?;
                 self.bytes += packet.len() as u64;
             }
             self.main.flush_others()?;
@@ -329,15 +357,36 @@ pub fn receive<R: Fill>(
     meeting: &Meeting,
     patience: Duration,
 ) -> Result<(u64, u64)> {
-    let done = receive_all(In::new(channel), blocks, meeting, patience);
+    receive_packed(channel, blocks, meeting, patience, &|| None)
+}
+
+/// The same, if its pages may come packed.
+///
+/// # Errors
+/// As above.
+pub fn receive_packed<R: Fill>(
+    channel: R,
+    blocks: &[Arc<RamBlock>],
+    meeting: &Meeting,
+    patience: Duration,
+    unpackers: Unpackers<'_>,
+) -> Result<(u64, u64)> {
+    let done = receive_all(In::new(channel), blocks, meeting, patience, unpackers);
     if let Err(why) = &done {
         meeting.fail_by(why);
     }
     done
 }
 
-/// The pages of a packet: so many with bytes, which follow, and then those that are zero.
-fn receive_pages<R: Fill>(from: &mut In<R>, block: &Arc<RamBlock>, places: &[u64], normal: usize) -> Result<()> {
+/// The pages of a packet: so many with bytes, which follow, and then those that are zero. `packed`: how many bytes follow, and by what they
+/// are unpacked.
+fn receive_pages<R: Fill>(
+    from: &mut In<R>,
+    block: &Arc<RamBlock>,
+    places: &[u64],
+    normal: usize,
+    packed: Option<(u32, &mut Unpacking, Unpackers<'_>)>,
+) -> Result<()> {
     let refuse = |why: String| Fault::Block { idstr: block.idstr().to_owned(), why };
     let length = block.used_length();
     if let Some(place) = places.iter().find(|place| !place.is_multiple_of(PAGE_SIZE) || **place >= length) {
@@ -345,15 +394,21 @@ fn receive_pages<R: Fill>(from: &mut In<R>, block: &Arc<RamBlock>, places: &[u64
     }
     let (sums, came) = (BlockMigration::need_checksums(block), BlockMigration::need_received(block));
     let (normal, zero) = places.split_at(normal);
-    let mut slices = Vec::with_capacity(normal.len());
-    // Neighbours are one slice.
-    for run in normal.chunk_by(|a, b| a + PAGE_SIZE == *b) {
-        let slice = block.slice(run[0], run.len() as u64 * PAGE_SIZE);
-        slices.push(slice.map_err(|why| from.error(refuse(why.to_string())))?);
-    }
-    from.slices(&slices, HEADER)?;
     let page = |place: &u64| place >> PAGE_BITS;
-    sums.note_ram(block, normal.iter().map(page));
+    match packed {
+        Some(_) if normal.is_empty() => {}
+        Some((size, unpacking, unpackers)) => unpacking.pages(from, size, block, &sums, normal, unpackers)?,
+        None => {
+            let mut slices = Vec::with_capacity(normal.len());
+            // Neighbours are one slice.
+            for run in normal.chunk_by(|a, b| a + PAGE_SIZE == *b) {
+                let slice = block.slice(run[0], run.len() as u64 * PAGE_SIZE);
+                slices.push(slice.map_err(|why| from.error(refuse(why.to_string())))?);
+            }
+            from.slices(&slices, HEADER)?;
+            sums.note_ram(block, normal.iter().map(page));
+        }
+    }
     normal.iter().map(page).for_each(|page| {
         came.set(page);
     });
@@ -369,8 +424,9 @@ fn receive_all<R: Fill>(
     blocks: &[Arc<RamBlock>],
     meeting: &Meeting,
     patience: Duration,
+    unpackers: Unpackers<'_>,
 ) -> Result<(u64, u64)> {
-    let mut came = (0, 0);
+    let (mut came, mut unpacking) = ((0, 0), Unpacking::default());
     // As long as pages come, and for all channels the same.
     let kept = |block: &Arc<RamBlock>| (BlockMigration::need_checksums(block), BlockMigration::need_received(block));
     let _kept: Vec<_> = blocks.iter().map(kept).collect();
@@ -385,14 +441,16 @@ fn receive_all<R: Fill>(
             return Err(from.error(Fault::value("the version", word, VERSION)));
         }
         let (flags, room, normal, size) = (from.u32()?, from.u32()?, from.u32()?, from.u32()?);
-        if flags & !SYNC != 0 {
-            return Err(from.error(Fault::value("the flags of a packet", flags, "0 or 1")));
+        let method = flags & METHODS;
+        if flags & !(SYNC | METHODS) != 0 || ![0, ZSTD].contains(&method) {
+            return Err(from.error(Fault::value("the flags of a packet", flags, "0, 1, 4 or 5")));
         }
         let (_, zero, _) = (from.u64()?, from.u32()?, from.array::<28>()?);
         if room as usize != PAGES || normal as usize + zero as usize > PAGES {
             return Err(from.error(Fault::value("the pages of a packet", normal.max(room), "at most 128")));
         }
-        if u64::from(size) != u64::from(normal) * PAGE_SIZE {
+        let bytes = u64::from(normal) * PAGE_SIZE;
+        if method == 0 && u64::from(size) != bytes || u64::from(size) > 2 * bytes {
             return Err(from.error(Fault::value("the length of a packet", size, u64::from(normal) * PAGE_SIZE)));
         }
         let name = from.array::<NAME>()?;
@@ -406,7 +464,8 @@ fn receive_all<R: Fill>(
             };
             let places = places.as_chunks::<8>().0[..pages].iter().map(|place| u64::from_be_bytes(*place));
             let places: Vec<u64> = places.collect();
-            receive_pages(&mut from, block, &places, normal as usize)?;
+            let packed = (method == ZSTD).then_some((size, &mut unpacking, unpackers));
+            receive_pages(&mut from, block, &places, normal as usize, packed)?;
             came = (came.0 + u64::from(normal), came.1 + u64::from(zero));
         }
         if flags & SYNC != 0 && !meeting.arrive(patience) {

@@ -13,7 +13,7 @@ use super::plug::{self, After, Plug};
 use super::postcopy::{self, Switch};
 use super::rate::{self, Rate};
 use super::signature;
-use crate::machine::{ClockKind, DEFAULT_RAM, LrSc, MAX_CHANNELS, Uri};
+use crate::machine::{ClockKind, Compression, DEFAULT_RAM, LrSc, MAX_CHANNELS, Uri};
 
 /// What to do.
 #[derive(Debug, PartialEq)]
@@ -100,6 +100,8 @@ pub(super) struct Args {
     pub downtime: Option<Duration>,
     /// Channels beside the main one.
     pub multifd: usize,
+    /// What their pages are packed by.
+    pub compression: Compression,
     /// To a file with a home for each page.
     pub mapped_ram: bool,
     /// Pages of files go around the host's cache.
@@ -177,6 +179,7 @@ pub(super) fn parse(args: impl IntoIterator<Item = OsString>) -> Result<Request,
         bandwidth: None,
         downtime: None,
         multifd: 0,
+        compression: Compression::None,
         mapped_ram: false,
         direct_io: false,
         sync: false,
@@ -275,6 +278,14 @@ pub(super) fn parse(args: impl IntoIterator<Item = OsString>) -> Result<Request,
                 let count = usize::try_from(value).ok().filter(|count| (1..=MAX_CHANNELS).contains(count));
                 parsed.multifd =
                     count.ok_or_else(|| format!("{shown} {value}: must be 1 to {MAX_CHANNELS} channels"))?;
+            }
+            "multifd-compression" => {
+                parsed.compression = match text()?.as_str() {
+                    "none" => Compression::None,
+                    "zstd" if Compression::Zstd.is_built() => Compression::Zstd,
+                    "zstd" => return Err(format!("{shown} zstd: this build lacks the feature zstd")),
+                    other => return Err(format!("{shown} {other}: must be none or zstd")),
+                }
             }
             "incoming" => incoming = Some(text()?.parse::<Uri>().map_err(|why| format!("{shown} {why}"))?),
             "xbzrle" => {
@@ -554,6 +565,9 @@ fn check_migrate(parsed: &Args) -> Result<(), String> {
         None if parsed.bandwidth.is_some() => Err("--bandwidth needs --migrate URI@AFTER".into()),
         None if parsed.downtime.is_some() => Err("--downtime needs --migrate URI@AFTER".into()),
         None if parsed.multifd != 0 => Err("--multifd needs --migrate URI@AFTER".into()),
+        _ if parsed.compression != Compression::None && parsed.multifd == 0 => {
+            Err("--multifd-compression needs --multifd".into())
+        }
         None if parsed.xbzrle.is_some() => Err("--xbzrle needs --migrate URI@AFTER".into()),
         Some(_) if parsed.postcopy.is_none() && (parsed.postcopy_bandwidth.is_some() || parsed.recover.is_some()) => {
             Err("--postcopy-bandwidth and --recover need --postcopy".into())

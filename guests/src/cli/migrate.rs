@@ -102,6 +102,7 @@ pub(super) fn run(machine: &mut Machine, args: &Args, go: &Move, limits: &RunLim
     options.file = super::options(args);
     options.dirty_limit = args.dirty_limit;
     options.deltas = args.xbzrle;
+    options.compression = args.compression;
     options.postcopy = args.postcopy.map(|switch| postcopy::options(switch, args.postcopy_bandwidth));
     let (multifd, mapped_ram) = (args.multifd, args.mapped_ram);
     let (switch, recover) = (args.postcopy, args.recover);

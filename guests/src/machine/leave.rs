@@ -42,7 +42,7 @@ use notdirty_core::RamBlock;
 use notdirty_core::migration::{Cancel, Limits, Progress, Section};
 
 use super::migrate::MigrationError;
-use super::{SnapshotOptions, Stop};
+use super::{Compression, SnapshotOptions, Stop};
 pub(super) use answers::{answer_bytes, command, refusal};
 use pace::SLICE;
 pub use postcopy::Postcopy;
@@ -65,6 +65,8 @@ pub struct LeaveOptions {
     pub dirty_limit: Option<u64>,
     /// So many bytes of pages that were sent are kept, and those go again as what differs (XBZRLE); on the stream itself.
     pub deltas: Option<u64>,
+    /// By several channels: what their pages are packed by.
+    pub compression: Compression,
     /// To a file with a home for each page: how it is written.
     pub file: SnapshotOptions,
     /// Dirty pages are found by rings of so many entries, one for each hart, in place of the bitmap's bits: see

@@ -517,7 +517,9 @@ impl Others {
         for channel in self.channels.drain(..) {
             let (blocks, meeting) = (incoming.blocks().to_vec(), self.meeting.clone());
             let thread = std::thread::Builder::new().name("multifd".into());
-            let started = thread.spawn(move || multifd::receive(channel, &blocks, &meeting, IN_STEP));
+            let started = thread.spawn(move || {
+                multifd::receive_packed(channel, &blocks, &meeting, IN_STEP, &super::compression::unpacker)
+            });
             self.threads.push(started.map_err(MigrationError::Host)?);
         }
         Ok(())

@@ -16,6 +16,7 @@ mod board;
 mod builder;
 mod chain;
 mod checkpoint;
+mod compression;
 mod detect;
 mod hooks;
 mod leave;
@@ -28,6 +29,8 @@ mod tls;
 mod unfinished;
 mod unwind;
 mod uri;
+#[cfg(feature = "zstd")]
+mod zstd;
 
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -48,6 +51,7 @@ pub use board::RAM_BASE;
 pub use builder::{BuildError, ClockKind, DEFAULT_RAM, LrSc, MAX_HARTS, MachineBuilder};
 pub use chain::{SnapshotChain, squash, squash_by};
 pub use checkpoint::{Checkpoint, CheckpointError, Difference};
+pub use compression::Compression;
 pub use detect::{Crash, CrashKind};
 pub use leave::{LeaveOptions, Migration, MigrationState, MigrationStatus, Migrator, Postcopy, Road};
 pub use memory::{Memory, PlugError, PlugSpec, Plugged, RamInfo, RemapError, ResizeError, UnplugError};

@@ -72,6 +72,7 @@ fn every_bad_flag_is_named_in_its_error() {
         ("run a --multifd 2", "--multifd needs --migrate"),
         ("run a --migrate tcp:1@1s --multifd 65", "--multifd 65: must be 1 to 64 channels"),
         ("run a --migrate file:a@1s --multifd 2", "--multifd is for tcp: and unix:"),
+        ("run a --migrate tcp:1@1s --multifd-compression lz4", "--multifd-compression lz4: must be none or zstd"),
         ("run a --migrate tcp:1@1s --mapped-ram", "--mapped-ram is for file:PATH"),
         ("run a --dirty-limit 1M", "--dirty-limit needs --migrate"),
         ("run a --migrate tcp:1@1s --auto-converge --dirty-limit 1M", "exclude each other"),

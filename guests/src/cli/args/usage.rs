@@ -30,6 +30,8 @@ usage: notdirty                       the embedded demo, with a summary
   --bandwidth SIZE      bytes a second that it sends, at most (default: what the channel takes)
   --downtime TIME       how long the guest may stand still for it (default 300ms)
   --multifd N           by N channels more (tcp:, unix:)
+  --multifd-compression zstd
+                        their pages packed by Zstandard (a build with the feature zstd, on both sides)
   --mapped-ram          to a file with a home for each page, for `restore` (file:PATH)
   --direct-io           pages of snapshot, squash, restore and --mapped-ram go around the host's cache (O_DIRECT)
   --sync                a file counts as written once it and its name are on the disk

@@ -11,7 +11,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use notdirty_core::{RingLog, VcpuId};
-use notdirty_softmmu::AddressSpace;
+use notdirty_softmmu::{AddressSpace, VcpuPort};
 
 use super::pace::SLICE;
 use super::{Migration, lock};
@@ -63,6 +63,13 @@ impl Buckets {
     }
 }
 
+/// Each of these harts sleeps for so long from now on, and no other does.
+fn put_to_sleep(ports: &[Arc<VcpuPort>], naps: &[(VcpuId, Duration)], now: Instant) {
+    for &(vcpu, nap) in naps {
+        ports.iter().filter(|port| port.id() == vcpu).for_each(|port| port.nap_until(now + nap));
+    }
+}
+
 impl Migration {
     /// Holds harts to so many bytes of pages a second each, once it is told to, until the migration ends; on a thread of its own.
     pub(super) fn limit(&self, rings: Arc<RingLog>, space: &AddressSpace, bytes: u64) -> Result<(), MigrationError> {
@@ -77,9 +84,7 @@ impl Migration {
                 if !own.is_throttled() {
                     continue;
                 }
-                for (vcpu, nap) in naps {
-                    ports.iter().filter(|port| port.id() == vcpu).for_each(|port| port.nap_until(now + nap));
-                }
+                put_to_sleep(&ports, &naps, now);
             }
             // Nothing is limited any more.
             let now = Instant::now();
@@ -93,6 +98,7 @@ impl Migration {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::machine::Machine;
 
     /// Pages a second that each hart dirties, if it would dirty so many while it runs.
     fn dirtied(quota: f64, wanted: &[f64]) -> Vec<f64> {
@@ -113,6 +119,16 @@ mod tests {
             }
         }
         pushed.iter().map(|pages| pages / (slices as f64 * SLICE.as_secs_f64())).collect()
+    }
+
+    #[test]
+    fn a_nap_is_of_the_hart_that_owes_pages_and_of_no_other() {
+        let machine = Machine::builder().ram_size(1 << 20).harts(3).build().unwrap();
+        let ports = machine.board.space.vcpus().all();
+        assert_eq!(ports.len(), 3);
+        put_to_sleep(&ports, &[(ports[1].id(), Duration::from_secs(3600))], Instant::now());
+        let naps: Vec<_> = ports.iter().map(|port| port.nap_left().is_some()).collect();
+        assert_eq!(naps, [false, true, false]);
     }
 
     #[test]

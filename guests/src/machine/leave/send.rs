@@ -1,6 +1,7 @@
 //! What the migration's thread does: describe, rounds of pages, the last of them, what comes after, and the end.
 
 use std::fs::File;
+use std::io;
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -17,8 +18,8 @@ use super::answers::{self, Said, answer, command};
 use super::pace::{Pace, on_threads, threads};
 use super::{Answer, Ask, LeaveOptions, Migration, MigrationState, Road, limit, lock};
 use crate::machine::migrate::MigrationError;
-use crate::machine::state;
 use crate::machine::unfinished::Unfinished;
+use crate::machine::{Compression, compression, state};
 
 /// How long the reason of a target that has ended the channel is waited for.
 const LAST_WORD: Duration = Duration::from_millis(500);
@@ -225,7 +226,12 @@ impl Migration {
             main.end_ram()?;
             after
         } else {
+            let count = others.len();
             let mut carrier = Multifd::new(main, others, &on_threads);
+            if options.compression != Compression::None {
+                let packers = (0..count).map(|_| compression::packer()).collect::<io::Result<Vec<_>>>();
+                carrier = carrier.packed(packers.map_err(MigrationError::Host)?);
+            }
             let after = self.ram(source, &mut carrier, options, |all| ping(all, &mut alive), stood)?;
             carrier.end_ram()?;
             after

@@ -8,8 +8,8 @@ use notdirty_core::migration::{Cancel, Progress};
 use notdirty_softmmu::AddressSpace;
 
 use super::{Ends, LeaveOptions, Migration, MigrationDoor, MigrationState, MigrationStatus, Road, Shared, Talk, lock};
-use crate::machine::WeakStop;
 use crate::machine::migrate::MigrationError;
+use crate::machine::{Compression, WeakStop};
 
 /// Starts migrations of a machine from any thread, while it runs or before.
 #[derive(Clone)]
@@ -42,6 +42,14 @@ impl Migrator {
             return Err(MigrationError::Options(
                 "postcopy needs a channel that answers, tcp: or unix:, and at most one for urgent pages beside it",
             ));
+        }
+        if !options.compression.is_built() {
+            return Err(MigrationError::Options("this build packs no pages: it lacks the feature zstd"));
+        }
+        if options.compression != Compression::None
+            && !matches!(&road, Road::Channels(_, others, _) if !others.is_empty() && options.postcopy.is_none())
+        {
+            return Err(MigrationError::Options("pages are packed by several channels, before a machine leaves"));
         }
         let stop = self.stop.upgrade().ok_or(MigrationError::Gone)?;
         let mut current = lock(&self.door.current);
