@@ -23,6 +23,7 @@ use crate::tlb::Tlb;
 use crate::tlb::entry::{BIAS, FLAGS, NotedList, OTHER, Reservation, Selected, TLB_BITS, TlbEntry};
 use crate::tlb::fill::ram_address;
 use crate::translate::Asid;
+use hashbrown::HashMap;
 use notdirty_core::{PAGE_SIZE, PageIndex, PageRange, RamAddr, VcpuRings, drop_later, pin};
 use std::io;
 use std::marker::PhantomData;
@@ -55,6 +56,8 @@ pub struct LiveMmu {
     pub(crate) stats: SlowStats,
     /// How often translations were forgotten.
     forgotten: u64,
+    /// Of each address space, the root of the page tables that its translations came from.
+    roots: HashMap<u32, u64>,
     pub(crate) heard: HeardSets,
     pub(crate) noted: Noted,
     /// The page that the last access which ended in [`FaultCause::Missing`](crate::FaultCause::Missing) waits for, and what that wanted.
@@ -73,12 +76,25 @@ impl LiveMmu {
             return Err(io::Error::new(io::ErrorKind::TimedOut, why));
         }
         let view = space.snapshot();
-        let (stats, forgotten, heard, noted, awaited) = Default::default();
+        let (stats, forgotten, roots, heard, noted, awaited) = Default::default();
         let rings = VcpuRings::of(port.id());
         let space = space.clone();
         // As the view: what is missing later is posted.
         tlb.set_missing(space.ram().has_missing());
-        Ok(LiveMmu { tlb, view, space, port, rings, stats, forgotten, heard, noted, awaited, _thread: PhantomData })
+        Ok(LiveMmu {
+            tlb,
+            view,
+            space,
+            port,
+            rings,
+            stats,
+            forgotten,
+            roots,
+            heard,
+            noted,
+            awaited,
+            _thread: PhantomData,
+        })
     }
 
     /// Start of the owner's bytes: zeroed, 64-byte aligned, `table() - prefix`. They die with this `SoftMmu`.
@@ -228,6 +244,16 @@ impl LiveMmu {
     /// which was unused for longest; its translations are asked for again.
     pub fn set_asid(&mut self, asid: Asid) {
         self.tlb.set_asid(asid);
+    }
+
+    /// Translations of an address space come from this root from here on. If they came from another before, as they may where a machine
+    /// was restored to a time at which the number was free, those are forgotten; were they?
+    pub fn set_root(&mut self, asid: Asid, root: u64) -> bool {
+        let moved = self.roots.insert(asid.0, root).is_some_and(|before| before != root);
+        if moved {
+            self.flush_translations(None, Some(asid));
+        }
+        moved
     }
 
     /// The address space that [`set_asid`](Self::set_asid) named last.

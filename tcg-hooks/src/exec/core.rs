@@ -386,6 +386,7 @@ impl Core {
         let (mmu, hooks) = self.split(ctx);
         match mmu::changed(before, &hooks.cpu().csr, mmu) {
             Changed::Nothing => {}
+            Changed::Space(asid) => self.forget_jumps(ctx, None, Some(asid)),
             Changed::Below => self.forget_jumps(ctx, None, None),
             // Emitted code may be on the stack: not before the loop looks.
             Changed::All => self.drop_code = true,

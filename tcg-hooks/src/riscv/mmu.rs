@@ -226,10 +226,12 @@ fn asid(satp: u64) -> Asid {
     Asid((satp >> satp::ASID_SHIFT) as u32)
 }
 
-/// The hart is about to use memory: as its `satp` says.
+/// The hart is about to use memory: as its `satp` says. Was something forgotten, as its address space has another root than before?
 #[inline]
-pub(crate) fn follow(csr: &Csrs, mmu: &mut LiveMmu) {
-    mmu.set_asid(asid(csr.satp));
+pub(crate) fn follow(csr: &Csrs, mmu: &mut LiveMmu) -> bool {
+    let space = asid(csr.satp);
+    mmu.set_asid(space);
+    csr.satp >> satp::MODE_SHIFT != 0 && mmu.set_root(space, csr.satp & satp::PPN)
 }
 
 /// What a change of registers does to what was translated.
@@ -237,6 +239,8 @@ pub(crate) fn follow(csr: &Csrs, mmu: &mut LiveMmu) {
 pub(crate) enum Changed {
     /// Nothing that is kept.
     Nothing,
+    /// The root of this address space: its translations are forgotten, and so must be what is known of its jumps.
+    Space(u16),
     /// What S-mode and U-mode may do is another thing: their translations are forgotten, and so must be what is known of their jumps.
     Below,
     /// M-mode may not fetch what it might, or may what it might not: translated code must be forgotten, too.
@@ -247,9 +251,9 @@ pub(crate) enum Changed {
 #[must_use]
 pub(crate) fn changed(before: &Memory, csr: &Csrs, mmu: &mut LiveMmu) -> Changed {
     let now = Memory::of(csr);
-    follow(csr, mmu);
+    let moved = follow(csr, mmu);
     if (before.config, before.addresses) == (now.config, now.addresses) {
-        return Changed::Nothing;
+        return if moved { Changed::Space(asid(csr.satp).0 as u16) } else { Changed::Nothing };
     }
     if before.is_locked() || now.is_locked() {
         mmu.flush_tlb();

@@ -121,6 +121,9 @@ impl Regimes {
 impl Set {
     /// A jump leads to `pc`, on a page that is mapped with so much around it.
     fn note(&mut self, pc: u64, size_log2: u8) {
+        if self.noted.len() == self.noted.capacity() {
+            self.note_once();
+        }
         self.noted.push(pc);
         let key = key(pc, size_log2);
         if key != self.last {
@@ -128,6 +131,15 @@ impl Set {
             self.sizes |= 1 << (size_log2 & 63);
             self.code.insert(key);
         }
+    }
+
+    /// What is translated again and again, without a fence between, takes no more room.
+    #[cold]
+    fn note_once(&mut self) {
+        self.noted.sort_unstable();
+        self.noted.dedup();
+        // At least half of it is free then, so that this is seldom.
+        self.noted.reserve(self.noted.len().max(64));
     }
 
     /// Does any of its code lie on what `va` was mapped with?
@@ -256,5 +268,26 @@ impl TbCache {
             all |= u32::from(set.regime.flags() == flags) << n;
         }
         (0..JUMP_SETS).filter(move |n| all >> n & 1 != 0)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn code_that_is_translated_again_and_again_is_noted_in_no_more_room() {
+        let mut set = Set::default();
+        for n in 0..1_000_000u64 {
+            set.note(0x8000_0000 + n % 300 * 2, 12);
+        }
+        assert!(set.noted.capacity() < 4096, "{}", set.noted.capacity());
+        assert!(
+            (0..300).all(|n| set.noted.contains(&(0x8000_0000 + n * 2)))
+                && set.has(0x8000_0258)
+                && !set.has(0x8000_1000)
+        );
+        set.forget();
+        assert!(set.noted.is_empty() && !set.has(0x8000_0000));
     }
 }
