@@ -126,6 +126,70 @@ impl Tlb {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::tlb::entry::{OTHER, RUN_FIRST, TLB_ENTRIES, TlbEntry, WIDEST};
+    use crate::tlb::set::Reach;
+    use crate::MmuIdx;
+    use crate::translate::Asid;
+    use notdirty_core::{PageIndex, PageRange};
+
+    const LEAF: u8 = 14;
+
+    fn fill(tlb: &mut Tlb, va: u64, flags: u64) {
+        let biased = va.wrapping_add(BIAS);
+        let entry = TlbEntry { read: biased | flags, write: biased | flags, addend: tlb.flat_for(0), aux: 0 };
+        let reach = Reach { size_log2: if flags == 0 { LEAF } else { 12 }, global: false };
+        tlb.install(tlb.slot(biased), entry, (PageIndex::new(va >> 12), va), reach);
+    }
+
+    /// Pages 4 to 7, mapped by one leaf, are a run; page 5 has made room for a page elsewhere.
+    fn with_a_page_evicted() -> Tlb {
+        let mut tlb = Tlb::new(0).unwrap();
+        tlb.set_asid(Asid(1));
+        tlb.select_data(MmuIdx(0));
+        for page in 4..8 {
+            fill(&mut tlb, page << 12, 0);
+            assert_eq!(tlb.join_run(page << 12), Some(true));
+        }
+        fill(&mut tlb, (5 + TLB_ENTRIES as u64) << 12, OTHER);
+        assert_eq!(tlb.sets[tlb.data].run, Run { start: 0x4000, len: 0x4000 });
+        tlb
+    }
+
+    #[test]
+    fn what_is_shown_of_a_run_leaves_room_for_the_widest_load() {
+        let selected = with_a_page_evicted().selected();
+        assert_eq!((selected.run_start, selected.run), (0x4000, 0x4000 - (WIDEST - 1)));
+        assert_eq!((selected.run_behind_start, selected.run_behind), (0x4000 + RUN_FIRST, 0x4000 - RUN_FIRST));
+    }
+
+    #[test]
+    fn a_page_without_an_entry_leaves_the_run_with_its_leaf() {
+        let mut tlb = with_a_page_evicted();
+        tlb.flush_translations(Some(0x4000), None);
+        assert_eq!(tlb.selected().run, 0);
+    }
+
+    #[test]
+    fn a_page_without_an_entry_leaves_the_run_with_its_ram() {
+        let mut tlb = with_a_page_evicted();
+        let page = PageRange { start: PageIndex::new(5), end: PageIndex::new(6) };
+        assert_eq!(tlb.forget(&[page], (0x5000, 0x5fff)), 0);
+        assert_eq!(tlb.selected().run, 0);
+    }
+
+    #[test]
+    fn a_set_that_gives_up_the_flat_addend_has_no_run() {
+        let mut tlb = with_a_page_evicted();
+        let set = tlb.data;
+        (0..100).for_each(|_| tlb.sets[set].count_fill(false));
+        assert!(tlb.settle_flat(), "it has entries");
+        // Without the leaf's, which takes the run along.
+        let filled: Vec<u16> = tlb.sets[set].filled.iter().flatten().copied().collect();
+        filled.into_iter().for_each(|slot| drop(tlb.drop_entry(id_of(set, slot.into()))));
+        assert_eq!(tlb.sets[set].len(), 0);
+        assert!(!tlb.settle_flat());
+        assert_eq!((tlb.selected().run, tlb.sets[set].flat), (0, None));
+    }
 
     #[test]
     fn what_is_left_of_a_run_is_its_longer_part() {

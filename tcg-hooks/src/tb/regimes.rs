@@ -287,6 +287,8 @@ mod tests {
                 && set.has(0x8000_0258)
                 && !set.has(0x8000_1000)
         );
+        set.note(0x8020_1000, 21);
+        assert!(set.has(0x803f_f000) && !set.has(0x8040_0000), "a fence of a superpage is one of all its code");
         set.forget();
         assert!(set.noted.is_empty() && !set.has(0x8000_0000));
     }
