@@ -8,6 +8,7 @@ use std::ops::ControlFlow;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
 
 const RAM: u64 = 0x8000_0000;
 const DATA: u64 = RAM + 0x8000;
@@ -405,6 +406,35 @@ fn two_harts_have_hooks_of_their_own() {
         }
         assert_eq!(met, [1, 1], "{engine:?}, {flags:?}");
         assert!(machine.add_hook(2, HookSpec::insn(.., |_| ControlFlow::Continue(()))).is_none());
+    }
+}
+
+#[test]
+fn a_stop_by_a_hook_is_told_by_the_next_run_if_another_stop_came_first() {
+    for (engine, flags) in ways() {
+        let mut machine = machine(engine, flags);
+        // addi s0, s0, 1; j .-4
+        machine.cpu_mut().x[8] = 0;
+        machine.write(RAM, &[0x0014_0413u32, 0xffdf_f06f].map(u32::to_le_bytes).concat()).unwrap();
+        let stop = machine.stop_handle();
+        let at_5000 = move |view: &mut View| {
+            if view.x(8) == 5_000 {
+                stop.stop();
+                view.stop();
+            }
+        };
+        machine.add_hook(0, HookSpec::insn_with(RAM + 4, at_5000)).unwrap();
+        let limits = || RunLimits { deadline: Some(Instant::now() + Duration::from_secs(20)), ..RunLimits::default() };
+        let mut exits = [machine.run(&limits()), machine.run(&limits())];
+        if matches!(exits[0], MachineExit::Hook { .. }) {
+            exits.swap(0, 1);
+        }
+        let told = matches!(exits, [MachineExit::Stopped, MachineExit::Hook { hart: 0, pc: 0x8000_0004, .. }]);
+        assert!(told, "{engine:?}, {flags:?}: {exits:?}");
+        assert_eq!(machine.cpu().x[8], 5_000);
+        // The hook is not called again for what it has seen.
+        assert_eq!(steps(&mut machine, 2), MachineExit::InsnLimit);
+        assert_eq!(machine.cpu().x[8], 5_001);
     }
 }
 

@@ -126,9 +126,9 @@ impl Tlb {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::MmuIdx;
     use crate::tlb::entry::{OTHER, RUN_FIRST, TLB_ENTRIES, TlbEntry, WIDEST};
     use crate::tlb::set::Reach;
-    use crate::MmuIdx;
     use crate::translate::Asid;
     use notdirty_core::{PageIndex, PageRange};
 

@@ -228,11 +228,12 @@ impl Exits {
         (self.why, self.before) = (Some(why), before);
     }
 
-    /// What was to end a run did not, as something else came first. Is that all, though nobody is told?
+    /// What was to end a run did not, as something else came first: a stop by another hart, a limit. The instruction is met again by the
+    /// next run; a hook is not called again, so the next run begins by telling it.
     pub(crate) fn was_late(&mut self, why: Exit, at: Place) {
         if let Exit::Hook(_) = why {
             self.tell(why, at, false);
-            self.last = None;
+            self.keep();
         }
     }
 
