@@ -185,7 +185,7 @@ mod tests {
         assert!(tlb.settle_flat(), "it has entries");
         // Without the leaf's, which takes the run along.
         let filled: Vec<u16> = tlb.sets[set].filled.iter().flatten().copied().collect();
-        filled.into_iter().for_each(|slot| drop(tlb.drop_entry(id_of(set, slot.into()))));
+        filled.into_iter().for_each(|slot| tlb.drop_entry(id_of(set, slot.into())));
         assert_eq!(tlb.sets[set].len(), 0);
         assert!(!tlb.settle_flat());
         assert_eq!((tlb.selected().run, tlb.sets[set].flat), (0, None));
