@@ -80,15 +80,11 @@ impl Emitter {
     fn two(&mut self, op: Opcode, rd: u8, a: u8, b: u8) {
         if let (Some(d), Some(x), Some(y)) = (self.map.host(rd), self.map.host(a), self.map.host(b)) {
             let (x, y) = if y == d && op != SUB { (y, x) } else { (x, y) };
-            if x == d || y != d {
-                match x == d {
-                    true => self.ops.two(WIDE, op, d, y),
-                    false => self.ops.moved_two(op, d, x, y),
-                }
-                if op != IMUL {
-                    self.note_flags(d);
-                }
-                return;
+            if x == d {
+                return self.ops.two(WIDE, op, d, y);
+            }
+            if y != d {
+                return self.ops.moved_two(op, d, x, y);
             }
         }
         let d = self.target(rd, RAX);
@@ -233,10 +229,7 @@ impl Emitter {
         match op {
             Alu::Add => match (self.map.host(rd), self.map.host(a)) {
                 (None, _) if rd == a => dynasm!(self.ops; .arch x64; add QWORD [BYTE rbp + off(rd)], DWORD imm32),
-                (Some(d), Some(x)) if d == x => {
-                    self.ops.immediate(WIDE, Which::Add, d, imm32);
-                    self.note_flags(d);
-                }
+                (Some(d), Some(x)) if d == x => self.ops.immediate(WIDE, Which::Add, d, imm32),
                 _ => {
                     let x = self.source(a, RAX);
                     let d = self.target(rd, RAX);
@@ -271,12 +264,10 @@ impl Emitter {
                     _ => Which::Xor,
                 };
                 if let (Some((d, x)), Ok(imm)) = (self.apart(rd, a), i8::try_from(imm32)) {
-                    self.ops.moved_immediate(which, d, x, imm);
-                    return self.note_flags(d);
+                    return self.ops.moved_immediate(which, d, x, imm);
                 }
                 let d = self.moved(WIDE, rd, a);
                 self.ops.immediate(WIDE, which, d, imm32);
-                self.note_flags(d);
                 self.done(rd, d);
             }
             Alu::Sll | Alu::Srl | Alu::Sra => {

@@ -15,11 +15,11 @@ impl Emitter {
         match *term {
             Term::Goto(target) => self.go(target, block),
             Term::Branch { cond, a, b, word, taken, fall } => {
-                self.compare_for(cond, (a, b), word);
+                self.compare_integers(a, b, word);
                 self.branch(cond, taken, fall, block);
             }
             Term::Again { cond, a, b, word, out, fast, head, clock } => {
-                self.compare_for(cond, (a, b), word);
+                self.compare_integers(a, b, word);
                 self.branch_out(cond, out, block);
                 let round = if clock == 0 {
                     self.often(self.block_insns - 1)
@@ -163,25 +163,6 @@ impl Emitter {
         let exit = self.exit(pc, 0);
         self.exits[usize::from(exit)].field = from.0;
         self.cold.push(Cold::Exit { from, exit });
-    }
-
-    /// The flags that a condition asks, of `a - b`, in 32 bits or 64. What made `a` may have left them.
-    fn compare_for(&mut self, cond: Cond, (a, b): (u8, u8), word: bool) {
-        let for_zero = b == 0 && !word && matches!(cond, Cond::Eq | Cond::Ne);
-        if !(for_zero && self.map.host(a).is_some_and(|host| self.zero_flag == (self.here(), host))) {
-            self.compare_integers(a, b, word);
-        }
-    }
-
-    /// The zero flag is about this register, till something else is emitted.
-    #[inline(always)]
-    pub(super) fn note_flags(&mut self, host: u8) {
-        self.zero_flag = (self.here(), host);
-    }
-
-    /// Control may come here from elsewhere.
-    pub(super) fn forget_flags(&mut self) {
-        self.zero_flag = (u32::MAX, 0);
     }
 
     /// The flags of `a - b`, in 32 bits or 64.

@@ -142,8 +142,6 @@ pub(crate) struct Emitter {
     /// The mode that the code is for, and whether its addresses are translated.
     mode: Privilege,
     translated: bool,
-    /// The host register that the zero flag is about, as long as nothing was emitted from here on.
-    zero_flag: (u32, u8),
     /// Of the block being emitted: where it jumps back to behind the fence that stands before it.
     behind_fence: Option<Label>,
     /// Was anything learned of the sites of the TB being emitted? Otherwise none is in the three sets.
@@ -220,7 +218,6 @@ impl Emitter {
             mode: Privilege::M,
             translated: false,
             behind_fence: None,
-            zero_flag: (u32::MAX, 0),
             learned: true,
             odd: if flags.aligned { SiteSet::NONE } else { SiteSet::ALL },
             beside: if flags.beside { SiteSet::NONE } else { SiteSet::ALL },
@@ -287,7 +284,6 @@ impl Emitter {
                 entry = self.here();
             }
             dynasm!(self.ops; .arch x64; =>label);
-            self.forget_flags();
             self.fence_before(region, i as u16);
             self.counts_trips = false;
             match i8::try_from(block.insns) {
