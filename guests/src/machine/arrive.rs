@@ -13,15 +13,18 @@
 //! A target that has not all of the message does not run. Once it runs it never says that it does not: what fails then pauses it, and
 //! whatever waits for a page waits on.
 
-use std::io::{self, Write};
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, RwLock};
+mod line;
+
+use std::io;
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use notdirty_core::migration::postcopy::{Answer, AskedPages, Bitmap, Command, Name, PageSizes, State, Step};
 use notdirty_core::migration::{Channel, Event, Fault, Incoming, Section, StreamError, StreamReader, multifd};
-use notdirty_core::{Blocktime, MissingPages, PAGE_SIZE, PageBytes, PageSource, RamBlock, RamList};
+use notdirty_core::{Blocktime, MissingPages, PAGE_SIZE, PageBytes, RamBlock, RamList};
 
 use super::migrate::{MigrationError, More};
+use line::Line;
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     // Each change is whole.
@@ -70,124 +73,11 @@ pub struct ArrivalStatus {
     pub why: Option<String>,
 }
 
-/// The way back to the source: what waits for a page asks by it.
-#[derive(Default)]
-struct Line {
-    main: Mutex<Option<Open>>,
-    /// The preempt channel, if there is one.
-    asked: RwLock<Option<Arc<AskedPages>>>,
-}
-
-/// How long a source that has sent all may take with pages that went by the preempt channel.
-const SETTLE: Duration = Duration::from_secs(30);
-
 /// Gives the channels of a recovery beside the first, within a time.
 pub type MoreChannels = Box<dyn FnMut(Duration) -> io::Result<Channel> + Send>;
 
 /// How long the channels of one recovery wait for each other.
 const IN_STEP: Duration = Duration::from_secs(10);
-
-struct Open {
-    channel: Channel,
-    /// The block that was asked for last.
-    last: Option<Arc<RamBlock>>,
-}
-
-impl Line {
-    fn open(&self, channel: Channel) {
-        *lock(&self.main) = Some(Open { channel, last: None });
-    }
-
-    /// Nothing is said any more; the thread that reads the channel is told.
-    fn close(&self) {
-        if let Some(open) = lock(&self.main).take() {
-            open.channel.shut();
-        }
-    }
-
-    fn asked(&self) -> Option<Arc<AskedPages>> {
-        self.asked.read().unwrap_or_else(PoisonError::into_inner).clone()
-    }
-
-    /// Nothing is placed by the preempt channel any more when this returns.
-    fn close_asked(&self) {
-        let asked = self.asked.write().unwrap_or_else(PoisonError::into_inner).take();
-        if let Some(asked) = asked {
-            asked.close();
-        }
-    }
-
-    /// Pages that are waited for come by this channel from here on. If it breaks, so does the main one.
-    fn preempt(self: &Arc<Self>, asked: AskedPages) -> io::Result<()> {
-        let asked = Arc::new(asked);
-        let (own, line) = (asked.clone(), Arc::downgrade(self));
-        let thread = std::thread::Builder::new().name("urgent pages".into());
-        thread.spawn(move || {
-            let why = own.serve();
-            // One that was replaced, or closed with the main one, breaks nothing.
-            let Some(line) = line.upgrade() else { return };
-            let mut current = line.asked.write().unwrap_or_else(PoisonError::into_inner);
-            if current.take_if(|current| Arc::ptr_eq(current, &own)).is_some() {
-                drop(current);
-                log::warn!("postcopy: the channel for urgent pages: {why}");
-                line.close();
-            }
-        })?;
-        *self.asked.write().unwrap_or_else(PoisonError::into_inner) = Some(asked);
-        Ok(())
-    }
-
-    /// All was sent: what went by the preempt channel is read. Nothing is placed by it when this returns well.
-    fn settle(&self, pages: &MissingPages) -> Result<(), Fault> {
-        let Some(asked) = self.asked() else { return Ok(()) };
-        let until = Instant::now() + SETTLE;
-        let late = || Instant::now() >= until;
-        while pages.left() != 0 && !late() && !asked.is_broken() {
-            if !asked.help(&mut || pages.left() == 0 || late()) {
-                std::thread::sleep(Duration::from_micros(100));
-            }
-        }
-        asked.rest();
-        Ok(())
-    }
-
-    fn say(&self, answers: &[Answer]) -> io::Result<()> {
-        let bytes = answers.iter().flat_map(Answer::to_bytes).collect::<Vec<_>>();
-        self.put(&bytes)
-    }
-
-    fn put(&self, bytes: &[u8]) -> io::Result<()> {
-        let mut line = lock(&self.main);
-        let open = line.as_mut().ok_or(io::ErrorKind::NotConnected)?;
-        open.channel.write_all(bytes)
-    }
-}
-
-impl PageSource for Line {
-    fn request(&self, block: &Arc<RamBlock>, off: u64) {
-        let len = block.page_size().min(block.used_length() - off.min(block.used_length())) as u32;
-        let len = len.max(PAGE_SIZE as u32);
-        if let Some(asked) = self.asked() {
-            // If it broke, it is asked for again once there is another.
-            asked.ask(block, off, len);
-            return;
-        }
-        let mut line = lock(&self.main);
-        // While there is no channel it is kept in mind, and asked for by the next one.
-        let Some(open) = line.as_mut() else { return };
-        let same = open.last.as_ref().is_some_and(|last| Arc::ptr_eq(last, block));
-        let idstr = (!same).then(|| block.idstr().to_owned());
-        let request = Answer::Request { idstr, start: off, len };
-        open.last = Some(block.clone());
-        if open.channel.write_all(&request.to_bytes()).is_err() {
-            open.channel.shut();
-        }
-    }
-
-    fn help(&self, over: &mut dyn FnMut() -> bool) -> bool {
-        self.asked().is_some_and(|asked| asked.help(over))
-    }
-}
 
 struct Talk {
     state: ArrivalState,
