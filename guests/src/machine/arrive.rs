@@ -19,7 +19,9 @@ use std::io;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use notdirty_core::migration::postcopy::{Answer, AskedPages, Bitmap, Command, Name, PageSizes, State, Step};
+use notdirty_core::migration::postcopy::{
+    Answer, AskedPages, Bitmap, Command, Inbound, Moment, Name, Notifiers, Outcome, PageSizes, State, Step,
+};
 use notdirty_core::migration::{Channel, Event, Fault, Incoming, Section, StreamError, StreamReader, multifd};
 use notdirty_core::{Blocktime, MissingPages, PAGE_SIZE, PageBytes, RamBlock, RamList};
 
@@ -216,6 +218,7 @@ impl Drop for Owner {
 /// What is known of a postcopy before the machine runs.
 #[derive(Default)]
 pub(super) struct Advised {
+    inbound: Inbound,
     state: State,
     name: Name,
     sizes: Option<PageSizes>,
@@ -244,6 +247,16 @@ fn refused(fault: Fault) -> MigrationError {
 }
 
 impl Advised {
+    /// These are told of it.
+    pub(super) fn new(notifiers: &Notifiers) -> Advised {
+        Advised { inbound: Inbound::new(notifiers), ..Advised::default() }
+    }
+
+    /// It is over before the machine runs.
+    pub(super) fn end(mut self, outcome: Outcome) -> Result<(), MigrationError> {
+        Ok(self.inbound.end(outcome)?)
+    }
+
     /// RAM has begun: these blocks.
     pub(super) fn ram(&mut self, list: &Arc<RamList>, blocks: &[Arc<RamBlock>]) -> Result<(), MigrationError> {
         if self.state == State::None {
@@ -261,7 +274,7 @@ impl Advised {
             // The source names what is yet to come.
             pages.mark_received(block, 0, block.used_length()).map_err(missing)?;
         }
-        self.pages = Some(pages);
+        self.inbound.tell(Moment::Advise, Some(self.pages.insert(pages)))?;
         Ok(())
     }
 
@@ -283,6 +296,7 @@ impl Advised {
                 if incoming.is_some() {
                     return Err(MigrationError::Order("ADVISE behind the list of RAM".into()));
                 }
+                self.inbound.tell(Moment::Probe, None)?;
                 self.sizes = *sizes;
             }
             Command::Discard(_) | Command::DiscardMap(_) => self.discard(&command, incoming.ok_or_else(early)?)?,
@@ -360,6 +374,7 @@ impl Advised {
             self.line.preempt(asked).map_err(MigrationError::Host)?;
         }
         pages.listen().map_err(|why| MigrationError::Order(why.to_string()))?;
+        self.inbound.tell(Moment::Listen, Some(&pages))?;
         let talk = Talk {
             state: ArrivalState::Running,
             why: None,
@@ -382,7 +397,7 @@ impl Advised {
         let owner = Owner(arrival.clone());
         let name = self.name;
         let more: MoreChannels = Box::new(|_| Err(io::ErrorKind::NotConnected.into()));
-        let reads = Reads { arrival, reader, incoming, name, more };
+        let reads = Reads { arrival, reader, incoming, name, more, inbound: self.inbound };
         let thread = std::thread::Builder::new().name("arrival".into());
         thread.spawn(move || reads.all()).map_err(MigrationError::Host)?;
         Ok((sections, Starting { owner, pings }))
@@ -411,6 +426,7 @@ struct Reads {
     incoming: Incoming,
     name: Name,
     more: MoreChannels,
+    inbound: Inbound,
 }
 
 impl Reads {
@@ -418,23 +434,23 @@ impl Reads {
         let arrival = self.arrival.clone();
         loop {
             let why = match self.read() {
-                Ok(()) => return arrival.set(ArrivalState::Complete, None),
+                Ok(()) => return self.over(Outcome::Complete, None),
                 Err(why) => why,
             };
             arrival.0.line.close_asked();
             arrival.0.line.close();
             if arrival.is_dropped() {
-                return arrival.set(ArrivalState::Failed, Some("the machine is gone".into()));
+                return self.over(Outcome::Failed, Some("the machine is gone".into()));
             }
             if let MigrationError::Stream(StreamError { fault: Fault::Checksum { .. }, .. }) = &why {
                 // It runs on what is wrong: another channel makes nothing right.
                 log::error!("postcopy: {why}");
-                return arrival.set(ArrivalState::Failed, Some(why.to_string()));
+                return self.over(Outcome::Failed, Some(why.to_string()));
             }
             log::warn!("postcopy is paused: {why}");
             arrival.set(ArrivalState::Paused, Some(why.to_string()));
             let Some((channel, more)) = arrival.next() else {
-                return arrival.set(ArrivalState::Failed, Some("the machine is gone".into()));
+                return self.over(Outcome::Failed, Some("the machine is gone".into()));
             };
             // Without a descriptor it reads, and fails when it is to answer.
             if let Ok(answers) = channel.try_clone() {
@@ -444,6 +460,19 @@ impl Reads {
             self.more = more;
             self.incoming.forget_last();
         }
+    }
+
+    /// Those that were told of it hear the end before it is seen.
+    fn over(&mut self, outcome: Outcome, why: Option<String>) {
+        let refused = self.inbound.end(outcome).map_err(|why| why.to_string());
+        if let Err(why) = &refused {
+            // The source knows that all is here, and has ended: the machine runs on.
+            log::error!("postcopy: {why}");
+        }
+        let why = why.or(refused.err());
+        let state =
+            if outcome == Outcome::Complete && why.is_none() { ArrivalState::Complete } else { ArrivalState::Failed };
+        self.arrival.set(state, why);
     }
 
     fn say(&self, answer: Answer) -> Result<(), MigrationError> {

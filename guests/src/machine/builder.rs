@@ -3,6 +3,7 @@
 use std::io;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 
+use notdirty_core::migration::postcopy::Notifiers;
 use notdirty_core::{PAGE_SIZE, RamError};
 use notdirty_softmmu::MapError;
 use notdirty_tcg::clock::Clock;
@@ -122,6 +123,7 @@ pub struct MachineBuilder {
     trace: Option<Box<dyn TraceSink>>,
     pub(super) framebuffer: Option<(u32, u32)>,
     pub(super) semihosting: bool,
+    pub(super) notifiers: Notifiers,
 }
 
 impl Default for MachineBuilder {
@@ -145,6 +147,7 @@ impl Default for MachineBuilder {
             trace: None,
             framebuffer: None,
             semihosting: true,
+            notifiers: Notifiers::default(),
         }
     }
 }
@@ -258,6 +261,12 @@ impl MachineBuilder {
     /// time and end the run; they reach no file). Else they are exceptions as any `ebreak`. On unless said.
     pub fn semihosting(mut self, on: bool) -> Self {
         self.semihosting = on;
+        self
+    }
+
+    /// What is told if the machine [comes](Self::receive) by postcopy, and may refuse it at each step.
+    pub fn postcopy_notifiers(mut self, notifiers: &Notifiers) -> Self {
+        self.notifiers = notifiers.clone();
         self
     }
 

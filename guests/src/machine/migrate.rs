@@ -15,6 +15,7 @@ use std::time::{Duration, Instant};
 
 use notdirty_core::migration::mapped_ram::{self, Job};
 use notdirty_core::migration::multifd::{self, Meeting};
+use notdirty_core::migration::postcopy::{Outcome, Refusal};
 use notdirty_core::migration::{
     Channel, Event, Incoming, ListedBlock, MAPPED_RAM, Section, StreamError, StreamReader, StreamWriter, read_list,
 };
@@ -136,6 +137,9 @@ pub enum MigrationError {
         /// How many.
         left: u64,
     },
+    /// A step of a postcopy was refused at its target: see [`MachineBuilder::postcopy_notifiers`].
+    #[error(transparent)]
+    Notifier(#[from] Refusal),
     /// No run of the machine took notice.
     #[error("the machine was not run for {:.0} s, so it could not be asked", waited.as_secs_f64())]
     NotRun {
@@ -424,8 +428,8 @@ fn come<F: FnOnce(&mut Machine) -> Result<(), MigrationError>>(
             "pages with fixed places (mapped-ram) come by no channel: restore it".into(),
         ));
     }
+    let (mut ram, mut advised): (Option<Incoming>, _) = (None, Advised::new(&builder.notifiers));
     let mut coming = Coming { builder: Some(builder), attach: Some(attach), machine: None, sections: Vec::new() };
-    let (mut ram, mut advised): (Option<Incoming>, _) = (None, Advised::default());
     loop {
         match reader.event()? {
             Event::Section(section) => coming.section(section)?,
@@ -469,7 +473,9 @@ fn come<F: FnOnce(&mut Machine) -> Result<(), MigrationError>>(
     // Advised, and not needed.
     machine.board.space.ram().forget_missing("all of it came before it ran");
     machine.all_ram_was_written(ram.blocks());
-    Ok(Came::Whole(Box::new(coming.finish()?)))
+    let machine = coming.finish()?;
+    advised.end(Outcome::NotUsed)?;
+    Ok(Came::Whole(Box::new(machine)))
 }
 
 /// Gives the next channel that connects.

@@ -18,6 +18,7 @@
 //! | `fetch.rs` | the target's: records are placed, each page whole and once |
 //! | `heard.rs` | what the source hears of the target, by a thread of its own |
 //! | `requests.rs` | pages that the target waits for, in the order in which it asked |
+//! | `notify.rs` | what is told of the target's steps, and may stop them |
 //! | `asked.rs`, `urgent.rs` | the two ends of the preempt channel, on which pages that are waited for come without a hand-over |
 //!
 //! The source of a machine of ours names each page that is yet to come by RAM_DISCARD: a page without a name is there, and zero unless
@@ -29,6 +30,7 @@ mod commands;
 mod discard;
 mod fetch;
 mod heard;
+mod notify;
 mod requests;
 mod send;
 mod state;
@@ -41,6 +43,7 @@ pub use commands::{Command, Discard, DiscardMap, MOST_RUNS, MOST_WORDS, Name, Pa
 pub use discard::{canonical, discards};
 pub use fetch::Runs;
 pub use heard::{Heard, ReturnPath};
+pub use notify::{Answered, Inbound, Moment, Notice, NotifierGuard, Notifiers, Outcome, Refusal};
 pub use requests::Requests;
 pub use send::Rest;
 pub use state::{State, Step};
