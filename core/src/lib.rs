@@ -22,7 +22,7 @@
 //! | [`ram`] | [`RamBlock`], [`RamList`]: mappings, names, offsets, lookup, resizing, listeners; [`Image`]: all of it as it was |
 //! | [`dirty`] | [`DirtyMemory`]: what wants to hear the next store to a page; [`CodePages`]: which lines hold translated code; [`LineLog`]: which were written since a checkpoint; [`DirtyLog`], [`Harvest`]: what takes bits away |
 //! | [`ring`] | [`DirtyRing`], [`RingLog`]: the pages that became dirty, as lists, one for each vCPU |
-//! | [`missing`] | [`MissingPages`], [`PageSource`]: pages of RAM that are yet to come, waited for and placed once |
+//! | [`missing`] | [`MissingPages`], [`PageSource`]: pages of RAM that are yet to come, waited for and placed once; noticed by the softmmu, or the host's MMU, too: [`UserFaults`] |
 //! | [`migration`] | what a migration keeps for each block, its sync from the dirty memory; QEMU's stream and files |
 //!
 //! The road of a guest store touches this crate twice: the host store lands in a [`RamBlock`], then the pages are
@@ -37,7 +37,7 @@
 //! laws; ARCHITECTURE.md states each in one sentence. A program that embeds this keeps one of them itself, SAFE-1: a thread that
 //! waits (for a sync, a start, a re-arm) holds no RCU guard and no lock that a vCPU might wait for.
 //!
-//! Absent on purpose: threads, but for the one that drops what RCU retires.
+//! Absent on purpose: threads, but for the one that drops what RCU retires, and one that reads faults for each [`UserFaults`] in use.
 
 #![warn(clippy::missing_errors_doc)]
 
@@ -60,8 +60,9 @@ pub use dirty::{
     VcpuId, WRITTEN_OFFSET, fence_after_store, lines_of,
 };
 pub use missing::{
-    Blocktime, MissingError, MissingPages, MissingPhase, PageBytes, PageSource, VcpuBlocktime, WaitToken, Waiter,
-    Waiting,
+    Blocktime, FaultKind, FaultSource, MissingError, MissingPages, MissingPhase, NoUserfault, PageBytes, PageSource,
+    PeerFaults, PeerRange, Placing, SharedFaults, SoftwareFaults, UserFaults, UserfaultLack, VcpuBlocktime, WaitToken,
+    Waiter, Waiting,
 };
 pub use ram::{
     Announced, Baseline, BeforeRegistration, BeforeWrite, CanWait, Delta, Entered, Held, Image, ImageError,

@@ -92,6 +92,16 @@ pub enum MissingError {
     /// A vCPU did not drop what it has of pages that are to be missing.
     #[error("a vCPU keeps pages that are to be missing")]
     NotServed(#[source] NotServed),
+    /// By userfaultfd.
+    #[error("RAM block {idstr}: cannot {doing}: {source}")]
+    Userfault {
+        /// The block.
+        idstr: String,
+        /// What.
+        doing: &'static str,
+        /// What the host said.
+        source: std::io::Error,
+    },
     /// The memory was not given back.
     #[error(transparent)]
     Ram(Box<RamError>),

@@ -1,6 +1,6 @@
 //! The RAM list's side: one flag, and behind it the pages that are missing.
 
-use super::{MissingError, MissingPages, PageSource, WaitToken};
+use super::{FaultSource, MissingError, MissingPages, PageSource, SoftwareFaults, WaitToken};
 use crate::addr::RamAddr;
 use crate::ram::{RamBlock, RamList};
 use crate::rcu::{RcuCell, pin};
@@ -51,11 +51,25 @@ impl RamList {
         source: Arc<dyn PageSource>,
         blocks: impl IntoIterator<Item = Arc<RamBlock>>,
     ) -> Result<Arc<MissingPages>, MissingError> {
+        self.set_missing_by(Arc::new(SoftwareFaults), source, blocks)
+    }
+
+    /// The same, noticed by this source of faults, which is used once: [`UserFaults`](super::UserFaults), say.
+    ///
+    /// # Errors
+    /// As [`set_missing`](Self::set_missing); [`MissingError::Userfault`] of a block whose memory cannot be.
+    pub fn set_missing_by(
+        self: &Arc<Self>,
+        faults: Arc<dyn FaultSource>,
+        source: Arc<dyn PageSource>,
+        blocks: impl IntoIterator<Item = Arc<RamBlock>>,
+    ) -> Result<Arc<MissingPages>, MissingError> {
         let blocks: Vec<_> = blocks.into_iter().collect();
         if let Some(other) = blocks.iter().find(|block| !block.belongs_to(self)) {
             return Err(MissingError::UnknownBlock { idstr: other.idstr().to_owned() });
         }
-        let pages = Arc::new(MissingPages::new(self, source, blocks));
+        blocks.iter().try_for_each(|block| faults.check(block))?;
+        let pages = Arc::new(MissingPages::new(self, source, faults, blocks));
         let change = self.missing_door().change.lock().unwrap_or_else(PoisonError::into_inner);
         if self.missing_door().pages.load(&pin()).is_some() {
             return Err(MissingError::AlreadyMissing);

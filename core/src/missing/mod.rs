@@ -38,18 +38,23 @@
 //! | `marks.rs` | which pages are here, before any is waited for, and for a recovery |
 //! | `wait.rs` | what waits, and what was asked for |
 //! | `blocktime.rs` | how long was waited |
+//! | `faults.rs`, `userfault/` | how a missing page is noticed and placed: by the softmmu alone, or by the host's MMU, too |
 
 mod blocktime;
 mod error;
+mod faults;
 mod list;
 mod marks;
 mod states;
+mod userfault;
 mod wait;
 
 pub use blocktime::{Blocktime, VcpuBlocktime, Waiter};
 pub use error::{MissingError, MissingPhase};
+pub use faults::{FaultKind, FaultSource, Placing, SoftwareFaults};
 pub(crate) use list::MissingDoor;
 pub use states::{Claim, Ended, PageStates, WaitToken, Waiting, Woken};
+pub use userfault::{NoUserfault, PeerFaults, PeerRange, SharedFaults, UserFaults, UserfaultLack};
 
 use states::Bits;
 
@@ -81,6 +86,15 @@ pub trait PageSource: Send + Sync {
         let _ = over;
         false
     }
+
+    /// As [`request`](Self::request), of neighbours: `len` bytes, whole host pages but for the end of the block.
+    fn request_run(&self, block: &Arc<RamBlock>, off: u64, len: u64) {
+        let page = block.page_size();
+        (off..off.saturating_add(len)).step_by(page as usize).for_each(|off| self.request(block, off));
+    }
+
+    /// Pages were requested by a thread that does not help: another reads what comes.
+    fn hand_over(&self) {}
 }
 
 /// What a page becomes.
@@ -146,6 +160,7 @@ struct MissingBlock {
 pub struct MissingPages {
     list: Weak<RamList>,
     source: Arc<dyn PageSource>,
+    faults: Arc<dyn FaultSource>,
     /// By rising offset.
     blocks: Box<[MissingBlock]>,
     states: PageStates,
@@ -171,7 +186,12 @@ impl MissingBlock {
 }
 
 impl MissingPages {
-    fn new(list: &Arc<RamList>, source: Arc<dyn PageSource>, mut all: Vec<Arc<RamBlock>>) -> Self {
+    fn new(
+        list: &Arc<RamList>,
+        source: Arc<dyn PageSource>,
+        faults: Arc<dyn FaultSource>,
+        mut all: Vec<Arc<RamBlock>>,
+    ) -> Self {
         all.sort_by_key(|block| block.offset());
         all.dedup_by(|a, b| Arc::ptr_eq(a, b));
         let page = all.first().map_or(PAGE_SIZE, |block| block.page_size());
@@ -188,6 +208,7 @@ impl MissingPages {
         Self {
             list: Arc::downgrade(list),
             source,
+            faults,
             blocks,
             states: PageStates::new(first),
             phase: Mutex::new(Phase { phase: MissingPhase::Gathering, why: "".into() }),
@@ -311,11 +332,14 @@ impl MissingPages {
             return Err(MissingError::Phase { doing: "listen", phase: phase.phase });
         }
         let Some(list) = self.list.upgrade() else { return Ok(()) };
+        let Some(own) = list.missing().filter(|pages| core::ptr::eq(&**pages, self)) else { return Ok(()) };
         // First: what a vCPU fills after it has flushed is asked about.
         list.missing_door().set(true);
-        if let Err(why) = list.listeners().flush(PATIENCE) {
+        let armed = self.faults.arm(&own);
+        if let Err(why) = armed.and_then(|()| list.listeners().flush(PATIENCE).map_err(MissingError::NotServed)) {
             list.missing_door().set(false);
-            return Err(MissingError::NotServed(why));
+            self.faults.disarm();
+            return Err(why);
         }
         phase.phase = MissingPhase::Missing;
         drop(phase);
@@ -343,16 +367,15 @@ impl MissingPages {
             return Err(MissingError::Phase { doing: "place a page", phase });
         }
         let Some(claim) = self.states.claim(pages.start) else { return Ok(false) };
-        match bytes {
-            PageBytes::Copy(bytes) => block.place_raw(off, bytes),
-            PageBytes::Zero if found.zeroes && !self.stale.get().is_some_and(|stale| stale.has(pages.start)) => {}
-            PageBytes::Zero => block.place_raw(off, &vec![0; len as usize]),
-        }
+        let is_zero = found.zeroes && !self.stale.get().is_some_and(|stale| stale.has(pages.start));
+        let page = Placing { block, off, len, is_zero };
+        self.faults.place(page, bytes)?;
         if let Some(list) = self.list.upgrade() {
             // Before it can be read: a sync that takes the page's bit reads these bytes.
             list.after(RamAddr::new(block.offset().get() + off), len);
         }
         claim.receive();
+        self.faults.placed(page);
         if self.left.fetch_sub(1, Ordering::AcqRel) == 1 {
             self.finish_if_complete();
         }
@@ -371,6 +394,7 @@ impl MissingPages {
     }
 
     fn detach(&self) {
+        self.faults.disarm();
         if let Some(list) = self.list.upgrade() {
             list.missing_door().clear(self);
             // vCPUs find at their next safe point that loads need no entries any more.
@@ -388,6 +412,49 @@ impl MissingPages {
         *phase = Phase { phase: MissingPhase::Ended, why: why.into() };
         drop(phase);
         self.states.end();
+        self.faults.disarm();
+    }
+
+    /// How missing pages are noticed.
+    pub fn fault_kind(&self) -> FaultKind {
+        self.faults.kind()
+    }
+
+    /// Where the host's MMU notices them: for [what other processes share](UserFaults::share).
+    pub fn userfaults(&self) -> Option<&UserFaults> {
+        self.faults.as_userfaults()
+    }
+
+    /// Nothing of the source of faults is left when this returns, and none of its peers is answered any more: behind the last page, or the
+    /// [end](Self::end).
+    pub fn close_faults(&self) {
+        self.faults.close();
+    }
+
+    /// The pages of a block that are not here: runs of bytes, whole pages of the host.
+    fn missing_runs(&self, block: &RamBlock) -> Vec<Range<u64>> {
+        let Ok(found) = self.of(block) else { return Vec::new() };
+        let mut runs: Vec<Range<u64>> = Vec::new();
+        for (word, here) in self.states.received(found.pages(self.page)).enumerate() {
+            let mut left = !here;
+            while left != 0 {
+                let first = left.trailing_zeros();
+                let count = (left >> first).trailing_ones();
+                left &= u64::MAX.checked_shl(first + count).unwrap_or(0);
+                let start = (word as u64 * 64 + u64::from(first)) * self.page;
+                let end = start + u64::from(count) * self.page;
+                match runs.last_mut() {
+                    Some(last) if last.end == start => last.end = end,
+                    _ => runs.push(start..end),
+                }
+            }
+        }
+        let length = found.length.load(Ordering::Acquire).next_multiple_of(self.page);
+        runs.retain_mut(|run| {
+            run.end = run.end.min(length);
+            !run.is_empty()
+        });
+        runs
     }
 
     fn ended(&self) -> MissingError {

@@ -286,6 +286,11 @@ pub struct Waiting<'s> {
 }
 
 impl Waiting<'_> {
+    /// It is waited for until it is placed, or none comes any more.
+    pub(super) fn until_placed(self) {
+        core::mem::forget(self);
+    }
+
     /// Is the page here?
     pub fn is_over(&self) -> bool {
         self.states.received.has(self.page)

@@ -70,6 +70,57 @@ impl MissingPages {
         self.source.help(over)
     }
 
+    /// A thread waits for this page in the host, until it is placed or none comes; added to `missing` if it is to be asked for. `false`: it is here.
+    pub(super) fn begin_fault(&self, ram: RamAddr, missing: &mut Vec<RamAddr>) -> bool {
+        let Some((_, page)) = self.page_of(ram) else { return false };
+        match self.states.begin_wait(page, Waker::noop().clone(), Waiter::Host) {
+            Ok(None) => return false,
+            // The placement ends it.
+            Ok(Some(waiting)) => waiting.until_placed(),
+            // Unregistered, it goes on.
+            Err(Ended) => return true,
+        }
+        if self.states.first_request(page) {
+            missing.push(ram);
+        }
+        true
+    }
+
+    /// Asks for these pages, to which nothing did: neighbours as one.
+    pub(super) fn request_all(&self, mut all: Vec<RamAddr>) {
+        if all.is_empty() {
+            return;
+        }
+        self.requests.fetch_add(all.len() as u64, Ordering::Relaxed);
+        all.sort_unstable();
+        let next = |a: &RamAddr, b: &RamAddr| a.get() + self.page == b.get();
+        for run in all.chunk_by(next) {
+            // Blocks lie apart in RAM, or next to each other.
+            let mut left = run;
+            while let Some((found, page)) = left.first().and_then(|ram| self.page_of(*ram)) {
+                let inside = left
+                    .partition_point(|ram| self.page_of(*ram).is_some_and(|(other, _)| core::ptr::eq(other, found)));
+                let off = (page - found.first) * self.page;
+                let len = (inside as u64 * self.page).min(found.length.load(Ordering::Acquire) - off);
+                self.source.request_run(&found.block, off, len);
+                left = &left[inside..];
+            }
+        }
+        self.hand_over();
+    }
+
+    pub(super) fn hand_over(&self) {
+        self.source.hand_over();
+    }
+
+    /// There is another channel: all that is waited for is asked for again, by the thread of the source of faults, if it has one.
+    pub fn resume(&self) {
+        if !self.faults.resume() {
+            self.request_again();
+            self.hand_over();
+        }
+    }
+
     /// Asks the source for the page of an address, if it is missing and nothing did.
     fn request(&self, ram: RamAddr) {
         if let Some((found, page)) = self.page_of(ram)

@@ -212,6 +212,12 @@ impl RamBlock {
         self.mapping.discard(off, len).map_err(|failure| host_error(&self.idstr, len, failure))
     }
 
+    /// What is mapped of the first `len` bytes of shared memory is not; the file keeps its bytes.
+    pub(crate) fn drop_mapped(&self, len: u64) -> Result<(), RamError> {
+        let len = len.min(self.mapping.committed());
+        self.mapping.drop_mapped(len).map_err(|failure| host_error(&self.idstr, len, failure))
+    }
+
     /// As `discard`, of all memory above the used length, but for what shares a host page with it.
     pub(super) fn discard_tail(&self) -> Result<(), RamError> {
         let start = self.used_length().next_multiple_of(self.page_size());

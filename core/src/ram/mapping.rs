@@ -249,6 +249,19 @@ impl Mapping {
         }
     }
 
+    /// What is mapped of the first bytes of shared memory is not any more: the next access finds it in its file. Nothing, of other memory.
+    pub(super) fn drop_mapped(&self, len: u64) -> Result<(), Failure> {
+        match &self.backing {
+            Backing::Memfd(_) | Backing::File { shared: true, .. } => {}
+            Backing::Anonymous | Backing::File { shared: false, .. } => return Ok(()),
+        }
+        // SAFETY: our own memory, of a mapping that is shared: its bytes stay where they are.
+        match unsafe { libc::madvise(self.host.as_ptr().cast(), len as usize, libc::MADV_DONTNEED) } {
+            0 => Ok(()),
+            _ => Err(failed("unmap")),
+        }
+    }
+
     /// Anonymous memory gets the bytes of a file, which is not written again: whole pages of the host, of both. `false` for any other, which stays as
     /// it is.
     pub(super) fn lie_on(&self, bytes: Range<u64>, file: &OwnedFd) -> io::Result<bool> {

@@ -1,0 +1,147 @@
+//! The thread that reads faults.
+//!
+//! ```text
+//!   poll: bell │ own descriptor │ each peer's
+//!     bell ─▶ quit, a new peer, one that left, resume
+//!     a descriptor ─▶ up to 64 faults at a read, until there are none ─▶ (block, page) of each
+//!                       ├─ missing: waits begin, runs of neighbours are asked for, another thread reads the answer (hand_over)
+//!                       └─ here, also if it came meanwhile: mapped, and what waits goes on
+//! ```
+//!
+//! It never touches RAM itself, and takes no lock that a thread holds while it touches RAM: what it serves may be that thread.
+
+use super::sys::{self, Message, Uffd};
+use super::{Inner, Own};
+use crate::addr::RamAddr;
+use crate::missing::MissingPages;
+use std::io;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+/// Faults that are read at once.
+const AT_ONCE: usize = 64;
+
+/// One fault: where its page is in RAM, and in what waits for it.
+struct Fault {
+    ram: RamAddr,
+    at: u64,
+    size: u64,
+    /// Minor faults are told there.
+    minor: bool,
+    /// This is one.
+    in_file: bool,
+}
+
+/// A page that is here, and not mapped, is; what waits for it goes on. `minor`: it may be in its file, and is if that was told.
+fn settle(uffd: &Uffd, fault: &Fault) -> io::Result<()> {
+    let (at, size) = (fault.at, fault.size);
+    if fault.in_file && map(uffd, at, size).is_ok() {
+        return Ok(());
+    }
+    match uffd.zero(at, size) {
+        Err(why) if why.raw_os_error() == Some(libc::EEXIST) => match fault.minor {
+            true => map(uffd, at, size),
+            false => uffd.wake(at, size),
+        },
+        done => done,
+    }
+}
+
+/// A page that is in its file is mapped, if it is not; what waits for it goes on.
+pub(super) fn map(uffd: &Uffd, at: u64, size: u64) -> io::Result<()> {
+    match uffd.go_on(at, size) {
+        Err(why) if why.raw_os_error() == Some(libc::EEXIST) => uffd.wake(at, size),
+        done => done,
+    }
+}
+
+impl Inner {
+    /// Until it is told to quit, and has no peer.
+    pub(super) fn run(&self) {
+        let mut messages = [Message::default(); AT_ONCE];
+        let mut failed = false;
+        loop {
+            let peers = self.peers().clone();
+            if self.quit.load(Ordering::Acquire) && peers.is_empty() {
+                return;
+            }
+            let readable = |fd| libc::pollfd { fd, events: libc::POLLIN, revents: 0 };
+            let mut fds = vec![readable(self.bell.raw()), readable(if failed { -1 } else { self.uffd.raw() })];
+            fds.extend(peers.iter().map(|peer| readable(if peer.is_broken() { -1 } else { peer.uffd.raw() })));
+            if let Err(why) = sys::wait(&mut fds) {
+                log::error!("faults of userfaultfd are not waited for any more: {why}");
+                return;
+            }
+            if fds[0].revents != 0 {
+                self.bell.take();
+            }
+            let pages = super::lock(&self.pages).upgrade();
+            if self.resume.swap(false, Ordering::AcqRel)
+                && let Some(pages) = &pages
+            {
+                pages.request_again();
+                pages.hand_over();
+            }
+            if fds[1].revents != 0 {
+                let read = self.serve(&self.uffd, &mut messages, pages.as_ref(), |inner, at| {
+                    let all = inner.own();
+                    let own = all.get(all.partition_point(|own| own.start <= at).checked_sub(1)?)?;
+                    own.fault(at)
+                });
+                if let Err(why) = read {
+                    log::error!("faults of userfaultfd are not read any more: {why}");
+                    failed = true;
+                }
+            }
+            for (peer, _) in peers.iter().zip(&fds[2..]).filter(|(_, fd)| fd.revents != 0) {
+                let of = |_: &Inner, at: u64| {
+                    let (ram, start, size) = peer.page_of(at)?;
+                    Some(Fault { ram, at: start, size, minor: peer.minor, in_file: false })
+                };
+                if let Err(why) = self.serve(&peer.uffd, &mut messages, pages.as_ref(), of) {
+                    peer.fail(&why);
+                }
+            }
+        }
+    }
+
+    /// Reads what was told by this descriptor, asks for what is missing, and answers the rest.
+    fn serve(
+        &self,
+        uffd: &Uffd,
+        messages: &mut [Message; AT_ONCE],
+        pages: Option<&Arc<MissingPages>>,
+        of: impl Fn(&Inner, u64) -> Option<Fault>,
+    ) -> io::Result<()> {
+        loop {
+            let got = uffd.read(messages)?;
+            let found = |message: &Message| Some(Fault { in_file: message.is_minor(), ..of(self, message.fault()?)? });
+            let mut faults: Vec<_> = messages[..got].iter().filter_map(found).collect();
+            // Those that are missing wait; the rest is here.
+            if let Some(pages) = pages {
+                let mut missing = Vec::new();
+                faults.retain(|fault| !pages.begin_fault(fault.ram, &mut missing));
+                pages.request_all(missing);
+            }
+            for fault in &faults {
+                if let Err(why) = settle(uffd, fault) {
+                    // What waits looks again: unregistered meanwhile, or gone.
+                    log::debug!("a page at {:#x}: {why}", fault.at);
+                    let _ = uffd.wake(fault.at, fault.size);
+                }
+            }
+            if got < AT_ONCE {
+                return Ok(());
+            }
+        }
+    }
+}
+
+impl Own {
+    fn fault(&self, at: u64) -> Option<Fault> {
+        let size = self.block.page_size();
+        let off = (at - self.start) / size * size;
+        let ram = RamAddr::new(self.block.offset().get() + off);
+        (off < self.len).then_some(Fault { ram, at: self.start + off, size, minor: self.minor, in_file: false })
+    }
+}
