@@ -47,8 +47,8 @@ pub use machine::{
     RemapError, ResizeError, Road, Snapshot, SnapshotChain, SnapshotInfo, SnapshotOptions, Stop, Tls, TlsError,
     UnplugError, Uri, UriError, WeakStop, WriteReport, snapshot_info, squash, squash_by,
 };
-pub use notdirty_core::PutBack;
 pub use notdirty_core::migration::{Cancel, Channel, Limits, Progress};
+pub use notdirty_core::{FaultKind, PutBack};
 pub use notdirty_softmmu::{AccessError, GuestPhys, RegionId};
 pub use notdirty_tcg::cover::{Compares, Edges};
 pub use notdirty_tcg::cpu::CpuState;

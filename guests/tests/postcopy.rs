@@ -13,8 +13,9 @@ use std::time::{Duration, Instant};
 
 use notdirty::programs::{GuestImage, smc, sums};
 use notdirty::{
-    Arrival, ArrivalState, ArrivalStatus, Cancel, Channel, ExitBy, GuestExit, LeaveOptions, Listener, Machine,
-    MachineBuilder, MachineExit, Migration, MigrationState, MigrationStatus, Postcopy, Program, Road, RunLimits, Uri,
+    Arrival, ArrivalState, ArrivalStatus, Cancel, Channel, ExitBy, FaultKind, GuestExit, LeaveOptions, Listener,
+    Machine, MachineBuilder, MachineExit, Migration, MigrationState, MigrationStatus, Postcopy, Program, Road,
+    RunLimits, Uri,
 };
 
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -60,6 +61,8 @@ struct How {
     cut_after: Duration,
     /// Bytes a second of the sweep.
     bandwidth: Option<u64>,
+    /// How missing pages are noticed.
+    faults: FaultKind,
     /// The source rests after so many instructions, so that a short program is still under way.
     slice: Option<u64>,
 }
@@ -129,11 +132,12 @@ fn go(machine: &mut Machine, how: How, after: Duration, limits: impl Fn(&Machine
                 }
             };
             let mut more = |within| accept(listener, within);
-            let mut machine = match Machine::builder().receive_with(main, &mut more, |_| Ok(())) {
-                Ok(machine) => machine,
-                Err(_) if over.load(Ordering::Acquire) => return None,
-                Err(why) => panic!("{why}"),
-            };
+            let mut machine =
+                match Machine::builder().postcopy_faults(how.faults).receive_with(main, &mut more, |_| Ok(())) {
+                    Ok(machine) => machine,
+                    Err(_) if over.load(Ordering::Acquire) => return None,
+                    Err(why) => panic!("{why}"),
+                };
             // The source stands still for good.
             here.store(false, Ordering::Release);
             let arrival = machine.arrival().unwrap();
@@ -218,12 +222,24 @@ fn soon(time: Duration) -> RunLimits {
 
 #[test]
 fn a_guest_that_keeps_checksums_of_what_it_stores_finds_no_wrong_byte() {
+    keeps_checksums(FaultKind::Software);
+}
+
+#[test]
+fn the_same_guest_finds_no_wrong_byte_where_the_hosts_mmu_notices_missing_pages() {
+    match notdirty_core::UserFaults::open() {
+        Ok(_) => keeps_checksums(FaultKind::Userfaultfd),
+        Err(why) => println!("SKIPPED: {why}"),
+    }
+}
+
+fn keeps_checksums(faults: FaultKind) {
     let (times, bits) = size();
     let mut random = Random(0x9e37_79b9_7f4a_7c15);
     let mut machine = builder(sums::sums(2, bits, 0), 2, (2 << bits) + (32 << 20)).build().unwrap();
     // All of its RAM has something in it.
     assert_eq!(machine.run(&soon(Duration::from_millis(100))), MachineExit::Deadline);
-    let (mut faults, mut pauses, mut missing) = (0, 0, 0);
+    let (mut waits, mut pauses, mut missing) = (0, 0, 0);
     let mut standing = Duration::ZERO;
     for n in 0..times {
         let how = How {
@@ -234,6 +250,7 @@ fn a_guest_that_keeps_checksums_of_what_it_stores_finds_no_wrong_byte() {
             cut_after: Duration::from_micros(random.below(20_000)),
             // So that the sweep is still under way when it is cut.
             bandwidth: (n % 3 != 2).then(|| (16 << bits) >> random.below(2)),
+            faults,
             ..How::default()
         };
         let after = Duration::from_millis(5 + random.below(30));
@@ -241,7 +258,8 @@ fn a_guest_that_keeps_checksums_of_what_it_stores_finds_no_wrong_byte() {
             Gone::There(there, went, exit) => {
                 let (status, arrival) = *went;
                 assert_eq!(exit, MachineExit::Deadline, "{n} {how:?}");
-                faults += arrival.requests;
+                assert_eq!(arrival.faults, faults);
+                waits += arrival.requests;
                 pauses += arrival.pauses;
                 missing += arrival.missing;
                 standing = standing.max(status.downtime);
@@ -252,9 +270,9 @@ fn a_guest_that_keeps_checksums_of_what_it_stores_finds_no_wrong_byte() {
     }
     machine.write(sums::STOP, &[1]).unwrap();
     assert_eq!(machine.run_to_end(), PASS, "its own checksums");
-    assert!(faults > 0 && missing > 0 && pauses > 0, "{faults} faults, {missing} missing, {pauses} pauses");
+    assert!(waits > 0 && missing > 0 && pauses > 0, "{waits} waits, {missing} missing, {pauses} pauses");
     println!(
-        "{} MiB: {times} moves, {missing} pages missing, {faults} waited for, {pauses} pauses, at most {:.1} ms of standing still",
+        "{} MiB by {faults}: {times} moves, {missing} pages missing, {waits} waited for, {pauses} pauses, at most {:.1} ms of standing still",
         (2u64 << bits) >> 20,
         standing.as_secs_f64() * 1e3
     );

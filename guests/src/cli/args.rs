@@ -14,6 +14,7 @@ use super::postcopy::{self, Switch};
 use super::rate::{self, Rate};
 use super::signature;
 use crate::machine::{ClockKind, Compression, DEFAULT_RAM, LrSc, MAX_CHANNELS, Uri};
+use notdirty_core::FaultKind;
 
 /// What to do.
 #[derive(Debug, PartialEq)]
@@ -126,6 +127,8 @@ pub(super) struct Args {
     /// The machine runs there before its pages are there.
     pub postcopy: Option<Switch>,
     pub postcopy_bandwidth: Option<u64>,
+    /// How missing pages of a machine that comes are noticed.
+    pub postcopy_faults: Option<FaultKind>,
     /// How long a target is looked for again.
     pub recover: Option<Duration>,
     /// What was said of the machine as a guest sees it: a file that is restored says that itself.
@@ -194,6 +197,7 @@ pub(super) fn parse(args: impl IntoIterator<Item = OsString>) -> Result<Request,
         xbzrle: None,
         postcopy: None,
         postcopy_bandwidth: None,
+        postcopy_faults: None,
         recover: None,
         of_guest: Vec::new(),
     };
@@ -263,6 +267,14 @@ pub(super) fn parse(args: impl IntoIterator<Item = OsString>) -> Result<Request,
                 let value = text()?;
                 let bytes = size(&value).ok_or_else(|| format!("{shown} {value}: not a size such as 128M or 1G"))?;
                 parsed.postcopy_bandwidth = Some(bytes);
+            }
+            "postcopy-faults" => {
+                let value = text()?;
+                parsed.postcopy_faults = Some(match value.as_str() {
+                    "software" => FaultKind::Software,
+                    "userfaultfd" => FaultKind::Userfaultfd,
+                    _ => return Err(format!("{shown} {value}: must be software or userfaultfd")),
+                });
             }
             "recover" => {
                 let value = text()?;
@@ -547,6 +559,9 @@ fn check_snapshot(parsed: &Args) -> Result<(), String> {
         )
     {
         return Err("--json is for info, snapshot, squash, --incoming and --migrate".into());
+    }
+    if parsed.postcopy_faults.is_some() && !matches!(parsed.command, Command::Incoming(_)) {
+        return Err("--postcopy-faults is for run --incoming: pages are missing there".into());
     }
     if parsed.symbols.is_some() && !matches!(parsed.command, Command::Restore(_) | Command::Incoming(_)) {
         return Err("--symbols is for restore SNAPSHOT and run --incoming: a FILE has its own".into());

@@ -40,6 +40,9 @@ pub(super) fn parse(text: &str, integer: impl Fn(&str) -> Option<u64>) -> Option
 pub(super) fn receive(builder: MachineBuilder, uri: &Uri, args: &Args) -> Result<(Machine, Option<Hears>), ExitCode> {
     let name = uri.to_string();
     let host = |why: crate::machine::UriError| complain(Code::Host, &why.to_string());
+    // Before a source can send anything.
+    let builder = postcopy::faults(builder, args.postcopy_faults)
+        .map_err(|why| complain(Code::Host, &format!("--postcopy-faults userfaultfd: {why}")))?;
     let listener = uri.listen().map_err(host)?;
     if listener.uri() != *uri {
         // A port that the host chose: whoever is to send has to know it.

@@ -11,11 +11,13 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use notdirty_core::migration::Cancel;
+use notdirty_core::{FaultKind, NoUserfault, UserFaults};
 
 use super::plug::{self, After};
 use super::{print, say};
 use crate::machine::{
-    Arrival, ArrivalState, Listener, Machine, Migration, MigrationState, Postcopy, Road, Tls, Uri, UriError,
+    Arrival, ArrivalState, Listener, Machine, MachineBuilder, Migration, MigrationState, Postcopy, Road, Tls, Uri,
+    UriError,
 };
 
 /// How long each wait for the other end may be.
@@ -55,6 +57,24 @@ pub(super) fn options(switch: Switch, bandwidth: Option<u64>) -> Postcopy {
     };
     how.bandwidth = bandwidth;
     how
+}
+
+/// Why missing pages are noticed so.
+fn why(kind: FaultKind) -> &'static str {
+    match kind {
+        FaultKind::Software => "the softmmu needs no privilege",
+        FaultKind::Userfaultfd => "as asked for",
+    }
+}
+
+/// Says how pages will be noticed that are missing once the machine runs here, and why; refused, if that is not to be had.
+pub(super) fn faults(builder: MachineBuilder, asked: Option<FaultKind>) -> Result<MachineBuilder, NoUserfault> {
+    let kind = asked.unwrap_or_default();
+    if kind == FaultKind::Userfaultfd {
+        drop(UserFaults::open()?);
+    }
+    log::info!("pages that are yet to come are noticed by {kind}: {}", why(kind));
+    Ok(builder.postcopy_faults(kind))
 }
 
 /// A source that looks for its target again.
@@ -183,7 +203,7 @@ impl Hears {
             let vcpus: Vec<_> = blocked.vcpus.iter().map(|vcpu| vcpu.ns).collect();
             let last = blocked.distribution.iter().rposition(|count| *count != 0).map_or(0, |last| last + 1);
             print(&format!(
-                "{{\"arrival_ms\":{:.1},\"missing\":{},\"left\":{},\"faults\":{},\"pages\":{},\"zero_pages\":{},\"pauses\":{},\
+                "{{\"arrival_ms\":{:.1},\"missing\":{},\"left\":{},\"faults\":{},\"pages\":{},\"zero_pages\":{},\"pauses\":{},\"faults_by\":\"{}\",\"faults_why\":\"{}\",\
                  \"waits\":{},\"mean_wait_ns\":{},\"vcpu_blocked_ns\":{vcpus:?},\"overlapped_ns\":{},\"waits_by_log2_ns\":{:?}}}\n",
                 status.time.as_secs_f64() * 1e3,
                 status.missing,
@@ -192,6 +212,8 @@ impl Hears {
                 status.pages,
                 status.zero_pages,
                 status.pauses,
+                status.faults,
+                why(status.faults),
                 blocked.waits,
                 blocked.mean_ns(),
                 blocked.overlapped_ns,

@@ -23,7 +23,9 @@ use notdirty_core::migration::postcopy::{
     Answer, AskedPages, Bitmap, Command, Inbound, Moment, Name, Notifiers, Outcome, PageSizes, State, Step,
 };
 use notdirty_core::migration::{Channel, Event, Fault, Incoming, Section, StreamError, StreamReader, multifd};
-use notdirty_core::{Blocktime, MissingPages, PAGE_SIZE, PageBytes, RamBlock, RamList};
+use notdirty_core::{
+    Blocktime, FaultKind, FaultSource, MissingPages, MissingPhase, PAGE_SIZE, PageBytes, RamBlock, RamList,
+};
 
 use super::migrate::{MigrationError, More};
 use line::Line;
@@ -69,6 +71,8 @@ pub struct ArrivalStatus {
     pub zero_pages: u64,
     /// How often it was paused.
     pub pauses: u64,
+    /// How missing pages are noticed.
+    pub faults: FaultKind,
     /// How long pages were waited for.
     pub blocktime: Blocktime,
     /// What broke last, or why it failed.
@@ -119,6 +123,7 @@ impl Arrival {
             pages: talk.pages,
             zero_pages: talk.zero_pages,
             pauses: talk.pauses,
+            faults: pages.fault_kind(),
             blocktime: pages.blocktime(),
             why: talk.why.clone(),
         }
@@ -216,9 +221,9 @@ impl Drop for Owner {
 }
 
 /// What is known of a postcopy before the machine runs.
-#[derive(Default)]
 pub(super) struct Advised {
     inbound: Inbound,
+    faults: Arc<dyn FaultSource>,
     state: State,
     name: Name,
     sizes: Option<PageSizes>,
@@ -247,9 +252,18 @@ fn refused(fault: Fault) -> MigrationError {
 }
 
 impl Advised {
-    /// These are told of it.
-    pub(super) fn new(notifiers: &Notifiers) -> Advised {
-        Advised { inbound: Inbound::new(notifiers), ..Advised::default() }
+    /// These are told of it, and its faults come from there.
+    pub(super) fn new(notifiers: &Notifiers, faults: Arc<dyn FaultSource>) -> Advised {
+        Advised {
+            inbound: Inbound::new(notifiers),
+            faults,
+            state: State::default(),
+            name: Name::default(),
+            sizes: None,
+            line: Arc::default(),
+            pages: None,
+            preempt: None,
+        }
     }
 
     /// It is over before the machine runs.
@@ -269,7 +283,8 @@ impl Advised {
             return Err(MigrationError::Order(text));
         }
         let missing = |why: notdirty_core::MissingError| MigrationError::Order(why.to_string());
-        let pages = list.set_missing(self.line.clone(), blocks.iter().cloned()).map_err(missing)?;
+        let pages =
+            list.set_missing_by(self.faults.clone(), self.line.clone(), blocks.iter().cloned()).map_err(missing)?;
         for block in blocks {
             // The source names what is yet to come.
             pages.mark_received(block, 0, block.used_length()).map_err(missing)?;
@@ -465,6 +480,9 @@ impl Reads {
     /// Those that were told of it hear the end before it is seen.
     fn over(&mut self, outcome: Outcome, why: Option<String>) {
         let refused = self.inbound.end(outcome).map_err(|why| why.to_string());
+        if matches!(self.arrival.0.pages.phase(), MissingPhase::Complete | MissingPhase::Ended) {
+            self.arrival.0.pages.close_faults();
+        }
         if let Err(why) = &refused {
             // The source knows that all is here, and has ended: the machine runs on.
             log::error!("postcopy: {why}");
@@ -547,10 +565,7 @@ impl Reads {
         self.say(Answer::ResumeAck(1))?;
         self.arrival.set(ArrivalState::Running, None);
         // What was asked for by a channel that is gone.
-        self.arrival.0.pages.request_again();
-        if let Some(asked) = self.arrival.0.line.asked() {
-            asked.hand_over();
-        }
+        self.arrival.0.pages.resume();
         Ok(())
     }
 }

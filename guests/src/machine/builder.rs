@@ -4,7 +4,7 @@ use std::io;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 
 use notdirty_core::migration::postcopy::Notifiers;
-use notdirty_core::{PAGE_SIZE, RamError};
+use notdirty_core::{FaultKind, PAGE_SIZE, RamError};
 use notdirty_softmmu::MapError;
 use notdirty_tcg::clock::Clock;
 use notdirty_tcg::riscv::Isa;
@@ -124,6 +124,7 @@ pub struct MachineBuilder {
     pub(super) framebuffer: Option<(u32, u32)>,
     pub(super) semihosting: bool,
     pub(super) notifiers: Notifiers,
+    pub(super) faults: FaultKind,
 }
 
 impl Default for MachineBuilder {
@@ -148,6 +149,7 @@ impl Default for MachineBuilder {
             framebuffer: None,
             semihosting: true,
             notifiers: Notifiers::default(),
+            faults: FaultKind::default(),
         }
     }
 }
@@ -267,6 +269,13 @@ impl MachineBuilder {
     /// What is told if the machine [comes](Self::receive) by postcopy, and may refuse it at each step.
     pub fn postcopy_notifiers(mut self, notifiers: &Notifiers) -> Self {
         self.notifiers = notifiers.clone();
+        self
+    }
+
+    /// How missing pages are noticed if the machine comes by postcopy: by the softmmu alone, unless said; or by the host's MMU, too, for what
+    /// reaches RAM by pointer. Where that is not to be had, [`receive`](Self::receive) refuses at once, and says why.
+    pub fn postcopy_faults(mut self, kind: FaultKind) -> Self {
+        self.faults = kind;
         self
     }
 

@@ -19,7 +19,7 @@ use notdirty_core::migration::postcopy::{Outcome, Refusal};
 use notdirty_core::migration::{
     Channel, Event, Incoming, ListedBlock, MAPPED_RAM, Section, StreamError, StreamReader, StreamWriter, read_list,
 };
-use notdirty_core::{NoRoom, PageSet, RamBlock};
+use notdirty_core::{FaultKind, FaultSource, NoRoom, NoUserfault, PageSet, RamBlock, SoftwareFaults, UserFaults};
 use notdirty_softmmu::{MapError, SectionError};
 
 use super::arrive::{Advised, Next};
@@ -137,6 +137,9 @@ pub enum MigrationError {
         /// How many.
         left: u64,
     },
+    /// Missing pages were to be noticed by the host's MMU: see [`MachineBuilder::postcopy_faults`].
+    #[error(transparent)]
+    Userfault(#[from] NoUserfault),
     /// A step of a postcopy was refused at its target: see [`MachineBuilder::postcopy_notifiers`].
     #[error(transparent)]
     Notifier(#[from] Refusal),
@@ -283,7 +286,11 @@ impl MachineBuilder {
             if channel.is_duplex() { Some(channel.try_clone().map_err(MigrationError::Host)?) } else { None };
         let mut others = Others::default();
         let came = StreamReader::new(channel).map_err(MigrationError::from).and_then(|mut reader| {
-            match come(self, &mut reader, answers.as_mut(), more, &mut others, attach)? {
+            let faults: Arc<dyn FaultSource> = match self.faults {
+                FaultKind::Userfaultfd => UserFaults::open()?,
+                FaultKind::Software => Arc::new(SoftwareFaults),
+            };
+            match come(self, faults, &mut reader, answers.as_mut(), more, &mut others, attach)? {
                 Came::Whole(machine) => Ok((*machine, Some(reader))),
                 Came::Early(early, len) => Ok((early.start(reader, len, answers.as_ref())?, None)),
             }
@@ -413,6 +420,7 @@ impl<F: FnOnce(&mut Machine) -> Result<(), MigrationError>> Early<F> {
 /// All that comes before the other end has to say more.
 fn come<F: FnOnce(&mut Machine) -> Result<(), MigrationError>>(
     builder: MachineBuilder,
+    faults: Arc<dyn FaultSource>,
     reader: &mut StreamReader<Channel>,
     mut answers: Option<&mut Channel>,
     more: More<'_>,
@@ -428,7 +436,7 @@ fn come<F: FnOnce(&mut Machine) -> Result<(), MigrationError>>(
             "pages with fixed places (mapped-ram) come by no channel: restore it".into(),
         ));
     }
-    let (mut ram, mut advised): (Option<Incoming>, _) = (None, Advised::new(&builder.notifiers));
+    let (mut ram, mut advised): (Option<Incoming>, _) = (None, Advised::new(&builder.notifiers, faults));
     let mut coming = Coming { builder: Some(builder), attach: Some(attach), machine: None, sections: Vec::new() };
     loop {
         match reader.event()? {

@@ -42,6 +42,9 @@ usage: notdirty                       the embedded demo, with a summary
                         rounds, or 300ms, of sending while it runs here; --json of the other side tells what was waited for
   --postcopy-bandwidth SIZE
                         bytes a second of pages that nothing waits for (default: what the channel takes)
+  --postcopy-faults software|userfaultfd
+                        of --incoming: what notices pages that are yet to come; userfaultfd for what reaches RAM by pointer,
+                        refused with the reason where the host does not allow it (default: software)
   --recover TIME        how long it looks for the other side again if the channel breaks then (default 60s)
   --tls-cert FILE --tls-key FILE --tls-ca FILE [--tls-name NAME]
                         of --migrate and --incoming by tcp: or unix: TLS; both sides have a certificate (PEM) of an

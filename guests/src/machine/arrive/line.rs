@@ -107,7 +107,11 @@ impl Line {
 
 impl PageSource for Line {
     fn request(&self, block: &Arc<RamBlock>, off: u64) {
-        let len = block.page_size().min(block.used_length() - off.min(block.used_length())) as u32;
+        self.request_run(block, off, block.page_size());
+    }
+
+    fn request_run(&self, block: &Arc<RamBlock>, off: u64, len: u64) {
+        let len = len.min(block.used_length() - off.min(block.used_length())) as u32;
         let len = len.max(PAGE_SIZE as u32);
         if let Some(asked) = self.asked() {
             // If it broke, it is asked for again once there is another.
@@ -123,6 +127,12 @@ impl PageSource for Line {
         open.last = Some(block.clone());
         if open.channel.write_all(&request.to_bytes()).is_err() {
             open.channel.shut();
+        }
+    }
+
+    fn hand_over(&self) {
+        if let Some(asked) = self.asked() {
+            asked.hand_over();
         }
     }
 
