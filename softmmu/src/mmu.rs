@@ -50,6 +50,15 @@ pub trait Hooks: CodeInvalidator {
         let _ = memory;
         Ok(Translation::identity(access.va))
     }
+    /// Where would this load go? It is not made, so nothing is changed, no mark set; what comes back may be kept as if it had been. Asked of pages
+    /// that lie between others in use. The default does not say.
+    fn look(&mut self, memory: &mut Physical<'_>, access: Access) -> Option<Translation>
+    where
+        Self: Sized,
+    {
+        let _ = (memory, access);
+        None
+    }
     /// An access to bytes of [`SoftMmu::tell_of`] was made, with this value. Shall the vCPU look behind the instruction? Then it is
     /// kicked.
     fn accessed(&mut self, _va: GuestVirt, _size: MemSize, _value: u64, _store: bool) -> bool {

@@ -26,9 +26,9 @@ use crate::live::LiveMmu;
 use crate::memmap::Resolved;
 use crate::mmio::{self, MmioDevice, SizeMask};
 use crate::mmu::Hooks;
-use crate::tlb::DeviceEntry;
 use crate::tlb::entry::{BIAS, CODEPAGE, DISCARD, FLAGS, INVALID, LINES, NOTDIRTY, OTHER};
 use crate::tlb::fill::{Filled, host_address, ram_address};
+use crate::tlb::{DeviceEntry, Gap};
 use crate::translate::{Access, Physical, Translation};
 use notdirty_core::{PAGE_SIZE, RamAddr};
 use smallvec::SmallVec;
@@ -293,8 +293,29 @@ impl LiveMmu {
         let to = self.translate(hooks, Access { idx: self.tlb.data_idx(), va, len, kind })?;
         // What may not be kept is asked for each time, as on a page of several regions.
         let filled = if to.lasting { self.tlb.fill(&self.space, &self.view, va, &to) } else { Filled::Mixed };
-        self.tlb.settle_run(va.get(), kind == AccessKind::Load);
+        if let Some(gap) = self.tlb.settle_run(va.get()) {
+            self.close_gap(hooks, gap);
+        }
         Ok((to, filled))
+    }
+
+    /// Looks up the pages next to the run, as far as they are like its own.
+    #[cold]
+    fn close_gap<H: Hooks>(&mut self, hooks: &mut H, gap: Gap) {
+        let Gap { start, end, up } = gap;
+        let (mut from, mut to) = if up { (start, start) } else { (end, end) };
+        while (start, end) != (from, to) {
+            let va = GuestVirt::new(if up { to } else { from - PAGE_SIZE });
+            let access = Access { idx: self.tlb.data_idx(), va, len: 1, kind: AccessKind::Load };
+            let found = hooks.look(&mut Physical::new(self), access);
+            if !found.is_some_and(|found| self.tlb.plain_ahead(va.get(), &found)) {
+                break;
+            }
+            (from, to) = if up { (from, to + PAGE_SIZE) } else { (from - PAGE_SIZE, to) };
+        }
+        self.awaited = None;
+        self.tlb.widen_run(from, to);
+        self.tlb.join_run(if up { end } else { start - PAGE_SIZE });
     }
 
     fn filled_place(

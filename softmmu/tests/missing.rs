@@ -186,6 +186,41 @@ fn loads_of_flat_ram_need_entries_while_anything_is_missing() {
     assert!(whole(&live) > 7 * PAGE_SIZE, "and needs no entries any more");
 }
 
+/// Each page is where it is, of S-mode too, and says so before it is asked for; the one page may not be loaded from.
+struct Row(Option<u64>);
+
+impl CodeInvalidator for Row {
+    fn code_written(&mut self, _: notdirty_core::RamAddr, _: u64) -> usize {
+        0
+    }
+}
+
+impl Hooks for Row {
+    fn look(&mut self, _: &mut Physical<'_>, access: Access) -> Option<Translation> {
+        let refused = self.0.is_some_and(|page| access.va == va(page, 0));
+        let rights = Rights { load: !refused, ..Rights::ALL };
+        Some(Translation { rights, ..Translation::identity(access.va) })
+    }
+}
+
+#[test]
+fn what_lies_between_pages_is_not_taken_for_loadable_while_pages_are_missing_or_where_rights_are() {
+    for (missing, refused, run) in [(false, None, 6), (false, Some(4), 3), (true, None, 1)] {
+        let rig = Rig::new();
+        let mut mmu = rig.mmu();
+        let pages = missing.then(|| rig.take());
+        for (pages, page) in pages.iter().flat_map(|pages| [(pages, 1), (pages, 6)]) {
+            bring(pages, &rig.block, page);
+        }
+        let mut row = Row(refused);
+        let mut live = mmu.run(&mut row);
+        for page in [1, 6] {
+            live.load(&mut row, MmuIdx::S, va(page, 0), MemSize::B8).unwrap();
+        }
+        assert_eq!((live.selected().run + 7) / PAGE_SIZE, run, "{missing} {refused:?}");
+    }
+}
+
 /// A table of one level at the last page: each page of RAM is where its word says, if that is not 0.
 struct Walks {
     asked: u32,

@@ -39,6 +39,7 @@ use chain::{BigLinks, Chains, FullEntry};
 use entry::{ASK, FLAGS, INVALID, NOTED_LIST, NotedList, RESERVATION, Reservation, TLB_BITS, TLB_ENTRIES, TlbEntry};
 use mapping::Mapping;
 use notdirty_core::{PAGE_SIZE, PageIndex};
+pub(crate) use run::Gap;
 pub(crate) use set::{DeviceEntry, FetchEntry};
 use set::{Key, Set};
 use std::io;
@@ -115,6 +116,10 @@ pub(crate) struct Tlb {
     whole: u64,
     /// May pages of RAM be yet to come? Then each load needs an entry.
     missing: bool,
+    /// Pages that may be looked up before they are asked for.
+    ahead: u32,
+    /// Entries filled, of pages that runs may have.
+    fills: u32,
     /// Is it a page beside that? For measurements.
     pub(crate) flat_beside: bool,
 }
@@ -167,6 +172,8 @@ impl Tlb {
             flat_start: 0,
             whole: 0,
             missing: false,
+            ahead: run::AHEAD,
+            fills: 0,
             flat_beside: false,
         };
         tlb.add_set(Key { idx: MmuIdx::M, asid: Asid::default() });

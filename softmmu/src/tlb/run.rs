@@ -6,16 +6,26 @@
 //!             start   each had an entry to load from, with the flat addend, since translations were dropped last
 //! ```
 //!
-//! A set has one run. A page joins as its entry is filled for a load, with those next to it that have entries; of two runs the longer
-//! one is kept, mostly. That an entry made room for another changes nothing: the architecture lets a hart keep a translation until a fence.
+//! A set has one run. A page joins as its entry is filled, with those next to it that have entries; of two runs the longer
+//! one is kept, mostly. What lies between a page and the run is looked up, if it is not too much: pages that page tables map like
+//! these belong to it before they are asked for, as a hart may walk ahead. That an entry made room for another changes nothing: the
+//! architecture lets a hart keep a translation until a fence.
 //! Whatever drops entries takes their pages out of the run, so this is TLB-1 for many pages at once.
 
 use super::entry::BIAS;
 use super::{Tlb, id_of};
-use notdirty_core::PAGE_SIZE;
+use crate::addr::GuestVirt;
+use crate::translate::Translation;
+use notdirty_core::{PAGE_BITS, PAGE_SIZE};
 
 /// Pages that are looked at, at most, when one joins: what lies further joins when it is asked for.
 const AT_ONCE: u64 = 64;
+
+/// Pages that may be looked up between two parts of runs, at first and at most: 256 MiB, some 2 ms.
+pub(super) const AHEAD: u32 = 1 << 16;
+
+/// For so many entries filled there is one page more that may be: walks ahead stay few beside those that are asked for.
+const FILLS_AHEAD: u32 = 4;
 
 /// So often must a page be asked for that could not join, before its own run is taken though it is shorter.
 const VOTES: u32 = 4;
@@ -45,6 +55,15 @@ impl Run {
             false => Run { start: end - above, len: above },
         }
     }
+}
+
+/// Whole pages between the run and one that is like its own.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) struct Gap {
+    pub(crate) start: u64,
+    pub(crate) end: u64,
+    /// The run lies below it.
+    pub(crate) up: bool,
 }
 
 impl Tlb {
@@ -82,13 +101,50 @@ impl Tlb {
         Some(self.sets[data].run.has(page))
     }
 
-    /// A page was asked about, for a load or a store: what was found there may be another than was known.
-    pub(crate) fn settle_run(&mut self, va: u64, load: bool) {
+    /// A page was asked about, for a load or a store: what was found there may be another than was known. Returns what lies between it
+    /// and the run, if it could not join for that, and so much may be looked up.
+    pub(crate) fn settle_run(&mut self, va: u64) -> Option<Gap> {
         let page = va & !(PAGE_SIZE - 1);
         if !self.is_plain(page) {
             self.cut_run(self.data, page, page + (PAGE_SIZE - 1));
-        } else if load {
-            self.join_run(va);
+            return None;
+        }
+        self.fills += 1;
+        if self.fills.is_multiple_of(FILLS_AHEAD) {
+            self.ahead = (self.ahead + 1).min(AHEAD);
+        }
+        if self.join_run(va) != Some(false) || self.missing {
+            return None;
+        }
+        let run = self.sets[self.data].run;
+        let gap = match page < run.start {
+            true => Gap { start: page + PAGE_SIZE, end: run.start, up: false },
+            false => Gap { start: run.start + run.len, end: page, up: true },
+        };
+        ((gap.end - gap.start) / PAGE_SIZE <= u64::from(self.ahead)).then_some(gap)
+    }
+
+    /// Can loads at `va`, a page's first address, add the flat addend, if this is where it leads?
+    pub(crate) fn plain_ahead(&mut self, va: u64, to: &Translation) -> bool {
+        self.ahead = self.ahead.saturating_sub(1);
+        let span = self.tables.span;
+        let into = span.page_at(to.at(GuestVirt::new(va)).get());
+        let addend = into.map(|into| (span.host + into).wrapping_sub(va));
+        if !(to.lasting && to.rights.load) || addend.is_none() || self.sets[self.data].flat != addend {
+            return false;
+        }
+        // A fence of any of its pages drops all of a leaf; the rights of the others may be less, by PMP.
+        let size = to.size_log2.clamp(PAGE_BITS as u8, 63);
+        self.sets[self.data].big.sizes |= u64::from(u32::from(size) != PAGE_BITS) << size;
+        true
+    }
+
+    /// The run has this too, which lies next to it: nothing was dropped since it was looked up.
+    pub(crate) fn widen_run(&mut self, start: u64, end: u64) {
+        let run = &mut self.sets[self.data].run;
+        if start == run.start + run.len || end == run.start {
+            *run = Run { start: run.start.min(start), len: run.len + (end - start) };
+            self.show_selected();
         }
     }
 

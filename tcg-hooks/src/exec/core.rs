@@ -558,6 +558,10 @@ impl Hooks for StoreHooks<'_> {
         Walker::new(&self.ctx.cpu.csr, access.idx).translate(self, memory, access, marks)
     }
 
+    fn look(&mut self, memory: &mut Physical<'_>, access: Access) -> Option<Translation> {
+        Walker::new(&self.ctx.cpu.csr, access.idx).translate(self, memory, access, false).ok()
+    }
+
     fn accessed(&mut self, va: GuestVirt, size: MemSize, value: u64, store: bool) -> bool {
         self.told.accessed(self.ctx.cpu.pc, (va.get(), size.bytes() as u8), value, store)
     }
