@@ -305,7 +305,8 @@ impl TbCache {
         let beside_run = if self.has_no_run() { Some(SiteSet::ALL) } else { self.beside_run.of(region) };
         self.emitter.beside_run = beside_run.unwrap_or(SiteSet::NONE);
         self.emitter.varied = self.varied.of(region).unwrap_or(SiteSet::NONE);
-        self.emitter.enter_regime(key.mode(), key.is_translated(), key.is_flat());
+        let on = 1 + u64::from(pages.1.is_some());
+        self.emitter.enter_regime(key.mode(), key.is_translated(), key.is_flat(), on);
         let (len, entry) = self.emitter.emit(region, id);
         let at = match self.code.reserve(len) {
             Some(at) => at,
@@ -320,6 +321,7 @@ impl TbCache {
             field: if e.field == 0 { 0 } else { at + e.field },
             stub: at + e.stub,
             via: if e.via == 0 { 0 } else { at + e.via },
+            guarded: e.guarded,
             pc: e.pc,
             refund: e.refund,
             to: None,

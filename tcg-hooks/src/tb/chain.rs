@@ -4,27 +4,40 @@
 //! stub before the target's bytes can be used again; a change of the memory map kills the TBs of the pages that it takes away.
 //! Where addresses are translated, a link is followed only while its target is where it was: what runs the one runs the other's page,
 //! as long as it stays on the pages that it was entered by. A link to another page, or to a TB that reaches over its page's end, asks
-//! first whether the mappings are those by which it was found, all of them, by one number (`regimes.rs`):
+//! first whether the mappings are those by which it was found, all of them, by one number (`regimes.rs`). Where it is known to be one,
+//! as the code is made, the guard is in the jump's place; else it lies behind, for what turns out to be one:
 //!
 //! ```text
-//!   jmp guard   guard: cmp [mappings],number ; jne via ; jmp TB      via: [links_not] = exit ; rax = pc ; jmp jump cache
+//!   cmp [mappings],number ; jne via ; jmp TB         via: [links_not] = exit ; rax = pc ; jmp jump cache
+//!   jmp guard             guard: cmp [mappings],number ; jne via ; jmp TB
 //! ```
 //!
 //! A jump that the jump cache does not know either renews the link on its way.
 use super::{Exit, TbCache, TbId, TbKey};
+use crate::jit::code_cache::CodeOffset;
 use crate::jit::x86_64::LOCAL_BITS;
 use crate::jit::x86_64::context::{Context, NO_MAPPINGS};
 use notdirty_core::PAGE_BITS;
 
-/// A guard, in bytes in front of `via`: where it starts, where its number is, and where the displacement of its jump.
-pub(super) struct Guarded {
-    pub(super) start: u32,
-    number: u32,
-    pub(super) jump: u32,
-}
+/// Bytes of a guard that lies behind: `cmp dword [rbp+disp32], imm32` ; `jne` ; `jmp`.
+const BEHIND: u32 = 10 + 2 + 5;
 
-/// `cmp dword [rbp+disp32], imm32` ; `jne` ; `jmp`.
-pub(super) const GUARDED: Guarded = Guarded { start: 10 + 2 + 5, number: 4 + 2 + 5, jump: 4 };
+impl Exit {
+    /// Where the number of its guard is.
+    pub(super) fn number(&self) -> CodeOffset {
+        if self.guarded { self.field - 2 - 4 } else { self.via - 5 - 2 - 4 }
+    }
+
+    /// Where the displacement of the jump behind its guard is.
+    pub(super) fn jump(&self) -> CodeOffset {
+        if self.guarded { self.field + 4 + 1 } else { self.via - 4 }
+    }
+
+    /// Where its jump leads while it has a guarded link.
+    pub(super) fn guard(&self) -> CodeOffset {
+        if self.guarded { self.via } else { self.via - BEHIND }
+    }
+}
 
 impl TbCache {
     /// Points the jump of exit `number` to TB `to`, which was found in the set of jumps in use, if both still fit together.
@@ -41,8 +54,9 @@ impl TbCache {
         if !chaining || !alike || exit.field == 0 || exit.pc != key.pc {
             return;
         }
-        let (field, via, was) = (exit.field, exit.via, exit.to);
-        if stays {
+        let (exit, was) = (*exit, exit.to);
+        let (field, via) = (exit.field, exit.via);
+        if stays && !exit.guarded {
             if was.is_none() {
                 self.code.patch_rel32(field, entry);
                 self.note_link(number, to);
@@ -51,9 +65,9 @@ impl TbCache {
             if was.is_some_and(|was| was != to) {
                 self.unlink_exit(number);
             }
-            self.code.patch_u32(via - GUARDED.number, ctx.mappings);
-            self.code.patch_rel32(via - GUARDED.jump, entry);
-            self.code.patch_rel32(field, via - GUARDED.start);
+            self.code.patch_u32(exit.number(), ctx.mappings);
+            self.code.patch_rel32(exit.jump(), entry);
+            self.code.patch_rel32(field, exit.guard());
             if was != Some(to) {
                 self.note_link(number, to);
             }
@@ -86,8 +100,11 @@ impl TbCache {
             // Patching the place of a poll, or of another link, would be worse than a link too many.
             if let Some(exit) = self.exit_mut(number).filter(|exit| exit.to == Some(tb)) {
                 exit.to = None;
-                let (field, stub) = (exit.field, exit.stub);
-                self.code.patch_rel32(field, stub);
+                let exit = *exit;
+                if exit.guarded {
+                    self.code.patch_u32(exit.number(), NO_MAPPINGS);
+                }
+                self.code.patch_rel32(exit.field, exit.stub);
             }
         }
     }

@@ -13,11 +13,10 @@
 //! ```
 //!
 //! It holds while nobody else writes: one vCPU, and no other thread with requests under way.
-use super::chain::GUARDED;
-use super::{Tb, TbCache, TbId};
+use super::{Exit, Tb, TbCache, TbId};
 use crate::jit::code_cache::CodeOffset;
 use crate::jit::x86_64::LOCAL_BITS;
-use crate::jit::x86_64::context::Context;
+use crate::jit::x86_64::context::{Context, NO_MAPPINGS};
 use hashbrown::{HashMap, HashSet};
 use notdirty_core::{PageIndex, pin};
 use notdirty_softmmu::tlb::entry::{
@@ -197,6 +196,11 @@ impl TbCache {
         i64::from(field) + 4 + i64::from(rel)
     }
 
+    /// What the guard of a link compares the mappings with.
+    fn number(&self, exit: &Exit) -> u32 {
+        self.code.bytes(exit.number(), 4).try_into().map_or(0, u32::from_le_bytes)
+    }
+
     fn check_exits(&self, id: TbId, tb: &Tb) -> Result<(), String> {
         let code = tb.code.0..tb.code.0 + tb.code.1;
         ensure!(code.contains(&tb.entry), "TB {id} is entered outside its code");
@@ -217,14 +221,18 @@ impl TbCache {
             let Some(to) = exit.to else {
                 let unlinked = goes == i64::from(exit.stub) || exit.via != 0 && goes == i64::from(exit.via);
                 ensure!(unlinked, "{name} is not linked, but jumps to {goes:#x}");
+                ensure!(
+                    !exit.guarded || self.number(exit) == NO_MAPPINGS,
+                    "{name} is not linked, but its guard lets it by"
+                );
                 continue;
             };
             let target = self.get(to).ok_or(format!("{name} is linked to TB {to}, which is dead"))?;
             let stays = !tb.key.is_translated() || tb.maps(&target.key) && target.pages.1.is_none();
             ensure!(stays || exit.via != 0, "{name} leads where its pages do not");
-            let guarded = !stays && goes == i64::from(exit.via - GUARDED.start);
-            let goes = if guarded { self.jump_target(exit.via - GUARDED.jump) } else { goes };
-            ensure!(stays != guarded, "{name} leads where its pages do not, and does not ask");
+            let guarded = exit.via != 0 && goes == i64::from(exit.guard());
+            let goes = if guarded { self.jump_target(exit.jump()) } else { goes };
+            ensure!(guarded == (exit.guarded || !stays), "{name} leads where its pages do not, and does not ask");
             ensure!(goes == i64::from(target.entry), "{name} is linked to TB {to}, but jumps to {goes:#x}");
             ensure!(target.key.flags == tb.key.flags, "{name} leads from one mode to another");
             ensure!(target.key.pc == exit.pc, "{name} leads to {:#x}, but to a TB at {:#x}", exit.pc, target.key.pc);

@@ -63,6 +63,8 @@ pub(crate) struct Exit {
     stub: CodeOffset,
     /// Where it goes for good if it must not be linked: through the jump cache. 0 where it always may.
     via: CodeOffset,
+    /// Is the guard of its link in front of the jump? See `chain.rs`.
+    guarded: bool,
     /// Guest address it leads to.
     pub(crate) pc: u64,
     /// A poll gives back this many instructions.

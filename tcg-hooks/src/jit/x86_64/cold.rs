@@ -100,7 +100,10 @@ impl Emitter {
                 self.ops.close(from);
                 self.leave_stub(exit);
                 if self.translated && self.flags.jump_cache {
-                    self.guard(exit);
+                    if !self.exits[usize::from(exit)].guarded {
+                        self.guard();
+                    }
+                    self.via(exit);
                 }
             }
             Cold::Refusal { label, exit } => {
@@ -138,14 +141,18 @@ impl Emitter {
         }
     }
 
-    /// Where a link to another page leads: on to its target while all mappings are as they were then, and by the jump cache after that. See
-    /// `tb/chain.rs`, which writes the number and the jump.
-    fn guard(&mut self, exit: u16) {
+    /// Where a link to another page leads: on to its target while all mappings are as they were then. See `tb/chain.rs`, which writes the
+    /// number and the jump.
+    fn guard(&mut self) {
         dynasm!(self.ops; .arch x64
             ; cmp DWORD [rbp + MAPPINGS], DWORD NO_MAPPINGS as i32
             // jne via; jmp
             ; .u8 0x75; .u8 5
             ; .u8 0xe9; .i32 0);
+    }
+
+    /// The way through the jump cache.
+    fn via(&mut self, exit: u16) {
         let EmittedExit { pc, ref mut via, .. } = self.exits[usize::from(exit)];
         *via = self.ops.here();
         let number = self.tb << LOCAL_BITS | u32::from(exit);
@@ -164,7 +171,7 @@ impl Emitter {
     }
 
     pub(super) fn exit(&mut self, pc: u64, refund: u16) -> u16 {
-        self.exits.push(EmittedExit { field: 0, stub: 0, pc, refund, via: 0 });
+        self.exits.push(EmittedExit { field: 0, stub: 0, pc, refund, via: 0, guarded: false });
         (self.exits.len() - 1) as u16
     }
 }

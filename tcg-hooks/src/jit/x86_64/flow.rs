@@ -1,6 +1,6 @@
 //! Control flow: between blocks, out through exits, and through the jump cache.
 use super::asm::{Flag, Hole, Label};
-use super::context::{BUDGET, COVERAGE, JUMP_ENTRIES, JUMPS, LIMIT, NEAR_JUMPS, PC};
+use super::context::{BUDGET, COVERAGE, JUMP_ENTRIES, JUMPS, LIMIT, MAPPINGS, NEAR_JUMPS, NO_MAPPINGS, PC};
 use super::encode::{CMP, NARROW, TEST, WIDE};
 use super::frames::Border;
 use super::regs::RAX;
@@ -8,6 +8,7 @@ use super::{Cold, Emitter, off};
 use crate::ir::{Block, Cond, Kind, Region, Target, Term};
 use crate::riscv::Privilege;
 use dynasmrt::dynasm;
+use notdirty_core::PAGE_BITS;
 
 impl Emitter {
     /// The end of a block; the next one is emitted right behind.
@@ -154,8 +155,20 @@ impl Emitter {
 
     /// A direct jump to another TB, once it is linked.
     pub(super) fn jump_out(&mut self, pc: u64) {
-        let from = self.ops.jump();
+        let ahead = (pc >> PAGE_BITS).wrapping_sub(self.region_pc >> PAGE_BITS);
+        if !self.translated || !self.flags.jump_cache || ahead < self.pages {
+            let from = self.ops.jump();
+            self.exit_from(from, pc);
+            return;
+        }
+        // Its link is guarded, whatever it is: here, as one jump more costs most where much code runs once in a while.
+        dynasm!(self.ops; .arch x64; cmp DWORD [rbp + MAPPINGS], DWORD NO_MAPPINGS as i32);
+        let from = self.ops.jump_if(Flag::NotEqual);
+        dynasm!(self.ops; .arch x64; .u8 0xe9; .i32 0);
         self.exit_from(from, pc);
+        if let Some(exit) = self.exits.last_mut() {
+            exit.guarded = true;
+        }
     }
 
     /// A jump that leads out.

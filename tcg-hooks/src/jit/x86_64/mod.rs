@@ -69,6 +69,8 @@ pub(crate) struct EmittedExit {
     pub(crate) refund: u16,
     /// The way through the jump cache; 0 if the jump may always be linked.
     pub(crate) via: u32,
+    /// Is the guard of its link in front of the jump, instead of behind it? See `tb/chain.rs`.
+    pub(crate) guarded: bool,
 }
 
 /// The RAM that code is emitted for.
@@ -142,6 +144,8 @@ pub(crate) struct Emitter {
     /// The mode that the code is for, and whether its addresses are translated.
     mode: Privilege,
     translated: bool,
+    /// Pages that the code is on, from that of its entry on.
+    pages: u64,
     /// Of the block being emitted: where it jumps back to behind the fence that stands before it.
     behind_fence: Option<Label>,
     /// Was anything learned of the sites of the TB being emitted? Otherwise none is in the three sets.
@@ -217,6 +221,7 @@ impl Emitter {
             strict: false,
             mode: Privilege::M,
             translated: false,
+            pages: 1,
             behind_fence: None,
             learned: true,
             odd: if flags.aligned { SiteSet::NONE } else { SiteSet::ALL },
@@ -229,8 +234,8 @@ impl Emitter {
     }
 
     /// What is emitted next is for this mode, and for translated addresses or physical ones.
-    pub(crate) fn enter_regime(&mut self, mode: Privilege, translated: bool, flat: bool) {
-        (self.mode, self.translated) = (mode, translated);
+    pub(crate) fn enter_regime(&mut self, mode: Privilege, translated: bool, flat: bool, pages: u64) {
+        (self.mode, self.translated, self.pages) = (mode, translated, pages);
         self.addend = if translated && !flat && self.physical != Addend::Entry { Addend::Set } else { self.physical };
     }
 
