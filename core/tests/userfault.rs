@@ -3,7 +3,7 @@
 
 use notdirty_core::{
     FaultKind, FaultSource, MissingError, MissingPages, PAGE_SIZE, PageBytes, PageSource, RamBlock, RamBlockSpec,
-    RamList, UserFaults, UserfaultLack,
+    RamFlags, RamList, UserFaults, UserfaultLack,
 };
 use std::fs::File;
 use std::io;
@@ -100,6 +100,7 @@ fn what_follows_a_pointer_finds_the_sources_bytes() {
         ram.pages.listen().unwrap();
         let (block, pages) = (&ram.block, &ram.pages);
         assert_eq!((peek(block, 4 * PAGE_SIZE), peek(block, 5 * PAGE_SIZE)), (2, 0));
+        assert!(block.flags().contains(RamFlags::UF_ZEROPAGE));
         std::thread::scope(|scope| {
             let readers: Vec<_> = (0..2).map(|_| scope.spawn(|| peek(block, 3 * PAGE_SIZE + 7))).collect();
             assert_eq!(ram.asked.recv_timeout(PATIENCE).unwrap(), (3 * PAGE_SIZE, PAGE_SIZE));
@@ -136,7 +137,7 @@ fn what_follows_a_pointer_finds_the_sources_bytes() {
             pages.place(block, off, PageBytes::Copy(&page((off / PAGE_SIZE) as u8))).unwrap();
         }
         pages.close_faults();
-        assert!(!ram.list.has_missing());
+        assert!(!ram.list.has_missing() && !block.flags().contains(RamFlags::UF_ZEROPAGE));
         let whole: Vec<_> = (0..64).map(|n| peek(block, n * PAGE_SIZE + 9)).collect();
         let expected: Vec<u8> = (0..3).chain([9, 2, 0, 0, 0]).chain(8..64).collect();
         assert_eq!(whole, expected, "{shared}");

@@ -29,7 +29,7 @@
 //! | [`RamList::write`] and its kind, softmmu's `AddressSpace::{read, write}` | wait here, with no guard held |
 //! | undo (`BeforeWrite`) | is called by writers, which have waited |
 //! | a hook's view, a semihosting call, a device that a vCPU calls | wait in the middle of the instruction: the vCPU is not parked |
-//! | [`RamBlock::read_bytes`], `write_raw`, `slice` and other raw ones | do not ask: for what places, and for logs |
+//! | [`RamBlock::read_bytes`], `write_raw`, `slice` and other raw ones | do not ask: for what places, and for logs; by [`UserFaults`] wait in the kernel |
 //! | checkpoints | read all RAM, or put it back: refused while [`RamList::missing`] ([`Image::check_whole`](crate::Image::check_whole)) |
 //!
 //! | file | concept |

@@ -15,6 +15,7 @@ use core::fmt;
 use core::ops::Range;
 use std::os::fd::BorrowedFd;
 use std::sync::Arc;
+use std::sync::atomic::AtomicU16;
 
 /// Which block of which list.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -38,6 +39,8 @@ pub struct RamBlock {
     used_length: AtomicU64,
     max_length: u64,
     flags: RamFlags,
+    /// Flags that hold for a time.
+    now: AtomicU16,
     resized: Option<Arc<Resized>>,
     migration: BlockMigration,
     mapped: Mapped,
@@ -76,6 +79,7 @@ impl RamBlock {
             used_length: AtomicU64::new(spec.used_length),
             max_length,
             flags,
+            now: AtomicU16::new(0),
             resized: spec.resized,
             migration: BlockMigration::default(),
             mapped: Mapped::new(spec.used_length),
@@ -147,7 +151,15 @@ impl RamBlock {
 
     /// What the block is like.
     pub fn flags(&self) -> RamFlags {
-        self.flags
+        self.flags.with(RamFlags::from_bits(self.now.load(Ordering::Acquire)), true)
+    }
+
+    /// A flag holds from here on, or not any more.
+    pub(crate) fn set_flag(&self, flag: RamFlags, on: bool) {
+        match on {
+            true => self.now.fetch_or(flag.bits(), Ordering::AcqRel),
+            false => self.now.fetch_and(!flag.bits(), Ordering::AcqRel),
+        };
     }
 
     /// Whether guest stores are discarded.

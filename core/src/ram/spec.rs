@@ -30,10 +30,20 @@ impl RamFlags {
     pub const PREALLOC: Self = Self(64);
     /// The host has not set memory aside for it.
     pub const NORESERVE: Self = Self(128);
+    /// Its missing pages are noticed by userfaultfd at this time, which places zeros without a copy ([`UserFaults`](crate::UserFaults)).
+    pub const UF_ZEROPAGE: Self = Self(256);
 
     /// Whether all of `other` hold.
     pub const fn contains(self, other: Self) -> bool {
         self.0 & other.0 == other.0
+    }
+
+    pub(super) const fn bits(self) -> u16 {
+        self.0
+    }
+
+    pub(super) const fn from_bits(bits: u16) -> Self {
+        Self(bits)
     }
 
     pub(super) const fn with(self, other: Self, on: bool) -> Self {
@@ -52,6 +62,7 @@ impl fmt::Debug for RamFlags {
             (Self::MIGRATABLE, "MIGRATABLE"),
             (Self::PREALLOC, "PREALLOC"),
             (Self::NORESERVE, "NORESERVE"),
+            (Self::UF_ZEROPAGE, "UF_ZEROPAGE"),
         ];
         let mut set = f.debug_set();
         for (_, name) in all.iter().filter(|(flag, _)| self.contains(*flag)) {

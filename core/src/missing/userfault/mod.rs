@@ -58,8 +58,6 @@ struct Own {
     len: u64,
     /// Minor faults are told, too: a page may be in its file, stale.
     minor: bool,
-    /// Zeros are placed without a copy.
-    zero: bool,
 }
 
 struct Inner {
@@ -153,7 +151,8 @@ impl Inner {
         // until it is unregistered.
         let can = unsafe { self.uffd.register(start, len, mode) };
         let can = can.map_err(|why| failed(block, "register it with userfaultfd", why))?;
-        let own = Own { block: block.clone(), start, len, minor, zero: can & sys::CAN_ZERO != 0 };
+        block.set_flag(RamFlags::UF_ZEROPAGE, can & sys::CAN_ZERO != 0);
+        let own = Own { block: block.clone(), start, len, minor };
         let needs = sys::CAN_COPY | sys::CAN_WAKE | if minor { sys::CAN_CONTINUE } else { 0 };
         if can & needs != needs {
             self.unregister(&own);
@@ -163,6 +162,7 @@ impl Inner {
     }
 
     fn unregister(&self, own: &Own) {
+        own.block.set_flag(RamFlags::UF_ZEROPAGE, false);
         if let Err(why) = self.uffd.unregister(own.start, own.len) {
             log::error!("RAM block {} stays with userfaultfd: {why}", own.block.idstr());
         }
@@ -191,7 +191,7 @@ impl Inner {
                 Some(&*padded)
             }
             PageBytes::Copy(bytes) => Some(bytes),
-            PageBytes::Zero if own.zero => None,
+            PageBytes::Zero if own.block.flags().contains(RamFlags::UF_ZEROPAGE) => None,
             PageBytes::Zero => {
                 padded = vec![0; size as usize];
                 Some(&*padded)
@@ -292,6 +292,11 @@ impl FaultSource for UserFaults {
 
 impl UserFaults {
     fn start(&self) -> Result<(), MissingError> {
+        // Of a `listen` that failed.
+        if let Some(thread) = lock(&self.thread).take() {
+            let _ = thread.join();
+        }
+        self.inner.quit.store(false, Ordering::Release);
         let inner = self.inner.clone();
         let thread = std::thread::Builder::new().name("userfault".into()).spawn(move || inner.run());
         let thread = thread.map_err(|source| MissingError::Userfault {
