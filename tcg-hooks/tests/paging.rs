@@ -316,26 +316,38 @@ fn code_that_is_written_through_another_mapping_is_run_as_it_is_written() {
 fn a_page_of_code_that_is_remapped_is_another_behind_the_fence() {
     // By its address, its address space, both, or neither; a4 holds the number of the address space.
     let fences = [(T1, ZERO), (T1, A4), (ZERO, A4), (ZERO, ZERO)];
-    for ((name, setup), (va, asid)) in engines().iter().flat_map(|engine| fences.map(|fence| (engine, fence))) {
+    // Addresses of all kinds: a link to another page knows them by four bytes or by eight.
+    let bases = [0u64, 0xffff_ffff_8000_0000, 0x1_0000_0000, 0x20_0000_0000, 0xffff_ffc0_0000_0000];
+    let engines = engines();
+    let all = engines.iter().flat_map(|engine| bases.map(|base| (engine, base)));
+    for (((name, setup), base), (va, asid)) in all.flat_map(|at| fences.map(|fence| (at, fence))) {
         // Page 6 is one of two functions, by an entry that page 5 shows.
         let map = [(4, DATA, RX), (5, TABLES + 0x2000, RW), (6, DATA + 0x1000, RX)];
         let mut vm = paged(setup, &map);
-        let mut main = Asm::at(0x4000);
-        main.i(li(S0, 40)).i(li(A0, 0)).word(S1, 0x5000).op(Op::Ld, S2, S1, 0, 6 * 8).i(li(S3, 1 << 10));
+        let root = TABLES + (base >> 30 & 511) * 8;
+        vm.space.write(GuestPhys::new(root), &((TABLES + 0x1000) >> 2 | 1).to_le_bytes()).unwrap();
+        vm.vcpu.cpu_mut().x[usize::from(S5)] = base;
+        let mut main = Asm::at(base + 0x4000);
+        main.i(li(S0, 40))
+            .i(li(A0, 0))
+            .word(S1, 0x5000)
+            .op(Op::Add, S1, S1, S5, 0)
+            .op(Op::Ld, S2, S1, 0, 6 * 8)
+            .i(li(S3, 1 << 10));
         let top = main.here();
-        main.call(0x6000).op(Op::Add, A0, A0, A1, 0);
+        main.call(base + 0x6000).op(Op::Add, A0, A0, A1, 0);
         // DATA + 0x1000 and DATA + 0x2000 in turn.
         main.op(Op::And, T0, S2, S3, 0).i(encode(Op::Beq, 0, T0, ZERO, 12));
         main.op(Op::Add, S2, S2, S3, 0).i(jal(ZERO, 0, 8)).op(Op::Sub, S2, S2, S3, 0);
-        main.op(Op::Sd, 0, S1, S2, 6 * 8).word(T1, 0x6000).op(Op::SfenceVma, 0, va, asid, 0);
+        main.op(Op::Sd, 0, S1, S2, 6 * 8).word(T1, 0x6000).op(Op::Add, T1, T1, S5, 0).op(Op::SfenceVma, 0, va, asid, 0);
         main.i(addi(S0, S0, -1));
         let back = top.wrapping_sub(main.here()) as i32;
         main.op(Op::Bne, 0, S0, ZERO, back).op(Op::Ecall, 0, 0, 0, 0);
         vm.put(DATA, &main.code);
         vm.put(DATA + 0x1000, &[li(A1, 1), ret()]);
         vm.put(DATA + 0x2000, &[li(A1, 100), ret()]);
-        vm.run(0x4000);
-        assert_eq!(vm.x(A0), 20 * 101, "{name}, {va} {asid}");
+        vm.run(base + 0x4000);
+        assert_eq!(vm.x(A0), 20 * 101, "{name}, {base:#x}, {va} {asid}");
         // Without a fence what was known may be used, and is: each fence asked once for the page.
         assert!(va == ZERO || vm.vcpu.stats().tlb.fetch_miss < 60, "{name}: {}", vm.vcpu.stats().tlb.fetch_miss);
     }

@@ -8,8 +8,8 @@
 //! as the code is made, the guard is in the jump's place; else it lies behind, for what turns out to be one:
 //!
 //! ```text
-//!   cmp [mappings],number ; jne via ; jmp TB         via: [links_not] = exit ; rax = pc ; jmp jump cache
-//!   jmp guard             guard: cmp [mappings],number ; jne via ; jmp TB
+//!   cmp [mappings],number ; jne via ; jmp TB     via: call via ; exit, pc       [links_not] = exit ; rax = pc ; jmp jump cache
+//!   jmp guard     guard: cmp [mappings],number ; jne via ; jmp TB              (call unlinked, before there is a link)
 //! ```
 //!
 //! A jump that the jump cache does not know either renews the link on its way.
@@ -17,6 +17,7 @@ use super::{Exit, TbCache, TbId, TbKey};
 use crate::jit::code_cache::CodeOffset;
 use crate::jit::x86_64::LOCAL_BITS;
 use crate::jit::x86_64::context::{Context, NO_MAPPINGS};
+use crate::jit::x86_64::thunks::Thunks;
 use notdirty_core::PAGE_BITS;
 
 /// Bytes of a guard that lies behind: `cmp dword [rbp+disp32], imm32` ; `jne` ; `jmp`.
@@ -68,11 +69,21 @@ impl TbCache {
             self.code.patch_u32(exit.number(), ctx.mappings);
             self.code.patch_rel32(exit.jump(), entry);
             self.code.patch_rel32(field, exit.guard());
+            self.know_way(&exit, true);
             if was != Some(to) {
                 self.note_link(number, to);
             }
         } else if via != 0 && was.is_none() {
             self.code.patch_rel32(field, via);
+            self.know_way(&exit, true);
+        }
+    }
+
+    /// An exit whose guard stands in front goes by the jump cache if that holds it up; or to the exec loop, to be linked.
+    fn know_way(&mut self, exit: &Exit, by_jump_cache: bool) {
+        if exit.guarded {
+            let Thunks { via, unlinked, .. } = self.thunks;
+            self.code.patch_rel32(exit.via + 1, if by_jump_cache { via[Thunks::via_of(exit.pc)] } else { unlinked });
         }
     }
 
@@ -103,6 +114,7 @@ impl TbCache {
                 let exit = *exit;
                 if exit.guarded {
                     self.code.patch_u32(exit.number(), NO_MAPPINGS);
+                    self.know_way(&exit, false);
                 }
                 self.code.patch_rel32(exit.field, exit.stub);
             }

@@ -208,10 +208,12 @@ impl TbCache {
             let name = format!("exit {slot} of TB {id}");
             let number = id << LOCAL_BITS | slot as u32;
             // A poll is not linked. It has no jump of its own, and its stub is all there is.
-            ensure!(code.contains(&exit.stub) && code.contains(&(exit.stub + 4)), "{name} has its stub elsewhere");
-            // mov eax, number
-            let stub = self.code.bytes(exit.stub, 5);
-            ensure!(stub[0] == 0xb8 && stub[1..] == number.to_le_bytes(), "the stub of {name} says {stub:x?}");
+            // mov eax, number; or call, in front of the number
+            let (first, len) = if exit.guarded { (0xe8, 9) } else { (0xb8, 5) };
+            let all = exit.stub..exit.stub + len as u32;
+            ensure!(code.start <= all.start && all.end <= code.end, "{name} has its stub elsewhere");
+            let stub = self.code.bytes(exit.stub, len);
+            ensure!(stub[0] == first && stub[len - 4..] == number.to_le_bytes(), "the stub of {name} says {stub:x?}");
             if exit.field == 0 {
                 ensure!(exit.to.is_none(), "{name} is linked without a jump");
                 continue;
@@ -221,10 +223,8 @@ impl TbCache {
             let Some(to) = exit.to else {
                 let unlinked = goes == i64::from(exit.stub) || exit.via != 0 && goes == i64::from(exit.via);
                 ensure!(unlinked, "{name} is not linked, but jumps to {goes:#x}");
-                ensure!(
-                    !exit.guarded || self.number(exit) == NO_MAPPINGS,
-                    "{name} is not linked, but its guard lets it by"
-                );
+                let closed = !exit.guarded || self.number(exit) == NO_MAPPINGS;
+                ensure!(closed, "{name} is not linked, but its guard lets it by");
                 continue;
             };
             let target = self.get(to).ok_or(format!("{name} is linked to TB {to}, which is dead"))?;

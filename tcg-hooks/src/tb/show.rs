@@ -20,6 +20,8 @@ impl TbCache {
             ("notdirty:leave", t.leave),
             ("notdirty:site", t.site),
             ("notdirty:jump", t.jump),
+            ("notdirty:unlinked", t.unlinked),
+            ("notdirty:via", t.via[0]),
             ("notdirty:again", t.again),
         ];
         all.sort_unstable_by_key(|a| a.1);

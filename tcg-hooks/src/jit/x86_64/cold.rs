@@ -5,9 +5,9 @@
 //!     └────exit────▶ eax = the exit's number ─▶ leave    a chain replaces the jump, the stub stays
 //! ```
 use super::asm::{Hole, Label};
-use super::context::{LINKS_NOT, MAPPINGS, NO_MAPPINGS};
+use super::context::{MAPPINGS, NO_MAPPINGS};
 use super::frames::Border;
-use super::regs::RAX;
+use super::thunks::Thunks;
 use super::{EmittedExit, Emitter, LOCAL_BITS, atomic, float};
 use crate::ir::{Block, Kind, Region};
 use crate::jit::code_cache::CodeOffset;
@@ -98,9 +98,12 @@ impl Emitter {
         match cold {
             Cold::Exit { from, exit } => {
                 self.ops.close(from);
-                self.leave_stub(exit);
+                let guarded = self.exits[usize::from(exit)].guarded;
+                if !guarded {
+                    self.leave_stub(exit);
+                }
                 if self.translated && self.flags.jump_cache {
-                    if !self.exits[usize::from(exit)].guarded {
+                    if !guarded {
                         self.guard();
                     }
                     self.via(exit);
@@ -151,15 +154,22 @@ impl Emitter {
             ; .u8 0xe9; .i32 0);
     }
 
-    /// The way through the jump cache.
+    /// The way through the jump cache, or, of a link whose guard is elsewhere, to the exec loop before it is made. It is short, as much code
+    /// has many exits: `tb/chain.rs`.
     fn via(&mut self, exit: u16) {
-        let EmittedExit { pc, ref mut via, .. } = self.exits[usize::from(exit)];
-        *via = self.ops.here();
         let number = self.tb << LOCAL_BITS | u32::from(exit);
-        dynasm!(self.ops; .arch x64; mov DWORD [rbp + LINKS_NOT], DWORD number as i32);
-        self.constant(RAX, pc as i64);
-        dynasm!(self.ops; .arch x64; .u8 0xe9);
-        self.external(self.thunks.jump);
+        let EmittedExit { pc, guarded, ref mut via, ref mut stub, .. } = self.exits[usize::from(exit)];
+        *via = self.ops.here();
+        let kind = Thunks::via_of(pc);
+        if guarded {
+            *stub = *via;
+        }
+        dynasm!(self.ops; .arch x64; .u8 0xe8);
+        self.external(if guarded { self.thunks.unlinked } else { self.thunks.via[kind] });
+        dynasm!(self.ops; .arch x64; .i32 number as i32; .i32 pc as i32);
+        if kind == Thunks::WIDE {
+            dynasm!(self.ops; .arch x64; .i32 (pc >> 32) as i32);
+        }
     }
 
     /// Back to the exec loop with an exit's number.

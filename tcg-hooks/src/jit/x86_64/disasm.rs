@@ -91,6 +91,16 @@ impl HostCode<'_> {
             let named = matches!(insn.code(), Code::Mov_r32_imm32 | Code::Test_EAX_imm32);
             eax = (named && insn.op0_register() == Register::EAX).then(|| insn.immediate32());
             out.push(HostLine { offset, text: format!("{offset:04x}  {shown}") });
+            if let Some(exit) = self.exits.iter().find(|exit| exit.via != 0 && exit.via == offset) {
+                // Behind the call is what it reads.
+                let len = Thunks::told_of(exit.pc);
+                let number = self.bytes.get(decoder.position()..).and_then(|data| data.first_chunk());
+                let (number, next) = (number.map_or(0, |&n| u32::from_le_bytes(n)), decoder.position() + len);
+                let _ = decoder.set_position(next);
+                decoder.set_ip(u64::from(self.at) + next as u64);
+                let at = next - len;
+                out.push(HostLine { offset: at as u32, text: format!("{at:04x}  dd     {number:#x},{:#x}", exit.pc) });
+            }
         }
         out
     }
@@ -103,6 +113,7 @@ impl HostCode<'_> {
         }
         if let Some(exit) = self.exits.iter().find(|e| e.stub == offset) {
             return Some(match exit.refund {
+                _ if exit.guarded => format!("{} is not linked, or no more", place(exit.pc)),
                 0 => format!("{} is not linked", place(exit.pc)),
                 _ => format!("poll at {}", place(exit.pc)),
             });
@@ -177,7 +188,8 @@ impl SymbolResolver for Names {
             let thunks =
                 [(t.enter, "enter"), (t.leave, "leave"), (t.site, "site"), (t.miss, "miss"), (t.miss_below, "miss")];
             let again = u64::from(t.again)..u64::from(t.again_end);
-            let name = match thunks.iter().find(|n| u64::from(n.0) == address) {
+            let exits = t.via.iter().map(|&via| (via, "via")).chain([(t.unlinked, "unlinked")]);
+            let name = match thunks.into_iter().chain(exits).find(|n| u64::from(n.0) == address) {
                 Some(thunk) => thunk.1,
                 None if again.contains(&address) => "again",
                 None => return None,

@@ -12,12 +12,14 @@
 //!                          by the flags: one of them ends the run
 //!   again                  where the routines behind failed probes begin: again.rs
 //!   jump                   on at the pc in rax by the jump cache of the regime that the hart is in
+//!   via                    called by an exit in front of its number and pc, of 4 bytes or `wide`: its link does not hold; on by the jump cache
+//!   unlinked               called by an exit in front of its number: it is not linked; leave
 //!   miss                   the jump cache does not have the pc in rax: search the table behind it; leave for a look-up
 //!   miss_below             the same in whatever regime the hart is, which loads the place of its jump cache
 //! ```
 use super::again;
 use super::context::{
-    BASE, BUDGET, ENGINE, FAR_JUMPS, FAR_MASK, JUMP_ENTRIES, JUMPS, JumpEntry, MSTATUS, MXCSR, NEAR_JUMPS,
+    BASE, BUDGET, ENGINE, FAR_JUMPS, FAR_MASK, JUMP_ENTRIES, JUMPS, JumpEntry, LINKS_NOT, MSTATUS, MXCSR, NEAR_JUMPS,
     OFFSET_SHIFT, PC, SPREAD,
 };
 use super::helpers::execute_hook;
@@ -59,12 +61,36 @@ pub(crate) struct Thunks {
     pub(crate) site: CodeOffset,
     pub(crate) shown: CodeOffset,
     pub(crate) jump: CodeOffset,
+    pub(crate) unlinked: CodeOffset,
+    /// Of a pc below 4 GiB, of one that is negative in 32 bits, and of others.
+    pub(crate) via: [CodeOffset; 3],
     pub(crate) tell: CodeOffset,
     pub(crate) hook: CodeOffset,
     pub(crate) miss: CodeOffset,
     pub(crate) miss_below: CodeOffset,
     pub(crate) again: CodeOffset,
     pub(crate) again_end: CodeOffset,
+}
+
+impl Thunks {
+    /// Which `via` takes any pc.
+    pub(crate) const WIDE: usize = 2;
+
+    /// Bytes behind a call of it: the exit's number, and its pc.
+    pub(crate) fn told_of(pc: u64) -> usize {
+        if Thunks::via_of(pc) == Thunks::WIDE { 12 } else { 8 }
+    }
+
+    /// Which `via` is short for this pc.
+    pub(crate) fn via_of(pc: u64) -> usize {
+        if pc == u64::from(pc as u32) {
+            0
+        } else if pc == pc as i32 as u64 {
+            1
+        } else {
+            Thunks::WIDE
+        }
+    }
 }
 
 /// Assembles the thunks; they are position independent.
@@ -189,6 +215,19 @@ pub(crate) fn assemble(flags: JitFlags, site: SiteFn) -> (Vec<u8>, Thunks) {
         ; .align 16);
     thunks.jump = ops.offset().0 as u32;
     jump(&mut ops, thunks.miss_below);
+    thunks.unlinked = ops.offset().0 as u32;
+    dynasm!(ops; .arch x64; pop rdx; mov eax, [rdx]);
+    jump_to(&mut ops, thunks.leave);
+    for (n, place) in thunks.via.iter_mut().enumerate() {
+        *place = ops.offset().0 as u32;
+        dynasm!(ops; .arch x64; pop rdx; mov eax, [rdx]; mov [rbp + LINKS_NOT], eax);
+        match n {
+            0 => dynasm!(ops; .arch x64; mov eax, [rdx + 4]),
+            1 => dynasm!(ops; .arch x64; movsxd rax, DWORD [rdx + 4]),
+            _ => dynasm!(ops; .arch x64; mov rax, [rdx + 4]),
+        }
+        jump(&mut ops, thunks.miss_below);
+    }
     for (n, (pins, site)) in [(true, site), (false, site), (true, execute_hook as SiteFn)].into_iter().enumerate() {
         *[&mut thunks.site, &mut thunks.shown, &mut thunks.hook][n] = ops.offset().0 as u32;
         save(&mut ops, pins);
@@ -218,9 +257,8 @@ pub(crate) fn assemble(flags: JitFlags, site: SiteFn) -> (Vec<u8>, Thunks) {
         ; add rsp, 8
         ; mov eax, reason::SITE as i32);
         // jmp out: the registers are in the context already.
-        let at = ops.offset().0;
-        let rel = (out as i64 - (at as i64 + 5)) as i32;
-        dynasm!(ops; .arch x64; .u8 0xe9; .i32 rel; .align 16);
+        jump_to(&mut ops, out as CodeOffset);
+        dynasm!(ops; .arch x64; .align 16);
     }
     let mut code = ops.finalize().expect("no relocation leaves the thunks");
     // Each of these routines is as long as two lines of the host's cache, and has no part in a third.
@@ -241,6 +279,11 @@ fn jump(ops: &mut VecAssembler<X64Relocation>, miss: CodeOffset) {
         ; jne >miss
         ; jmp QWORD [rdx + rcx * 8 + 8]
         ; miss:);
-    let rel = (miss as i64 - (ops.offset().0 as i64 + 5)) as i32;
+    jump_to(ops, miss);
+}
+
+/// `jmp`, to a place passed.
+fn jump_to(ops: &mut VecAssembler<X64Relocation>, to: CodeOffset) {
+    let rel = (i64::from(to) - (ops.offset().0 as i64 + 5)) as i32;
     dynasm!(ops; .arch x64; .u8 0xe9; .i32 rel);
 }
