@@ -116,3 +116,44 @@ pub(super) fn faults(rounds: usize) -> Result<Figures, String> {
     );
     Ok((figures, vec![at_most("a missing page over a bare request", ours / bare, 1.5)]))
 }
+
+/// How long a guest of so many GiB stands still, milliseconds. Each second page has something in it, so what is yet to come is many runs.
+fn stands_still(gib: u64) -> Result<f64, String> {
+    let program = Program::Image(basic::spin());
+    let mut machine = Machine::builder().ram_size((gib << 30) + (16 << 20)).program(program).build().map_err(text)?;
+    for at in ((16 << 20)..gib << 30).step_by(8192) {
+        machine.write(RAM_BASE + at, &at.to_le_bytes()).map_err(text)?;
+    }
+    let mut options = LeaveOptions::default();
+    let mut how = Postcopy::after(0);
+    how.bandwidth = Some(1);
+    options.postcopy = Some(how);
+    let (to, from) = UnixStream::pair().map_err(text)?;
+    let (to, from, migrator) = (channel(to)?, channel(from)?, machine.migrator());
+    std::thread::scope(|scope| {
+        let source =
+            scope.spawn(|| machine.run(&RunLimits { max_insns: None, deadline: Some(Instant::now() + LIMIT) }));
+        let migration = migrator.start(to, Cancel::default(), options).map_err(text)?;
+        let there = Machine::builder().receive(from).map_err(text)?;
+        let until = Instant::now() + LIMIT;
+        while migration.status().downtime.is_zero() && Instant::now() < until {
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        drop(there);
+        migration.abandon();
+        let _ = migration.wait(LIMIT);
+        source.join().map_err(|_| "the source panicked")?;
+        Ok(migration.status().downtime.as_secs_f64() * 1e3)
+    })
+}
+
+/// Turn by turn, so often: the quickest of each.
+pub(super) fn downtimes(rounds: usize) -> Result<Figures, String> {
+    let (mut one, mut four) = (f64::MAX, f64::MAX);
+    for _ in 0..rounds.max(3) {
+        one = one.min(stands_still(1)?);
+        four = four.min(stands_still(4)?);
+    }
+    let figures = format!("  each second page used: stands still {one:.2} ms with 1 GiB, {four:.2} ms with 4 GiB\n");
+    Ok((figures, vec![at_most("4 GiB over 1 GiB", four / one, 1.2)]))
+}

@@ -191,10 +191,11 @@ impl Channel {
             // SAFETY: the kernel writes at most `len` bytes to `into`.
             let read = |flags| nothing(done(unsafe { libc::recv(self.fd.as_raw_fd(), at, len, flags) }));
             if !self.look.is_zero() {
+                // Without a yield: on a host whose processors are all in use that is a sleep, and one that nothing ends early.
                 let begun = Instant::now();
                 loop {
                     match read(libc::MSG_DONTWAIT)? {
-                        None if begun.elapsed() < self.look => std::thread::yield_now(),
+                        None if begun.elapsed() < self.look => core::hint::spin_loop(),
                         None => break,
                         came => return Ok(came),
                     }

@@ -3,6 +3,7 @@
 //! ```text
 //!   source   paused ─▶ connects again, twice a second, for at most `--recover TIME` ─▶ goes on │ Uncertain (`--take-back`)
 //!   target   paused ─▶ listens at its URI for as long as its guest runs
+//!            complete, and the source does not know ─▶ the same, for a minute
 //! ```
 
 use std::io;
@@ -155,10 +156,17 @@ impl Hears {
         });
         let thread = std::thread::Builder::new().name("recover".into());
         let started = thread.spawn(move || {
-            let mut told = 0;
+            let (mut told, mut until) = (0, None);
             while !ends.load(Ordering::Acquire) {
-                match own.wait_while(ArrivalState::Running, AGAIN) {
-                    ArrivalState::Paused => {
+                let state = own.wait_while(ArrivalState::Running, AGAIN);
+                match state {
+                    ArrivalState::Complete if own.status().known => return,
+                    ArrivalState::Complete
+                        if Instant::now() >= *until.get_or_insert_with(|| Instant::now() + RECOVER) =>
+                    {
+                        return;
+                    }
+                    ArrivalState::Paused | ArrivalState::Complete => {
                         let status = own.status();
                         if told < status.pauses {
                             told = status.pauses;
@@ -189,9 +197,9 @@ impl Hears {
         loop {
             match self.arrival.wait_while(ArrivalState::Running, AGAIN) {
                 ArrivalState::Running => {}
-                ArrivalState::Paused | ArrivalState::Recovering if Instant::now() < until => {
-                    std::thread::sleep(AGAIN / 10)
-                }
+                ArrivalState::Failed => break,
+                ArrivalState::Complete if self.arrival.status().known => break,
+                _ if Instant::now() < until => std::thread::sleep(AGAIN / 100),
                 _ => break,
             }
         }

@@ -77,6 +77,9 @@ pub struct ArrivalStatus {
     pub blocktime: Blocktime,
     /// What broke last, or why it failed.
     pub why: Option<String>,
+    /// The source knows that all is here. If it is complete and this is not so, the channel broke just then: the source is paused, and
+    /// is told by [another one](Arrival::recover).
+    pub known: bool,
 }
 
 /// Gives the channels of a recovery beside the first, within a time.
@@ -95,6 +98,8 @@ struct Talk {
     took: Option<Duration>,
     /// The machine is gone: nothing waits for pages.
     dropped: bool,
+    /// The source knows that all is here.
+    known: bool,
 }
 
 struct Shared {
@@ -126,6 +131,7 @@ impl Arrival {
             faults: pages.fault_kind(),
             blocktime: pages.blocktime(),
             why: talk.why.clone(),
+            known: talk.known,
         }
     }
 
@@ -140,7 +146,7 @@ impl Arrival {
     /// Goes on by this channel, whose other end the source [was given](super::Migration::recover).
     ///
     /// # Errors
-    /// [`MigrationError::Order`] unless it is [paused](ArrivalState::Paused).
+    /// [`MigrationError::Order`] unless it is [paused](ArrivalState::Paused), or complete and the source does not [know](ArrivalStatus::known).
     pub fn recover(&self, channel: Channel) -> Result<(), MigrationError> {
         self.recover_with(channel, Box::new(|_| Err(io::ErrorKind::NotConnected.into())))
     }
@@ -151,10 +157,12 @@ impl Arrival {
     /// As [`recover`](Self::recover).
     pub fn recover_with(&self, channel: Channel, more: MoreChannels) -> Result<(), MigrationError> {
         let mut talk = lock(&self.0.talk);
-        if talk.state != ArrivalState::Paused {
-            return Err(MigrationError::Order(format!("{:?}: nothing is to be recovered", talk.state)));
+        match talk.state {
+            ArrivalState::Paused => talk.state = ArrivalState::Recovering,
+            ArrivalState::Complete if !talk.known => {}
+            state => return Err(MigrationError::Order(format!("{state:?}: nothing is to be recovered"))),
         }
-        (talk.state, talk.next) = (ArrivalState::Recovering, Some((channel, more)));
+        talk.next = Some((channel, more));
         drop(talk);
         self.0.changed.notify_all();
         Ok(())
@@ -399,6 +407,7 @@ impl Advised {
             zero_pages: 0,
             took: None,
             dropped: false,
+            known: false,
         };
         let shared = Shared {
             talk: Mutex::new(talk),
@@ -449,7 +458,10 @@ impl Reads {
         let arrival = self.arrival.clone();
         loop {
             let why = match self.read() {
-                Ok(()) => return self.over(Outcome::Complete, None),
+                Ok(()) => {
+                    self.over(Outcome::Complete, None);
+                    return self.until_known();
+                }
                 Err(why) => why,
             };
             arrival.0.line.close_asked();
@@ -491,6 +503,43 @@ impl Reads {
         let state =
             if outcome == Outcome::Complete && why.is_none() { ArrivalState::Complete } else { ArrivalState::Failed };
         self.arrival.set(state, why);
+    }
+
+    /// All is here, and was said to be: it is said again by each other channel, until the source knows.
+    fn until_known(self) {
+        let Reads { arrival, mut reader, incoming, name, .. } = self;
+        drop(incoming);
+        let line = &arrival.0.line;
+        // Channels beside it are not used, and there until it ends.
+        let mut _more = None;
+        loop {
+            // Up to its end: an answer is lost if a channel is closed on what was not read.
+            while let Ok(event) = reader.event() {
+                let Event::Command(code, data) = event else { break };
+                match Command::parse(code, &data) {
+                    Ok(Command::Known) => {
+                        lock(&arrival.0.talk).known = true;
+                        arrival.0.changed.notify_all();
+                        // A source that does not know takes the end of this channel for that of both.
+                        line.close_asked();
+                        return line.close();
+                    }
+                    Ok(Command::Name(other)) if other == name => {
+                        let _ = line.say(&[Answer::Shut(0)]);
+                    }
+                    Ok(Command::Name(_)) | Err(_) => break,
+                    Ok(_) => {}
+                }
+            }
+            line.close_asked();
+            line.close();
+            let Some((channel, more)) = arrival.next() else { return };
+            _more = Some(more);
+            if let Ok(answers) = channel.try_clone() {
+                line.open(answers);
+            }
+            reader.replace(channel);
+        }
     }
 
     fn say(&self, answer: Answer) -> Result<(), MigrationError> {

@@ -27,7 +27,7 @@ use std::time::Duration;
 const STEP: Duration = Duration::from_millis(4);
 
 /// How long it looks for an answer before it sleeps: a sleep costs more than the page takes, and the thread has nothing else to do.
-const LOOK: Duration = Duration::from_micros(20);
+const LOOK: Duration = Duration::from_micros(10);
 
 /// A page whose record's head is short lies at a multiple of a cache line: so it is copied by lines.
 const START: usize = 64 - 8;
@@ -267,6 +267,12 @@ impl AskedPages {
     /// Something was asked for that nothing reads: the helper does.
     pub fn hand_over(&self) {
         self.changed.notify_all();
+    }
+
+    /// Whether all that was asked for came.
+    pub fn is_idle(&self) -> bool {
+        let turn = lock(&self.turn);
+        turn.asked == turn.answered && !turn.reading
     }
 
     /// Whether nothing comes any more.

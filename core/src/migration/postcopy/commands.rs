@@ -8,6 +8,7 @@
 //!     9 POSTCOPY_RESUME   10 RECV_BITMAP byte length, name   11 SWITCHOVER_START
 //!     ours: 0x4e03 NAME 16 bytes: which migration this is   0x4e04 PREEMPT 16 bytes: what the hello of a channel for urgent pages says
 //!           0x4e05 DISCARD_MAP byte length, name, be64 first page, of a word, words of 64 pages, little endian: as RAM_DISCARD, of many runs
+//!           0x4e06 KNOWN: the source heard SHUT 0
 //! ```
 //!
 //! A command is parsed whole or refused: no byte may be missing, and none may be left.
@@ -87,6 +88,8 @@ pub enum Command {
     Preempt(Name),
     /// These pages are yet to come.
     DiscardMap(DiscardMap),
+    /// The source knows that the target has all of it.
+    Known,
 }
 
 mod code {
@@ -103,6 +106,7 @@ mod code {
     pub const NAME: u16 = 0x4e03;
     pub const PREEMPT: u16 = 0x4e04;
     pub const DISCARD_MAP: u16 = 0x4e05;
+    pub const KNOWN: u16 = 0x4e06;
 }
 
 impl Command {
@@ -122,16 +126,15 @@ impl Command {
             Command::Name(_) => code::NAME,
             Command::Preempt(_) => code::PREEMPT,
             Command::DiscardMap(_) => code::DISCARD_MAP,
+            Command::Known => code::KNOWN,
         }
     }
 
     /// What goes with it. Names have at most 255 bytes, runs at most [`MOST_RUNS`].
     pub fn data(&self) -> Vec<u8> {
         match self {
-            Command::OpenReturnPath | Command::Listen | Command::Run | Command::Resume | Command::SwitchoverStart => {
-                Vec::new()
-            }
-            Command::Advise(None) => Vec::new(),
+            Command::OpenReturnPath | Command::Listen | Command::Run | Command::Resume => Vec::new(),
+            Command::SwitchoverStart | Command::Known | Command::Advise(None) => Vec::new(),
             Command::Advise(Some(sizes)) => [sizes.summary, sizes.target].map(u64::to_be_bytes).concat(),
             Command::Ping(number) | Command::Packaged(number) => number.to_be_bytes().to_vec(),
             Command::RecvBitmap(idstr) => named(idstr),
@@ -175,7 +178,8 @@ impl Command {
             code::NAME => Command::Name(bytes.array()?),
             code::PREEMPT => Command::Preempt(bytes.array()?),
             code::DISCARD_MAP => Command::DiscardMap(discard_map(&mut bytes)?),
-            code => return Err(Fault::value("the command", code, "1 to 7, 9 to 11, or 0x4e03 to 0x4e05")),
+            code::KNOWN => Command::Known,
+            code => return Err(Fault::value("the command", code, "1 to 7, 9 to 11, or 0x4e03 to 0x4e06")),
         };
         bytes.end()?;
         Ok(command)

@@ -20,7 +20,7 @@ use std::time::{Duration, Instant};
 /// What was said so far.
 #[derive(Debug, Default)]
 pub struct Heard {
-    /// The number of the last PONG.
+    /// The greatest number of a PONG.
     pub pong: u32,
     /// When it came.
     pub at: Option<Instant>,
@@ -132,7 +132,7 @@ impl ReturnPath {
             }
             Answer::Pong(number) => {
                 let mut heard = self.heard();
-                (heard.pong, heard.at) = (number, Some(Instant::now()));
+                (heard.pong, heard.at) = (heard.pong.max(number), Some(Instant::now()));
             }
             Answer::Shut(number) => self.heard().shut = Some(number),
             Answer::Why(why) => self.heard().why = why,

@@ -27,7 +27,7 @@ pub(super) struct Line {
 }
 
 /// How long a source that has sent all may take with pages that went by the preempt channel.
-const SETTLE: Duration = Duration::from_secs(30);
+const SETTLE: Duration = Duration::from_secs(5);
 
 struct Open {
     channel: Channel,
@@ -84,7 +84,8 @@ impl Line {
         let Some(asked) = self.asked() else { return Ok(()) };
         let until = Instant::now() + SETTLE;
         let late = || Instant::now() >= until;
-        while pages.left() != 0 && !late() && !asked.is_broken() {
+        // What is missing when all of it was answered is another fault, which the end of the stream tells of.
+        while pages.left() != 0 && !late() && !asked.is_broken() && !asked.is_idle() {
             if !asked.help(&mut || pages.left() == 0 || late()) {
                 std::thread::sleep(Duration::from_micros(100));
             }

@@ -42,7 +42,7 @@ const LAST_WORD: Duration = Duration::from_millis(500);
 const PATIENCE: Duration = Duration::from_secs(30);
 
 /// How long the thread of the channel for urgent pages looks for the next request behind one, and sleeps at once then.
-const LOOK: Duration = Duration::from_micros(30);
+const LOOK: Duration = Duration::from_micros(10);
 const SLEEP: Duration = Duration::from_millis(100);
 
 /// A target may ask for nothing for as long as it likes.
@@ -212,6 +212,10 @@ impl Migration {
                 (Ok(()), _) => return Ok(()),
                 (Err(failed), _) => self.pause(&mut sending, &failed)?,
             }
+            if sending.path.heard().shut == Some(0) {
+                sending.channel.shut();
+                return Ok(());
+            }
         }
     }
 
@@ -373,7 +377,12 @@ impl Migration {
         path.wait(PATIENCE, |heard| heard.shut.is_some());
         let heard = path.heard();
         match (heard.shut, &heard.broken) {
-            (Some(0), _) => Ok(()),
+            (Some(0), _) => {
+                drop(heard);
+                // Should this not arrive, the target can be asked again, by nothing that is there.
+                let _ = say(&mut sending.writer, &Command::Known).and_then(|()| sending.writer.out().flush());
+                Ok(())
+            }
             (Some(number), _) => Err(MigrationError::Order(format!("it answered SHUT {number}: {}", heard.why))),
             (None, Some(why)) => Err(MigrationError::Order(why.clone())),
             (None, None) => Err(MigrationError::Answer(io::ErrorKind::TimedOut.into())),
@@ -435,8 +444,14 @@ fn go_on(sending: &mut Sending, channel: Channel, preempt: Option<(Channel, Name
         Some(why) => MigrationError::Order(format!("{what}: {why}")),
         None => MigrationError::Answer(io::Error::new(io::ErrorKind::TimedOut, what.to_owned())),
     };
-    if !path.wait(PATIENCE, |heard| heard.bitmaps.iter().all(Option::is_some)) {
+    if !path.wait(PATIENCE, |heard| heard.shut == Some(0) || heard.bitmaps.iter().all(Option::is_some)) {
         return Err(late("the target did not say what it has"));
+    }
+    if path.heard().shut == Some(0) {
+        // It had said so before, by a channel that broke then.
+        let _ = say(writer, &Command::Known).and_then(|()| writer.out().flush());
+        sending.runs = true;
+        return Ok(());
     }
     let bitmaps: Vec<_> = path.heard().bitmaps.iter().flatten().cloned().collect();
     sending.rest.resume(&bitmaps).map_err(|fault| MigrationError::Order(fault.to_string()))?;
