@@ -1,7 +1,7 @@
 //! The thread that reads faults.
 //!
 //! ```text
-//!   poll: bell │ own descriptor │ each peer's
+//!   poll: bell │ own descriptor │ each peer's            one that had a fault is looked at for 20 us more
 //!     bell ─▶ quit, a new peer, one that left, resume
 //!     a descriptor ─▶ up to 64 faults at a read, until there are none ─▶ (block, page) of each
 //!                       ├─ missing: waits begin, runs of neighbours are asked for, another thread reads the answer (hand_over)
@@ -17,6 +17,13 @@ use crate::missing::MissingPages;
 use std::io;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
+use std::time::{Duration, Instant};
+
+/// How long the next fault is looked for before the thread sleeps: to be woken costs a fault more.
+const LOOK: Duration = Duration::from_micros(20);
+
+/// So often one descriptor is read before the others have their turn.
+const ROUNDS: usize = 32;
 
 /// Faults that are read at once.
 const AT_ONCE: usize = 64;
@@ -60,19 +67,24 @@ impl Inner {
     pub(super) fn run(&self) {
         let mut messages = [Message::default(); AT_ONCE];
         let mut failed = false;
+        // As they were when the bell rang last.
+        let (mut peers, mut fds) = (Vec::new(), Vec::new());
         loop {
-            let peers = self.peers().clone();
-            if self.quit.load(Ordering::Acquire) && peers.is_empty() {
-                return;
+            if fds.is_empty() {
+                peers.clone_from(&self.peers());
+                if self.quit.load(Ordering::Acquire) && peers.is_empty() {
+                    return;
+                }
+                let readable = |fd| libc::pollfd { fd, events: libc::POLLIN, revents: 0 };
+                fds.extend([readable(self.bell.raw()), readable(if failed { -1 } else { self.uffd.raw() })]);
+                fds.extend(peers.iter().map(|peer| readable(if peer.is_broken() { -1 } else { peer.uffd.raw() })));
             }
-            let readable = |fd| libc::pollfd { fd, events: libc::POLLIN, revents: 0 };
-            let mut fds = vec![readable(self.bell.raw()), readable(if failed { -1 } else { self.uffd.raw() })];
-            fds.extend(peers.iter().map(|peer| readable(if peer.is_broken() { -1 } else { peer.uffd.raw() })));
             if let Err(why) = sys::wait(&mut fds) {
                 log::error!("faults of userfaultfd are not waited for any more: {why}");
                 return;
             }
-            if fds[0].revents != 0 {
+            let rang = fds[0].revents != 0;
+            if rang {
                 self.bell.take();
             }
             let pages = super::lock(&self.pages).upgrade();
@@ -90,19 +102,40 @@ impl Inner {
                 });
                 if let Err(why) = read {
                     log::error!("faults of userfaultfd are not read any more: {why}");
-                    failed = true;
+                    (failed, fds[1].fd) = (true, -1);
                 }
             }
-            for (peer, _) in peers.iter().zip(&fds[2..]).filter(|(_, fd)| fd.revents != 0) {
+            for (peer, fd) in peers.iter().zip(&mut fds[2..]).filter(|(_, fd)| fd.revents != 0) {
                 let of = |_: &Inner, at: u64| {
                     let (ram, start, size) = peer.page_of(at)?;
                     Some(Fault { ram, at: start, size, minor: peer.minor, in_file: false })
                 };
                 if let Err(why) = self.serve(&peer.uffd, &mut messages, pages.as_ref(), of) {
                     peer.fail(&why);
+                    fd.fd = -1;
                 }
             }
+            if rang {
+                fds.clear();
+            }
         }
+    }
+
+    /// Reads, and looks again for so long if there is nothing: a fault often follows the one before.
+    fn look(&self, uffd: &Uffd, messages: &mut [Message; AT_ONCE], look: Duration) -> io::Result<usize> {
+        let got = uffd.read(messages)?;
+        if got != 0 || look.is_zero() {
+            return Ok(got);
+        }
+        let since = Instant::now();
+        while since.elapsed() < look && !self.quit.load(Ordering::Acquire) {
+            std::thread::yield_now();
+            let got = uffd.read(messages)?;
+            if got != 0 {
+                return Ok(got);
+            }
+        }
+        Ok(0)
     }
 
     /// Reads what was told by this descriptor, asks for what is missing, and answers the rest.
@@ -113,8 +146,9 @@ impl Inner {
         pages: Option<&Arc<MissingPages>>,
         of: impl Fn(&Inner, u64) -> Option<Fault>,
     ) -> io::Result<()> {
-        loop {
-            let got = uffd.read(messages)?;
+        let mut look = Duration::ZERO;
+        for _ in 0..ROUNDS {
+            let got = self.look(uffd, messages, look)?;
             let found = |message: &Message| Some(Fault { in_file: message.is_minor(), ..of(self, message.fault()?)? });
             let mut faults: Vec<_> = messages[..got].iter().filter_map(found).collect();
             // Those that are missing wait; the rest is here.
@@ -130,10 +164,12 @@ impl Inner {
                     let _ = uffd.wake(fault.at, fault.size);
                 }
             }
-            if got < AT_ONCE {
+            if got == 0 {
                 return Ok(());
             }
+            look = LOOK;
         }
+        Ok(())
     }
 }
 
