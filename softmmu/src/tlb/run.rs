@@ -25,7 +25,7 @@ const AT_ONCE: u64 = 64;
 pub(super) const AHEAD: u32 = 1 << 16;
 
 /// For so many entries filled there is one page more that may be: walks ahead stay few beside those that are asked for.
-const FILLS_AHEAD: u32 = 4;
+const FILLS_AHEAD: u32 = 16;
 
 /// So often must a page be asked for that could not join, before its own run is taken though it is shorter.
 const VOTES: u32 = 4;

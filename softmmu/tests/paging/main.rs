@@ -144,7 +144,7 @@ fn looks_ahead_are_few_beside_what_is_asked_for() {
     assert_eq!(looks_of(100), 100 * 13, "13 pages lie between");
     looks_of(6_000);
     let looks = looks_of(1_000);
-    assert!((1..=1_000 * 2 / 4 + 13).contains(&looks), "{looks}");
+    assert!((1..=1_000 * 2 / 16 + 13).contains(&looks), "{looks}");
 }
 
 #[test]
