@@ -63,6 +63,8 @@ impl Line {
     pub fn preempt(self: &Arc<Self>, asked: AskedPages) -> io::Result<()> {
         let asked = Arc::new(asked);
         let (own, line) = (asked.clone(), Arc::downgrade(self));
+        // Until it is there: a channel that breaks at once is found by its thread.
+        let mut current = self.asked.write().unwrap_or_else(PoisonError::into_inner);
         let thread = std::thread::Builder::new().name("urgent pages".into());
         thread.spawn(move || {
             let why = own.serve();
@@ -75,7 +77,7 @@ impl Line {
                 line.close();
             }
         })?;
-        *self.asked.write().unwrap_or_else(PoisonError::into_inner) = Some(asked);
+        *current = Some(asked);
         Ok(())
     }
 
