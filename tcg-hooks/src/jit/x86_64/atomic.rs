@@ -84,19 +84,20 @@ impl Emitter {
             return self.execute_site(ir.site);
         }
         let elsewhere = self.cell(ir, mem, READ);
+        let rd = if ir.rd == 0 { RAX } else { self.target(ir.rd, RAX) };
         if mem.bytes() == 8 {
             dynasm!(self.ops; .arch x64
-                ; mov rax, [rdx]
+                ; mov Rq(rd), [rdx]
                 ; lea rcx, [rdx + 1]
                 ; mov [rbp + TAG], rcx);
         } else {
             dynasm!(self.ops; .arch x64
-                ; movsxd rax, DWORD [rdx]
+                ; movsxd Rq(rd), DWORD [rdx]
                 ; mov [rbp + TAG], rdx);
         }
-        dynasm!(self.ops; .arch x64; mov [rbp + VALUE], rax);
+        dynasm!(self.ops; .arch x64; mov [rbp + VALUE], Rq(rd));
         if ir.rd != 0 {
-            self.put(ir.rd, RAX);
+            self.done(ir.rd, rd);
         }
         self.cell_done(elsewhere);
     }
@@ -127,14 +128,30 @@ impl Emitter {
         }
         dynasm!(self.ops; .arch x64; =>failed);
         if ir.rd != 0 {
-            dynasm!(self.ops; .arch x64; setne al; movzx eax, al);
-            self.put(ir.rd, RAX);
+            let rd = self.target(ir.rd, RAX);
+            dynasm!(self.ops; .arch x64; setne al; movzx Rd(rd), al);
+            self.done(ir.rd, rd);
         }
         self.cell_done(elsewhere);
     }
 
     pub(super) fn amo(&mut self, ir: &Ir, op: AmoOp, mem: MemOp) {
         let elsewhere = self.cell(ir, mem, WRITE);
+        let plain = matches!(op, AmoOp::Swap | AmoOp::Add | AmoOp::Xor | AmoOp::And | AmoOp::Or);
+        if self.alone && plain && ir.rd != 0 && ir.rd != ir.b {
+            // One thread stores: a load, and an operation that no register wants the old value of.
+            let rd = self.target(ir.rd, RAX);
+            let unread = Ir { rd: 0, ..*ir };
+            if mem.bytes() == 8 {
+                dynasm!(self.ops; .arch x64; mov Rq(rd), [rdx]);
+                self.amo_wide(&unread, op);
+            } else {
+                dynasm!(self.ops; .arch x64; movsxd Rq(rd), DWORD [rdx]);
+                self.amo_narrow(&unread, op);
+            }
+            self.done(ir.rd, rd);
+            return self.cell_done(elsewhere);
+        }
         // The old value goes to rax, unless no register wants it.
         if mem.bytes() == 8 {
             self.amo_wide(ir, op);
