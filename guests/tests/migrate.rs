@@ -496,7 +496,7 @@ fn whatever_happens_to_the_channel_one_side_can_run_and_nothing_hangs() {
                     uncertain += 1;
                     assert!(machine.is_gone(), "{what}");
                     assert!(there.is_some_and(|at| at + 200 >= length) || back.is_some(), "{what}");
-                    machine.take_back();
+                    machine.take_back().unwrap();
                 }
                 (state, _) => panic!("{what}: {state:?}, {:?}", target.err()),
             }

@@ -247,7 +247,7 @@ fn check(way: Way, plan: Plan, ended: &mut Ended) {
                 }
                 Err(_) => {
                     assert_eq!(machine.run_to_end(), MachineExit::Migrated, "{what}");
-                    machine.take_back();
+                    machine.take_back().unwrap();
                     runs(machine, &what);
                 }
             }
@@ -377,6 +377,6 @@ fn a_stream_in_a_file_that_was_spoiled_in_whatever_phase_is_refused_or_is_the_ma
     };
     assert!(taken.iter().all(harmless), "{taken:?}");
     // This side has gone, and can be had back.
-    source.take_back();
+    source.take_back().unwrap();
     runs(&mut source, "taken back");
 }

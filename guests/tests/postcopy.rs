@@ -56,6 +56,8 @@ struct How {
     /// Pages that are waited for come by a channel of their own, which is cut, too.
     preempt: bool,
     rounds: u64,
+    /// The source gives its memory back as it goes.
+    release: bool,
     /// The channel is cut so long after the machine runs there, so often.
     cuts: u32,
     cut_after: Duration,
@@ -117,7 +119,7 @@ fn go(machine: &mut Machine, how: How, after: Duration, limits: impl Fn(&Machine
     let (migrator, over) = (machine.migrator(), AtomicBool::new(false));
     let mut options = LeaveOptions::default();
     let mut postcopy = Postcopy::after(how.rounds);
-    postcopy.bandwidth = how.bandwidth;
+    (postcopy.bandwidth, postcopy.release) = (how.bandwidth, how.release);
     options.postcopy = Some(postcopy);
     let here = AtomicBool::new(true);
     std::thread::scope(|scope| {
@@ -248,6 +250,7 @@ fn keeps_checksums(faults: FaultKind) {
             tcp: n % 2 == 1,
             preempt: n % 4 != 0,
             rounds: n as u64 % 3 % 2,
+            release: n % 2 == 0,
             cuts: 1 + n as u32 % 2,
             cut_after: Duration::from_micros(random.below(20_000)),
             // So that the sweep is still under way when it is cut.
@@ -260,6 +263,7 @@ fn keeps_checksums(faults: FaultKind) {
             Gone::There(there, went, exit) => {
                 let (status, arrival) = *went;
                 assert_eq!(exit, MachineExit::Deadline, "{n} {how:?}");
+                assert_eq!(status.released != 0, how.release, "{n} {how:?}");
                 assert_eq!(arrival.faults, faults);
                 waits += arrival.requests;
                 pauses += arrival.pauses;
@@ -375,7 +379,7 @@ fn a_machine_whose_pages_are_yet_to_come_is_not_saved_and_does_not_leave() {
         assert_eq!(migration.status().state, MigrationState::Uncertain);
         assert_eq!(source.join().unwrap(), MachineExit::Migrated);
     });
-    machine.take_back();
+    machine.take_back().unwrap();
     machine.write(sums::STOP, &[1]).unwrap();
     assert_eq!(machine.run_to_end(), PASS, "taken back");
 }

@@ -195,7 +195,7 @@ fn go(fault: Fault) -> (End, u64) {
         end
     });
     if end == End::TakenBack {
-        machine.take_back();
+        machine.take_back().unwrap();
     }
     match end {
         End::Here | End::TakenBack => runs(&mut machine, &what),

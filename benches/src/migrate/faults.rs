@@ -1,11 +1,14 @@
 //! How long a page is waited for, on a channel that carries nothing else; and 32 bytes there, 4 KiB back by bare threads.
 
-use std::io::{ErrorKind, Read, Write};
+use std::io::{ErrorKind, Write};
+use std::os::fd::AsRawFd;
 use std::os::unix::net::UnixStream;
 use std::time::{Duration, Instant};
 
 use notdirty::programs::basic;
 use notdirty::{Cancel, Channel, LeaveOptions, Machine, Postcopy, Program, RAM_BASE, Road, RunLimits};
+
+use notdirty_core::migration::postcopy::AskedPages;
 
 use super::alone::Figures;
 use super::verdict::at_most;
@@ -69,6 +72,27 @@ fn ours() -> Result<Vec<f64>, String> {
     })
 }
 
+/// Reads all of it. It looks for as long as the two ends of ours do before it sleeps: a sleep of either end is most of a round trip.
+fn read(from: &UnixStream, into: &mut [u8]) -> std::io::Result<()> {
+    let mut had = 0;
+    while had < into.len() {
+        let left = &mut into[had..];
+        // SAFETY: the kernel writes at most as many bytes as `left` has.
+        let mut recv = |flags| unsafe { libc::recv(from.as_raw_fd(), left.as_mut_ptr().cast(), left.len(), flags) };
+        let begun = Instant::now();
+        let mut count = recv(libc::MSG_DONTWAIT);
+        while count < 0 && begun.elapsed() < AskedPages::LOOK {
+            std::hint::spin_loop();
+            count = recv(libc::MSG_DONTWAIT);
+        }
+        match if count < 0 { recv(0) } else { count } {
+            0 => return Err(ErrorKind::UnexpectedEof.into()),
+            count => had += usize::try_from(count).map_err(|_| std::io::Error::last_os_error())?,
+        }
+    }
+    Ok(())
+}
+
 /// The same of two threads that do nothing else.
 fn bare() -> Result<Vec<f64>, String> {
     let (mut to, mut from) = UnixStream::pair().map_err(text)?;
@@ -76,12 +100,12 @@ fn bare() -> Result<Vec<f64>, String> {
     std::thread::scope(move |scope| {
         scope.spawn(move || {
             let (mut request, page) = ([0; 32], [7; 4096]);
-            while from.read_exact(&mut request).is_ok() && from.write_all(&page).is_ok() {}
+            while read(&from, &mut request).is_ok() && from.write_all(&page).is_ok() {}
         });
         let (request, mut page, mut times) = ([1; 32], [0; 4096], Vec::new());
         for _ in 0..PAGES {
             let start = Instant::now();
-            to.write_all(&request).and_then(|()| to.read_exact(&mut page)).map_err(text)?;
+            to.write_all(&request).and_then(|()| read(&to, &mut page)).map_err(text)?;
             times.push(start.elapsed().as_secs_f64() * 1e6);
         }
         drop(to);

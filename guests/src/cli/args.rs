@@ -127,6 +127,7 @@ pub(super) struct Args {
     /// The machine runs there before its pages are there.
     pub postcopy: Option<Switch>,
     pub postcopy_bandwidth: Option<u64>,
+    pub release_ram: bool,
     /// How missing pages of a machine that comes are noticed.
     pub postcopy_faults: Option<FaultKind>,
     /// How long a target is looked for again.
@@ -197,6 +198,7 @@ pub(super) fn parse(args: impl IntoIterator<Item = OsString>) -> Result<Request,
         xbzrle: None,
         postcopy: None,
         postcopy_bandwidth: None,
+        release_ram: false,
         postcopy_faults: None,
         recover: None,
         of_guest: Vec::new(),
@@ -268,6 +270,7 @@ pub(super) fn parse(args: impl IntoIterator<Item = OsString>) -> Result<Request,
                 let bytes = size(&value).ok_or_else(|| format!("{shown} {value}: not a size such as 128M or 1G"))?;
                 parsed.postcopy_bandwidth = Some(bytes);
             }
+            "release-ram" => parsed.release_ram = true,
             "postcopy-faults" => {
                 let value = text()?;
                 parsed.postcopy_faults = Some(match value.as_str() {
@@ -586,6 +589,11 @@ fn check_migrate(parsed: &Args) -> Result<(), String> {
         None if parsed.xbzrle.is_some() => Err("--xbzrle needs --migrate URI@AFTER".into()),
         Some(_) if parsed.postcopy.is_none() && (parsed.postcopy_bandwidth.is_some() || parsed.recover.is_some()) => {
             Err("--postcopy-bandwidth and --recover need --postcopy".into())
+        }
+        _ if parsed.release_ram && parsed.postcopy.is_none() => Err("--release-ram needs --postcopy".into()),
+        Some(_) if parsed.release_ram && parsed.take_back.is_some() => {
+            Err("--release-ram and --take-back exclude each other: a machine without its pages is not taken back"
+                .into())
         }
         Some(go) if parsed.postcopy.is_some() && !matches!(go.uri, Uri::Tcp(..) | Uri::Unix(_)) => {
             Err("--postcopy is for tcp: and unix:".into())

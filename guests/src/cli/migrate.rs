@@ -106,7 +106,7 @@ pub(super) fn run(machine: &mut Machine, args: &Args, go: &Move, limits: &RunLim
     options.dirty_limit = args.dirty_limit;
     options.deltas = args.xbzrle;
     options.compression = args.compression;
-    options.postcopy = args.postcopy.map(|switch| postcopy::options(switch, args.postcopy_bandwidth));
+    options.postcopy = args.postcopy.map(|switch| postcopy::options(switch, args.postcopy_bandwidth, args.release_ram));
     let (multifd, mapped_ram) = (args.multifd, args.mapped_ram);
     let (switch, recover) = (args.postcopy, args.recover);
     let job = Job {
@@ -236,8 +236,8 @@ pub(super) fn report(name: &str, go: &Move, status: &MigrationStatus, json: bool
     if json {
         return print(&format!(
             "{{\"total_ms\":{total:.1},\"downtime_ms\":{downtime:.2},\"rounds\":{},\"bytes\":{},\"pages\":{},\
-             \"zero_pages\":{},\"dirtied\":{dirtied:?},\"mb_per_s\":{rate:.0}}}\n",
-            progress.rounds, progress.bytes, progress.pages, progress.zero_pages
+             \"zero_pages\":{},\"dirtied\":{dirtied:?},\"released\":{},\"mb_per_s\":{rate:.0}}}\n",
+            progress.rounds, progress.bytes, progress.pages, progress.zero_pages, status.released
         ));
     }
     say(&format!(

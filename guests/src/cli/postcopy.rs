@@ -51,12 +51,12 @@ pub(super) fn parse(text: &str, integer: impl Fn(&str) -> Option<u64>) -> Option
 }
 
 /// The same for the library.
-pub(super) fn options(switch: Switch, bandwidth: Option<u64>) -> Postcopy {
+pub(super) fn options(switch: Switch, bandwidth: Option<u64>, release: bool) -> Postcopy {
     let mut how = match switch {
         Switch::Rounds(rounds) => Postcopy::after(rounds),
         Switch::Time(_) => Postcopy::by_command(),
     };
-    how.bandwidth = bandwidth;
+    (how.bandwidth, how.release) = (bandwidth, release);
     how
 }
 

@@ -207,6 +207,7 @@ impl Arrival {
 impl super::Machine {
     /// What is not here cannot be saved, and does not leave.
     pub(super) fn check_whole(&self) -> Result<(), MigrationError> {
+        self.check_kept()?;
         match self.board.space.ram().missing() {
             Some(pages) if pages.left() != 0 => Err(MigrationError::Arriving { left: pages.left() }),
             _ => Ok(()),

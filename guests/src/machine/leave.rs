@@ -123,6 +123,8 @@ pub struct MigrationStatus {
     pub dirtied: Vec<u64>,
     /// Pages that went because the target waited for them.
     pub urgent: u64,
+    /// Bytes of RAM that went back to the host, of [`Postcopy::release`].
+    pub released: u64,
     /// How often it was paused.
     pub pauses: u64,
     /// What broke last.
@@ -163,6 +165,8 @@ struct Shared {
     throttle: AtomicU32,
     /// The machine stays here when it is done.
     stays: bool,
+    /// Pages of the machine were given back to the host.
+    released: AtomicBool,
 }
 
 /// A migration that is under way or has ended, for any thread.

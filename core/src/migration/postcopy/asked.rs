@@ -99,6 +99,9 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 }
 
 impl AskedPages {
+    /// How long either end of the channel looks for what comes before it sleeps.
+    pub const LOOK: Duration = LOOK;
+
     /// By this channel, of the pages of that stream.
     ///
     /// # Errors

@@ -24,6 +24,8 @@ pub struct Heard {
     pub pong: u32,
     /// When it came.
     pub at: Option<Instant>,
+    /// The number of the last PONG that says which pages are placed.
+    pub placed: u32,
     /// It has all of it (0), or gives up.
     pub shut: Option<u32>,
     /// Why it gives up.
@@ -130,6 +132,7 @@ impl ReturnPath {
                 let bitmap = Bitmap::read(from, self.blocks.0[block].1)?;
                 self.heard().bitmaps[block] = Some(bitmap);
             }
+            Answer::Pong(number) if number >= super::release::FIRST => self.heard().placed = number,
             Answer::Pong(number) => {
                 let mut heard = self.heard();
                 (heard.pong, heard.at) = (heard.pong.max(number), Some(Instant::now()));

@@ -19,6 +19,7 @@
 //! | `heard.rs` | what the source hears of the target, by a thread of its own |
 //! | `requests.rs` | pages that the target waits for, in the order in which it asked |
 //! | `notify.rs` | what is told of the target's steps, and may stop them |
+//! | `release.rs` | the source's RAM goes back to its host as its pages arrive |
 //! | `asked.rs`, `urgent.rs` | the two ends of the preempt channel, on which pages that are waited for come without a hand-over |
 //!
 //! The source of a machine of ours names each page that is yet to come by RAM_DISCARD: a page without a name is there, and zero unless
@@ -31,6 +32,7 @@ mod discard;
 mod fetch;
 mod heard;
 mod notify;
+mod release;
 mod requests;
 mod send;
 mod state;

@@ -14,6 +14,7 @@ use super::super::{BlockMigration, Checksums, DirtyPages};
 use super::answers::Bitmap;
 use super::commands::Command;
 use super::discard::{canonical, discards};
+use super::release::Release;
 use super::requests::Requests;
 use super::urgent::Urgent;
 use crate::addr::PAGE_BITS;
@@ -43,6 +44,7 @@ pub struct Rest {
     /// Pages that were sent because they were asked for, by the main channel.
     asked: u64,
     urgent: Arc<Urgent>,
+    release: Option<Release>,
 }
 
 impl Rest {
@@ -57,7 +59,37 @@ impl Rest {
         });
         let blocks: Vec<_> = blocks.collect();
         let urgent = Urgent::new(blocks.iter().map(|left| (&left.block, &left.dirty, left.pages)));
-        Rest { blocks, at: (0, 0), progress, asked: 0, urgent: Arc::new(urgent) }
+        Rest { blocks, at: (0, 0), progress, asked: 0, urgent: Arc::new(urgent), release: None }
+    }
+
+    /// From here on memory of pages that the target has goes back to the host: of blocks that no file and no memfd backs. The machine
+    /// is never run here again.
+    pub fn release(&mut self) {
+        self.release.get_or_insert_default();
+    }
+
+    /// Whether it does.
+    pub fn releases(&self) -> bool {
+        self.release.is_some()
+    }
+
+    /// Bytes that went back to the host.
+    pub fn released(&self) -> u64 {
+        self.release.as_ref().map_or(0, Release::released)
+    }
+
+    /// The target has all that went before the PING of this number, [of those](super::ReturnPath) that `send` says.
+    pub fn placed(&mut self, number: u32) {
+        let Some(release) = &mut self.release else { return };
+        let blocks: Vec<_> = self.blocks.iter().map(|left| &left.block).collect();
+        release.placed(number, &blocks);
+    }
+
+    /// It has all.
+    pub fn release_all(&mut self) {
+        let Some(release) = &mut self.release else { return };
+        let blocks: Vec<_> = self.blocks.iter().map(|left| &left.block).collect();
+        release.all(&blocks);
     }
 
     /// What a thread sends urgent pages by that has a channel of its own.
@@ -103,6 +135,9 @@ impl Rest {
             left.dirty.set_missing(words, left.pages);
         }
         self.at = (0, 0);
+        if let Some(release) = &mut self.release {
+            release.forget();
+        }
         Ok(())
     }
 
@@ -115,7 +150,7 @@ impl Rest {
         carrier: &mut impl Carrier,
         requests: &Requests,
         bandwidth: Option<u64>,
-        mut tell: impl FnMut(&Rest) -> bool,
+        mut tell: impl FnMut(&mut Rest) -> bool,
     ) -> Result<()> {
         let (mut since, mut swept) = (Instant::now(), 0u64);
         while self.left() != 0 {
@@ -173,7 +208,21 @@ impl Rest {
             }
             self.at = ((self.at.0 + 1) % self.blocks.len(), 0);
         }
-        if runs.is_empty() { Ok(()) } else { carrier.send(&runs, &mut self.progress) }
+        if runs.is_empty() {
+            return Ok(());
+        }
+        carrier.send(&runs, &mut self.progress)?;
+        let Some(release) = &mut self.release else { return Ok(()) };
+        runs.into_iter().for_each(|run| release.sent(run.index, run.pages));
+        match release.ping() {
+            Some(ping) => {
+                // Between two pieces of RAM.
+                carrier.end(false)?;
+                carrier.command(ping.code(), &ping.data())?;
+                carrier.begin()
+            }
+            None => Ok(()),
+        }
     }
 }
 

@@ -61,6 +61,8 @@ fn every_bad_flag_is_named_in_its_error() {
         ("run a --migrate tcp::1@1s --postcopy --multifd 2", "--postcopy goes with neither"),
         ("run --incoming tcp::1 --postcopy-faults kvm", "--postcopy-faults kvm: must be software or userfaultfd"),
         ("run a --postcopy-faults software", "--postcopy-faults is for run --incoming"),
+        ("run a --migrate tcp::1@1s --release-ram", "--release-ram needs --postcopy"),
+        ("run a --migrate tcp::1@1s --postcopy --release-ram --take-back f", "exclude each other"),
         ("run a --migrate tcp::1@1s --recover 5s", "--postcopy-bandwidth and --recover need --postcopy"),
         ("squash s", "squash needs -o SNAPSHOT"),
         ("squash s -o t --at 1s", "--at is for snapshot FILE"),

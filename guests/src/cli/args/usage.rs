@@ -42,6 +42,7 @@ usage: notdirty                       the embedded demo, with a summary
                         rounds, or 300ms, of sending while it runs here; --json of the other side tells what was waited for
   --postcopy-bandwidth SIZE
                         bytes a second of pages that nothing waits for (default: what the channel takes)
+  --release-ram         memory of pages that are there goes back to the host while others are sent
   --postcopy-faults software|userfaultfd
                         of --incoming: what notices pages that are yet to come; userfaultfd for what reaches RAM by pointer,
                         refused with the reason where the host does not allow it (default: software)

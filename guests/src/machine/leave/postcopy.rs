@@ -19,7 +19,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, PoisonError};
 use std::time::{Duration, Instant};
 
-use notdirty_core::migration::postcopy::{Command, Name, PageSizes, Rest, ReturnPath, Urgent};
+use notdirty_core::migration::postcopy::{AskedPages, Command, Name, PageSizes, Rest, ReturnPath, Urgent};
 use notdirty_core::migration::{Carrier, Channel, Progress, RamId, Source, StreamCarrier, StreamError, StreamWriter};
 use notdirty_core::{PAGE_SIZE, RamBlock};
 use notdirty_softmmu::AddressSpace;
@@ -41,8 +41,7 @@ const LAST_WORD: Duration = Duration::from_millis(500);
 /// How long a step of a target may take.
 const PATIENCE: Duration = Duration::from_secs(30);
 
-/// How long the thread of the channel for urgent pages looks for the next request behind one, and sleeps at once then.
-const LOOK: Duration = Duration::from_micros(10);
+/// How long the thread of the channel for urgent pages sleeps at once.
 const SLEEP: Duration = Duration::from_millis(100);
 
 /// A target may ask for nothing for as long as it likes.
@@ -56,12 +55,15 @@ pub struct Postcopy {
     pub rounds: Option<u64>,
     /// Bytes a second of pages that nothing waits for.
     pub bandwidth: Option<u64>,
+    /// Memory of pages that the target has goes back to the host while others are sent. From then on the machine is not
+    /// [taken back](crate::Machine::take_back).
+    pub release: bool,
 }
 
 impl Postcopy {
     /// After so many rounds of precopy; 0: at once.
     pub fn after(rounds: u64) -> Postcopy {
-        Postcopy { rounds: Some(rounds), bandwidth: None }
+        Postcopy { rounds: Some(rounds), ..Postcopy::default() }
     }
 
     /// When [`Migration::switch`] says so: pages go in rounds until then.
@@ -104,7 +106,7 @@ impl Preempt {
     /// If the channel breaks before this is dropped, the main one ends, too.
     fn start(mut channel: Channel, urgent: Arc<Urgent>, main: Channel) -> Result<Preempt, MigrationError> {
         let own = channel.try_clone().map_err(MigrationError::Host)?;
-        channel.set_blocking(SLEEP, LOOK).map_err(MigrationError::Host)?;
+        channel.set_blocking(SLEEP, AskedPages::LOOK).map_err(MigrationError::Host)?;
         let over = Arc::new(AtomicBool::new(false));
         let ends = over.clone();
         let thread = std::thread::Builder::new().name("urgent pages".into()).spawn(move || {
@@ -209,13 +211,26 @@ impl Migration {
             sending.channel.shut();
             match (sent, shut) {
                 (_, Some(1..)) if !sending.runs => return Err(MigrationError::Refused { why }),
-                (Ok(()), _) => return Ok(()),
+                (Ok(()), _) => {
+                    self.release_all(&mut sending);
+                    return Ok(());
+                }
                 (Err(failed), _) => self.pause(&mut sending, &failed)?,
             }
             if sending.path.heard().shut == Some(0) {
                 sending.channel.shut();
+                self.release_all(&mut sending);
                 return Ok(());
             }
+        }
+    }
+
+    /// The target has all of it, and said so.
+    fn release_all(&self, sending: &mut Sending) {
+        if sending.rest.releases() {
+            self.0.released.store(true, Ordering::Release);
+            sending.rest.release_all();
+            lock(&self.0.talk).status.released = sending.rest.released();
         }
     }
 
@@ -265,7 +280,10 @@ impl Migration {
         source.sync(&carrier, &options.limits)?;
         let id = carrier.id();
         // Its log drops here: nothing is logged from now on.
-        let rest = Rest::new(source);
+        let mut rest = Rest::new(source);
+        if how.release {
+            rest.release();
+        }
         drop(carrier);
         self.note_progress(rest.progress(), true);
         let message = writer.package(
@@ -359,14 +377,21 @@ impl Migration {
         rest.send(&mut carrier, &path.requests, how.bandwidth, |rest| {
             let heard = path.heard();
             let (pong, at, over) = (heard.pong, heard.at, heard.shut.is_some() || heard.broken.is_some());
+            let placed = heard.placed;
             drop(heard);
             if !*runs && pong >= RUNS {
                 *runs = true;
                 self.stood_until(at, stood);
             }
+            // A target that does not run yet may refuse.
+            if *runs && placed != 0 && how.release {
+                self.0.released.store(true, Ordering::Release);
+                rest.placed(placed);
+            }
             let mut talk = lock(&self.0.talk);
             talk.status.progress = rest.progress();
             talk.status.urgent = rest.urgent();
+            talk.status.released = rest.released();
             !over
         })?;
         carrier.end(true)?;

@@ -30,9 +30,25 @@ impl Machine {
 
     /// The machine runs here again, as it was when it left. Only where it is known that its target does not run: after
     /// [`MigrationState::Uncertain`], if that process is dead.
-    pub fn take_back(&mut self) {
+    ///
+    /// # Errors
+    /// [`MigrationError::Order`] if pages of it were [given back](super::Postcopy::release): its target had them, and ran.
+    pub fn take_back(&mut self) -> Result<(), MigrationError> {
+        self.check_kept()?;
         self.board.space.ram().release_writers();
         self.migration.gone.store(false, Ordering::Release);
+        Ok(())
+    }
+
+    /// All of its pages are here still.
+    pub(in crate::machine) fn check_kept(&self) -> Result<(), MigrationError> {
+        let current = lock(&self.migration.current);
+        match &*current {
+            Some(migration) if migration.0.released.load(Ordering::Acquire) => {
+                Err(MigrationError::Order("pages of this machine went back to the host: its target had them".into()))
+            }
+            _ => Ok(()),
+        }
     }
 
     /// Answers a migration, while the harts stand still. `true`: the machine has left.

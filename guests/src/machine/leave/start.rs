@@ -68,6 +68,7 @@ impl Migrator {
             throttled: false,
             dirtied: Vec::new(),
             urgent: 0,
+            released: 0,
             pauses: 0,
             paused_by: None,
         };
@@ -86,6 +87,7 @@ impl Migrator {
             start: Instant::now(),
             throttle: AtomicU32::new(0),
             stays: matches!(road, Road::File(_, true)),
+            released: AtomicBool::new(false),
         }));
         self.door.may_stop.store(true, Ordering::Release);
         // Before the thread stops a run, which is stopped once for what it asks.
