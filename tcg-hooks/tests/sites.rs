@@ -182,7 +182,8 @@ fn stores_beside_code_are_learned_one_by_one_and_their_neighbours_stay_as_they_w
         10_000,
     );
     assert!((1..=10).contains(&stats.tb.beside), "{} times", stats.tb.beside);
-    assert!(stats.tbs_translated <= 15, "{}", stats.tbs_translated);
+    // Once for each, and a few for how hot it is, which a host in use sees later.
+    assert!(stats.tbs_translated <= 20, "{}", stats.tbs_translated);
 }
 
 #[test]
