@@ -65,7 +65,7 @@ impl MissingPages {
         Ok(waiting)
     }
 
-    /// What waits lends its thread to the source: see [`PageSource::help`].
+    /// What waits lends its thread to the source: see [`PageSource::help`](super::PageSource::help).
     pub fn help(&self, over: &mut dyn FnMut() -> bool) -> bool {
         self.source.help(over)
     }

@@ -227,7 +227,7 @@ pub(super) fn on_all_threads(job: &Job) {
 impl Machine {
     /// Writes all of the machine to a file, in QEMU's mapped-ram layout; the machine stays as it is. Pages that are zero are holes. What
     /// was at `path` is replaced by the whole file, or stays. The file is with the host when this returns; on its disk, name and
-    /// all, if [`SnapshotOptions::sync`] says so.
+    /// all, if [`SnapshotOptions::sync`](crate::SnapshotOptions::sync) says so.
     ///
     /// # Errors
     /// [`MigrationError`]: the file, a device that does not say what it remembers, or RAM that is mapped in a way of its own.

@@ -21,7 +21,7 @@ pub struct Migrator {
 
 impl Migrator {
     /// The machine begins to leave by this channel; it goes on running, and its run ends with
-    /// [`MachineExit::Migrated`](super::MachineExit::Migrated) when it is elsewhere. A machine that is not being run answers in its next
+    /// [`MachineExit::Migrated`](crate::MachineExit::Migrated) when it is elsewhere. A machine that is not being run answers in its next
     /// run. `cancel` is the channel's.
     ///
     /// # Errors
