@@ -1,7 +1,7 @@
 //! Postcopy of RAM alone, over sockets: the source's loop against a target that asks for pages, with cuts and recoveries.
 #![cfg(not(any(loom, miri)))]
 
-use notdirty_core::migration::postcopy::{Answer, Bitmap, Command, Rest, ReturnPath, State, Step};
+use notdirty_core::migration::postcopy::{Answer, Bitmap, Command, Named, Rest, ReturnPath, State, Step};
 use notdirty_core::migration::{
     Cancel, Channel, Event, Incoming, Limits, RamId, Source, StreamCarrier, StreamReader, StreamWriter, read_list,
 };
@@ -71,7 +71,7 @@ impl Leaving {
         source.sync(&carrier, &Limits::default()).unwrap();
         let (id, rest) = (carrier.id(), Rest::new(source));
         drop(carrier);
-        for command in rest.discards() {
+        for command in rest.discards(&Named::default()) {
             writer.command(command.code(), &command.data()).unwrap();
         }
         let blob = writer.package(

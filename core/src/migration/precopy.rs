@@ -229,6 +229,11 @@ impl Source {
         self.sync(carrier, limits)
     }
 
+    /// Each block, and what is to be sent of it.
+    pub(super) fn dirty(&self) -> impl Iterator<Item = (&Arc<RamBlock>, &Arc<DirtyPages>)> {
+        self.blocks.iter().map(|leaving| (&leaving.block, &leaving.dirty))
+    }
+
     /// Each block with what is left of it, and how far it is. Nothing is logged from now on.
     pub(super) fn into_rest(self) -> (impl Iterator<Item = (Arc<RamBlock>, Arc<DirtyPages>)>, Progress) {
         let blocks = self.blocks.into_iter().map(|leaving| (leaving.block, leaving.dirty));

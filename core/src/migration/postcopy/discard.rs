@@ -30,11 +30,22 @@ pub fn canonical(dirty: &DirtyPages, pages: u64, host: u64) {
 /// As many runs of 1 GiB are named one by one: they are fewer bytes than its map.
 const FEW: u64 = 16 * MOST_RUNS as u64;
 
-/// What is to be sent of a block with so many pages, as commands.
-pub fn discards<'d>(dirty: &'d DirtyPages, idstr: &'d str, pages: u64) -> impl Iterator<Item = Command> + 'd {
+/// Pages that were named as yet to come while the machine ran: of each block a bit for each page.
+#[derive(Debug, Default)]
+pub struct Named(pub(super) Vec<Vec<u64>>);
+
+/// What is to be sent of a block with so many pages, as commands; but for what was `named`.
+pub fn discards<'d>(
+    dirty: &'d DirtyPages,
+    idstr: &'d str,
+    pages: u64,
+    named: &'d [u64],
+) -> impl Iterator<Item = Command> + 'd {
     let words = pages.div_ceil(64);
     (0..words).step_by(MOST_WORDS).flat_map(move |first| {
-        let words = dirty.words(first, MOST_WORDS.min((words - first) as usize));
+        let mut words = dirty.words(first, MOST_WORDS.min((words - first) as usize));
+        let named = named.get(first as usize..).unwrap_or_default();
+        words.iter_mut().zip(named).for_each(|(word, named)| *word &= !named);
         let idstr = idstr.to_owned();
         let mut before = 0;
         let runs: u64 = words
@@ -108,7 +119,7 @@ mod tests {
                 some.iter().flat_map(|page| page / host * host..(page / host * host + host).min(1000)).collect();
             prop_assert_eq!(dirty.count(), whole.len() as u64);
             let mut named = Vec::new();
-            for command in discards(&dirty, "ram", 1000) {
+            for command in discards(&dirty, "ram", 1000, &[]) {
                 prop_assert_eq!(&Command::parse(command.code(), &command.data()).unwrap(), &command);
                 match command {
                     Command::Discard(Discard { idstr, runs }) => {

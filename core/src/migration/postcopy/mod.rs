@@ -42,7 +42,7 @@ pub use answers::{Answer, Bitmap};
 pub use asked::AskedPages;
 pub(super) use asked::Places;
 pub use commands::{Command, Discard, DiscardMap, MOST_RUNS, MOST_WORDS, Name, PageSizes};
-pub use discard::{canonical, discards};
+pub use discard::{Named, canonical, discards};
 pub use fetch::Runs;
 pub use heard::{Heard, ReturnPath};
 pub use notify::{Answered, Inbound, Moment, Notice, NotifierGuard, Notifiers, Outcome, Refusal};

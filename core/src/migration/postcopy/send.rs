@@ -13,7 +13,7 @@ use super::super::wire::{Fault, Result};
 use super::super::{BlockMigration, Checksums, DirtyPages};
 use super::answers::Bitmap;
 use super::commands::Command;
-use super::discard::{canonical, discards};
+use super::discard::{Named, canonical, discards};
 use super::release::Release;
 use super::requests::Requests;
 use super::urgent::Urgent;
@@ -34,6 +34,27 @@ struct Left {
     pages: u64,
     /// Kept when a channel and its carrier are gone.
     _sums: Arc<Checksums>,
+}
+
+impl Source {
+    /// Names what is yet to come while the machine runs, by `say`: it stays so whatever the machine does, and need not be said once it stands
+    /// still.
+    ///
+    /// # Errors
+    /// Those of `say`.
+    pub fn name_rest<E>(
+        &self,
+        mut say: impl FnMut(&Command) -> core::result::Result<(), E>,
+    ) -> core::result::Result<Named, E> {
+        let mut named = Vec::new();
+        for (block, dirty) in self.dirty() {
+            let pages = block.pages().len();
+            canonical(dirty, pages, block.page_size() >> PAGE_BITS);
+            discards(dirty, block.idstr(), pages, &[]).try_for_each(|command| say(&command))?;
+            named.push(dirty.words(0, pages.div_ceil(64) as usize));
+        }
+        Ok(Named(named))
+    }
 }
 
 /// What is left of RAM when the source stands still.
@@ -102,9 +123,12 @@ impl Rest {
         self.asked + self.urgent.pages()
     }
 
-    /// The commands that name each page which is yet to come.
-    pub fn discards(&self) -> impl Iterator<Item = Command> + '_ {
-        self.blocks.iter().flat_map(|left| discards(&left.dirty, left.block.idstr(), left.pages))
+    /// The commands that name each page which is yet to come, but for those that were [`named`](Source::name_rest) before.
+    pub fn discards<'n>(&'n self, named: &'n Named) -> impl Iterator<Item = Command> + 'n {
+        self.blocks.iter().enumerate().flat_map(|(index, left)| {
+            let named = named.0.get(index).map_or(&[][..], Vec::as_slice);
+            discards(&left.dirty, left.block.idstr(), left.pages, named)
+        })
     }
 
     /// How many pages are yet to come.

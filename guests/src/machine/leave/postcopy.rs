@@ -1,7 +1,7 @@
 //! A machine that runs at its target before its pages are there.
 //!
 //! ```text
-//!   rounds of precopy, or none ─▶ PING ─▶ ◀─ PONG ─▶ sync ─▶ harts stand still ─▶ last sync ─▶ PACKAGED (discards, LISTEN, devices, RUN)
+//!   rounds of precopy, or none ─▶ discards, PING ─▶ ◀─ PONG ─▶ sync ─▶ harts stand still ─▶ last sync ─▶ PACKAGED (discards, LISTEN, devices, RUN)
 //!                                                                                     │ its last byte: point of no return
 //!   PostcopyActive   requested pages, the sweep ──────────────────────────▶ END ─▶ SHUT 0: Completed
 //!        │ the channel breaks                     ▲ bitmaps, RESUME
@@ -263,6 +263,9 @@ impl Migration {
             carrier = carrier.with_deltas(cache);
         }
         self.rounds(&mut source, &mut carrier, options, how)?;
+        // Most of what is yet to come is named while the guest runs: what is said once it stands still does not grow with RAM.
+        source.sync(&carrier, &options.limits)?;
+        let named = source.name_rest(|command| carrier.command(command.code(), &command.data()))?;
         // The target has made a machine, and has all that came before: the guest does not stand still for it, and what is lost of the rest is
         // the message, or nothing.
         carrier.command(Command::Ping(READY).code(), &Command::Ping(READY).data())?;
@@ -288,7 +291,7 @@ impl Migration {
         self.note_progress(rest.progress(), true);
         let message = writer.package(
             |inner| {
-                rest.discards().try_for_each(|command| say(inner, &command))?;
+                rest.discards(&named).try_for_each(|command| say(inner, &command))?;
                 say(inner, &Command::Listen)?;
                 after.iter().try_for_each(|section| inner.full(section))
             },
