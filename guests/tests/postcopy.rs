@@ -11,11 +11,12 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
+use notdirty::programs::targets::{CRASHES, INPUT, Planted, target};
 use notdirty::programs::{GuestImage, smc, sums};
 use notdirty::{
-    Arrival, ArrivalState, ArrivalStatus, Cancel, Channel, ExitBy, FaultKind, GuestExit, LeaveOptions, Listener,
-    Machine, MachineBuilder, MachineExit, Migration, MigrationState, MigrationStatus, Postcopy, Program, Road,
-    RunLimits, Uri,
+    Arrival, ArrivalState, ArrivalStatus, Cancel, Channel, Checkpoint, ExitBy, FaultKind, GuestExit, LeaveOptions,
+    Listener, Machine, MachineBuilder, MachineExit, Migration, MigrationState, MigrationStatus, Postcopy, Program,
+    Road, RunLimits, Uri,
 };
 
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -113,7 +114,7 @@ fn accept(listener: &Listener, within: Duration) -> io::Result<Channel> {
 }
 
 /// Moves the machine while it runs, `after` a moment, and runs it there until `until` says that it is enough.
-fn go(machine: &mut Machine, how: How, after: Duration, limits: impl Fn(&Machine) -> RunLimits + Send) -> Gone {
+fn go(machine: &mut Machine, how: How, after: Duration, limits: impl Fn(&mut Machine) -> RunLimits + Send) -> Gone {
     let uri: Uri = if how.tcp { "tcp:127.0.0.1:0".parse().unwrap() } else { Uri::Unix(temporary()) };
     let listener = Arc::new(uri.listen().unwrap());
     let (migrator, over) = (machine.migrator(), AtomicBool::new(false));
@@ -177,7 +178,8 @@ fn go(machine: &mut Machine, how: How, after: Duration, limits: impl Fn(&Machine
                         }
                     }
                 });
-                let exit = machine.run(&limits(&machine));
+                let limits = limits(&mut machine);
+                let exit = machine.run(&limits);
                 cuts.join().unwrap();
                 exit
             });
@@ -319,6 +321,75 @@ fn code_that_changes_itself_changes_itself_on_the_way() {
         }
     }
     println!("the self-modifying suite: {moved} moves, {faults} pages waited for");
+    assert!(moved > 0 && faults > 0, "{moved} moves, {faults} pages waited for");
+}
+
+/// How the run of an input ended, and after how many instructions.
+type End = (MachineExit, u64);
+
+#[test]
+fn a_fuzz_loop_goes_on_where_its_machine_went_and_finds_the_same_crashes() {
+    let put = |machine: &mut Machine, input: &[u8]| {
+        machine.write(INPUT, &[&(input.len() as u64).to_le_bytes()[..], input].concat()).unwrap();
+    };
+    let (mut moved, mut faults) = (0, 0);
+    for (n, planted) in Planted::ALL.into_iter().enumerate() {
+        let target = target(planted);
+        let inputs = [planted.witness(), b"", b"\x10no harm", &[0, 3, 1, 7, 1, 1]];
+        let watch = |machine: &mut Machine| {
+            machine.set_exits(&[target.done]);
+            machine.set_trap_exits(CRASHES);
+        };
+        // To where the input is read, from the start; a checkpoint there.
+        let begin = |machine: &mut Machine| {
+            machine.start_at(machine.ram_range().start).unwrap();
+            machine.set_exits(&[target.ready]);
+            assert_eq!(machine.run(&soon(PATIENCE)), MachineExit::Pc { hart: 0, pc: target.ready });
+            watch(machine);
+            machine.checkpoint().unwrap()
+        };
+        let ends = |machine: &mut Machine, start: &Checkpoint| -> Vec<End> {
+            let each = inputs.iter().map(|input| {
+                let before = machine.cpu().retired;
+                put(machine, input);
+                let exit = machine.run(&soon(PATIENCE));
+                let end = (exit, machine.cpu().retired - before);
+                machine.restore(start).unwrap();
+                end
+            });
+            each.collect()
+        };
+        let mut machine = builder(target.image.clone(), 1, 1 << 20).build().unwrap();
+        let mut start = begin(&mut machine);
+        let wanted = ends(&mut machine, &start);
+        assert!(matches!(wanted[0].0, MachineExit::Trap { .. }), "{planted:?}: {:?}", wanted[0]);
+        for (m, (input, (wanted_exit, insns))) in inputs.iter().zip(&wanted).enumerate() {
+            let before = machine.cpu().retired;
+            put(&mut machine, input);
+            let how =
+                How { preempt: m % 2 == 0, cuts: u32::from(n % 2 == 0), slice: Some(insns / 40 + 1), ..How::default() };
+            let gone = go(&mut machine, how, Duration::from_micros(200), |there| {
+                watch(there);
+                soon(PATIENCE)
+            });
+            match gone {
+                Gone::There(there, went, exit) => {
+                    let end = (exit, there.cpu().retired - before);
+                    assert_eq!(end, (*wanted_exit, *insns), "{planted:?}, {input:x?}: {how:?}");
+                    moved += 1;
+                    faults += went.1.requests;
+                    machine = *there;
+                    start = begin(&mut machine);
+                }
+                Gone::Ended(exit) => {
+                    assert_eq!(exit, *wanted_exit, "{planted:?}, {input:x?}: {how:?}");
+                    machine.restore(&start).unwrap();
+                }
+            }
+            assert_eq!(ends(&mut machine, &start), wanted, "{planted:?}, after {input:x?}");
+        }
+    }
+    println!("five fuzz loops: {moved} moves, {faults} pages waited for");
     assert!(moved > 0 && faults > 0, "{moved} moves, {faults} pages waited for");
 }
 
