@@ -62,7 +62,7 @@
 //! | [`tlb::entry`] | [`TlbEntry`](tlb::entry::TlbEntry): the layout that emitted code shares |
 //! | `access`, `atomic` | [`LiveMmu`]'s loads, stores, fetches, AMOs |
 //! | `slow`, `notdirty`, `lines` | every way out of a missed probe |
-//! | `translate` | [`Hooks::translate`] and what it works with: [`Access`], [`Translation`], [`Physical`]; [`Asid`], [`Rights`] |
+//! | `translate` | [`Hooks::translate`], [`Hooks::look`] and what they work with: [`Access`], [`Translation`], [`Physical`]; [`Asid`], [`Rights`] |
 //! | [`memmap`] | [`AddressSpace`], [`FlatView`]: what lies where |
 //! | [`mmio`], `state` | [`MmioDevice`], and what a part of a machine remembers: [`Fields`], [`Stateful`], [`DeviceState`] |
 //! | `sections` | the same as sections of a stream, and back: [`section_of`], [`take_section`], [`SectionError`] |

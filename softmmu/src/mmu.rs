@@ -38,7 +38,8 @@ pub trait Hooks: CodeInvalidator {
     /// `memory`, to which this passes itself. What comes back may be kept until [`LiveMmu::flush_translations`] says otherwise.
     ///
     /// The address space is the one that [`LiveMmu::set_asid`] named last; the hooks know its page tables. The default maps each
-    /// address to itself. For tables, rights and two address spaces see `examples/tables.rs`.
+    /// address to itself. For tables, rights and two address spaces see `examples/tables.rs`. What the tables refuse is an error here; what
+    /// [`Translation::rights`] lacks is an access fault.
     ///
     /// # Errors
     /// Why the access does not take place; it becomes the cause of the [`MemFault`](crate::MemFault) that the access returns.
@@ -50,8 +51,11 @@ pub trait Hooks: CodeInvalidator {
         let _ = memory;
         Ok(Translation::identity(access.va))
     }
-    /// Where would this load go? It is not made, so nothing is changed, no mark set; what comes back may be kept as if it had been. Asked of pages
-    /// that lie between others in use. The default does not say.
+    /// Where would this load go? It is not made, so nothing is changed, no mark set; what comes back may be kept as if it had been.
+    ///
+    /// It is of one byte, the first of a page between others that are in use, in the regime and the address space of the access that has just
+    /// missed: up to 65,536 pages at first, later one for each 16 misses. Emitted code alone makes use of it, which then loads from all of them
+    /// without entries ([`Selected::run`](crate::tlb::entry::Selected::run)). `None`, the default, is always right.
     fn look(&mut self, memory: &mut Physical<'_>, access: Access) -> Option<Translation>
     where
         Self: Sized,
@@ -129,7 +133,7 @@ pub struct SlowStats {
     pub faults: u64,
     /// Whole TLB flushes.
     pub flushes: u64,
-    /// Entries that flushes of translations dropped.
+    /// Entries for loads and stores that flushes of translations dropped; those for fetches are not counted.
     pub dropped: u64,
     /// Pages, or entries, that were looked at to be armed or disarmed.
     pub refreshed: u64,

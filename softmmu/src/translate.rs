@@ -42,7 +42,8 @@ pub struct Access {
 /// Where a virtual page leads.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Translation {
-    /// The physical page; what lies below a page in it is ignored.
+    /// The physical page of 4 KiB that this address is on, also of a superpage, whose other pages are asked about by themselves. What lies below a
+    /// page in it is ignored.
     pub page: GuestPhys,
     /// Base-2 logarithm of the bytes mapped as one, aligned to that: [`LiveMmu::flush_translations`] of any address there forgets all of
     /// it. 12 is a page, and the least; more than 63 counts as 63.
@@ -51,7 +52,7 @@ pub struct Translation {
     /// [`FaultCause::Access`](crate::FaultCause::Access): where the page tables refuse it, return `Err(FaultCause::Page)` instead. A later
     /// access of another kind is asked about again, so a page without its dirty mark is given without `store`.
     pub rights: Rights,
-    /// It holds in every address space, and outlives a flush of one.
+    /// It holds in every address space, each of which asks once, and outlives a flush of one.
     pub global: bool,
     /// May it be kept? Else it is for this access alone, as where protection is finer than a page.
     pub lasting: bool,

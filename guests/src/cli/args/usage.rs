@@ -71,6 +71,7 @@ usage: notdirty                       the embedded demo, with a summary
   --icache coherent|fencei
                         the next instruction sees what the guest wrote (default), or at the latest fence.i does
   --lrsc cas|strict     sc.w and sc.d fail if the value is another than lr saw (default), or if anything else stored there
+                        (of several harts a store of its own, too)
   --semihosting on|off  answer semihosting calls, known by their sequence: print, read, time, exit; no files (default on)
   --framebuffer WxH     so many pixels at 0x50000000, 0x00RRGGBB each; registers (width, height, stride) at 0x4ffff000
   --screenshot FILE     write its image there at the end, as PPM
