@@ -35,7 +35,7 @@ impl TraceMask {
         ("out_asm", Self::OUT_ASM, "host code of each TB"),
         ("exec", Self::EXEC, "each TB entered (JIT) or instruction (interp)"),
         ("int", Self::INT, "traps and interrupts: cause, tval, from where, to which handler"),
-        ("mmu", Self::MMU, "accesses that ended in a fault: its kind, the address, the pc"),
+        ("mmu", Self::MMU, "accesses that ended in a fault: its kind, the address, the pc, where the page walk ended"),
         ("tb", Self::TB, "life and death of TBs"),
         ("notdirty", Self::NOTDIRTY, "stores that hit translated code"),
     ];

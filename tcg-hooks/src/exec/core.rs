@@ -376,7 +376,18 @@ impl Core {
         let memory = matches!(trap.cause, 1 | 4..=7 | 12 | 13 | 15);
         if memory && self.mask.has(TraceMask::MMU) {
             let (name, at) = (trap.name(), self.symbol(epc) + from.beside_pc());
-            let text = format!("{name} at {:#x} by pc {epc:#x}{at}", trap.tval);
+            let kind = match trap.cause {
+                1 | 12 => AccessKind::Fetch,
+                4 | 5 | 13 => AccessKind::Load,
+                _ => AccessKind::Store,
+            };
+            let space = self.live().0.space().clone();
+            let word = |at: u64| {
+                let mut bytes = [0; 8];
+                space.read(GuestPhys::new(at), &mut bytes).ok().map(|()| u64::from_le_bytes(bytes))
+            };
+            let why = cpu.why_not(from, trap.tval, kind, word).map_or_else(String::new, |why| format!(" ({why})"));
+            let text = format!("{name} at {:#x} by pc {epc:#x}{at}{why}", trap.tval);
             self.say(TraceMask::MMU, &text);
         }
     }

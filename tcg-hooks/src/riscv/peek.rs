@@ -6,7 +6,7 @@
 use super::Privilege;
 use super::mmu::regime;
 use super::pmp::{ENTRIES, Pmp};
-use super::walk::{Tables, walk};
+use super::walk::{Tables, refusal, walk};
 use crate::cpu::CpuState;
 use notdirty_softmmu::{AccessKind, FaultCause, MmuIdx};
 
@@ -49,6 +49,58 @@ impl CpuState {
             walk(&mut Seen { read, pmp: &pmp }, regime(csr.satp, csr.menvcfg, idx), va, kind)?.page | va & 0xfff
         };
         if pmp.allows(mode == Privilege::M, at, len, kind) { Ok(at) } else { Err(FaultCause::Access) }
+    }
+}
+
+/// The last entry that a walk read.
+struct Noted<T> {
+    tables: T,
+    reads: u32,
+    last: Option<(u64, Option<u64>)>,
+}
+
+impl<T: Tables> Tables for Noted<T> {
+    fn read(&mut self, at: u64) -> Option<u64> {
+        let entry = self.tables.read(at);
+        (self.reads, self.last) = (self.reads + 1, Some((at, entry)));
+        entry
+    }
+
+    fn replace(&mut self, at: u64, old: u64, new: u64) -> Option<bool> {
+        self.tables.replace(at, old, new)
+    }
+}
+
+impl CpuState {
+    /// Where an access of this mode ends that cannot be made, in words: the entry of a page table, and what is wrong with it, or the physical address
+    /// that PMP or the lack of memory is about. Nothing of an access that page tables have no part in. `read` is as in
+    /// [`physical`](Self::physical).
+    pub fn why_not(
+        &self,
+        mode: Privilege,
+        va: u64,
+        kind: AccessKind,
+        read: impl FnMut(u64) -> Option<u64>,
+    ) -> Option<String> {
+        let (csr, idx) = (&self.csr, self.data_idx_of(mode));
+        let regime = regime(csr.satp, csr.menvcfg, idx);
+        let levels = regime.scheme.levels();
+        if idx == MmuIdx::M || levels == 0 {
+            return None;
+        }
+        let addresses = std::array::from_fn(|n| csr.pmpaddr(n));
+        let pmp = Pmp::new(&std::array::from_fn::<_, ENTRIES, _>(|n| csr.pmpcfg(n)), &addresses);
+        let mut tables = Noted { tables: Seen { read, pmp: &pmp }, reads: 0, last: None };
+        let found = walk(&mut tables, regime, va, kind);
+        let Some((at, entry)) = tables.last else { return Some("no address: its upper bits are not all alike".into()) };
+        let level = levels - tables.reads.min(levels);
+        Some(match (found, entry) {
+            (Ok(leaf), _) => format!("its page is at {:#x}: no memory, or PMP closes it", leaf.page),
+            (Err(_), None) => format!("no entry of level {level} at {at:#x}: no memory, or PMP closes it"),
+            (Err(_), Some(entry)) => {
+                format!("entry {entry:#x} of level {level} at {at:#x}: {}", refusal(regime, entry, level, kind))
+            }
+        })
     }
 }
 
@@ -107,6 +159,45 @@ mod tests {
         assert_eq!(at(&cpu, Privilege::S, 0x5000, store, 0x0f), Err(FaultCause::Page));
         cpu.csr.menvcfg = 1 << 61;
         assert_eq!(at(&cpu, Privilege::S, 0x5000, store, 0x0f), Ok(0x8000_9000));
+    }
+
+    #[test]
+    fn a_fault_is_told_with_the_entry_that_it_is_about() {
+        let cpu = cpu();
+        let why = |va: u64, kind: AccessKind, bits: u64| {
+            let tables = tables(bits);
+            let zero = |at| (ROOT..ROOT + 0x3000).contains(&at).then_some(0);
+            cpu.why_not(Privilege::S, va, kind, |at| tables.get(&at).copied().or(zero(at))).unwrap()
+        };
+        let (load, store, fetch) = (AccessKind::Load, AccessKind::Store, AccessKind::Fetch);
+        for (va, kind, bits, wanted) in [
+            (0x6000, load, 0xcf, "entry 0x0 of level 0 at 0x80002030: not valid"),
+            (0x5000, load, 0xc5, "entry 0x200024c5 of level 0 at 0x80002028: may be written, but not read"),
+            (0x5000, load, 0xdf, "entry 0x200024df of level 0 at 0x80002028: of U-mode"),
+            (0x5000, store, 0xc3, "entry 0x200024c3 of level 0 at 0x80002028: not to be stored to"),
+            (0x5000, fetch, 0xc7, "entry 0x200024c7 of level 0 at 0x80002028: not to be fetched from"),
+            (0x5000, load, 0x8f, "entry 0x2000248f of level 0 at 0x80002028: A is clear"),
+            (0x5000, store, 0x4f, "entry 0x2000244f of level 0 at 0x80002028: D is clear"),
+            (0x5000, load, 0x01, "entry 0x20002401 of level 0 at 0x80002028: leads to a table below the last"),
+            (
+                0x5000,
+                load,
+                1 << 60 | 0xcf,
+                "entry 0x10000000200024cf of level 0 at 0x80002028: has bits that are reserved",
+            ),
+            (1 << 40, load, 0xcf, "no address: its upper bits are not all alike"),
+            (0x5000, load, 0xcf, "its page is at 0x80009000: no memory, or PMP closes it"),
+        ] {
+            assert_eq!(why(va, kind, bits), wanted);
+        }
+        let superpage = |at: u64| Some(if at == ROOT { 0x2000_04cf } else { 0 });
+        assert_eq!(
+            cpu.why_not(Privilege::S, 0, load, superpage).unwrap(),
+            "entry 0x200004cf of level 2 at 0x80000000: a superpage that is not aligned"
+        );
+        let nowhere = cpu.why_not(Privilege::S, 0, load, |_| None).unwrap();
+        assert_eq!(nowhere, "no entry of level 2 at 0x80000000: no memory, or PMP closes it");
+        assert_eq!(cpu.why_not(Privilege::M, 0x5000, load, |_| None), None);
     }
 
     #[test]

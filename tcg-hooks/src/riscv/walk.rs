@@ -167,6 +167,34 @@ pub fn walk(tables: &mut impl Tables, regime: Regime, va: u64, kind: AccessKind)
     }
 }
 
+/// What is wrong with the entry that a walk ended at, in words.
+pub(super) fn refusal(regime: Regime, entry: u64, level: u32, kind: AccessKind) -> &'static str {
+    if entry & V == 0 {
+        return "not valid";
+    }
+    if entry & (R | W | X) == 0 {
+        return if level == 0 { "leads to a table below the last" } else { "leads to a table, and has other bits" };
+    }
+    if entry & (R | W) == W {
+        return "may be written, but not read";
+    }
+    if leaf_size(regime, entry, PAGE_BITS + VPN_BITS * level).is_none() {
+        let odd = entry & (N | PBMT | RESERVED) != 0;
+        return if odd { "has bits that are reserved" } else { "a superpage that is not aligned" };
+    }
+    let rights = permitted(regime, entry);
+    match kind {
+        _ if entry & U != 0 && !regime.user && (!regime.sum || kind == AccessKind::Fetch) => "of U-mode",
+        _ if entry & U == 0 && regime.user => "not of U-mode",
+        AccessKind::Load if !rights.load => "not to be loaded from",
+        AccessKind::Store if !rights.store => "not to be stored to",
+        AccessKind::Fetch if !rights.fetch => "not to be fetched from",
+        _ if entry & A == 0 => "A is clear",
+        AccessKind::Store if entry & D == 0 => "D is clear",
+        _ => "allows it by now",
+    }
+}
+
 /// The size that a leaf which stands for `1 << shift` bytes maps, as a logarithm; `None` if it is not valid.
 #[inline]
 fn leaf_size(regime: Regime, entry: u64, shift: u32) -> Option<u32> {
