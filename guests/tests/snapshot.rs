@@ -5,8 +5,8 @@ use std::path::{Path, PathBuf};
 
 use notdirty::programs::{draw, hotplug, smc, smp, timer};
 use notdirty::{
-    Cancel, Captured, ClockKind, Console, EngineKind, JitFlags, LeaveOptions, Machine, MachineBuilder, MachineExit,
-    MigrationError, PlugSpec, Program, Road, RunLimits, SnapshotOptions, snapshot_info,
+    Cancel, Captured, ClockKind, Console, EngineKind, ExitBy, GuestExit, JitFlags, LeaveOptions, Machine,
+    MachineBuilder, MachineExit, MigrationError, PlugSpec, Program, Road, RunLimits, SnapshotOptions, snapshot_info,
 };
 use notdirty_softmmu::{DeviceState, GuestPhys, MemSize, MmioDevice, Stateful};
 use std::sync::Arc;
@@ -68,6 +68,25 @@ fn a_restored_machine_goes_on_as_the_one_that_was_saved_on_whatever_engine() {
             // And the one that was saved was not changed by it.
             assert_eq!((first.run_to_end(), first.cpu().retired), (end, total), "{part}");
         }
+    }
+}
+
+#[test]
+fn a_guest_saved_between_a_change_of_its_page_table_and_the_fence_goes_by_the_table_at_once() {
+    let case = smc::CASES.iter().find(|case| case.name == "rights_taken_away").unwrap();
+    let program = (case.build)(smc::Form { mode: smc::Mode::Supervisor, ..smc::Form::PLAIN });
+    let mut first = builder(EngineKind::Jit).program(Program::Image(program)).build().unwrap();
+    // s1 is the page that may not be run any more, and 132 where its fence is.
+    while first.cpu().pc != first.cpu().x[9] + 132 {
+        let next = first.cpu().retired + 1;
+        assert_eq!(up_to(&mut first, next), MachineExit::InsnLimit);
+    }
+    let file = Temporary::new("fence");
+    first.snapshot(&file.0).unwrap();
+    let mut second = Machine::builder().restore(&file.0).unwrap();
+    for machine in [&mut first, &mut second] {
+        let exit = GuestExit { code: 0, by: ExitBy::Finisher };
+        assert_eq!(machine.run_to_end(), MachineExit::Guest(exit));
     }
 }
 
