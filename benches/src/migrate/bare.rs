@@ -60,7 +60,7 @@ fn transfer<S: Read + Write>(mut ours: S, theirs: OwnedFd, bytes: u64) -> Result
     });
     let _ = child.kill();
     let _ = child.wait();
-    done.map(|time| Moved { total: time.as_secs_f64() * 1e3, downtime: 0.0, megabytes: bytes as f64 / 1e6 })
+    done.map(|time| Moved { total: time.as_secs_f64() * 1e3, downtime: 0.0, megabytes: bytes as f64 / 1e6, late: None })
 }
 
 /// The other process: tells when it is ready, and when it has all.

@@ -31,7 +31,7 @@ use std::time::Duration;
 
 use crate::pairing::order;
 use kept::Kept;
-use rows::{By, Kind, Move};
+use rows::{By, Kind, Move, Way};
 pub use rows::{ROWS, Row, pick};
 use verdict::{Verdict, at_least, at_most};
 
@@ -47,6 +47,8 @@ struct Moved {
     total: f64,
     downtime: f64,
     megabytes: f64,
+    /// Of a guest of ours that runs at its target first: pages that were missing then, and that it waited for.
+    late: Option<(f64, f64)>,
 }
 
 impl Moved {
@@ -148,6 +150,9 @@ fn moves(row: &Row, what: &Move, target: &Path, rounds: usize) -> Result<(String
             }
             _ => text.push_str(&format!("  {name:<24} {:>9}\n", "none")),
         }
+        for (missing, waited) in runs.moved.iter().filter_map(|moved| moved.late) {
+            text.push_str(&format!("    {missing} pages missing as it ran there, {waited} of them waited for\n"));
+        }
         if let Some(why) = &runs.why_not {
             let line = why.lines().next().unwrap_or_default();
             text.push_str(&format!("    once or more: {}\n", line.chars().take(160).collect::<String>()));
@@ -178,7 +183,14 @@ fn judge(what: &Move, all: &[Runs]) -> Vec<Verdict> {
         }
         let bare = all.iter().find(|other| matches!(other.by, By::Bare(socket) if way.socket() == Some(socket)));
         if let (Some(ours), Some(bare)) = (runs.rate(), bare.and_then(Runs::rate)) {
-            verdicts.push(at_least(&format!("{name}: rate over a bare pair's"), ours / bare.max(0.001), 0.75));
+            let bar = if matches!(way, Way::Postcopy(_)) { 0.6 } else { 0.75 };
+            verdicts.push(at_least(&format!("{name}: rate over a bare pair's"), ours / bare.max(0.001), bar));
+        }
+        let late = runs.moved.iter().filter_map(|moved| moved.late);
+        if let Some((missing, waited)) = late.reduce(|a, b| (a.0.min(b.0), a.1.min(b.1))) {
+            let used = (what.mib << 20 >> 12) as f64;
+            verdicts.push(at_least(&format!("{name}: missing as it runs there, of what it uses"), missing / used, 0.9));
+            verdicts.push(at_least(&format!("{name}: pages waited for"), waited, 1.0));
         }
     }
     let best = |ours: bool| {

@@ -1,5 +1,6 @@
 //! Two of our processes, as a user starts them.
 
+use std::io::Read;
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
 
@@ -8,8 +9,21 @@ use super::kept::Kept;
 use super::rows::{Move, Way};
 use super::{EARLY, Moved, WARM, free_port};
 
+/// How long a guest that came by postcopy runs at its target, at most: its pages are there long before.
+const LATE: &str = "8";
+
 /// A process that ends with this.
 struct Process(Child);
+
+impl Process {
+    /// What it has said, at its end.
+    fn end(mut self) -> Result<String, String> {
+        let mut text = String::new();
+        let mut told = self.0.stdout.take().ok_or("no standard output")?;
+        told.read_to_string(&mut text).map_err(|why| format!("the target: {why}"))?;
+        Ok(text)
+    }
+}
 
 impl Drop for Process {
     fn drop(&mut self) {
@@ -40,12 +54,17 @@ pub(super) fn run(
         Way::Stream(Socket::Tcp) | Way::Postcopy(Socket::Tcp) => format!("tcp:127.0.0.1:{}", free_port()?),
         _ => format!("unix:{}", dir.join("our-sock").display()),
     };
+    let late = matches!(way, Way::Postcopy(_));
     let other = match way {
         Way::Mapped(_) => None,
         _ => {
             let mut command = Command::new(&binary);
             command.args(["run", "--incoming", &uri]);
-            let child = command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null()).spawn();
+            if late {
+                command.args(["--json", "--timeout", LATE]);
+            }
+            let told = if late { Stdio::piped() } else { Stdio::null() };
+            let child = command.stdin(Stdio::null()).stdout(told).stderr(Stdio::null()).spawn();
             Some(Process(child.map_err(|why| format!("notdirty: {why}"))?))
         }
     };
@@ -67,7 +86,8 @@ pub(super) fn run(
     std::thread::sleep(WARM - EARLY);
     drop(target_memory);
     let output = source.wait_with_output().map_err(|why| format!("notdirty: {why}"))?;
-    drop(other);
+    // It says how its pages came once its guest has ended.
+    let there = other.filter(|_| late).map(Process::end).transpose()?;
     let text = String::from_utf8_lossy(&output.stdout);
     if !output.status.success() {
         return Err(format!("notdirty: {}", String::from_utf8_lossy(&output.stderr).trim()));
@@ -76,5 +96,6 @@ pub(super) fn run(
         total: number(&text, "total_ms")?,
         downtime: number(&text, "downtime_ms")?,
         megabytes: number(&text, "bytes")? / 1e6,
+        late: there.map(|text| Ok::<_, String>((number(&text, "missing")?, number(&text, "faults")?))).transpose()?,
     })
 }

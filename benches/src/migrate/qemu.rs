@@ -157,6 +157,7 @@ pub(super) fn run(
                 total: field("total-time")?,
                 downtime: field("downtime")?,
                 megabytes: field("transferred")? / 1e6,
+                late: None,
             });
         }
         if answer.contains("\"status\": \"failed\"") {

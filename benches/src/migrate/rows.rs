@@ -154,7 +154,7 @@ const STORE: Move = Move { does: Does::Stores, converge: true, by: BOTH, ..IDLE 
 const POSTCOPY: Move = Move {
     does: Does::Stores,
     twice: false,
-    by: &[By::Ours(Way::Postcopy(Socket::Unix)), By::Qemu(Way::Postcopy(Socket::Unix))],
+    by: &[By::Ours(Way::Postcopy(Socket::Unix)), By::Qemu(Way::Postcopy(Socket::Unix)), By::Bare(Socket::Unix)],
     ..IDLE
 };
 const MAPPED: Move = Move { twice: false, by: FILES, ..IDLE };
