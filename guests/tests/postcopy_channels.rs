@@ -10,21 +10,22 @@
 //! At byte n: the road is cut, waits, has a wrong bit, says 16 bytes twice, or two times 8 in the other order. The target reads all of its RAM
 //! meanwhile. `NOTDIRTY_FAULTS=all` tries many more.
 
+#[path = "common/ends.rs"]
+mod ends;
+
 use std::io::{self, Read, Write};
 use std::net::Shutdown;
 use std::os::unix::net::UnixStream;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
+use ends::{End, PATIENCE, RAM, SIZE, channel, runs};
 use notdirty::programs::basic;
 use notdirty::{
-    Arrival, ArrivalState, Cancel, Channel, LeaveOptions, Machine, MachineExit, Migration, MigrationState, Postcopy,
-    Program, Road, RunLimits, Stop,
+    Arrival, ArrivalState, Cancel, LeaveOptions, Machine, Migration, MigrationState, Postcopy, Program, Road,
+    RunLimits, Stop,
 };
 
-const PATIENCE: Duration = Duration::from_secs(20);
-const RAM: u64 = 0x8000_0000;
-const SIZE: u64 = 2 << 20;
 const PAGES: core::ops::Range<u64> = 0x40..0xf0;
 
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -46,24 +47,6 @@ enum Lane {
 }
 
 const LANES: [Lane; 4] = [Lane::Stream, Lane::Answers, Lane::Urgent, Lane::Asked];
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum End {
-    /// It runs here, and nowhere else.
-    Here,
-    /// It runs there, and all of it came.
-    There,
-    /// The same, after a recovery.
-    Recovered,
-    /// It was written whole and did not arrive: taken back.
-    TakenBack,
-    /// It runs there, and is known to be spoiled.
-    Spoiled,
-}
-
-fn channel(socket: UnixStream) -> Channel {
-    Channel::new(socket.into(), PATIENCE, Cancel::default()).unwrap()
-}
 
 /// Carries bytes, with a fault at byte `n`; how many there were.
 fn carry(mut from: UnixStream, mut to: UnixStream, fault: Fault, n: u64, count: &AtomicU64) {
@@ -237,9 +220,7 @@ fn go(road: Lane, fault: Fault, n: u64) -> (End, [u64; 4], u64) {
                         let read = reader.unwrap().join().unwrap().unwrap();
                         let differ = read.iter().zip(before).position(|(a, b)| a != b);
                         assert_eq!(differ, None, "{what}");
-                        let end = there.cpu().retired + 20_000;
-                        let mut exits = (0..2).map(|_| there.run(&RunLimits { max_insns: Some(end), deadline: None }));
-                        assert!(exits.any(|exit| exit == MachineExit::InsnLimit), "{what}");
+                        runs(&mut there, what);
                         assert_eq!(migration.wait(PATIENCE).unwrap().unwrap().state, MigrationState::Completed);
                     }
                     if state == MigrationState::Completed {
@@ -254,10 +235,7 @@ fn go(road: Lane, fault: Fault, n: u64) -> (End, [u64; 4], u64) {
         });
         let exit = machine.run(&RunLimits { max_insns: None, deadline: Some(Instant::now() + 3 * PATIENCE) });
         let (end, asked) = moving.join().unwrap();
-        match end {
-            End::Here => assert_eq!(exit, MachineExit::Stopped, "{what}"),
-            _ => assert_eq!(exit, MachineExit::Migrated, "{what}"),
-        }
+        end.check(&mut machine, &exit, what);
         (end, asked)
     });
     (end, counts.map(AtomicU64::into_inner), asked)

@@ -6,32 +6,25 @@
 //!
 //! `NOTDIRTY_FAULTS=all` tries many more.
 
+#[path = "common/ends.rs"]
+mod ends;
+
 use std::io::{Read, Write};
 use std::net::Shutdown;
-use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
+use ends::{End, PATIENCE, RAM, SIZE, channel, runs};
 use notdirty::programs::basic;
-use notdirty::{
-    ArrivalState, Cancel, Channel, LeaveOptions, Machine, MachineExit, MigrationState, Postcopy, Program, RunLimits,
-};
-
-const PATIENCE: Duration = Duration::from_secs(20);
-const RAM: u64 = 0x8000_0000;
-const SIZE: u64 = 2 << 20;
+use notdirty::{ArrivalState, Cancel, Channel, LeaveOptions, Machine, MigrationState, Postcopy, Program, RunLimits};
 
 #[derive(Debug, Clone, Copy, PartialEq)]
 enum Fault {
     None,
     Cut(u64),
     Flip(u64),
-}
-
-fn channel(socket: UnixStream) -> Channel {
-    Channel::new(OwnedFd::from(socket), PATIENCE, Cancel::default()).unwrap()
 }
 
 fn pair() -> (Channel, Channel) {
@@ -81,29 +74,6 @@ fn ram(machine: &Machine) -> Vec<u8> {
     let mut bytes = vec![0; SIZE as usize];
     machine.read(RAM, &mut bytes).unwrap();
     bytes
-}
-
-/// It goes on where it is.
-fn runs(machine: &mut Machine, what: &str) {
-    let end = machine.cpu().retired + 20_000;
-    let mut exits = (0..2).map(|_| machine.run(&RunLimits { max_insns: Some(end), deadline: None }));
-    // A stop of before may be met first.
-    let exit = exits.find(|exit| *exit != MachineExit::Stopped);
-    assert_eq!(exit, Some(MachineExit::InsnLimit), "{what}");
-}
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum End {
-    /// It runs here, and nowhere else.
-    Here,
-    /// It runs there, and all of it came.
-    There,
-    /// It ran there, after a recovery.
-    Recovered,
-    /// It was written whole and did not arrive: taken back.
-    TakenBack,
-    /// It runs there, and is known to be spoiled.
-    Spoiled,
 }
 
 /// Moves a guest over such a channel; how it ended, and how many bytes there were.
@@ -188,19 +158,9 @@ fn go(fault: Fault) -> (End, u64) {
         });
         let exit = machine.run(&RunLimits { max_insns: None, deadline: Some(Instant::now() + 3 * PATIENCE) });
         let end = moving.join().unwrap();
-        match end {
-            End::Here => assert_eq!(exit, MachineExit::Stopped, "{what}"),
-            _ => assert_eq!(exit, MachineExit::Migrated, "{what}"),
-        }
+        end.check(&mut machine, &exit, &what);
         end
     });
-    if end == End::TakenBack {
-        machine.take_back().unwrap();
-    }
-    match end {
-        End::Here | End::TakenBack => runs(&mut machine, &what),
-        _ => assert!(machine.is_gone(), "{what}"),
-    }
     (end, count.load(Ordering::Acquire))
 }
 
