@@ -1,4 +1,4 @@
-//! A missing page that the host's MMU notices, whose bytes come by a socket: beside its two parts by themselves.
+//! A page that is missing: the host's MMU notices, and a socket brings its bytes. Beside it, the two parts alone.
 //!
 //! ```text
 //!   bare socket:  32 bytes there, 4 KiB back, one thread at each end

@@ -1,4 +1,4 @@
-//! A source whose memory goes back to the host while its pages go: what the target has, and nothing else, also if the channel is cut.
+//! A source gives memory back to the host while its pages go: what the target has, and nothing else, also if the channel is cut.
 //!
 //! ```text
 //!   source ── 20 MiB ──▶ target       the first PING is answered, and 16 MiB are given back

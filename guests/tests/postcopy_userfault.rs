@@ -1,4 +1,4 @@
-//! A machine whose missing pages the host's MMU notices, too: threads of the host that follow pointers into its RAM while it runs.
+//! The host's MMU notices the missing pages of a machine, too: threads of the host that follow pointers into its RAM while it runs.
 
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;

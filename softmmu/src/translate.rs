@@ -42,7 +42,7 @@ pub struct Access {
 /// Where a virtual page leads.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Translation {
-    /// The physical page of 4 KiB that this address is on, also of a superpage, whose other pages are asked about by themselves. What lies below a
+    /// The physical page of 4 KiB that this address is on, also where it is part of a superpage: each of its pages is asked about by itself. What lies below a
     /// page in it is ignored.
     pub page: GuestPhys,
     /// Base-2 logarithm of the bytes mapped as one, aligned to that: [`LiveMmu::flush_translations`] of any address there forgets all of

@@ -191,7 +191,7 @@ impl Channel {
             // SAFETY: the kernel writes at most `len` bytes to `into`.
             let read = |flags| nothing(done(unsafe { libc::recv(self.fd.as_raw_fd(), at, len, flags) }));
             if !self.look.is_zero() {
-                // Without a yield: on a host whose processors are all in use that is a sleep, and one that nothing ends early.
+                // Without a yield: where all processors of the host are in use that is a sleep, and nothing ends it early.
                 let begun = Instant::now();
                 loop {
                     match read(libc::MSG_DONTWAIT)? {

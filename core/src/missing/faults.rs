@@ -7,7 +7,7 @@
 //!               threads, KVM, other processes     MMU, told by a descriptor         mapped whole, then the page's bit
 //! ```
 //!
-//! Either way a page is claimed first and has its bit last (PLACE-1): the source is not asked who is first.
+//! Either way a page is claimed first and has its bit last (PLACE-1): that decides which of two placements counts, not the source.
 
 use super::userfault::UserFaults;
 use super::{MissingError, MissingPages, PageBytes};

@@ -57,7 +57,7 @@ impl RamList {
     /// The same, noticed by this source of faults, which is used once: [`UserFaults`](super::UserFaults), say.
     ///
     /// # Errors
-    /// As [`set_missing`](Self::set_missing); [`MissingError::Userfault`] of a block whose memory cannot be.
+    /// As [`set_missing`](Self::set_missing); [`MissingError::Userfault`] if the memory of a block cannot be watched so.
     pub fn set_missing_by(
         self: &Arc<Self>,
         faults: Arc<dyn FaultSource>,

@@ -20,7 +20,7 @@ impl MissingPages {
         Ok(())
     }
 
-    /// The pages of 4 KiB whose bit is set are here. Of a host page that is larger: if all of its bits are.
+    /// A page of 4 KiB is here if its bit is set; a host page that is larger, if all of its bits are.
     ///
     /// # Errors
     /// [`MissingError::Phase`] unless gathering, [`MissingError::UnknownBlock`].

@@ -79,7 +79,7 @@ impl TbCache {
         }
     }
 
-    /// An exit whose guard stands in front goes by the jump cache if that holds it up; or to the exec loop, to be linked.
+    /// Where an exit goes that its guard, in front of the jump, does not let by: on by the jump cache, or to the exec loop, to be linked.
     fn know_way(&mut self, exit: &Exit, by_jump_cache: bool) {
         if exit.guarded {
             let Thunks { via, unlinked, .. } = self.thunks;

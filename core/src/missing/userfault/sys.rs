@@ -108,18 +108,18 @@ fn check(result: c_int) -> io::Result<c_int> {
     if result < 0 { Err(io::Error::last_os_error()) } else { Ok(result) }
 }
 
-/// A new one, for faults of the kernel, too (a system call into RAM, KVM): by its device, whose permissions decide, or else by the system call.
+/// A new one, for faults of the kernel, too (a system call into RAM, KVM): by its device, if the permissions of that allow it, or else by the system call.
 pub(super) fn open() -> io::Result<OwnedFd> {
     let flags = libc::O_CLOEXEC | libc::O_NONBLOCK;
     if let Ok(device) = std::fs::File::open("/dev/userfaultfd") {
-        // SAFETY: a plain call on our own descriptor, whose argument is a number.
+        // SAFETY: a plain call on our own descriptor, with a number as its argument.
         let fd = check(unsafe { libc::ioctl(device.as_raw_fd(), NEW as _, flags) });
         if let Ok(fd) = fd {
             // SAFETY: made just now, and has no other owner.
             return Ok(unsafe { OwnedFd::from_raw_fd(fd) });
         }
     }
-    // SAFETY: a plain call whose argument is a number.
+    // SAFETY: a plain call with a number as its argument.
     let fd = check(unsafe { libc::syscall(libc::SYS_userfaultfd, flags) } as c_int)?;
     // SAFETY: as above.
     Ok(unsafe { OwnedFd::from_raw_fd(fd) })
@@ -238,7 +238,7 @@ pub(super) struct Bell(OwnedFd);
 
 impl Bell {
     pub(super) fn new() -> io::Result<Bell> {
-        // SAFETY: a plain call whose arguments are numbers.
+        // SAFETY: a plain call with numbers as its arguments.
         let fd = check(unsafe { libc::eventfd(0, libc::EFD_CLOEXEC | libc::EFD_NONBLOCK) })?;
         // SAFETY: made just now, and has no other owner.
         Ok(Bell(unsafe { OwnedFd::from_raw_fd(fd) }))

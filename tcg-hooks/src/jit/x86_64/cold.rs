@@ -154,7 +154,7 @@ impl Emitter {
             ; .u8 0xe9; .i32 0);
     }
 
-    /// The way through the jump cache, or, of a link whose guard is elsewhere, to the exec loop before it is made. It is short, as much code
+    /// The way through the jump cache, or, before a link with its guard elsewhere is made, to the exec loop. It is short, as much code
     /// has many exits: `tb/chain.rs`.
     fn via(&mut self, exit: u16) {
         let number = self.tb << LOCAL_BITS | u32::from(exit);
