@@ -158,7 +158,7 @@ fn go(fault: Fault) -> (End, u64) {
         });
         let exit = machine.run(&RunLimits { max_insns: None, deadline: Some(Instant::now() + 3 * PATIENCE) });
         let end = moving.join().unwrap();
-        end.check(&mut machine, &exit, &what);
+        end.check(&mut machine, &exit, what);
         end
     });
     (end, count.load(Ordering::Acquire))
