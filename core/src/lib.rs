@@ -43,6 +43,8 @@
 
 pub mod addr;
 pub mod dirty;
+#[doc(hidden)]
+pub mod hint;
 pub mod migration;
 pub mod missing;
 pub mod ram;

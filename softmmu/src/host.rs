@@ -30,19 +30,6 @@ pub enum AmoOp {
     Maxu,
 }
 
-/// The byte at this host address is likely to be used soon. It may be any address.
-#[inline]
-pub(crate) fn expect(host: u64) {
-    #[cfg(all(target_arch = "x86_64", not(miri)))]
-    // SAFETY: a hint: it reads nothing as far as the program can tell, and no address makes it fault.
-    unsafe {
-        use core::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
-        _mm_prefetch::<_MM_HINT_T0>(host as *const i8);
-    }
-    #[cfg(not(all(target_arch = "x86_64", not(miri))))]
-    let _ = host;
-}
-
 /// Loads an aligned value, zero-extended.
 ///
 /// # Safety

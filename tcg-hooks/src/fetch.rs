@@ -1,5 +1,7 @@
 //! Reading instructions while another hart may be writing them, and asking for memory ahead of its use.
 
+use notdirty_core::hint::{self, Soon};
+
 /// Four bytes, low halfword first.
 ///
 /// It is one access of the host, so that an instruction which another hart stores with one aligned store is read whole:
@@ -41,19 +43,11 @@ pub(crate) unsafe fn copy(at: *const u8, len: usize, to: &mut Vec<u8>) {
 /// Asks for the lines of `len` bytes at `at`: a hint, wherever they are.
 #[inline]
 pub(crate) fn prefetch(at: *const u8, len: usize) {
-    #[cfg(target_arch = "x86_64")]
-    for off in (0..len).step_by(64) {
-        // SAFETY: it touches no memory.
-        unsafe { std::arch::x86_64::_mm_prefetch::<{ std::arch::x86_64::_MM_HINT_T0 }>(at.wrapping_add(off).cast()) };
-    }
+    (0..len).step_by(64).for_each(|off| hint::expect(at.wrapping_add(off), Soon::Read));
 }
 
 /// The same for lines that will be written.
 #[inline]
 pub(crate) fn prefetch_to_write(at: *const u8, len: usize) {
-    #[cfg(target_arch = "x86_64")]
-    for off in (0..len).step_by(64) {
-        // SAFETY: it touches no memory.
-        unsafe { std::arch::x86_64::_mm_prefetch::<{ std::arch::x86_64::_MM_HINT_ET0 }>(at.wrapping_add(off).cast()) };
-    }
+    (0..len).step_by(64).for_each(|off| hint::expect(at.wrapping_add(off), Soon::Written));
 }

@@ -28,6 +28,7 @@
 //! and lines, and by tests/take_race.rs as it is.
 
 use super::fence_after_store;
+use crate::hint::{self, Soon};
 use crate::sync::{AtomicU64, BLOCK_WORDS, Ordering, SUMMARY_WORDS, in_total_order};
 use core::ops::Range;
 use core::ptr;
@@ -230,7 +231,7 @@ impl DirtyBlock {
     #[inline]
     pub(super) fn prefetch_summary(&self, bits: Range<usize>) {
         let words = bits.start / LINE_PAGES / 64..bits.end.div_ceil(LINE_PAGES).div_ceil(64);
-        self.summary[words].iter().step_by(CACHE_LINE).for_each(prefetch);
+        self.summary[words].iter().step_by(CACHE_LINE).for_each(|word| hint::expect(word, Soon::Written));
     }
 
     /// Which of `words` of the summary are not zero, as bits. A caller that looks at all of them first and goes from bit to bit then,
@@ -286,19 +287,6 @@ fn not_zero(words: &[AtomicU64]) -> u64 {
     words.iter().enumerate().fold(0, |bits, (n, word)| bits | u64::from(word.load(Ordering::SeqCst) != 0) << n)
 }
 
-/// Asks for the cache line of `word`, to write to it soon.
-#[inline]
-fn prefetch(word: &AtomicU64) {
-    #[cfg(all(target_arch = "x86_64", not(miri)))]
-    {
-        use core::arch::x86_64::{_MM_HINT_ET0, _mm_prefetch};
-        // SAFETY: a hint, which accesses nothing.
-        unsafe { _mm_prefetch::<_MM_HINT_ET0>((&raw const *word).cast()) };
-    }
-    #[cfg(not(all(target_arch = "x86_64", not(miri))))]
-    let _ = word;
-}
-
 /// Lines whose summary bits are cleared and whose words are on their way into the cache. Dropped on unwinding, it puts
 /// the bits back, so a sink that panics loses no more than what it was given.
 struct OpenLines<'b> {
@@ -327,7 +315,7 @@ impl OpenLines<'_> {
     #[inline]
     fn ask(&mut self) {
         for n in self.asked..self.end {
-            prefetch(&self.block.words[self.lines[n % OPEN] as usize * SUMMARY_WORDS]);
+            hint::expect(&self.block.words[self.lines[n % OPEN] as usize * SUMMARY_WORDS], Soon::Written);
         }
         self.asked = self.end;
     }

@@ -1,5 +1,6 @@
 //! Bits, one for each page of a block or each chunk of it.
 
+use crate::hint::{self, Soon};
 use core::ops::Range;
 use core::sync::atomic::{AtomicU64, Ordering};
 
@@ -41,14 +42,9 @@ impl Bits {
     /// A word is going to be set soon.
     #[inline]
     pub(super) fn prefetch(&self, word: u64) {
-        #[cfg(target_arch = "x86_64")]
         if let Some(word) = usize::try_from(word).ok().and_then(|word| self.words().get(word)) {
-            use core::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
-            // SAFETY: the word is there; a prefetch has no effect that a thread could see.
-            unsafe { _mm_prefetch::<_MM_HINT_T0>(core::ptr::from_ref(word).cast()) };
+            hint::expect(word, Soon::Read);
         }
-        #[cfg(not(target_arch = "x86_64"))]
-        let _ = word;
     }
 
     /// Sets all bits of whole words; returns how many were 0. Words past the end do not exist; the last one may stand out.

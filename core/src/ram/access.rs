@@ -45,17 +45,6 @@ pub(super) unsafe fn word(at: *const u8) -> u64 {
     u64::from_le(unsafe { AtomicU64::from_ptr(at.cast_mut().cast()) }.load(Relaxed))
 }
 
-/// The line at `at` is soon loaded. Advice: nothing happens where there is no memory, or no such instruction.
-#[inline(always)]
-pub(super) fn prefetch(at: *const u8) {
-    #[cfg(all(target_arch = "x86_64", not(miri)))]
-    // SAFETY: the instruction is in every x86-64, and takes any address.
-    unsafe {
-        core::arch::x86_64::_mm_prefetch::<{ core::arch::x86_64::_MM_HINT_T0 }>(at.cast());
-    }
-    let _ = at;
-}
-
 /// Stores the low `bytes` (1, 2, 4 or 8) bytes of `value`, little-endian.
 ///
 /// # Safety

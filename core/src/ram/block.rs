@@ -9,6 +9,7 @@ use super::offsets::Lease;
 use super::spec::{RamBlockSpec, RamFlags, Resized};
 use super::{RamError, RamList, access};
 use crate::addr::{PageRange, RamAddr};
+use crate::hint::{self, Soon};
 use crate::migration::BlockMigration;
 use crate::sync::{AtomicU64, Ordering};
 use core::fmt;
@@ -314,14 +315,9 @@ impl RamBlock {
     /// The lines of a page are about to be written: they come while the caller does something else. Advice.
     pub(crate) fn expect_raw(&self, off: u64) {
         let Ok(at) = self.at(off, crate::addr::PAGE_SIZE) else { return };
-        #[cfg(all(target_arch = "x86_64", not(miri)))]
         for line in (0..crate::addr::PAGE_SIZE as usize).step_by(64) {
-            use core::arch::x86_64::{_MM_HINT_ET0, _mm_prefetch};
-            // SAFETY: a prefetch has no effect that a thread could see, wherever it points.
-            unsafe { _mm_prefetch::<_MM_HINT_ET0>(at.wrapping_add(line).cast()) };
+            hint::expect(at.wrapping_add(line), Soon::Written);
         }
-        #[cfg(not(all(target_arch = "x86_64", not(miri))))]
-        let _ = at;
     }
 
     /// Sets `len` bytes to `value`, and marks nothing, as [`write_raw`](Self::write_raw); else [`RamList::fill`].

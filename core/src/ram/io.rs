@@ -7,6 +7,7 @@ use super::access;
 use super::block::RamBlock;
 use super::spec::RamFlags;
 use crate::addr::{PAGE_BITS, PAGE_SIZE};
+use crate::hint::{self, Soon};
 use core::marker::PhantomData;
 use core::ops::Range;
 use std::fs::File;
@@ -130,7 +131,7 @@ impl RamBlock {
     pub(crate) fn prefetch(&self, page: u64) {
         let Ok(at) = self.at(page << PAGE_BITS, PAGE_SIZE) else { return };
         for off in [0, PAGE_SIZE / 2, PAGE_SIZE - 8] {
-            access::prefetch(at.wrapping_add(off as usize));
+            hint::expect(at.wrapping_add(off as usize), Soon::Read);
         }
     }
 
@@ -160,7 +161,7 @@ impl RamBlock {
         let next = next.and_then(|next| self.at(next << PAGE_BITS, PAGE_SIZE).ok()).unwrap_or(from);
         let mut copy = core::mem::MaybeUninit::<Page>::uninit();
         for line in (0..PAGE_SIZE as usize).step_by(64) {
-            access::prefetch(next.wrapping_add(line));
+            hint::expect(next.wrapping_add(line), Soon::Read);
             // SAFETY: `at` checked that all of the page is in use; both are aligned to 64, and the copy is our own.
             unsafe { access::copy_line(copy.as_mut_ptr().cast::<u8>().add(line), from.add(line)) };
         }

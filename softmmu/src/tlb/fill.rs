@@ -5,10 +5,10 @@ use super::entry::{ASK, BIAS, DISCARD, FLAGS, INVALID, OTHER, TlbEntry};
 use super::set::{DeviceEntry, FetchEntry, Reach};
 use super::tables::RamSpan;
 use crate::addr::GuestVirt;
-use crate::host;
 use crate::memmap::{AddressSpace, FlatView, Resolved, Span, What};
 use crate::tlb::arm::store_flags;
 use crate::translate::Translation;
+use notdirty_core::hint::{self, Soon};
 use notdirty_core::{PAGE_SIZE, RamAddr, RamBlock, pin};
 use std::ptr::NonNull;
 
@@ -61,7 +61,8 @@ impl Tlb {
         let phys = at.page_base().get();
         if let Some(into) = self.tables.span.page_at(phys).filter(|_| page != 0) {
             // A page that was long unused is not in the host's cache; there is enough to do until its bytes are wanted.
-            host::expect(self.tables.span.host + into + va.page_offset());
+            let at = self.tables.span.host + into + va.page_offset();
+            hint::expect(at as *const u8, Soon::Read);
             let ram = RamAddr::new(self.tables.span.ram + into);
             if space.ram().is_missing(ram) {
                 return Filled::Missing(ram);

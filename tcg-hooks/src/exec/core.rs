@@ -570,6 +570,8 @@ impl Hooks for StoreHooks<'_> {
     }
 
     fn look(&mut self, memory: &mut Physical<'_>, access: Access) -> Option<Translation> {
+        // The oracle looks for an entry each time.
+        self.tbs.as_ref()?;
         Walker::new(&self.ctx.cpu.csr, access.idx).translate(self, memory, access, false).ok()
     }
 
