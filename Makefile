@@ -54,12 +54,14 @@ lint:
 	$(CARGO) clippy $(CARGO_FLAGS) -p notdirty $(FEATURES) --lib --test tls -- -D warnings; \
 	else echo 'lint: no clippy here, lints are not checked'; fi
 
+# A test that hangs fails after ten minutes, and the others run.
+LIMIT := --config "target.'cfg(unix)'.runner=['timeout','-v','-s','ABRT','-k','9','600']"
 test:
 	.ci/deps test
 	$(MAKE) --no-print-directory guests
 	$(MAKE) --no-print-directory lint
-	$(CARGO) test $(CARGO_FLAGS) --no-fail-fast $(ALL)
-	$(CARGO) test $(CARGO_FLAGS) -p notdirty $(FEATURES) --test tls --lib
+	$(CARGO) test $(CARGO_FLAGS) $(LIMIT) --no-fail-fast $(ALL)
+	$(CARGO) test $(CARGO_FLAGS) $(LIMIT) -p notdirty $(FEATURES) --test tls --lib
 	$(CARGO) loom
 	$(CARGO) loom-wide
 	$(MAKE) --no-print-directory conformance

@@ -186,6 +186,15 @@ mod tests {
         Channel::new(socket.into(), PATIENCE, Cancel::default()).unwrap()
     }
 
+    /// What serves ends, also if an assertion fails: a scope waits for its threads.
+    struct Closed<'a>(&'a AskedPages);
+
+    impl Drop for Closed<'_> {
+        fn drop(&mut self) {
+            self.0.close();
+        }
+    }
+
     /// Bytes of a page; of each seventh none.
     fn value(page: u64) -> u64 {
         if page.is_multiple_of(7) { 0 } else { page * 0x1_0001 + 1 }
@@ -216,6 +225,7 @@ mod tests {
         std::thread::scope(|scope| {
             scope.spawn(|| urgent.serve(&mut a));
             scope.spawn(|| asked.serve());
+            let _closed = Closed(&asked);
             let readers: Vec<_> = (0..4u64)
                 .map(|thread| {
                     let (to, pages) = (&to, &pages);
@@ -242,13 +252,13 @@ mod tests {
             // What was given up comes without a waiter.
             let last = crate::addr::RamAddr::new(to[0].offset().get() + (PAGES - 1) * PAGE_SIZE);
             let gone = pages.wait(last, 8, &WaitToken::default(), Some(Instant::now()));
-            assert!(matches!(gone, Err(MissingError::Late)), "{gone:?}");
+            // On a busy host it may come before this thread looks.
+            assert!(matches!(gone, Ok(()) | Err(MissingError::Late)), "{gone:?}");
             let until = Instant::now() + PATIENCE;
             while !pages.requested().is_empty() {
                 assert!(Instant::now() < until, "{:?}", pages.requested());
                 std::thread::sleep(Duration::from_millis(1));
             }
-            asked.close();
         });
         urgent.settle();
         assert_eq!(urgent.pages(), pages.requests());
