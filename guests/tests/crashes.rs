@@ -239,6 +239,7 @@ fn a_trap_that_is_delegated_is_told_with_its_modes_and_the_handler_of_s_mode() {
     assert!(report.contains("load access fault (scause 5), stval 0x0, at pc 0x8000002c in U-mode"), "{report}");
     assert!(report.contains("its trap handler at 0x40 (stvec) is not RAM: instruction access fault"), "{report}");
     assert!(report.contains("hart 0: pc 0x40 in S-mode, stuck in its trap handler"), "{report}");
+    assert!(report.contains("\n  satp 0000000000000000 (addresses are physical)\n"), "{report}");
 }
 
 #[test]
@@ -332,6 +333,8 @@ mod paged {
             assert!(report.contains(&format!("called from, by {how}")), "{report}");
             assert_eq!(callers(&report), [format!("{IN_MIDDLE:#x}"), format!("{IN_OUTER:#x}")], "{report}");
             assert!(!report.contains("the stack at"), "{report}");
+            let satp = format!("  satp {:016x} (Sv39, ASID 0, root at {TABLES:#x})\n", 8 << 60 | TABLES >> 12);
+            assert!(report.contains(&satp), "{report}");
             // Looked up, and nothing else: no entry, no mark.
             let after = machine.stats().tlb;
             let looked = machine.crash_report(0);

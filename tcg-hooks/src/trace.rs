@@ -15,7 +15,7 @@ impl TraceMask {
     pub const EXEC: TraceMask = TraceMask(8);
     /// Traps and interrupts.
     pub const INT: TraceMask = TraceMask(16);
-    /// Memory faults.
+    /// Memory faults, and writes to `satp` that are ignored.
     pub const MMU: TraceMask = TraceMask(32);
     /// Life and death of TBs.
     pub const TB: TraceMask = TraceMask(64);
@@ -35,7 +35,11 @@ impl TraceMask {
         ("out_asm", Self::OUT_ASM, "host code of each TB"),
         ("exec", Self::EXEC, "each TB entered (JIT) or instruction (interp)"),
         ("int", Self::INT, "traps and interrupts: cause, tval, from where, to which handler"),
-        ("mmu", Self::MMU, "accesses that ended in a fault: its kind, the address, the pc, where the page walk ended"),
+        (
+            "mmu",
+            Self::MMU,
+            "accesses that ended in a fault: its kind, the address, the pc, where the page walk ended; ignored writes to satp",
+        ),
         ("tb", Self::TB, "life and death of TBs"),
         ("notdirty", Self::NOTDIRTY, "stores that hit translated code"),
     ];

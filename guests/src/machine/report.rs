@@ -129,6 +129,11 @@ impl Machine {
             out.push('\n');
         }
         let mode = crash.first.mode;
+        let cpu = self.vcpu(hart)?.cpu();
+        // In M-mode without paging there is nothing to say.
+        if mode != Privilege::M || cpu.csr.satp != 0 {
+            let _ = writeln!(out, "  satp {:016x} ({})", cpu.csr.satp, cpu.paging());
+        }
         let seen = Seen { machine: self, hart, mode };
         // Where addresses are physical, the registers say it.
         if let Some(why) = seen.why_not(crash.x[2], AccessKind::Load).filter(|why| *why != NOT_RAM) {

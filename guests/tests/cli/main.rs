@@ -360,6 +360,33 @@ fn a_traced_trap_and_fault_are_named() {
 }
 
 #[test]
+fn a_write_to_satp_that_is_ignored_for_its_mode_is_traced() {
+    // li t0, 5; slli t0, t0, 60; csrw satp, t0; csrrs t0, satp, t0; csrr a0, satp; lui t1, 5; addi t1, t1, 0x555; lui t0, 0x100;
+    // sw t1, 0(t0); j .
+    let words = [
+        0x0050_0293_u32,
+        0x03c2_9293,
+        0x1802_9073,
+        0x1802_a2f3,
+        0x1800_2573,
+        0x0000_5337,
+        0x5553_0313,
+        0x0010_02b7,
+        0x0062_a023,
+        0x0000_006f,
+    ];
+    let image = Temp::new(&words.map(u32::to_le_bytes).concat());
+    let at = ["run", image.name(), "--load-addr", "0x80000000"];
+    for engine in [&["--engine", "jit"][..], &["--jit-off", "tier0"], &["--engine", "interp"]] {
+        let output = notdirty(&[&at[..], engine, &["-d", "mmu"]].concat());
+        let line = |pc| format!("satp stays 0x0: 0x5000000000000000 by pc {pc} has mode 5, which is reserved\n");
+        assert_eq!((code(&output), stderr(&output)), (0, line("0x80000008") + &line("0x8000000c")), "{engine:?}");
+        let quiet = notdirty(&[&at[..], engine, &["-d", "int"]].concat());
+        assert_eq!((code(&quiet), stderr(&quiet)), (0, String::new()), "{engine:?}");
+    }
+}
+
+#[test]
 fn the_loop_behind_the_store_that_ends_the_run_is_not_said_to_hang() {
     // lui t1, 5; addi t1, t1, 0x555; lui t0, 0x100; sw t1, 0(t0); j .
     let words = [0x0000_5337_u32, 0x5553_0313, 0x0010_02b7, 0x0062_a023, 0x0000_006f];

@@ -7,7 +7,7 @@ use crate::cover::{self, Compares, Edges};
 use crate::cpu::CpuState;
 use crate::hooks::{HookId, HookTable};
 use crate::jit::x86_64::context::Context;
-use crate::riscv::csr::{CsrEnv, irq, num};
+use crate::riscv::csr::{self, CsrEnv, irq, num};
 use crate::riscv::mmu::{self, Changed, Memory, Walker};
 use crate::riscv::trap::{self, Trap, cause};
 use crate::riscv::{Insn, Op, Privilege};
@@ -390,6 +390,21 @@ impl Core {
             let text = format!("{name} at {:#x} by pc {epc:#x}{at}{why}", trap.tval);
             self.say(TraceMask::MMU, &text);
         }
+    }
+
+    /// What the next instruction would write to `satp` and does not, if that is traced.
+    #[inline]
+    pub(crate) fn refused_satp(&self, cpu: &CpuState, insn: &Insn) -> Option<u64> {
+        if self.mask.has(TraceMask::MMU) { csr::refused_satp(cpu, insn) } else { None }
+    }
+
+    /// The line of a write to `satp` that changed nothing.
+    #[cold]
+    pub(crate) fn trace_refused_satp(&mut self, cpu: &CpuState, pc: u64, value: u64) {
+        let (mode, at) = (value >> csr::satp::MODE_SHIFT, self.symbol(pc) + cpu.privilege.beside_pc());
+        let text =
+            format!("satp stays {:#x}: {value:#x} by pc {pc:#x}{at} has mode {mode}, which is reserved", cpu.csr.satp);
+        self.say(TraceMask::MMU, &text);
     }
 
     /// `satp` or PMP changed since `before`.

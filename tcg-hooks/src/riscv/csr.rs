@@ -293,22 +293,12 @@ pub fn difference(a: &Csrs, b: &Csrs) -> Option<String> {
 /// [`Illegal`]: no Zicsr instruction, or as for [`csr_read`] and [`csr_write`].
 pub fn execute(cpu: &mut CpuState, insn: &Insn, env: &CsrEnv) -> Result<CsrEffect, Illegal> {
     let csr = insn.csr();
-    let operand = match insn.op {
-        Op::Csrrw | Op::Csrrs | Op::Csrrc => cpu.x[usize::from(insn.rs1 & 31)],
-        Op::Csrrwi | Op::Csrrsi | Op::Csrrci => u64::from(insn.rs1),
-        _ => return Err(Illegal),
-    };
+    let operand = operand(cpu, insn).ok_or(Illegal)?;
     let row = reach(cpu, csr)?;
     let old = read(cpu, row, csr, env);
     // What a device drives is read, but does not stay behind as what software made pending.
     let own = if row.rule == Rule::Pending { old & !(env.mip & irq::SEI & !cpu.csr.mip) } else { old };
-    let new = match insn.op {
-        Op::Csrrw | Op::Csrrwi => Some(operand),
-        // Setting or clearing by x0 (or by an immediate of 0) is a read; by a register that holds 0 it is a write.
-        _ if insn.rs1 == 0 => None,
-        Op::Csrrs | Op::Csrrsi => Some(own | operand),
-        _ => Some(own & !operand),
-    };
+    let new = written(insn, own, operand);
     let effect = match new {
         Some(_) if table::read_only(csr) => return Err(Illegal),
         Some(value) => write(cpu, row, csr, value),
@@ -318,6 +308,36 @@ pub fn execute(cpu: &mut CpuState, insn: &Insn, env: &CsrEnv) -> Result<CsrEffec
         cpu.x[usize::from(insn.rd & 31)] = old;
     }
     Ok(effect)
+}
+
+/// What a Zicsr instruction has beside the register's value.
+fn operand(cpu: &CpuState, insn: &Insn) -> Option<u64> {
+    match insn.op {
+        Op::Csrrw | Op::Csrrs | Op::Csrrc => Some(cpu.x[usize::from(insn.rs1 & 31)]),
+        Op::Csrrwi | Op::Csrrsi | Op::Csrrci => Some(u64::from(insn.rs1)),
+        _ => None,
+    }
+}
+
+/// What it writes, if it does.
+fn written(insn: &Insn, old: u64, operand: u64) -> Option<u64> {
+    match insn.op {
+        Op::Csrrw | Op::Csrrwi => Some(operand),
+        // Setting or clearing by x0 (or by an immediate of 0) is a read; by a register that holds 0 it is a write.
+        _ if insn.rs1 == 0 => None,
+        Op::Csrrs | Op::Csrrsi => Some(old | operand),
+        _ => Some(old & !operand),
+    }
+}
+
+/// What the next instruction would write to `satp`, if that has a mode which is not there: then the register stays as it is, and nothing
+/// else tells of it.
+pub fn refused_satp(cpu: &CpuState, insn: &Insn) -> Option<u64> {
+    if !insn.op.is_csr() || insn.csr() != num::SATP {
+        return None;
+    }
+    let value = written(insn, cpu.csr.satp, operand(cpu, insn)?)?;
+    (satp::MODES >> (value >> satp::MODE_SHIFT) & 1 == 0).then_some(value)
 }
 
 #[cfg(test)]

@@ -4,9 +4,10 @@
 //! set them, where it may; nothing is written.
 
 use super::Privilege;
+use super::csr::satp;
 use super::mmu::regime;
 use super::pmp::{ENTRIES, Pmp};
-use super::walk::{Tables, refusal, walk};
+use super::walk::{Scheme, Tables, refusal, walk};
 use crate::cpu::CpuState;
 use notdirty_softmmu::{AccessKind, FaultCause, MmuIdx};
 
@@ -49,6 +50,19 @@ impl CpuState {
             walk(&mut Seen { read, pmp: &pmp }, regime(csr.satp, csr.menvcfg, idx), va, kind)?.page | va & 0xfff
         };
         if pmp.allows(mode == Privilege::M, at, len, kind) { Ok(at) } else { Err(FaultCause::Access) }
+    }
+}
+
+impl CpuState {
+    /// What `satp` says, in words: `Sv39, ASID 3, root at 0x80010000`.
+    pub fn paging(&self) -> String {
+        let satp = self.csr.satp;
+        let scheme = Scheme::of_satp(satp).unwrap_or_default();
+        if scheme == Scheme::Bare {
+            return "addresses are physical".into();
+        }
+        let (asid, root) = (satp >> satp::ASID_SHIFT & 0xffff, (satp & satp::PPN) << 12);
+        format!("{scheme:?}, ASID {asid}, root at {root:#x}")
     }
 }
 

@@ -72,6 +72,7 @@ impl Vcpu {
             {
                 core.note_operands(&cpu.x, at_pc, insn);
             }
+            let refused = fetched.as_ref().ok().and_then(|insn| core.refused_satp(cpu, insn));
             let step = match fetched {
                 Ok(insn) => {
                     // The lines and the clock as they are at this instruction, as emitted code sees them.
@@ -84,6 +85,9 @@ impl Vcpu {
             };
             self.interpreted += 1;
             let (ctx, core) = self.parts();
+            if let (Some(value), Step::Next) = (refused, &step) {
+                core.trace_refused_satp(&lent.cpu, at_pc, value);
+            }
             if core.follows_flow() && matches!(step, Step::Next) {
                 core.cover(op, at_pc, lent.cpu.pc);
                 if core.hooks.has_blocks() && (op.is_branch() || op.is_jump()) {

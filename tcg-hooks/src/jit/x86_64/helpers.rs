@@ -604,6 +604,7 @@ fn control(core: &mut Core, ctx: &mut Context, insn: &Insn, next: u64) -> Outcom
     }
     let before = row.filter(|row| row.effect == CsrEffect::Memory).map(|_| Memory::of(&ctx.cpu.csr));
     let regime = (ctx.cpu.regime(), ctx.cpu.data_idx());
+    let refused = core.refused_satp(&ctx.cpu, insn);
     let env = core.csr_env(&ctx.cpu, insn);
     match csr::execute(&mut ctx.cpu, insn, &env) {
         Ok(CsrEffect::Memory) => {
@@ -617,7 +618,12 @@ fn control(core: &mut Core, ctx: &mut Context, insn: &Insn, next: u64) -> Outcom
             core.follow_regime(ctx);
             if core.may_interrupt(&ctx.cpu) { Outcome::Leave(next) } else { Outcome::Go(next) }
         }
-        Ok(CsrEffect::None) => Outcome::Next,
+        Ok(CsrEffect::None) => {
+            if let Some(value) = refused {
+                core.trace_refused_satp(&ctx.cpu, next.wrapping_sub(insn.len.into()), value);
+            }
+            Outcome::Next
+        }
         Ok(CsrEffect::Interrupts) if core.may_interrupt(&ctx.cpu) => Outcome::Leave(next),
         Ok(CsrEffect::Interrupts) => Outcome::Next,
         Ok(CsrEffect::Deadline) => {
