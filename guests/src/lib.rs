@@ -40,12 +40,12 @@ pub use devices::console::{Captured, Console, ConsoleFull};
 pub use devices::exit::{ExitBy, GuestExit};
 pub use load::{LoadError, Program, SymbolTable};
 pub use machine::{
-    Arrival, ArrivalState, ArrivalStatus, Baseline, BaselineError, BuildError, Callers, Checkpoint, CheckpointError,
-    ClockKind, Compression, Crash, CrashKind, CrashedHart, Difference, LeaveOptions, Listener, LrSc, MAX_CHANNELS,
-    MAX_HARTS, Machine, MachineBuilder, MachineExit, Memory, Migration, MigrationError, MigrationState,
-    MigrationStatus, Migrator, More, MoreChannels, PlugError, PlugSpec, Plugged, Postcopy, RAM_BASE, RamInfo,
-    RemapError, ResizeError, Road, Snapshot, SnapshotChain, SnapshotInfo, SnapshotOptions, Stop, Tls, TlsError,
-    UnplugError, Uri, UriError, WeakStop, WriteReport, snapshot_info, squash, squash_by,
+    Arrival, ArrivalState, ArrivalStatus, Baseline, BaselineError, Beside, BuildError, Callers, Checkpoint,
+    CheckpointError, ClockKind, Compression, Crash, CrashKind, CrashedHart, Difference, LeaveOptions, Listener, LrSc,
+    MAX_CHANNELS, MAX_HARTS, Machine, MachineBuilder, MachineExit, Memory, Migration, MigrationError, MigrationState,
+    MigrationStatus, Migrator, More, MoreChannels, MultifdChannels, PlugError, PlugSpec, Plugged, Postcopy, RAM_BASE,
+    RamInfo, RemapError, ResizeError, Road, Snapshot, SnapshotChain, SnapshotInfo, SnapshotOptions, Stop, Tls,
+    TlsError, UnplugError, UrgentChannel, Uri, UriError, WeakStop, WriteReport, snapshot_info, squash, squash_by,
 };
 pub use notdirty_core::migration::{Cancel, Channel, Limits, Progress};
 pub use notdirty_core::{FaultKind, PutBack};

@@ -6,6 +6,8 @@ use std::os::fd::{FromRawFd, OwnedFd};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use notdirty::smc_test;
@@ -167,17 +169,23 @@ fn a_terminal_has_a_bar_and_a_pipe_has_lines() {
     assert!(seen.contains("notdirty: round 1: 0 MiB sent, ") && !seen.contains('\x1b'), "{seen:?}");
 }
 
-/// Bytes between two sockets; the first channel ends after so many of them.
-fn between(front: std::os::unix::net::UnixListener, behind: PathBuf, first: usize) {
+/// Bytes between two sockets; the first channel ends after so many of them, and that is noted.
+fn between(front: std::os::unix::net::UnixListener, behind: PathBuf, first: u64, cut: &Arc<AtomicBool>) {
     for n in 0.. {
         let Ok((from, _)) = front.accept() else { return };
         let Ok(to) = std::os::unix::net::UnixStream::connect(&behind) else { return };
-        let (answers, back) = (to.try_clone().unwrap(), from.try_clone().unwrap());
-        let copied = std::thread::spawn(move || drop(std::io::copy(&mut &answers, &mut &back)));
-        let most = if n == 0 { first as u64 } else { u64::MAX };
-        let _ = std::io::copy(&mut std::io::Read::take(&from, most), &mut &to);
-        let _ = (from.shutdown(std::net::Shutdown::Both), to.shutdown(std::net::Shutdown::Both));
-        let _ = copied.join();
+        let cut = cut.clone();
+        // Beside each other: a source has several at once.
+        std::thread::spawn(move || {
+            let (answers, back) = (to.try_clone().unwrap(), from.try_clone().unwrap());
+            let copied = std::thread::spawn(move || drop(std::io::copy(&mut &answers, &mut &back)));
+            let most = if n == 0 { first } else { u64::MAX };
+            if std::io::copy(&mut std::io::Read::take(&from, most), &mut &to).is_ok_and(|bytes| bytes == most) {
+                cut.store(true, Ordering::Release);
+            }
+            let _ = (from.shutdown(std::net::Shutdown::Both), to.shutdown(std::net::Shutdown::Both));
+            let _ = copied.join();
+        });
     }
 }
 
@@ -191,34 +199,42 @@ fn a_kernel_prints_the_same_where_it_ran_before_its_pages_were_there() {
     }
     let elf = elf.display().to_string();
     let alone = start(&["run", &elf, "--smp", "2", "-m", "32M"]).wait_with_output().unwrap();
-    let dir = Dir::new("postcopy");
-    let (socket, front) = (dir.0.join("behind"), dir.0.join("front"));
-    let mut target = start(&["run", "--incoming", &format!("unix:{}", socket.display()), "--timeout", "60", "--json"]);
-    let until = Instant::now() + Duration::from_secs(20);
-    while !socket.exists() && Instant::now() < until {
-        std::thread::sleep(Duration::from_millis(2));
+    let multifd = ["--postcopy=1", "--multifd", "2", "--postcopy-bandwidth", "200K"];
+    for (n, how) in [&["--postcopy", "--postcopy-bandwidth", "200K"][..], &multifd].into_iter().enumerate() {
+        let dir = Dir::new(&format!("postcopy-{n}"));
+        let (socket, front) = (dir.0.join("behind"), dir.0.join("front"));
+        let mut target =
+            start(&["run", "--incoming", &format!("unix:{}", socket.display()), "--timeout", "60", "--json"]);
+        let until = Instant::now() + Duration::from_secs(20);
+        while !socket.exists() && Instant::now() < until {
+            std::thread::sleep(Duration::from_millis(2));
+        }
+        let listener = std::os::unix::net::UnixListener::bind(&front).unwrap();
+        let (behind, cut) = (socket.clone(), Arc::new(AtomicBool::new(false)));
+        let own = cut.clone();
+        // Behind the round only what was stored to meanwhile goes by it, which may be less than that.
+        std::thread::spawn(move || between(listener, behind, [60_000, 40_000][n], &own));
+        let go = format!("unix:{}@15ms", front.display());
+        let args = [&["run", &elf, "--smp", "2", "-m", "32M", "--migrate", &go][..], how].concat();
+        let source = start(&args).wait_with_output().unwrap();
+        if !has_moved(&source) {
+            // It was done before: then nothing came there.
+            assert_eq!(source.stdout, alone.stdout, "{}", text(&source));
+            let _ = target.kill();
+            let _ = target.wait();
+            println!("{how:?}: not moved");
+            continue;
+        }
+        let target = target.wait_with_output().unwrap();
+        assert_eq!(target.status.code(), alone.status.code(), "{}", text(&target));
+        let printed = String::from_utf8([source.stdout.clone(), target.stdout.clone()].concat()).unwrap();
+        let (guest, told) = printed.split_once("{\"arrival_ms\"").unwrap();
+        assert_eq!(guest, String::from_utf8_lossy(&alone.stdout));
+        let cut = cut.load(Ordering::Acquire);
+        assert!(cut || n == 1, "{told}");
+        assert_eq!(text(&source).contains("paused, and looks for"), cut, "{}", text(&source));
+        assert!(told.contains("\"left\":0,") && (n == 1 || !told.contains("\"faults\":0,")), "{told}");
     }
-    let listener = std::os::unix::net::UnixListener::bind(&front).unwrap();
-    let behind = socket.clone();
-    std::thread::spawn(move || between(listener, behind, 60_000));
-    let go = format!("unix:{}@15ms", front.display());
-    let limit = ["--postcopy", "--postcopy-bandwidth", "200K"];
-    let args = [&["run", &elf, "--smp", "2", "-m", "32M", "--migrate", &go][..], &limit].concat();
-    let source = start(&args).wait_with_output().unwrap();
-    if !has_moved(&source) {
-        // It was done before: then nothing came there.
-        assert_eq!(source.stdout, alone.stdout, "{}", text(&source));
-        let _ = target.kill();
-        let _ = target.wait();
-        return;
-    }
-    let target = target.wait_with_output().unwrap();
-    assert_eq!(target.status.code(), alone.status.code(), "{}", text(&target));
-    let printed = String::from_utf8([source.stdout.clone(), target.stdout.clone()].concat()).unwrap();
-    let (guest, told) = printed.split_once("{\"arrival_ms\"").unwrap();
-    assert_eq!(guest, String::from_utf8_lossy(&alone.stdout));
-    assert!(text(&source).contains("paused, and looks for"), "{}", text(&source));
-    assert!(told.contains("\"left\":0,") && !told.contains("\"faults\":0,"), "{told}");
 }
 
 #[test]

@@ -14,9 +14,9 @@ use std::time::{Duration, Instant};
 use notdirty::programs::targets::{CRASHES, INPUT, Planted, target};
 use notdirty::programs::{GuestImage, smc, sums};
 use notdirty::{
-    Arrival, ArrivalState, ArrivalStatus, Cancel, Channel, Checkpoint, ExitBy, FaultKind, GuestExit, LeaveOptions,
-    Listener, Machine, MachineBuilder, MachineExit, Migration, MigrationState, MigrationStatus, Postcopy, Program,
-    Road, RunLimits, Uri,
+    Arrival, ArrivalState, ArrivalStatus, Beside, Cancel, Channel, Checkpoint, ExitBy, FaultKind, GuestExit,
+    LeaveOptions, Listener, Machine, MachineBuilder, MachineExit, Migration, MigrationState, MigrationStatus, Postcopy,
+    Program, Road, RunLimits, Uri,
 };
 
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -56,6 +56,8 @@ struct How {
     tcp: bool,
     /// Pages that are waited for come by a channel of their own, which is cut, too.
     preempt: bool,
+    /// Rounds go by so many channels more.
+    multifd: usize,
     rounds: u64,
     /// The source gives its memory back as it goes.
     release: bool,
@@ -68,6 +70,12 @@ struct How {
     faults: FaultKind,
     /// The source rests after so many instructions, so that a short program is still under way.
     slice: Option<u64>,
+}
+
+impl How {
+    fn beside(&self) -> Beside {
+        Beside { multifd: self.multifd, urgent: self.preempt }
+    }
 }
 
 enum Gone {
@@ -90,8 +98,8 @@ fn recover(listener: &Arc<Listener>, migration: &Migration, arrival: &Arrival, p
     // The second channel of a recovery that broke before the first one said of it was connected, and is no channel of this one.
     while listener.accept(Some(Duration::from_millis(1)), PATIENCE, &Cancel::default()).is_ok() {}
     let (road, from) = std::thread::scope(|scope| {
-        let road =
-            scope.spawn(|| Road::connect(&listener.uri(), preempt.into(), PATIENCE, &Cancel::default()).unwrap());
+        let road = scope
+            .spawn(|| Road::connect(&listener.uri(), Beside::urgent(preempt), PATIENCE, &Cancel::default()).unwrap());
         let from = listener.accept(Some(PATIENCE), PATIENCE, &Cancel::default()).unwrap().0;
         (road.join().unwrap(), from)
     });
@@ -102,10 +110,10 @@ fn recover(listener: &Arc<Listener>, migration: &Migration, arrival: &Arrival, p
     urgent
 }
 
-/// The channel beside the first, to cut it.
+/// The channel for urgent pages, to cut it.
 fn beside(road: &Road) -> Option<Channel> {
-    let Road::Channels(_, others, _) = road else { panic!() };
-    others.first().map(|other| other.try_clone().unwrap())
+    let Road::Channels(_, _, urgent) = road else { panic!() };
+    urgent.as_ref().map(|urgent| urgent.channel().try_clone().unwrap())
 }
 
 fn accept(listener: &Listener, within: Duration) -> io::Result<Channel> {
@@ -191,7 +199,7 @@ fn go(machine: &mut Machine, how: How, after: Duration, limits: impl Fn(&mut Mac
                 return None;
             }
             let cancel = Cancel::default();
-            let road = Road::connect(&listener.uri(), how.preempt.into(), PATIENCE, &cancel).unwrap();
+            let road = Road::connect(&listener.uri(), how.beside(), PATIENCE, &cancel).unwrap();
             let urgent = beside(&road);
             let migration = migrator.start(road, cancel, options).unwrap();
             let _ = tell.send((migration.clone(), urgent));
@@ -252,6 +260,8 @@ fn keeps_checksums(faults: FaultKind) {
             tcp: n % 2 == 1,
             preempt: n % 4 != 0,
             rounds: n as u64 % 3 % 2,
+            // With rounds and without.
+            multifd: [0, 2, 0, 0, 1][n % 5],
             release: n % 2 == 0,
             cuts: 1 + n as u32 % 2,
             cut_after: Duration::from_micros(random.below(20_000)),

@@ -44,7 +44,7 @@ fn ours() -> Result<Vec<f64>, String> {
         Ok::<_, String>((channel(to)?, channel(from)?))
     };
     let ((to, from), (urgent, asked), migrator) = (pair()?, pair()?, machine.migrator());
-    let road = Road::beside(to, vec![urgent]).map_err(text)?;
+    let road = Road::beside(to, vec![], Some(urgent)).map_err(text)?;
     std::thread::scope(|scope| {
         let source =
             scope.spawn(|| machine.run(&RunLimits { max_insns: None, deadline: Some(Instant::now() + LIMIT) }));

@@ -110,10 +110,26 @@ impl<'w, 't, W: Sink> Multifd<'w, 't, W> {
     /// # Errors
     /// The channel's.
     pub fn end_ram(self) -> Result<()> {
+        self.end_channels();
+        self.main.end_ram()
+    }
+
+    /// Pages go by the main stream from here on: the channels meet, so that none of theirs is behind one of its, and end.
+    ///
+    /// # Errors
+    /// The channel's.
+    pub fn into_main(mut self) -> Result<StreamCarrier<'w, W>> {
+        self.begin()?;
+        self.end(true)?;
+        self.end_channels();
+        self.main.went_beside(self.bytes);
+        Ok(self.main)
+    }
+
+    fn end_channels(&self) {
         for channel in &self.channels {
             channel.lock().unwrap_or_else(PoisonError::into_inner).channel.shutdown_write();
         }
-        self.main.end_ram()
     }
 }
 
@@ -259,6 +275,8 @@ pub struct Meeting {
 struct Met {
     /// Channels that wait at their SYNC.
     waiting: usize,
+    /// Channels that have ended.
+    gone: usize,
     /// Meetings that were held.
     held: u64,
     /// One of them, or the main stream, will not come any more.
@@ -268,7 +286,7 @@ struct Met {
 }
 
 impl Meeting {
-    /// Nobody waits any more.
+    /// None is held any more: what waits does not go on.
     pub fn fail(&self) {
         self.state.lock().unwrap_or_else(PoisonError::into_inner).failed = true;
         self.changed.notify_all();
@@ -278,6 +296,12 @@ impl Meeting {
     fn fail_by(&self, why: &StreamError) {
         self.state.lock().unwrap_or_else(PoisonError::into_inner).why.get_or_insert_with(|| why.to_string());
         self.fail();
+    }
+
+    /// A channel has ended: it comes to no sync any more.
+    fn leave(&self) {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner).gone += 1;
+        self.changed.notify_all();
     }
 
     /// Why a channel failed, if one did.
@@ -309,7 +333,7 @@ impl Meeting {
         let until = Instant::now() + patience;
         while state.waiting < channels {
             let left = until.saturating_duration_since(Instant::now());
-            if left.is_zero() || state.failed {
+            if left.is_zero() || state.failed || state.gone != 0 {
                 state.failed = true;
                 self.changed.notify_all();
                 return false;
@@ -372,8 +396,9 @@ pub fn receive_packed<R: Fill>(
     unpackers: Unpackers<'_>,
 ) -> Result<(u64, u64)> {
     let done = receive_all(In::new(channel), blocks, meeting, patience, unpackers);
-    if let Err(why) = &done {
-        meeting.fail_by(why);
+    match &done {
+        Ok(_) => meeting.leave(),
+        Err(why) => meeting.fail_by(why),
     }
     done
 }

@@ -23,11 +23,13 @@ pub struct StreamCarrier<'w, W> {
     last: Option<usize>,
     blocks: Vec<(String, Arc<Checksums>)>,
     deltas: Option<Deltas>,
+    /// Bytes of RAM that went by other channels.
+    beside: u64,
 }
 
-/// The number of the RAM section in a stream.
+/// The number of the RAM section in a stream, and how many bytes of RAM went beside it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct RamId(u32);
+pub struct RamId(u32, u64);
 
 /// What a page is sent as.
 enum What {
@@ -101,7 +103,7 @@ impl<'w, W: Sink> StreamCarrier<'w, W> {
     pub fn begin_ram(writer: &'w mut StreamWriter<W>, blocks: &[Arc<RamBlock>]) -> Result<Self> {
         let id = records::write_setup(writer, &listed(blocks), |_, _| Ok(()))?;
         let blocks = checksums_of(blocks);
-        Ok(Self { writer, id, last: None, blocks, deltas: None })
+        Ok(Self { writer, id, last: None, blocks, deltas: None, beside: 0 })
     }
 
     /// From the second round on pages go as what differs from what was sent before, of which so many bytes are kept.
@@ -113,12 +115,12 @@ impl<'w, W: Sink> StreamCarrier<'w, W> {
 
     /// Goes on with a section that was begun, in a state of its own: the next record names its block.
     pub fn go_on(writer: &'w mut StreamWriter<W>, id: RamId, blocks: &[Arc<RamBlock>]) -> Self {
-        Self { writer, id: id.0, last: None, blocks: checksums_of(blocks), deltas: None }
+        Self { writer, id: id.0, last: None, blocks: checksums_of(blocks), deltas: None, beside: id.1 }
     }
 
     /// What it takes to go on with the section later.
     pub fn id(&self) -> RamId {
-        RamId(self.id)
+        RamId(self.id, self.beside)
     }
 
     /// Ends it.
@@ -133,6 +135,11 @@ impl<'w, W: Sink> StreamCarrier<'w, W> {
     /// Each block, and its pages as they were sent.
     pub(super) fn checksums(&self) -> &[(String, Arc<Checksums>)] {
         &self.blocks
+    }
+
+    /// So many bytes of RAM went by other channels.
+    pub(super) fn went_beside(&mut self, bytes: u64) {
+        self.beside += bytes;
     }
 
     /// Tells the other end to wait for all other channels.
@@ -249,7 +256,7 @@ impl<W: Sink> Carrier for StreamCarrier<'_, W> {
     }
 
     fn bytes(&self) -> u64 {
-        self.writer.offset()
+        self.writer.offset() + self.beside
     }
 
     fn error(&self, fault: Fault) -> StreamError {

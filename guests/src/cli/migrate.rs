@@ -16,8 +16,8 @@ use super::postcopy::{self, Hears, Looks, Switch};
 use super::progress::Show;
 use super::{Code, complain, print, refuse_migration, say};
 use crate::machine::{
-    LeaveOptions, Machine, MachineBuilder, MachineExit, Migration, MigrationError, MigrationState, MigrationStatus,
-    Migrator, Road, Tls, Uri,
+    Beside, LeaveOptions, Machine, MachineBuilder, MachineExit, Migration, MigrationError, MigrationState,
+    MigrationStatus, Migrator, Road, Tls, Uri,
 };
 
 /// How long each wait for the other end may be.
@@ -171,12 +171,10 @@ struct Job {
 }
 
 impl Job {
-    /// Channels beside the first: those of a multifd, or that for urgent pages.
-    fn beside(&self, uri: &Uri) -> usize {
-        match uri {
-            Uri::Tcp(..) | Uri::Unix(_) if self.options.postcopy.is_some() => 1,
-            _ => self.multifd,
-        }
+    /// Channels beside the first: those of a multifd, and that for urgent pages.
+    fn beside(&self, uri: &Uri) -> Beside {
+        let urgent = self.options.postcopy.is_some() && matches!(uri, Uri::Tcp(..) | Uri::Unix(_));
+        Beside { multifd: self.multifd, urgent }
     }
 
     fn current(&self) -> Option<Migration> {

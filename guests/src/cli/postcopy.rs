@@ -17,8 +17,8 @@ use notdirty_core::{FaultKind, NoUserfault, UserFaults};
 use super::plug::{self, After};
 use super::{print, say};
 use crate::machine::{
-    Arrival, ArrivalState, Listener, Machine, MachineBuilder, Migration, MigrationState, Postcopy, Road, Tls, Uri,
-    UriError,
+    Arrival, ArrivalState, Beside, Listener, Machine, MachineBuilder, Migration, MigrationState, Postcopy, Road, Tls,
+    Uri, UriError,
 };
 
 /// How long each wait for the other end may be.
@@ -124,7 +124,7 @@ impl Looks {
             migration.abandon();
         } else if self.last.elapsed() >= AGAIN {
             self.last = Instant::now();
-            let beside = usize::from(matches!(self.uri, Uri::Tcp(..) | Uri::Unix(_)));
+            let beside = Beside::urgent(matches!(self.uri, Uri::Tcp(..) | Uri::Unix(_)));
             let road = Road::connect_by(&self.uri, beside, PATIENCE, &Cancel::default(), self.tls.as_ref());
             if let Ok(road) = road {
                 // Refused if it is not paused any more.

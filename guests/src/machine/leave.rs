@@ -46,7 +46,7 @@ use super::{Compression, SnapshotOptions, Stop};
 pub(super) use answers::{answer_bytes, command, refusal};
 use pace::SLICE;
 pub use postcopy::Postcopy;
-pub use road::Road;
+pub use road::{Beside, MultifdChannels, Road, UrgentChannel};
 pub use start::Migrator;
 
 /// How long a thread that asks waits for a run of the machine.

@@ -155,12 +155,12 @@ impl MachineBuilder {
         };
         let (machine, mut reader) = match came {
             Ok(came) => {
-                others.join(true).map_err(&mut refuse)?;
+                others.end().map_err(&mut refuse)?;
                 came
             }
             Err(why) => {
                 let why = refuse(why);
-                let _ = others.join(false);
+                let _ = others.end();
                 return Err(why);
             }
         };
@@ -313,14 +313,20 @@ fn come<F: FnOnce(&mut Machine) -> Result<(), MigrationError>>(
                 }
             }
             Event::Command(command::MULTIFD, data) if ram.is_none() => others.accept(&data, more)?,
-            Event::Command(command, data) => match advised.command(command, &data, ram.as_mut(), more)? {
-                Next::Read => {}
-                Next::Packaged(len) => {
-                    let early = || MigrationError::Order("a message before the list of RAM".into());
-                    let incoming = ram.take().ok_or_else(early)?;
-                    return Ok(Came::Early(Box::new(Early { coming, incoming, advised }), len));
+            Event::Command(command, data) => {
+                if ram.is_some() {
+                    // What it names has come by the channels beside it, or not at all.
+                    others.end()?;
                 }
-            },
+                match advised.command(command, &data, ram.as_mut(), more)? {
+                    Next::Read => {}
+                    Next::Packaged(len) => {
+                        let early = || MigrationError::Order("a message before the list of RAM".into());
+                        let incoming = ram.take().ok_or_else(early)?;
+                        return Ok(Came::Early(Box::new(Early { coming, incoming, advised }), len));
+                    }
+                }
+            }
             Event::End => break,
         }
     }
@@ -391,12 +397,11 @@ impl Others {
     }
 
     /// All of them have ended.
-    fn join(self, well: bool) -> Result<(), MigrationError> {
-        if !well {
-            self.meeting.fail();
-        }
+    fn end(&mut self) -> Result<(), MigrationError> {
+        // The stream has none of them wait for another.
+        self.meeting.fail();
         let mut done = Ok(());
-        for thread in self.threads {
+        for thread in self.threads.drain(..) {
             let came = thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic));
             done = done.and(came.map(drop).map_err(MigrationError::from));
         }

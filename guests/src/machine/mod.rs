@@ -53,7 +53,10 @@ pub use chain::{SnapshotChain, squash, squash_by};
 pub use checkpoint::{Checkpoint, CheckpointError, Difference};
 pub use compression::Compression;
 pub use detect::{Crash, CrashKind};
-pub use leave::{LeaveOptions, Migration, MigrationState, MigrationStatus, Migrator, Postcopy, Road};
+pub use leave::{
+    Beside, LeaveOptions, Migration, MigrationState, MigrationStatus, Migrator, MultifdChannels, Postcopy, Road,
+    UrgentChannel,
+};
 pub use memory::{Memory, PlugError, PlugSpec, Plugged, RamInfo, RemapError, ResizeError, UnplugError};
 pub use migrate::{MAX_CHANNELS, MigrationError, More, Snapshot, SnapshotInfo, snapshot_info};
 pub use report::{Callers, CrashedHart};

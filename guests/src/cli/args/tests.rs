@@ -58,7 +58,7 @@ fn every_bad_flag_is_named_in_its_error() {
         ("run a --postcopy", "--postcopy needs --migrate"),
         ("run a --migrate tcp::1@1s --postcopy=soon", "--postcopy=soon: must be a number of rounds"),
         ("run a --migrate file:f@1s --postcopy", "--postcopy is for tcp: and unix:"),
-        ("run a --migrate tcp::1@1s --postcopy --multifd 2", "--postcopy goes with neither"),
+        ("run a --migrate tcp::1@1s --postcopy --mapped-ram", "--postcopy and --mapped-ram exclude"),
         ("run --incoming tcp::1 --postcopy-faults kvm", "--postcopy-faults kvm: must be software or userfaultfd"),
         ("run a --postcopy-faults software", "--postcopy-faults is for run --incoming"),
         ("run a --migrate tcp::1@1s --release-ram", "--release-ram needs --postcopy"),

@@ -100,8 +100,8 @@ fn check_migrate(parsed: &Args) -> Result<(), String> {
         Some(go) if parsed.postcopy.is_some() && !matches!(go.uri, Uri::Tcp(..) | Uri::Unix(_)) => {
             Err("--postcopy is for tcp: and unix:".into())
         }
-        Some(_) if parsed.postcopy.is_some() && (parsed.multifd != 0 || parsed.mapped_ram) => {
-            Err("--postcopy goes with neither --multifd nor --mapped-ram".into())
+        Some(_) if parsed.postcopy.is_some() && parsed.mapped_ram => {
+            Err("--postcopy and --mapped-ram exclude each other".into())
         }
         Some(_) if parsed.xbzrle.is_some() && (parsed.multifd != 0 || parsed.mapped_ram) => {
             Err("--xbzrle goes with neither --multifd nor --mapped-ram".into())

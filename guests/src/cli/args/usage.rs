@@ -29,7 +29,7 @@ usage: notdirty                       the embedded demo, with a summary
                         file:PATH[,offset=N]; --json tells how it went
   --bandwidth SIZE      bytes a second that it sends, at most (default: what the channel takes)
   --downtime TIME       how long the guest may stand still for it (default 300ms)
-  --multifd N           by N channels more (tcp:, unix:)
+  --multifd N           by N channels more (tcp:, unix:); with --postcopy as long as it runs here
   --multifd-compression zstd
                         their pages packed by Zstandard (a build with the feature zstd, on both sides)
   --mapped-ram          to a file with a home for each page, for `restore` (file:PATH)

@@ -11,6 +11,8 @@
 //!
 //! One side can run. The target uses no byte of the message before it has all of it, so as long as a byte of it was not written the
 //! source runs on. After that it does not, whatever happens, unless the target says that it will not (`SHUT 1`, before its `PONG`).
+//!
+//! Rounds may go by a multifd. Its channels meet, and end, before the first discard: what comes later by the stream is behind all of theirs.
 
 use std::collections::hash_map::RandomState;
 use std::hash::{BuildHasher, Hasher};
@@ -24,7 +26,7 @@ use notdirty_core::migration::{Carrier, Channel, Progress, RamId, Source, Stream
 use notdirty_core::{PAGE_SIZE, RamBlock};
 use notdirty_softmmu::AddressSpace;
 
-use super::{Answer, Ask, LeaveOptions, Migration, MigrationState, Road, lock};
+use super::{Answer, Ask, LeaveOptions, Migration, MigrationState, MultifdChannels, Road, UrgentChannel, lock};
 use crate::machine::migrate::MigrationError;
 use crate::machine::state;
 
@@ -76,7 +78,7 @@ impl Postcopy {
 #[derive(Default)]
 pub(super) struct Wants {
     switch: bool,
-    next: Option<(Channel, Option<(Channel, Name)>)>,
+    next: Option<(Channel, Option<UrgentChannel>)>,
     abandoned: bool,
 }
 
@@ -147,16 +149,18 @@ impl Migration {
         self.0.changed.notify_all();
     }
 
-    /// Goes on by this channel, or two of them ([`Road::connect`] with one beside), whose other ends the target
+    /// Goes on by this channel, or two of them ([`Beside::urgent`](super::Beside::urgent)), whose other ends the target
     /// [was given](super::super::Arrival::recover).
     ///
     /// # Errors
     /// [`MigrationError::Order`] unless it is [paused](MigrationState::PostcopyPaused).
     pub fn recover(&self, road: impl Into<Road>) -> Result<(), MigrationError> {
-        let Road::Channels(channel, mut others, uuid) = road.into() else {
+        let Road::Channels(channel, multifd, preempt) = road.into() else {
             return Err(MigrationError::Options("postcopy is recovered by channels"));
         };
-        let preempt = others.pop().map(|other| (other, uuid));
+        if !multifd.channels.is_empty() {
+            return Err(MigrationError::Options("pages go by no multifd once the machine runs at its target"));
+        }
         let mut talk = lock(&self.0.talk);
         if talk.status.state != MigrationState::PostcopyPaused {
             return Err(MigrationError::Order(format!("{:?}: nothing is to be recovered", talk.status.state)));
@@ -177,7 +181,8 @@ impl Migration {
     pub(super) fn send_postcopy(
         &self,
         channel: Channel,
-        preempt: Option<(Channel, Name)>,
+        multifd: MultifdChannels,
+        preempt: Option<UrgentChannel>,
         options: &LeaveOptions,
         how: Postcopy,
         space: &AddressSpace,
@@ -185,7 +190,7 @@ impl Migration {
     ) -> Result<(), MigrationError> {
         let (before, blocks, source) = self.describe(options, space)?;
         let path = hear(&blocks, &channel)?;
-        let said = self.begin(&channel, preempt, &path, before, blocks, source, options, how, stood);
+        let said = self.begin(&channel, multifd, preempt, &path, before, blocks, source, options, how, stood);
         let mut sending = match said {
             Ok(sending) => sending,
             Err(why) => {
@@ -239,7 +244,8 @@ impl Migration {
     fn begin(
         &self,
         channel: &Channel,
-        preempt: Option<(Channel, Name)>,
+        multifd: MultifdChannels,
+        preempt: Option<UrgentChannel>,
         path: &Arc<ReturnPath>,
         before: Vec<notdirty_core::migration::Section>,
         blocks: Vec<Arc<RamBlock>>,
@@ -255,14 +261,22 @@ impl Migration {
         for command in [Command::OpenReturnPath, Command::Name(name), Command::Ping(ALIVE)] {
             say(&mut writer, &command)?;
         }
+        multifd.announce(&mut writer)?;
         let preempt = announce(&mut writer, preempt)?;
         say(&mut writer, &Command::Advise(Some(sizes)))?;
         before.iter().try_for_each(|section| writer.full(section))?;
         let mut carrier = StreamCarrier::begin_ram(&mut writer, &blocks)?;
-        if let Some(cache) = options.deltas {
-            carrier = carrier.with_deltas(cache);
+        if multifd.channels.is_empty() {
+            if let Some(cache) = options.deltas {
+                carrier = carrier.with_deltas(cache);
+            }
+            self.rounds(&mut source, &mut carrier, options, how)?;
+        } else {
+            let mut all = multifd.carrier(carrier, options)?;
+            self.rounds(&mut source, &mut all, options, how)?;
+            // What is named from here on, and placed, is behind all that went by them.
+            carrier = all.into_main()?;
         }
-        self.rounds(&mut source, &mut carrier, options, how)?;
         // Most of what is yet to come is named while the guest runs: what is said once it stands still does not grow with RAM.
         source.sync(&carrier, &options.limits)?;
         let named = source.name_rest(|command| carrier.command(command.code(), &command.data()))?;
@@ -456,7 +470,7 @@ impl Migration {
 }
 
 /// The target says what it has, and waits for the rest.
-fn go_on(sending: &mut Sending, channel: Channel, preempt: Option<(Channel, Name)>) -> Result<(), MigrationError> {
+fn go_on(sending: &mut Sending, channel: Channel, preempt: Option<UrgentChannel>) -> Result<(), MigrationError> {
     sending.path = hear(&sending.blocks, &channel)?;
     sending.writer.replace(channel.try_clone().map_err(MigrationError::Host)?);
     sending.channel = channel;
@@ -493,9 +507,9 @@ fn go_on(sending: &mut Sending, channel: Channel, preempt: Option<(Channel, Name
 /// The target takes the channel for urgent pages, which has said its hello.
 fn announce(
     writer: &mut StreamWriter<Channel>,
-    preempt: Option<(Channel, Name)>,
+    preempt: Option<UrgentChannel>,
 ) -> Result<Option<Channel>, MigrationError> {
-    let Some((channel, name)) = preempt else { return Ok(None) };
+    let Some(UrgentChannel(channel, name)) = preempt else { return Ok(None) };
     say(writer, &Command::Preempt(name))?;
     writer.out().flush()?;
     channel.settle().map_err(MigrationError::Channel)?;

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
-use notdirty_core::migration::multifd::{self, Multifd};
+use notdirty_core::migration::multifd;
 use notdirty_core::migration::{
     Carrier, Channel, MAPPED_RAM, MappedCarrier, Progress, Section, Source, StreamCarrier, StreamWriter,
 };
@@ -16,7 +16,7 @@ use notdirty_softmmu::AddressSpace;
 
 use super::answers::{self, Said, answer, command};
 use super::pace::{Pace, on_threads, threads};
-use super::{Answer, Ask, LeaveOptions, Migration, MigrationState, Road, limit, lock};
+use super::{Answer, Ask, LeaveOptions, Migration, MigrationState, MultifdChannels, Road, limit, lock};
 use crate::machine::migrate::MigrationError;
 use crate::machine::unfinished::Unfinished;
 use crate::machine::{Compression, compression, state};
@@ -32,14 +32,12 @@ impl Migration {
     pub(super) fn leave(&self, road: Road, options: &LeaveOptions, space: &AddressSpace) {
         let (mut stood, mut replaced) = (None, None);
         let done = match road {
-            Road::Channels(channel, mut others, uuid) if options.postcopy.is_some() => {
-                let how = options.postcopy.unwrap_or_default();
-                let preempt = others.pop().map(|other| (other, uuid));
-                self.send_postcopy(channel, preempt, options, how, space, &mut stood)
-            }
-            Road::Channels(channel, others, uuid) => self.send(channel, others, &uuid, options, space, &mut stood),
+            Road::Channels(channel, multifd, urgent) => match options.postcopy {
+                Some(how) => self.send_postcopy(channel, multifd, urgent, options, how, space, &mut stood),
+                None => self.send(channel, multifd, options, space, &mut stood),
+            },
             Road::Ending(channel, end) => {
-                let sent = self.send(channel, Vec::new(), &[0; 16], options, space, &mut stood);
+                let sent = self.send(channel, MultifdChannels::default(), options, space, &mut stood);
                 // It is there once the command says so, and the file has its name; until then it is here.
                 let end = end.durable(options.file.sync);
                 sent.and_then(|()| end.finish(COMMAND, &self.0.cancel).map_err(MigrationError::End))
@@ -174,15 +172,14 @@ impl Migration {
     fn send(
         &self,
         channel: Channel,
-        others: Vec<Channel>,
-        uuid: &multifd::Uuid,
+        multifd: MultifdChannels,
         options: &LeaveOptions,
         space: &AddressSpace,
         stood: &mut Option<Instant>,
     ) -> Result<(), MigrationError> {
         let mut answers =
             if channel.is_duplex() { Some(channel.try_clone().map_err(MigrationError::Host)?) } else { None };
-        let done = self.send_all(channel, &mut answers, others, uuid, options, space, stood);
+        let done = self.send_all(channel, &mut answers, multifd, options, space, stood);
         let (Err(MigrationError::Stream(_)), Some(answers)) = (&done, &mut answers) else { return done };
         // A target that refuses ends the channel, and has said why before.
         answers.set_patience(LAST_WORD);
@@ -192,13 +189,11 @@ impl Migration {
         }
     }
 
-    #[allow(clippy::too_many_arguments, reason = "a part of the function above")]
     fn send_all(
         &self,
         channel: Channel,
         answers: &mut Option<Channel>,
-        others: Vec<Channel>,
-        uuid: &multifd::Uuid,
+        multifd: MultifdChannels,
         options: &LeaveOptions,
         space: &AddressSpace,
         stood: &mut Option<Instant>,
@@ -208,30 +203,19 @@ impl Migration {
         if answers.is_some() {
             writer.command(command::OPEN_RETURN_PATH, &[])?;
         }
-        if !others.is_empty() {
-            let count = (others.len() as u16).to_be_bytes();
-            writer.command(command::MULTIFD, &[&count[..], uuid].concat())?;
-            writer.out().flush()?;
-            // The target takes them as they were connected.
-            others.iter().try_for_each(Channel::settle).map_err(MigrationError::Channel)?;
-        }
+        multifd.announce(&mut writer)?;
         before.iter().try_for_each(|section| writer.full(section))?;
         let mut main = StreamCarrier::begin_ram(&mut writer, &blocks)?;
-        if let Some(cache) = options.deltas.filter(|_| others.is_empty()) {
+        if let Some(cache) = options.deltas.filter(|_| multifd.channels.is_empty()) {
             main = main.with_deltas(cache);
         }
         let mut alive = answers.as_mut();
-        let after = if others.is_empty() {
+        let after = if multifd.channels.is_empty() {
             let after = self.ram(source, &mut main, options, |main| ping(main, &mut alive), stood)?;
             main.end_ram()?;
             after
         } else {
-            let count = others.len();
-            let mut carrier = Multifd::new(main, others, &on_threads);
-            if options.compression != Compression::None {
-                let packers = (0..count).map(|_| compression::packer()).collect::<io::Result<Vec<_>>>();
-                carrier = carrier.packed(packers.map_err(MigrationError::Host)?);
-            }
+            let mut carrier = multifd.carrier(main, options)?;
             let after = self.ram(source, &mut carrier, options, |all| ping(all, &mut alive), stood)?;
             carrier.end_ram()?;
             after
@@ -266,6 +250,34 @@ impl Migration {
             Ok(Said { kind, .. }) => Err(uncertain(format!("it answered {kind}, not PONG"))),
             Err(why) => Err(uncertain(why.to_string())),
         }
+    }
+}
+
+impl MultifdChannels {
+    /// The target takes these channels, as they were connected, if there are any.
+    pub(super) fn announce(&self, writer: &mut StreamWriter<Channel>) -> Result<(), MigrationError> {
+        if self.channels.is_empty() {
+            return Ok(());
+        }
+        let count = (self.channels.len() as u16).to_be_bytes();
+        writer.command(command::MULTIFD, &[&count[..], &self.uuid].concat())?;
+        writer.out().flush()?;
+        self.channels.iter().try_for_each(Channel::settle).map_err(MigrationError::Channel)
+    }
+
+    /// What pages go by that go by them.
+    pub(super) fn carrier<'w>(
+        self,
+        main: StreamCarrier<'w, Channel>,
+        options: &LeaveOptions,
+    ) -> Result<multifd::Multifd<'w, 'static, Channel>, MigrationError> {
+        let count = self.channels.len();
+        let carrier = multifd::Multifd::new(main, self.channels, &on_threads);
+        if options.compression == Compression::None {
+            return Ok(carrier);
+        }
+        let packers = (0..count).map(|_| compression::packer()).collect::<io::Result<Vec<_>>>();
+        Ok(carrier.packed(packers.map_err(MigrationError::Host)?))
     }
 }
 

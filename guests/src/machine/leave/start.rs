@@ -36,18 +36,17 @@ impl Migrator {
         if options.auto_converge && options.dirty_limit.is_some() {
             return Err(MigrationError::Options("auto-converge and a dirty limit exclude each other"));
         }
-        if options.postcopy.is_some()
-            && !matches!(&road, Road::Channels(main, others, _) if others.len() < 2 && main.is_duplex())
-        {
-            return Err(MigrationError::Options(
-                "postcopy needs a channel that answers, tcp: or unix:, and at most one for urgent pages beside it",
-            ));
+        if options.postcopy.is_some() && !matches!(&road, Road::Channels(main, ..) if main.is_duplex()) {
+            return Err(MigrationError::Options("postcopy needs a channel that answers, tcp: or unix:"));
+        }
+        if options.postcopy.is_none() && matches!(road, Road::Channels(_, _, Some(_))) {
+            return Err(MigrationError::Options("a channel for urgent pages is a postcopy's"));
         }
         if !options.compression.is_built() {
             return Err(MigrationError::Options("this build packs no pages: it lacks the feature zstd"));
         }
         if options.compression != Compression::None
-            && !matches!(&road, Road::Channels(_, others, _) if !others.is_empty() && options.postcopy.is_none())
+            && !matches!(&road, Road::Channels(_, multifd, _) if !multifd.channels.is_empty())
         {
             return Err(MigrationError::Options("pages are packed by several channels, before a machine leaves"));
         }
