@@ -3,7 +3,8 @@
 
 use notdirty_core::migration::postcopy::{Answer, Bitmap, Command, Named, Rest, ReturnPath, State, Step};
 use notdirty_core::migration::{
-    Cancel, Channel, Event, Incoming, Limits, RamId, Source, StreamCarrier, StreamReader, StreamWriter, read_list,
+    Cancel, Carrier, Channel, Event, Incoming, Limits, RamId, Source, StreamCarrier, StreamReader, StreamWriter,
+    multifd, read_list,
 };
 use notdirty_core::{DirtyClient, PAGE_SIZE, RamBlock, RamBlockSpec, RamList};
 use std::collections::BTreeSet;
@@ -345,4 +346,83 @@ fn a_channel_that_is_cut_again_and_again_loses_no_page_and_places_none_twice() {
         // Pages that the host has given beside them are zero, and come as such.
         assert!(written.iter().chain(&[(1, 63)]).all(|page| once.contains(page)), "{cuts:?}");
     }
+}
+
+#[test]
+fn the_stream_waits_for_all_that_went_by_channels_before_pages_go_by_it_alone() {
+    let (list, blocks) = ram(&[40]);
+    (0..40).for_each(|page| list.write(&blocks[0], page * PAGE_SIZE, &page_of(0, page, 1)).unwrap());
+    let (_there, targets) = ram(&[40]);
+    let (ours, theirs): (Vec<_>, Vec<_>) = (0..2).map(|_| pair()).unzip();
+    let (to, from) = pair();
+    let (arrived, arrives) = std::sync::mpsc::channel();
+    std::thread::scope(|scope| {
+        let (blocks, targets) = (&blocks, &targets);
+        scope.spawn(move || {
+            let mut writer = StreamWriter::new(to, "test", &[]).unwrap();
+            let mut source = Source::new(list.log(DirtyClient::MIGRATION).start().unwrap(), blocks);
+            let main = StreamCarrier::begin_ram(&mut writer, blocks).unwrap();
+            let threads = |count: usize, run: &(dyn Fn(usize) + Sync)| {
+                std::thread::scope(|scope| (0..count).for_each(|n| drop(scope.spawn(move || run(n)))));
+            };
+            let mut all = multifd::Multifd::new(main, ours, &threads);
+            // It ends in the middle, as by a command: its channels have not met.
+            source.round(&mut all, &Limits::default(), |_| false).unwrap_err();
+            let bytes = all.bytes();
+            let mut main = all.into_main().unwrap();
+            assert!(main.bytes() > bytes && bytes > 40 * PAGE_SIZE);
+            main.command(0x4e03, &[]).unwrap();
+        });
+        let meeting = Arc::new(multifd::Meeting::default());
+        let meets = meeting.clone();
+        scope.spawn(move || {
+            let mut reader = StreamReader::new(from).unwrap();
+            reader.configuration().unwrap();
+            assert!(matches!(reader.event(), Ok(Event::RamStart)));
+            let mut incoming = Incoming::new(read_list(&mut reader).unwrap(), targets.clone()).unwrap();
+            incoming.meet(meets, 2, PATIENCE);
+            incoming.piece(&mut reader).unwrap();
+            while let Event::RamPiece(_) = reader.event().unwrap() {
+                incoming.piece(&mut reader).unwrap();
+            }
+            let mut bytes = vec![0; PAGE_SIZE as usize];
+            let here = (0..40).all(|page| {
+                targets[0].read_bytes(page * PAGE_SIZE, &mut bytes).unwrap();
+                bytes == page_of(0, page, 1)
+            });
+            arrived.send(here).unwrap();
+        });
+        // What comes by the stream alone is held up by channels that are not read; what went fits into their sockets.
+        let early = arrives.recv_timeout(Duration::from_millis(60));
+        for channel in theirs {
+            let meeting = meeting.clone();
+            scope.spawn(move || multifd::receive(channel, targets, &meeting, PATIENCE).unwrap());
+        }
+        assert!(early.is_err(), "it did not wait");
+        assert!(arrives.recv_timeout(PATIENCE).unwrap(), "a page was not here");
+    });
+}
+
+#[test]
+fn a_channel_that_ends_before_its_sync_is_not_waited_for() {
+    let (meeting, began) = (multifd::Meeting::default(), std::time::Instant::now());
+    multifd::receive(&[][..], &[], &meeting, PATIENCE).unwrap();
+    let mut writer = StreamWriter::new(Vec::new(), "test", &[]).unwrap();
+    let (list, blocks) = ram(&[4]);
+    let mut source = Source::new(list.log(DirtyClient::MIGRATION).start().unwrap(), &blocks);
+    let main = StreamCarrier::begin_ram(&mut writer, &blocks).unwrap();
+    let mut all = multifd::Multifd::new(main, vec![], &|_, _| {});
+    source.round(&mut all, &Limits::default(), |_| true).unwrap();
+    all.into_main().unwrap();
+    let bytes = writer.into_inner().unwrap();
+    let mut reader = StreamReader::new(&bytes[..]).unwrap();
+    reader.configuration().unwrap();
+    assert!(matches!(reader.event(), Ok(Event::RamStart)));
+    let mut incoming = Incoming::new(read_list(&mut reader).unwrap(), blocks).unwrap();
+    incoming.meet(Arc::new(meeting), 1, PATIENCE);
+    incoming.piece(&mut reader).unwrap();
+    assert!(matches!(reader.event(), Ok(Event::RamPiece(_))));
+    let why = incoming.piece(&mut reader).unwrap_err().to_string();
+    assert!(why.contains("did not come to its sync"), "{why}");
+    assert!(began.elapsed() < PATIENCE / 2);
 }

@@ -178,6 +178,7 @@ impl Migration {
     }
 
     /// All of it, on the migration's thread.
+    #[allow(clippy::too_many_arguments, reason = "a road, taken apart")]
     pub(super) fn send_postcopy(
         &self,
         channel: Channel,
