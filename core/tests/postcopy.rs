@@ -3,8 +3,8 @@
 
 use notdirty_core::migration::postcopy::{Answer, Bitmap, Command, Named, Rest, ReturnPath, State, Step};
 use notdirty_core::migration::{
-    Cancel, Carrier, Channel, Event, Incoming, Limits, RamId, Source, StreamCarrier, StreamReader, StreamWriter,
-    multifd, read_list,
+    Cancel, Carrier, Channel, Event, Incoming, Limits, Progress, RamId, Run, Source, StreamCarrier, StreamReader,
+    StreamWriter, multifd, read_list,
 };
 use notdirty_core::{DirtyClient, PAGE_SIZE, RamBlock, RamBlockSpec, RamList};
 use std::collections::BTreeSet;
@@ -360,14 +360,16 @@ fn the_stream_waits_for_all_that_went_by_channels_before_pages_go_by_it_alone() 
         let (blocks, targets) = (&blocks, &targets);
         scope.spawn(move || {
             let mut writer = StreamWriter::new(to, "test", &[]).unwrap();
-            let mut source = Source::new(list.log(DirtyClient::MIGRATION).start().unwrap(), blocks);
             let main = StreamCarrier::begin_ram(&mut writer, blocks).unwrap();
             let threads = |count: usize, run: &(dyn Fn(usize) + Sync)| {
                 std::thread::scope(|scope| (0..count).for_each(|n| drop(scope.spawn(move || run(n)))));
             };
             let mut all = multifd::Multifd::new(main, ours, &threads);
             // It ends in the middle, as by a command: its channels have not met.
-            source.round(&mut all, &Limits::default(), |_| false).unwrap_err();
+            all.begin().unwrap();
+            let run = Run { index: 0, block: &blocks[0], pages: 0..40 };
+            all.send(&[run], &mut Progress::default()).unwrap();
+            all.end(false).unwrap();
             let bytes = all.bytes();
             let mut main = all.into_main().unwrap();
             assert!(main.bytes() > bytes && bytes > 40 * PAGE_SIZE);
