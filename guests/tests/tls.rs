@@ -10,7 +10,10 @@ use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
 use std::time::Duration;
 
-use notdirty::{Cancel, Channel, LeaveOptions, Machine, MachineExit, Road, RunLimits, Tls, TlsError, Uri, smc_test};
+use notdirty::{
+    ArrivalState, Beside, Cancel, Channel, LeaveOptions, Listener, Machine, MachineExit, MigrationState, Postcopy,
+    Program, Road, RunLimits, Stop, Tls, TlsError, Uri, smc_test,
+};
 use rcgen::{BasicConstraints, CertificateParams, DnType, IsCa, Issuer, KeyPair, date_time_ymd};
 use writers::{RAM, start};
 
@@ -123,6 +126,96 @@ fn a_machine_moves_by_one_channel_and_by_several() {
         assert!(ram(&machine) == ram(&target) && machine.cpu() == target.cpu(), "{form}, {beside}");
         let some = RunLimits { max_insns: Some(target.cpu().retired + 10_000), deadline: None };
         assert_eq!(target.run(&some), MachineExit::InsnLimit);
+    }
+}
+
+/// The run ends, also if a check fails.
+struct Ends(Stop);
+
+impl Drop for Ends {
+    fn drop(&mut self) {
+        self.0.stop();
+    }
+}
+
+/// Pages that are waited for come by a channel of their own, and both sides go on by new channels when that one breaks.
+#[test]
+fn a_machine_runs_at_its_target_first_and_its_pages_follow() {
+    let dir = Dir::full("postcopy");
+    for (form, multifd) in [(format!("unix:{}", dir.path("p").display()), 0), ("tcp:127.0.0.1:0".to_owned(), 2)] {
+        let program = Program::Image(notdirty::programs::basic::spin());
+        let mut machine = Machine::builder().ram_size(SIZE).program(program).build().unwrap();
+        let pages = 0x100..SIZE >> 12;
+        for page in pages.clone() {
+            machine.write(RAM + (page << 12) + page % 4096, &[page as u8 | 1]).unwrap();
+        }
+        let before = ram(&machine);
+        let listener = Arc::new(form.parse::<Uri>().unwrap().listen().unwrap());
+        let (uri, migrator) = (listener.uri(), machine.migrator());
+        let (cancel, stop) = (Cancel::default(), machine.stop_handle());
+        let accept = |listener: &Listener, tls: &Tls, within| {
+            let (channel, _) =
+                listener.accept(Some(within), PATIENCE, &Cancel::default()).map_err(std::io::Error::other)?;
+            tls.accept(channel)
+        };
+        std::thread::scope(|scope| {
+            let there = scope.spawn(|| {
+                let tls = dir.tls("target", "ca");
+                let main = accept(&listener, &tls, PATIENCE).unwrap();
+                let mut more = |within| accept(&listener, &tls, within);
+                Machine::builder().receive_with(main, &mut more, |_| Ok(())).unwrap()
+            });
+            let (dir, uri, listener, before) = (&dir, &uri, &listener, &before);
+            scope.spawn(move || {
+                let _ends = Ends(stop);
+                let tls = dir.tls("source", "ca");
+                let beside = Beside { multifd, urgent: true };
+                let road = Road::connect_by(uri, beside, PATIENCE, &cancel, Some(&tls)).unwrap();
+                let Road::Channels(_, _, Some(urgent)) = &road else { panic!("no channel for urgent pages") };
+                let urgent = urgent.channel().try_clone().unwrap();
+                let mut options = LeaveOptions::default();
+                let mut how = Postcopy::after(0);
+                // What comes comes because it is asked for.
+                how.bandwidth = Some(64 << 10);
+                options.postcopy = Some(how);
+                let migration = migrator.start(road, cancel, options).unwrap();
+                let there = there.join().unwrap();
+                let (arrival, memory_there) = (there.arrival().unwrap(), there.memory());
+                let read = |pages: core::ops::Range<u64>| {
+                    let mut bytes = [0; 4096];
+                    for page in pages.rev() {
+                        memory_there.read(RAM + (page << 12), &mut bytes).unwrap();
+                        assert_eq!(bytes[..], before[page as usize * 4096..][..4096], "{uri}: page {page:#x}");
+                    }
+                };
+                read(pages.end - 100..pages.end);
+                assert!(arrival.status().requests >= 90, "{:?}", arrival.status());
+                urgent.shut();
+                assert_eq!(arrival.wait_while(ArrivalState::Running, PATIENCE), ArrivalState::Paused);
+                while migration.status().state != MigrationState::PostcopyPaused {
+                    std::thread::sleep(Duration::from_millis(1));
+                }
+                let (again, ours) = (listener.clone(), dir.tls("target", "ca"));
+                std::thread::scope(|scope| {
+                    let road = scope.spawn(|| {
+                        let beside = Beside::urgent(true);
+                        Road::connect_by(uri, beside, PATIENCE, &Cancel::default(), Some(&tls)).unwrap()
+                    });
+                    let from = accept(listener, &ours, PATIENCE).unwrap();
+                    let more = Box::new(move |within| accept(&again, &ours, within));
+                    arrival.recover_with(from, more).unwrap();
+                    migration.recover(road.join().unwrap()).unwrap();
+                });
+                let asked = arrival.status().requests;
+                read(pages.end - 200..pages.end);
+                assert!(arrival.status().requests >= asked + 90, "{:?}", arrival.status());
+                read(pages);
+                let ended = migration.wait(PATIENCE).unwrap().unwrap();
+                assert_eq!((ended.state, ended.pauses), (MigrationState::Completed, 1));
+                assert!(ended.urgent >= 180, "{ended:?}");
+            });
+            assert_eq!(machine.run_to_end(), MachineExit::Migrated, "{form}");
+        });
     }
 }
 
