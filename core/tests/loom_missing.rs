@@ -3,14 +3,14 @@
 //!
 //! ```text
 //!   real:   PageStates (claim, receive, begin_wait, first_request, end), WaitToken
-//!   here:   the page, as one cell; counts of placements and requests
+//!   here:   the page, as one cell; counts of placements and requests; the channel that requests go by, and the next one
 //! ```
 #![cfg(loom)]
 
 use loom::model::Builder;
 use loom::thread;
 use notdirty_core::missing::{Ended, PageStates, WaitToken, Waiter, Woken};
-use notdirty_core::sync::{AtomicU64, Ordering};
+use notdirty_core::sync::{AtomicU64, Condvar, Mutex, MutexGuard, Ordering};
 use std::sync::Arc;
 
 const RELAXED: Ordering = Ordering::Relaxed;
@@ -59,15 +59,22 @@ impl Page {
 
     /// What a vCPU or a device does: the bytes that it finds.
     fn read(&self, token: &WaitToken) -> Result<u64, Woken> {
+        self.read_by(token, |_| {})
+    }
+
+    /// The same, and asks the source so, if it is the first.
+    fn read_by(&self, token: &WaitToken, ask: impl Fn(bool)) -> Result<u64, Woken> {
         while !self.states.is_received(0) {
             let waiting = match self.states.begin_wait(0, token.waker(), Waiter::Vcpu(0)) {
                 Ok(Some(waiting)) => waiting,
                 Ok(None) => break,
                 Err(Ended) => return Err(Woken::Late),
             };
-            if self.states.first_request(0) {
+            let first = self.states.first_request(0);
+            if first {
                 self.requests.fetch_add(1, RELAXED);
             }
+            ask(first);
             if !waiting.is_over() && token.sleep(None) == Woken::Interrupted {
                 return Err(Woken::Interrupted);
             }
@@ -173,4 +180,97 @@ fn a_claim_that_is_given_up_is_anothers() {
         quitter.join().unwrap();
         assert!(page.states.is_received(0));
     });
+}
+
+/// What requests go by: a channel, none, or the next channel; as guests' `Line` is.
+#[derive(Default)]
+struct Line {
+    state: Mutex<Lines>,
+    changed: Condvar,
+}
+
+#[derive(Default)]
+struct Lines {
+    open: Option<usize>,
+    /// What each of two channels has of the page: was it asked for?
+    asked: [bool; 2],
+    /// How many wait, and have asked if they had to.
+    waiting: usize,
+}
+
+impl Line {
+    fn lock(&self) -> MutexGuard<'_, Lines> {
+        self.state.lock().unwrap()
+    }
+
+    /// Without a channel it is kept in mind.
+    fn ask(&self) {
+        let mut state = self.lock();
+        if let Some(channel) = state.open {
+            state.asked[channel] = true;
+        }
+    }
+
+    fn wait(&self, first: bool) {
+        if first {
+            self.ask();
+        }
+        self.lock().waiting += 1;
+        self.changed.notify_all();
+    }
+
+    /// The source, at the other end of the next channel: `false` if all wait, and it was not asked.
+    fn is_asked(&self, waiters: usize) -> bool {
+        let mut state = self.lock();
+        while !state.asked[1] && state.waiting < waiters {
+            state = self.changed.wait(state).unwrap();
+        }
+        state.asked[1]
+    }
+}
+
+/// Two wait while their channel breaks, at whatever moment, and a new one comes: one of them asked, by the old one, by the new one, or by none.
+/// The source answers what it heard before the old one broke, and what it is asked for by the new one.
+fn a_pause_against_a_fault(looks_early: bool) {
+    model(move || {
+        let (page, line) = (Page::new(), Arc::new(Line::default()));
+        line.lock().open = Some(0);
+        let (own, by) = (page.clone(), line.clone());
+        let recovery = thread::spawn(move || {
+            let heard = by.lock().asked[0];
+            if heard {
+                own.place(Place::Right);
+            }
+            by.lock().open = None;
+            let early = own.states.requested(0..1);
+            by.lock().open = Some(1);
+            let all = if looks_early { early } else { own.states.requested(0..1) };
+            all.iter().for_each(|_| by.ask());
+            if !heard {
+                if by.is_asked(2) {
+                    own.place(Place::Right);
+                } else {
+                    own.states.end();
+                }
+            }
+        });
+        let (own, by) = (page.clone(), line.clone());
+        let other = thread::spawn(move || own.read_by(&WaitToken::default(), |first| by.wait(first)));
+        let read = page.read_by(&WaitToken::default(), |first| line.wait(first));
+        let reads = [read, other.join().unwrap()];
+        recovery.join().unwrap();
+        assert_eq!(reads, [Ok(BYTES); 2], "a request is lost");
+        assert_eq!(page.placed.load(RELAXED), 1);
+    });
+}
+
+#[test]
+fn what_waits_while_its_channel_breaks_is_asked_for_by_the_next_one() {
+    a_pause_against_a_fault(false);
+}
+
+#[test]
+#[should_panic(expected = "a request is lost")]
+fn a_recovery_that_looks_for_requests_before_its_channel_is_open_loses_one() {
+    a_pause_against_a_fault(true);
 }

@@ -222,8 +222,9 @@ impl PageStates {
         self.received.words(pages).map(|(_, word, mask)| word.load(Ordering::Acquire) & mask)
     }
 
-    /// Pages of a range that were asked for, and are not here.
-    pub(super) fn requested(&self, pages: Range<u64>) -> Vec<u64> {
+    /// Pages of a range that were asked for, and are not here. A request that is not among them
+    /// goes by a channel that was open before this call.
+    pub fn requested(&self, pages: Range<u64>) -> Vec<u64> {
         let mut all = Vec::new();
         for (first, word, mask) in self.requested.words(pages) {
             let (received, _) = self.received.word(first);
