@@ -66,7 +66,7 @@ impl Emitter {
                 dynasm!(self.ops; .arch x64; sub rax, DWORD FIRST_BYTES as i32; cmp rax, [rbp + WHOLE_BEHIND]);
             }
             Whole::Run if last - first < RUN_FIRST as i32 => {
-                self.ops.far(WIDE, LEA, RAX, base, last);
+                self.ops.near(WIDE, LEA, RAX, base, last);
                 dynasm!(self.ops; .arch x64; sub rax, [rbp + RUN_BEHIND_START]; cmp rax, [rbp + RUN_BEHIND]);
             }
             Whole::Run => return self.probe_whole_reach(base, (first, last), false, whole),
@@ -106,7 +106,7 @@ impl Emitter {
         match whole {
             Whole::Flat(start) => self.distance(base, imm, start),
             Whole::Run => {
-                self.ops.far(WIDE, LEA, RAX, base, imm);
+                self.ops.near(WIDE, LEA, RAX, base, imm);
                 dynasm!(self.ops; .arch x64; sub rax, [rbp + RUN_START]);
             }
         }
