@@ -3,14 +3,16 @@
 use std::io::{ErrorKind, Write};
 use std::os::fd::AsRawFd;
 use std::os::unix::net::UnixStream;
+use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
 use notdirty::programs::basic;
-use notdirty::{Cancel, Channel, LeaveOptions, Machine, Postcopy, Program, RAM_BASE, Road, RunLimits};
+use notdirty::{Cancel, Channel, FaultKind, LeaveOptions, Machine, Postcopy, Program, RAM_BASE, Road, RunLimits};
 
-use notdirty_core::migration::postcopy::AskedPages;
+use notdirty_core::migration::postcopy::{AskedPages, Moment, Notifiers};
 
 use super::alone::Figures;
+use super::pointers;
 use super::verdict::at_most;
 use crate::stats::median;
 
@@ -26,8 +28,9 @@ fn channel(socket: UnixStream) -> Result<Channel, String> {
     Channel::new(socket.into(), LIMIT, Cancel::default()).map_err(text)
 }
 
-/// Microseconds of each page that a thread of the target reads, one after the other, none of them near the one before.
-fn ours() -> Result<Vec<f64>, String> {
+/// Microseconds of each page that a thread of the target reads, one after the other, none of them near the one before: by the machine's own
+/// call, or by pointer.
+fn ours(kind: FaultKind) -> Result<Vec<f64>, String> {
     let program = Program::Image(basic::spin());
     let mut machine = Machine::builder().ram_size(64 << 20).program(program).build().map_err(text)?;
     let page = |n: u64| RAM_BASE + (16 << 20) + n * 2654435761 % PAGES * 4096;
@@ -51,13 +54,30 @@ fn ours() -> Result<Vec<f64>, String> {
         let migration = migrator.start(road, Cancel::default(), options).map_err(text)?;
         let mut asked = Some(asked);
         let mut more = |_: Duration| asked.take().ok_or_else(|| ErrorKind::NotConnected.into());
-        let there = Machine::builder().receive_with(from, &mut more, |_| Ok(())).map_err(text)?;
+        let (notifiers, block) = (Notifiers::default(), Arc::new(OnceLock::new()));
+        let found = block.clone();
+        let _guard = notifiers.add("pointers", move |notice| {
+            let blocks = notice.pages.into_iter().flat_map(|pages| pages.blocks());
+            if let (Moment::Listen, Some(ram)) = (notice.moment, blocks.max_by_key(|block| block.used_length())) {
+                let _ = found.set(ram.clone());
+            }
+            Ok(())
+        });
+        let builder = Machine::builder().postcopy_notifiers(&notifiers).postcopy_faults(kind);
+        let there = builder.receive_with(from, &mut more, |_| Ok(())).map_err(text)?;
+        let block = block.get().ok_or("nothing is missing")?;
         let mut times = Vec::new();
         for n in 0..PAGES {
             let (mut word, start) = ([0; 8], Instant::now());
-            let read = there.read(page(n) + 8, &mut word);
+            let read = match kind {
+                FaultKind::Software => there.read(page(n) + 8, &mut word).map_err(text),
+                FaultKind::Userfaultfd => {
+                    word = pointers::peek(block, page(n) - RAM_BASE + 8).to_le_bytes();
+                    Ok(())
+                }
+            };
             times.push(start.elapsed().as_secs_f64() * 1e6);
-            read.map_err(text)?;
+            read?;
             if word != n.to_le_bytes() {
                 return Err(format!("page {n} has another's bytes"));
             }
@@ -119,18 +139,42 @@ fn quantile(times: &[f64], part: f64) -> f64 {
     sorted[((sorted.len() - 1) as f64 * part) as usize]
 }
 
+fn middle(all: &[Vec<f64>]) -> f64 {
+    let middles: Vec<f64> = all.iter().filter_map(|times| median(times)).collect();
+    middles.into_iter().fold(f64::MAX, f64::min)
+}
+
+fn late(all: &[Vec<f64>]) -> f64 {
+    all.iter().map(|times| quantile(times, 0.99)).fold(f64::MAX, f64::min)
+}
+
+/// The same by pointer, beside a bare request and a bare fault. Turn by turn, so often.
+pub(super) fn userfaults(rounds: usize) -> Result<Figures, String> {
+    let (mut waits, mut pairs, mut faults) = (Vec::new(), Vec::new(), Vec::new());
+    for _ in 0..rounds.max(3) {
+        waits.push(ours(FaultKind::Userfaultfd)?);
+        pairs.push(bare()?);
+        faults.push(pointers::bare(PAGES)?);
+    }
+    let (ours, request, fault) = (middle(&waits), middle(&pairs), middle(&faults));
+    let figures = format!(
+        "  a missing page by userfaultfd, {PAGES} of them one by one: {ours:.1} us in the middle, {:.1} for 99 of 100\n  \
+         32 bytes there and 4 KiB back: {request:.1} us, {:.1}; a fault that is answered at once: {fault:.1} us, {:.1}\n",
+        late(&waits),
+        late(&pairs),
+        late(&faults)
+    );
+    let bar = 1.5 * request + fault;
+    Ok((figures, vec![at_most("a missing page over 1.5 bare requests and a bare fault", ours / bar, 1.0)]))
+}
+
 /// Turn by turn, so often.
 pub(super) fn faults(rounds: usize) -> Result<Figures, String> {
     let (mut waits, mut pairs) = (Vec::new(), Vec::new());
     for _ in 0..rounds.max(3) {
-        waits.push(ours()?);
+        waits.push(ours(FaultKind::Software)?);
         pairs.push(bare()?);
     }
-    let middle = |all: &[Vec<f64>]| {
-        let middles: Vec<f64> = all.iter().filter_map(|times| median(times)).collect();
-        middles.into_iter().fold(f64::MAX, f64::min)
-    };
-    let late = |all: &[Vec<f64>]| all.iter().map(|times| quantile(times, 0.99)).fold(f64::MAX, f64::min);
     let (ours, bare) = (middle(&waits), middle(&pairs));
     let figures = format!(
         "  a missing page, {PAGES} of them one by one: {ours:.1} us in the middle, {:.1} for 99 of 100\n  \

@@ -22,6 +22,7 @@ mod faults;
 mod guest;
 mod kept;
 mod ours;
+mod pointers;
 mod qemu;
 mod rows;
 mod verdict;

@@ -161,7 +161,7 @@ const MAPPED: Move = Move { twice: false, by: FILES, ..IDLE };
 const MAPPED_PACED: Move = Move { twice: false, by: FILES, ..PACED };
 
 /// All rows.
-pub static ROWS: [Row; 13] = [
+pub static ROWS: [Row; 14] = [
     Row { name: "migrate-idle", kind: Kind::Move(IDLE) },
     Row { name: "migrate-zero", kind: Kind::Move(ZERO) },
     Row { name: "migrate-paced", kind: Kind::Move(PACED) },
@@ -171,6 +171,7 @@ pub static ROWS: [Row; 13] = [
     Row { name: "migrate-mapped-paced", kind: Kind::Move(MAPPED_PACED) },
     Row { name: "migrate-postcopy", kind: Kind::Move(POSTCOPY) },
     Row { name: "migrate-postcopy-fault", kind: Kind::Alone(faults::faults) },
+    Row { name: "migrate-postcopy-userfault", kind: Kind::Alone(faults::userfaults) },
     Row { name: "migrate-postcopy-size", kind: Kind::Alone(faults::downtimes) },
     Row { name: "migrate-few", kind: Kind::Alone(alone::few) },
     Row { name: "migrate-cost", kind: Kind::Alone(alone::cost) },

@@ -179,38 +179,44 @@ impl Channel {
     /// # Errors
     /// The host's, the layer's, or it was cancelled.
     pub fn read_once(&mut self, into: &mut [u8]) -> io::Result<Option<usize>> {
-        if self.cancel.is_cancelled() {
-            return Err(io::Error::new(io::ErrorKind::ConnectionAborted, "cancelled"));
-        }
-        let nothing = |done: io::Result<usize>| match done {
-            Err(why) if matches!(why.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted) => Ok(None),
-            done => done.map(Some),
-        };
-        let Some(layer) = &self.layer else {
-            let (at, len) = (into.as_mut_ptr().cast(), into.len());
-            // SAFETY: the kernel writes at most `len` bytes to `into`.
-            let read = |flags| nothing(done(unsafe { libc::recv(self.fd.as_raw_fd(), at, len, flags) }));
-            if !self.look.is_zero() {
-                // Without a yield: where all processors of the host are in use that is a sleep, and nothing ends it early.
-                let begun = Instant::now();
-                loop {
-                    match read(libc::MSG_DONTWAIT)? {
-                        None if begun.elapsed() < self.look => core::hint::spin_loop(),
-                        None => break,
-                        came => return Ok(came),
-                    }
-                }
-            }
-            return read(0);
-        };
-        let first = nothing(lock(layer).read(self.fd.as_fd(), into))?;
+        let first = self.look_once(into)?;
         if first.is_some() {
             return Ok(first);
         }
+        let Some(layer) = &self.layer else { return self.receive(into, 0) };
         let mut poll = libc::pollfd { fd: self.fd.as_raw_fd(), events: libc::POLLIN, revents: 0 };
         // SAFETY: one element, which lives through the call.
         unsafe { libc::poll(&raw mut poll, 1, self.step.as_millis().max(1) as libc::c_int) };
         nothing(lock(layer).read(self.fd.as_fd(), into))
+    }
+
+    /// The same without sleep: it looks for as long as `set_blocking` says.
+    ///
+    /// # Errors
+    /// As [`read_once`](Self::read_once).
+    pub fn look_once(&mut self, into: &mut [u8]) -> io::Result<Option<usize>> {
+        if self.cancel.is_cancelled() {
+            return Err(io::Error::new(io::ErrorKind::ConnectionAborted, "cancelled"));
+        }
+        if let Some(layer) = &self.layer {
+            return nothing(lock(layer).read(self.fd.as_fd(), into));
+        }
+        // Without a yield: where all processors of the host are in use that is a sleep, and nothing ends it early.
+        let begun = (!self.look.is_zero()).then(Instant::now);
+        while begun.is_some_and(|begun| begun.elapsed() < self.look) {
+            let came = self.receive(into, libc::MSG_DONTWAIT)?;
+            if came.is_some() {
+                return Ok(came);
+            }
+            core::hint::spin_loop();
+        }
+        Ok(None)
+    }
+
+    fn receive(&self, into: &mut [u8], flags: libc::c_int) -> io::Result<Option<usize>> {
+        let (at, len) = (into.as_mut_ptr().cast(), into.len());
+        // SAFETY: the kernel writes at most `len` bytes to `into`.
+        nothing(done(unsafe { libc::recv(self.fd.as_raw_fd(), at, len, flags) }))
     }
 
     /// Calls until it is not told to wait.
@@ -242,6 +248,14 @@ impl Channel {
 /// What a system call says of bytes.
 fn done(count: isize) -> io::Result<usize> {
     usize::try_from(count).map_err(|_| io::Error::last_os_error())
+}
+
+/// `None` if nothing came.
+fn nothing(done: io::Result<usize>) -> io::Result<Option<usize>> {
+    match done {
+        Err(why) if matches!(why.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted) => Ok(None),
+        done => done.map(Some),
+    }
 }
 
 fn lock<'l>(layer: &'l Mutex<dyn Layer + 'static>) -> MutexGuard<'l, dyn Layer + 'static> {

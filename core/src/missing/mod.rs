@@ -93,8 +93,11 @@ pub trait PageSource: Send + Sync {
         (off..off.saturating_add(len)).step_by(page as usize).for_each(|off| self.request(block, off));
     }
 
-    /// Pages were requested by a thread that does not help: another reads what comes.
-    fn hand_over(&self) {}
+    /// Pages were requested by a thread that must not sleep for them: it places what comes at once, until `over`, and another thread reads
+    /// the rest. With no lock and no RCU guard held.
+    fn hand_over(&self, over: &mut dyn FnMut() -> bool) {
+        let _ = over;
+    }
 }
 
 /// What a page becomes.

@@ -87,10 +87,7 @@ impl MissingPages {
     }
 
     /// Asks for these pages, to which nothing did: neighbours as one.
-    pub(super) fn request_all(&self, mut all: Vec<RamAddr>) {
-        if all.is_empty() {
-            return;
-        }
+    pub(super) fn request_all(&self, all: &mut [RamAddr]) {
         self.requests.fetch_add(all.len() as u64, Ordering::Relaxed);
         all.sort_unstable();
         let next = |a: &RamAddr, b: &RamAddr| a.get() + self.page == b.get();
@@ -106,18 +103,18 @@ impl MissingPages {
                 left = &left[inside..];
             }
         }
-        self.hand_over();
     }
 
-    pub(super) fn hand_over(&self) {
-        self.source.hand_over();
+    /// What was requested is looked for a moment, until these pages are here; another thread reads the rest.
+    pub(super) fn hand_over(&self, all: &[RamAddr]) {
+        self.source.hand_over(&mut || !all.iter().any(|ram| self.is_missing(*ram)));
     }
 
     /// There is another channel: all that is waited for is asked for again, by the thread of the source of faults, if it has one.
     pub fn resume(&self) {
         if !self.faults.resume() {
             self.request_again();
-            self.hand_over();
+            self.hand_over(&[]);
         }
     }
 

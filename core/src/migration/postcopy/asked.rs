@@ -78,6 +78,16 @@ struct Reader {
     last: Option<usize>,
 }
 
+/// What a step of reading was.
+enum Next {
+    /// A page was placed.
+    Placed,
+    /// Bytes came.
+    Read,
+    /// None did.
+    Nothing,
+}
+
 #[repr(align(64))]
 struct Buffer([u8; START + 8 * RECORD]);
 
@@ -152,30 +162,42 @@ impl AskedPages {
 
     /// Reads pages until `over`, unless another does, or nothing is to come. Whether it read.
     pub fn help(&self, over: &mut dyn FnMut() -> bool) -> bool {
-        {
-            let mut turn = lock(&self.turn);
-            if turn.reading || turn.asked == turn.answered || turn.broken.is_some() {
-                return false;
-            }
-            turn.reading = true;
+        let mine = self.take_turn();
+        if mine {
+            self.read(over, true);
         }
-        self.read(over);
-        true
+        mine
     }
 
-    /// The turn is taken: reads, and gives it back.
-    fn read(&self, over: &mut dyn FnMut() -> bool) {
+    /// Something was asked for by a thread that must not sleep: it looks for what comes, for a moment, until `over`. The helper reads the
+    /// rest, unless another thread does.
+    pub fn hand_over(&self, over: &mut dyn FnMut() -> bool) {
+        if self.take_turn() {
+            self.read(over, false);
+        }
+    }
+
+    fn take_turn(&self) -> bool {
+        let mut turn = lock(&self.turn);
+        let free = !turn.reading && turn.asked != turn.answered && turn.broken.is_none();
+        turn.reading |= free;
+        free
+    }
+
+    /// The turn is taken: reads, and gives it back. It sleeps for what is to come, or goes.
+    fn read(&self, over: &mut dyn FnMut() -> bool, sleeps: bool) {
         let mut reader = lock(&self.reader);
         let failed = loop {
             if over() {
                 break None;
             }
-            match self.next(&mut reader) {
-                Ok(true) => {
+            match self.next(&mut reader, sleeps) {
+                Ok(Next::Placed) => {
                     let mut turn = lock(&self.turn);
                     turn.answered = turn.asked.min(turn.answered + 1);
                 }
-                Ok(false) => {}
+                Ok(Next::Nothing) if !sleeps => break None,
+                Ok(_) => {}
                 Err(fault) => break Some(fault.to_string()),
             }
         };
@@ -204,15 +226,16 @@ impl AskedPages {
             }
             turn.reading = true;
             drop(turn);
-            self.read(&mut || {
+            let all = || {
                 let turn = lock(&self.turn);
                 turn.asked == turn.answered
-            });
+            };
+            self.read(&mut { all }, true);
             turn = lock(&self.turn);
         }
     }
 
-    fn next(&self, reader: &mut Reader) -> Result<bool, Fault> {
+    fn next(&self, reader: &mut Reader, sleeps: bool) -> Result<Next, Fault> {
         let Reader { channel, buffer, at, end, last } = reader;
         let have = &buffer.0[*at..*end];
         if let Some((word, rest)) = have.split_first_chunk::<8>() {
@@ -241,19 +264,20 @@ impl AskedPages {
                 if at == end {
                     (*at, *end) = (START, START);
                 }
-                return Ok(true);
+                return Ok(Next::Placed);
             }
         }
         if *at > START {
             buffer.0.copy_within(*at..*end, START);
             (*at, *end) = (START, START + *end - *at);
         }
-        match channel.read_once(&mut buffer.0[*end..]) {
-            Ok(None) => Ok(false),
+        let into = &mut buffer.0[*end..];
+        match if sleeps { channel.read_once(into) } else { channel.look_once(into) } {
+            Ok(None) => Ok(Next::Nothing),
             Ok(Some(0)) => Err(Fault::Ended),
             Ok(Some(count)) => {
                 *end += count;
-                Ok(false)
+                Ok(Next::Read)
             }
             Err(why) => Err(Fault::Io(why)),
         }
@@ -264,11 +288,6 @@ impl AskedPages {
         turn.broken.get_or_insert_with(|| why.to_owned());
         drop(turn);
         self.channel.shut();
-        self.changed.notify_all();
-    }
-
-    /// Something was asked for that nothing reads: the helper does.
-    pub fn hand_over(&self) {
         self.changed.notify_all();
     }
 

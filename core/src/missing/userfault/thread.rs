@@ -4,7 +4,7 @@
 //!   poll: bell │ own descriptor │ each peer's            one that had a fault is looked at for 20 us more
 //!     bell ─▶ quit, a new peer, one that left, resume
 //!     a descriptor ─▶ up to 64 faults at a read, until there are none ─▶ (block, page) of each
-//!                       ├─ missing: waits begin, runs of neighbours are asked for, another thread reads the answer (hand_over)
+//!                       ├─ missing: waits begin, runs of neighbours are asked for; the answer is placed here if it comes at once (hand_over)
 //!                       └─ here, also if it came meanwhile: mapped, and what waits goes on
 //! ```
 //!
@@ -92,7 +92,7 @@ impl Inner {
                 && let Some(pages) = &pages
             {
                 pages.request_again();
-                pages.hand_over();
+                pages.hand_over(&[]);
             }
             if fds[1].revents != 0 {
                 let read = self.serve(&self.uffd, &mut messages, pages.as_ref(), |inner, at| {
@@ -152,10 +152,12 @@ impl Inner {
             let found = |message: &Message| Some(Fault { in_file: message.is_minor(), ..of(self, message.fault()?)? });
             let mut faults: Vec<_> = messages[..got].iter().filter_map(found).collect();
             // Those that are missing wait; the rest is here.
+            let mut wanted = Vec::new();
             if let Some(pages) = pages {
                 let mut missing = Vec::new();
                 faults.retain(|fault| !pages.begin_fault(fault.ram, &mut missing));
-                pages.request_all(missing);
+                pages.request_all(&mut missing);
+                wanted = missing;
             }
             for fault in &faults {
                 if let Err(why) = settle(uffd, fault) {
@@ -166,6 +168,9 @@ impl Inner {
             }
             if got == 0 {
                 return Ok(());
+            }
+            if let Some(pages) = pages.filter(|_| !wanted.is_empty()) {
+                pages.hand_over(&wanted);
             }
             look = LOOK;
         }

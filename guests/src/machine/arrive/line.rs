@@ -133,9 +133,9 @@ impl PageSource for Line {
         }
     }
 
-    fn hand_over(&self) {
+    fn hand_over(&self, over: &mut dyn FnMut() -> bool) {
         if let Some(asked) = self.asked() {
-            asked.hand_over();
+            asked.hand_over(over);
         }
     }
 
