@@ -30,10 +30,14 @@ impl MissingPages {
         if rcu::is_pinned() {
             return Err(MissingError::Pinned);
         }
-        // All of them at once: their round trips overlap.
-        (0..count).for_each(|n| self.request(at(n)));
+        let mut first = true;
         for n in 0..count {
+            // Its time begins before it is asked for.
             let Some(waiting) = self.begin_wait(at(n), token.waker(), Waiter::Host)? else { continue };
+            if core::mem::take(&mut first) {
+                // All of them at once: their round trips overlap.
+                (n + 1..count).for_each(|n| self.request(at(n)));
+            }
             while !waiting.is_over() {
                 let late = || until.is_some_and(|until| Instant::now() >= until);
                 let done = || waiting.is_over() || token.is_interrupted() || self.phase() == MissingPhase::Ended;
