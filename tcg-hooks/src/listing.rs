@@ -9,11 +9,9 @@
 use crate::engine::JitFlags;
 use crate::exec::flat_of;
 use crate::ir::{Block, Region};
-use crate::jit::x86_64::context::PREFIX;
-use crate::jit::x86_64::disasm::HostCode;
-use crate::jit::x86_64::helpers::execute_site;
-use crate::jit::x86_64::thunks;
-use crate::jit::x86_64::{Emitter, Flat};
+use crate::jit::context::PREFIX;
+use crate::jit::helpers::execute_site;
+use crate::jit::{Backend, Flat, Host, HostCode};
 use crate::riscv::Op;
 use crate::riscv::disasm::line;
 use crate::tier2::{self, Ahead, Learned};
@@ -127,8 +125,8 @@ pub fn region(space: &Arc<AddressSpace>, pc: u64, flags: JitFlags, symbols: Symb
     let limits = Limits { insns, regions: flags.regions, optimise: flags.optimise, heads: hot && flags.heads };
     let mut translator = Translator::default();
     translator.translate(&mut mmu, &mut Idle, pc, limits).map_err(ListError::Fetch)?;
-    let (thunk_code, thunks) = thunks::assemble(flags, execute_site);
-    let mut emitter = Emitter::new(flags, thunks, flat);
+    let (shared_code, shared) = Host::assemble(flags, execute_site);
+    let mut emitter = Host::boxed(flags, shared, flat);
     if hot {
         let learned = &|_| Learned::default();
         let JitFlags { turns, sink, apart, share, .. } = flags;
@@ -136,15 +134,15 @@ pub fn region(space: &Arc<AddressSpace>, pc: u64, flags: JitFlags, symbols: Symb
         tier2::optimise(&mut translator.region, true, emitter.checks_ahead().then_some(ahead));
     }
     emitter.emit(&translator.region, 0);
-    let at = thunk_code.len().next_multiple_of(4096) as u32;
+    let at = shared_code.len().next_multiple_of(4096) as u32;
     emitter.place(at);
     Ok(describe(&translator, &emitter.newest(at, &translator.region), symbols))
 }
 
-fn describe(translator: &Translator, code: &HostCode<'_>, symbols: Symbols<'_>) -> Listing {
+fn describe(translator: &Translator, code: &impl HostCode, symbols: Symbols<'_>) -> Listing {
     let region = &translator.region;
     let source = translator.source();
-    let (insns, bytes) = (region.insns, code.bytes.len());
+    let (insns, bytes) = (region.insns, code.bytes().len());
     let each = bytes as f64 / f64::from(insns.max(1));
     let title = format!(
         "region {}: {insns} guest instructions, {} blocks, {bytes} bytes of host code ({each:.1} an instruction)",
@@ -180,9 +178,9 @@ enum Part {
 }
 
 /// The lines of a TB's host code, each with the part it belongs to.
-fn split(code: &HostCode<'_>, symbols: Symbols<'_>) -> Vec<(Part, String)> {
-    let part = |offset: u32| match code.blocks.partition_point(|b| b.1 <= offset) {
-        _ if offset >= code.cold => Part::Cold,
+fn split(code: &impl HostCode, symbols: Symbols<'_>) -> Vec<(Part, String)> {
+    let part = |offset: u32| match code.blocks().partition_point(|b| b.1 <= offset) {
+        _ if offset >= code.cold() => Part::Cold,
         0 => Part::Entry,
         n => Part::Block(n - 1),
     };
@@ -233,14 +231,14 @@ pub(crate) fn in_asm(translator: &Translator, symbols: Symbols<'_>) -> String {
 }
 
 /// `-d out_asm`: host code, with the guest pc at the head of each block.
-pub(crate) fn out_asm(pc: u64, code: &HostCode<'_>, address: u64, symbols: Symbols<'_>) -> String {
-    let mut out = format!("host code of {} at {address:#x}, {} bytes:", place(pc, symbols), code.bytes.len());
+pub(crate) fn out_asm(pc: u64, code: &impl HostCode, address: u64, symbols: Symbols<'_>) -> String {
+    let mut out = format!("host code of {} at {address:#x}, {} bytes:", place(pc, symbols), code.bytes().len());
     let mut last = None;
     for (part, line) in split(code, symbols) {
         if last != Some(part) {
             let title = match part {
                 Part::Entry => "entry".into(),
-                Part::Block(n) => format!("b{n} {}", place(code.blocks[n].0, symbols)),
+                Part::Block(n) => format!("b{n} {}", place(code.blocks()[n].0, symbols)),
                 Part::Cold => "slow paths and exits".into(),
             };
             out.push_str(&format!("\n  {title}"));

@@ -9,15 +9,15 @@
 //! ```
 //!
 //! Nothing is cached, so a patch costs its store and no line mask is set: pages with cold code are plain pages.
-//! Instructions that leave the straight road (traps, CSRs, atomics) share [`helpers`](crate::jit::x86_64::helpers)
+//! Instructions that leave the straight road (traps, CSRs, atomics) share [`helpers`](crate::jit::helpers)
 //! with emitted code; the oracle shares nothing with this file but the decode table.
 pub(crate) mod bits;
 
 use crate::exec::Core;
 use crate::hooks::After;
 use crate::ir::{Does, Site};
-use crate::jit::x86_64::context::Context;
-use crate::jit::x86_64::helpers::{Outcome, execute};
+use crate::jit::context::Context;
+use crate::jit::helpers::{Outcome, execute};
 use crate::riscv::decode::is_compressed;
 use crate::riscv::trap::Trap;
 use crate::riscv::{Insn, Isa, Op, Privilege, decode_any};

@@ -6,7 +6,7 @@ use crate::clock::Clock;
 use crate::cover::{self, Compares, Edges};
 use crate::cpu::CpuState;
 use crate::hooks::{HookId, HookTable};
-use crate::jit::x86_64::context::Context;
+use crate::jit::context::Context;
 use crate::riscv::csr::{self, CsrEnv, irq, num};
 use crate::riscv::mmu::{self, Changed, Memory, Walker};
 use crate::riscv::trap::{self, Trap, cause};

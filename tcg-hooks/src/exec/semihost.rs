@@ -8,7 +8,7 @@
 //!
 //! Any other `ebreak` is an exception, and so is this one where nobody answers.
 use super::core::Core;
-use crate::jit::x86_64::context::Context;
+use crate::jit::context::Context;
 use notdirty_softmmu::{FaultCause, GuestVirt};
 
 /// Answers the calls of a machine's harts.

@@ -36,7 +36,7 @@ pub(super) fn tb(core: &mut Core, translator: &Translator, found: Found) {
     if mask.has(TraceMask::CODE) {
         if tbs.stats.translated == 1 {
             for (name, at, bytes) in tbs.thunk_code() {
-                trace.code(&NewCode { name, address: tbs.address(at) as u64, bytes: &bytes });
+                trace.code(&NewCode { name: &name, address: tbs.address(at) as u64, bytes: &bytes });
             }
         }
         let name = trace.symbol(pc).map_or_else(|| format!("tb:{pc:#x}"), |symbol| format!("tb:{symbol}"));

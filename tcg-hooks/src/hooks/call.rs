@@ -4,7 +4,7 @@ use super::table::{is_call, is_return};
 use super::view::{Accessed, Call, CallKind, View};
 use super::{HookId, HookTable, What};
 use crate::exec::Core;
-use crate::jit::x86_64::context::Context;
+use crate::jit::context::Context;
 use crate::riscv::trap::Trap;
 use crate::riscv::{Insn, Op};
 use std::any::Any;

@@ -2,7 +2,7 @@
 
 use crate::cpu::CpuState;
 use crate::exec::{Core, StoreHooks};
-use crate::jit::x86_64::context::Context;
+use crate::jit::context::Context;
 use crate::riscv::csr::mstatus;
 use notdirty_softmmu::{FaultCause, GuestVirt, Kinds, LiveMmu, MemFault, MemSize, Watch};
 use std::ops::Range;

@@ -315,15 +315,9 @@ impl CodeCache {
         }
     }
 
-    /// Points the 32-bit displacement at `field` to `target`.
-    pub fn patch_rel32(&mut self, field: CodeOffset, target: CodeOffset) {
-        let rel = (target as i64 - (field as i64 + 4)) as i32;
-        self.copy(field as usize, &rel.to_le_bytes());
-    }
-
-    /// Writes the constant at `field`.
-    pub fn patch_u32(&mut self, field: CodeOffset, value: u32) {
-        self.copy(field as usize, &value.to_le_bytes());
+    /// Writes these four bytes there.
+    pub fn patch(&mut self, at: CodeOffset, bytes: [u8; 4]) {
+        self.copy(at as usize, &bytes);
     }
 
     /// The executable address of `offset`.

@@ -1,26 +1,21 @@
 //! What emitted code sees of its vCPU: one struct in front of the TLB, reached from one register.
 //!
 //! ```text
-//!   rbp ─▶ Context { cpu: CpuState, budget, jump caches } │ TlbEntry[16384]
-//!          rbp = start + 128, so that all guest registers are one byte away
+//!   a register ─▶ Context { cpu: CpuState, budget, jump caches } │ TlbEntry[16384]
 //! ```
 //!
 //! An indirect jump asks the jump cache in line, and behind it the table of all TBs that were looked up
 //! (`tb/jumps.rs`), so no two pcs that share a place in the cache are far dearer than others. Each regime has a jump cache
 //! and a table of its own (`tb/regimes.rs`), and a TB is of one mode: its code for M-mode knows where that cache is, the others load
 //! its place.
+use super::{Backend, Host};
 use crate::cpu::CpuState;
-use crate::riscv::csr::Csrs;
-use notdirty_softmmu::tlb::entry::{NOTED_LIST, NotedList, SELECTED, Selected};
-use notdirty_softmmu::tlb::{COVERAGE_AT, OPERANDS_AT};
 use std::mem::offset_of;
 
 /// Of so many stores beside code Rust sees one, while it learns by it.
 const SAMPLE: i32 = 64;
 /// The same where it never does.
 const MOST_SELDOM: i32 = 1 << 20;
-/// Added to the start of the context to get `rbp`.
-pub(super) const BASE: i32 = 128;
 /// Addends that checks keep at a time: those in front of a loop, then those of the groups of a block.
 pub(super) const KEPT: usize = 16;
 /// Addends that loads guess: those of a few TBs share them.
@@ -76,114 +71,50 @@ pub(crate) struct Context {
     pub(crate) code_work: u64,
     /// The vCPU's kick, a byte that is not zero when it was kicked; set with `engine`.
     pub(crate) kick: *const u8,
-    /// The host's control and status of floating point for the guest: to nearest even, and the flags raised so far.
+    /// The host's control and status of floating point for the guest, as the back end has them: to nearest even, and the flags raised so far.
     /// In the host's own register while emitted code runs; there, and nowhere else.
-    pub(crate) mxcsr: u32,
+    pub(crate) float_unit: u32,
     /// Stores beside code until Rust is asked again: see `tb/sites.rs`.
-    beside: i32,
+    pub(super) beside: i32,
     /// Of so many Rust sees one.
     every: i32,
     /// The same of accesses to RAM that has another addend than assumed, or is not in the run of pages.
-    elsewhere: i32,
+    pub(super) elsewhere: i32,
     elsewhere_every: i32,
-    /// Of checks for several accesses: see `jit/x86_64/mem.rs`.
-    kept: [u64; KEPT],
+    /// Of checks for several accesses: see `a back end's `mem.rs``.
+    pub(super) kept: [u64; KEPT],
     /// Where the clock of a loop is when its checks hold no more: see `tier2/split.rs`.
-    limit: u64,
+    pub(super) limit: u64,
     /// The jump cache of the regime that the hart is in.
-    near_jumps: *mut JumpEntry,
+    pub(super) near_jumps: *mut JumpEntry,
     /// Where the table behind it is, and the bits of an offset in it. It has an empty entry.
-    far_jumps: *const JumpEntry,
-    far_mask: u64,
+    pub(super) far_jumps: *const JumpEntry,
+    pub(super) far_mask: u64,
     /// Which of `jumps` the two are of, and which of those were ever used, a bit each: the others are not initialised.
     jump_set: u32,
     used_sets: u32,
     /// Stands for all mappings of the code that this set's jumps lead to: another number once one of them may have changed.
     pub(crate) mappings: u32,
     /// The exit whose link did not hold, so that it can be renewed.
-    links_not: u32,
+    pub(super) links_not: u32,
     /// A jump cache for each regime: M-mode's with physical addresses, then the others.
-    jumps: [[JumpEntry; JUMP_ENTRIES]; JUMP_SETS],
+    pub(super) jumps: [[JumpEntry; JUMP_ENTRIES]; JUMP_SETS],
     /// What loads guess, how many more wrong guesses are let pass, the site of one that was wrong then, and how many instructions
     /// had retired when the count began: see `tb/sites.rs`.
-    guesses: [u64; GUESSES],
-    guesses_left: i32,
-    wrong_site: u32,
+    pub(super) guesses: [u64; GUESSES],
+    pub(super) guesses_left: i32,
+    pub(super) wrong_site: u32,
     guessing_since: u64,
 }
 
 /// Bytes reserved before the TLB.
 pub(crate) const PREFIX: usize = size_of::<Context>().next_multiple_of(64);
 
-pub(super) const PC: i32 = offset_of!(Context, cpu) as i32 + offset_of!(CpuState, pc) as i32 - BASE;
-pub(super) const MAPPINGS: i32 = offset_of!(Context, mappings) as i32 - BASE;
-pub(super) const LINKS_NOT: i32 = offset_of!(Context, links_not) as i32 - BASE;
 /// What no set's number is.
 pub(crate) const NO_MAPPINGS: u32 = u32::MAX;
-pub(super) const ENGINE: i32 = offset_of!(Context, engine) as i32 - BASE;
-pub(super) const BUDGET: i32 = offset_of!(Context, budget) as i32 - BASE;
-pub(super) const ACCESSES: i32 = offset_of!(Context, accesses) as i32 - BASE;
-pub(super) const SLICE: i32 = offset_of!(Context, slice) as i32 - BASE;
-pub(super) const CODE_WORK: i32 = offset_of!(Context, code_work) as i32 - BASE;
-pub(super) const KICK: i32 = offset_of!(Context, kick) as i32 - BASE;
-/// From the table to that of the regime of loads and stores, where that one is, and its flat addend.
-pub(super) const TABLE_OFFSET: i32 = TABLE + SELECTED + offset_of!(Selected, offset) as i32;
-pub(super) const SET_TABLE: i32 = TABLE + SELECTED + offset_of!(Selected, table) as i32;
-pub(super) const SET_ADDEND: i32 = TABLE + SELECTED + offset_of!(Selected, addend) as i32;
-/// How much of flat RAM loads need no entry for.
-pub(super) const WHOLE: i32 = TABLE + SELECTED + offset_of!(Selected, whole) as i32;
-pub(super) const WHOLE_BEHIND: i32 = TABLE + SELECTED + offset_of!(Selected, whole_behind) as i32;
-/// The same of a run of pages: see softmmu's `tlb/run.rs`.
-pub(super) const RUN_START: i32 = TABLE + SELECTED + offset_of!(Selected, run_start) as i32;
-pub(super) const RUN: i32 = TABLE + SELECTED + offset_of!(Selected, run) as i32;
-pub(super) const RUN_BEHIND_START: i32 = TABLE + SELECTED + offset_of!(Selected, run_behind_start) as i32;
-pub(super) const RUN_BEHIND: i32 = TABLE + SELECTED + offset_of!(Selected, run_behind) as i32;
-/// The pages whose lines were noted: see softmmu's `lines.rs`.
-pub(super) const NOTED_TOP: i32 = TABLE + NOTED_LIST + offset_of!(NotedList, top) as i32;
-pub(super) const NOTED_END: i32 = TABLE + NOTED_LIST + offset_of!(NotedList, end) as i32;
-/// The counters of coverage.
-pub(super) const COVERAGE: i32 = TABLE + COVERAGE_AT;
-/// What was compared.
-pub(super) const OPERANDS: i32 = TABLE + OPERANDS_AT;
-pub(super) const NOTED_ALONE: i32 = TABLE + NOTED_LIST + offset_of!(NotedList, alone) as i32;
-pub(super) const ELSEWHERE: i32 = offset_of!(Context, elsewhere) as i32 - BASE;
-const KEPT_AT: i32 = offset_of!(Context, kept) as i32 - BASE;
-const GUESSES_AT: i32 = offset_of!(Context, guesses) as i32 - BASE;
-pub(super) const GUESSES_LEFT: i32 = offset_of!(Context, guesses_left) as i32 - BASE;
-pub(super) const WRONG_SITE: i32 = offset_of!(Context, wrong_site) as i32 - BASE;
-pub(super) const LIMIT: i32 = offset_of!(Context, limit) as i32 - BASE;
-pub(super) const BESIDE: i32 = offset_of!(Context, beside) as i32 - BASE;
-pub(super) const MXCSR: i32 = offset_of!(Context, mxcsr) as i32 - BASE;
-pub(super) const FRM: i32 = CSR + offset_of!(Csrs, frm) as i32;
-pub(super) const MSTATUS: i32 = CSR + offset_of!(Csrs, mstatus) as i32;
-const CSR: i32 = offset_of!(Context, cpu) as i32 + offset_of!(CpuState, csr) as i32 - BASE;
-const FLOATS: i32 = offset_of!(Context, cpu) as i32 + offset_of!(CpuState, f) as i32 - BASE;
-pub(super) const NEAR_JUMPS: i32 = offset_of!(Context, near_jumps) as i32 - BASE;
-pub(super) const FAR_JUMPS: i32 = offset_of!(Context, far_jumps) as i32 - BASE;
-pub(super) const FAR_MASK: i32 = offset_of!(Context, far_mask) as i32 - BASE;
-pub(super) const JUMPS: i32 = offset_of!(Context, jumps) as i32 - BASE;
-pub(super) const TABLE: i32 = PREFIX as i32 - BASE;
 
 const _: () = assert!(offset_of!(Context, cpu) == 0 && offset_of!(CpuState, x) == 0);
 const _: () = assert!(size_of::<JumpEntry>() == 16);
-
-/// All exceptions masked, to nearest even, no flags: what Rust runs under, and what the guest's unit is after reset.
-pub(crate) const MXCSR_DEFAULT: u32 = 0x1f80;
-
-/// Displacement of a floating-point register in the context.
-pub(super) const fn float_off(register: u8) -> i32 {
-    FLOATS + 8 * (register as i32 & 31)
-}
-
-/// Displacement of an addend that a check keeps.
-pub(super) const fn kept_off(slot: u8) -> i32 {
-    KEPT_AT + 8 * (slot as i32 % KEPT as i32)
-}
-
-/// Displacement of an addend that a load guesses.
-pub(super) const fn guess_off(slot: u8) -> i32 {
-    GUESSES_AT + 8 * (slot as i32 % GUESSES as i32)
-}
 
 /// What a jump finds where nothing was looked up yet.
 static NO_JUMPS: [JumpEntry; 1] = [JumpEntry::EMPTY];
@@ -191,12 +122,8 @@ static NO_JUMPS: [JumpEntry; 1] = [JumpEntry::EMPTY];
 impl Context {
     /// Brings `fflags` up to what the host's unit noted.
     pub(crate) fn settle_flags(&mut self) {
-        let raised = self.mxcsr & 0x3d;
-        if raised != 0 {
-            let bit = |from: u32, to: u32| (raised >> from & 1) << to;
-            self.cpu.csr.fflags |= (bit(0, 4) | bit(2, 3) | bit(3, 2) | bit(4, 1) | bit(5, 0)) as u8;
-        }
-        self.mxcsr = MXCSR_DEFAULT;
+        self.cpu.csr.fflags |= Host::raised(self.float_unit);
+        self.float_unit = Host::FLOAT_AT_REST;
     }
 
     /// The entry for a pc in the jump cache of a set. One that was never used is empty.

@@ -8,8 +8,8 @@
 //! ```
 //!
 //! Whatever happens here happens between instructions: the count of retired ones, `pc` and all registers are exact.
+use super::answer;
 use super::context::Context;
-use super::thunks::answer;
 use crate::barrier;
 use crate::cpu::CpuState;
 use crate::exec::Core;

@@ -12,9 +12,8 @@ use crate::heat::Heat;
 use crate::ir::{LETS_ODD, SEES_ADDEND, SEES_ENTRY, TESTS_LINE};
 use crate::ir::{Region, Site, Span};
 use crate::jit::code_cache::{CodeCache, CodeOffset, place_bytes};
-use crate::jit::x86_64::context::{Context, JUMP_SETS, JumpEntry};
-use crate::jit::x86_64::thunks::{SiteFn, Thunks, assemble};
-use crate::jit::x86_64::{Emitter, Flat, LOCAL_BITS};
+use crate::jit::context::{Context, JUMP_SETS, JumpEntry};
+use crate::jit::{Backend, Flat, Host, LOCAL_BITS, Regime, SiteFn};
 use hashbrown::HashMap;
 use notdirty_core::PageIndex;
 use notdirty_softmmu::{AddressSpace, VcpuId, lines_of};
@@ -119,8 +118,9 @@ pub(crate) struct TbCache {
     /// Whose they are.
     pub(super) vcpu: VcpuId,
     pub(super) code: CodeCache,
-    pub(crate) thunks: Thunks,
-    pub(crate) emitter: Box<Emitter>,
+    /// Where the pieces are that all TBs share.
+    pub(crate) shared: <Host as Backend>::Shared,
+    pub(crate) emitter: Box<Host>,
     pub(super) tbs: Vec<Option<Box<Tb>>>,
     pub(super) free: Vec<TbId>,
     /// TBs that are dead, for their memory.
@@ -171,15 +171,15 @@ impl TbCache {
         flat: Flat,
         site: SiteFn,
     ) -> io::Result<TbCache> {
-        let (thunk_code, thunks) = assemble(flags, site);
-        let code = CodeCache::new(bytes, &thunk_code)?;
+        let (shared_code, shared) = Host::assemble(flags, site);
+        let code = CodeCache::new(bytes, &shared_code)?;
         let chunks = code.chunks();
         Ok(TbCache {
             space: space.clone(),
             vcpu,
             code,
-            thunks,
-            emitter: Emitter::boxed(flags, thunks, flat),
+            shared,
+            emitter: Host::boxed(flags, shared, flat),
             tbs: Vec::new(),
             free: Vec::new(),
             spare: Vec::new(),
@@ -217,7 +217,7 @@ impl TbCache {
             return false;
         }
         self.clear(ctx);
-        self.code.restart(&assemble(self.flags, site).0);
+        self.code.restart(&Host::assemble(self.flags, site).0);
         self.chunk_tbs.iter_mut().for_each(Vec::clear);
         true
     }
@@ -293,20 +293,23 @@ impl TbCache {
             self.reclaim(ctx);
         }
         let one_writer = self.space.vcpus().one_writer();
-        self.emitter.alone = self.flags.one_writer && one_writer;
-        self.emitter.strict = self.space.ram().reservations().is_some() && !one_writer;
         self.keep_limit(ctx);
         let odd = if self.flags.aligned { self.odd.of(region) } else { Some(SiteSet::ALL) };
         let beside = if self.flags.beside { self.beside.of(region) } else { Some(SiteSet::ALL) };
-        self.emitter.odd = odd.unwrap_or(SiteSet::NONE);
-        self.emitter.beside = beside.unwrap_or(SiteSet::NONE);
         let elsewhere = if self.scattered { Some(SiteSet::ALL) } else { self.elsewhere.of(region) };
-        self.emitter.elsewhere = elsewhere.unwrap_or(SiteSet::NONE);
         let beside_run = if self.has_no_run() { Some(SiteSet::ALL) } else { self.beside_run.of(region) };
-        self.emitter.beside_run = beside_run.unwrap_or(SiteSet::NONE);
-        self.emitter.varied = self.varied.of(region).unwrap_or(SiteSet::NONE);
-        let on = 1 + u64::from(pages.1.is_some());
-        self.emitter.enter_regime(key.mode(), key.is_translated(), key.is_flat(), on);
+        let alone = self.flags.one_writer && one_writer;
+        let known = self.emitter.known();
+        known.alone = alone;
+        known.strict = self.space.ram().reservations().is_some() && !one_writer;
+        known.odd = odd.unwrap_or(SiteSet::NONE);
+        known.beside = beside.unwrap_or(SiteSet::NONE);
+        known.elsewhere = elsewhere.unwrap_or(SiteSet::NONE);
+        known.beside_run = beside_run.unwrap_or(SiteSet::NONE);
+        known.varied = self.varied.of(region).unwrap_or(SiteSet::NONE);
+        let (mode, pages_on) = (key.mode(), 1 + u64::from(pages.1.is_some()));
+        let regime = Regime { mode, translated: key.is_translated(), flat: key.is_flat(), pages: pages_on };
+        self.emitter.enter_regime(regime);
         let (len, entry) = self.emitter.emit(region, id);
         let at = match self.code.reserve(len) {
             Some(at) => at,
@@ -317,16 +320,8 @@ impl TbCache {
         };
         let code = self.emitter.place(at);
         self.code.write(at, code);
-        let exits = self.emitter.exits.iter().map(|e| Exit {
-            field: if e.field == 0 { 0 } else { at + e.field },
-            stub: at + e.stub,
-            via: if e.via == 0 { 0 } else { at + e.via },
-            guarded: e.guarded,
-            pc: e.pc,
-            refund: e.refund,
-            to: None,
-            place: 0,
-        });
+        let exits =
+            self.emitter.exits().iter().map(|e| Exit { way: e.way.at(at), refund: e.refund, to: None, place: 0 });
         let chunk = self.code.chunk_of(at);
         let mut tb = self.spare.pop().unwrap_or_else(|| Box::new(Tb::empty(key, pages)));
         tb.renew(region, exits);
@@ -354,7 +349,7 @@ impl TbCache {
             self.ghosts.made(key.pc);
         }
         self.stats.translated += 1;
-        self.stats.alone += u64::from(self.emitter.alone);
+        self.stats.alone += u64::from(alone);
         self.stats.tier2 += u64::from(!region.frames.is_empty());
         self.stats.insns += u64::from(region.insns);
         self.stats.host_bytes += len as u64;

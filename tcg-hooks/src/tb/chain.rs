@@ -14,31 +14,9 @@
 //!
 //! A jump that the jump cache does not know either renews the link on its way.
 use super::{Exit, TbCache, TbId, TbKey};
-use crate::jit::code_cache::CodeOffset;
-use crate::jit::x86_64::LOCAL_BITS;
-use crate::jit::x86_64::context::{Context, NO_MAPPINGS};
-use crate::jit::x86_64::thunks::Thunks;
+use crate::jit::context::{Context, NO_MAPPINGS};
+use crate::jit::{Backend, Host, LOCAL_BITS, Link};
 use notdirty_core::PAGE_BITS;
-
-/// Bytes of a guard that lies behind: `cmp dword [rbp+disp32], imm32` ; `jne` ; `jmp`.
-const BEHIND: u32 = 10 + 2 + 5;
-
-impl Exit {
-    /// Where the number of its guard is.
-    pub(super) fn number(&self) -> CodeOffset {
-        if self.guarded { self.field - 2 - 4 } else { self.via - 5 - 2 - 4 }
-    }
-
-    /// Where the displacement of the jump behind its guard is.
-    pub(super) fn jump(&self) -> CodeOffset {
-        if self.guarded { self.field + 4 + 1 } else { self.via - 4 }
-    }
-
-    /// Where its jump leads while it has a guarded link.
-    pub(super) fn guard(&self) -> CodeOffset {
-        if self.guarded { self.via } else { self.via - BEHIND }
-    }
-}
 
 impl TbCache {
     /// Points the jump of exit `number` to TB `to`, which was found in the set of jumps in use, if both still fit together.
@@ -52,38 +30,24 @@ impl TbCache {
         let stays = !key.is_translated() || from.maps(&key) && lone;
         let (chaining, lasts) = (self.flags.chaining, ctx.mappings < NO_MAPPINGS - 1);
         let Some(exit) = self.exit_mut(number) else { return };
-        if !chaining || !alike || exit.field == 0 || exit.pc != key.pc {
+        let (way, was) = (exit.way, exit.to);
+        if !chaining || !alike || way.field == 0 || way.pc != key.pc {
             return;
         }
-        let (exit, was) = (*exit, exit.to);
-        let (field, via) = (exit.field, exit.via);
-        if stays && !exit.guarded {
-            if was.is_none() {
-                self.code.patch_rel32(field, entry);
-                self.note_link(number, to);
-            }
-        } else if via != 0 && lasts {
-            if was.is_some_and(|was| was != to) {
-                self.unlink_exit(number);
-            }
-            self.code.patch_u32(exit.number(), ctx.mappings);
-            self.code.patch_rel32(exit.jump(), entry);
-            self.code.patch_rel32(field, exit.guard());
-            self.know_way(&exit, true);
-            if was != Some(to) {
-                self.note_link(number, to);
-            }
-        } else if via != 0 && was.is_none() {
-            self.code.patch_rel32(field, via);
-            self.know_way(&exit, true);
+        let link = match was {
+            _ if stays && !way.guarded => Link::To(entry),
+            _ if way.via != 0 && lasts => Link::While(entry, ctx.mappings),
+            None if way.via != 0 => Link::Jump,
+            _ => return,
+        };
+        match (link, was) {
+            (Link::To(_), Some(_)) => return,
+            (Link::While(..), Some(was)) if was != to => self.unlink_exit(number),
+            _ => {}
         }
-    }
-
-    /// Where an exit goes that its guard, in front of the jump, does not let by: on by the jump cache, or to the exec loop, to be linked.
-    fn know_way(&mut self, exit: &Exit, by_jump_cache: bool) {
-        if exit.guarded {
-            let Thunks { via, unlinked, .. } = self.thunks;
-            self.code.patch_rel32(exit.via + 1, if by_jump_cache { via[Thunks::via_of(exit.pc)] } else { unlinked });
+        Host::link(&mut self.code, &self.shared, &way, link);
+        if link != Link::Jump && was != Some(to) {
+            self.note_link(number, to);
         }
     }
 
@@ -111,12 +75,8 @@ impl TbCache {
             // Patching the place of a poll, or of another link, would be worse than a link too many.
             if let Some(exit) = self.exit_mut(number).filter(|exit| exit.to == Some(tb)) {
                 exit.to = None;
-                let exit = *exit;
-                if exit.guarded {
-                    self.code.patch_u32(exit.number(), NO_MAPPINGS);
-                    self.know_way(&exit, false);
-                }
-                self.code.patch_rel32(exit.field, exit.stub);
+                let way = exit.way;
+                Host::link(&mut self.code, &self.shared, &way, Link::Stub);
             }
         }
     }

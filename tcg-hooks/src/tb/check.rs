@@ -13,10 +13,9 @@
 //! ```
 //!
 //! It holds while nobody else writes: one vCPU, and no other thread with requests under way.
-use super::{Exit, Tb, TbCache, TbId};
-use crate::jit::code_cache::CodeOffset;
-use crate::jit::x86_64::LOCAL_BITS;
-use crate::jit::x86_64::context::{Context, NO_MAPPINGS};
+use super::{Tb, TbCache, TbId};
+use crate::jit::context::Context;
+use crate::jit::{Backend, Host, LOCAL_BITS, Link};
 use hashbrown::{HashMap, HashSet};
 use notdirty_core::{PageIndex, pin};
 use notdirty_softmmu::tlb::entry::{
@@ -189,18 +188,6 @@ impl TbCache {
         Ok(())
     }
 
-    /// Where the jump whose displacement is at `field` goes.
-    fn jump_target(&self, field: CodeOffset) -> i64 {
-        let bytes = self.code.bytes(field, 4);
-        let rel = bytes.try_into().map_or(0, i32::from_le_bytes);
-        i64::from(field) + 4 + i64::from(rel)
-    }
-
-    /// What the guard of a link compares the mappings with.
-    fn number(&self, exit: &Exit) -> u32 {
-        self.code.bytes(exit.number(), 4).try_into().map_or(0, u32::from_le_bytes)
-    }
-
     fn check_exits(&self, id: TbId, tb: &Tb) -> Result<(), String> {
         let code = tb.code.0..tb.code.0 + tb.code.1;
         ensure!(code.contains(&tb.entry), "TB {id} is entered outside its code");
@@ -208,34 +195,31 @@ impl TbCache {
             let name = format!("exit {slot} of TB {id}");
             let number = id << LOCAL_BITS | slot as u32;
             // A poll is not linked. It has no jump of its own, and its stub is all there is.
-            // mov eax, number; or call, in front of the number
-            let (first, len) = if exit.guarded { (0xe8, 9) } else { (0xb8, 5) };
-            let all = exit.stub..exit.stub + len as u32;
-            ensure!(code.start <= all.start && all.end <= code.end, "{name} has its stub elsewhere");
-            let stub = self.code.bytes(exit.stub, len);
-            ensure!(stub[0] == first && stub[len - 4..] == number.to_le_bytes(), "the stub of {name} says {stub:x?}");
-            if exit.field == 0 {
+            let way = &exit.way;
+            ensure!(code.contains(&way.stub), "{name} has its stub elsewhere");
+            let link = Host::linked(&self.code, way, number).map_err(|what| format!("the stub of {name} {what}"))?;
+            if way.field == 0 {
                 ensure!(exit.to.is_none(), "{name} is linked without a jump");
                 continue;
             }
-            ensure!(code.contains(&exit.field) && code.contains(&(exit.field + 3)), "{name} has its jump elsewhere");
-            let goes = self.jump_target(exit.field);
+            ensure!(code.contains(&way.field) && code.contains(&(way.field + 3)), "{name} has its jump elsewhere");
             let Some(to) = exit.to else {
-                let unlinked = goes == i64::from(exit.stub) || exit.via != 0 && goes == i64::from(exit.via);
-                ensure!(unlinked, "{name} is not linked, but jumps to {goes:#x}");
-                let closed = !exit.guarded || self.number(exit) == NO_MAPPINGS;
-                ensure!(closed, "{name} is not linked, but its guard lets it by");
+                let unlinked = matches!(link, Link::Stub | Link::Jump);
+                ensure!(unlinked, "{name} is not linked, but jumps: {link:x?}");
                 continue;
             };
             let target = self.get(to).ok_or(format!("{name} is linked to TB {to}, which is dead"))?;
             let stays = !tb.key.is_translated() || tb.maps(&target.key) && target.pages.1.is_none();
-            ensure!(stays || exit.via != 0, "{name} leads where its pages do not");
-            let guarded = exit.via != 0 && goes == i64::from(exit.guard());
-            let goes = if guarded { self.jump_target(exit.jump()) } else { goes };
-            ensure!(guarded == (exit.guarded || !stays), "{name} leads where its pages do not, and does not ask");
-            ensure!(goes == i64::from(target.entry), "{name} is linked to TB {to}, but jumps to {goes:#x}");
+            ensure!(stays || way.via != 0, "{name} leads where its pages do not");
+            let (goes, guarded) = match link {
+                Link::To(goes) => (Some(goes), false),
+                Link::While(goes, _) => (Some(goes), true),
+                Link::Stub | Link::Jump => (None, way.guarded || !stays),
+            };
+            ensure!(guarded == (way.guarded || !stays), "{name} leads where its pages do not, and does not ask");
+            ensure!(goes == Some(target.entry), "{name} is linked to TB {to}, but jumps: {link:x?}");
             ensure!(target.key.flags == tb.key.flags, "{name} leads from one mode to another");
-            ensure!(target.key.pc == exit.pc, "{name} leads to {:#x}, but to a TB at {:#x}", exit.pc, target.key.pc);
+            ensure!(target.key.pc == way.pc, "{name} leads to {:#x}, but to a TB at {:#x}", way.pc, target.key.pc);
             let listed = target.incoming.get(exit.place as usize);
             ensure!(listed == Some(&number), "{name} is linked to TB {to}, which lists {listed:x?} in its place");
         }
@@ -297,8 +281,8 @@ impl TbCache {
 mod tests {
     use super::*;
     use crate::engine::JitFlags;
-    use crate::jit::x86_64::context::PREFIX;
-    use crate::jit::x86_64::helpers::execute_site;
+    use crate::jit::context::PREFIX;
+    use crate::jit::helpers::execute_site;
     use crate::riscv::Op;
     use crate::tb::{Found, TbKey};
     use crate::testkit::{Runs, encode};
@@ -346,15 +330,14 @@ mod tests {
             // One basic block each, or A would swallow the rest.
             let flags = JitFlags { regions: false, ..JitFlags::default() };
             let tbs =
-                TbCache::new(&space, mmu.port().id(), 1, flags, crate::jit::x86_64::Flat::default(), execute_site)
-                    .unwrap();
+                TbCache::new(&space, mmu.port().id(), 1, flags, crate::jit::Flat::default(), execute_site).unwrap();
             let none = Found { id: 0, entry: 0 };
             let mut world = World { mmu, tbs, a: none, b: none, c: none };
             world.ctx().forget_jumps();
             (world.a, world.b, world.c) = (world.add(A), world.add(B), world.add(C));
             for (from, pc, to) in [(world.a, B, world.b), (world.b, C, world.c)] {
                 let exits = &world.tbs.get(from.id).unwrap().exits;
-                let slot = exits.iter().position(|e| e.pc == pc).unwrap() as u32;
+                let slot = exits.iter().position(|e| e.way.pc == pc).unwrap() as u32;
                 let ctx = world.ctx();
                 world.tbs.link(ctx, from.id << LOCAL_BITS | slot, to.id);
             }
@@ -482,15 +465,15 @@ mod tests {
     #[test]
     fn jumps_that_go_elsewhere_are_caught() {
         caught("is linked to TB", |w| {
-            let (field, stub) = linked(w.tb(w.a));
-            w.tbs.code.patch_rel32(field, stub);
+            let way = linked(w.tb(w.a));
+            Host::link(&mut w.tbs.code, &w.tbs.shared, &way, Link::Stub);
         });
         caught("is not linked, but jumps", |w| {
-            let (field, entry) = (linked(w.tb(w.a)).0, w.b.entry);
+            let (way, entry) = (linked(w.tb(w.a)), w.b.entry);
             let tb = w.tb(w.a);
-            tb.exits.iter_mut().find(|e| e.field == field).unwrap().to = None;
+            tb.exits.iter_mut().find(|e| e.way.field == way.field).unwrap().to = None;
             w.tb(w.b).incoming.clear();
-            w.tbs.code.patch_rel32(field, entry);
+            Host::link(&mut w.tbs.code, &w.tbs.shared, &way, Link::To(entry));
         });
         caught("which lists None in its place", |w| w.tb(w.b).incoming.clear());
         caught("in place 1, which says Some(0)", |w| {
@@ -507,16 +490,15 @@ mod tests {
             let (c, ctx) = (w.c.id, w.ctx());
             w.tbs.kill(c, ctx);
         });
-        caught("but to a TB at", |w| w.tb(w.a).exits.iter_mut().for_each(|e| e.pc ^= 2));
+        caught("but to a TB at", |w| w.tb(w.a).exits.iter_mut().for_each(|e| e.way.pc ^= 2));
         caught("the stub of exit", |w| {
-            let stub = w.tb(w.b).exits[0].stub;
-            w.tbs.code.patch_rel32(stub + 1, 0);
+            let stub = w.tb(w.b).exits[0].way.stub;
+            w.tbs.code.patch(stub, [0; 4]);
         });
     }
 
-    fn linked(tb: &Tb) -> (CodeOffset, CodeOffset) {
-        let exit = tb.exits.iter().find(|e| e.to.is_some()).unwrap();
-        (exit.field, exit.stub)
+    fn linked(tb: &Tb) -> crate::jit::Way {
+        tb.exits.iter().find(|e| e.to.is_some()).unwrap().way
     }
 
     #[test]

@@ -10,8 +10,8 @@
 //!
 //! Emitted code counts nothing for it. The note is used up: code that is written again and again is cheap to make.
 use super::{Tb, TbCache, TbId, TbKey};
-use crate::jit::x86_64::LOCAL_BITS;
-use crate::jit::x86_64::context::Context;
+use crate::jit::LOCAL_BITS;
+use crate::jit::context::Context;
 use hashbrown::{HashMap, HashSet};
 
 /// Slices that end in a TB before it is worth a longer translation: some 600 us at full speed.

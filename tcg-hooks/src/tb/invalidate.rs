@@ -16,9 +16,9 @@ use crate::clock::cpu_time;
 use crate::fetch::prefetch;
 use crate::heat::WARM;
 use crate::ir::Span;
+use crate::jit::LOCAL_BITS;
 use crate::jit::code_cache::place_bytes;
-use crate::jit::x86_64::LOCAL_BITS;
-use crate::jit::x86_64::context::Context;
+use crate::jit::context::Context;
 use notdirty_core::{PAGE_SIZE, PageIndex, RamAddr, RamList, pin};
 use notdirty_softmmu::lines_of;
 

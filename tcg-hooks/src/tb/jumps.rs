@@ -8,7 +8,7 @@
 //!
 //! Open addressing: an entry lies at its place or behind it, with no empty one between, and at most half are in use, so
 //! that a search ends. A TB that runs once has no entry. Nothing is forgotten but by [`JumpTable::remove`], at the TB's death (CHAIN-1).
-use crate::jit::x86_64::context::{Context, JumpEntry, spread};
+use crate::jit::context::{Context, JumpEntry, spread};
 
 /// Entries at first.
 const FIRST: usize = 1024;

@@ -33,6 +33,7 @@ pub(crate) use regimes::Regime;
 pub(crate) use sites::SiteSet;
 
 use crate::ir::{Region, Site, Span};
+use crate::jit::Way;
 use crate::jit::code_cache::CodeOffset;
 use notdirty_core::{PageIndex, RamAddr};
 use smallvec::SmallVec;
@@ -57,16 +58,7 @@ pub struct TbKey {
 /// A way out of a TB.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Exit {
-    /// The displacement of its jump, in the code cache; 0 for a poll or a refusal.
-    field: CodeOffset,
-    /// Where the jump goes while unlinked.
-    stub: CodeOffset,
-    /// Where it goes for good if it must not be linked: through the jump cache. 0 where it always may.
-    via: CodeOffset,
-    /// Is the guard of its link in front of the jump? See `chain.rs`.
-    guarded: bool,
-    /// Guest address it leads to.
-    pub(crate) pc: u64,
+    pub(crate) way: Way,
     /// A poll gives back this many instructions.
     pub(crate) refund: u16,
     /// The TB it is linked to.
@@ -78,7 +70,7 @@ pub(crate) struct Exit {
 impl Exit {
     /// Is it one that leads nowhere, as what is checked at the entry did not hold?
     pub(crate) fn is_refusal(&self) -> bool {
-        self.field == 0 && self.refund == 0
+        self.way.field == 0 && self.refund == 0
     }
 }
 

@@ -13,7 +13,7 @@
 //! they store later is told. At each `fence.i` before that they are compared, too: what another hart stored before a
 //! flag that this one has seen is visible by then, answered or not.
 use super::{TbCache, TbId};
-use crate::jit::x86_64::context::Context;
+use crate::jit::context::Context;
 use crate::translate::Insns;
 use notdirty_core::{PAGE_SIZE, PageIndex, RamAddr, RamList, pin};
 use notdirty_softmmu::Pending;

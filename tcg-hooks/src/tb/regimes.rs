@@ -10,7 +10,8 @@
 //! What a set holds is right while the mappings of its code are. A TB itself is known by the RAM that it lies on, so it outlives
 //! every change of mappings, and is found again where the code turns up.
 use super::{TbCache, TbKey};
-use crate::jit::x86_64::context::{Context, JUMP_SETS, NO_MAPPINGS};
+use crate::jit::Backend;
+use crate::jit::context::{Context, JUMP_SETS, NO_MAPPINGS};
 use crate::riscv::Privilege;
 use hashbrown::HashSet;
 use notdirty_core::PAGE_BITS;

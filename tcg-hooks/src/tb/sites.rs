@@ -27,8 +27,8 @@
 //! the line a jump over the test.
 use super::{Tb, TbCache, TbId};
 use crate::ir::{COUNT, LETS_ODD, Region, SEES_ADDEND, SEES_ENTRY, TESTS_LINE};
-use crate::jit::x86_64::LOCAL_BITS;
-use crate::jit::x86_64::context::Context;
+use crate::jit::context::Context;
+use crate::jit::{Backend, LOCAL_BITS};
 use crate::tier2::Learned;
 use hashbrown::HashMap;
 use notdirty_core::PAGE_SIZE;

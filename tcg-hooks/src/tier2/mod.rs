@@ -18,7 +18,7 @@
 //! ```
 //!
 //! So a guest register that holds one temporary after the other costs a host register only from each write to its last use.
-//! At the region's borders the fixed map of `jit::x86_64::regs` holds: chains and the jump cache know nothing of this.
+//! At the region's borders the back end's fixed map holds: chains and the jump cache know nothing of this.
 //!
 //! A site may trap and show every register, so nearly every value is wanted until its register is written again: that is the
 //! *cold* part of its life; the *hot* part ends with its last use by an op.

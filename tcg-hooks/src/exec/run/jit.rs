@@ -9,7 +9,7 @@
 use super::super::show;
 use super::Vcpu;
 use crate::engine::JitFlags;
-use crate::jit::x86_64::thunks::{EnterFn, reason};
+use crate::jit::{Backend, EnterFn, Host, reason};
 use crate::tb::{Found, TbId, TbKey};
 use crate::tier0::{self, Why};
 use crate::tier2::{self, Ahead};
@@ -64,7 +64,7 @@ impl Vcpu {
                 number => match tbs.exit(number) {
                     None => break,
                     Some(exit) if exit.is_refusal() => {
-                        ctx.cpu.pc = exit.pc;
+                        ctx.cpu.pc = exit.way.pc;
                         ctx.settle(0);
                         tbs.refuse(number, ctx);
                         // It was not begun, so something else must get on; whether there is a kick is asked behind it.
@@ -76,12 +76,12 @@ impl Vcpu {
                     }
                     Some(exit) if exit.refund != 0 => {
                         ctx.budget += i64::from(exit.refund);
-                        ctx.cpu.pc = exit.pc;
+                        ctx.cpu.pc = exit.way.pc;
                         tbs.sample(number, ctx);
                         break;
                     }
                     Some(exit) => {
-                        ctx.cpu.pc = exit.pc;
+                        ctx.cpu.pc = exit.way.pc;
                         if kicked {
                             break;
                         }
@@ -108,7 +108,7 @@ impl Vcpu {
         let kick = self.port().kick_byte();
         let (ctx, core) = (self.ctx.as_ptr(), &raw mut self.core);
         let Some(tbs) = &self.core.tbs else { return reason::SITE };
-        let enter = tbs.address(tbs.thunks.enter);
+        let enter = tbs.address(Host::enter(&tbs.shared));
         // SAFETY: `enter` is the thunk of that signature, `code` the entry of a live TB of the same cache (TB-1,
         // CODE-2). Emitted code reads and writes the context, guest RAM behind matching TLB entries, and calls
         // `execute_site`, which uses `ctx` and `core` while nothing here does.
@@ -249,7 +249,7 @@ impl Vcpu {
         let (scattered, asked) = (self.core.mmu.is_scattered(), self.core.mmu.has_asks());
         if let Some(tbs) = &mut self.core.tbs {
             tbs.scattered = scattered;
-            tbs.emitter.asked = asked;
+            tbs.emitter.known().asked = asked;
             tbs.prepare(key.pc);
         }
         (self.translator.isa, self.translator.mode, self.translator.idx) = (ctx.cpu.isa, key.mode(), idx);

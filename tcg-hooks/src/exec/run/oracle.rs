@@ -5,7 +5,7 @@ use crate::cpu::CpuState;
 use crate::engine::EngineKind;
 use crate::hooks::After;
 use crate::interp::{self, Step};
-use crate::jit::x86_64::context::Context;
+use crate::jit::context::Context;
 use crate::riscv::Op;
 use crate::riscv::csr::CsrEnv;
 use crate::riscv::trap::{self, cause};

@@ -18,9 +18,9 @@
 //! The halves are tested before the store, without a fence: whoever announces some re-arms this vCPU and compares the
 //! bytes once that was served (CODE-1), so a store that was past the test by then is seen there.
 use super::asm::{Assembler, Label};
-use super::context::{BASE, BESIDE, ELSEWHERE, NOTED_ALONE, NOTED_END, NOTED_TOP, TABLE, float_off};
 use super::mem::{begin_index, end_index};
 use super::off;
+use super::offsets::{BASE, BESIDE, ELSEWHERE, NOTED_ALONE, NOTED_END, NOTED_TOP, TABLE, float_off};
 use super::regs::{PINS, RAX};
 use crate::engine::JitFlags;
 use crate::ir::{FIRST_FLOAT, MemOp};

@@ -1,8 +1,8 @@
 //! What is checked and counted in front of a loop, and the accesses that need no check then: see `tier2/split.rs`, `turns.rs`.
 use super::alu::with;
 use super::asm::{Flag, Label};
-use super::context::{BUDGET, LIMIT, SET_ADDEND, kept_off};
 use super::mem::{NOWHERE, Taken};
+use super::offsets::{BUDGET, LIMIT, SET_ADDEND, kept_off};
 use super::regs::{RAX, RCX, RDX, RegMap};
 use super::whole::Whole;
 use super::{Addend, Cold, Emitter, off};

@@ -11,8 +11,8 @@
 //! store is to break a reservation, and there is another writer, Rust does both.
 use super::alu::with;
 use super::asm::{Flag, Hole};
-use super::context::TABLE;
 use super::mem::Taken;
+use super::offsets::TABLE;
 use super::regs::{RAX, RCX, RDX};
 use super::{Cold, Emitter, again, off};
 use crate::ir::{Ir, MemOp};
@@ -45,7 +45,7 @@ impl Emitter {
     /// The probe of an aligned cell, and its host address in rdx; then comes the operation.
     fn cell(&mut self, ir: &Ir, mem: MemOp, comparator: i32) -> Elsewhere {
         let base = self.source(ir.a, RDX);
-        let own = self.elsewhere.has(ir.site);
+        let own = self.known.elsewhere.has(ir.site);
         let from = self.probe_aligned(base, mem.bytes(), comparator, own);
         match self.host_address(0, if own { Taken::Entry } else { Taken::Assumed }) {
             (false, k) => dynasm!(self.ops; .arch x64; lea rdx, [Rq(base) + k]),
@@ -80,7 +80,7 @@ impl Emitter {
     }
 
     pub(super) fn load_reserved(&mut self, ir: &Ir, mem: MemOp) {
-        if self.strict {
+        if self.known.strict {
             return self.execute_site(ir.site);
         }
         let elsewhere = self.cell(ir, mem, READ);
@@ -103,7 +103,7 @@ impl Emitter {
     }
 
     pub(super) fn store_conditional(&mut self, ir: &Ir, mem: MemOp) {
-        if self.strict {
+        if self.known.strict {
             return self.execute_site(ir.site);
         }
         let elsewhere = self.cell(ir, mem, WRITE);
@@ -120,7 +120,7 @@ impl Emitter {
             ; mov rax, [rbp + VALUE]);
         let new = self.source(ir.b, RCX);
         // The zero flag says whether it wrote.
-        match (wide, self.alone) {
+        match (wide, self.known.alone) {
             (true, false) => dynasm!(self.ops; .arch x64; lock cmpxchg [rdx], Rq(new)),
             (false, false) => dynasm!(self.ops; .arch x64; lock cmpxchg [rdx], Rd(new)),
             (true, true) => dynasm!(self.ops; .arch x64; cmp [rdx], rax; jne =>failed; mov [rdx], Rq(new)),
@@ -138,7 +138,7 @@ impl Emitter {
     pub(super) fn amo(&mut self, ir: &Ir, op: AmoOp, mem: MemOp) {
         let elsewhere = self.cell(ir, mem, WRITE);
         let plain = matches!(op, AmoOp::Swap | AmoOp::Add | AmoOp::Xor | AmoOp::And | AmoOp::Or);
-        if self.alone && plain && ir.rd != 0 && ir.rd != ir.b {
+        if self.known.alone && plain && ir.rd != 0 && ir.rd != ir.b {
             // One thread stores: a load, and an operation that no register wants the old value of.
             let rd = self.target(ir.rd, RAX);
             let unread = Ir { rd: 0, ..*ir };
@@ -173,7 +173,7 @@ macro_rules! amo_of {
     ($name:ident, $r:ident, $a:tt, $c:tt) => {
         impl Emitter {
             fn $name(&mut self, ir: &Ir, op: AmoOp) {
-                let (alone, unread) = (self.alone, ir.rd == 0);
+                let (alone, unread) = (self.known.alone, ir.rd == 0);
                 // In a loop, rcx is the new value.
                 macro_rules! exchange {
                     ($new:expr) => {{

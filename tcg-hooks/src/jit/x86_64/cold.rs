@@ -5,12 +5,13 @@
 //!     └────exit────▶ eax = the exit's number ─▶ leave    a chain replaces the jump, the stub stays
 //! ```
 use super::asm::{Hole, Label};
-use super::context::{MAPPINGS, NO_MAPPINGS};
 use super::frames::Border;
+use super::offsets::MAPPINGS;
 use super::thunks::Thunks;
-use super::{EmittedExit, Emitter, LOCAL_BITS, atomic, float};
+use super::{EmittedExit, Emitter, LOCAL_BITS, Way, atomic, float};
 use crate::ir::{Block, Kind, Region};
 use crate::jit::code_cache::CodeOffset;
+use crate::jit::context::NO_MAPPINGS;
 use dynasmrt::dynasm;
 
 #[derive(Debug, Clone, Copy)]
@@ -98,7 +99,7 @@ impl Emitter {
         match cold {
             Cold::Exit { from, exit } => {
                 self.ops.close(from);
-                let guarded = self.exits[usize::from(exit)].guarded;
+                let guarded = self.exits[usize::from(exit)].way.guarded;
                 if !guarded {
                     self.leave_stub(exit);
                 }
@@ -158,7 +159,7 @@ impl Emitter {
     /// has many exits: `tb/chain.rs`.
     fn via(&mut self, exit: u16) {
         let number = self.tb << LOCAL_BITS | u32::from(exit);
-        let EmittedExit { pc, guarded, ref mut via, ref mut stub, .. } = self.exits[usize::from(exit)];
+        let Way { pc, guarded, ref mut via, ref mut stub, .. } = self.exits[usize::from(exit)].way;
         *via = self.ops.here();
         let kind = Thunks::via_of(pc);
         if guarded {
@@ -174,14 +175,15 @@ impl Emitter {
 
     /// Back to the exec loop with an exit's number.
     pub(super) fn leave_stub(&mut self, exit: u16) {
-        self.exits[usize::from(exit)].stub = self.here();
+        self.exits[usize::from(exit)].way.stub = self.here();
         let number = self.tb << LOCAL_BITS | u32::from(exit);
         dynasm!(self.ops; .arch x64; mov eax, number as i32; .u8 0xe9);
         self.external(self.thunks.leave);
     }
 
     pub(super) fn exit(&mut self, pc: u64, refund: u16) -> u16 {
-        self.exits.push(EmittedExit { field: 0, stub: 0, pc, refund, via: 0, guarded: false });
+        let way = Way { field: 0, stub: 0, pc, via: 0, guarded: false };
+        self.exits.push(EmittedExit { way, refund });
         (self.exits.len() - 1) as u16
     }
 }

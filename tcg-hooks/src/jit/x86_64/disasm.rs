@@ -8,12 +8,14 @@
 //!   0107  call   site                             ; 80000014: ld a0,16(a1)
 //! ```
 use super::asm::Label;
-use super::context::{BASE, Context, JUMP_ENTRIES, JUMPS, TABLE};
+use super::offsets::{BASE, JUMPS, TABLE};
 use super::regs::{PINS, RegMap};
-use super::{EmittedExit, Emitter, LOCAL_BITS, Thunks};
+use super::{EmittedExit, Emitter, LOCAL_BITS, Thunks, Way};
 use crate::cpu::CpuState;
 use crate::ir::{Region, Site};
 use crate::jit::code_cache::CodeOffset;
+use crate::jit::context::{Context, JUMP_ENTRIES};
+use crate::jit::{HostCode, HostLine};
 use crate::riscv::disasm::{REGISTERS, text};
 use hashbrown::HashMap;
 use iced_x86::{
@@ -25,43 +27,46 @@ use std::mem::offset_of;
 
 /// The code of one TB, and what is known about it.
 #[derive(Debug, Clone)]
-pub(crate) struct HostCode<'a> {
-    pub(crate) bytes: &'a [u8],
+pub(crate) struct TbCode<'a> {
+    bytes: &'a [u8],
     /// Its place in the code cache, where the thunks have theirs.
-    pub(crate) at: CodeOffset,
+    at: CodeOffset,
     thunks: Thunks,
     flat: Option<i32>,
     map: RegMap,
     /// Guest pc and offset of each block.
-    pub(crate) blocks: Vec<(u64, u32)>,
+    blocks: Vec<(u64, u32)>,
     /// Offset of what is behind the blocks.
-    pub(crate) cold: u32,
+    cold: u32,
     exits: &'a [EmittedExit],
     sites: &'a [Site],
 }
 
-/// A line of a listing.
-#[derive(Debug)]
-pub(crate) struct HostLine {
-    /// Offset in the TB.
-    pub(crate) offset: u32,
-    pub(crate) text: String,
-}
-
-impl Emitter {
-    /// The TB emitted last, for a listing; it was placed at `at`, and made from this region.
-    pub(crate) fn newest<'a>(&'a self, at: CodeOffset, region: &'a Region) -> HostCode<'a> {
-        let (thunks, flat, map) = (self.thunks, self.flat(), self.map);
-        let place = |n| self.ops.place(Label::first(n));
+impl<'a> TbCode<'a> {
+    /// The TB emitted last; it was placed at `at`, and made from this region.
+    pub(super) fn new(emitter: &'a Emitter, at: CodeOffset, region: &'a Region) -> TbCode<'a> {
+        let (thunks, flat, map) = (emitter.thunks, emitter.flat(), emitter.map);
+        let place = |n| emitter.ops.place(Label::first(n));
         let blocks = region.blocks.iter().zip(0..).map(|(block, n)| (block.pc, place(n))).collect();
-        let (cold, sites) = (self.behind, &region.sites);
-        HostCode { bytes: self.ops.code(), at, thunks, flat, map, blocks, cold, exits: &self.exits, sites }
+        let (cold, sites) = (emitter.behind, &region.sites);
+        TbCode { bytes: emitter.ops.code(), at, thunks, flat, map, blocks, cold, exits: &emitter.exits, sites }
     }
 }
 
-impl HostCode<'_> {
-    /// Disassembles it; `place` writes a guest address.
-    pub(crate) fn lines(&self, place: &dyn Fn(u64) -> String) -> Vec<HostLine> {
+impl HostCode for TbCode<'_> {
+    fn bytes(&self) -> &[u8] {
+        self.bytes
+    }
+
+    fn blocks(&self) -> &[(u64, u32)] {
+        &self.blocks
+    }
+
+    fn cold(&self) -> u32 {
+        self.cold
+    }
+
+    fn lines(&self, place: &dyn Fn(u64) -> String) -> Vec<HostLine> {
         let len = self.bytes.len() as u32;
         let blocks = self.blocks.iter().enumerate().map(|(n, b)| (b.1, n)).collect();
         let names = Names { thunks: self.thunks, at: self.at, len, blocks, flat: self.flat };
@@ -91,7 +96,7 @@ impl HostCode<'_> {
             let named = matches!(insn.code(), Code::Mov_r32_imm32 | Code::Test_EAX_imm32);
             eax = (named && insn.op0_register() == Register::EAX).then(|| insn.immediate32());
             out.push(HostLine { offset, text: format!("{offset:04x}  {shown}") });
-            if let Some(exit) = self.exits.iter().find(|exit| exit.via != 0 && exit.via == offset) {
+            if let Some(exit) = self.ways().find(|way| way.via != 0 && way.via == offset) {
                 // Behind the call is what it reads.
                 let len = Thunks::told_of(exit.pc);
                 let number = self.bytes.get(decoder.position()..).and_then(|data| data.first_chunk());
@@ -105,17 +110,43 @@ impl HostCode<'_> {
         out
     }
 
+    /// Which guest register lives where, and in brackets whose place it has taken in this region.
+    fn registers(&self) -> String {
+        const HOST: [&str; 16] = [
+            "rax", "rcx", "rdx", "rbx", "rsp", "rbp", "rsi", "rdi", "r8", "r9", "r10", "r11", "r12", "r13", "r14",
+            "r15",
+        ];
+        let mut pins: Vec<(u8, u8)> = (0..32).filter_map(|guest| Some((self.map.host(guest)?, guest))).collect();
+        pins.sort_unstable();
+        let mut out = String::new();
+        for (host, guest) in pins {
+            out.push_str(&format!("{}={}", HOST[usize::from(host & 15)], REGISTERS[usize::from(guest)]));
+            match PINS.iter().find(|p| p.1 == host) {
+                Some(pin) if pin.0 != guest => out.push_str(&format!("({}) ", REGISTERS[usize::from(pin.0 & 31)])),
+                _ => out.push(' '),
+            }
+        }
+        out + "r15=budget rbp=context"
+    }
+}
+
+impl TbCode<'_> {
+    fn ways(&self) -> impl Iterator<Item = Way> {
+        self.exits.iter().map(|exit| exit.way)
+    }
+
     /// What an instruction stands for, where that is not to be seen: exits, stubs, calls of sites.
     fn note(&self, insn: &Instruction, offset: u32, eax: Option<u32>, place: &dyn Fn(u64) -> String) -> Option<String> {
         let end = offset + insn.len() as u32;
-        if let Some(exit) = self.exits.iter().find(|e| e.field != 0 && e.field + 4 == end) {
+        if let Some(exit) = self.ways().find(|way| way.field != 0 && way.field + 4 == end) {
             return Some(format!("to {}", place(exit.pc)));
         }
-        if let Some(exit) = self.exits.iter().find(|e| e.stub == offset) {
-            return Some(match exit.refund {
-                _ if exit.guarded => format!("{} is not linked, or no more", place(exit.pc)),
-                0 => format!("{} is not linked", place(exit.pc)),
-                _ => format!("poll at {}", place(exit.pc)),
+        if let Some(exit) = self.exits.iter().find(|e| e.way.stub == offset) {
+            let (way, refund) = (exit.way, exit.refund);
+            return Some(match refund {
+                _ if way.guarded => format!("{} is not linked, or no more", place(way.pc)),
+                0 => format!("{} is not linked", place(way.pc)),
+                _ => format!("poll at {}", place(way.pc)),
             });
         }
         let call = insn.mnemonic() == Mnemonic::Call && insn.op0_kind() == OpKind::NearBranch64;
@@ -133,25 +164,6 @@ impl HostCode<'_> {
             return Some(if out { "to the registers that all TBs have" } else { "to the region's registers" }.into());
         }
         None
-    }
-
-    /// Which guest register lives where, and in brackets whose place it has taken in this region.
-    pub(crate) fn registers(&self) -> String {
-        const HOST: [&str; 16] = [
-            "rax", "rcx", "rdx", "rbx", "rsp", "rbp", "rsi", "rdi", "r8", "r9", "r10", "r11", "r12", "r13", "r14",
-            "r15",
-        ];
-        let mut pins: Vec<(u8, u8)> = (0..32).filter_map(|guest| Some((self.map.host(guest)?, guest))).collect();
-        pins.sort_unstable();
-        let mut out = String::new();
-        for (host, guest) in pins {
-            out.push_str(&format!("{}={}", HOST[usize::from(host & 15)], REGISTERS[usize::from(guest)]));
-            match PINS.iter().find(|p| p.1 == host) {
-                Some(pin) if pin.0 != guest => out.push_str(&format!("({}) ", REGISTERS[usize::from(pin.0 & 31)])),
-                _ => out.push(' '),
-            }
-        }
-        out + "r15=budget rbp=context"
     }
 }
 
@@ -220,11 +232,11 @@ fn field(disp: i32) -> Option<String> {
     const FIELDS: [(i32, &str); 7] = [
         (CPU + offset_of!(CpuState, pc) as i32, "pc"),
         (CPU + offset_of!(CpuState, retired) as i32, "retired"),
-        (super::context::BUDGET, "budget"),
+        (super::offsets::BUDGET, "budget"),
         (offset_of!(Context, slice) as i32 - BASE, "slice"),
-        (super::context::NEAR_JUMPS, "near_jumps"),
-        (super::context::FAR_JUMPS, "far_jumps"),
-        (super::context::FAR_MASK, "far_mask"),
+        (super::offsets::NEAR_JUMPS, "near_jumps"),
+        (super::offsets::FAR_JUMPS, "far_jumps"),
+        (super::offsets::FAR_MASK, "far_mask"),
     ];
     const JUMPS_END: i32 = JUMPS + 16 * JUMP_ENTRIES as i32;
     if let Some(found) = FIELDS.iter().find(|f| f.0 == disp) {
@@ -236,12 +248,12 @@ fn field(disp: i32) -> Option<String> {
         WRITE => "tlb.write".into(),
         ADDEND => "tlb.addend".into(),
         AUX => "tlb.aux".into(),
-        _ if disp == super::context::WHOLE - TABLE => "ram.whole".into(),
-        _ if disp == super::context::WHOLE_BEHIND - TABLE => "ram.whole_behind".into(),
-        _ if disp == super::context::RUN_START - TABLE => "run.start".into(),
-        _ if disp == super::context::RUN - TABLE => "run.len".into(),
-        _ if disp == super::context::RUN_BEHIND_START - TABLE => "run.behind_start".into(),
-        _ if disp == super::context::RUN_BEHIND - TABLE => "run.behind".into(),
+        _ if disp == super::offsets::WHOLE - TABLE => "ram.whole".into(),
+        _ if disp == super::offsets::WHOLE_BEHIND - TABLE => "ram.whole_behind".into(),
+        _ if disp == super::offsets::RUN_START - TABLE => "run.start".into(),
+        _ if disp == super::offsets::RUN - TABLE => "run.len".into(),
+        _ if disp == super::offsets::RUN_BEHIND_START - TABLE => "run.behind_start".into(),
+        _ if disp == super::offsets::RUN_BEHIND - TABLE => "run.behind".into(),
         _ if (X..X + 256).contains(&disp) => REGISTERS[(disp - X) as usize / 8].into(),
         _ if (F..F + 256).contains(&disp) => format!("f{}", (disp - F) / 8),
         _ if (CSR..CSR_END).contains(&disp) => format!("csr+{:#x}", disp - CSR),

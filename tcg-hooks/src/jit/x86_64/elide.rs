@@ -10,11 +10,11 @@
 //! meanwhile leaves its page where it was, and only a translation makes a page NOTDIRTY. Groups that overlap are one
 //! cluster with one cold copy, entered where a check failed and left behind the cluster.
 use super::asm::Hole;
-use super::context::KEPT;
 use super::mem::Taken;
 use super::regs::{RAX, RDX};
 use super::{Addend, Cold, Emitter};
 use crate::ir::{Block, Ir, Kind, MemOp, SHARED};
+use crate::jit::context::KEPT;
 use crate::tier2::MOST_CHECKS;
 use crate::tier2::reach::{self, Reach};
 use notdirty_core::PAGE_SIZE;
@@ -186,7 +186,7 @@ impl Emitter {
     /// The same where accesses may share checks.
     #[inline(never)]
     fn sharing(&mut self, block: &[Ir], first: u32, named: bool) {
-        let (elsewhere, beside_run) = (&self.elsewhere, &self.beside_run);
+        let (elsewhere, beside_run) = (&self.known.elsewhere, &self.known.beside_run);
         // A group is of accesses that all take the assumed addend, or all their check's; and that all look for entries, or none does.
         let what = |n: usize| [elsewhere, beside_run].map(|set| set.has(block[n].site));
         let like = |n: usize, at: usize| what(n) == what(at);

@@ -11,7 +11,7 @@
 //! have raised nothing that the guest's would not. Both detect tininess after rounding, and a comparison or an operation
 //! raises `invalid` for the same operands, but where noted below.
 use super::asm::{Flag, Hole};
-use super::context::{FRM, MSTATUS, float_off};
+use super::offsets::{FRM, MSTATUS, float_off};
 use super::regs::{RAX, RCX};
 use super::{Cold as AnyCold, Emitter};
 use crate::float::{F32, F64, Format, Int};

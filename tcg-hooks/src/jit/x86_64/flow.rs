@@ -1,11 +1,12 @@
 //! Control flow: between blocks, out through exits, and through the jump cache.
 use super::asm::{Flag, Hole, Label};
-use super::context::{BUDGET, COVERAGE, JUMP_ENTRIES, JUMPS, LIMIT, MAPPINGS, NEAR_JUMPS, NO_MAPPINGS, PC};
 use super::encode::{CMP, NARROW, TEST, WIDE};
 use super::frames::Border;
+use super::offsets::{BUDGET, COVERAGE, JUMPS, LIMIT, MAPPINGS, NEAR_JUMPS, PC};
 use super::regs::RAX;
 use super::{Cold, Emitter, off};
 use crate::ir::{Block, Cond, Kind, Region, Target, Term};
+use crate::jit::context::{JUMP_ENTRIES, NO_MAPPINGS};
 use crate::riscv::Privilege;
 use dynasmrt::dynasm;
 use notdirty_core::PAGE_BITS;
@@ -105,7 +106,7 @@ impl Emitter {
     /// hart is visible, so the fences inside are nothing.
     pub(super) fn fence_before(&mut self, region: &Region, block: u16) {
         self.behind_fence = None;
-        if self.alone || !self.flags.optimise {
+        if self.known.alone || !self.flags.optimise {
             return;
         }
         let Block { first, end, term, .. } = region.blocks[usize::from(block)];
@@ -167,14 +168,14 @@ impl Emitter {
         dynasm!(self.ops; .arch x64; .u8 0xe9; .i32 0);
         self.exit_from(from, pc);
         if let Some(exit) = self.exits.last_mut() {
-            exit.guarded = true;
+            exit.way.guarded = true;
         }
     }
 
     /// A jump that leads out.
     fn exit_from(&mut self, from: Hole, pc: u64) {
         let exit = self.exit(pc, 0);
-        self.exits[usize::from(exit)].field = from.0;
+        self.exits[usize::from(exit)].way.field = from.0;
         self.cold.push(Cold::Exit { from, exit });
     }
 

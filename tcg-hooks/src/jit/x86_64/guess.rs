@@ -13,11 +13,12 @@
 //! cycles a load to four, as without page tables. But a guess takes two operations more than the entry's addend does, and a wrong one
 //! twenty cycles: only loads whose value is the base of another load guess, and of those none that is often wrong (`tb/sites.rs`).
 use super::asm::{Flag, Hole};
-use super::context::{GUESSES, GUESSES_LEFT, WRONG_SITE, guess_off};
 use super::mem::Taken;
+use super::offsets::{GUESSES_LEFT, WRONG_SITE, guess_off};
 use super::regs::RAX;
 use super::{Emitter, LOCAL_BITS};
 use crate::ir::{Ir, Kind, MemOp, Region};
+use crate::jit::context::GUESSES;
 use crate::tb::SiteSet;
 use dynasmrt::dynasm;
 use notdirty_softmmu::tlb::entry::ADDEND;
@@ -49,13 +50,13 @@ impl Emitter {
     /// Finds the loads of the region that guess.
     pub(super) fn find_guessing(&mut self, region: &Region) {
         self.guessing = SiteSet::NONE;
-        if !self.flags.guess || !self.translated || self.elsewhere.is_empty() {
+        if !self.flags.guess || !self.translated || self.known.elsewhere.is_empty() {
             return;
         }
         for (at, ir) in region.ops.iter().enumerate() {
             if matches!(ir.kind, Kind::Load(mem) if mem.bytes() == 8)
-                && self.elsewhere.has(ir.site)
-                && !self.varied.has(ir.site)
+                && self.known.elsewhere.has(ir.site)
+                && !self.known.varied.has(ir.site)
                 && leads_on(&region.ops, at)
             {
                 self.guessing.add(ir.site.into());

@@ -43,14 +43,15 @@
 //! ```
 use super::again::{Access, Look, MOVED, routine};
 use super::asm::{Assembler, Flag, Hole, Template};
-use super::context::{SET_ADDEND, SET_TABLE, TABLE, TABLE_OFFSET, float_off, kept_off};
 use super::encode::{
     LEA, MOV, MOV_BYTE_TO, MOV_TO, MOVSX_BYTE, MOVSX_WORD, MOVSXD, MOVZX_BYTE, MOVZX_WORD, NARROW, Opcode, WIDE,
 };
+use super::offsets::{SET_ADDEND, SET_TABLE, TABLE, TABLE_OFFSET, float_off, kept_off};
 use super::regs::{RAX, RCX, RDX};
 use super::{Addend, Emitter, LOCAL_BITS};
 use crate::engine::JitFlags;
 use crate::ir::{FIRST_FLOAT, Ir, MemOp};
+use crate::jit::SMALL_BITS;
 use crate::tier2::HOST;
 use dynasmrt::dynasm;
 use notdirty_core::{LINE_BITS, PAGE_SIZE};
@@ -115,8 +116,6 @@ pub(super) struct Slow {
 }
 
 const SHIFT: i8 = (notdirty_core::PAGE_BITS - ENTRY_BITS) as i8;
-/// Entries without `JitFlags::big_tlb`, as a logarithm.
-pub(crate) const SMALL_BITS: u32 = 8;
 const SMALL_INDEX: i32 = ((1 << SMALL_BITS) - 1) << ENTRY_BITS;
 const INDEX: i32 = ((TLB_ENTRIES - 1) << ENTRY_BITS) as i32;
 
@@ -281,14 +280,14 @@ impl Emitter {
     /// Leaves the entry's offset in rcx; the base register survives. Returned is where it jumps when it fails.
     #[inline(always)]
     fn probe(&mut self, (base, imm): (u8, i32), site: u16, bytes: u32, comparator: i32, addend: Taken) -> Hole {
-        let odd = self.learned && self.odd.has(site);
+        let odd = self.learned && self.known.odd.has(site);
         self.probe_as((base, imm), bytes, comparator, odd, addend)
     }
 
     /// The addend that an access of a site takes, off a base register.
     #[inline(always)]
     fn taken(&self, site: u16, base: u8) -> Taken {
-        match self.learned && self.elsewhere.has(site) {
+        match self.learned && self.known.elsewhere.has(site) {
             true if self.translated && base != RDX => Taken::EntryOf,
             true => Taken::Entry,
             false => Taken::Assumed,
@@ -413,11 +412,11 @@ impl Emitter {
 
     fn learned_line(&self, base: u8, site: u16, bytes: u32) -> bool {
         let flat = match self.addend {
-            Addend::Flat(k) => (k as u64).is_multiple_of(PAGE_SIZE) && !self.elsewhere.has(site),
-            Addend::Set => !self.elsewhere.has(site),
+            Addend::Flat(k) => (k as u64).is_multiple_of(PAGE_SIZE) && !self.known.elsewhere.has(site),
+            Addend::Set => !self.known.elsewhere.has(site),
             Addend::Entry => false,
         };
-        flat && self.beside.has(site) && base != RDX && (bytes == 1 || !self.odd.has(site))
+        flat && self.known.beside.has(site) && base != RDX && (bytes == 1 || !self.known.odd.has(site))
     }
 
     /// Behind a failed probe: the shared routine for this access, which asks Rust if it must. See `again.rs`.

@@ -21,66 +21,39 @@ mod asm;
 mod atomic;
 mod bits;
 mod cold;
-pub(crate) mod context;
-pub(crate) mod disasm;
+mod disasm;
 mod elide;
 mod encode;
 mod float;
 mod flow;
 mod frames;
 mod guess;
-pub(crate) mod helpers;
-pub(crate) mod mem;
+mod links;
+mod mem;
+mod offsets;
 #[cfg(test)]
 mod placed;
 mod rare;
 mod regs;
 mod remap;
-pub(crate) mod thunks;
+mod thunks;
 mod whole;
 
 use crate::engine::JitFlags;
 use crate::ir::{Check, Does, FIRST_FLOAT, Ir, Kind, Region, Site};
-use crate::jit::code_cache::CodeOffset;
+use crate::jit::code_cache::{CodeCache, CodeOffset};
+use crate::jit::{Backend, EmittedExit, Flat, Known, LOCAL_BITS, Link, Regime, SiteFn, Way};
 use crate::riscv::Privilege;
 use crate::tb::SiteSet;
 use crate::tier2::{DISPLACEMENT, Frames};
 use asm::{Assembler, Flag, Label};
 use cold::Cold;
-use context::float_off;
+use disasm::TbCode;
 use dynasmrt::dynasm;
 use encode::{MOV, MOV_TO, NARROW, WIDE, XOR};
+use offsets::float_off;
 use regs::{RAX, RCX, RDX, RegMap};
 use thunks::Thunks;
-
-/// Bits of a site's or an exit's number that count within its TB.
-pub(crate) const LOCAL_BITS: u32 = 11;
-
-/// A way out of a TB, as emitted.
-#[derive(Debug, Clone, Copy)]
-pub(crate) struct EmittedExit {
-    /// Where the 32-bit displacement of its jump is, from the code's start; 0 if it is never linked (a poll).
-    pub(crate) field: u32,
-    /// The stub that the jump goes to while unlinked.
-    pub(crate) stub: u32,
-    /// Where it leads.
-    pub(crate) pc: u64,
-    /// A poll: instructions to give back.
-    pub(crate) refund: u16,
-    /// The way through the jump cache; 0 if the jump may always be linked.
-    pub(crate) via: u32,
-    /// Is the guard of its link in front of the jump, instead of behind it? See `tb/chain.rs`.
-    pub(crate) guarded: bool,
-}
-
-/// The RAM that code is emitted for.
-#[derive(Debug, Clone, Copy, Default)]
-pub(crate) struct Flat {
-    /// host - guest, wrapping.
-    pub(crate) addend: u64,
-    /// Its first address.
-    pub(crate) start: u64,
-}
 
 /// host - guest, of RAM, as accesses find it once they were checked.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -117,8 +90,7 @@ pub(crate) struct Emitter {
     whole: Option<i32>,
     /// May loads of translated addresses go by the run of pages?
     runs: bool,
-    /// Loads need entries, as something may be asked about bytes.
-    pub(crate) asked: bool,
+    known: Known,
     cold: Vec<Cold>,
     /// Behind failed probes: the commonest of what is cold, apart.
     slow: Vec<mem::Slow>,
@@ -130,17 +102,13 @@ pub(crate) struct Emitter {
     site_pcs: Vec<u64>,
     lights: Vec<u16>,
     /// The exits of the TB emitted last.
-    pub(crate) exits: Vec<EmittedExit>,
+    exits: Vec<EmittedExit>,
     /// For listings: the offset of what is behind its blocks.
     behind: u32,
     tb: u32,
     region_pc: u64,
     /// Instructions of the block being emitted, and one.
     block_insns: u16,
-    /// Does one thread store (WRITER-1)? Of the TB being emitted.
-    pub(crate) alone: bool,
-    /// Any other store to its set breaks a reservation: LR and SC are Rust's.
-    pub(crate) strict: bool,
     /// The mode that the code is for, and whether its addresses are translated.
     mode: Privilege,
     translated: bool,
@@ -148,35 +116,19 @@ pub(crate) struct Emitter {
     pages: u64,
     /// Of the block being emitted: where it jumps back to behind the fence that stands before it.
     behind_fence: Option<Label>,
-    /// Was anything learned of the sites of the TB being emitted? Otherwise none is in the three sets.
+    /// Was anything learned of the sites of the TB being emitted? Otherwise none is in the four sets.
     learned: bool,
-    /// The sites whose probes let misaligned accesses through. Of the TB being emitted.
-    pub(crate) odd: SiteSet,
-    /// Sites of the region with stores that often lie beside code.
-    pub(crate) beside: SiteSet,
-    /// Sites of the region that often find RAM with another addend.
-    pub(crate) elsewhere: SiteSet,
-    /// Those that load from pages outside the run.
-    pub(crate) beside_run: SiteSet,
-    /// Of those, the ones that do not guess it; and the loads that do.
-    pub(crate) varied: SiteSet,
+    /// Loads that guess the addend.
     guessing: SiteSet,
 }
 
 /// Displacement of a guest register in the context.
 const fn off(guest: u8) -> i8 {
-    (8 * (guest as i32 & 31) - context::BASE) as i8
+    (8 * (guest as i32 & 31) - offsets::BASE) as i8
 }
 
 impl Emitter {
-    /// One that takes little memory before it is used.
-    pub(crate) fn boxed(flags: JitFlags, thunks: Thunks, flat: Flat) -> Box<Emitter> {
-        let mut emitter = Box::new(Emitter::new(flags, thunks, flat));
-        emitter.ops.give_back();
-        emitter
-    }
-
-    pub(crate) fn new(flags: JitFlags, thunks: Thunks, flat: Flat) -> Emitter {
+    fn new(flags: JitFlags, thunks: Thunks, flat: Flat) -> Emitter {
         // What an access adds to it must fit, too.
         const FARTHEST: i64 = i32::MAX as i64 - DISPLACEMENT;
         let start = i32::try_from((flat.start as i64).wrapping_neg()).ok();
@@ -202,7 +154,16 @@ impl Emitter {
             thunks,
             physical,
             addend: physical,
-            asked: false,
+            known: Known {
+                asked: false,
+                alone: false,
+                strict: false,
+                odd: if flags.aligned { SiteSet::NONE } else { SiteSet::ALL },
+                beside: if flags.beside { SiteSet::NONE } else { SiteSet::ALL },
+                elsewhere: SiteSet::NONE,
+                beside_run: SiteSet::NONE,
+                varied: SiteSet::NONE,
+            },
             whole: start.filter(|_| flags.whole && flags.flat_ram && matches!(physical, Addend::Flat(_))),
             runs: flags.whole && flags.flat_ram,
             cold: Vec::new(),
@@ -217,40 +178,82 @@ impl Emitter {
             tb: 0,
             region_pc: 0,
             block_insns: 0,
-            alone: false,
-            strict: false,
             mode: Privilege::M,
             translated: false,
             pages: 1,
             behind_fence: None,
             learned: true,
-            odd: if flags.aligned { SiteSet::NONE } else { SiteSet::ALL },
-            beside: if flags.beside { SiteSet::NONE } else { SiteSet::ALL },
-            elsewhere: SiteSet::NONE,
-            beside_run: SiteSet::NONE,
-            varied: SiteSet::NONE,
             guessing: SiteSet::NONE,
         }
     }
+}
 
-    /// What is emitted next is for this mode, and for translated addresses or physical ones.
-    pub(crate) fn enter_regime(&mut self, mode: Privilege, translated: bool, flat: bool, pages: u64) {
+impl Backend for Emitter {
+    type Shared = Thunks;
+    type Code<'a> = TbCode<'a>;
+
+    const FLOAT_AT_REST: u32 = 0x1f80;
+
+    fn raised(unit: u32) -> u8 {
+        let raised = unit & 0x3d;
+        let bit = |from: u32, to: u32| (raised >> from & 1) << to;
+        if raised == 0 { 0 } else { (bit(0, 4) | bit(2, 3) | bit(3, 2) | bit(4, 1) | bit(5, 0)) as u8 }
+    }
+
+    fn assemble(flags: JitFlags, site: SiteFn) -> (Vec<u8>, Thunks) {
+        thunks::assemble(flags, site)
+    }
+
+    fn enter(thunks: &Thunks) -> CodeOffset {
+        thunks.enter
+    }
+
+    fn shared_names(thunks: &Thunks) -> (Vec<(&'static str, CodeOffset)>, CodeOffset) {
+        thunks.names()
+    }
+
+    fn boxed(flags: JitFlags, thunks: Thunks, flat: Flat) -> Box<Emitter> {
+        let mut emitter = Box::new(Emitter::new(flags, thunks, flat));
+        emitter.ops.give_back();
+        emitter
+    }
+
+    fn has_constant_addend(&self) -> bool {
+        matches!(self.physical, Addend::Flat(_))
+    }
+
+    fn known(&mut self) -> &mut Known {
+        &mut self.known
+    }
+
+    fn enter_regime(&mut self, Regime { mode, translated, flat, pages }: Regime) {
         (self.mode, self.translated, self.pages) = (mode, translated, pages);
         self.addend = if translated && !flat && self.physical != Addend::Entry { Addend::Set } else { self.physical };
     }
 
-    /// Is the addend of flat RAM a displacement?
-    pub(crate) fn has_constant_addend(&self) -> bool {
-        matches!(self.physical, Addend::Flat(_))
+    fn exits(&self) -> &[EmittedExit] {
+        &self.exits
     }
 
-    /// Assembles a region as TB number `tb`; the code still lacks [`Emitter::place`]. Returns its length and the
-    /// offset of its entry.
-    pub(crate) fn emit(&mut self, region: &Region, tb: u32) -> (usize, u32) {
+    fn newest<'a>(&'a self, at: CodeOffset, region: &'a Region) -> TbCode<'a> {
+        TbCode::new(self, at, region)
+    }
+
+    fn link(code: &mut CodeCache, thunks: &Thunks, way: &Way, link: Link) {
+        links::link(code, thunks, way, link);
+    }
+
+    #[cfg(any(test, feature = "testkit"))]
+    fn linked(code: &CodeCache, way: &Way, number: u32) -> Result<Link, String> {
+        links::linked(code, way, number)
+    }
+
+    fn emit(&mut self, region: &Region, tb: u32) -> (usize, u32) {
         self.tb = tb;
         self.region_pc = region.pc;
-        self.learned =
-            [&self.odd, &self.beside, &self.elsewhere, &self.beside_run].into_iter().any(|set| !set.is_empty());
+        self.learned = [&self.known.odd, &self.known.beside, &self.known.elsewhere, &self.known.beside_run]
+            .into_iter()
+            .any(|set| !set.is_empty());
         self.ops.clear();
         self.cold.clear();
         self.slow.clear();
@@ -295,7 +298,7 @@ impl Emitter {
                 // What is in front of a loop is no instruction.
                 Ok(0) => {}
                 _ if !self.flags.budget_register => {
-                    dynasm!(self.ops; .arch x64; sub QWORD [rbp + context::BUDGET], DWORD i32::from(block.insns));
+                    dynasm!(self.ops; .arch x64; sub QWORD [rbp + offsets::BUDGET], DWORD i32::from(block.insns));
                 }
                 Ok(n) => dynasm!(self.ops; .arch x64; sub r15, BYTE n),
                 Err(_) => dynasm!(self.ops; .arch x64; sub r15, DWORD i32::from(block.insns)),
@@ -309,7 +312,7 @@ impl Emitter {
                 let ops = &region.ops[block.first as usize..block.end as usize];
                 let accesses = ops.iter().filter(|ir| ir.kind.accesses()).count();
                 if accesses != 0 {
-                    dynasm!(self.ops; .arch x64; add QWORD [rbp + context::ACCESSES], DWORD accesses as i32);
+                    dynasm!(self.ops; .arch x64; add QWORD [rbp + offsets::ACCESSES], DWORD accesses as i32);
                 }
             }
             self.block_insns = block.insns + 1;
@@ -334,8 +337,7 @@ impl Emitter {
         (self.ops.code().len(), entry)
     }
 
-    /// The code emitted last, for a place in the code cache.
-    pub(crate) fn place(&mut self, at: CodeOffset) -> &[u8] {
+    fn place(&mut self, at: CodeOffset) -> &[u8] {
         let code = self.ops.code_mut();
         for &(field, target) in &self.externals {
             let rel = (i64::from(target) - i64::from(at) - i64::from(field) - 4) as i32;
@@ -344,11 +346,12 @@ impl Emitter {
         code
     }
 
-    /// May accesses be checked ahead of a loop? Then all RAM at the flat addend needs no other.
-    pub(crate) fn checks_ahead(&self) -> bool {
+    fn checks_ahead(&self) -> bool {
         self.flags.hoist && self.physical != Addend::Entry
     }
+}
 
+impl Emitter {
     /// The addend, if it is a constant.
     fn flat(&self) -> Option<i32> {
         match self.addend {
@@ -392,7 +395,7 @@ impl Emitter {
             Kind::FenceI => self.fence_i(ir.site),
             Kind::ReadState => {
                 let d = self.target(ir.rd, RAX);
-                dynasm!(self.ops; .arch x64; mov Rq(d), [rbp + (ir.imm as i32 - context::BASE)]);
+                dynasm!(self.ops; .arch x64; mov Rq(d), [rbp + (ir.imm as i32 - offsets::BASE)]);
                 self.done(ir.rd, d);
             }
             Kind::SwapState => self.swap_state(ir),
@@ -400,7 +403,7 @@ impl Emitter {
             Kind::FloatOn => self.float_on(ir),
             Kind::Box => dynasm!(self.ops; .arch x64; mov DWORD [rbp + (float_off(ir.rd) + 4)], -1),
             // With one writer, no load can tell; and one before the loop is enough.
-            Kind::Fence if self.alone || self.behind_fence.is_some() => {}
+            Kind::Fence if self.known.alone || self.behind_fence.is_some() => {}
             Kind::Fence => self.fence(),
             Kind::Rust => self.execute_site(ir.site),
             Kind::Cover => self.cover(ir),
@@ -437,7 +440,7 @@ impl Emitter {
     }
 
     fn operands(&mut self, ir: &Ir) {
-        let at = context::OPERANDS + 16 * i32::from(ir.site);
+        let at = offsets::OPERANDS + 16 * i32::from(ir.site);
         let a = self.source(ir.a, RAX);
         dynasm!(self.ops; .arch x64; mov [rbp + at], Rq(a));
         if ir.rd != 0 {
@@ -449,7 +452,7 @@ impl Emitter {
     }
 
     fn cover(&mut self, ir: &Ir) {
-        let at = context::COVERAGE + ir.imm as i32;
+        let at = offsets::COVERAGE + ir.imm as i32;
         match ir.b {
             1 => dynasm!(self.ops; .arch x64; inc BYTE [rbp + at]),
             _ => dynasm!(self.ops; .arch x64; dec BYTE [rbp + at]),
@@ -457,7 +460,7 @@ impl Emitter {
     }
 
     fn swap_state(&mut self, ir: &Ir) {
-        let at = ir.imm as i32 - context::BASE;
+        let at = ir.imm as i32 - offsets::BASE;
         let mut new = self.source(ir.a, RDX);
         if ir.b == 1 {
             dynasm!(self.ops; .arch x64; mov rdx, Rq(new); and rdx, -2);

@@ -1,13 +1,14 @@
 //! An op computes the same wherever its registers live: each is emitted and run with its operands and its result in host
 //! registers and in memory, apart and one another, and compared with what it gives where all are in host registers.
 //! (That this is what the guest's instruction gives, `tests/values.rs` asks.)
-use super::context::{BASE, Context, JUMPS, LIMIT};
+use super::offsets::{BASE, JUMPS, LIMIT};
 use super::regs::{PINS, RAX, RegMap};
 use super::tests::nobody;
 use super::{Emitter, Flat, thunks};
 use crate::engine::JitFlags;
 use crate::ir::{Alu, Cond, Ir, Kind, MemOp, Turns};
 use crate::jit::code_cache::CodeCache;
+use crate::jit::context::Context;
 use crate::riscv::opcodes::PATTERNS;
 use crate::riscv::{Format, Op};
 use crate::testkit::Rng;
@@ -81,7 +82,7 @@ impl Bench {
             dynasm!(e.ops; .arch x64; mov [rbp + (HOSTS_AT + 8 * n) as i32 - BASE], Rq(host));
         }
         dynasm!(e.ops; .arch x64
-            ; mov [rbp + super::context::BUDGET], r15
+            ; mov [rbp + super::offsets::BUDGET], r15
             ; pop rdi; pop r15; pop r14; pop r13; pop r12; pop rbp; pop rbx
             ; ret);
         e.ops.finish();

@@ -5,7 +5,7 @@
 //!   fence.i:   kicked? anything to compare or to drop? ──▶ site
 //! ```
 use super::asm::{Flag, Hole};
-use super::context::{BASE, BUDGET, CODE_WORK, KICK, SLICE};
+use super::offsets::{BASE, BUDGET, CODE_WORK, KICK, SLICE};
 use super::regs::RAX;
 use super::{Cold, Emitter};
 use crate::cpu::CpuState;

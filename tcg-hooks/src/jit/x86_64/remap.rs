@@ -9,7 +9,7 @@
 //! At its borders the fixed map holds, so chains, the jump cache, the thunks and the helpers know nothing of it. The
 //! way out is a subroutine of the TB: a call is one jump more, on paths that leave loops.
 use super::asm::Label;
-use super::context::BASE;
+use super::offsets::BASE;
 use super::regs::{PINS, RegMap};
 use super::{Emitter, off};
 use crate::ir::{Kind, Region, Term};

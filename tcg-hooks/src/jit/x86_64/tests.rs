@@ -8,7 +8,7 @@ use notdirty_core::{RamBlockSpec, RamList};
 use notdirty_softmmu::{AddressSpace, GuestPhys, NoHooks};
 use std::sync::Arc;
 
-pub(super) unsafe extern "C" fn nobody(_: *mut context::Context, _: u32) -> u64 {
+pub(super) unsafe extern "C" fn nobody(_: *mut crate::jit::context::Context, _: u32) -> u64 {
     0
 }
 
@@ -39,7 +39,7 @@ fn fences(middle: u32, alone: bool, tier2: bool) -> (Vec<usize>, usize) {
     }
     let (_, thunks) = thunks::assemble(JitFlags::default(), nobody);
     let mut emitter = Emitter::new(JitFlags::default(), thunks, Flat { addend: 0x1_0000, start: 0x8000_0000 });
-    emitter.alone = alone;
+    emitter.known.alone = alone;
     emitter.emit(&translator.region, 0);
     let code = emitter.place(0);
     let all = |bytes: &[u8]| (0..code.len()).filter(|&at| code[at..].starts_with(bytes)).collect::<Vec<_>>();

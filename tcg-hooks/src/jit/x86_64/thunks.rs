@@ -18,71 +18,66 @@
 //!   miss_below             the same in whatever regime the hart is, which loads the place of its jump cache
 //! ```
 use super::again;
-use super::context::{
-    BASE, BUDGET, ENGINE, FAR_JUMPS, FAR_MASK, JUMP_ENTRIES, JUMPS, JumpEntry, LINKS_NOT, MSTATUS, MXCSR, NEAR_JUMPS,
-    OFFSET_SHIFT, PC, SPREAD,
+use super::offsets::{
+    BASE, BUDGET, ENGINE, FAR_JUMPS, FAR_MASK, FLOAT_UNIT, JUMPS, LINKS_NOT, MSTATUS, NEAR_JUMPS, PC,
 };
-use super::helpers::execute_hook;
 use super::regs::RegMap;
 use crate::engine::JitFlags;
 use crate::hooks::tell;
 use crate::jit::code_cache::CodeOffset;
+use crate::jit::context::{JUMP_ENTRIES, JumpEntry, OFFSET_SHIFT, SPREAD};
+use crate::jit::helpers::execute_hook;
+use crate::jit::{SiteFn, answer, reason};
 use dynasmrt::x64::X64Relocation;
 use dynasmrt::{DynasmApi, DynasmLabelApi, VecAssembler, dynasm};
-
-/// Why emitted code was left; anything else is the number of an exit.
-pub(crate) mod reason {
-    /// Look up `cpu.pc`.
-    pub(crate) const LOOKUP: u32 = 0xffff_fff0;
-    /// A site asked to leave; `cpu.pc` is set.
-    pub(crate) const SITE: u32 = 0xffff_fff1;
-}
-
-/// Emitted code's answers from [`SiteFn`].
-pub(crate) mod answer {
-    /// Go on behind the instruction.
-    pub(crate) const CONTINUE: u64 = 0;
-    /// Back to the exec loop; `cpu.pc` is set.
-    pub(crate) const LEAVE: u64 = 1;
-    /// On at `cpu.pc`, wherever that is: by the jump cache, or a look-up.
-    pub(crate) const GO: u64 = 2;
-}
-
-/// Executes the instruction of a site in Rust.
-pub(crate) type SiteFn = unsafe extern "C" fn(*mut super::context::Context, u32) -> u64;
-/// Enters emitted code: context, address.
-pub(crate) type EnterFn = unsafe extern "C" fn(*mut super::context::Context, *const u8) -> u32;
 
 /// Where the thunks are in the code cache.
 #[derive(Debug, Clone, Copy, Default)]
 pub(crate) struct Thunks {
-    pub(crate) enter: CodeOffset,
-    pub(crate) leave: CodeOffset,
-    pub(crate) site: CodeOffset,
-    pub(crate) shown: CodeOffset,
-    pub(crate) jump: CodeOffset,
-    pub(crate) unlinked: CodeOffset,
+    pub(super) enter: CodeOffset,
+    pub(super) leave: CodeOffset,
+    pub(super) site: CodeOffset,
+    pub(super) shown: CodeOffset,
+    pub(super) jump: CodeOffset,
+    pub(super) unlinked: CodeOffset,
     /// Of a pc below 4 GiB, of one that is negative in 32 bits, and of others.
-    pub(crate) via: [CodeOffset; 3],
-    pub(crate) tell: CodeOffset,
-    pub(crate) hook: CodeOffset,
-    pub(crate) miss: CodeOffset,
-    pub(crate) miss_below: CodeOffset,
-    pub(crate) again: CodeOffset,
-    pub(crate) again_end: CodeOffset,
+    pub(super) via: [CodeOffset; 3],
+    pub(super) tell: CodeOffset,
+    pub(super) hook: CodeOffset,
+    pub(super) miss: CodeOffset,
+    pub(super) miss_below: CodeOffset,
+    pub(super) again: CodeOffset,
+    pub(super) again_end: CodeOffset,
 }
 
 impl Thunks {
     /// Which `via` takes any pc.
-    pub(crate) const WIDE: usize = 2;
+    pub(super) const WIDE: usize = 2;
 
     /// Bytes behind a call of it: the exit's number, and its pc.
-    pub(crate) fn told_of(pc: u64) -> usize {
+    pub(super) fn told_of(pc: u64) -> usize {
         if Thunks::via_of(pc) == Thunks::WIDE { 12 } else { 8 }
     }
 
+    /// Names and places, by rising place, and the end of them all.
+    pub(super) fn names(&self) -> (Vec<(&'static str, CodeOffset)>, CodeOffset) {
+        let mut all = vec![
+            ("enter", self.enter),
+            ("miss", self.miss),
+            ("miss", self.miss_below),
+            ("leave", self.leave),
+            ("site", self.site),
+            ("jump", self.jump),
+            ("unlinked", self.unlinked),
+            ("via", self.via[0]),
+            ("again", self.again),
+        ];
+        all.sort_unstable_by_key(|a| a.1);
+        (all, self.again_end)
+    }
+
     /// Which `via` is short for this pc.
-    pub(crate) fn via_of(pc: u64) -> usize {
+    pub(super) fn via_of(pc: u64) -> usize {
         if pc == u64::from(pc as u32) {
             0
         } else if pc == pc as i32 as u64 {
@@ -94,7 +89,7 @@ impl Thunks {
 }
 
 /// Assembles the thunks; they are position independent.
-pub(crate) fn assemble(flags: JitFlags, site: SiteFn) -> (Vec<u8>, Thunks) {
+pub(super) fn assemble(flags: JitFlags, site: SiteFn) -> (Vec<u8>, Thunks) {
     let map = RegMap::new(flags.pinned);
     let mut ops: VecAssembler<X64Relocation> = VecAssembler::new(0);
     let save = |ops: &mut VecAssembler<X64Relocation>, pins: bool| {
@@ -108,7 +103,7 @@ pub(crate) fn assemble(flags: JitFlags, site: SiteFn) -> (Vec<u8>, Thunks) {
         dynasm!(ops; .arch x64
             ; test BYTE [rbp + (MSTATUS + 7)], BYTE 0x80u8 as i8
             ; jz >clean
-            ; stmxcsr DWORD [rbp + MXCSR]
+            ; stmxcsr DWORD [rbp + FLOAT_UNIT]
             ; clean:);
     };
     let load = |ops: &mut VecAssembler<X64Relocation>, pins: bool| {
@@ -121,7 +116,7 @@ pub(crate) fn assemble(flags: JitFlags, site: SiteFn) -> (Vec<u8>, Thunks) {
         dynasm!(ops; .arch x64
             ; test BYTE [rbp + (MSTATUS + 7)], BYTE 0x80u8 as i8
             ; jz >clean
-            ; ldmxcsr DWORD [rbp + MXCSR]
+            ; ldmxcsr DWORD [rbp + FLOAT_UNIT]
             ; clean:);
     };
     let mut thunks = Thunks { enter: 0, ..Thunks::default() };

@@ -8,9 +8,9 @@
 //! Several loads are one comparison of their last byte with what is left behind the first bytes. `slow` is the routine of the access,
 //! which looks for the entry then (`again.rs`).
 use super::asm::{Flag, Hole};
-use super::context::{RUN, RUN_BEHIND, RUN_BEHIND_START, RUN_START, WHOLE, WHOLE_BEHIND};
 use super::encode::{LEA, WIDE};
 use super::mem::Taken;
+use super::offsets::{RUN, RUN_BEHIND, RUN_BEHIND_START, RUN_START, WHOLE, WHOLE_BEHIND};
 use super::regs::RAX;
 use super::{Addend, Emitter};
 use dynasmrt::dynasm;
@@ -40,7 +40,7 @@ impl Emitter {
     #[inline(always)]
     pub(super) fn whole_for(&self, addend: Taken, beside: bool) -> Option<Whole> {
         match (addend, self.translated) {
-            _ if self.asked => None,
+            _ if self.known.asked => None,
             (Taken::Assumed, false) => self.whole.map(Whole::Flat),
             (Taken::Assumed, true) if self.runs && !beside && self.addend != Addend::Entry => Some(Whole::Run),
             _ => None,
@@ -50,7 +50,7 @@ impl Emitter {
     /// The same of the load at a site.
     #[inline(always)]
     pub(super) fn whole_at(&self, addend: Taken, site: u16) -> Option<Whole> {
-        self.whole_for(addend, self.learned && self.beside_run.has(site))
+        self.whole_for(addend, self.learned && self.known.beside_run.has(site))
     }
 
     /// Are several loads, within a page's length, from there, as far as that can be said at once? If not, it jumps.
