@@ -127,3 +127,44 @@ fn pages_that_go_elsewhere_are_found_there_by_code_that_was_made_for_where_they_
         }
     }
 }
+
+/// A function whose two loads are in TBs of their own, of the first page.
+fn in_halves() -> Asm {
+    let mut asm = Asm::at(FUNCTIONS[0]);
+    asm.op(Op::Ld, A1, S1, 0, 0).op(Op::Add, A0, A0, A1, 0).i(encode(Op::Bne, 0, S1, ZERO, 8)).i(ret());
+    asm.op(Op::Ld, A1, S1, 0, 0).op(Op::Add, A0, A0, A1, 0).i(ret());
+    asm
+}
+
+#[test]
+fn code_for_any_map_is_not_linked_to_code_that_was_made_for_a_flat_one() {
+    let block_by_block = Setup { flags: JitFlags { regions: false, ..eager() }, ..Setup::default() };
+    for (name, setup) in [("translated", Setup::default()), ("block by block", block_by_block)] {
+        let mut vm = flat(&setup);
+        in_halves().put(&vm);
+        // The first load of all is the first half's: behind it the map is flat, and the second half is made for that.
+        let mut asm = Asm::at(CODE);
+        asm.i(li(A0, 0)).la(S1, FRAMES).word(S2, 0x1000).call(FUNCTIONS[0]);
+        // Most pages are elsewhere from here on.
+        asm.la(S3, LEAVES + (FRAMES - RAM) / 4096 * 8).word(A3, 64 << 10).i(li(T2, PAGES as i32)).i(addi(T0, S3, 0));
+        let entry = asm.here();
+        asm.op(Op::Ld, A1, T0, 0, 0)
+            .op(Op::Xor, A1, A1, A3, 0)
+            .op(Op::Sd, 0, T0, A1, 0)
+            .i(addi(T0, T0, 8))
+            .i(addi(T2, T2, -1));
+        let to_entry = back(&asm, entry);
+        asm.op(Op::Bne, 0, T2, ZERO, to_entry)
+            .op(Op::SfenceVma, 0, ZERO, ZERO, 0)
+            .i(li(T2, PAGES as i32))
+            .i(addi(T1, S1, 0));
+        let page = asm.here();
+        asm.op(Op::Ld, A1, T1, 0, 0).op(Op::Add, T1, T1, S2, 0).i(addi(T2, T2, -1));
+        let to_page = back(&asm, page);
+        // The map is flat no more, and again the first load is the first half's.
+        asm.op(Op::Bne, 0, T2, ZERO, to_page).op(Op::SfenceVma, 0, ZERO, ZERO, 0).call(FUNCTIONS[0]);
+        asm.i(encode(Op::Ecall, 0, 0, 0, 0)).put(&vm);
+        vm.run(CODE);
+        assert_eq!(vm.x(A0), 2 + 2000, "{name}");
+    }
+}

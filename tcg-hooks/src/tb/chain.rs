@@ -25,8 +25,9 @@ impl TbCache {
         let (entry, key) = (target.entry, target.key);
         let lone = target.pages.1.is_none();
         let Some(from) = self.get(number >> LOCAL_BITS) else { return };
-        // A direct jump stays in its mode.
-        let alike = from.key.flags == key.flags;
+        // A direct jump stays in its mode, and among what was made with the same hooks and exits: an exit that is linked late, as its link
+        // was found not to hold, may be of another regime or an earlier run.
+        let alike = (from.key.flags, from.key.instrumentation) == (key.flags, key.instrumentation);
         let stays = !key.is_translated() || from.maps(&key) && lone;
         let (chaining, lasts) = (self.flags.chaining, ctx.mappings < NO_MAPPINGS - 1);
         let Some(exit) = self.exit_mut(number) else { return };

@@ -219,6 +219,8 @@ impl TbCache {
             ensure!(guarded == (way.guarded || !stays), "{name} leads where its pages do not, and does not ask");
             ensure!(goes == Some(target.entry), "{name} is linked to TB {to}, but jumps: {link:x?}");
             ensure!(target.key.flags == tb.key.flags, "{name} leads from one mode to another");
+            let alike = target.key.instrumentation == tb.key.instrumentation;
+            ensure!(alike, "{name} leads to code with other hooks or exits");
             ensure!(target.key.pc == way.pc, "{name} leads to {:#x}, but to a TB at {:#x}", way.pc, target.key.pc);
             let listed = target.incoming.get(exit.place as usize);
             ensure!(listed == Some(&number), "{name} is linked to TB {to}, which lists {listed:x?} in its place");

@@ -12,7 +12,7 @@ use notdirty_tcg::riscv::csr::{self, mstatus, num};
 use notdirty_tcg::riscv::trap::cause;
 use notdirty_tcg::riscv::{Op, Privilege};
 use notdirty_tcg::testkit::encode;
-use notdirty_tcg::{EngineKind, ICache, JitFlags, RunLimits};
+use notdirty_tcg::{EngineKind, ICache, JitFlags, RunLimits, VcpuExit};
 use std::time::{Duration, Instant};
 
 const HANDLER: u64 = RAM + 0x800;
@@ -167,6 +167,76 @@ fn a_page_of_code_that_is_remapped_is_another_behind_the_fence() {
         // Without a fence what was known may be used, and is: each fence asked once for the page.
         assert!(va == ZERO || vm.vcpu.stats().tlb.fetch_miss < 60, "{name}: {}", vm.vcpu.stats().tlb.fetch_miss);
     }
+}
+
+#[test]
+fn code_that_went_on_into_another_frame_before_the_fence_stays_in_its_own_behind_it() {
+    let block_by_block = Setup { flags: JitFlags { regions: false, ..eager() }, ..Setup::default() };
+    let [oracle, tiers, translated, _] = engines();
+    for (name, setup) in [oracle, tiers, translated, ("block by block", block_by_block)] {
+        // Page 6 is one of two functions, by an entry that page 5 shows; all pages from 16 on return at once.
+        let (first, second, returns) = (DATA + 0x1000, DATA + 0x2000, DATA + 0x3000);
+        let rest = (16..216).map(|page| (page, returns, RX));
+        let map: Vec<_> = [(4, DATA, RX), (5, TABLES + 0x2000, RW), (6, first, RX)].into_iter().chain(rest).collect();
+        let mut vm = paged(&setup, &map);
+        for (frame, value) in [(first, 1), (second, 100)] {
+            // Its second half is looked for only when it is asked for.
+            vm.put(frame, &[encode(Op::Bne, 0, S0, ZERO, 0x100), ret()]);
+            vm.put(frame + 0x100, &[li(A1, value), ret()]);
+        }
+        vm.put(returns + 0x800, &[ret()]);
+        let mut main = Asm::at(0x4000);
+        main.word(S1, 0x5000).word(S3, 0x6000).word(S2, 0x1000).i(li(S0, 0)).op(Op::Jalr, RA, S3, 0, 0);
+        // Without a fence: its jumps are known, but how it is fetched makes room for other pages.
+        main.word(T0, (second >> 2 | RX | 1) as u32).op(Op::Sd, 0, S1, T0, 6 * 8);
+        main.word(T1, 0x1_0800).i(li(T2, 200));
+        let again = main.here();
+        main.op(Op::Jalr, RA, T1, 0, 0).op(Op::Add, T1, T1, S2, 0).i(addi(T2, T2, -1));
+        main.op(Op::Bne, 0, T2, ZERO, (again as i64 - main.here() as i64) as i32);
+        // The first half may be that of one frame, and the second that of the other.
+        main.i(li(S0, 1)).op(Op::Jalr, RA, S3, 0, 0).i(addi(A2, A1, 0));
+        for frame in [first, second] {
+            main.word(T0, (frame >> 2 | RX | 1) as u32).op(Op::Sd, 0, S1, T0, 6 * 8).op(Op::SfenceVma, 0, S3, ZERO, 0);
+            main.op(Op::Jalr, RA, S3, 0, 0).op(Op::Add, A0, A0, A1, 0);
+        }
+        main.op(Op::Ecall, 0, 0, 0, 0);
+        vm.put(DATA, &main.code);
+        vm.run(0x4000);
+        assert!([1, 100].contains(&vm.x(A2)), "{name}");
+        assert_eq!(vm.x(A0), 101, "{name}");
+    }
+}
+
+#[test]
+fn code_of_a_run_without_exits_does_not_go_on_into_code_of_one_that_had_them() {
+    let setup = Setup { flags: JitFlags { regions: false, ..eager() }, ..Setup::default() };
+    let map = [(4, DATA, RX), (6, DATA + 0x1000, RX), (7, DATA + 0x2000, RX), (9, STOP, RW)];
+    let mut vm = paged(&setup, &map);
+    // A jump to code that lies on two pages.
+    let (from, to) = (0x6000u64, 0x6ff8u64);
+    vm.put(DATA + 0x1000, &[jal(ZERO, from, to)]);
+    vm.put(DATA + 0x1ff8, &[addi(A0, A0, 1), addi(A0, A0, 1), addi(A0, A0, 1), ret()]);
+    let mut main = Asm::at(0x4000);
+    main.word(S3, to as u32).word(S1, from as u32).word(S2, 0x9000).i(li(A0, 0));
+    main.op(Op::Jalr, RA, S3, 0, 0).op(Op::Jalr, RA, S1, 0, 0).op(Op::SfenceVma, 0, S1, ZERO, 0);
+    // The link holds no more, so the jump cache is asked, and knows: of the jump's target, and at last of where that returns to.
+    main.op(Op::Jalr, RA, S3, 0, 0).i(li(S4, 3));
+    let again = main.here();
+    main.op(Op::Jalr, RA, S1, 0, 0).i(addi(S4, S4, -1));
+    main.op(Op::Bne, 0, S4, ZERO, (again as i64 - main.here() as i64) as i32).i(sw(ZERO, S2, 0));
+    main.op(Op::Jalr, RA, S3, 0, 0).op(Op::Jalr, RA, S1, 0, 0).op(Op::Ecall, 0, 0, 0, 0);
+    vm.put(DATA, &main.code);
+    vm.run(0x4000);
+    assert_eq!(vm.x(A0), 18);
+    // What the link led to is gone, and is no more than a page until the exit behind it.
+    vm.put(DATA + 0x1ff8, &[addi(A0, A0, 10)]);
+    vm.vcpu.set_exits(&[0x6ffc]);
+    let limits = RunLimits { max_insns: None, deadline: Some(Instant::now() + Duration::from_secs(60)) };
+    assert!(matches!(vm.vcpu.run(&limits), VcpuExit::Exit(_)));
+    assert_eq!((vm.x(A0), vm.vcpu.cpu().pc), (28, 0x6ffc));
+    vm.vcpu.set_exits(&[]);
+    assert_eq!(vm.vcpu.run(&limits), VcpuExit::Stopped);
+    assert_eq!((vm.x(A0), vm.vcpu.cpu().csr.mcause), (30 + 12, cause::ECALL_U + 1));
 }
 
 #[test]
