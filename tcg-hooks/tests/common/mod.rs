@@ -44,6 +44,13 @@ pub const T6: u8 = 31;
 #[derive(Default)]
 pub struct Stop(Mutex<Weak<VcpuPort>>);
 
+impl Stop {
+    /// It stops this one.
+    pub fn stops(&self, port: &Arc<VcpuPort>) {
+        *self.0.lock().unwrap() = Arc::downgrade(port);
+    }
+}
+
 impl MmioDevice for Stop {
     fn read(&self, _: u64, _: MemSize) -> u64 {
         0
@@ -112,7 +119,7 @@ impl Vm {
         let stop = Arc::new(Stop::default());
         space.map_mmio(GuestPhys::new(STOP), 0x1000, stop.clone(), 0).expect("a device");
         let vcpu = vcpu_on(&space, setup, Arc::new(Clock::insns()));
-        *stop.0.lock().unwrap() = Arc::downgrade(vcpu.port());
+        stop.stops(vcpu.port());
         Vm { list, block, space, vcpu }
     }
 
