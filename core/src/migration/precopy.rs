@@ -234,10 +234,10 @@ impl Source {
         self.blocks.iter().map(|leaving| (&leaving.block, &leaving.dirty))
     }
 
-    /// Each block with what is left of it, and how far it is. Nothing is logged from now on.
-    pub(super) fn into_rest(self) -> (impl Iterator<Item = (Arc<RamBlock>, Arc<DirtyPages>)>, Progress) {
+    /// Each block with what is left of it, how far it is, and the log: until that drops stores are logged.
+    pub(super) fn into_rest(self) -> (impl Iterator<Item = (Arc<RamBlock>, Arc<DirtyPages>)>, Progress, DirtyLog) {
         let blocks = self.blocks.into_iter().map(|leaving| (leaving.block, leaving.dirty));
-        (blocks, self.progress)
+        (blocks, self.progress, self.log)
     }
 
     /// What is left, once harts and DMA stand still.

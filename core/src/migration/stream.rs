@@ -397,7 +397,8 @@ impl<R: Read> StreamReader<R> {
         let bytes = self.from.bytes(len.into())?;
         let start = self.from.offset() - bytes.len() as u64;
         let mut inner = StreamReader {
-            from: In::new(&bytes[..]),
+            // The guest stands still for it: no memory that it does not need.
+            from: In::with_buffer(&bytes[..], bytes.len()),
             machine: String::new(),
             capabilities: Vec::new(),
             // RAM goes on outside of it.

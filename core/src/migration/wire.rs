@@ -272,7 +272,12 @@ pub struct In<R> {
 impl<R: Read> In<R> {
     /// From the start of a stream.
     pub fn new(from: R) -> Self {
-        let buffer = vec![0; BUFFER].into_boxed_slice();
+        Self::with_buffer(from, BUFFER)
+    }
+
+    /// The same, of at most so many bytes.
+    pub(super) fn with_buffer(from: R, len: usize) -> Self {
+        let buffer = vec![0; len].into_boxed_slice();
         Self { from, buffer, start: 0, end: 0, read: 0, section: "header".into() }
     }
 

@@ -46,6 +46,10 @@ pub fn discards<'d>(
         let mut words = dirty.words(first, MOST_WORDS.min((words - first) as usize));
         let named = named.get(first as usize..).unwrap_or_default();
         words.iter_mut().zip(named).for_each(|(word, named)| *word &= !named);
+        // Most often, once the rest was named: then this is all that takes as long as RAM is large.
+        if words.iter().fold(0, |all, word| all | word) == 0 {
+            return Vec::new();
+        }
         let idstr = idstr.to_owned();
         let mut before = 0;
         let runs: u64 = words

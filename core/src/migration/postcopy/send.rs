@@ -18,6 +18,7 @@ use super::release::Release;
 use super::requests::Requests;
 use super::urgent::Urgent;
 use crate::addr::PAGE_BITS;
+use crate::dirty::DirtyLog;
 use crate::ram::RamBlock;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -66,12 +67,15 @@ pub struct Rest {
     asked: u64,
     urgent: Arc<Urgent>,
     release: Option<Release>,
+    /// To end it takes as long as RAM is large: not while the guest waits for the message that it goes on with.
+    log: Option<DirtyLog>,
 }
 
 impl Rest {
-    /// What is to come, by host pages. The harts stand still, and the last sync was. Nothing is logged from now on.
+    /// What is to come, by host pages. The harts stand still, and the last sync was. The log of that ends when pages are
+    /// [sent](Self::send), or this drops.
     pub fn new(source: Source) -> Rest {
-        let (blocks, progress) = source.into_rest();
+        let (blocks, progress, log) = source.into_rest();
         let blocks = blocks.into_iter().map(|(block, dirty)| {
             let pages = block.pages().len();
             canonical(&dirty, pages, block.page_size() >> PAGE_BITS);
@@ -80,7 +84,7 @@ impl Rest {
         });
         let blocks: Vec<_> = blocks.collect();
         let urgent = Urgent::new(blocks.iter().map(|left| (&left.block, &left.dirty, left.pages)));
-        Rest { blocks, at: (0, 0), progress, asked: 0, urgent: Arc::new(urgent), release: None }
+        Rest { blocks, at: (0, 0), progress, asked: 0, urgent: Arc::new(urgent), release: None, log: Some(log) }
     }
 
     /// From here on memory of pages that the target has goes back to the host: of blocks that no file and no memfd backs. The machine
@@ -176,6 +180,7 @@ impl Rest {
         bandwidth: Option<u64>,
         mut tell: impl FnMut(&mut Rest) -> bool,
     ) -> Result<()> {
+        drop(self.log.take());
         let (mut since, mut swept) = (Instant::now(), 0u64);
         while self.left() != 0 {
             if !tell(self) {

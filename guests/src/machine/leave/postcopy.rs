@@ -43,6 +43,9 @@ const LAST_WORD: Duration = Duration::from_millis(500);
 /// How long a step of a target may take.
 const PATIENCE: Duration = Duration::from_secs(30);
 
+/// How long the sweep leaves the host's processors to a target that is about to run.
+const FIRST: Duration = Duration::from_millis(5);
+
 /// How long the thread of the channel for urgent pages sleeps at once.
 const SLEEP: Duration = Duration::from_millis(100);
 
@@ -297,7 +300,6 @@ impl Migration {
         };
         source.sync(&carrier, &options.limits)?;
         let id = carrier.id();
-        // Its log drops here: nothing is logged from now on.
         let mut rest = Rest::new(source);
         if how.release {
             rest.release();
@@ -388,6 +390,11 @@ impl Migration {
         });
         // Until this returns.
         let _preempt = preempt.transpose()?;
+        if !sending.runs {
+            // Nothing runs meanwhile but what is to start the machine, on whose processors the sweep would be.
+            path.wait(FIRST, |heard| heard.pong >= RUNS || heard.shut.is_some() || path.requests.asked() != 0);
+            self.note_pong(sending, stood);
+        }
         let mut carrier = StreamCarrier::go_on(&mut sending.writer, sending.id, &sending.blocks);
         carrier.begin()?;
         let (runs, path) = (&mut sending.runs, &*path);
