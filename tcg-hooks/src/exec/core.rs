@@ -449,6 +449,8 @@ impl Core {
         self.forgotten = self.mmu.forgotten();
         if let Some(tbs) = &mut self.tbs {
             tbs.fenced(ctx, va, asid);
+            // Once in four thousand million fences of code.
+            self.drop_code |= tbs.has_no_mappings();
         }
     }
 

@@ -431,7 +431,7 @@ fn other(core: &mut Core, ctx: &mut Context, site: &Site, next: u64) -> Outcome 
             if let Some((va, asid)) = mmu::fenced(&ctx.cpu, insn) {
                 core.fence(ctx, va, asid);
             }
-            if core.mmu.port().kicked() { Outcome::Leave(next) } else { Outcome::Go(next) }
+            if core.mmu.port().kicked() || core.drop_code { Outcome::Leave(next) } else { Outcome::Go(next) }
         }
         Op::Wfi => {
             core.waiting = true;

@@ -229,6 +229,7 @@ impl TbCache {
         }
         ctx.forget_jumps();
         self.jumps.iter_mut().for_each(JumpTable::clear);
+        self.restart_mappings(ctx);
     }
 }
 

@@ -231,6 +231,27 @@ impl TbCache {
         }
     }
 
+    /// Are no numbers left? Then links to other pages are made no more, until all TBs are gone.
+    #[inline]
+    pub(crate) fn has_no_mappings(&self) -> bool {
+        self.regimes.mappings >= NO_MAPPINGS - 1
+    }
+
+    /// No TB is left, so no guard has a number: they are given out from the first on.
+    pub(super) fn restart_mappings(&mut self, ctx: &mut Context) {
+        let Regimes { sets, len, mappings, .. } = &mut self.regimes;
+        for (number, set) in (0..).zip(&mut sets[..*len]) {
+            (set.mappings, *mappings) = (number, number);
+        }
+        ctx.mappings = sets[ctx.jump_set()].mappings;
+    }
+
+    /// The number that was given last.
+    #[cfg(any(test, feature = "testkit"))]
+    pub(crate) fn last_mappings(&mut self) -> &mut u32 {
+        &mut self.regimes.mappings
+    }
+
     /// A jump to `pc` was noted in the set in use; its page, and the next if it has bytes there, are mapped with so much around them.
     pub(super) fn noted(&mut self, ctx: &Context, pc: u64, sizes: (u8, Option<u8>)) {
         let set = &mut self.regimes.sets[ctx.jump_set()];

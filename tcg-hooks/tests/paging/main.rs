@@ -170,6 +170,29 @@ fn a_page_of_code_that_is_remapped_is_another_behind_the_fence() {
 }
 
 #[test]
+fn numbers_of_mappings_that_are_used_up_begin_anew_without_the_code_that_has_them() {
+    for (name, setup) in engines() {
+        let mut vm = paged(&setup, &[(4, DATA, RX), (6, DATA + 0x1000, RX)]);
+        vm.vcpu.last_mappings(Some(u32::MAX - 20));
+        // A call of another page, behind a fence, and 50 without one.
+        let mut main = Asm::at(0x4000);
+        main.i(li(S0, 100)).i(li(A0, 0));
+        let round = main.here();
+        main.op(Op::SfenceVma, 0, ZERO, ZERO, 0).i(li(S1, 50));
+        let again = main.here();
+        main.call(0x6000).i(addi(S1, S1, -1));
+        main.op(Op::Bne, 0, S1, ZERO, (again as i64 - main.here() as i64) as i32).i(addi(S0, S0, -1));
+        main.op(Op::Bne, 0, S0, ZERO, (round as i64 - main.here() as i64) as i32).op(Op::Ecall, 0, 0, 0, 0);
+        vm.put(DATA, &main.code);
+        vm.put(DATA + 0x1000, &[addi(A0, A0, 1), ret()]);
+        vm.run(0x4000);
+        assert_eq!(vm.x(A0), 5000, "{name}");
+        let last = vm.vcpu.last_mappings(None);
+        assert!(setup.engine == EngineKind::Interp || last < 1000, "{name}: {last}");
+    }
+}
+
+#[test]
 fn code_that_went_on_into_another_frame_before_the_fence_stays_in_its_own_behind_it() {
     let block_by_block = Setup { flags: JitFlags { regions: false, ..eager() }, ..Setup::default() };
     let [oracle, tiers, translated, _] = engines();

@@ -6,10 +6,9 @@
 //!   hart 1                └▶ handler in M-mode: answers, waits ─────────────────────┴▶ sfence.vma, answer over
 //! ```
 //!
-//! On threads of their own, too, with one hart that maps and one that checks what it finds.
-//!
 //! Between the two nothing is used that changes, so it is the same however long either keeps a translation. Stores of both to the
-//! same data meet in the order of the turns, which are of so many instructions on every engine.
+//! same data meet in the order of the turns, which are of so many instructions on every engine. On threads of their own one maps, and the
+//! other checks what it finds.
 
 use super::*;
 use notdirty_softmmu::{MemSize, MmioDevice, VcpuPort};

@@ -32,6 +32,14 @@ impl Vcpu {
         core.start(ctx).map(|(started, _)| started)
     }
 
+    /// The number of the mappings by which guarded links were made last; `last` takes its place. See `tb/regimes.rs`.
+    pub fn last_mappings(&mut self, last: Option<u32>) -> u32 {
+        let Some(tbs) = &mut self.core.tbs else { return 0 };
+        let number = tbs.last_mappings();
+        *number = last.unwrap_or(*number);
+        *number
+    }
+
     /// How many checks that were.
     pub fn checks(&self) -> u64 {
         self.core.tbs.as_ref().map_or(0, |tbs| tbs.checker.checks)
