@@ -244,7 +244,7 @@ fn a_process_that_is_killed_leaves_the_other_with_the_machine_or_with_nothing_ha
     std::fs::write(&elf, smc_test::elf(&notdirty::programs::basic::spin())).unwrap();
     let elf = elf.display().to_string();
     // Slow enough to be in the middle of it.
-    let slow = ["--bandwidth", "1M", "--downtime", "1ms", "-m", "64M"];
+    let slow = ["--bandwidth", "64K", "--downtime", "1ms", "-m", "64M"];
     for (n, kill_target) in [true, false].into_iter().enumerate() {
         let socket = dir.0.join(n.to_string());
         let uri = format!("unix:{}", socket.display());
