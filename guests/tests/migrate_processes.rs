@@ -189,7 +189,8 @@ fn between(front: std::os::unix::net::UnixListener, behind: PathBuf, first: u64,
     }
 }
 
-/// The same kernel runs there before its pages are there, and the channel breaks in the middle: both processes go on by themselves.
+/// The same kernel runs there before its pages are there, and the channel breaks in the middle: both processes go on by themselves. With a round
+/// by a multifd before, and where the host notices missing pages, too.
 #[test]
 fn a_kernel_prints_the_same_where_it_ran_before_its_pages_were_there() {
     let elf = Path::new(env!("CARGO_MANIFEST_DIR")).join("programs/build/quick/kernel-2h.elf");
@@ -200,11 +201,14 @@ fn a_kernel_prints_the_same_where_it_ran_before_its_pages_were_there() {
     let elf = elf.display().to_string();
     let alone = start(&["run", &elf, "--smp", "2", "-m", "32M"]).wait_with_output().unwrap();
     let multifd = ["--postcopy=1", "--multifd", "2", "--postcopy-bandwidth", "200K"];
-    for (n, how) in [&["--postcopy", "--postcopy-bandwidth", "200K"][..], &multifd].into_iter().enumerate() {
+    let plain = ["--postcopy", "--postcopy-bandwidth", "200K"];
+    let uffd = if notdirty_core::UserFaults::open().is_ok() { "userfaultfd" } else { "software" };
+    for (n, (how, faults)) in [(&plain[..], "software"), (&multifd, "software"), (&plain, uffd)].into_iter().enumerate()
+    {
         let dir = Dir::new(&format!("postcopy-{n}"));
         let (socket, front) = (dir.0.join("behind"), dir.0.join("front"));
-        let mut target =
-            start(&["run", "--incoming", &format!("unix:{}", socket.display()), "--timeout", "60", "--json"]);
+        let uri = format!("unix:{}", socket.display());
+        let mut target = start(&["run", "--incoming", &uri, "--timeout", "60", "--json", "--postcopy-faults", faults]);
         let until = Instant::now() + Duration::from_secs(20);
         while !socket.exists() && Instant::now() < until {
             std::thread::sleep(Duration::from_millis(2));
@@ -213,7 +217,7 @@ fn a_kernel_prints_the_same_where_it_ran_before_its_pages_were_there() {
         let (behind, cut) = (socket.clone(), Arc::new(AtomicBool::new(false)));
         let own = cut.clone();
         // Behind the round only what was stored to meanwhile goes by it, which may be less than that.
-        std::thread::spawn(move || between(listener, behind, [60_000, 40_000][n], &own));
+        std::thread::spawn(move || between(listener, behind, [60_000, 40_000, 60_000][n], &own));
         let go = format!("unix:{}@15ms", front.display());
         let args = [&["run", &elf, "--smp", "2", "-m", "32M", "--migrate", &go][..], how].concat();
         let source = start(&args).wait_with_output().unwrap();
@@ -232,6 +236,7 @@ fn a_kernel_prints_the_same_where_it_ran_before_its_pages_were_there() {
         assert_eq!(guest, String::from_utf8_lossy(&alone.stdout));
         let cut = cut.load(Ordering::Acquire);
         assert!(cut || n == 1, "{told}");
+        assert!(told.contains(&format!("\"faults_by\":\"{faults}\"")), "{told}");
         assert_eq!(text(&source).contains("paused, and looks for"), cut, "{}", text(&source));
         assert!(told.contains("\"left\":0,") && (n == 1 || !told.contains("\"faults\":0,")), "{told}");
     }
