@@ -9,7 +9,7 @@
 //! ```
 //!
 //! Nothing is cached, so a patch costs its store and no line mask is set: pages with cold code are plain pages.
-//! Instructions that leave the straight road (traps, CSRs, atomics) share [`helpers`](crate::jit::helpers)
+//! Instructions that leave the straight road (traps, CSRs, atomics) share [`execute`](crate::jit::execute)
 //! with emitted code; the oracle shares nothing with this file but the decode table.
 pub(crate) mod bits;
 
@@ -17,7 +17,7 @@ use crate::exec::Core;
 use crate::hooks::After;
 use crate::ir::{Does, Site};
 use crate::jit::context::Context;
-use crate::jit::helpers::{Outcome, execute};
+use crate::jit::execute::{Outcome, execute};
 use crate::riscv::decode::is_compressed;
 use crate::riscv::trap::Trap;
 use crate::riscv::{Insn, Isa, Op, Privilege, decode_any};

@@ -1,7 +1,7 @@
 //! IR to host code, and the memory that runs from. What is here does not know the host; a folder for each kind of host does.
 //!
 //! ```text
-//!   exec, tb, tier0, listing ──▶ Context (context.rs) │ helpers.rs │ CodeCache (code_cache.rs) ◀── emitted code
+//!   exec, tb, tier0, listing ──▶ Context (context.rs) │ helpers.rs, execute.rs │ CodeCache (code_cache.rs) ◀── emitted code
 //!             │                                                                                        ▲
 //!             └──▶ Backend: emit a region, place it, link its exits ──▶ x86_64/ ───────────────────────┘
 //! ```
@@ -10,6 +10,7 @@
 //! and the checks of lines in front of stores take it for granted that loads and stores stay in order (`mem.rs`, `again.rs` there).
 pub mod code_cache;
 pub(crate) mod context;
+pub(crate) mod execute;
 pub(crate) mod helpers;
 #[cfg(target_arch = "x86_64")]
 pub(crate) mod x86_64;
