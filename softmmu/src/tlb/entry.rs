@@ -46,33 +46,34 @@ pub const TLB_ENTRIES: usize = 1 << TLB_BITS;
 /// and guests like to put cells at the start of pages.
 pub const RESERVATION: i32 = (TLB_ENTRIES << ENTRY_BITS) as i32 + 0xf80;
 
-/// From the start of the table, behind the reservation: which set loads and stores look in. See [`Selected`].
-pub const SELECTED: i32 = RESERVATION + size_of::<Reservation>() as i32;
+/// From the start of the owner's bytes, in front of them: which set loads and stores look in. See [`Selected`]. What emitted code has one
+/// register for is near it so.
+pub const SELECTED: i32 = -(size_of::<Selected>() as i32);
 
-/// The set of the loads and stores that come next. Emitted code reads it on the owner's thread (TLB-1).
+/// The set of the loads and stores that come next. Emitted code reads it on the owner's thread (TLB-1). What it reads most is last.
 #[repr(C)]
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub struct Selected {
-    /// From the start of the table to that of the set's.
-    pub offset: u64,
     /// Where the set's table is.
     pub table: u64,
     /// The set's flat addend: its entries with another one carry OTHER. It stays while the set has entries.
     pub addend: u64,
+    /// As `whole`, but for [`FIRST_BYTES`] at its start: of the last byte of several loads that lie within so many bytes.
+    pub whole_behind: u64,
+    /// [`RUN_FIRST`] bytes behind the start of the run.
+    pub run_behind_start: u64,
+    /// How many addresses there are in it from there on: of the last byte of several loads that lie within so many bytes.
+    pub run_behind: u64,
     /// Of machine mode's set: how many addresses there are, from the flat RAM's first on, at which a load of up to [`WIDEST`] bytes
     /// finds RAM with the flat addend, whatever entries there are. It is as an entry is: whatever drops those of this RAM drops it.
     pub whole: u64,
-    /// The same, but for [`FIRST_BYTES`] at its start: of the last byte of several loads that lie within so many bytes.
-    pub whole_behind: u64,
+    /// From the start of the first table to that of the set's.
+    pub offset: u64,
     /// Of the set, if it is not machine mode's: where a run of pages begins in which loads find RAM with the set's flat addend, whatever
     /// entries there are.
     pub run_start: u64,
     /// How many addresses there are in it, from its first on, at which a load of up to [`WIDEST`] bytes lies in it.
     pub run: u64,
-    /// [`RUN_FIRST`] bytes behind its start.
-    pub run_behind_start: u64,
-    /// How many addresses there are in it from there on: of the last byte of several loads that lie within so many bytes.
-    pub run_behind: u64,
 }
 
 /// Bytes of flat RAM that several loads at once look for entries in.
@@ -84,8 +85,8 @@ pub const RUN_FIRST: u64 = 256;
 /// Bytes of the widest load, for which [`Selected::whole`] leaves room.
 pub const WIDEST: u64 = 8;
 
-/// From the start of the table, behind what is selected: the pages whose lines were noted. See [`NotedList`].
-pub const NOTED_LIST: i32 = SELECTED + size_of::<Selected>() as i32;
+/// From the start of the table, behind the reservation: the pages whose lines were noted. See [`NotedList`].
+pub const NOTED_LIST: i32 = RESERVATION + size_of::<Reservation>() as i32;
 
 /// Where the next page goes whose first store since the last take is noted: the host address of its `CodePage`. Emitted code
 /// reads and writes it on the owner's thread (TLB-1).

@@ -1,7 +1,7 @@
 //! One vCPU's TLB: a set of tables for each regime and address space in use.
 //!
 //! ```text
-//!   one mapping    [pad][ prefix: the owner's state ][ TlbEntry × 16 Ki ][ Reservation, Selected ] [ TlbEntry × 16 Ki ] …
+//!   one mapping    [pad][ Selected ][ prefix: the owner's state ][ TlbEntry × 16 Ki ][ Reservation ] [ TlbEntry × 16 Ki ] …
 //!                                                    ▲ set 0, machine mode: page-aligned, base in a host register;
 //!                                                      other sets a constant further each, touched only as used
 //!   beside it      FullEntry × 16 Ki, again for each set: the RAM page of an entry; touched only where entries are filled
@@ -36,7 +36,9 @@ use crate::addr::MmuIdx;
 use crate::ask::Asks;
 use crate::translate::Asid;
 use chain::{BigLinks, Chains, FullEntry};
-use entry::{ASK, FLAGS, INVALID, NOTED_LIST, NotedList, RESERVATION, Reservation, TLB_BITS, TLB_ENTRIES, TlbEntry};
+use entry::{
+    ASK, FLAGS, INVALID, NOTED_LIST, NotedList, RESERVATION, Reservation, Selected, TLB_BITS, TLB_ENTRIES, TlbEntry,
+};
 use mapping::Mapping;
 use notdirty_core::{PAGE_SIZE, PageIndex};
 pub(crate) use run::Gap;
@@ -140,7 +142,8 @@ impl Tlb {
         if !prefix.is_multiple_of(64) {
             return Err(refused("the TLB's prefix must be a multiple of 64 bytes"));
         }
-        let room = prefix.checked_next_multiple_of(page).filter(|&room| room <= 1 << 30);
+        let room = Some(prefix).filter(|&prefix| prefix <= 1 << 30);
+        let room = room.map(|prefix| (prefix + size_of::<Selected>()).next_multiple_of(page));
         let room = room.ok_or_else(|| refused("the TLB's prefix must be at most 1 GiB"))?;
         let shared = Mapping::zeroed(room + SETS * STRIDE + COVERAGE_BYTES + OPERANDS * 16)?;
         let side = Mapping::zeroed(SETS * TLB_ENTRIES * size_of::<FullEntry>())?;

@@ -1,4 +1,4 @@
-//! What emitted code is told behind the table: the set for its loads and stores, the addend of most entries there, and how far loads
+//! What emitted code is told in front of the owner's state: the set for its loads and stores, the addend of most entries there, and how far loads
 //! need no entry.
 //!
 //! ```text
@@ -36,8 +36,8 @@ impl Tlb {
             run_behind_start: run_start.wrapping_add(RUN_FIRST),
             run_behind,
         };
-        // SAFETY: `new` made room for it behind the table, zeroed; only the owner's thread touches it (TLB-1).
-        unsafe { self.table.as_ptr().byte_add(SELECTED as usize).cast::<Selected>().write(selected) }
+        // SAFETY: `new` made room for it in front of the prefix, zeroed; only the owner's thread touches it (TLB-1).
+        unsafe { self.prefix.as_ptr().offset(SELECTED as isize).cast::<Selected>().write(selected) }
     }
 
     /// Are pages of RAM yet to come? A vCPU learns that they are by a flush, before which none is waited for.
@@ -50,7 +50,7 @@ impl Tlb {
 
     pub(crate) fn selected(&self) -> Selected {
         // SAFETY: as in `show_selected`, which wrote it, or zeroes, which are one too.
-        unsafe { self.table.as_ptr().byte_add(SELECTED as usize).cast::<Selected>().read() }
+        unsafe { self.prefix.as_ptr().offset(SELECTED as isize).cast::<Selected>().read() }
     }
 
     /// Loads find flat RAM as far as the span goes that was found last, which has the flat addend.

@@ -20,7 +20,7 @@
 use super::asm::{Assembler, Label};
 use super::mem::{begin_index, end_index};
 use super::off;
-use super::offsets::{BASE, BESIDE, ELSEWHERE, NOTED_ALONE, NOTED_END, NOTED_TOP, TABLE, float_off};
+use super::offsets::{BESIDE, ELSEWHERE, NOTED_ALONE, NOTED_END, NOTED_TOP, TABLE, float_off};
 use super::regs::{PINS, RAX};
 use crate::engine::JitFlags;
 use crate::ir::{FIRST_FLOAT, MemOp};
@@ -348,7 +348,7 @@ fn load(ops: &mut Assembler, mem: MemOp, guest: Option<u8>, d: u8, out: Label) {
     match guest {
         None | Some(0) => {}
         Some(guest @ FIRST_FLOAT..) => dynasm!(ops; .arch x64; mov [rbp + float_off(guest)], rax),
-        Some(guest) => dynasm!(ops; .arch x64; mov [BYTE rbp + off(guest)], rax),
+        Some(guest) => dynasm!(ops; .arch x64; mov [rbp + off(guest)], rax),
     }
     dynasm!(ops; .arch x64; ret);
 }
@@ -358,7 +358,7 @@ fn store(ops: &mut Assembler, size: usize, guest: Option<u8>, value: u8, to: (La
     match guest {
         Some(0) => dynasm!(ops; .arch x64; mov eax, DWORD 0),
         Some(guest @ FIRST_FLOAT..) => dynasm!(ops; .arch x64; mov rax, [rbp + float_off(guest)]),
-        Some(guest) => dynasm!(ops; .arch x64; mov rax, [BYTE rbp + off(guest)]),
+        Some(guest) => dynasm!(ops; .arch x64; mov rax, [rbp + off(guest)]),
         None => {}
     }
     match size {
@@ -371,5 +371,5 @@ fn store(ops: &mut Assembler, size: usize, guest: Option<u8>, value: u8, to: (La
     ask_flags(ops, rest, to);
 }
 
-const _: () = assert!(CODEPAGE < 0x80 && LINES < 0x80 && BASE == 128, "one byte each");
+const _: () = assert!(CODEPAGE < 0x80 && LINES < 0x80, "one byte each");
 const _: () = assert!(NOTED_OFFSET + STORES_OFFSET < 0x80 && NOTED_STORES > 2 && NOTED_STORES < 0x80, "one byte each");

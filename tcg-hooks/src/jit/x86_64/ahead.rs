@@ -5,7 +5,7 @@ use super::mem::{NOWHERE, Taken};
 use super::offsets::{BUDGET, LIMIT, SET_ADDEND, kept_off};
 use super::regs::{RAX, RCX, RDX, RegMap};
 use super::whole::Whole;
-use super::{Addend, Cold, Emitter, off};
+use super::{Addend, Cold, Emitter};
 use crate::ir::{Check, Cond, Ir, MemOp, Turns};
 use crate::tier2::MOST_INDEX;
 use dynasmrt::dynasm;

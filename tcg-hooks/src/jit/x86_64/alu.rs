@@ -3,7 +3,7 @@ use super::encode::{
     ADD, AND, CMP, IMUL, LEA, MOV, MOV_TO, MOVSXD, MOVZX_BYTE, NARROW, OR, Opcode, SUB, Shift, WIDE, Which, XOR,
 };
 use super::regs::{RAX, RCX, RDX};
-use super::{Emitter, off};
+use super::{Emitter, at_home, off};
 use crate::ir::Alu;
 use dynasmrt::dynasm;
 
@@ -12,7 +12,11 @@ macro_rules! with {
     ($s:ident, $op:ident, $size:ident, $d:expr, $g:expr) => {
         match $s.map.host($g) {
             Some(h) => dynasm!($s.ops; .arch x64; $op $size($d), $size(h)),
-            None => dynasm!($s.ops; .arch x64; $op $size($d), [BYTE rbp + off($g)]),
+            None => $crate::jit::x86_64::at_home!(
+                $g,
+                |home| dynasm!($s.ops; .arch x64; $op $size($d), [BYTE rbp + home]),
+                dynasm!($s.ops; .arch x64; $op $size($d), [rbp + home])
+            ),
         }
     };
 }
@@ -228,7 +232,11 @@ impl Emitter {
         let imm32 = imm as i32;
         match op {
             Alu::Add => match (self.map.host(rd), self.map.host(a)) {
-                (None, _) if rd == a => dynasm!(self.ops; .arch x64; add QWORD [BYTE rbp + off(rd)], DWORD imm32),
+                (None, _) if rd == a => at_home!(
+                    rd,
+                    |home| dynasm!(self.ops; .arch x64; add QWORD [BYTE rbp + home], DWORD imm32),
+                    dynasm!(self.ops; .arch x64; add QWORD [rbp + home], DWORD imm32)
+                ),
                 (Some(d), Some(x)) if d == x => self.ops.immediate(WIDE, Which::Add, d, imm32),
                 _ => {
                     let x = self.source(a, RAX);
@@ -302,7 +310,11 @@ impl Emitter {
             Alu::Slt | Alu::Sltu => {
                 match self.map.host(a) {
                     Some(x) => self.ops.immediate(WIDE, Which::Cmp, x, imm32),
-                    None => dynasm!(self.ops; .arch x64; cmp QWORD [BYTE rbp + off(a)], DWORD imm32),
+                    None => at_home!(
+                        a,
+                        |home| dynasm!(self.ops; .arch x64; cmp QWORD [BYTE rbp + home], DWORD imm32),
+                        dynasm!(self.ops; .arch x64; cmp QWORD [rbp + home], DWORD imm32)
+                    ),
                 }
                 self.set_less(rd, op == Alu::Slt);
             }

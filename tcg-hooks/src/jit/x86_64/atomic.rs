@@ -14,7 +14,7 @@ use super::asm::{Flag, Hole};
 use super::mem::Taken;
 use super::offsets::TABLE;
 use super::regs::{RAX, RCX, RDX};
-use super::{Cold, Emitter, again, off};
+use super::{Cold, Emitter, again};
 use crate::ir::{Ir, MemOp};
 use dynasmrt::dynasm;
 use notdirty_softmmu::AmoOp;

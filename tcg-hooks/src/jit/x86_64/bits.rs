@@ -3,7 +3,6 @@
 use super::Emitter;
 use super::alu::with;
 use super::encode::{MOV, MOVSX_BYTE, MOVSX_WORD, MOVZX_WORD, NARROW, Opcode, WIDE};
-use super::off;
 use super::regs::{RAX, RCX};
 use crate::ir::Ir;
 use crate::riscv::{Format, Op};

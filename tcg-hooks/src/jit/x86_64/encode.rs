@@ -112,8 +112,9 @@ impl Assembler {
 
     /// `op reg, [rbp + disp]`, or with the memory operand first.
     #[inline(always)]
-    pub(super) fn slot(&mut self, width: u8, op: Opcode, reg: u8, disp: i8) {
-        let tail = modrm(1, reg, RBP) | u64::from(disp as u8) << 8;
+    pub(super) fn slot(&mut self, width: u8, op: Opcode, reg: u8, disp: i32) {
+        let Ok(short) = i8::try_from(disp) else { return self.far(width, op, reg, RBP, disp) };
+        let tail = modrm(1, reg, RBP) | u64::from(short as u8) << 8;
         let word = rex(width, reg, RBP) | u64::from(op.0) << 8 | tail << (8 + 8 * op.len());
         self.put(word, 3 + op.len());
     }
@@ -199,8 +200,13 @@ impl Assembler {
 
     /// `mov QWORD [rbp + disp], imm`
     #[inline(always)]
-    pub(super) fn slot_constant(&mut self, disp: i8, imm: i32) {
-        let word = rex(WIDE, 0, RBP) | 0xc7 << 8 | modrm(1, 0, RBP) << 16 | u64::from(disp as u8) << 24;
+    pub(super) fn slot_constant(&mut self, disp: i32, imm: i32) {
+        let Ok(short) = i8::try_from(disp) else {
+            self.put(rex(WIDE, 0, RBP) | 0xc7 << 8 | modrm(2, 0, RBP) << 16, 3);
+            self.push_i32(disp);
+            return self.push_i32(imm);
+        };
+        let word = rex(WIDE, 0, RBP) | 0xc7 << 8 | modrm(1, 0, RBP) << 16 | u64::from(short as u8) << 24;
         self.put(word | u64::from(imm as u32) << 32, 8);
     }
 
@@ -315,6 +321,8 @@ mod tests {
             let reg = a as u8;
             assert_eq!(text(|asm| asm.slot(WIDE, MOV, reg, 56)), format!("mov {x},[rbp+38]"));
             assert_eq!(text(|asm| asm.slot(WIDE, IMUL, reg, -8)), format!("imul {x},[rbp-8]"));
+            assert_eq!(text(|asm| asm.slot(WIDE, MOV, reg, 0x98)), format!("mov {x},[rbp+98]"));
+            assert_eq!(text(|asm| asm.slot(WIDE, IMUL, reg, -129)), format!("imul {x},[rbp-81]"));
             assert_eq!(text(|asm| asm.slot(NARROW, MOV_TO, reg, -8)), format!("mov [rbp-8],{}", NARROW_NAMES[a]));
             let got = text(|asm| asm.absolute(WIDE, MOVSX_BYTE, reg, 0x1234_5678));
             assert_eq!(got, format!("movsx {x},[12345678]"));
@@ -373,6 +381,7 @@ mod tests {
             assert_eq!(text(|asm| asm.constant(reg, -5)), format!("mov {x},-5"));
             assert_eq!(text(|asm| asm.constant(reg, 0x1234_5678_9abc)), format!("mov {x},123456789ABC"));
         }
+        assert_eq!(text(|asm| asm.slot_constant(0x98, -5)), "mov [rbp+98],-5");
         assert_eq!(text(|asm| asm.slot_constant(-8, -5)), "mov [rbp-8],-5");
         assert_eq!(text(|asm| asm.slot_constant(16, 0x7654_3210)), "mov [rbp+10],76543210");
     }

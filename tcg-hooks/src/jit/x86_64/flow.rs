@@ -1,10 +1,10 @@
 //! Control flow: between blocks, out through exits, and through the jump cache.
 use super::asm::{Flag, Hole, Label};
-use super::encode::{CMP, NARROW, TEST, WIDE};
+use super::encode::{CMP, MOV_TO, NARROW, TEST, WIDE};
 use super::frames::Border;
 use super::offsets::{BUDGET, COVERAGE, JUMPS, LIMIT, MAPPINGS, NEAR_JUMPS, PC};
 use super::regs::RAX;
-use super::{Cold, Emitter, off};
+use super::{Cold, Emitter, at_home, off};
 use crate::ir::{Block, Cond, Kind, Region, Target, Term};
 use crate::jit::context::{JUMP_ENTRIES, NO_MAPPINGS};
 use crate::riscv::Privilege;
@@ -183,9 +183,17 @@ impl Emitter {
     pub(super) fn compare_integers(&mut self, a: u8, b: u8, word: bool) {
         match (self.map.host(a), b, word) {
             (Some(x), 0, true) => self.ops.two(NARROW, TEST, x, x),
-            (None, 0, true) => dynasm!(self.ops; .arch x64; cmp DWORD [BYTE rbp + off(a)], 0),
+            (None, 0, true) => at_home!(
+                a,
+                |home| dynasm!(self.ops; .arch x64; cmp DWORD [BYTE rbp + home], 0),
+                dynasm!(self.ops; .arch x64; cmp DWORD [rbp + home], 0)
+            ),
             (Some(x), 0, false) => self.ops.two(WIDE, TEST, x, x),
-            (None, 0, false) => dynasm!(self.ops; .arch x64; cmp QWORD [BYTE rbp + off(a)], 0),
+            (None, 0, false) => at_home!(
+                a,
+                |home| dynasm!(self.ops; .arch x64; cmp QWORD [BYTE rbp + home], 0),
+                dynasm!(self.ops; .arch x64; cmp QWORD [rbp + home], 0)
+            ),
             (_, _, true) => {
                 let x = self.source(a, RAX);
                 self.with(NARROW, CMP, x, b);
@@ -227,7 +235,7 @@ impl Emitter {
             Some(host) => self.constant(host, ret as i64),
             None => {
                 self.constant(super::regs::RCX, ret as i64);
-                dynasm!(self.ops; .arch x64; mov [BYTE rbp + off(rd)], rcx);
+                self.ops.slot(WIDE, MOV_TO, super::regs::RCX, off(rd));
             }
         }
     }

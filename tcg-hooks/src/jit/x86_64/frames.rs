@@ -6,6 +6,7 @@
 //!   site:   its own ─▶ home ; Rust ; what a call does not keep, and the result ─▶ its own
 //! ```
 use super::asm::CAPACITY;
+use super::encode::{MOV, MOV_TO, WIDE};
 use super::regs::{PINS, RegMap};
 use super::{Emitter, off};
 use crate::tier2::{HOSTS, Place};
@@ -73,11 +74,11 @@ impl Emitter {
     }
 
     fn write_home(&mut self, guest: u8, host: u8) {
-        dynasm!(self.ops; .arch x64; mov [BYTE rbp + off(guest)], Rq(host));
+        self.ops.slot(WIDE, MOV_TO, host, off(guest));
     }
 
     fn read_home(&mut self, guest: u8, host: u8) {
-        dynasm!(self.ops; .arch x64; mov Rq(host), [BYTE rbp + off(guest)]);
+        self.ops.slot(WIDE, MOV, host, off(guest));
     }
 
     /// From the fixed map to the region's places.

@@ -272,7 +272,7 @@ pub(super) fn end_index(ops: &mut Assembler, flags: JitFlags, held: bool) {
     }
     dynasm!(ops; .arch x64; and ecx, DWORD index_mask(flags));
     if !flags.base_register && !held {
-        dynasm!(ops; .arch x64; add rcx, [rbp + TABLE_OFFSET]);
+        dynasm!(ops; .arch x64; add rcx, [BYTE rbp + TABLE_OFFSET as i8]);
     }
 }
 
@@ -425,7 +425,7 @@ impl Emitter {
         let Slow { from, back, line, imm, site, base, register, access, addend } = self.slow[n];
         self.ops.close(from);
         if matches!(addend, Taken::EntryOf | Taken::Guessed(_)) {
-            dynasm!(self.ops; .arch x64; add rcx, [rbp + TABLE_OFFSET]);
+            dynasm!(self.ops; .arch x64; add rcx, [BYTE rbp + TABLE_OFFSET as i8]);
         }
         if !matches!(addend, Taken::Assumed | Taken::Whole) {
             self.unmix(if access.loads() { READ } else { WRITE });

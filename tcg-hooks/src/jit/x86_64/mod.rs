@@ -123,9 +123,23 @@ pub(crate) struct Emitter {
 }
 
 /// Displacement of a guest register in the context.
-const fn off(guest: u8) -> i8 {
-    (8 * (guest as i32 & 31) - offsets::BASE) as i8
+const fn off(guest: u8) -> i32 {
+    8 * (guest as i32 & 31) - offsets::BASE
 }
+
+/// An instruction on the home of a guest register: with the shortest displacement, `$near`, or with four bytes.
+macro_rules! at_home {
+    ($guest:expr, |$home:ident| $near:expr, $far:expr) => {
+        match i8::try_from(crate::jit::x86_64::off($guest)) {
+            Ok($home) => $near,
+            Err(_) => {
+                let $home = crate::jit::x86_64::off($guest);
+                $far
+            }
+        }
+    };
+}
+pub(crate) use at_home;
 
 impl Emitter {
     fn new(flags: JitFlags, thunks: Thunks, flat: Flat) -> Emitter {

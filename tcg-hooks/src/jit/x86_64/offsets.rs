@@ -1,7 +1,8 @@
 //! Where emitted code finds what the context and the TLB have: displacements from rbp.
 //!
 //! ```text
-//!   rbp = start of the context + 128, so that all guest registers are one byte away
+//!   rbp - 128        - 96                                    + 127
+//!         [ Selected ][ Context: x0 … x27 one byte away │ x28 … x31, and all else, four ]
 //! ```
 use crate::cpu::CpuState;
 use crate::jit::context::{Context, GUESSES, KEPT, PREFIX};
@@ -11,7 +12,7 @@ use notdirty_softmmu::tlb::{COVERAGE_AT, OPERANDS_AT};
 use std::mem::offset_of;
 
 /// Added to the start of the context to get `rbp`.
-pub(super) const BASE: i32 = 128;
+pub(super) const BASE: i32 = 96;
 
 pub(super) const PC: i32 = offset_of!(Context, cpu) as i32 + offset_of!(CpuState, pc) as i32 - BASE;
 pub(super) const MAPPINGS: i32 = offset_of!(Context, mappings) as i32 - BASE;
@@ -23,17 +24,17 @@ pub(super) const SLICE: i32 = offset_of!(Context, slice) as i32 - BASE;
 pub(super) const CODE_WORK: i32 = offset_of!(Context, code_work) as i32 - BASE;
 pub(super) const KICK: i32 = offset_of!(Context, kick) as i32 - BASE;
 /// From the table to that of the regime of loads and stores, where that one is, and its flat addend.
-pub(super) const TABLE_OFFSET: i32 = TABLE + SELECTED + offset_of!(Selected, offset) as i32;
-pub(super) const SET_TABLE: i32 = TABLE + SELECTED + offset_of!(Selected, table) as i32;
-pub(super) const SET_ADDEND: i32 = TABLE + SELECTED + offset_of!(Selected, addend) as i32;
+pub(super) const TABLE_OFFSET: i32 = SELECTED - BASE + offset_of!(Selected, offset) as i32;
+pub(super) const SET_TABLE: i32 = SELECTED - BASE + offset_of!(Selected, table) as i32;
+pub(super) const SET_ADDEND: i32 = SELECTED - BASE + offset_of!(Selected, addend) as i32;
 /// How much of flat RAM loads need no entry for.
-pub(super) const WHOLE: i32 = TABLE + SELECTED + offset_of!(Selected, whole) as i32;
-pub(super) const WHOLE_BEHIND: i32 = TABLE + SELECTED + offset_of!(Selected, whole_behind) as i32;
+pub(super) const WHOLE: i32 = SELECTED - BASE + offset_of!(Selected, whole) as i32;
+pub(super) const WHOLE_BEHIND: i32 = SELECTED - BASE + offset_of!(Selected, whole_behind) as i32;
 /// The same of a run of pages: see softmmu's `tlb/run.rs`.
-pub(super) const RUN_START: i32 = TABLE + SELECTED + offset_of!(Selected, run_start) as i32;
-pub(super) const RUN: i32 = TABLE + SELECTED + offset_of!(Selected, run) as i32;
-pub(super) const RUN_BEHIND_START: i32 = TABLE + SELECTED + offset_of!(Selected, run_behind_start) as i32;
-pub(super) const RUN_BEHIND: i32 = TABLE + SELECTED + offset_of!(Selected, run_behind) as i32;
+pub(super) const RUN_START: i32 = SELECTED - BASE + offset_of!(Selected, run_start) as i32;
+pub(super) const RUN: i32 = SELECTED - BASE + offset_of!(Selected, run) as i32;
+pub(super) const RUN_BEHIND_START: i32 = SELECTED - BASE + offset_of!(Selected, run_behind_start) as i32;
+pub(super) const RUN_BEHIND: i32 = SELECTED - BASE + offset_of!(Selected, run_behind) as i32;
 /// The pages whose lines were noted: see softmmu's `lines.rs`.
 pub(super) const NOTED_TOP: i32 = TABLE + NOTED_LIST + offset_of!(NotedList, top) as i32;
 pub(super) const NOTED_END: i32 = TABLE + NOTED_LIST + offset_of!(NotedList, end) as i32;
@@ -74,3 +75,6 @@ pub(super) const fn kept_off(slot: u8) -> i32 {
 pub(super) const fn guess_off(slot: u8) -> i32 {
     GUESSES_AT + 8 * (slot as i32 % GUESSES as i32)
 }
+
+/// One byte is enough for what loads and stores go by, and for most guest registers.
+const _: () = assert!(WHOLE == -128 && TABLE_OFFSET == -120 && RUN_START == -112 && RUN == -104);

@@ -9,7 +9,7 @@
 //! At its borders the fixed map holds, so chains, the jump cache, the thunks and the helpers know nothing of it. The
 //! way out is a subroutine of the TB: a call is one jump more, on paths that leave loops.
 use super::asm::Label;
-use super::offsets::BASE;
+use super::encode::{MOV, MOV_TO, WIDE};
 use super::regs::{PINS, RegMap};
 use super::{Emitter, off};
 use crate::ir::{Kind, Region, Term};
@@ -121,7 +121,8 @@ impl Emitter {
     /// At the region's entry: from the fixed map to its own.
     pub(super) fn swap_at_entry(&mut self) {
         for &(h, g, r) in &self.remap.swaps {
-            dynasm!(self.ops; .arch x64; mov [BYTE rbp + off(g)], Rq(h); mov Rq(h), [BYTE rbp + off(r)]);
+            self.ops.slot(WIDE, MOV_TO, h, off(g));
+            self.ops.slot(WIDE, MOV, h, off(r));
         }
     }
 
@@ -148,18 +149,17 @@ impl Emitter {
         if let Some(label) = self.remap.out {
             dynasm!(self.ops; .arch x64; =>label);
             for &(h, g, r) in &self.remap.swaps {
-                dynasm!(self.ops; .arch x64; mov [BYTE rbp + off(r)], Rq(h); mov Rq(h), [BYTE rbp + off(g)]);
+                self.ops.slot(WIDE, MOV_TO, h, off(r));
+                self.ops.slot(WIDE, MOV, h, off(g));
             }
             dynasm!(self.ops; .arch x64; ret);
         }
         if let Some(label) = self.remap.back {
             dynasm!(self.ops; .arch x64; =>label);
             for &(h, _, r) in &self.remap.swaps {
-                dynasm!(self.ops; .arch x64; mov Rq(h), [BYTE rbp + off(r)]);
+                self.ops.slot(WIDE, MOV, h, off(r));
             }
             dynasm!(self.ops; .arch x64; ret);
         }
     }
 }
-
-const _: () = assert!(BASE == 128, "off() is one byte");

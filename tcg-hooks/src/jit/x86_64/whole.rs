@@ -8,7 +8,7 @@
 //! Several loads are one comparison of their last byte with what is left behind the first bytes. `slow` is the routine of the access,
 //! which looks for the entry then (`again.rs`).
 use super::asm::{Flag, Hole};
-use super::encode::{LEA, WIDE};
+use super::encode::{CMP, LEA, SUB, WIDE};
 use super::mem::Taken;
 use super::offsets::{RUN, RUN_BEHIND, RUN_BEHIND_START, RUN_START, WHOLE, WHOLE_BEHIND};
 use super::regs::RAX;
@@ -90,14 +90,14 @@ impl Emitter {
     pub(super) fn probe_whole_constant(&mut self, address: u64) -> Option<Hole> {
         let Whole::Flat(start) = self.whole_for(Taken::Assumed, false)? else { return None };
         let behind = i32::try_from(address.wrapping_add_signed(start.into()) as i64 + 1).ok().filter(|&at| at > 0)?;
-        dynasm!(self.ops; .arch x64; cmp QWORD [rbp + WHOLE], behind);
+        dynasm!(self.ops; .arch x64; cmp QWORD [BYTE rbp + WHOLE as i8], behind);
         Some(self.ops.jump_if(Flag::Below))
     }
 
     /// Is it a load from there? rax is lost, and the base register survives.
     pub(super) fn probe_whole(&mut self, base: u8, imm: i32, whole: Whole) -> Hole {
         self.place_in(base, imm, whole);
-        dynasm!(self.ops; .arch x64; cmp rax, [rbp + whole.len()]);
+        self.ops.slot(WIDE, CMP, RAX, whole.len());
         self.ops.jump_if(Flag::NotBelow)
     }
 
@@ -107,7 +107,7 @@ impl Emitter {
             Whole::Flat(start) => self.distance(base, imm, start),
             Whole::Run => {
                 self.ops.near(WIDE, LEA, RAX, base, imm);
-                dynasm!(self.ops; .arch x64; sub rax, [rbp + RUN_START]);
+                self.ops.slot(WIDE, SUB, RAX, RUN_START);
             }
         }
     }
