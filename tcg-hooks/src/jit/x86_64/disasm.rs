@@ -8,7 +8,7 @@
 //!   0107  call   site                             ; 80000014: ld a0,16(a1)
 //! ```
 use super::asm::Label;
-use super::offsets::{BASE, JUMPS, TABLE};
+use super::offsets::{self, BASE, JUMPS, TABLE};
 use super::regs::{PINS, RegMap};
 use super::{EmittedExit, Emitter, LOCAL_BITS, Thunks, Way};
 use crate::cpu::CpuState;
@@ -229,14 +229,24 @@ fn field(disp: i32) -> Option<String> {
     const F: i32 = CPU + offset_of!(CpuState, f) as i32;
     const CSR: i32 = CPU + offset_of!(CpuState, csr) as i32;
     const CSR_END: i32 = CSR + size_of::<crate::riscv::csr::Csrs>() as i32;
-    const FIELDS: [(i32, &str); 7] = [
+    const FIELDS: [(i32, &str); 17] = [
+        (offsets::WHOLE, "ram.whole"),
+        (offsets::WHOLE_BEHIND, "ram.whole_behind"),
+        (offsets::RUN_START, "run.start"),
+        (offsets::RUN, "run.len"),
+        (offsets::RUN_BEHIND_START, "run.behind_start"),
+        (offsets::RUN_BEHIND, "run.behind"),
+        (offsets::TABLE_OFFSET, "set.offset"),
+        (offsets::SET_TABLE, "set.table"),
+        (offsets::SET_ADDEND, "set.addend"),
+        (offsets::MAPPINGS, "mappings"),
         (CPU + offset_of!(CpuState, pc) as i32, "pc"),
         (CPU + offset_of!(CpuState, retired) as i32, "retired"),
-        (super::offsets::BUDGET, "budget"),
+        (offsets::BUDGET, "budget"),
         (offset_of!(Context, slice) as i32 - BASE, "slice"),
-        (super::offsets::NEAR_JUMPS, "near_jumps"),
-        (super::offsets::FAR_JUMPS, "far_jumps"),
-        (super::offsets::FAR_MASK, "far_mask"),
+        (offsets::NEAR_JUMPS, "near_jumps"),
+        (offsets::FAR_JUMPS, "far_jumps"),
+        (offsets::FAR_MASK, "far_mask"),
     ];
     const JUMPS_END: i32 = JUMPS + 16 * JUMP_ENTRIES as i32;
     if let Some(found) = FIELDS.iter().find(|f| f.0 == disp) {
@@ -248,12 +258,6 @@ fn field(disp: i32) -> Option<String> {
         WRITE => "tlb.write".into(),
         ADDEND => "tlb.addend".into(),
         AUX => "tlb.aux".into(),
-        _ if disp == super::offsets::WHOLE - TABLE => "ram.whole".into(),
-        _ if disp == super::offsets::WHOLE_BEHIND - TABLE => "ram.whole_behind".into(),
-        _ if disp == super::offsets::RUN_START - TABLE => "run.start".into(),
-        _ if disp == super::offsets::RUN - TABLE => "run.len".into(),
-        _ if disp == super::offsets::RUN_BEHIND_START - TABLE => "run.behind_start".into(),
-        _ if disp == super::offsets::RUN_BEHIND - TABLE => "run.behind".into(),
         _ if (X..X + 256).contains(&disp) => REGISTERS[(disp - X) as usize / 8].into(),
         _ if (F..F + 256).contains(&disp) => format!("f{}", (disp - F) / 8),
         _ if (CSR..CSR_END).contains(&disp) => format!("csr+{:#x}", disp - CSR),
