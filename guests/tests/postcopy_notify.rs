@@ -11,12 +11,15 @@ use notdirty::{
     Program, RunLimits,
 };
 use notdirty_core::migration::postcopy::{Moment, Notifiers, Outcome};
+use notdirty_softmmu::{DeviceState, GuestPhys, MemSize, MmioDevice, Stateful};
 
 const PATIENCE: Duration = Duration::from_secs(20);
 
 fn channel(socket: UnixStream) -> Channel {
     Channel::new(OwnedFd::from(socket), PATIENCE, Cancel::default()).unwrap()
 }
+
+type Gone = (Vec<String>, MigrationState, Option<String>, Result<Machine, MigrationError>);
 
 /// It goes on where it is.
 fn runs(machine: &mut Machine) {
@@ -26,9 +29,38 @@ fn runs(machine: &mut Machine) {
     assert_eq!(exits.find(|exit| *exit != MachineExit::Stopped), Some(MachineExit::InsnLimit));
 }
 
+/// A device of one's own that remembers nothing, and says so.
+struct Blank;
+
+notdirty_softmmu::fields! {
+    struct Nothing: "nothing", version 1 { none: u64 }
+}
+
+impl Stateful for Blank {
+    type State = Nothing;
+    fn save(&self) -> Nothing {
+        Nothing { none: 0 }
+    }
+    fn restore(&self, _: &Nothing) {}
+}
+
+impl MmioDevice for Blank {
+    fn read(&self, _: u64, _: MemSize) -> u64 {
+        0
+    }
+    fn write(&self, _: u64, _: MemSize, _: u64) {}
+    fn state(&self) -> DeviceState<'_> {
+        DeviceState::Kept(self)
+    }
+}
+
 /// Moves a guest, and "net0" refuses that step; what was told, how it ended here, and the machine there.
-fn go(refused: Option<Moment>) -> (Vec<String>, MigrationState, Option<String>, Result<Machine, MigrationError>) {
-    let mut machine = Machine::builder().ram_size(2 << 20).program(Program::Image(basic::spin())).build().unwrap();
+fn go(refused: Option<Moment>) -> Gone {
+    let machine = Machine::builder().ram_size(2 << 20).program(Program::Image(basic::spin())).build().unwrap();
+    go_with(machine, refused)
+}
+
+fn go_with(mut machine: Machine, refused: Option<Moment>) -> Gone {
     machine.write(0x8010_0000, b"text").unwrap();
     let (notifiers, told) = (Notifiers::default(), Arc::new(Mutex::new(Vec::new())));
     let _guards: Vec<_> = ["first", "net0", "last"]
@@ -113,4 +145,15 @@ fn an_end_that_is_refused_leaves_the_machine_where_its_pages_are() {
     assert_eq!((status.state, status.left), (ArrivalState::Failed, 0), "{why}");
     assert_eq!(why, "net0 refuses postcopy (end): the wire is cut");
     runs(&mut there);
+}
+
+#[test]
+fn a_section_that_the_target_cannot_take_is_told_to_the_source_which_runs_on() {
+    let machine = Machine::builder().ram_size(2 << 20).program(Program::Image(basic::spin())).build().unwrap();
+    machine.space().map_mmio(GuestPhys::new(0x4000_0000), 0x100, Arc::new(Blank), 0).unwrap();
+    let (_, state, why, there) = go_with(machine, None);
+    let said = "the stream has a section nothing 0, and nothing here is called so";
+    assert!(there.is_err_and(|why| why.to_string() == said));
+    assert_eq!(state, MigrationState::Failed);
+    assert!(why.as_ref().is_some_and(|why| why.contains(said)), "{why:?}");
 }

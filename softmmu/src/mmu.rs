@@ -339,6 +339,8 @@ impl SoftMmu {
             }
         }
         if !waiting.is_over() {
+            // Held up since it began, this thread may never have asked: then the source learns here that another has to read.
+            pages.help(&mut || true);
             self.mmu.port.wait(timeout);
         }
         Ok(waiting.is_over())

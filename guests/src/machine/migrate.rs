@@ -262,7 +262,10 @@ impl<F: FnOnce(&mut Machine) -> Result<(), MigrationError>> Early<F> {
         let (sections, starting) = advised.listen(events, incoming, reader, answers, harts)?;
         coming.machine()?.all_ram_was_written(&blocks);
         coming.sections.extend(sections);
-        let mut machine = coming.finish()?;
+        let mut machine = coming.finish().inspect_err(|why| {
+            // What was started ends the channel as it is dropped, and the source has to hear why before.
+            let _ = answers.try_clone().and_then(|mut answers| answers.write_all(&refusal(why)));
+        })?;
         machine.arrival = Some(starting.run());
         Ok(machine)
     }

@@ -32,6 +32,9 @@ const LOOK: Duration = Duration::from_micros(10);
 /// A page whose record's head is short lies at a multiple of a cache line: so it is copied by lines.
 const START: usize = 64 - 8;
 
+/// So many pages may be asked for without a reader: they fit into what any host keeps of a socket.
+const MANY: u64 = 16;
+
 /// The longest record: the name of a block has a byte of length.
 const RECORD: usize = 8 + 256 + PAGE_SIZE as usize;
 
@@ -143,6 +146,10 @@ impl AskedPages {
                 return false;
             }
             turn.asked += u64::from(len).div_ceil(PAGE_SIZE);
+            if !turn.reading && turn.asked - turn.answered > MANY {
+                // Each end would wait for the other to read.
+                self.changed.notify_all();
+            }
         }
         let same = writer.last.as_ref().is_some_and(|last| Arc::ptr_eq(last, block));
         let idstr = (!same).then(|| block.idstr().to_owned());

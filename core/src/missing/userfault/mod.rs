@@ -5,7 +5,7 @@
 //!   a thread touches a page that is not mapped ─▶ thread "userfault" reads many faults at once
 //!               ├─ missing  ─▶ its wait begins ─▶ PageSource::request_run, neighbours as one ─▶ … place: COPY │ ZEROPAGE, which wakes
 //!               └─ here     ─▶ zero, or in its file: ZEROPAGE │ CONTINUE │ WAKE
-//!   disarm   all is here, or none comes: unregistered, which wakes all; huge pages as before; the thread ends with its last peer
+//!   disarm   all is here, or none comes: unregistered, and all woken; huge pages as before; the thread ends with its last peer
 //! ```
 //!
 //! vCPUs ask the softmmu's door before they touch a page, so what they wait for is never a fault of the host's. A page that is here and was
@@ -166,6 +166,8 @@ impl Inner {
         if let Err(why) = self.uffd.unregister(own.start, own.len) {
             log::error!("RAM block {} stays with userfaultfd: {why}", own.block.idstr());
         }
+        // The kernel wakes before it clears the mapping's flag: a fault between the two would sleep for good.
+        let _ = self.uffd.wake(own.start, own.len);
     }
 
     /// What is missing is not there: each touch of it is a fault.

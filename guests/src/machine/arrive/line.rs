@@ -92,7 +92,12 @@ impl Line {
                 std::thread::sleep(Duration::from_micros(100));
             }
         }
-        asked.rest();
+        if late() {
+            // A thread that waits for a page may read it for ever: without this channel it asks by the next one.
+            asked.close();
+        } else {
+            asked.rest();
+        }
         Ok(())
     }
 
