@@ -233,11 +233,7 @@ impl AskedPages {
             }
             turn.reading = true;
             drop(turn);
-            let all = || {
-                let turn = lock(&self.turn);
-                turn.asked == turn.answered
-            };
-            self.read(&mut { all }, true);
+            self.read(&mut || self.is_answered(), true);
             turn = lock(&self.turn);
         }
     }
@@ -299,9 +295,9 @@ impl AskedPages {
     }
 
     /// Whether all that was asked for came.
-    pub fn is_idle(&self) -> bool {
+    pub fn is_answered(&self) -> bool {
         let turn = lock(&self.turn);
-        turn.asked == turn.answered && !turn.reading
+        turn.asked == turn.answered
     }
 
     /// Whether nothing comes any more.

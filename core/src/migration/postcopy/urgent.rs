@@ -314,4 +314,35 @@ mod tests {
             assert!(pages.is_missing(block.offset()));
         }
     }
+
+    #[test]
+    fn pages_that_are_asked_for_in_bulk_are_read_though_the_thread_that_asks_does_not_read_yet() {
+        let list = Arc::new(RamList::new());
+        let block = list.add(RamBlockSpec::new("a", 64 * PAGE_SIZE)).unwrap();
+        let pages = list.set_missing(Arc::new(Line::default()), [block.clone()]).unwrap();
+        let listed = vec![ListedBlock { idstr: "a".into(), used_length: 64 * PAGE_SIZE }];
+        let incoming = Incoming::new(listed, vec![block.clone()]).unwrap();
+        pages.listen().unwrap();
+        let (a, b) = UnixStream::pair().unwrap();
+        let asked = AskedPages::new(channel(a), &incoming, &pages).unwrap();
+        let record = |page: u64| match page {
+            0 => [&flag::ZERO.to_be_bytes()[..], b"\x01a"].concat(),
+            _ => (page << PAGE_BITS | flag::ZERO | flag::CONTINUE).to_be_bytes().to_vec(),
+        };
+        std::thread::scope(|scope| {
+            scope.spawn(|| asked.serve());
+            let _closed = Closed(&asked);
+            // It sleeps, most likely.
+            std::thread::sleep(Duration::from_millis(50));
+            for page in 0..40 {
+                assert!(asked.ask(&block, page * PAGE_SIZE, PAGE_SIZE as u32));
+                io::Write::write_all(&mut &b, &record(page)).unwrap();
+            }
+            let until = Instant::now() + PATIENCE;
+            while pages.left() > 64 - 20 {
+                assert!(Instant::now() < until, "{} are missing", pages.left());
+                std::thread::sleep(Duration::from_millis(1));
+            }
+        });
+    }
 }

@@ -27,7 +27,7 @@ pub(super) struct Line {
 }
 
 /// How long a source that has sent all may take with pages that went by the preempt channel.
-const SETTLE: Duration = Duration::from_secs(5);
+const SETTLE: Duration = if cfg!(test) { Duration::from_millis(200) } else { Duration::from_secs(5) };
 
 struct Open {
     channel: Channel,
@@ -82,23 +82,30 @@ impl Line {
     }
 
     /// All was sent: what went by the preempt channel is read. Nothing is placed by it when this returns well.
+    ///
+    /// # Errors
+    /// The channel does nothing, and pages are missing: they come by the next one.
     pub fn settle(&self, pages: &MissingPages) -> Result<(), Fault> {
         let Some(asked) = self.asked() else { return Ok(()) };
         let until = Instant::now() + SETTLE;
         let late = || Instant::now() >= until;
         // What is missing when all of it was answered is another fault, which the end of the stream tells of.
-        while pages.left() != 0 && !late() && !asked.is_broken() && !asked.is_idle() {
-            if !asked.help(&mut || pages.left() == 0 || late()) {
+        while !late() && !asked.is_broken() && !asked.is_answered() {
+            if !asked.help(&mut || late() || asked.is_answered()) {
                 std::thread::sleep(Duration::from_micros(100));
             }
         }
-        if late() {
-            // A thread that waits for a page may read it for ever: without this channel it asks by the next one.
-            asked.close();
-        } else {
+        if asked.is_broken() || asked.is_answered() {
             asked.rest();
+            return Ok(());
         }
-        Ok(())
+        // Whatever reads it may do so for ever.
+        self.close_asked();
+        if pages.left() == 0 {
+            return Ok(());
+        }
+        let text = format!("the channel for urgent pages did nothing for {} s", SETTLE.as_secs_f64());
+        Err(Fault::Io(io::Error::new(io::ErrorKind::TimedOut, text)))
     }
 
     pub fn say(&self, answers: &[Answer]) -> io::Result<()> {
@@ -146,5 +153,47 @@ impl PageSource for Line {
 
     fn help(&self, over: &mut dyn FnMut() -> bool) -> bool {
         self.asked().is_some_and(|asked| asked.help(over))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use notdirty_core::migration::{Cancel, Incoming, ListedBlock};
+    use notdirty_core::{PageBytes, RamBlockSpec, RamList, WaitToken};
+    use std::os::unix::net::UnixStream;
+
+    #[test]
+    fn a_channel_for_urgent_pages_that_stands_still_is_given_up_when_all_else_has_come() {
+        for last in [false, true] {
+            let list = Arc::new(RamList::new());
+            let block = list.add(RamBlockSpec::new("ram", 2 * PAGE_SIZE)).unwrap();
+            let line = Arc::new(Line::default());
+            let pages = list.set_missing(line.clone(), [block.clone()]).unwrap();
+            let listed = ListedBlock { idstr: "ram".into(), used_length: 2 * PAGE_SIZE };
+            let incoming = Incoming::new(vec![listed], vec![block.clone()]).unwrap();
+            let (here, _there) = UnixStream::pair().unwrap();
+            let here = Channel::new(here.into(), SETTLE, Cancel::default()).unwrap();
+            line.preempt(AskedPages::new(here, &incoming, &pages).unwrap()).unwrap();
+            pages.listen().unwrap();
+            let token = WaitToken::default();
+            std::thread::scope(|scope| {
+                let waits = scope.spawn(|| pages.wait(block.offset(), 8, &token, None));
+                while pages.requests() == 0 {
+                    std::thread::yield_now();
+                }
+                pages.place(&block, PAGE_SIZE, PageBytes::Zero).unwrap();
+                if last {
+                    // By the main channel, too: what was asked for is never answered.
+                    pages.place(&block, 0, PageBytes::Zero).unwrap();
+                }
+                let settled = line.settle(&pages).map_err(|fault| fault.to_string());
+                let text = "the channel for urgent pages did nothing for 0.2 s";
+                let right = settled.as_ref().map_or_else(|why| !last && why.contains(text), |()| last);
+                pages.place(&block, 0, PageBytes::Zero).unwrap();
+                assert!(right && line.asked().is_none(), "{settled:?}");
+                waits.join().unwrap().unwrap();
+            });
+        }
     }
 }
