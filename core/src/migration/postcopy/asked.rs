@@ -9,7 +9,8 @@
 //!
 //! So a page takes two system calls here and two there, and no thread hands over to another. A waiter that is interrupted leaves; what
 //! it asked for is read by the next one, or by the helper. `Turn` is one lock: a waiter that finds another reading has counted its request
-//! before that one leaves, so a request never stays without a reader.
+//! before that one leaves, so a request never stays without a reader. One that asks for many, before it reads, has the helper read; and one
+//! that must not sleep looks for a moment (`hand_over`).
 
 use super::super::Received;
 use super::super::channel::Channel;
