@@ -214,7 +214,7 @@ pub(crate) struct HostLine {
 /// The code of one TB as text.
 pub(crate) trait HostCode {
     fn bytes(&self) -> &[u8];
-    /// Offset of each block.
+    /// Guest address and offset of each block.
     fn blocks(&self) -> &[(u64, u32)];
     /// Offset of what is behind the blocks.
     fn cold(&self) -> u32;
