@@ -63,8 +63,8 @@ pub use dirty::{
 };
 pub use missing::{
     Blocktime, FaultKind, FaultSource, MissingError, MissingPages, MissingPhase, NoUserfault, PageBytes, PageSource,
-    PeerFaults, PeerRange, Placing, SharedFaults, SoftwareFaults, UserFaults, UserfaultLack, VcpuBlocktime, WaitToken,
-    Waiter, Waiting,
+    Part, PeerFaults, PeerRange, Placing, SharedFaults, SoftwareFaults, TemporaryPage, UserFaults, UserfaultLack,
+    VcpuBlocktime, WaitToken, Waiter, Waiting,
 };
 pub use ram::{
     Announced, Baseline, BeforeRegistration, BeforeWrite, CanWait, Delta, Entered, Held, Image, ImageError,

@@ -22,10 +22,12 @@ fn pair() -> (Channel, Channel) {
     (channel(a), channel(b))
 }
 
-fn ram(pages: &[u64]) -> (Arc<RamList>, Vec<Arc<RamBlock>>) {
+/// Blocks of so many pages, on a host with pages of so many bytes.
+fn ram(pages: &[u64], host: u64) -> (Arc<RamList>, Vec<Arc<RamBlock>>) {
     let list = Arc::new(RamList::new());
     let blocks = pages.iter().enumerate();
-    let blocks = blocks.map(|(n, pages)| list.add(RamBlockSpec::new(format!("ram{n}"), pages * PAGE_SIZE)).unwrap());
+    let blocks = blocks
+        .map(|(n, pages)| list.add(RamBlockSpec::new(format!("ram{n}"), pages * PAGE_SIZE).page_size(host)).unwrap());
     let blocks = blocks.collect();
     (list, blocks)
 }
@@ -166,7 +168,7 @@ impl Arriving {
                         }
                         Ok(true)
                     };
-                    let done = incoming.fetch(&mut self.reader, place, || Ok(()));
+                    let done = incoming.fetch_by(&mut self.reader, place, || Ok(()));
                     if let Err(why) = done {
                         println!("{why}");
                         return false;
@@ -246,7 +248,21 @@ fn go(
     asked: &[(usize, u64)],
     cuts: Vec<usize>,
 ) -> Vec<(usize, u64)> {
-    let ((list, from), (_other, to)) = (ram(sizes), ram(sizes));
+    go_by(PAGE_SIZE, sizes, written, again, precopy, asked, cuts)
+}
+
+/// The same on a host with such pages.
+#[allow(clippy::too_many_arguments, reason = "one more than the function above")]
+fn go_by(
+    host: u64,
+    sizes: &[u64],
+    written: &[(usize, u64)],
+    again: &[(usize, u64)],
+    precopy: bool,
+    asked: &[(usize, u64)],
+    cuts: Vec<usize>,
+) -> Vec<(usize, u64)> {
+    let ((list, from), (_other, to)) = (ram(sizes, host), ram(sizes, host));
     for (block, page) in written {
         list.write(&from[*block], page * PAGE_SIZE, &page_of(*block, *page, 1)).unwrap();
     }
@@ -329,6 +345,16 @@ fn pages_that_are_asked_for_come_first_and_the_sweep_goes_on_behind_the_last_of_
 }
 
 #[test]
+fn a_page_of_the_host_goes_whole_and_in_one_piece_whichever_of_its_records_is_asked_for() {
+    let written: Vec<_> = (0..300).map(|page| (0, page)).chain((0..40).map(|page| (1, page))).collect();
+    let order = go_by(16 << 10, &[304, 48], &written, &[], false, &[(0, 202), (1, 7), (0, 201)], vec![]);
+    let whole = |block: usize, page: u64| (page..page + 4).map(move |page| (block, page));
+    let first: Vec<_> = whole(0, 200).chain(whole(1, 4)).chain(whole(1, 8)).collect();
+    assert_eq!(order[..12], first);
+    assert!(order.chunks(4).all(|four| four[0].1 % 4 == 0 && four.windows(2).all(|two| two[0].1 + 1 == two[1].1)));
+}
+
+#[test]
 fn after_a_round_of_precopy_only_what_was_written_since_is_missing() {
     let written: Vec<_> = (0..100).map(|page| (0, page)).collect();
     let again = [(0, 3), (0, 4), (0, 90), (0, 110)];
@@ -350,9 +376,9 @@ fn a_channel_that_is_cut_again_and_again_loses_no_page_and_places_none_twice() {
 
 #[test]
 fn the_stream_waits_for_all_that_went_by_channels_before_pages_go_by_it_alone() {
-    let (list, blocks) = ram(&[40]);
+    let (list, blocks) = ram(&[40], PAGE_SIZE);
     (0..40).for_each(|page| list.write(&blocks[0], page * PAGE_SIZE, &page_of(0, page, 1)).unwrap());
-    let (_there, targets) = ram(&[40]);
+    let (_there, targets) = ram(&[40], PAGE_SIZE);
     let (ours, theirs): (Vec<_>, Vec<_>) = (0..2).map(|_| pair()).unzip();
     let (to, from) = pair();
     let (arrived, arrives) = std::sync::mpsc::channel();
@@ -410,7 +436,7 @@ fn a_channel_that_ends_before_its_sync_is_not_waited_for() {
     let (meeting, began) = (multifd::Meeting::default(), std::time::Instant::now());
     multifd::receive(&[][..], &[], &meeting, PATIENCE).unwrap();
     let mut writer = StreamWriter::new(Vec::new(), "test", &[]).unwrap();
-    let (list, blocks) = ram(&[4]);
+    let (list, blocks) = ram(&[4], PAGE_SIZE);
     let mut source = Source::new(list.log(DirtyClient::MIGRATION).start().unwrap(), &blocks);
     let main = StreamCarrier::begin_ram(&mut writer, &blocks).unwrap();
     let mut all = multifd::Multifd::new(main, vec![], &|_, _| {});

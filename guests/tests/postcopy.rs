@@ -68,11 +68,17 @@ struct How {
     bandwidth: Option<u64>,
     /// How missing pages are noticed.
     faults: FaultKind,
+    /// Bytes of a page of the host, in place of its own.
+    page: Option<u64>,
     /// The source rests after so many instructions, so that a short program is still under way.
     slice: Option<u64>,
 }
 
 impl How {
+    fn target(&self) -> MachineBuilder {
+        self.page.into_iter().fold(Machine::builder().postcopy_faults(self.faults), MachineBuilder::ram_page)
+    }
+
     fn beside(&self) -> Beside {
         Beside { multifd: self.multifd, urgent: self.preempt }
     }
@@ -145,12 +151,11 @@ fn go(machine: &mut Machine, how: How, after: Duration, limits: impl Fn(&mut Mac
                 }
             };
             let mut more = |within| accept(listener, within);
-            let mut machine =
-                match Machine::builder().postcopy_faults(how.faults).receive_with(main, &mut more, |_| Ok(())) {
-                    Ok(machine) => machine,
-                    Err(_) if over.load(Ordering::Acquire) => return None,
-                    Err(why) => panic!("{why}"),
-                };
+            let mut machine = match how.target().receive_with(main, &mut more, |_| Ok(())) {
+                Ok(machine) => machine,
+                Err(_) if over.load(Ordering::Acquire) => return None,
+                Err(why) => panic!("{why}"),
+            };
             // The source stands still for good.
             here.store(false, Ordering::Release);
             let arrival = machine.arrival().unwrap();
@@ -236,21 +241,30 @@ fn soon(time: Duration) -> RunLimits {
 
 #[test]
 fn a_guest_that_keeps_checksums_of_what_it_stores_finds_no_wrong_byte() {
-    keeps_checksums(FaultKind::Software);
+    keeps_checksums(FaultKind::Software, None);
 }
 
 #[test]
 fn the_same_guest_finds_no_wrong_byte_where_the_hosts_mmu_notices_missing_pages() {
     match notdirty_core::UserFaults::open() {
-        Ok(_) => keeps_checksums(FaultKind::Userfaultfd),
+        Ok(_) => keeps_checksums(FaultKind::Userfaultfd, None),
         Err(why) => println!("SKIPPED: {why}"),
     }
 }
 
-fn keeps_checksums(faults: FaultKind) {
+#[test]
+fn the_same_guest_finds_no_wrong_byte_where_a_page_of_the_host_is_16_of_a_record() {
+    keeps_checksums(FaultKind::Software, Some(64 << 10));
+    if notdirty_core::UserFaults::open().is_ok() {
+        keeps_checksums(FaultKind::Userfaultfd, Some(64 << 10));
+    }
+}
+
+fn keeps_checksums(faults: FaultKind, page: Option<u64>) {
     let (times, bits) = size();
     let mut random = Random(0x9e37_79b9_7f4a_7c15);
-    let mut machine = builder(sums::sums(2, bits, 0), 2, (2 << bits) + (32 << 20)).build().unwrap();
+    let own = builder(sums::sums(2, bits, 0), 2, (2 << bits) + (32 << 20));
+    let mut machine = page.into_iter().fold(own, MachineBuilder::ram_page).build().unwrap();
     // All of its RAM has something in it.
     assert_eq!(machine.run(&soon(Duration::from_millis(100))), MachineExit::Deadline);
     let (mut waits, mut pauses, mut missing) = (0, 0, 0);
@@ -268,6 +282,7 @@ fn keeps_checksums(faults: FaultKind) {
             // So that the sweep is still under way when it is cut.
             bandwidth: (n % 3 != 2).then(|| (16 << bits) >> random.below(2)),
             faults,
+            page,
             ..How::default()
         };
         let after = Duration::from_millis(5 + random.below(30));

@@ -69,7 +69,11 @@ fn go_with(mut machine: Machine, refused: Option<Moment>) -> Gone {
             let told = told.clone();
             notifiers.add(name, move |notice| {
                 let blocks = notice.pages.map_or(0, |pages| pages.blocks().count());
-                assert_eq!(blocks == 0, notice.moment == Moment::Probe || refused == Some(Moment::Probe));
+                match notice.moment {
+                    Moment::Probe => assert_eq!(blocks, 0),
+                    Moment::End(Outcome::Failed) => {}
+                    _ => assert_ne!(blocks, 0),
+                }
                 let text = match notice.moment {
                     Moment::End(outcome) => format!("{name} end {outcome:?}"),
                     moment => format!("{name} {moment}"),
@@ -145,6 +149,16 @@ fn an_end_that_is_refused_leaves_the_machine_where_its_pages_are() {
     assert_eq!((status.state, status.left), (ArrivalState::Failed, 0), "{why}");
     assert_eq!(why, "net0 refuses postcopy (end): the wire is cut");
     runs(&mut there);
+}
+
+#[test]
+fn a_host_with_other_pages_is_refused_by_both_sizes_before_anything_is_missing_and_the_source_runs_on() {
+    let builder = || Machine::builder().ram_size(2 << 20).program(Program::Image(basic::spin()));
+    let (told, state, why, there) = go_with(builder().ram_page(16 << 10).build().unwrap(), None);
+    let said = "its blocks have pages of 0x4000, ours of 0x1000: postcopy needs the same";
+    assert!(there.is_err_and(|why| why.to_string().contains(said)));
+    assert!(why.as_ref().is_some_and(|why| why.contains(said)), "{why:?}");
+    assert_eq!((told.len(), state), (6, MigrationState::Failed), "{told:?}");
 }
 
 #[test]

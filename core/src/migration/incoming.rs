@@ -27,6 +27,8 @@ pub struct Incoming {
     pub(super) came: Vec<Arc<Received>>,
     guess: Guess,
     pub(super) records: Records,
+    /// What came of a page of the host.
+    pub(super) coming: super::postcopy::Coming,
     /// Pages that came.
     pub pages: u64,
     /// Records of pages that are zero.
@@ -69,6 +71,7 @@ impl Incoming {
             listed,
             blocks,
             records: Records::default(),
+            coming: super::postcopy::Coming::default(),
             pages: 0,
             zero_pages: 0,
             others: None,

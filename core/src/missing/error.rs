@@ -78,6 +78,18 @@ pub enum MissingError {
         /// The page's.
         page: u64,
     },
+    /// A record of a page, while another one of the same channel is not whole.
+    #[error("RAM block {idstr}: a record at {off:#x}, and {came:#x} bytes of that at {other:#x} came")]
+    PartOfAnother {
+        /// The block.
+        idstr: String,
+        /// Where.
+        off: u64,
+        /// Where the other page begins.
+        other: u64,
+        /// What came of it.
+        came: u64,
+    },
     /// Not at this time.
     #[error("cannot {doing}: {phase}")]
     Phase {

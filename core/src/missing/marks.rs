@@ -27,7 +27,7 @@ impl MissingPages {
     pub fn set_received(&self, block: &RamBlock, bitmap: &[u64]) -> Result<(), MissingError> {
         self.only_in(MissingPhase::Gathering, "set received pages")?;
         let found = self.of(block)?;
-        let each = self.page / PAGE_SIZE;
+        let each = found.page / PAGE_SIZE;
         let bit = |page: u64| bitmap.get((page / 64) as usize).is_some_and(|word| word >> (page % 64) & 1 != 0);
         let of = |first: u64| {
             let word = (first - found.first) / 64;
@@ -36,7 +36,7 @@ impl MissingPages {
             }
             (0..64).filter(|n| (0..each).all(|part| bit((word * 64 + n) * each + part))).fold(0, |all, n| all | 1 << n)
         };
-        let new = self.states.receive(found.pages(self.page), of);
+        let new = self.states.receive(found.pages(), of);
         self.left.fetch_sub(new, Ordering::AcqRel);
         Ok(())
     }
@@ -47,12 +47,12 @@ impl MissingPages {
     /// [`MissingError::UnknownBlock`].
     pub fn received(&self, block: &RamBlock) -> Result<Vec<u64>, MissingError> {
         let found = self.of(block)?;
-        let words: Vec<u64> = self.states.received(found.pages(self.page)).collect();
-        let each = self.page / PAGE_SIZE;
+        let words: Vec<u64> = self.states.received(found.pages()).collect();
+        let each = found.page / PAGE_SIZE;
         if each == 1 {
             return Ok(words);
         }
-        let pages = found.length.load(Ordering::Acquire).div_ceil(PAGE_SIZE);
+        let pages = found.length().div_ceil(PAGE_SIZE);
         let mut bitmap = vec![0; pages.div_ceil(64) as usize];
         for page in (0..pages).filter(|page| words[(page / each / 64) as usize] >> (page / each % 64) & 1 != 0) {
             bitmap[(page / 64) as usize] |= 1 << (page % 64);
@@ -72,9 +72,9 @@ impl MissingPages {
     /// The first host page from `off` on that is not here, and that nothing is placing: for a sweep behind the requests.
     pub fn next_missing(&self, block: &RamBlock, off: u64) -> Option<u64> {
         let found = self.of(block).ok()?;
-        let pages = found.pages(self.page);
-        let from = (found.first + off / self.page).min(pages.end);
-        self.states.next_missing(from..pages.end).map(|page| (page - found.first) * self.page)
+        let pages = found.pages();
+        let from = (found.first + off / found.page).min(pages.end);
+        self.states.next_missing(from..pages.end).map(|page| found.off(page))
     }
 
     /// The pages that these bytes touch are missing, whatever they were: what precopy sent, and the guest wrote to since. Their memory is
@@ -89,8 +89,8 @@ impl MissingPages {
         if pages.is_empty() {
             return Ok(());
         }
-        let start = (pages.start - found.first) * self.page;
-        let end = ((pages.end - found.first) * self.page).min(block.max_length());
+        let (start, end) =
+            (found.off(pages.start), found.off(pages.end).min(block.committed()).min(block.max_length()));
         self.left.fetch_add(self.states.forget(pages), Ordering::AcqRel);
         let done = block.discard_raw(start, end - start);
         // Also where the host refused: a part may be gone.
@@ -127,7 +127,7 @@ impl MissingPages {
         let Some(last) = words.iter().rposition(|word| *word != 0) else { return Ok(()) };
         let end = first.saturating_add(last as u64 * 64 + 64 - u64::from(words[last].leading_zeros()));
         let (found, _) = self.range(block, 0, end.saturating_mul(PAGE_SIZE))?;
-        if self.page != PAGE_SIZE || !first.is_multiple_of(64) {
+        if found.page != PAGE_SIZE || !first.is_multiple_of(64) {
             let bits = |word: u64| (0..64).filter(move |n| word >> n & 1 != 0);
             let pages = (first..).step_by(64).zip(words).flat_map(|(at, word)| bits(*word).map(move |n| at + n));
             return pages.into_iter().try_for_each(|page| self.discard(block, page * PAGE_SIZE, PAGE_SIZE));

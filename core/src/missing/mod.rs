@@ -36,6 +36,7 @@
 //! | --- | --- |
 //! | `states.rs` | claimed, received, requested; waiters: the protocol without the memory |
 //! | `marks.rs` | which pages are here, before any is waited for, and for a recovery |
+//! | `temporary.rs` | records of 4 KiB become a whole page of the host |
 //! | `wait.rs` | what waits, and what was asked for |
 //! | `blocktime.rs` | how long was waited |
 //! | `faults.rs`, `userfault/` | how a missing page is noticed and placed: by the softmmu alone, or by the host's MMU, too |
@@ -46,6 +47,7 @@ mod faults;
 mod list;
 mod marks;
 mod states;
+mod temporary;
 mod userfault;
 mod wait;
 
@@ -54,6 +56,7 @@ pub use error::{MissingError, MissingPhase};
 pub use faults::{FaultKind, FaultSource, Placing, SoftwareFaults};
 pub(crate) use list::MissingDoor;
 pub use states::{Claim, Ended, PageStates, WaitToken, Waiting, Woken};
+pub use temporary::{Part, TemporaryPage};
 pub use userfault::{NoUserfault, PeerFaults, PeerRange, SharedFaults, UserFaults, UserfaultLack};
 
 use states::Bits;
@@ -114,6 +117,8 @@ struct MissingBlock {
     block: Arc<RamBlock>,
     /// The number of its first page in the states: a multiple of 64.
     first: u64,
+    /// Bytes of a page.
+    page: u64,
     /// `postcopy_length`: nothing beyond it is missing. It follows the block's until `listen`, and then stays.
     length: AtomicU64,
     /// Does memory that was given back read as zero?
@@ -171,7 +176,8 @@ pub struct MissingPages {
     /// Pages that are not here.
     left: AtomicU64,
     requests: AtomicU64,
-    page: u64,
+    /// The smallest page of any block.
+    step: u64,
     /// Pages that are missing, and whose memory is not zero: what came to them is not given back one by one.
     stale: OnceLock<Bits>,
 }
@@ -183,8 +189,17 @@ struct Phase {
 }
 
 impl MissingBlock {
-    fn pages(&self, page: u64) -> Range<u64> {
-        self.first..self.first + self.length.load(Ordering::Acquire).div_ceil(page)
+    fn length(&self) -> u64 {
+        self.length.load(Ordering::Acquire)
+    }
+
+    fn pages(&self) -> Range<u64> {
+        self.first..self.first + self.length().div_ceil(self.page)
+    }
+
+    /// Where this page begins in the block.
+    fn off(&self, page: u64) -> u64 {
+        (page - self.first) * self.page
     }
 }
 
@@ -197,15 +212,15 @@ impl MissingPages {
     ) -> Self {
         all.sort_by_key(|block| block.offset());
         all.dedup_by(|a, b| Arc::ptr_eq(a, b));
-        let page = all.first().map_or(PAGE_SIZE, |block| block.page_size());
+        let step = all.iter().map(|block| block.page_size()).min().unwrap_or(PAGE_SIZE);
         let (mut first, mut left) = (0, 0);
         let blocks = all.into_iter().map(|block| {
             let at = first;
-            let length = block.used_length();
+            let (length, page) = (block.used_length(), block.page_size());
             first += block.max_length().div_ceil(page).next_multiple_of(64);
             left += length.div_ceil(page);
             let zeroes = block.fd().is_none() || block.flags().contains(RamFlags::SHARED);
-            MissingBlock { block, first: at, length: AtomicU64::new(length), zeroes }
+            MissingBlock { block, first: at, page, length: AtomicU64::new(length), zeroes }
         });
         let blocks = blocks.collect();
         Self {
@@ -217,14 +232,9 @@ impl MissingPages {
             phase: Mutex::new(Phase { phase: MissingPhase::Gathering, why: "".into() }),
             left: AtomicU64::new(left),
             requests: AtomicU64::new(0),
-            page,
+            step,
             stale: OnceLock::new(),
         }
-    }
-
-    /// Bytes of a page: the host's.
-    pub fn page_size(&self) -> u64 {
-        self.page
     }
 
     /// How far this is.
@@ -268,7 +278,7 @@ impl MissingPages {
         let above = self.blocks.partition_point(|other| other.block.offset() <= ram);
         let found = self.blocks.get(above.checked_sub(1)?)?;
         let off = ram.get() - found.block.offset().get();
-        (off < found.length.load(Ordering::Acquire)).then_some((found, found.first + off / self.page))
+        (off < found.length()).then_some((found, found.first + off / found.page))
     }
 
     /// Is the host page of this address missing? If not, its bytes are visible.
@@ -280,10 +290,10 @@ impl MissingPages {
     /// `off` and `len` inside the part of the block that may be missing, as pages of the states: those that it touches.
     fn range(&self, block: &RamBlock, off: u64, len: u64) -> Result<(&MissingBlock, Range<u64>), MissingError> {
         let found = self.of(block)?;
-        let length = found.length.load(Ordering::Acquire);
+        let length = found.length();
         match off.checked_add(len) {
             Some(end) if end <= length => {
-                Ok((found, found.first + off / self.page..found.first + end.div_ceil(self.page)))
+                Ok((found, found.first + off / found.page..found.first + end.div_ceil(found.page)))
             }
             _ => Err(MissingError::OutOfBounds { idstr: block.idstr().to_owned(), off, len, length }),
         }
@@ -294,10 +304,18 @@ impl MissingPages {
         if phase == want { Ok(()) } else { Err(MissingError::Phase { doing, phase }) }
     }
 
+    /// What may be missing of a block: so many bytes from its start.
+    ///
+    /// # Errors
+    /// [`MissingError::UnknownBlock`].
+    pub fn length_of(&self, block: &RamBlock) -> Result<u64, MissingError> {
+        Ok(self.of(block)?.length())
+    }
+
     /// How many pages of a block are not here.
     pub fn left_of(&self, block: &RamBlock) -> u64 {
         let Ok(found) = self.of(block) else { return 0 };
-        let pages = found.pages(self.page);
+        let pages = found.pages();
         let here: u64 = self.states.received(pages.clone()).map(|word| u64::from(word.count_ones())).sum();
         (pages.end - pages.start).saturating_sub(here)
     }
@@ -310,7 +328,7 @@ impl MissingPages {
         }
         let new = block.used_length();
         let old = found.length.swap(new, Ordering::AcqRel);
-        let pages = |length: u64| found.first + length.div_ceil(self.page);
+        let pages = |length: u64| found.first + length.div_ceil(found.page);
         if new < old {
             let cut = pages(new)..pages(old);
             let count = cut.end - cut.start;
@@ -358,12 +376,12 @@ impl MissingPages {
     /// [`MissingError::Phase`] once no page comes any more.
     pub fn place(&self, block: &RamBlock, off: u64, bytes: PageBytes<'_>) -> Result<bool, MissingError> {
         let (found, pages) = self.range(block, off, 1)?;
-        let length = found.length.load(Ordering::Acquire);
-        let len = self.page.min(length - off);
+        let length = found.length();
+        let len = found.page.min(length - off);
         let given = if let PageBytes::Copy(bytes) = bytes { bytes.len() as u64 } else { len };
-        if !off.is_multiple_of(self.page) || given != len {
+        if !off.is_multiple_of(found.page) || given != len {
             let idstr = block.idstr().to_owned();
-            return Err(MissingError::OddPage { idstr, off, len: given, page: self.page });
+            return Err(MissingError::OddPage { idstr, off, len: given, page: found.page });
         }
         let phase = self.phase();
         if phase == MissingPhase::Ended {
@@ -438,21 +456,21 @@ impl MissingPages {
     fn missing_runs(&self, block: &RamBlock) -> Vec<Range<u64>> {
         let Ok(found) = self.of(block) else { return Vec::new() };
         let mut runs: Vec<Range<u64>> = Vec::new();
-        for (word, here) in self.states.received(found.pages(self.page)).enumerate() {
+        for (word, here) in self.states.received(found.pages()).enumerate() {
             let mut left = !here;
             while left != 0 {
                 let first = left.trailing_zeros();
                 let count = (left >> first).trailing_ones();
                 left &= u64::MAX.checked_shl(first + count).unwrap_or(0);
-                let start = (word as u64 * 64 + u64::from(first)) * self.page;
-                let end = start + u64::from(count) * self.page;
+                let start = (word as u64 * 64 + u64::from(first)) * found.page;
+                let end = start + u64::from(count) * found.page;
                 match runs.last_mut() {
                     Some(last) if last.end == start => last.end = end,
                     _ => runs.push(start..end),
                 }
             }
         }
-        let length = found.length.load(Ordering::Acquire).next_multiple_of(self.page);
+        let length = found.length().next_multiple_of(found.page);
         runs.retain_mut(|run| {
             run.end = run.end.min(length);
             !run.is_empty()

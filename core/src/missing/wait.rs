@@ -22,8 +22,8 @@ impl MissingPages {
     /// [`MissingError::Interrupted`] by the token, [`MissingError::Late`], [`MissingError::Ended`], [`MissingError::Pinned`].
     pub fn wait(&self, ram: RamAddr, len: u64, token: &WaitToken, until: Option<Instant>) -> Result<(), MissingError> {
         let last = ram.get().saturating_add(len.saturating_sub(1));
-        let at = |n: u64| RamAddr::new((ram.get() & !(self.page - 1)) + n * self.page);
-        let count = (last & !(self.page - 1)).saturating_sub(at(0).get()) / self.page + u64::from(len != 0);
+        let at = |n: u64| RamAddr::new((ram.get() & !(self.step - 1)) + n * self.step);
+        let count = (last & !(self.step - 1)).saturating_sub(at(0).get()) / self.step + u64::from(len != 0);
         if !(0..count).any(|n| self.is_missing(at(n))) {
             return Ok(());
         }
@@ -94,15 +94,16 @@ impl MissingPages {
     pub(super) fn request_all(&self, all: &mut [RamAddr]) {
         self.requests.fetch_add(all.len() as u64, Ordering::Relaxed);
         all.sort_unstable();
-        let next = |a: &RamAddr, b: &RamAddr| a.get() + self.page == b.get();
+        let page_of = |ram: RamAddr| self.page_of(ram).map_or(self.step, |(found, _)| found.page);
+        let next = |a: &RamAddr, b: &RamAddr| a.get() + page_of(*a) == b.get();
         for run in all.chunk_by(next) {
             // Blocks lie apart in RAM, or next to each other.
             let mut left = run;
             while let Some((found, page)) = left.first().and_then(|ram| self.page_of(*ram)) {
                 let inside = left
                     .partition_point(|ram| self.page_of(*ram).is_some_and(|(other, _)| core::ptr::eq(other, found)));
-                let off = (page - found.first) * self.page;
-                let len = (inside as u64 * self.page).min(found.length.load(Ordering::Acquire) - off);
+                let off = found.off(page);
+                let len = (inside as u64 * found.page).min(found.length() - off);
                 self.source.request_run(&found.block, off, len);
                 left = &left[inside..];
             }
@@ -129,15 +130,15 @@ impl MissingPages {
             && self.states.first_request(page)
         {
             self.requests.fetch_add(1, Ordering::Relaxed);
-            self.source.request(&found.block, (page - found.first) * self.page);
+            self.source.request(&found.block, found.off(page));
         }
     }
 
     /// The pages that were asked for and are not here, by block.
     pub fn requested(&self) -> Vec<(Arc<RamBlock>, u64)> {
         let of = |found: &MissingBlock| {
-            let pages = self.states.requested(found.pages(self.page));
-            let offset = |page: u64| (found.block.clone(), (page - found.first) * self.page);
+            let pages = self.states.requested(found.pages());
+            let offset = |page: u64| (found.block.clone(), found.off(page));
             pages.into_iter().map(offset).collect::<Vec<_>>()
         };
         self.blocks.iter().flat_map(of).collect()

@@ -39,6 +39,7 @@ pub struct RamBlock {
     /// Written by resizes, with Release, once the memory is there; a reader's Acquire sees a length that is mapped.
     used_length: AtomicU64,
     max_length: u64,
+    page_size: u64,
     flags: RamFlags,
     /// Flags that hold for a time.
     now: AtomicU16,
@@ -79,6 +80,7 @@ impl RamBlock {
             home,
             used_length: AtomicU64::new(spec.used_length),
             max_length,
+            page_size: spec.page_size.unwrap_or_else(host_page),
             flags,
             now: AtomicU16::new(0),
             resized: spec.resized,
@@ -189,9 +191,20 @@ impl RamBlock {
         self.mapping.fd().map_or(0, |(_, offset)| offset)
     }
 
-    /// The size of the pieces in which the block's memory is given back: the host's page. Huge pages under it are transparent,
-    /// the host splits them ([`RamFlags::HUGE_PAGES`] says whether it may use them).
+    /// The size of the pieces in which the block's memory is given back, and placed when it is missing: the host's page, or what
+    /// [`RamBlockSpec::page_size`](super::RamBlockSpec::page_size) said. Huge pages under it are transparent, the host splits them
+    /// ([`RamFlags::HUGE_PAGES`] says whether it may use them).
     pub fn page_size(&self) -> u64 {
+        self.page_size
+    }
+
+    /// Bytes that are memory: whole pages of the host.
+    pub(crate) fn committed(&self) -> u64 {
+        self.mapping.committed().next_multiple_of(host_page())
+    }
+
+    /// Bytes that the host's MMU maps at once.
+    pub(crate) fn mapped_page(&self) -> u64 {
         host_page()
     }
 
@@ -213,7 +226,7 @@ impl RamBlock {
         let page = self.page_size();
         for (what, length, odd) in [
             ("offset to discard", off, !off.is_multiple_of(page)),
-            ("length to discard", len, !end.is_multiple_of(page) && end != self.max_length),
+            ("length to discard", len, !end.is_multiple_of(page) && end != memory),
         ] {
             if odd {
                 return Err(RamError::OddLength { idstr: self.idstr.clone(), what, length, page });

@@ -92,6 +92,7 @@ pub struct RamBlockSpec {
     pub(super) file: Option<(Arc<File>, u64)>,
     pub(super) near: Option<Range<u64>>,
     pub(super) huge_pages: Option<bool>,
+    pub(super) page_size: Option<u64>,
 }
 
 impl RamBlockSpec {
@@ -111,6 +112,7 @@ impl RamBlockSpec {
             file: None,
             near: None,
             huge_pages: None,
+            page_size: None,
         }
     }
 
@@ -193,6 +195,13 @@ impl RamBlockSpec {
         self
     }
 
+    /// Its memory is given back, and placed when it is missing, in pieces of so many bytes: a power of two, from the host's page on, of which the
+    /// maximum length is a multiple. Without this, the host's page.
+    pub fn page_size(mut self, bytes: u64) -> Self {
+        self.page_size = Some(bytes);
+        self
+    }
+
     /// The name asked for.
     pub(super) fn idstr(&self) -> &str {
         &self.idstr
@@ -206,6 +215,15 @@ impl RamBlockSpec {
         }
         for (what, length) in [("used length", self.used_length), ("maximum length", max)] {
             check_length(&self.idstr, what, length, max)?;
+        }
+        if let Some(page) = self.page_size {
+            let idstr = || self.idstr.clone();
+            if !page.is_power_of_two() || page < host_page() {
+                return Err(RamError::OddLength { idstr: idstr(), what: "page size", length: page, page: host_page() });
+            }
+            if !max.is_multiple_of(page) {
+                return Err(RamError::OddLength { idstr: idstr(), what: "maximum length", length: max, page });
+            }
         }
         if let Some((_, offset)) = &self.file
             && !offset.is_multiple_of(host_page())

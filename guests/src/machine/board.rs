@@ -48,9 +48,10 @@ pub(super) struct Board {
 
 impl Board {
     /// RAM, UART and finisher. The CLINT comes with the harts, HTIF with a program that has it.
-    pub fn new(ram_size: u64, max_ram: u64, console: Arc<Console>) -> Result<Board, BuildError> {
+    pub fn new(ram_size: u64, ram_page: Option<u64>, max_ram: u64, console: Arc<Console>) -> Result<Board, BuildError> {
         let list = Arc::new(RamList::new());
-        let ram = list.add(RamBlockSpec::new("ram", ram_size).near(NEAR))?;
+        let ram = list
+            .add(ram_page.into_iter().fold(RamBlockSpec::new("ram", ram_size).near(NEAR), RamBlockSpec::page_size))?;
         let space = AddressSpace::new(list);
         let latch = Arc::new(ExitLatch::default());
         let uart = Arc::new(Uart::new(console.clone()));

@@ -106,6 +106,7 @@ pub enum BuildError {
 /// Collects what the machine is to be like.
 pub struct MachineBuilder {
     pub(super) ram_size: u64,
+    pub(super) ram_page: Option<u64>,
     pub(super) harts: usize,
     pub(super) turns: Option<Turns>,
     pub(super) max_ram: u64,
@@ -131,6 +132,7 @@ impl Default for MachineBuilder {
     fn default() -> Self {
         MachineBuilder {
             ram_size: DEFAULT_RAM,
+            ram_page: None,
             harts: 1,
             turns: None,
             max_ram: u64::MAX,
@@ -158,6 +160,13 @@ impl MachineBuilder {
     /// Bytes of RAM, a multiple of 4 KiB; 128 MiB unless said.
     pub fn ram_size(mut self, bytes: u64) -> Self {
         self.ram_size = bytes;
+        self
+    }
+
+    /// RAM is given back, and placed when it is missing, in pieces of so many bytes, as on a host whose pages are larger: both sides of a
+    /// postcopy have the same. Without this, the host's page.
+    pub fn ram_page(mut self, bytes: u64) -> Self {
+        self.ram_page = Some(bytes);
         self
     }
 
@@ -298,7 +307,7 @@ impl MachineBuilder {
         }
         let recipe = self.recipe();
         let console = self.console.unwrap_or_else(|| Console::new(Box::new(io::sink())));
-        let mut board = Board::new(self.ram_size, self.max_ram, console)?;
+        let mut board = Board::new(self.ram_size, self.ram_page, self.max_ram, console)?;
         if self.lrsc == LrSc::Strict {
             board.space.ram().break_reservations();
         }

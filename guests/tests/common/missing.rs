@@ -45,7 +45,7 @@ impl Away {
     /// Places one page; was it the one that did?
     pub fn bring(&self, block: &Arc<RamBlock>, off: u64) -> bool {
         let (_, bytes) = self.copies.iter().find(|(other, _)| Arc::ptr_eq(other, block)).unwrap();
-        let bytes = &bytes[off as usize..bytes.len().min((off + self.pages.page_size()) as usize)];
+        let bytes = &bytes[off as usize..bytes.len().min((off + block.page_size()) as usize)];
         let zero = bytes.iter().all(|byte| *byte == 0);
         self.pages.place(block, off, if zero { PageBytes::Zero } else { PageBytes::Copy(bytes) }).unwrap()
     }

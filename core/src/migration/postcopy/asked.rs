@@ -12,13 +12,12 @@
 //! before that one leaves, so a request never stays without a reader. One that asks for many, before it reads, has the helper read; and one
 //! that must not sleep looks for a moment (`hand_over`).
 
-use super::super::Received;
 use super::super::channel::Channel;
-use super::super::checksums::{Checksums, of_page};
 use super::super::wire::{Fault, flag};
 use super::answers::Answer;
+use super::place::{Coming, Places};
 use crate::addr::{PAGE_BITS, PAGE_SIZE};
-use crate::missing::{MissingPages, PageBytes};
+use crate::missing::MissingPages;
 use crate::ram::RamBlock;
 use std::io::Write;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, Weak};
@@ -38,26 +37,6 @@ const MANY: u64 = 16;
 
 /// The longest record: the name of a block has a byte of length.
 const RECORD: usize = 8 + 256 + PAGE_SIZE as usize;
-
-/// The blocks of a stream, and what is noted of a page that was placed.
-#[derive(Clone)]
-pub(in super::super) struct Places {
-    pub blocks: Vec<Arc<RamBlock>>,
-    pub sums: Vec<Arc<Checksums>>,
-    pub came: Vec<Arc<Received>>,
-}
-
-impl Places {
-    fn place(&self, pages: &MissingPages, index: usize, page: u64, bytes: Option<&[u8]>) -> Result<(), Fault> {
-        let given = bytes.map_or(PageBytes::Zero, PageBytes::Copy);
-        let placed = pages.place(&self.blocks[index], page << PAGE_BITS, given);
-        if placed.map_err(|why| Fault::Order(why.to_string()))? {
-            self.came[index].set(page);
-            self.sums[index].note([(page, bytes.map_or(0, of_page))]);
-        }
-        Ok(())
-    }
-}
 
 #[derive(Default)]
 struct Turn {
@@ -80,6 +59,7 @@ struct Reader {
     at: usize,
     end: usize,
     last: Option<usize>,
+    coming: Coming,
 }
 
 /// What a step of reading was.
@@ -131,7 +111,14 @@ impl AskedPages {
             places: incoming.places(),
             pages: Arc::downgrade(pages),
             writer: Mutex::new(Writer { channel: channel.try_clone()?, last: None }),
-            reader: Mutex::new(Reader { channel: channel.try_clone()?, buffer, at: START, end: START, last: None }),
+            reader: Mutex::new(Reader {
+                channel: channel.try_clone()?,
+                buffer,
+                at: START,
+                end: START,
+                last: None,
+                coming: Coming::default(),
+            }),
             turn: Mutex::default(),
             changed: Condvar::new(),
             channel,
@@ -240,7 +227,7 @@ impl AskedPages {
     }
 
     fn next(&self, reader: &mut Reader, sleeps: bool) -> Result<Next, Fault> {
-        let Reader { channel, buffer, at, end, last } = reader;
+        let Reader { channel, buffer, at, end, last, coming } = reader;
         let have = &buffer.0[*at..*end];
         if let Some((word, rest)) = have.split_first_chunk::<8>() {
             let word = u64::from_be_bytes(*word);
@@ -263,7 +250,7 @@ impl AskedPages {
                     last.ok_or_else(|| Fault::Order("an urgent page of the block before, and there is none".into()))?;
                 let bytes = (len != 0).then(|| &have[head..head + len]);
                 let pages = self.pages.upgrade().ok_or_else(|| Fault::Order("nothing is missing".into()))?;
-                self.places.place(&pages, index, place >> PAGE_BITS, bytes)?;
+                self.places.place(&pages, coming, index, place >> PAGE_BITS, bytes)?;
                 *at += head + len;
                 if at == end {
                     (*at, *end) = (START, START);

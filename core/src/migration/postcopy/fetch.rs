@@ -1,7 +1,7 @@
 //! The target: records that come while the machine runs are placed, each whole and once.
 //!
 //! ```text
-//!   record ─▶ bytes of the page, in the channel's buffer ─▶ place(block, page, bytes) ─▶ was it the first? its checksum is noted
+//!   record ─▶ bytes of the page, in the channel's buffer ─▶ the temporary page of this channel ─▶ whole? it is placed, and its checksums noted
 //! ```
 
 use super::super::Incoming;
@@ -11,19 +11,40 @@ use super::super::records::Record;
 use super::super::stream::StreamReader;
 use super::super::wire::{Fault, Result};
 use crate::addr::PAGE_SIZE;
+use crate::missing::MissingPages;
 use core::ops::Range;
 
 /// Runs of pages, and whether something had come to each.
 pub type Runs = Vec<(Range<u64>, bool)>;
 
 impl Incoming {
-    /// Reads one piece of the RAM section, up to its footer, while the machine runs. `place` gets block, page and bytes, of a page of zeros
-    /// none, and says whether the page was yet to come. `settle` is called when this was the last piece: pages that went by another channel
-    /// are here when it returns.
+    /// Reads one piece of the RAM section, up to its footer, while the machine runs. `settle` is called when this was the last piece: pages that
+    /// went by another channel are here when it returns.
+    ///
+    /// # Errors
+    /// What is wrong with the stream, or [`MissingPages::place`]'s.
+    pub fn fetch<R: Fill>(
+        &mut self,
+        reader: &mut StreamReader<R>,
+        pages: &MissingPages,
+        settle: impl FnOnce() -> core::result::Result<(), Fault>,
+    ) -> Result<()> {
+        let (places, mut coming) = (self.places(), core::mem::take(&mut self.coming));
+        // It is noted there.
+        let place = |block: usize, page: u64, bytes: Option<&[u8]>| {
+            places.place(pages, &mut coming, block, page, bytes).map(|()| false)
+        };
+        let done = self.fetch_by(reader, place, settle);
+        self.coming = coming;
+        done
+    }
+
+    /// The same of pages that are placed in another way. `place` gets block, page and bytes, of a page of zeros
+    /// none, and says whether the page was yet to come, and is to be noted.
     ///
     /// # Errors
     /// What is wrong with the stream, or `place`'s.
-    pub fn fetch<R: Fill>(
+    pub fn fetch_by<R: Fill>(
         &mut self,
         reader: &mut StreamReader<R>,
         mut place: impl FnMut(usize, u64, Option<&[u8]>) -> core::result::Result<bool, Fault>,
@@ -114,8 +135,9 @@ impl Incoming {
         Ok((index, self.listed[index].used_length))
     }
 
-    /// The record before was on a channel that is gone: the next one names its block.
+    /// The record before was on a channel that is gone: the next one names its block, and begins a page.
     pub fn forget_last(&mut self) {
+        self.coming.reset();
         self.records = super::super::records::Records::default();
     }
 }

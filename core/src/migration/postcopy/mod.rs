@@ -16,6 +16,7 @@
 //! | `discard.rs` | the pages that are yet to come, by host pages, as commands |
 //! | `send.rs` | the source's loop: pages that are waited for first, the sweep behind them |
 //! | `fetch.rs` | the target's: records are placed, each page whole and once |
+//! | `place.rs` | a record becomes a page, or waits for the rest of it |
 //! | `heard.rs` | what the source hears of the target, by a thread of its own |
 //! | `requests.rs` | pages that the target waits for, in the order in which it asked |
 //! | `notify.rs` | what is told of the target's steps, and may stop them |
@@ -32,6 +33,7 @@ mod discard;
 mod fetch;
 mod heard;
 mod notify;
+mod place;
 mod release;
 mod requests;
 mod send;
@@ -40,12 +42,12 @@ mod urgent;
 
 pub use answers::{Answer, Bitmap};
 pub use asked::AskedPages;
-pub(super) use asked::Places;
 pub use commands::{Command, Discard, DiscardMap, MOST_RUNS, MOST_WORDS, Name, PageSizes};
 pub use discard::{Named, canonical, discards};
 pub use fetch::Runs;
 pub use heard::{Heard, ReturnPath};
 pub use notify::{Answered, Inbound, Moment, Notice, NotifierGuard, Notifiers, Outcome, Refusal};
+pub(super) use place::{Coming, Places};
 pub use requests::Requests;
 pub use send::Rest;
 pub use state::{State, Step};

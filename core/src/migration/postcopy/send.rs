@@ -6,7 +6,8 @@
 //!   bmap empty ─▶ done        a write failed ─▶ bmap is wrong: the target says what came (`resume`), and it goes on
 //! ```
 //!
-//! The machine stands still, so pages do not change: what is sent twice is sent the same.
+//! The machine stands still, so pages do not change: what is sent twice is sent the same. A page of the host that is larger than 4 KiB
+//! goes whole and in one piece by a channel: its target places it from one temporary page of that.
 
 use super::super::precopy::{Carrier, Progress, Run, Source};
 use super::super::wire::{Fault, Result};
@@ -20,6 +21,7 @@ use super::urgent::Urgent;
 use crate::addr::PAGE_BITS;
 use crate::dirty::DirtyLog;
 use crate::ram::RamBlock;
+use core::ops::Range;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -33,8 +35,24 @@ struct Left {
     block: Arc<RamBlock>,
     dirty: Arc<DirtyPages>,
     pages: u64,
+    /// Pages of a page of the host.
+    host: u64,
     /// Kept when a channel and its carrier are gone.
     _sums: Arc<Checksums>,
+}
+
+impl Left {
+    /// The pages of the host that these, which were taken, lie on: they go whole, by the same channel, also what went by another one.
+    fn whole(&self, pages: Range<u64>) -> Range<u64> {
+        if self.host <= 1 {
+            return pages;
+        }
+        let whole = pages.start / self.host * self.host..pages.end.next_multiple_of(self.host).min(self.pages);
+        (whole.start..pages.start).chain(pages.end..whole.end).for_each(|page| {
+            self.dirty.take(page);
+        });
+        whole
+    }
 }
 
 impl Source {
@@ -78,9 +96,10 @@ impl Rest {
         let (blocks, progress, log) = source.into_rest();
         let blocks = blocks.into_iter().map(|(block, dirty)| {
             let pages = block.pages().len();
-            canonical(&dirty, pages, block.page_size() >> PAGE_BITS);
+            let host = block.page_size() >> PAGE_BITS;
+            canonical(&dirty, pages, host);
             let sums = BlockMigration::need_checksums(&block);
-            Left { block, dirty, pages, _sums: sums }
+            Left { block, dirty, pages, host, _sums: sums }
         });
         let blocks: Vec<_> = blocks.collect();
         let urgent = Urgent::new(blocks.iter().map(|left| (&left.block, &left.dirty, left.pages)));
@@ -212,9 +231,10 @@ impl Rest {
     /// A page that is waited for, unless it was sent.
     fn page(&mut self, carrier: &mut impl Carrier, index: usize, page: u64) -> Result<()> {
         let Some(left) = self.blocks.get(index).filter(|left| left.dirty.take(page)) else { return Ok(()) };
-        self.at = (index, page + 1);
-        self.asked += 1;
-        let run = Run { index, block: &left.block, pages: page..page + 1 };
+        let pages = left.whole(page..page + 1);
+        self.at = (index, pages.end);
+        self.asked += pages.end - pages.start;
+        let run = Run { index, block: &left.block, pages };
         carrier.send(&[run], &mut self.progress)
     }
 
@@ -225,8 +245,9 @@ impl Rest {
         for _ in 0..=self.blocks.len() {
             let Some(left) = self.blocks.get(self.at.0) else { break };
             while let Some(pages) = left.dirty.take_run(self.at.1, room).filter(|_| room != 0) {
+                let pages = left.whole(pages);
                 self.at.1 = pages.end;
-                room -= pages.end - pages.start;
+                room = room.saturating_sub(pages.end - pages.start);
                 runs.push(Run { index: self.at.0, block: &left.block, pages });
                 if room == 0 {
                     break;

@@ -104,7 +104,8 @@ impl Urgent {
         let part = &self.parts[index];
         let _busy = self.busy.lock().unwrap_or_else(PoisonError::into_inner);
         let first = part.dirty.take(page);
-        *self.at.lock().unwrap_or_else(PoisonError::into_inner) = Some((index, page + 1));
+        let next = (page + 1).next_multiple_of(part.block.page_size() >> PAGE_BITS);
+        *self.at.lock().unwrap_or_else(PoisonError::into_inner) = Some((index, next));
         let zero = part.block.is_zero(page);
         let place = page << PAGE_BITS | if zero { flag::ZERO } else { flag::PAGE };
         let (mut head, mut len) = ([0; 8 + 256], 8);

@@ -143,7 +143,7 @@ impl Inner {
 
     /// Registers as much of the block.
     fn register(&self, block: &Arc<RamBlock>, length: u64) -> Result<Own, MissingError> {
-        let len = length.next_multiple_of(block.page_size());
+        let len = length.next_multiple_of(block.page_size()).min(block.committed());
         let start = block.host().addr() as u64;
         let minor = self.minor && block.flags().contains(RamFlags::SHARED);
         let mode = if minor { sys::MISSING | sys::MINOR } else { sys::MISSING };
@@ -184,7 +184,7 @@ impl Inner {
     }
 
     fn place(&self, own: &Own, page: Placing<'_>, bytes: PageBytes<'_>) -> io::Result<()> {
-        let (at, size) = (own.start + page.off, own.block.page_size());
+        let (at, size) = (own.start + page.off, own.block.page_size().min(own.len - page.off));
         let padded;
         let whole = match bytes {
             // The last page of a block of 4 KiB pages on a host with larger ones.
@@ -230,7 +230,7 @@ impl FaultSource for UserFaults {
                 found.block.touch_huge(false);
                 // A fault that is read finds its block.
                 let mut all = inner.own_mut();
-                let own = inner.register(&found.block, found.length.load(crate::sync::Ordering::Acquire))?;
+                let own = inner.register(&found.block, found.length())?;
                 let at = all.partition_point(|other| other.start < own.start);
                 all.insert(at, own);
             }

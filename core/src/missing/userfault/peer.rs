@@ -59,10 +59,10 @@ pub struct SharedFaults {
 }
 
 impl Peer {
-    /// The page of an address of its own: in RAM, where it starts there, and its size.
+    /// The page of an address of its own, as the host's MMU has it: in RAM, where it starts there, and its size.
     pub(super) fn page_of(&self, at: u64) -> Option<(RamAddr, u64, u64)> {
         let range = self.ranges.iter().find(|range| range.address <= at && at - range.address < range.len)?;
-        let size = range.block.page_size();
+        let size = range.block.mapped_page();
         let off = (at - range.address) / size * size;
         let ram = RamAddr::new(range.block.offset().get() + range.off + off);
         Some((ram, range.address + off, size))

@@ -180,7 +180,7 @@ impl Inner {
 
 impl Own {
     fn fault(&self, at: u64) -> Option<Fault> {
-        let size = self.block.page_size();
+        let size = self.block.mapped_page();
         let off = (at - self.start) / size * size;
         let ram = RamAddr::new(self.block.offset().get() + off);
         (off < self.len).then_some(Fault { ram, at: self.start + off, size, minor: self.minor, in_file: false })

@@ -5,9 +5,9 @@
 //!      └─ the channel breaks ─▶ Paused ─▶ another channel ─▶ its name, bitmaps, RESUME_ACK, all requests again
 //! ```
 
+use notdirty_core::MissingPhase;
 use notdirty_core::migration::postcopy::{Answer, AskedPages, Bitmap, Command, Inbound, Name, Outcome, State};
 use notdirty_core::migration::{Channel, Event, Fault, Incoming, StreamError, StreamReader};
-use notdirty_core::{MissingPhase, PAGE_SIZE, PageBytes};
 
 use super::{Arrival, ArrivalState, IN_STEP, MoreChannels, lock, preempt, refused};
 use crate::machine::migrate::MigrationError;
@@ -122,14 +122,8 @@ impl Reads {
         loop {
             match self.reader.event()? {
                 Event::RamPiece(_) => {
-                    let blocks = self.incoming.blocks().to_vec();
-                    let place = |block: usize, page: u64, bytes: Option<&[u8]>| {
-                        let bytes = bytes.map_or(PageBytes::Zero, PageBytes::Copy);
-                        let placed = shared.pages.place(&blocks[block], page * PAGE_SIZE, bytes);
-                        placed.map_err(|why| Fault::Order(why.to_string()))
-                    };
                     let settle = || shared.line.settle(&shared.pages);
-                    let done = self.incoming.fetch(&mut self.reader, place, settle);
+                    let done = self.incoming.fetch(&mut self.reader, &shared.pages, settle);
                     let mut talk = lock(&shared.talk);
                     (talk.pages, talk.zero_pages) = (self.incoming.pages, self.incoming.zero_pages);
                     drop(talk);
