@@ -2,8 +2,8 @@
 #![cfg(not(loom))]
 
 use notdirty_core::{
-    DirtyClient, MissingError, MissingPages, MissingPhase, PAGE_SIZE, PageBytes, PageSource, RamAddr, RamBlock,
-    RamBlockSpec, RamError, RamList, WaitToken, Waiter, pin,
+    DirtyClient, FaultKind, FaultSource, MissingError, MissingPages, MissingPhase, PAGE_SIZE, PageBytes, PageSource,
+    Placing, RamAddr, RamBlock, RamBlockSpec, RamError, RamList, SoftwareFaults, WaitToken, Waiter, pin,
 };
 use proptest::prelude::*;
 use std::collections::BTreeSet;
@@ -419,4 +419,55 @@ fn pages_of_a_map_are_missing_and_a_page_of_zeros_clears_what_had_come() {
         bytes[0]
     };
     assert_eq!([64, 65, 70, 130, 200].map(byte), [0, 0, 7, 9, 0]);
+}
+
+/// Placing fails once, and says when it begins to.
+struct Fails {
+    begun: Mutex<Sender<()>>,
+    go_on: Mutex<Receiver<()>>,
+    failed: AtomicU64,
+}
+
+impl FaultSource for Fails {
+    fn kind(&self) -> FaultKind {
+        FaultKind::Software
+    }
+    fn check(&self, _: &Arc<RamBlock>) -> Result<(), MissingError> {
+        Ok(())
+    }
+    fn arm(&self, _: &Arc<MissingPages>) -> Result<(), MissingError> {
+        Ok(())
+    }
+    fn place(&self, at: Placing<'_>, bytes: PageBytes<'_>) -> Result<(), MissingError> {
+        if self.failed.swap(1, Ordering::AcqRel) != 0 {
+            return SoftwareFaults.place(at, bytes);
+        }
+        self.begun.lock().unwrap().send(()).unwrap();
+        self.go_on.lock().unwrap().recv().unwrap();
+        Err(MissingError::Late)
+    }
+    fn disarm(&self) {}
+}
+
+#[test]
+fn a_page_that_another_thread_fails_to_place_is_placed_by_the_one_that_came_second() {
+    let (list, block) = ram(2);
+    let ((tell, begun), (go, go_on)) = (channel(), channel());
+    let faults = Fails { begun: Mutex::new(tell), go_on: Mutex::new(go_on), failed: AtomicU64::new(0) };
+    let pages = list.set_missing_by(Arc::new(faults), stream().0, [block.clone()]).unwrap();
+    pages.listen().unwrap();
+    std::thread::scope(|scope| {
+        let first = scope.spawn(|| pages.place(&block, 0, PageBytes::Copy(&page(1))));
+        begun.recv().unwrap();
+        let (tell, told) = channel();
+        let (pages, block) = (&pages, &block);
+        scope.spawn(move || tell.send(pages.place(block, 0, PageBytes::Copy(&page(1))).unwrap()).unwrap());
+        // What came behind this page would be answered for.
+        let early = told.recv_timeout(Duration::from_millis(50));
+        go.send(()).unwrap();
+        assert!(early.is_err(), "it is not here yet");
+        assert!(told.recv().unwrap());
+        assert!(matches!(first.join().unwrap(), Err(MissingError::Late)));
+    });
+    assert!(!pages.is_missing(block.offset()) && pages.left() == 1);
 }

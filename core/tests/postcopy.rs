@@ -355,6 +355,34 @@ fn a_page_of_the_host_goes_whole_and_in_one_piece_whichever_of_its_records_is_as
 }
 
 #[test]
+fn a_target_that_lacks_a_page_which_it_had_and_the_source_gave_back_is_sent_no_zeros() {
+    const PAGES: u64 = 4096;
+    let (list, blocks) = ram(&[PAGES], PAGE_SIZE);
+    (0..PAGES).for_each(|page| list.write(&blocks[0], page * PAGE_SIZE, &[1]).unwrap());
+    let (to, mut from) = pair();
+    let mut leaving = Leaving::begin(to, &list, &blocks, false, &[]);
+    leaving.rest.release();
+    std::thread::scope(|scope| {
+        scope.spawn(move || std::io::copy(&mut from, &mut std::io::sink()));
+        let path = ReturnPath::new(vec![("ram0".into(), PAGES)]);
+        let mut carrier = StreamCarrier::go_on(&mut leaving.writer, leaving.id, &leaving.blocks);
+        carrier.begin().unwrap();
+        leaving.rest.send(&mut carrier, &path.requests, None, |_| true).unwrap();
+        drop(carrier);
+        leaving.rest.placed(0x1_0000);
+        assert_eq!(leaving.rest.released(), PAGES * PAGE_SIZE);
+        let all = vec![u64::MAX; (PAGES / 64) as usize];
+        leaving.rest.resume(&[Bitmap(all.clone())]).unwrap();
+        let lacks = [&all[1..], &[!1]].concat();
+        let why = leaving.rest.resume(&[Bitmap(lacks)]).unwrap_err().to_string();
+        assert!(why.contains("RAM block ram0: 1 pages from page 0xfc0 on went back"), "{why}");
+        assert_eq!(leaving.rest.left(), 0, "nothing is to be sent");
+        // The other end reads to its end.
+        drop(leaving);
+    });
+}
+
+#[test]
 fn after_a_round_of_precopy_only_what_was_written_since_is_missing() {
     let written: Vec<_> = (0..100).map(|page| (0, page)).collect();
     let again = [(0, 3), (0, 4), (0, 90), (0, 110)];
@@ -453,4 +481,19 @@ fn a_channel_that_ends_before_its_sync_is_not_waited_for() {
     let why = incoming.piece(&mut reader).unwrap_err().to_string();
     assert!(why.contains("did not come to its sync"), "{why}");
     assert!(began.elapsed() < PATIENCE / 2);
+}
+
+#[test]
+fn a_message_that_no_machine_begins_with_is_refused_by_its_length_before_it_is_read() {
+    let (to, from) = pair();
+    let mut writer = StreamWriter::new(to, "test", &[]).unwrap();
+    writer.out().flush().unwrap();
+    writer.out().put(b"the start of a message").unwrap();
+    writer.out().flush().unwrap();
+    let mut reader = StreamReader::new(from).unwrap();
+    let why = reader.package((256 << 20) + 1).unwrap_err().to_string();
+    assert!(why.contains("the length of the message that the machine begins with is 0x10000001"), "{why}");
+    drop(writer);
+    let why = reader.package(256 << 20).unwrap_err().to_string();
+    assert!(why.contains("ends"), "{why}");
 }

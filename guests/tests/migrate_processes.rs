@@ -231,6 +231,7 @@ fn a_kernel_prints_the_same_where_it_ran_before_its_pages_were_there() {
         }
         let target = target.wait_with_output().unwrap();
         assert_eq!(target.status.code(), alone.status.code(), "{}", text(&target));
+        assert!(!socket.exists(), "its socket is left behind");
         let printed = String::from_utf8([source.stdout.clone(), target.stdout.clone()].concat()).unwrap();
         let (guest, told) = printed.split_once("{\"arrival_ms\"").unwrap();
         assert_eq!(guest, String::from_utf8_lossy(&alone.stdout));

@@ -27,6 +27,9 @@ const COMPLETE: &str = r#""complete":true"#;
 /// The one behind it: the checksum of the text before. A file of an older build has none.
 const CHECKSUM: &str = r#","crc32":""#;
 /// The longest VM description that is read.
+/// Bytes of the message that a machine begins with, at most: its discards are a bit for each page that the guest wrote, of 8 TiB all.
+const MOST_PACKAGED: u32 = 256 << 20;
+
 const MAX_DESCRIPTION: u32 = 64 << 20;
 
 /// Writes a stream.
@@ -157,7 +160,7 @@ impl<W: Write> StreamWriter<W> {
     /// then `last`. From here on commands have no part in the checksums. Nothing of it is written yet.
     ///
     /// # Errors
-    /// A name is too long.
+    /// A name is too long, or all of it is.
     pub fn package(
         &mut self,
         first: impl FnOnce(&mut StreamWriter<Vec<u8>>) -> Result<()>,
@@ -174,7 +177,11 @@ impl<W: Write> StreamWriter<W> {
         });
         (self.next, self.loose) = (inner.next, true);
         (self.tally, self.devices) = (core::mem::take(&mut inner.tally), core::mem::take(&mut inner.devices));
-        done.and_then(|()| inner.into_inner())
+        let message = done.and_then(|()| inner.into_inner())?;
+        match u32::try_from(message.len()) {
+            Ok(..=MOST_PACKAGED) => Ok(message),
+            _ => Err(self.out.error(too_long(message.len() as u64))),
+        }
     }
 
     /// The stream goes on by this channel; the one before failed.
@@ -394,6 +401,9 @@ impl<R: Read> StreamReader<R> {
     /// [`StreamError`](super::StreamError).
     pub fn package(&mut self, len: u32) -> Result<Vec<Event>> {
         self.from.enter("the packaged message");
+        if len > MOST_PACKAGED {
+            return Err(self.from.error(too_long(len.into())));
+        }
         let bytes = self.from.bytes(len.into())?;
         let start = self.from.offset() - bytes.len() as u64;
         let mut inner = StreamReader {
@@ -555,6 +565,14 @@ impl<R: Read + Seek> StreamReader<R> {
     pub(super) fn seek(&mut self, offset: u64) -> Result<()> {
         self.from.seek(offset)
     }
+}
+
+fn too_long(len: u64) -> Fault {
+    Fault::value(
+        "the length of the message that the machine begins with",
+        len,
+        format_args!("at most {MOST_PACKAGED:#x}"),
+    )
 }
 
 fn command_label(command: u16) -> String {

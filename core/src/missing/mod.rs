@@ -368,8 +368,9 @@ impl MissingPages {
         Ok(())
     }
 
-    /// The page at `off` is here: these bytes, which no one sees before all of them are there. `false`: it was here already, or is
-    /// being placed by another thread, and nothing was done. Its waiters are told; logs hear of it as of a write.
+    /// The page at `off` is here: these bytes, which no one sees before all of them are there. `false`: it was here already, and nothing was
+    /// done. One that another thread is placing is waited for, as that may fail: so whatever comes behind this page finds it here. Its waiters
+    /// are told; logs hear of it as of a write.
     ///
     /// # Errors
     /// [`MissingError::OddPage`] if it is not one whole page, [`MissingError::UnknownBlock`], [`MissingError::OutOfBounds`];
@@ -387,7 +388,15 @@ impl MissingPages {
         if phase == MissingPhase::Ended {
             return Err(MissingError::Phase { doing: "place a page", phase });
         }
-        let Some(claim) = self.states.claim(pages.start) else { return Ok(false) };
+        let claim = loop {
+            if let Some(claim) = self.states.claim(pages.start) {
+                break claim;
+            }
+            if self.states.is_received(pages.start) {
+                return Ok(false);
+            }
+            std::thread::yield_now();
+        };
         let is_zero = found.zeroes && !self.stale.get().is_some_and(|stale| stale.has(pages.start));
         let page = Placing { block, off, len, is_zero };
         self.faults.place(page, bytes)?;

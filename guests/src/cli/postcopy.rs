@@ -138,7 +138,16 @@ impl Looks {
 pub(super) struct Hears {
     arrival: Arrival,
     over: Arc<AtomicBool>,
+    listener: Arc<Listener>,
     json: bool,
+}
+
+impl Drop for Hears {
+    /// The process may end before its thread does.
+    fn drop(&mut self) {
+        self.over.store(true, Ordering::Release);
+        self.listener.remove_file();
+    }
 }
 
 impl Hears {
@@ -148,6 +157,8 @@ impl Hears {
         let over = Arc::new(AtomicBool::new(false));
         let (own, ends) = (arrival.clone(), over.clone());
         let at = listener.uri();
+        let listener = Arc::new(listener);
+        let own_listener = listener.clone();
         let accept = Arc::new(move |within| {
             let (channel, _) = listener.accept(Some(within), PATIENCE, &Cancel::default())?;
             // By the same way as the first.
@@ -188,7 +199,7 @@ impl Hears {
         if let Err(why) = started {
             say(&format!("no thread that waits for the source again: {why}"));
         }
-        Some(Hears { arrival, over, json })
+        Some(Hears { arrival, over, listener: own_listener, json })
     }
 
     /// The guest has ended: the source is to know that all is here, and how it went is told.

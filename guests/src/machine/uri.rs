@@ -15,7 +15,7 @@ use std::io::{self, Seek, SeekFrom};
 use std::net::{TcpListener, TcpStream, ToSocketAddrs};
 use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd, RawFd};
 use std::os::unix::ffi::OsStrExt;
-use std::os::unix::fs::OpenOptionsExt;
+use std::os::unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt};
 use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
@@ -251,15 +251,17 @@ impl Uri {
                 Kind::Tcp(listener)
             }
             Uri::Unix(path) => {
-                // One that a process left behind, and nobody listens to any more.
-                if connect_unix(path, Duration::ZERO, &Cancel::default())
-                    .is_err_and(|why| why.kind() == io::ErrorKind::ConnectionRefused)
+                // One that a process left behind, and nothing listens to any more. A file that is no socket refuses in the same way.
+                let is_socket = std::fs::symlink_metadata(path).is_ok_and(|file| file.file_type().is_socket());
+                if is_socket
+                    && connect_unix(path, Duration::ZERO, &Cancel::default())
+                        .is_err_and(|why| why.kind() == io::ErrorKind::ConnectionRefused)
                 {
                     let _ = std::fs::remove_file(path);
                 }
                 let listener = UnixListener::bind(path).map_err(self.host())?;
                 listener.set_nonblocking(true).map_err(self.host())?;
-                Kind::Unix(listener, path.clone())
+                Kind::Unix(listener, Socket::at(path))
             }
             _ => Kind::Source,
         };
@@ -334,10 +336,33 @@ fn shell(command: &str) -> Command {
     shell
 }
 
+/// The file of a socket, which goes with its listener, unless another one is there by then.
+#[derive(Debug)]
+struct Socket {
+    path: PathBuf,
+    file: (u64, u64),
+}
+
+impl Socket {
+    fn at(path: &Path) -> Option<Socket> {
+        Some(Socket { path: path.to_owned(), file: Socket::file(path)? })
+    }
+
+    fn file(path: &Path) -> Option<(u64, u64)> {
+        std::fs::symlink_metadata(path).ok().map(|file| (file.dev(), file.ino()))
+    }
+
+    fn remove(&self) {
+        if Socket::file(&self.path) == Some(self.file) {
+            let _ = std::fs::remove_file(&self.path);
+        }
+    }
+}
+
 #[derive(Debug)]
 enum Kind {
     Tcp(TcpListener),
-    Unix(UnixListener, PathBuf),
+    Unix(UnixListener, Option<Socket>),
     Source,
 }
 
@@ -405,11 +430,18 @@ impl Listener {
     }
 }
 
+impl Listener {
+    /// The file of a Unix socket is gone: what connects from here on does not find it. Once it drops, this has been done.
+    pub fn remove_file(&self) {
+        if let Kind::Unix(_, Some(socket)) = &self.kind {
+            socket.remove();
+        }
+    }
+}
+
 impl Drop for Listener {
     fn drop(&mut self) {
-        if let Kind::Unix(_, path) = &self.kind {
-            let _ = std::fs::remove_file(path);
-        }
+        self.remove_file();
     }
 }
 
@@ -464,6 +496,30 @@ mod tests {
         assert!(socket.local_addr().unwrap().ip().is_loopback());
         let why = listener.accept(Some(Duration::from_millis(1)), Duration::ZERO, &Cancel::default()).unwrap_err();
         assert!(why.to_string().contains("nobody connected"), "{why}");
+    }
+
+    #[test]
+    fn the_file_of_a_socket_goes_with_its_listener_and_no_other_file_does() {
+        let path = std::env::temp_dir().join(format!("notdirty-{}-ours", std::process::id()));
+        let uri = Uri::Unix(path.clone());
+        // What is no socket is kept.
+        std::fs::write(&path, "text").unwrap();
+        assert!(uri.listen().is_err());
+        assert_eq!(std::fs::read(&path).unwrap(), b"text");
+        std::fs::remove_file(&path).unwrap();
+        let first = uri.listen().unwrap();
+        assert!(uri.listen().is_err(), "one listens there");
+        // Another one has taken the place since.
+        std::fs::rename(&path, path.with_extension("old")).unwrap();
+        let second = uri.listen().unwrap();
+        drop(first);
+        assert!(path.exists());
+        drop(second);
+        assert!(!path.exists());
+        // One that a process left behind.
+        std::fs::rename(path.with_extension("old"), &path).unwrap();
+        drop(uri.listen().unwrap());
+        assert!(!path.exists());
     }
 
     #[test]

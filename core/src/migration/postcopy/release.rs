@@ -7,6 +7,7 @@
 //!
 //! What was only sent is kept: after a cut it is sent again. A page that went by the channel for urgent pages is given back at the end.
 
+use super::super::wire::Fault;
 use super::commands::Command;
 use crate::addr::PAGE_SIZE;
 use crate::ram::RamBlock;
@@ -32,11 +33,13 @@ pub(super) struct Release {
     sent: VecDeque<(u32, Vec<Part>)>,
     next: u32,
     released: u64,
+    /// By block, a bit for each page that was given back.
+    gone: Vec<Vec<u64>>,
 }
 
 impl Default for Release {
     fn default() -> Self {
-        Release { open: Vec::new(), pages: 0, sent: VecDeque::new(), next: FIRST, released: 0 }
+        Release { open: Vec::new(), pages: 0, sent: VecDeque::new(), next: FIRST, released: 0, gone: Vec::new() }
     }
 }
 
@@ -96,8 +99,35 @@ impl Release {
             // A host that does not take it keeps it.
             if start < end && block.discard_raw(start, end - start).is_ok() {
                 self.released += end - start;
+                self.note(index, start / PAGE_SIZE..end / PAGE_SIZE);
             }
         }
+    }
+
+    fn note(&mut self, index: usize, pages: Range<u64>) {
+        if self.gone.len() <= index {
+            self.gone.resize(index + 1, Vec::new());
+        }
+        let words = &mut self.gone[index];
+        words.resize(words.len().max(pages.end.div_ceil(64) as usize), 0);
+        pages.for_each(|page| words[(page / 64) as usize] |= 1 << (page % 64));
+    }
+
+    /// The target has these pages of a block, after a channel broke.
+    ///
+    /// # Errors
+    /// [`Fault::Block`]: it lacks one that it had, which was given back here: no zeros are sent in its place.
+    pub fn check(&self, index: usize, block: &RamBlock, received: &[u64]) -> Result<(), Fault> {
+        let gone = self.gone.get(index).map_or(&[][..], Vec::as_slice);
+        let lost = |(word, gone): (usize, &u64)| (word as u64, gone & !received.get(word).copied().unwrap_or(0));
+        let lost: Vec<_> = gone.iter().enumerate().map(lost).filter(|(_, lost)| *lost != 0).collect();
+        let Some((word, bits)) = lost.first() else { return Ok(()) };
+        let first = word * 64 + u64::from(bits.trailing_zeros());
+        let count: u32 = lost.iter().map(|(_, bits)| bits.count_ones()).sum();
+        let why = format!(
+            "{count} pages from page {first:#x} on went back to the host as the target said that it has them, and it lacks them now"
+        );
+        Err(Fault::Block { idstr: block.idstr().to_owned(), why })
     }
 
     /// The channel broke: what was not answered may be lost.
@@ -150,6 +180,14 @@ mod tests {
         }
         // Others read it.
         assert!(is_there(&shared, 0));
+        // The target may have more, and not less.
+        let mut has = vec![u64::MAX; (PAGES / 64) as usize];
+        assert!(release.check(0, &own, &has).is_ok() && release.check(1, &shared, &[]).is_ok());
+        has[1] &= !0b101;
+        has.pop();
+        let why = release.check(0, &own, &has).unwrap_err().to_string();
+        // The last page was not given back.
+        assert!(why.contains("RAM block own: 65 pages from page 0x40 on went back"), "{why}");
         // What may be lost is kept.
         release.forget();
         release.placed(FIRST + 1, &blocks);

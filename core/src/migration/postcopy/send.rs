@@ -173,10 +173,14 @@ impl Rest {
     /// What the target has, block by block; all else is to be sent.
     ///
     /// # Errors
-    /// [`Fault`]: another number of blocks.
+    /// [`Fault`]: another number of blocks; [`Fault::Block`] if it lacks pages that were [given back](Self::release), which nothing can send.
     pub fn resume(&mut self, received: &[Bitmap]) -> core::result::Result<(), Fault> {
         if received.len() != self.blocks.len() {
             return Err(Fault::Order(format!("bitmaps of {} blocks, of {}", received.len(), self.blocks.len())));
+        }
+        if let Some(release) = &self.release {
+            let mut all = self.blocks.iter().zip(received).enumerate();
+            all.try_for_each(|(index, (left, Bitmap(words)))| release.check(index, &left.block, words))?;
         }
         for (left, Bitmap(words)) in self.blocks.iter().zip(received) {
             left.dirty.set_missing(words, left.pages);

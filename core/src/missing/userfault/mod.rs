@@ -73,6 +73,8 @@ struct Inner {
     resume: AtomicBool,
     /// Its thread is to end with its last peer.
     quit: AtomicBool,
+    #[cfg(test)]
+    no_poll: AtomicBool,
 }
 
 /// Missing pages that the host's MMU notices: see [`RamList::set_missing_by`](crate::RamList::set_missing_by).
@@ -118,6 +120,8 @@ impl UserFaults {
             has_peers: AtomicBool::new(false),
             resume: AtomicBool::new(false),
             quit: AtomicBool::new(false),
+            #[cfg(test)]
+            no_poll: AtomicBool::new(false),
         };
         Ok(Arc::new(UserFaults { inner: Arc::new(inner), thread: Mutex::default() }))
     }
@@ -324,5 +328,50 @@ impl core::fmt::Debug for UserFaults {
             .field("peers", &self.inner.peers().len())
             .field("minor", &self.inner.minor)
             .finish_non_exhaustive()
+    }
+}
+
+#[cfg(all(test, not(loom), not(miri)))]
+mod tests {
+    use super::*;
+    use crate::missing::PageSource;
+    use crate::ram::{RamBlockSpec, RamList};
+    use std::sync::mpsc;
+    use std::time::Duration;
+
+    struct Asked(Mutex<mpsc::Sender<u64>>);
+
+    impl PageSource for Asked {
+        fn request(&self, _: &Arc<RamBlock>, off: u64) {
+            let _ = lock(&self.0).send(off);
+        }
+    }
+
+    #[test]
+    fn faults_are_read_and_asked_for_again_where_the_kernel_does_not_wait_for_them() {
+        let faults = match UserFaults::open() {
+            Ok(faults) => faults,
+            Err(why) => return println!("SKIPPED: {why}"),
+        };
+        faults.inner.no_poll.store(true, Ordering::Release);
+        let list = Arc::new(RamList::new());
+        let block = list.add(RamBlockSpec::new("ram", 4 << 12)).unwrap();
+        let (to, asked) = mpsc::channel();
+        let pages = list.set_missing_by(faults, Arc::new(Asked(Mutex::new(to))), [block.clone()]).unwrap();
+        pages.listen().unwrap();
+        let (tell, told) = mpsc::channel();
+        let touches = block.clone();
+        // Not joined: without an answer it waits in the kernel.
+        std::thread::spawn(move || {
+            let mut byte = [0];
+            touches.read_bytes(2 << 12, &mut byte).unwrap();
+            let _ = tell.send(byte[0]);
+        });
+        let patience = Duration::from_secs(20);
+        assert_eq!(asked.recv_timeout(patience), Ok(2 << 12));
+        pages.resume();
+        assert_eq!(asked.recv_timeout(patience), Ok(2 << 12), "again");
+        pages.place(&block, 2 << 12, PageBytes::Copy(&[7; 1 << 12])).unwrap();
+        assert_eq!(told.recv_timeout(patience), Ok(7));
     }
 }

@@ -22,6 +22,9 @@ use std::time::{Duration, Instant};
 /// How long the next fault is looked for before the thread sleeps: to be woken costs a fault more.
 const LOOK: Duration = Duration::from_micros(20);
 
+/// How long between two looks where the kernel does not say that there is something: it has no memory, or a limit on descriptors.
+const WITHOUT_POLL: Duration = Duration::from_millis(1);
+
 /// So often one descriptor is read before the others have their turn.
 const ROUNDS: usize = 32;
 
@@ -66,7 +69,7 @@ impl Inner {
     /// Until it is told to quit, and has no peer.
     pub(super) fn run(&self) {
         let mut messages = [Message::default(); AT_ONCE];
-        let mut failed = false;
+        let (mut failed, mut told) = (false, false);
         // As they were when the bell rang last.
         let (mut peers, mut fds) = (Vec::new(), Vec::new());
         loop {
@@ -79,9 +82,15 @@ impl Inner {
                 fds.extend([readable(self.bell.raw()), readable(if failed { -1 } else { self.uffd.raw() })]);
                 fds.extend(peers.iter().map(|peer| readable(if peer.is_broken() { -1 } else { peer.uffd.raw() })));
             }
-            if let Err(why) = sys::wait(&mut fds) {
-                log::error!("faults of userfaultfd are not waited for any more: {why}");
-                return;
+            if let Err(why) = self.wait(&mut fds) {
+                // What waits has no other thread: each is looked at, and read without a wait.
+                if !core::mem::replace(&mut told, true) {
+                    log::error!(
+                        "faults of userfaultfd cannot be waited for, and are looked for every millisecond: {why}"
+                    );
+                }
+                std::thread::sleep(WITHOUT_POLL);
+                fds.iter_mut().for_each(|fd| fd.revents = libc::POLLIN);
             }
             let rang = fds[0].revents != 0;
             if rang {
@@ -119,6 +128,14 @@ impl Inner {
                 fds.clear();
             }
         }
+    }
+
+    fn wait(&self, fds: &mut [libc::pollfd]) -> io::Result<()> {
+        #[cfg(test)]
+        if self.no_poll.load(Ordering::Acquire) {
+            return Err(io::ErrorKind::OutOfMemory.into());
+        }
+        sys::wait(fds)
     }
 
     /// Reads, and looks again for so long if there is nothing: a fault often follows the one before.

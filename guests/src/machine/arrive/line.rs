@@ -120,6 +120,14 @@ impl Line {
     }
 }
 
+impl Drop for Line {
+    /// An arrival that is refused has no other end: the thread of the preempt channel, and its descriptors, go with it. The main channel is left
+    /// open: the source hears of the refusal by it.
+    fn drop(&mut self) {
+        self.close_asked();
+    }
+}
+
 impl PageSource for Line {
     fn request(&self, block: &Arc<RamBlock>, off: u64) {
         self.request_run(block, off, block.page_size());
@@ -161,7 +169,24 @@ mod tests {
     use super::*;
     use notdirty_core::migration::{Cancel, Incoming, ListedBlock};
     use notdirty_core::{PageBytes, RamBlockSpec, RamList, WaitToken};
+    use std::io::Read;
     use std::os::unix::net::UnixStream;
+
+    #[test]
+    fn an_arrival_that_is_refused_leaves_no_thread_and_no_descriptor_of_its_preempt_channel() {
+        let list = Arc::new(RamList::new());
+        let block = list.add(RamBlockSpec::new("ram", 2 * PAGE_SIZE)).unwrap();
+        let line = Arc::new(Line::default());
+        let pages = list.set_missing(line.clone(), [block.clone()]).unwrap();
+        let listed = ListedBlock { idstr: "ram".into(), used_length: 2 * PAGE_SIZE };
+        let incoming = Incoming::new(vec![listed], vec![block]).unwrap();
+        let (here, mut there) = UnixStream::pair().unwrap();
+        let here = Channel::new(here.into(), SETTLE, Cancel::default()).unwrap();
+        line.preempt(AskedPages::new(here, &incoming, &pages).unwrap()).unwrap();
+        drop((incoming, pages, line, list));
+        there.set_read_timeout(Some(Duration::from_secs(10))).unwrap();
+        assert_eq!(there.read(&mut [0]).unwrap(), 0, "the thread has its end still");
+    }
 
     #[test]
     fn a_channel_for_urgent_pages_that_stands_still_is_given_up_when_all_else_has_come() {

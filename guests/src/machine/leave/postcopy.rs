@@ -22,7 +22,9 @@ use std::sync::{Arc, PoisonError};
 use std::time::{Duration, Instant};
 
 use notdirty_core::migration::postcopy::{AskedPages, Command, Name, PageSizes, Rest, ReturnPath, Urgent};
-use notdirty_core::migration::{Carrier, Channel, Progress, RamId, Source, StreamCarrier, StreamError, StreamWriter};
+use notdirty_core::migration::{
+    Carrier, Channel, Fault, Progress, RamId, Source, StreamCarrier, StreamError, StreamWriter,
+};
 use notdirty_core::{PAGE_SIZE, RamBlock};
 use notdirty_softmmu::AddressSpace;
 
@@ -470,6 +472,9 @@ impl Migration {
                 }
                 Err(failed) => {
                     sending.channel.shut();
+                    if matches!(failed, MigrationError::Lost { .. }) {
+                        return Err(failed);
+                    }
                     why = failed.to_string();
                 }
             }
@@ -504,7 +509,10 @@ fn go_on(sending: &mut Sending, channel: Channel, preempt: Option<UrgentChannel>
         return Ok(());
     }
     let bitmaps: Vec<_> = path.heard().bitmaps.iter().flatten().cloned().collect();
-    sending.rest.resume(&bitmaps).map_err(|fault| MigrationError::Order(fault.to_string()))?;
+    sending.rest.resume(&bitmaps).map_err(|fault| match fault {
+        Fault::Block { .. } => MigrationError::Lost { why: fault.to_string() },
+        fault => MigrationError::Order(fault.to_string()),
+    })?;
     // It has said all that: it runs.
     sending.runs = true;
     say(writer, &Command::Resume)?;

@@ -50,7 +50,7 @@ impl Migration {
         }
         let state = match &done {
             Ok(()) => MigrationState::Completed,
-            Err(MigrationError::Uncertain { .. }) => MigrationState::Uncertain,
+            Err(MigrationError::Uncertain { .. } | MigrationError::Lost { .. }) => MigrationState::Uncertain,
             Err(_) if self.0.cancel.is_cancelled() => MigrationState::Cancelled,
             Err(_) => MigrationState::Failed,
         };

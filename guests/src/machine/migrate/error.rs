@@ -99,6 +99,12 @@ pub enum MigrationError {
         /// What came instead.
         why: String,
     },
+    /// The target runs it, and lacks pages that went back to the host here: see [`Postcopy::release`](crate::Postcopy::release).
+    #[error("the machine cannot go on there: {why}")]
+    Lost {
+        /// Which.
+        why: String,
+    },
     /// All was sent, and its end did not go well.
     #[error(transparent)]
     End(UriError),
