@@ -8,6 +8,7 @@ use notdirty::{
     Cancel, Captured, ClockKind, Console, EngineKind, ExitBy, GuestExit, JitFlags, LeaveOptions, Machine,
     MachineBuilder, MachineExit, MigrationError, PlugSpec, Program, Road, RunLimits, SnapshotOptions, snapshot_info,
 };
+use notdirty_core::migration::FieldValue;
 use notdirty_softmmu::{DeviceState, GuestPhys, MemSize, MmioDevice, Stateful};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -419,4 +420,24 @@ fn direct_io_writes_and_reads_the_same_pages_and_leaves_the_hosts_cache_alone() 
     assert!(cached(&live.0, 2 << 20) < 100);
     let target = Machine::builder().snapshot_options(options).restore(&live.0).unwrap();
     assert!(ram(&target, RAM, SIZE) == ram(&machine, RAM, SIZE));
+}
+
+#[test]
+fn the_hosts_time_goes_on_from_where_a_machine_came_whether_or_not_its_guest_looks() {
+    let (first, second) = (Temporary::new("time-1"), Temporary::new("time-2"));
+    let mtime = |file: &Temporary| {
+        let info = snapshot_info(&file.0).unwrap();
+        let clock = info.sections.iter().find(|section| section.name == "clock").unwrap();
+        match clock.get("mtime") {
+            Some(FieldValue::U64(mtime)) => *mtime,
+            other => panic!("{other:?}"),
+        }
+    };
+    builder(EngineKind::Jit).clock(ClockKind::Host).build().unwrap().snapshot(&first.0).unwrap();
+    let mut machine = Machine::builder().restore(&first.0).unwrap();
+    std::thread::sleep(std::time::Duration::from_millis(20));
+    machine.snapshot(&second.0).unwrap();
+    let (before, after) = (mtime(&first), mtime(&second));
+    // 10 MHz.
+    assert!(after - before >= 200_000, "{before}, {after}");
 }

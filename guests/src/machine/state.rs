@@ -292,7 +292,11 @@ impl Machine {
         for part in matched {
             match part {
                 Matched::Hart(n, state) => self.vcpus[n].restore(&state, true),
-                Matched::Clock(state) => self.clock.restore(&state),
+                Matched::Clock(state) => {
+                    self.clock.restore(&state);
+                    // The host's goes on from here, not from the first look: that may come late.
+                    self.clock.mtime();
+                }
                 Matched::Console(state) => self.board.console.restore(&state),
                 Matched::Run(state) => {
                     self.put_run_state(&state);
