@@ -1,6 +1,6 @@
 //! Command line: read by hand, since there is little of it and every error should name its flag and its value.
 
-use std::ffi::OsString;
+use std::ffi::{OsStr, OsString};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -507,7 +507,16 @@ pub(super) fn parse(args: impl IntoIterator<Item = OsString>) -> Result<Request,
     }
     together::check(&parsed)?;
     match words.next() {
-        Some(word) => Err(format!("unexpected argument {}", word.display())),
+        Some(word) => {
+            // Its value is optional, so it does not take the word behind it.
+            let file = if let Command::Run(file) = &parsed.command { Some(file.as_os_str()) } else { None };
+            let is_after = |word: &&OsStr| word.to_str().is_some_and(|text| postcopy::parse(text, integer).is_some());
+            let after = file.into_iter().chain([word.as_os_str()]).find(is_after);
+            match after.filter(|_| parsed.postcopy == Some(Switch::Rounds(0))) {
+                Some(after) => Err(format!("--postcopy has its value behind a =: --postcopy={}", after.display())),
+                None => Err(format!("unexpected argument {}", word.display())),
+            }
+        }
         None => Ok(Request::Run(Box::new(parsed))),
     }
 }

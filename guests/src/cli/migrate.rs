@@ -14,6 +14,7 @@ use super::args::Args;
 use super::plug::{self, After, Plugged};
 use super::postcopy::{self, Hears, Looks, Switch};
 use super::progress::Show;
+use super::snapshot::quoted;
 use super::{Code, complain, print, refuse_migration, say};
 use crate::machine::{
     Beside, LeaveOptions, Machine, MachineBuilder, MachineExit, Migration, MigrationError, MigrationState,
@@ -22,6 +23,9 @@ use crate::machine::{
 
 /// How long each wait for the other end may be.
 const PATIENCE: Duration = Duration::from_secs(30);
+
+/// Why a machine did not go whose run was over.
+pub(super) const RUN_ENDED: &str = "the run ended before";
 
 /// A place, and when.
 #[derive(Debug, Clone, PartialEq)]
@@ -126,7 +130,7 @@ pub(super) fn run(machine: &mut Machine, args: &Args, go: &Move, limits: &RunLim
         let exit = plug::run(machine, &args.plugs, &before).0;
         let all = limits.max_insns.is_some_and(|max| before.max_insns == Some(max));
         if exit != MachineExit::InsnLimit || all {
-            return Ok(Outcome { exit, plugged, status: None, failed: Some("the run ended before".into()) });
+            return Ok(Outcome { exit, plugged, status: None, failed: Some(RUN_ENDED.into()) });
         }
     }
     let wait = if let After::Time(time) = go.after { time } else { Duration::ZERO };
@@ -186,7 +190,7 @@ impl Job {
         let until = Instant::now() + wait;
         while Instant::now() < until {
             if self.over.load(Ordering::Acquire) {
-                return Some("the run ended before".into());
+                return Some(RUN_ENDED.into());
             }
             std::thread::sleep(until.saturating_duration_since(Instant::now()).min(Duration::from_millis(10)));
         }
@@ -219,7 +223,7 @@ impl Job {
         match ended {
             Ok(_) => None,
             Err(why) => Some(match &*why {
-                MigrationError::Cancelled if self.over.load(Ordering::Acquire) => "the run ended before".into(),
+                MigrationError::Cancelled if self.over.load(Ordering::Acquire) => RUN_ENDED.into(),
                 why => why.to_string(),
             }),
         }
@@ -233,7 +237,7 @@ pub(super) fn report(name: &str, go: &Move, status: &MigrationStatus, json: bool
     let rate = progress.bytes as f64 / 1e6 / (total / 1e3).max(1e-6);
     if json {
         return print(&format!(
-            "{{\"total_ms\":{total:.1},\"downtime_ms\":{downtime:.2},\"rounds\":{},\"bytes\":{},\"pages\":{},\
+            "{{\"moved\":true,\"total_ms\":{total:.1},\"downtime_ms\":{downtime:.2},\"rounds\":{},\"bytes\":{},\"pages\":{},\
              \"zero_pages\":{},\"dirtied\":{dirtied:?},\"released\":{},\"mb_per_s\":{rate:.0}}}\n",
             progress.rounds, progress.bytes, progress.pages, progress.zero_pages, status.released
         ));
@@ -256,8 +260,12 @@ pub(super) fn keep(name: &str, machine: &mut Machine, file: &Path) -> ExitCode {
     }
 }
 
-/// What is said of a machine that should have moved and did not.
-pub(super) fn not_moved(name: &str, go: &Move, status: Option<&MigrationStatus>, why: &str) {
+/// What is said of a machine that should have moved and did not: also by `--json`. Whether that is a failure: not if its run had ended.
+pub(super) fn not_moved(name: &str, go: &Move, status: Option<&MigrationStatus>, why: &str, json: bool) -> bool {
     let state = status.map_or(MigrationState::Setup, |status| status.state);
     say(&format!("{name}: not moved to {} ({state:?}): {why}", go.uri));
+    if json {
+        print(&format!("{{\"moved\":false,\"state\":\"{state:?}\",\"why\":{}}}\n", quoted(why)));
+    }
+    why != RUN_ENDED
 }

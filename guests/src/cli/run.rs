@@ -156,12 +156,13 @@ pub(super) fn run(args: Args) -> ExitCode {
         exit = machine.run(&files.limits(own));
     }
 
+    let mut not_moved = false;
     if let (Some(go), Some(moved)) = (&args.migrate, &moved) {
         match (&moved.status, &moved.failed) {
             (Some(status), None) => return migrate::report(&name, go, status, args.json),
             (status, why) => {
-                let why = why.as_deref().unwrap_or("the run ended before");
-                migrate::not_moved(&name, go, status.as_ref(), why);
+                let why = why.as_deref().unwrap_or(migrate::RUN_ENDED);
+                not_moved = migrate::not_moved(&name, go, status.as_ref(), why, args.json);
                 if let Some(file) = args.take_back.as_ref().filter(|_| machine.is_gone()) {
                     return migrate::keep(&name, &mut machine, file);
                 }
@@ -239,7 +240,8 @@ pub(super) fn run(args: Args) -> ExitCode {
     if let Some(e) = broken {
         code = complain(Code::Host, &format!("{name}: standard output: {e}"));
     }
-    if plugged.failed {
+    let well = matches!(exit, MachineExit::Guest(exit) if exit.process_code() == 0);
+    if plugged.failed || well && not_moved {
         code = Code::Host.into();
     }
     let failed = |option: &str, path: &Option<PathBuf>, e: io::Error| {

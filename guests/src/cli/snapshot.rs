@@ -124,7 +124,7 @@ fn json_of(value: &FieldValue) -> String {
 }
 
 /// A text of JSON. Names in a stream are text, of whatever kind.
-fn quoted(text: &str) -> String {
+pub(super) fn quoted(text: &str) -> String {
     let mut json = String::from("\"");
     for c in text.chars() {
         match c {

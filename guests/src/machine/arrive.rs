@@ -45,7 +45,7 @@ pub enum ArrivalState {
     Paused,
     /// There is another channel, and the source is told what is here.
     Recovering,
-    /// All of RAM is here, and the source knows.
+    /// All of RAM is here; whether the source knows is [`ArrivalStatus::known`].
     Complete,
     /// The machine was dropped, or what came is not what was sent.
     Failed,

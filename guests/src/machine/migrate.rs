@@ -123,7 +123,7 @@ impl MachineBuilder {
     }
 
     /// The same, for a machine with devices of one's own: `attach` puts them on the bus, before their state comes; and for one that comes
-    /// by several channels: `more` gives the next one, within a time.
+    /// by several channels: `more` gives the next one, within a time; those of a multifd come before that for urgent pages.
     ///
     /// # Errors
     /// As [`receive`](Self::receive), `more`'s, or `attach`'s.

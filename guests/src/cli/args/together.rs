@@ -80,8 +80,21 @@ fn check_snapshot(parsed: &Args) -> Result<(), String> {
 
 /// What is said of a migration goes with it.
 fn check_migrate(parsed: &Args) -> Result<(), String> {
+    let of_postcopy = [
+        (parsed.recover.is_some(), "--recover"),
+        (parsed.release_ram, "--release-ram"),
+        (parsed.postcopy_bandwidth.is_some(), "--postcopy-bandwidth"),
+        (parsed.postcopy.is_some(), "--postcopy"),
+    ];
+    let given = of_postcopy.into_iter().find(|(given, _)| *given).map(|(_, option)| option);
+    if let (Command::Incoming(_), None, Some(option)) = (&parsed.command, &parsed.migrate, given) {
+        return Err(format!(
+            "{option} is for the side that sends (--migrate): a target does as that says, and waits to be found again"
+        ));
+    }
     let runs = matches!(parsed.command, Command::Run(_) | Command::Restore(_) | Command::Incoming(_) | Command::Demo);
     match &parsed.migrate {
+        None if given.is_some() => Err(format!("{} needs --migrate URI@AFTER", given.unwrap_or_default())),
         None if parsed.bandwidth.is_some() => Err("--bandwidth needs --migrate URI@AFTER".into()),
         None if parsed.downtime.is_some() => Err("--downtime needs --migrate URI@AFTER".into()),
         None if parsed.multifd != 0 => Err("--multifd needs --migrate URI@AFTER".into()),
@@ -89,10 +102,9 @@ fn check_migrate(parsed: &Args) -> Result<(), String> {
             Err("--multifd-compression needs --multifd".into())
         }
         None if parsed.xbzrle.is_some() => Err("--xbzrle needs --migrate URI@AFTER".into()),
-        Some(_) if parsed.postcopy.is_none() && (parsed.postcopy_bandwidth.is_some() || parsed.recover.is_some()) => {
-            Err("--postcopy-bandwidth and --recover need --postcopy".into())
+        Some(_) if parsed.postcopy.is_none() && given.is_some() => {
+            Err(format!("{} needs --postcopy", given.unwrap_or_default()))
         }
-        _ if parsed.release_ram && parsed.postcopy.is_none() => Err("--release-ram needs --postcopy".into()),
         Some(_) if parsed.release_ram && parsed.take_back.is_some() => {
             Err("--release-ram and --take-back exclude each other: a machine without its pages is not taken back"
                 .into())
@@ -105,9 +117,6 @@ fn check_migrate(parsed: &Args) -> Result<(), String> {
         }
         Some(_) if parsed.xbzrle.is_some() && (parsed.multifd != 0 || parsed.mapped_ram) => {
             Err("--xbzrle goes with neither --multifd nor --mapped-ram".into())
-        }
-        None if parsed.postcopy.is_some() || parsed.postcopy_bandwidth.is_some() || parsed.recover.is_some() => {
-            Err("--postcopy needs --migrate URI@AFTER".into())
         }
         None if parsed.mapped_ram => Err("--mapped-ram needs --migrate file:PATH@AFTER".into()),
         None if parsed.take_back.is_some() => Err("--take-back needs --migrate URI@AFTER".into()),
