@@ -2,8 +2,8 @@
 #![cfg(all(not(loom), not(miri)))]
 
 use notdirty_core::{
-    FaultKind, FaultSource, MissingError, MissingPages, PAGE_SIZE, PageBytes, PageSource, RamBlock, RamBlockSpec,
-    RamFlags, RamList, UserFaults, UserfaultLack,
+    FaultKind, FaultSource, MissingError, MissingPages, PAGE_SIZE, PageBytes, PageSource, Part, RamAddr, RamBlock,
+    RamBlockSpec, RamFlags, RamList, TemporaryPage, UserFaults, UserfaultLack,
 };
 use std::fs::File;
 use std::io;
@@ -273,4 +273,78 @@ fn where_it_is_not_to_be_had_the_reason_is_told() {
         other => println!("SKIPPED: a private file is taken here: {other:?}"),
     }
     assert_eq!(peek(&rom, 0), 1);
+}
+
+/// A file of hugetlbfs, if the host has so many pages of 2 MiB to spare.
+fn huge(pages: u64) -> Option<File> {
+    let free = std::fs::read_to_string("/proc/meminfo").unwrap();
+    let number = |name: &str| {
+        let line = free.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(':'))?;
+        line.trim().trim_end_matches(" kB").parse::<u64>().ok()
+    };
+    if number("Hugepagesize") != Some(2048) || number("HugePages_Free").is_none_or(|free| free < pages) {
+        println!("SKIPPED: the host has no {pages} pages of hugetlbfs free (/proc/sys/vm/nr_hugepages)");
+        return None;
+    }
+    // SAFETY: a text with its NUL.
+    let fd = unsafe { libc::memfd_create(c"huge".as_ptr(), libc::MFD_HUGETLB | libc::MFD_CLOEXEC) };
+    assert!(fd >= 0);
+    // SAFETY: made just now, and has no other owner.
+    let file = File::from(unsafe { <OwnedFd as std::os::fd::FromRawFd>::from_raw_fd(fd) });
+    file.set_len(pages << 21).unwrap();
+    Some(file)
+}
+
+#[test]
+fn a_page_of_hugetlbfs_is_placed_whole_by_either_source_of_faults() {
+    const HUGE: u64 = 2 << 20;
+    let (Some(file), Some(faults)) = (huge(3), source()) else { return };
+    let list = RamList::new();
+    let spec =
+        |used| RamBlockSpec::new("ram", used).max_length(3 * HUGE).shared(true).file(file.try_clone().unwrap(), 0);
+    let odd = list.add(spec(HUGE + PAGE_SIZE)).unwrap_err().to_string();
+    assert!(odd.contains("used length 0x201000 is not a positive multiple of the page size 0x200000"), "{odd}");
+    for faults in [faults as Arc<dyn FaultSource>, Arc::new(notdirty_core::SoftwareFaults)] {
+        let list = Arc::new(RamList::new());
+        let block = list.add(spec(3 * HUGE)).unwrap();
+        assert_eq!(block.page_size(), HUGE);
+        block.fill_raw(0, 3 * HUGE, 9).unwrap();
+        let (to, asked) = channel();
+        let stream = Arc::new(Stream(Mutex::new(to), Mutex::new(())));
+        let pages = list.set_missing_by(faults, stream, [block.clone()]).unwrap();
+        // Here, and never written.
+        pages.mark_received(&block, 2 * HUGE, HUGE).unwrap();
+        pages.listen().unwrap();
+        assert_eq!(pages.left(), 2);
+        let (tell, told) = channel();
+        let (reads, waits) = (block.clone(), list.clone());
+        // Not joined: without an answer it waits in the kernel.
+        std::thread::spawn(move || {
+            for off in [2 * HUGE + 5, HUGE + 3 * PAGE_SIZE, 7] {
+                let mut byte = [1];
+                if waits.missing().is_some_and(|pages| pages.fault_kind() == FaultKind::Software) {
+                    waits.wait_for(RamAddr::new(reads.offset().get() + off), 1).unwrap();
+                }
+                reads.read_bytes(off, &mut byte).unwrap();
+                let _ = tell.send(byte[0]);
+            }
+        });
+        assert_eq!(told.recv_timeout(PATIENCE), Ok(0));
+        assert_eq!(asked.recv_timeout(PATIENCE).map(|(off, _)| off), Ok(HUGE));
+        let mut page = TemporaryPage::default();
+        let mut add = |part: u64, bytes: PageBytes<'_>| page.add(&pages, &block, part * PAGE_SIZE, bytes).unwrap();
+        for part in 512..1023 {
+            let bytes = [part as u8; PAGE];
+            assert_eq!(add(part, if part == 515 { PageBytes::Copy(&bytes) } else { PageBytes::Zero }), Part::Kept);
+        }
+        assert!(told.try_recv().is_err());
+        assert_eq!(add(1023, PageBytes::Zero), Part::Placed(HUGE..2 * HUGE));
+        assert_eq!(told.recv_timeout(PATIENCE), Ok(3));
+        assert_eq!(asked.recv_timeout(PATIENCE).map(|(off, _)| off), Ok(0));
+        assert!((0..511).all(|part| add(part, PageBytes::Zero) == Part::Kept));
+        assert_eq!(add(511, PageBytes::Zero), Part::Placed(0..HUGE));
+        assert_eq!(told.recv_timeout(PATIENCE), Ok(0));
+        assert!(!list.has_missing());
+        pages.close_faults();
+    }
 }

@@ -40,6 +40,7 @@ pub struct RamBlock {
     used_length: AtomicU64,
     max_length: u64,
     page_size: u64,
+    mapped_page: u64,
     flags: RamFlags,
     /// Flags that hold for a time.
     now: AtomicU16,
@@ -54,6 +55,7 @@ pub struct RamBlock {
 impl RamBlock {
     /// Maps the memory of `spec`, which `check` found good with `max_length`.
     pub(super) fn map(spec: RamBlockSpec, max_length: u64, lease: Lease, home: Home) -> Result<Self, RamError> {
+        let (page_size, mapped_page) = (spec.page_size, spec.mapped_page());
         let request = Request {
             name: &spec.idstr,
             used: spec.used_length,
@@ -80,7 +82,8 @@ impl RamBlock {
             home,
             used_length: AtomicU64::new(spec.used_length),
             max_length,
-            page_size: spec.page_size.unwrap_or_else(host_page),
+            page_size: page_size.unwrap_or(mapped_page),
+            mapped_page,
             flags,
             now: AtomicU16::new(0),
             resized: spec.resized,
@@ -191,7 +194,7 @@ impl RamBlock {
         self.mapping.fd().map_or(0, |(_, offset)| offset)
     }
 
-    /// The size of the pieces in which the block's memory is given back, and placed when it is missing: the host's page, or what
+    /// The size of the pieces in which the block's memory is given back, and placed when it is missing: the host's page, that of a file of hugetlbfs, or what
     /// [`RamBlockSpec::page_size`](super::RamBlockSpec::page_size) said. Huge pages under it are transparent, the host splits them
     /// ([`RamFlags::HUGE_PAGES`] says whether it may use them).
     pub fn page_size(&self) -> u64 {
@@ -205,7 +208,12 @@ impl RamBlock {
 
     /// Bytes that the host's MMU maps at once.
     pub(crate) fn mapped_page(&self) -> u64 {
-        host_page()
+        self.mapped_page
+    }
+
+    /// Its pages are of hugetlbfs.
+    pub(crate) fn is_hugetlb(&self) -> bool {
+        self.mapped_page > host_page()
     }
 
     /// What a migration keeps for this block, while one does.

@@ -453,6 +453,15 @@ pub(super) fn host_page() -> u64 {
     u64::try_from(size).unwrap_or(4096).max(4096)
 }
 
+/// Bytes of a page of this file, if it is of hugetlbfs: it is mapped, given back and placed by them alone.
+pub(super) fn huge_page_of(file: &File) -> Option<u64> {
+    // SAFETY: zeros are one.
+    let mut about: libc::statfs = unsafe { core::mem::zeroed() };
+    // SAFETY: the kernel writes `about`.
+    let done = unsafe { libc::fstatfs(file.as_raw_fd(), &raw mut about) };
+    (done == 0 && about.f_type == libc::HUGETLBFS_MAGIC).then_some(about.f_bsize as u64)
+}
+
 // A guest pointer is made from these numbers and back.
 const _: () = assert!(size_of::<*mut u8>() == 8);
 

@@ -1,7 +1,7 @@
 //! What a block is asked to be, and what it is.
 
 use super::RamError;
-use super::mapping::host_page;
+use super::mapping::{host_page, huge_page_of};
 use crate::addr::PAGE_SIZE;
 use core::fmt;
 use core::ops::Range;
@@ -156,6 +156,7 @@ impl RamBlockSpec {
     /// next access to what is not there is a SIGBUS from the kernel: the guest's and the host's, and a private block's
     /// too: its own stores past the end are gone with the file's bytes. Nothing here handles that signal, so the
     /// process ends, as QEMU's does, which raises it again unless the hardware reports bad memory.
+    /// One of hugetlbfs has all lengths, and the offset, in its own pages, by which its memory is given back and placed.
     /// [`prealloc`](Self::prealloc) asks for the pages of a sparse file at once, and fails as an error; against a
     /// shorter file nothing helps but a memfd that is sealed, as that of a [`shared`](Self::shared) block without a file.
     pub fn file(mut self, file: File, offset: u64) -> Self {
@@ -202,6 +203,11 @@ impl RamBlockSpec {
         self
     }
 
+    /// Bytes that the host maps at once: its page, or that of a file of hugetlbfs.
+    pub(super) fn mapped_page(&self) -> u64 {
+        self.file.as_ref().and_then(|(file, _)| huge_page_of(file)).unwrap_or_else(host_page)
+    }
+
     /// The name asked for.
     pub(super) fn idstr(&self) -> &str {
         &self.idstr
@@ -216,20 +222,26 @@ impl RamBlockSpec {
         for (what, length) in [("used length", self.used_length), ("maximum length", max)] {
             check_length(&self.idstr, what, length, max)?;
         }
+        let (host, idstr) = (self.mapped_page(), || self.idstr.clone());
         if let Some(page) = self.page_size {
-            let idstr = || self.idstr.clone();
-            if !page.is_power_of_two() || page < host_page() {
-                return Err(RamError::OddLength { idstr: idstr(), what: "page size", length: page, page: host_page() });
+            if !page.is_power_of_two() || page < host {
+                return Err(RamError::OddLength { idstr: idstr(), what: "page size", length: page, page: host });
             }
             if !max.is_multiple_of(page) {
                 return Err(RamError::OddLength { idstr: idstr(), what: "maximum length", length: max, page });
             }
         }
+        if host > host_page() {
+            for (what, length) in [("used length", self.used_length), ("maximum length", max)] {
+                if !length.is_multiple_of(host) {
+                    return Err(RamError::OddLength { idstr: idstr(), what, length, page: host });
+                }
+            }
+        }
         if let Some((_, offset)) = &self.file
-            && !offset.is_multiple_of(host_page())
+            && !offset.is_multiple_of(host)
         {
-            let idstr = self.idstr.clone();
-            return Err(RamError::OddLength { idstr, what: "file offset", length: *offset, page: host_page() });
+            return Err(RamError::OddLength { idstr: idstr(), what: "file offset", length: *offset, page: host });
         }
         Ok(max)
     }

@@ -15,6 +15,7 @@
 //! | --- | --- | --- |
 //! | anonymous | missing | COPY, ZEROPAGE; EEXIST is an error: nothing else places |
 //! | shared, of a memfd or tmpfs | missing, and minor where the kernel can | the same; a stale page in the file is overwritten there, then CONTINUE |
+//! | shared, of hugetlbfs | missing | COPY of whole huge pages, of zeros too |
 //! | private, of a file | | refused by the kernel, by name |
 //!
 //! With minor faults a discard of many runs need not punch the file run by run: all of the mapping is dropped at once, and stale pages are minor
@@ -108,7 +109,7 @@ impl UserFaults {
     pub fn open_by(open: impl Fn() -> io::Result<OwnedFd>) -> Result<Arc<UserFaults>, NoUserfault> {
         // The first says what there is, the second is told what is wanted of it.
         let (_, has) = Uffd::agree(open().map_err(NoUserfault::open)?, 0).map_err(NoUserfault::agree)?;
-        let wanted = has & (sys::MISSING_SHMEM | sys::MINOR_SHMEM);
+        let wanted = has & (sys::MISSING_SHMEM | sys::MISSING_HUGETLBFS | sys::MINOR_SHMEM);
         let (uffd, has) = Uffd::agree(open().map_err(NoUserfault::open)?, wanted).map_err(NoUserfault::agree)?;
         let inner = Inner {
             uffd,
@@ -149,7 +150,8 @@ impl Inner {
     fn register(&self, block: &Arc<RamBlock>, length: u64) -> Result<Own, MissingError> {
         let len = length.next_multiple_of(block.page_size()).min(block.committed());
         let start = block.host().addr() as u64;
-        let minor = self.minor && block.flags().contains(RamFlags::SHARED);
+        // What lies in a file of hugetlbfs cannot be overwritten by a call: there it is punched, run by run.
+        let minor = self.minor && block.flags().contains(RamFlags::SHARED) && !block.is_hugetlb();
         let mode = if minor { sys::MISSING | sys::MINOR } else { sys::MISSING };
         // SAFETY: memory of the block, committed up to `length` in whole pages, which is accessed as raw memory alone. `Own` keeps the block
         // until it is unregistered.

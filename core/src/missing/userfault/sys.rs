@@ -16,6 +16,7 @@ const EVENT_PAGEFAULT: u8 = 0x12;
 const FLAG_MINOR: u64 = 1 << 2;
 
 /// Features.
+pub(super) const MISSING_HUGETLBFS: u64 = 1 << 4;
 pub(super) const MISSING_SHMEM: u64 = 1 << 5;
 pub(super) const MINOR_SHMEM: u64 = 1 << 10;
 

@@ -53,6 +53,8 @@ fn settle(uffd: &Uffd, fault: &Fault) -> io::Result<()> {
             true => map(uffd, at, size),
             false => uffd.wake(at, size),
         },
+        // A page of hugetlbfs.
+        Err(why) if why.raw_os_error() == Some(libc::EINVAL) => uffd.copy(at, &vec![0; size as usize]),
         done => done,
     }
 }
