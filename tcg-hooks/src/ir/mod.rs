@@ -10,14 +10,18 @@
 //! Operands are guest registers. An op that writes `x0` does not exist, unless it can fault.
 //! Of a hot region tier 2 makes another of the same kind, whose operands are host registers where it gave it some
 //! (`tier2/mod.rs`). Deliberately absent: SSA; a value is a web of writes there, and nothing here.
+pub mod bits;
+pub mod float;
 pub(crate) mod loops;
 pub mod print;
 
-use crate::riscv::fpu::Float;
-use crate::riscv::{Insn, Op};
+use crate::riscv::Insn;
 use crate::tier2::Frames;
 use notdirty_softmmu::{AmoOp, MemSize};
 use smallvec::SmallVec;
+
+pub use bits::{Bits, Operands};
+pub use float::Float;
 
 /// Two-operand arithmetic; the names are RISC-V's.
 #[allow(missing_docs)]
@@ -131,8 +135,8 @@ pub enum Kind {
     Reg(Alu),
     /// `rd = a op imm`
     Imm(Alu),
-    /// `rd = a op b`, or `a op imm`, or `op a`, of bit manipulation and Zicond, as the instruction has it
-    Bits(Op),
+    /// `rd = a op b`, or `a op imm`, or `op a`, as [`Bits::operands`] says
+    Bits(Bits),
     /// `rd = a`, of which 32 bits are rotated to the right by `imm`; what is above them is anything
     NarrowRotate,
     /// `rd = [a + imm]`; faults and slow paths go through `site`

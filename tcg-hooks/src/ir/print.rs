@@ -1,8 +1,6 @@
 //! The text of a region, as `-d ir` and `notdirty disas` show it.
-use super::{FIRST_FLOAT, FloatArgs, Ir, Kind, Region, Target, Term};
-use crate::riscv::Format;
+use super::{FIRST_FLOAT, Float, FloatArgs, Ir, Kind, Operands, Region, Target, Term};
 use crate::riscv::disasm::FLOAT_REGISTERS;
-use crate::riscv::fpu::Float;
 use crate::tier2::{HOST, HOSTS};
 use std::fmt;
 
@@ -40,10 +38,10 @@ impl fmt::Display for Ir {
             Kind::Reg(op) => write!(f, "{rd} = {op:?} {a}, {b}"),
             Kind::Imm(op) => write!(f, "{rd} = {op:?} {a}, {}", Signed(self.imm)),
             Kind::NarrowRotate => write!(f, "{rd}:32 = Roriw {a}, {}", Signed(self.imm)),
-            Kind::Bits(op) => match op.format() {
-                Format::R => write!(f, "{rd} = {op:?} {a}, {b}"),
-                Format::Unary => write!(f, "{rd} = {op:?} {a}"),
-                _ => write!(f, "{rd} = {op:?} {a}, {}", Signed(self.imm)),
+            Kind::Bits(op) => match op.operands() {
+                Operands::Two => write!(f, "{rd} = {op:?} {a}, {b}"),
+                Operands::One => write!(f, "{rd} = {op:?} {a}"),
+                Operands::Immediate => write!(f, "{rd} = {op:?} {a}, {}", Signed(self.imm)),
             },
             Kind::Load(m) => {
                 let sign = if m.signed() { "s" } else { "u" };

@@ -13,36 +13,7 @@ use super::opcodes::{Format, Op};
 use super::trap::Trap;
 use crate::cpu::CpuState;
 use crate::float::{self, Env, F32, F64, Int, Rounding, native};
-
-/// What floating-point arithmetic does, whatever the precision.
-#[allow(missing_docs, reason = "the names are the manual's")]
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Float {
-    Add,
-    Sub,
-    Mul,
-    Div,
-    Sqrt,
-    MulAdd,
-    MulSub,
-    NegMulSub,
-    NegMulAdd,
-    Sign,
-    SignNot,
-    SignXor,
-    Min,
-    Max,
-    Eq,
-    Lt,
-    Le,
-    Class,
-    /// To the other of the two precisions this one is converted from.
-    Convert,
-    ToInt(Int),
-    FromInt(Int),
-    ToBits,
-    FromBits,
-}
+pub use crate::ir::Float;
 
 /// The arithmetic of an instruction; none of loads, stores, and what is not floating point.
 pub const fn float(op: Op) -> Option<Float> {

@@ -7,8 +7,7 @@
 //!
 //! Then a turn moves the address by a constant, too, and the conversion of 32 bits to 64 is none.
 use super::{register, roles};
-use crate::ir::{Alu, Ir, Kind};
-use crate::riscv::Op;
+use crate::ir::{Alu, Bits, Ir, Kind};
 
 /// An index that is checked lies below this, as a number of 64 bits without a sign. What is added to it, in a turn or in all
 /// turns of a page, keeps it a positive number of 32 bits.
@@ -64,10 +63,10 @@ pub(super) fn indexed(ops: &[Ir], j: usize) -> Option<Indexed> {
                 continue;
             }
             Kind::Reg(Alu::Add) => sum(ops, at, a, b, offset).or_else(|| sum(ops, at, b, a, offset)),
-            Kind::Bits(op @ (Op::Sh1add | Op::Sh2add | Op::Sh3add)) => {
+            Kind::Bits(op @ (Bits::Sh1add | Bits::Sh2add | Bits::Sh3add)) => {
                 let shift = match op {
-                    Op::Sh1add => 1,
-                    Op::Sh2add => 2,
+                    Bits::Sh1add => 1,
+                    Bits::Sh2add => 2,
                     _ => 3,
                 };
                 of(ops, b, word(ops, at, a)?, shift, offset)

@@ -37,7 +37,7 @@ pub(crate) use index::MOST as MOST_INDEX;
 pub(crate) use split::DISPLACEMENT;
 pub(crate) use split::MOST_CHECKS;
 
-use crate::ir::{Ir, Kind, Region, Target, Term};
+use crate::ir::{Ir, Kind, Operands, Region, Target, Term};
 
 /// Operands from here on are host registers, by their place in [`PINNED`].
 pub(crate) const HOST: u8 = 64;
@@ -168,7 +168,7 @@ fn roles(ir: &Ir) -> Roles {
         Kind::Li | Kind::ReadState => (true, false, false, false),
         Kind::Mov | Kind::Imm(_) | Kind::NarrowRotate | Kind::SwapState => (true, true, false, false),
         Kind::Reg(_) => (true, true, true, false),
-        Kind::Bits(op) => (true, true, op.format() == crate::riscv::Format::R, false),
+        Kind::Bits(op) => (true, true, op.operands() == Operands::Two, false),
         Kind::Load(_) | Kind::LoadReserved(_) => (true, true, false, true),
         Kind::Store(_) => (false, true, true, true),
         // The other operands are floating-point registers.

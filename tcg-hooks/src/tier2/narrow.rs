@@ -8,9 +8,7 @@
 use super::alloc::Home;
 use super::webs::{NONE, Webs};
 use crate::float::Int;
-use crate::ir::{Alu, Ir, Kind, MemOp, Region, Term};
-use crate::riscv::Op;
-use crate::riscv::fpu::Float;
+use crate::ir::{Alu, Bits, Float, Ir, Kind, MemOp, Region, Term};
 
 /// Four bytes, and their sign; and four bytes.
 const LW: u8 = 6;
@@ -33,7 +31,7 @@ fn extends(ir: &Ir, operands: [bool; 2]) -> bool {
             Alu::Sra => a || ir.imm & 63 >= 32,
             _ => is_word(op) || matches!(op, Alu::Slt | Alu::Sltu),
         },
-        Kind::Bits(op) => matches!(op, Op::Roriw | Op::Rorw | Op::Rolw | Op::SextB | Op::SextH | Op::ZextH),
+        Kind::Bits(op) => matches!(op, Bits::Roriw | Bits::Rorw | Bits::Rolw | Bits::SextB | Bits::SextH | Bits::ZextH),
         Kind::Load(mem) | Kind::LoadFast(mem, _) => mem.bytes() < 4 || (mem.bytes() == 4 && mem.signed()),
         Kind::Float(what) => matches!(what, Float::ToInt(Int::W | Int::Wu) | Float::Eq | Float::Lt | Float::Le),
         _ => false,
@@ -62,8 +60,8 @@ fn takes(ir: &Ir, n: usize, result: bool) -> bool {
             Alu::Sll => ir.imm & 63 >= 32 || result,
             _ => is_word(op),
         },
-        Kind::Bits(Op::AddUw | Op::Sh1addUw | Op::Sh2addUw | Op::Sh3addUw) => n == 0,
-        Kind::Bits(op) => matches!(op, Op::Roriw | Op::Rorw | Op::Rolw | Op::SextB | Op::SextH | Op::ZextH),
+        Kind::Bits(Bits::AddUw | Bits::Sh1addUw | Bits::Sh2addUw | Bits::Sh3addUw) => n == 0,
+        Kind::Bits(op) => matches!(op, Bits::Roriw | Bits::Rorw | Bits::Rolw | Bits::SextB | Bits::SextH | Bits::ZextH),
         Kind::Store(mem) | Kind::StoreFast(mem) => n == 1 && mem.bytes() <= 4,
         _ => false,
     }
@@ -77,7 +75,7 @@ pub(super) fn narrowed(ir: &Ir) -> (Kind, i64) {
         Kind::Reg(Alu::MulW) => Kind::Reg(Alu::Mul),
         Kind::Imm(Alu::AddW) => Kind::Imm(Alu::Add),
         Kind::Imm(Alu::SllW) => return (Kind::Imm(Alu::Sll), ir.imm & 31),
-        Kind::Bits(Op::Roriw) => Kind::NarrowRotate,
+        Kind::Bits(Bits::Roriw) => Kind::NarrowRotate,
         // The host has what it loads a cycle later if it extends the sign.
         Kind::Load(MemOp(LW)) => Kind::Load(MemOp(LWU)),
         Kind::LoadFast(MemOp(LW), shift) => Kind::LoadFast(MemOp(LWU), shift),

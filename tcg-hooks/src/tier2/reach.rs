@@ -11,8 +11,7 @@
 //! So the look-ups of a table share a check (`jit/x86_64/elide.rs`), whatever their indices. A range holds for all 64 bits of
 //! a register; one that is not known to is none.
 use super::HOST;
-use crate::ir::{Alu, FIRST_FLOAT, Ir, Kind};
-use crate::riscv::Op;
+use crate::ir::{Alu, Bits, FIRST_FLOAT, Ir, Kind};
 
 /// Bytes that an access may touch: `base + first ..= base + last`, with the value that `base` has at the access.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -212,10 +211,10 @@ impl State {
             Kind::Imm(op) => self.with_constant(op, ir.a, ir.imm),
             Kind::Reg(op) => self.with_register(op, ir.a, ir.b),
             Kind::Bits(op) => match (op, self.known(ir.a)) {
-                (Op::Sh1add, Known::Range(lo, hi)) => self.off(ir.b, lo * 2, hi * 2),
-                (Op::Sh2add, Known::Range(lo, hi)) => self.off(ir.b, lo * 4, hi * 4),
-                (Op::Sh3add, Known::Range(lo, hi)) => self.off(ir.b, lo * 8, hi * 8),
-                (Op::ZextH, _) => range(0, 0xffff),
+                (Bits::Sh1add, Known::Range(lo, hi)) => self.off(ir.b, lo * 2, hi * 2),
+                (Bits::Sh2add, Known::Range(lo, hi)) => self.off(ir.b, lo * 4, hi * 4),
+                (Bits::Sh3add, Known::Range(lo, hi)) => self.off(ir.b, lo * 8, hi * 8),
+                (Bits::ZextH, _) => range(0, 0xffff),
                 _ => Known::Nothing,
             },
             _ => Known::Nothing,
@@ -339,7 +338,7 @@ mod tests {
                         (Kind::Reg(op), fold_alu(op, x[usize::from(a)], x[usize::from(b)]).unwrap_or(any))
                     }
                     7 => {
-                        let (op, n) = rng.pick(&[(Op::Sh1add, 1), (Op::Sh2add, 2), (Op::Sh3add, 3)]);
+                        let (op, n) = rng.pick(&[(Bits::Sh1add, 1), (Bits::Sh2add, 2), (Bits::Sh3add, 3)]);
                         (Kind::Bits(op), (x[usize::from(a)] << n).wrapping_add(x[usize::from(b)]))
                     }
                     _ => {

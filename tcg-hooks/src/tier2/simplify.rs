@@ -1,7 +1,6 @@
 //! What tier 2 does before values get registers: idioms of several instructions, and ops that nothing asks for.
 use super::{register, roles, webs};
-use crate::ir::{Alu, Ir, Kind, Region};
-use crate::riscv::Op;
+use crate::ir::{Alu, Bits, Ir, Kind, Region};
 
 /// How many ops back the parts of an idiom are looked for.
 const REACH: usize = 40;
@@ -34,7 +33,7 @@ fn rotation(ops: &mut [Ir], j: usize) {
     if !same || register(source).is_none() {
         return;
     }
-    let op = if narrow { Op::Roriw } else { Op::Rori };
+    let op = if narrow { Bits::Roriw } else { Bits::Rori };
     let rotated = Ir { kind: Kind::Bits(op), rd, a: source, b: 0, site: 0, imm: n.into() };
     if stays(j) {
         ops[j] = rotated;
@@ -67,13 +66,13 @@ fn scaled(ops: &mut [Ir], j: usize) {
             _ => continue,
         };
         let op = match (by, wide) {
-            (1, true) => Op::Sh1add,
-            (2, true) => Op::Sh2add,
-            (3, true) => Op::Sh3add,
-            (0, false) => Op::AddUw,
-            (1, false) => Op::Sh1addUw,
-            (2, false) => Op::Sh2addUw,
-            (3, false) => Op::Sh3addUw,
+            (1, true) => Bits::Sh1add,
+            (2, true) => Bits::Sh2add,
+            (3, true) => Bits::Sh3add,
+            (0, false) => Bits::AddUw,
+            (1, false) => Bits::Sh1addUw,
+            (2, false) => Bits::Sh2addUw,
+            (3, false) => Bits::Sh3addUw,
             _ => continue,
         };
         if register(x).is_some() && (first..j).all(|i| roles(&ops[i]).writes != Some(x)) {
@@ -92,11 +91,11 @@ fn extension(ops: &mut [Ir], j: usize) {
     let Ir { kind: Kind::Imm(Alu::Sll), a: x, imm: left, .. } = ops[i] else { return };
     let (kind, imm) = match (left, right) {
         _ if left != imm || register(x).is_none() => return,
-        (48, Alu::Srl) => (Kind::Bits(Op::ZextH), 0),
-        (48, _) => (Kind::Bits(Op::SextH), 0),
+        (48, Alu::Srl) => (Kind::Bits(Bits::ZextH), 0),
+        (48, _) => (Kind::Bits(Bits::SextH), 0),
         (56, Alu::Srl) => (Kind::Imm(Alu::And), 0xff),
-        (56, _) => (Kind::Bits(Op::SextB), 0),
-        (32, Alu::Srl) => (Kind::Bits(Op::AddUw), 0),
+        (56, _) => (Kind::Bits(Bits::SextB), 0),
+        (32, Alu::Srl) => (Kind::Bits(Bits::AddUw), 0),
         (32, _) => (Kind::Imm(Alu::AddW), 0),
         _ => return,
     };
@@ -171,11 +170,11 @@ mod tests {
     fn two_shifts_there_and_back_are_one_extension_wherever_the_first_left_its_result() {
         let shift = |op, rd, a, by| ir(Kind::Imm(op), rd, a, 0, by);
         for (by, right, kind, imm) in [
-            (48, Alu::Srl, Kind::Bits(Op::ZextH), 0),
-            (48, Alu::Sra, Kind::Bits(Op::SextH), 0),
+            (48, Alu::Srl, Kind::Bits(Bits::ZextH), 0),
+            (48, Alu::Sra, Kind::Bits(Bits::SextH), 0),
             (56, Alu::Srl, Kind::Imm(Alu::And), 0xff),
-            (56, Alu::Sra, Kind::Bits(Op::SextB), 0),
-            (32, Alu::Srl, Kind::Bits(Op::AddUw), 0),
+            (56, Alu::Sra, Kind::Bits(Bits::SextB), 0),
+            (32, Alu::Srl, Kind::Bits(Bits::AddUw), 0),
             (32, Alu::Sra, Kind::Imm(Alu::AddW), 0),
         ] {
             let mut ops = [shift(Alu::Sll, 6, 5, by), shift(right, 7, 6, by)];
@@ -204,10 +203,10 @@ mod tests {
     fn a_shift_by_one_to_three_and_an_addition_are_one_op() {
         let add = |a, b| ir(Kind::Reg(Alu::Add), 7, a, b, 0);
         let shift = |rd, a, n| ir(Kind::Imm(Alu::Sll), rd, a, 0, n);
-        assert_eq!(scaled_of(&[shift(28, 7, 3), add(7, 28)]), (Kind::Bits(Op::Sh3add), 7, 7));
-        assert_eq!(scaled_of(&[shift(28, 6, 1), add(28, 5)]), (Kind::Bits(Op::Sh1add), 6, 5));
+        assert_eq!(scaled_of(&[shift(28, 7, 3), add(7, 28)]), (Kind::Bits(Bits::Sh3add), 7, 7));
+        assert_eq!(scaled_of(&[shift(28, 6, 1), add(28, 5)]), (Kind::Bits(Bits::Sh1add), 6, 5));
         let index = [shift(28, 6, 32), ir(Kind::Imm(Alu::Srl), 28, 28, 0, 30), add(5, 28)];
-        assert_eq!(scaled_of(&index), (Kind::Bits(Op::Sh2addUw), 6, 5));
+        assert_eq!(scaled_of(&index), (Kind::Bits(Bits::Sh2addUw), 6, 5));
         for other in [
             &[shift(28, 6, 4), add(7, 28)][..],
             &[shift(28, 6, 3), ir(Kind::Li, 6, 0, 0, 1), add(7, 28)],

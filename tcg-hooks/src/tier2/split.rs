@@ -18,8 +18,7 @@
 use super::index::{Indexed, indexed, widen};
 use super::reach::{Reach, reaches};
 use super::{Ahead, Learned, register, roles, simplify, sink, turns, webs};
-use crate::ir::{Alu, Block, Check, Ir, Kind, Region, Target, Term};
-use crate::riscv::Op;
+use crate::ir::{Alu, Bits, Block, Check, Ir, Kind, Region, Target, Term};
 use notdirty_core::PAGE_SIZE;
 
 /// The longest step of a base: a page has a few of them.
@@ -352,12 +351,12 @@ fn fold(ops: &mut [Ir], j: usize, renewed: u32) {
             };
             if is_shifted(a) { (b, a, 0) } else { (a, b, 0) }
         }
-        Ir { kind: Kind::Bits(op @ (Op::Sh1add | Op::Sh2add | Op::Sh3add)), a, b, .. } => (
+        Ir { kind: Kind::Bits(op @ (Bits::Sh1add | Bits::Sh2add | Bits::Sh3add)), a, b, .. } => (
             b,
             a,
             match op {
-                Op::Sh1add => 1,
-                Op::Sh2add => 2,
+                Bits::Sh1add => 1,
+                Bits::Sh2add => 2,
                 _ => 3,
             },
         ),

@@ -9,10 +9,10 @@ use super::float::Unit;
 use super::plan::Plan;
 use crate::cpu::CpuState;
 use crate::hooks::Wanted;
-use crate::ir::{Alu, Does, FIRST_FLOAT, Ir, Kind, MemOp, Region, SHARED, Site, Target, Term};
+use crate::ir::{Alu, Bits, Does, FIRST_FLOAT, Ir, Kind, MemOp, Operands, Region, SHARED, Site, Target, Term};
 use crate::riscv::csr::{self, CsrEffect, Gate, Rule, Value};
 use crate::riscv::decode::Packed;
-use crate::riscv::{Format, Insn, Op, Privilege};
+use crate::riscv::{Insn, Op, Privilege};
 use std::mem::offset_of;
 
 /// What a block knows of the order of its accesses. All but stores before loads the host keeps (TSO).
@@ -130,7 +130,7 @@ impl Lower {
             // The host's total store order is as strong as any other fence.
             Plan::Fence => {}
             Plan::Float => self.float(region, pc, packed.insn(), count),
-            Plan::Bits => self.bits(region, packed.insn()),
+            Plan::Bits(op) => self.bits(region, op, packed.insn()),
             _ => self.rare(region, pc, packed.insn(), count),
         }
     }
@@ -165,9 +165,9 @@ impl Lower {
 
     /// Bit manipulation and Zicond.
     #[inline(never)]
-    fn bits(&mut self, region: &mut Region, insn: Insn) {
-        let Insn { op, rd, rs1: a, rs2: b, .. } = insn;
-        let (b, reads) = if op.format() == Format::R { (b, 1 << a | 1 << b) } else { (0, 1 << a) };
+    fn bits(&mut self, region: &mut Region, op: Bits, insn: Insn) {
+        let Insn { rd, rs1: a, rs2: b, .. } = insn;
+        let (b, reads) = if op.operands() == Operands::Two { (b, 1 << a | 1 << b) } else { (0, 1 << a) };
         self.write(region, Ir { kind: Kind::Bits(op), rd, a, b, site: 0, imm: insn.imm.into() }, reads);
     }
 

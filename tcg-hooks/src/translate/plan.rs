@@ -1,6 +1,6 @@
 //! What the translator does with each operation, looked up rather than asked for: chains of matches are mispredicted. The
 //! decoder has it in its rows of 32-bit forms.
-use crate::ir::{Alu, Cond, MemOp};
+use crate::ir::{Alu, Bits, Cond, MemOp};
 use crate::riscv::Op;
 
 /// What becomes of an instruction.
@@ -19,7 +19,7 @@ pub(crate) enum Plan {
     Reg(Alu),
     Csr,
     Float,
-    Bits,
+    Bits(Bits),
     /// Done in Rust, and on with the next one.
     Rust,
     Branch(Cond),
@@ -64,14 +64,30 @@ pub(crate) const fn plan(op: Op) -> Plan {
         Op::Bgeu => Plan::Branch(Cond::Geu),
         Op::Illegal => Plan::System,
         _ if op.is_system() => Plan::System,
-        // Without what each host has there is Rust.
-        Op::Clmul | Op::Clmulh | Op::Clmulr => Plan::Rust,
-        _ if op as u8 >= Op::AddUw as u8 && op as u8 <= Op::CzeroNez as u8 => Plan::Bits,
         _ if op.is_float() => Plan::Float,
         _ if op.is_load() => Plan::Load(size),
         _ if op.is_store() => Plan::Store(size),
         _ if op.is_csr() => Plan::Csr,
-        _ => arithmetic(op),
+        _ => match bits(op) {
+            Some(bits) => Plan::Bits(bits),
+            None => arithmetic(op),
+        },
+    }
+}
+
+/// The operation on bits that an instruction of Zba, Zbb, Zbs or Zicond is. Those of Zbc, which not each host has, are Rust's.
+const fn bits(op: Op) -> Option<Bits> {
+    macro_rules! alike {
+        ($($name:ident)*) => {
+            match op {
+                $(Op::$name => Some(Bits::$name),)*
+                _ => None,
+            }
+        };
+    }
+    alike! {
+        AddUw Sh1add Sh2add Sh3add Sh1addUw Sh2addUw Sh3addUw SlliUw Andn Orn Xnor Max Maxu Min Minu Rol Ror Rolw Rorw Rori Roriw
+        Clz Ctz Cpop Clzw Ctzw Cpopw SextB SextH ZextH OrcB Rev8 Bclr Bext Binv Bset Bclri Bexti Binvi Bseti CzeroEqz CzeroNez
     }
 }
 

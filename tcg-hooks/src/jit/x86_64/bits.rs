@@ -4,8 +4,7 @@ use super::Emitter;
 use super::alu::with;
 use super::encode::{MOV, MOVSX_BYTE, MOVSX_WORD, MOVZX_WORD, NARROW, Opcode, WIDE};
 use super::regs::{RAX, RCX};
-use crate::ir::Ir;
-use crate::riscv::{Format, Op};
+use crate::ir::{Bits, Ir, Operands};
 use dynasmrt::dynasm;
 
 impl Emitter {
@@ -47,54 +46,54 @@ impl Emitter {
         self.done(ir.rd, d);
     }
 
-    pub(super) fn bits(&mut self, ir: &Ir, op: Op) {
+    pub(super) fn bits(&mut self, ir: &Ir, op: Bits) {
         match op {
-            Op::AddUw if ir.b == 0 => return self.extend(ir, NARROW, MOV),
-            Op::SextB => return self.extend(ir, WIDE, MOVSX_BYTE),
-            Op::SextH => return self.extend(ir, WIDE, MOVSX_WORD),
-            Op::ZextH => return self.extend(ir, NARROW, MOVZX_WORD),
-            Op::AddUw => return self.scaled(ir, 0, true),
-            Op::Sh1add => return self.scaled(ir, 1, false),
-            Op::Sh2add => return self.scaled(ir, 2, false),
-            Op::Sh3add => return self.scaled(ir, 3, false),
-            Op::Sh1addUw => return self.scaled(ir, 1, true),
-            Op::Sh2addUw => return self.scaled(ir, 2, true),
-            Op::Sh3addUw => return self.scaled(ir, 3, true),
+            Bits::AddUw if ir.b == 0 => return self.extend(ir, NARROW, MOV),
+            Bits::SextB => return self.extend(ir, WIDE, MOVSX_BYTE),
+            Bits::SextH => return self.extend(ir, WIDE, MOVSX_WORD),
+            Bits::ZextH => return self.extend(ir, NARROW, MOVZX_WORD),
+            Bits::AddUw => return self.scaled(ir, 0, true),
+            Bits::Sh1add => return self.scaled(ir, 1, false),
+            Bits::Sh2add => return self.scaled(ir, 2, false),
+            Bits::Sh3add => return self.scaled(ir, 3, false),
+            Bits::Sh1addUw => return self.scaled(ir, 1, true),
+            Bits::Sh2addUw => return self.scaled(ir, 2, true),
+            Bits::Sh3addUw => return self.scaled(ir, 3, true),
             _ => {}
         }
         match op {
-            Op::SlliUw | Op::Clzw | Op::Ctzw | Op::Cpopw | Op::Rolw | Op::Rorw | Op::Roriw => {
+            Bits::SlliUw | Bits::Clzw | Bits::Ctzw | Bits::Cpopw | Bits::Rolw | Bits::Rorw | Bits::Roriw => {
                 with!(self, mov, Rd, RAX, ir.a)
             }
             _ => with!(self, mov, Rq, RAX, ir.a),
         }
-        if op.format() == Format::R {
+        if op.operands() == Operands::Two {
             with!(self, mov, Rq, RCX, ir.b);
         }
         let n = (ir.imm & 63) as i8;
         match op {
-            Op::SlliUw => dynasm!(self.ops; .arch x64; shl rax, n),
-            Op::Andn => dynasm!(self.ops; .arch x64; not rcx; and rax, rcx),
-            Op::Orn => dynasm!(self.ops; .arch x64; not rcx; or rax, rcx),
-            Op::Xnor => dynasm!(self.ops; .arch x64; xor rax, rcx; not rax),
-            Op::Max => dynasm!(self.ops; .arch x64; cmp rax, rcx; cmovl rax, rcx),
-            Op::Maxu => dynasm!(self.ops; .arch x64; cmp rax, rcx; cmovb rax, rcx),
-            Op::Min => dynasm!(self.ops; .arch x64; cmp rax, rcx; cmovg rax, rcx),
-            Op::Minu => dynasm!(self.ops; .arch x64; cmp rax, rcx; cmova rax, rcx),
-            Op::Rol => dynasm!(self.ops; .arch x64; rol rax, cl),
-            Op::Ror => dynasm!(self.ops; .arch x64; ror rax, cl),
-            Op::Rori => dynasm!(self.ops; .arch x64; ror rax, n),
-            Op::Rolw => dynasm!(self.ops; .arch x64; rol eax, cl; movsxd rax, eax),
-            Op::Rorw => dynasm!(self.ops; .arch x64; ror eax, cl; movsxd rax, eax),
-            Op::Roriw => dynasm!(self.ops; .arch x64; ror eax, n & 31; movsxd rax, eax),
+            Bits::SlliUw => dynasm!(self.ops; .arch x64; shl rax, n),
+            Bits::Andn => dynasm!(self.ops; .arch x64; not rcx; and rax, rcx),
+            Bits::Orn => dynasm!(self.ops; .arch x64; not rcx; or rax, rcx),
+            Bits::Xnor => dynasm!(self.ops; .arch x64; xor rax, rcx; not rax),
+            Bits::Max => dynasm!(self.ops; .arch x64; cmp rax, rcx; cmovl rax, rcx),
+            Bits::Maxu => dynasm!(self.ops; .arch x64; cmp rax, rcx; cmovb rax, rcx),
+            Bits::Min => dynasm!(self.ops; .arch x64; cmp rax, rcx; cmovg rax, rcx),
+            Bits::Minu => dynasm!(self.ops; .arch x64; cmp rax, rcx; cmova rax, rcx),
+            Bits::Rol => dynasm!(self.ops; .arch x64; rol rax, cl),
+            Bits::Ror => dynasm!(self.ops; .arch x64; ror rax, cl),
+            Bits::Rori => dynasm!(self.ops; .arch x64; ror rax, n),
+            Bits::Rolw => dynasm!(self.ops; .arch x64; rol eax, cl; movsxd rax, eax),
+            Bits::Rorw => dynasm!(self.ops; .arch x64; ror eax, cl; movsxd rax, eax),
+            Bits::Roriw => dynasm!(self.ops; .arch x64; ror eax, n & 31; movsxd rax, eax),
             // Of zero the scan says that it is zero, and nothing else; 127 ^ 63 is 64, and 63 ^ 31 is 32.
-            Op::Clz => dynasm!(self.ops; .arch x64; mov ecx, 127; bsr rax, rax; cmovz rax, rcx; xor eax, BYTE 63),
-            Op::Clzw => dynasm!(self.ops; .arch x64; mov ecx, 63; bsr eax, eax; cmovz eax, ecx; xor eax, BYTE 31),
-            Op::Ctz => dynasm!(self.ops; .arch x64; mov ecx, 64; bsf rax, rax; cmovz rax, rcx),
-            Op::Ctzw => dynasm!(self.ops; .arch x64; mov ecx, 32; bsf eax, eax; cmovz eax, ecx),
-            Op::Cpop | Op::Cpopw if self.popcnt => dynasm!(self.ops; .arch x64; popcnt rax, rax),
+            Bits::Clz => dynasm!(self.ops; .arch x64; mov ecx, 127; bsr rax, rax; cmovz rax, rcx; xor eax, BYTE 63),
+            Bits::Clzw => dynasm!(self.ops; .arch x64; mov ecx, 63; bsr eax, eax; cmovz eax, ecx; xor eax, BYTE 31),
+            Bits::Ctz => dynasm!(self.ops; .arch x64; mov ecx, 64; bsf rax, rax; cmovz rax, rcx),
+            Bits::Ctzw => dynasm!(self.ops; .arch x64; mov ecx, 32; bsf eax, eax; cmovz eax, ecx),
+            Bits::Cpop | Bits::Cpopw if self.popcnt => dynasm!(self.ops; .arch x64; popcnt rax, rax),
             // Counts of two bits, of four, of eight; the product's top byte is their sum.
-            Op::Cpop | Op::Cpopw => dynasm!(self.ops; .arch x64
+            Bits::Cpop | Bits::Cpopw => dynasm!(self.ops; .arch x64
                 ; mov rdx, QWORD 0x5555_5555_5555_5555
                 ; mov rcx, rax
                 ; shr rcx, 1
@@ -114,9 +113,9 @@ impl Emitter {
                 ; mov rdx, QWORD 0x0101_0101_0101_0101
                 ; imul rax, rdx
                 ; shr rax, 56),
-            Op::Rev8 => dynasm!(self.ops; .arch x64; bswap rax),
+            Bits::Rev8 => dynasm!(self.ops; .arch x64; bswap rax),
             // The top bit of each byte that is not zero, moved to its bottom, times 255.
-            Op::OrcB => dynasm!(self.ops; .arch x64
+            Bits::OrcB => dynasm!(self.ops; .arch x64
                 ; mov rdx, QWORD 0x7f7f_7f7f_7f7f_7f7f
                 ; mov rcx, rax
                 ; and rcx, rdx
@@ -128,17 +127,19 @@ impl Emitter {
                 ; mov rax, rcx
                 ; shl rax, 8
                 ; sub rax, rcx),
-            Op::Bclr => dynasm!(self.ops; .arch x64; btr rax, rcx),
-            Op::Binv => dynasm!(self.ops; .arch x64; btc rax, rcx),
-            Op::Bset => dynasm!(self.ops; .arch x64; bts rax, rcx),
-            Op::Bclri => dynasm!(self.ops; .arch x64; btr rax, BYTE n),
-            Op::Binvi => dynasm!(self.ops; .arch x64; btc rax, BYTE n),
-            Op::Bseti => dynasm!(self.ops; .arch x64; bts rax, BYTE n),
-            Op::Bext => dynasm!(self.ops; .arch x64; shr rax, cl; and eax, BYTE 1),
-            Op::Bexti => dynasm!(self.ops; .arch x64; shr rax, n; and eax, BYTE 1),
-            Op::CzeroEqz => dynasm!(self.ops; .arch x64; test rcx, rcx; cmovz rax, rcx),
-            Op::CzeroNez => dynasm!(self.ops; .arch x64; xor edx, edx; test rcx, rcx; cmovnz rax, rdx),
-            _ => unreachable!("{op:?} is left to Rust"),
+            Bits::Bclr => dynasm!(self.ops; .arch x64; btr rax, rcx),
+            Bits::Binv => dynasm!(self.ops; .arch x64; btc rax, rcx),
+            Bits::Bset => dynasm!(self.ops; .arch x64; bts rax, rcx),
+            Bits::Bclri => dynasm!(self.ops; .arch x64; btr rax, BYTE n),
+            Bits::Binvi => dynasm!(self.ops; .arch x64; btc rax, BYTE n),
+            Bits::Bseti => dynasm!(self.ops; .arch x64; bts rax, BYTE n),
+            Bits::Bext => dynasm!(self.ops; .arch x64; shr rax, cl; and eax, BYTE 1),
+            Bits::Bexti => dynasm!(self.ops; .arch x64; shr rax, n; and eax, BYTE 1),
+            Bits::CzeroEqz => dynasm!(self.ops; .arch x64; test rcx, rcx; cmovz rax, rcx),
+            Bits::CzeroNez => dynasm!(self.ops; .arch x64; xor edx, edx; test rcx, rcx; cmovnz rax, rdx),
+            Bits::AddUw | Bits::Sh1add | Bits::Sh2add | Bits::Sh3add => unreachable!("above"),
+            Bits::Sh1addUw | Bits::Sh2addUw | Bits::Sh3addUw => unreachable!("above"),
+            Bits::SextB | Bits::SextH | Bits::ZextH => unreachable!("above"),
         }
         self.put(ir.rd, RAX);
     }

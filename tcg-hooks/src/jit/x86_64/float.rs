@@ -15,8 +15,8 @@ use super::offsets::{FRM, MSTATUS, float_off};
 use super::regs::{RAX, RCX};
 use super::{Cold as AnyCold, Emitter};
 use crate::float::{F32, F64, Format, Int};
-use crate::ir::{FIRST_FLOAT, FloatArgs, Ir};
-use crate::riscv::fpu::{Float, boxed};
+use crate::ir::{FIRST_FLOAT, Float, FloatArgs, Ir};
+use crate::riscv::fpu::boxed;
 use crate::tier2::HOST;
 use dynasmrt::dynasm;
 

@@ -6,11 +6,9 @@ use super::regs::{PINS, RAX, RegMap};
 use super::tests::nobody;
 use super::{Emitter, Flat, thunks};
 use crate::engine::JitFlags;
-use crate::ir::{Alu, Cond, Ir, Kind, MemOp, Turns};
+use crate::ir::{Alu, Bits, Cond, Ir, Kind, MemOp, Operands, Turns};
 use crate::jit::code_cache::CodeCache;
 use crate::jit::context::Context;
-use crate::riscv::opcodes::PATTERNS;
-use crate::riscv::{Format, Op};
 use crate::testkit::Rng;
 use crate::tier2::HOST;
 use dynasmrt::dynasm;
@@ -158,13 +156,10 @@ fn subjects() -> Vec<Subject> {
     for n in [1, 7, 31] {
         all.push(Subject::of(Kind::NarrowRotate, n, ONE));
     }
-    for pattern in PATTERNS {
-        let is_rust = matches!(pattern.op, Op::Clmul | Op::Clmulh | Op::Clmulr);
-        if (Op::AddUw as u8..=Op::CzeroNez as u8).contains(&(pattern.op as u8)) && !is_rust {
-            let two = pattern.op.format() == Format::R;
-            let immediates: &[i64] = if two { &[0] } else { &[1, 31, 63] };
-            all.extend(immediates.iter().map(|&imm| Subject::of(Kind::Bits(pattern.op), imm, [true, true, two])));
-        }
+    for &op in Bits::ALL {
+        let two = op.operands() == Operands::Two;
+        let immediates: &[i64] = if op.operands() == Operands::Immediate { &[1, 31, 63] } else { &[0] };
+        all.extend(immediates.iter().map(|&imm| Subject::of(Kind::Bits(op), imm, [true, true, two])));
     }
     for imm in [0, 1, -1, i64::from(i32::MAX), 1 << 31, u32::MAX.into(), 1 << 32, i64::MIN] {
         all.push(Subject::of(Kind::Li, imm, [true, false, false]));

@@ -1,6 +1,6 @@
 //! What emitted code looks like, and how long it may get.
 use super::*;
-use crate::ir::Term;
+use crate::ir::{Bits, Term};
 use crate::riscv::Op;
 use crate::testkit::encode;
 use crate::translate::{Limits, MAX_INSNS, Translator};
@@ -179,7 +179,7 @@ fn a_value_that_lives_in_memory_is_extended_though_no_place_may_show_it() {
         let is = |ir: &&Ir| ir.kind == kind && (ir.rd >= crate::tier2::HOST) == named;
         region.ops_of(turn).iter().filter(is).count()
     };
-    let roriw = Kind::Bits(Op::Roriw);
+    let roriw = Kind::Bits(Bits::Roriw);
     let [narrow, narrow_home, home] =
         [(Kind::NarrowRotate, true), (Kind::NarrowRotate, false), (roriw, false)].map(|(k, n)| made(k, n));
     assert!(narrow > 0 && home > 0 && narrow_home == 0, "{narrow} in registers, {narrow_home} and {home} in memory");
