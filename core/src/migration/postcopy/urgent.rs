@@ -316,6 +316,63 @@ mod tests {
         }
     }
 
+    /// While there is no channel nothing is asked for.
+    #[derive(Default)]
+    struct Late(OnceLock<Arc<AskedPages>>);
+
+    impl PageSource for Late {
+        fn request(&self, block: &Arc<RamBlock>, off: u64) {
+            assert!(self.0.get().is_none_or(|asked| asked.ask(block, off, PAGE_SIZE as u32)));
+        }
+    }
+
+    #[test]
+    fn all_that_is_asked_for_again_comes_by_a_channel_that_holds_a_part_of_it_either_way() {
+        const MANY: u64 = 2000;
+        let (ours, theirs) = (Arc::new(RamList::new()), Arc::new(RamList::new()));
+        let add = |list: &RamList| list.add(RamBlockSpec::new("a", MANY * PAGE_SIZE)).unwrap();
+        let (from, to) = (add(&ours), add(&theirs));
+        let dirty = BlockMigration::need_dirty(&from, ChunkShift::default());
+        (0..MANY).for_each(|page| ours.write(&from, page * PAGE_SIZE, &[1]).unwrap());
+        dirty.set(0..MANY);
+        let urgent = Urgent::new([(&from, &dirty, MANY)].into_iter());
+        let (a, b) = UnixStream::pair().unwrap();
+        let (mut a, b) = (channel(a), channel(b));
+        for end in [&a, &b] {
+            let small: libc::c_int = 8 << 10;
+            let (at, len) = ((&raw const small).cast(), size_of_val(&small) as libc::socklen_t);
+            let fd = std::os::fd::AsRawFd::as_raw_fd(&std::os::fd::AsFd::as_fd(end));
+            // SAFETY: the kernel reads `len` bytes of `small`.
+            assert_eq!(unsafe { libc::setsockopt(fd, libc::SOL_SOCKET, libc::SO_SNDBUF, at, len) }, 0);
+        }
+        let line = Arc::new(Late::default());
+        let pages = theirs.set_missing(line.clone(), [to.clone()]).unwrap();
+        let listed = ListedBlock { idstr: "a".into(), used_length: MANY * PAGE_SIZE };
+        let incoming = Incoming::new(vec![listed], vec![to.clone()]).unwrap();
+        let asked = Arc::new(AskedPages::new(b, &incoming, &pages).unwrap());
+        pages.listen().unwrap();
+        a.set_blocking(Duration::from_millis(50), Duration::ZERO).unwrap();
+        for page in 0..MANY {
+            let at = crate::addr::RamAddr::new(to.offset().get() + page * PAGE_SIZE);
+            let gone = pages.wait(at, 8, &WaitToken::default(), Some(Instant::now()));
+            assert!(matches!(gone, Err(MissingError::Late)));
+        }
+        assert!(line.0.set(asked.clone()).is_ok());
+        std::thread::scope(|scope| {
+            scope.spawn(|| urgent.serve(&mut a));
+            scope.spawn(|| asked.serve());
+            let _closed = Closed(&asked);
+            // It sleeps, most likely.
+            std::thread::sleep(Duration::from_millis(50));
+            assert_eq!(pages.request_again(), MANY as usize);
+            let until = Instant::now() + PATIENCE;
+            while pages.left() != 0 {
+                assert!(Instant::now() < until, "{} are missing", pages.left());
+                std::thread::sleep(Duration::from_millis(1));
+            }
+        });
+    }
+
     #[test]
     fn pages_that_are_asked_for_in_bulk_are_read_though_the_thread_that_asks_does_not_read_yet() {
         let list = Arc::new(RamList::new());
