@@ -8,7 +8,7 @@ use super::mapping::{Failure, HUGE, Mapping, Request, host_page};
 use super::offsets::Lease;
 use super::spec::{RamBlockSpec, RamFlags, Resized};
 use super::{RamError, RamList, access};
-use crate::addr::{PageRange, RamAddr};
+use crate::addr::{PAGE_SIZE, PageRange, RamAddr};
 use crate::hint::{self, Soon};
 use crate::migration::BlockMigration;
 use crate::sync::{AtomicU64, Ordering};
@@ -244,6 +244,43 @@ impl RamBlock {
             return Ok(());
         }
         self.mapping.discard(off, len).map_err(|failure| host_error(&self.idstr, len, failure))
+    }
+
+    /// As [`discard_raw`](Self::discard_raw), of many runs in rising order, of which those without memory cost nothing.
+    ///
+    /// # Errors
+    /// As there.
+    pub(crate) fn discard_runs(&self, runs: &[Range<u64>]) -> Result<(), RamError> {
+        let (Some(first), Some(last)) = (runs.first(), runs.last()) else { return Ok(()) };
+        let unit = self.page_size;
+        let mut mapped =
+            self.mapped_pages(first.start / PAGE_SIZE..last.end.div_ceil(PAGE_SIZE)).into_iter().peekable();
+        let mut left = Vec::new();
+        for run in runs {
+            let mut from = run.start;
+            while let Some(part) = mapped.peek() {
+                // By whole pages of the host.
+                let (start, end) =
+                    (part.start * PAGE_SIZE / unit * unit, (part.end * PAGE_SIZE).next_multiple_of(unit));
+                if start >= run.end {
+                    break;
+                }
+                let both = start.max(from)..end.min(run.end);
+                if !both.is_empty() {
+                    from = both.end;
+                    left.push(both);
+                }
+                if end > run.end {
+                    break;
+                }
+                mapped.next();
+            }
+        }
+        let inside = runs.iter().all(|run| run.start <= run.end && run.end <= self.mapping.committed());
+        if inside && left.len() > 1 && self.mapping.discard_runs(&left) {
+            return Ok(());
+        }
+        left.iter().try_for_each(|run| self.discard_raw(run.start, run.end - run.start))
     }
 
     /// What is mapped of the first `len` bytes of shared memory is not; the file keeps its bytes.

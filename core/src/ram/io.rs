@@ -179,12 +179,20 @@ impl RamBlock {
         let found = match self.fd() {
             // A page that lies on a file is there without being in the tables.
             None if self.lies() => None,
-            None => present(self.host() as u64, &all),
+            None => present(self.host() as u64, &all, false),
             Some(file) if self.flags().contains(RamFlags::SHARED) => data(file, self.fd_offset(), &all),
             // A page that is not here yet is the file's.
             Some(_) => None,
         };
         found.unwrap_or_else(|| vec![all])
+    }
+
+    /// Runs of these pages that are mapped, or swapped out: of no other one something is read without a fault. Where the host does not
+    /// tell, and of memory with a file behind it, all of them.
+    pub(crate) fn mapped_pages(&self, pages: Range<u64>) -> Vec<Range<u64>> {
+        let anonymous = self.fd().is_none() && !self.lies();
+        let found = if anonymous { present(self.host() as u64, &pages, true) } else { None };
+        found.unwrap_or_else(|| vec![pages])
     }
 }
 
@@ -196,8 +204,8 @@ fn push(runs: &mut Vec<Range<u64>>, run: Range<u64>) {
     }
 }
 
-/// Pages of anonymous memory that are present or swapped out, by the kernel's page tables.
-fn present(host: u64, pages: &Range<u64>) -> Option<Vec<Range<u64>>> {
+/// Pages of anonymous memory that are present or swapped out, by the kernel's page tables; with those that were only read, if `zeros`.
+fn present(host: u64, pages: &Range<u64>, zeros: bool) -> Option<Vec<Range<u64>>> {
     /// `struct page_region`.
     #[repr(C)]
     #[derive(Clone, Copy, Default)]
@@ -244,7 +252,7 @@ fn present(host: u64, pages: &Range<u64>) -> Option<Vec<Range<u64>>> {
             max_pages: 0,
             // The page of zeros that all untouched memory is read from.
             category_inverted: PFNZERO,
-            category_mask: PFNZERO,
+            category_mask: if zeros { 0 } else { PFNZERO },
             category_anyof_mask: PRESENT_OR_SWAPPED,
             return_mask: PRESENT_OR_SWAPPED,
         };
@@ -337,6 +345,50 @@ mod tests {
             let map = File::open("/proc/self/pagemap").unwrap();
             let by_page = present_by_page(&map, block.host() as u64, &(0..5000)).unwrap();
             assert!(by_page.contains(&(3..5)) && by_page.contains(&(4999..5000)), "{by_page:?}");
+        }
+    }
+
+    #[test]
+    fn many_runs_are_given_back_and_no_page_of_them_is_read_without_a_fault_any_more() {
+        const PAGES: u64 = 6000;
+        let list = RamList::new();
+        for (name, page, shared) in [("anonymous", 1, false), ("large", 4, false), ("shared", 1, true)] {
+            let spec = RamBlockSpec::new(name, PAGES * PAGE_SIZE).huge_pages(false).shared(shared);
+            let block = list.add(spec.page_size(page * PAGE_SIZE)).unwrap();
+            let written = |at: u64| at % 7 < 3 || (1000..2000).contains(&at);
+            let mut byte = [0];
+            for at in 0..PAGES {
+                match at % 7 {
+                    _ if written(at) => block.fill_raw(at * PAGE_SIZE, 8, 1).unwrap(),
+                    // Mapped, and no memory.
+                    5 => block.read_bytes(at * PAGE_SIZE, &mut byte).unwrap(),
+                    _ => {}
+                }
+            }
+            // More than one call takes, of one page and of several, and one that is far longer than what is mapped.
+            let gone = |at: u64| at / page % 3 == 1 || (3000..5000).contains(&at);
+            let mut runs: Vec<Range<u64>> = Vec::new();
+            for at in (0..PAGES).filter(|at| gone(*at)) {
+                match runs.last_mut() {
+                    Some(last) if last.end == at * PAGE_SIZE => last.end += PAGE_SIZE,
+                    _ => runs.push(at * PAGE_SIZE..(at + 1) * PAGE_SIZE),
+                }
+            }
+            // What the limits cut is whole pages.
+            assert!(runs.iter().all(|run| (run.end - run.start).is_multiple_of(page * PAGE_SIZE)), "{name}");
+            block.discard_runs(&runs).unwrap();
+            if !shared {
+                let mapped = block.mapped_pages(0..PAGES);
+                assert!(mapped.iter().cloned().flatten().all(|at| !gone(at)), "{name}");
+            }
+            for at in 0..PAGES {
+                block.read_bytes(at * PAGE_SIZE, &mut byte).unwrap();
+                assert_eq!(byte[0] != 0, written(at) && !gone(at), "{name} {at}");
+            }
+            block.discard_runs(&[]).unwrap();
+            assert!(
+                block.discard_runs(&[0..PAGE_SIZE, PAGES * PAGE_SIZE..(PAGES + 4) * PAGE_SIZE]).is_err() || !shared
+            );
         }
     }
 

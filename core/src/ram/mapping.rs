@@ -31,6 +31,9 @@ use std::ptr::NonNull;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
+/// Runs of memory that one call gives back: the kernel's limit.
+const MOST_RUNS: usize = 1024;
+
 /// Size of a huge page, and the alignment of blocks that can use one.
 pub(super) const HUGE: u64 = 2 << 20;
 /// How many places inside the window are tried before any place is good.
@@ -247,6 +250,33 @@ impl Mapping {
             0 => Ok(()),
             _ => Err(failed("discard")),
         }
+    }
+
+    /// The same of many runs of anonymous memory, by few calls where the kernel can (Linux 6.13). `false`: nothing was done, it is another kind of
+    /// memory, or the kernel cannot.
+    pub(super) fn discard_runs(&self, runs: &[Range<u64>]) -> bool {
+        if !matches!(self.backing, Backing::Anonymous) || self.lies.load(Ordering::Acquire) {
+            return false;
+        }
+        // SAFETY: a plain call; what it gives is new.
+        let own = unsafe { libc::syscall(libc::SYS_pidfd_open, libc::getpid(), 0) } as libc::c_int;
+        if own < 0 {
+            return false;
+        }
+        // SAFETY: made just now, and has no other owner.
+        let own = unsafe { OwnedFd::from_raw_fd(own) };
+        runs.chunks(MOST_RUNS).all(|runs| {
+            let vector = |run: &Range<u64>| libc::iovec {
+                iov_base: self.host.as_ptr().wrapping_add(run.start as usize).cast(),
+                iov_len: (run.end - run.start) as usize,
+            };
+            let vectors: Vec<_> = runs.iter().map(vector).collect();
+            let bytes: usize = vectors.iter().map(|vector| vector.iov_len).sum();
+            let (fd, at, count) = (own.as_raw_fd(), vectors.as_ptr(), vectors.len());
+            // SAFETY: as of one run below: our own memory; the kernel reads the vectors.
+            let done = unsafe { libc::syscall(libc::SYS_process_madvise, fd, at, count, libc::MADV_DONTNEED, 0) };
+            usize::try_from(done) == Ok(bytes)
+        })
     }
 
     /// What is mapped of the first bytes of shared memory is not any more: the next access finds it in its file. Nothing, of other memory.

@@ -182,11 +182,8 @@ impl Inner {
         if own.minor && runs.len() > MOST_HOLES && !self.needs_holes(&own.block) {
             return own.block.drop_mapped(own.len).map_err(|why| MissingError::Ram(Box::new(why)));
         }
-        for run in runs {
-            let (off, len) = (run.start, run.end.min(own.len) - run.start);
-            own.block.discard_raw(off, len).map_err(|why| MissingError::Ram(Box::new(why)))?;
-        }
-        Ok(())
+        let runs: Vec<_> = runs.into_iter().map(|run| run.start..run.end.min(own.len)).collect();
+        own.block.discard_runs(&runs).map_err(|why| MissingError::Ram(Box::new(why)))
     }
 
     fn place(&self, own: &Own, page: Placing<'_>, bytes: PageBytes<'_>) -> io::Result<()> {
