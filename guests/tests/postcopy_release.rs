@@ -15,6 +15,7 @@ use notdirty::{
     ArrivalState, Cancel, Channel, LeaveOptions, Machine, MachineExit, Migration, MigrationState, Postcopy, Program,
     RAM_BASE, RunLimits,
 };
+use notdirty_core::migration::postcopy::{Answer, Bitmap};
 
 const PATIENCE: Duration = Duration::from_secs(30);
 const SIZE: u64 = 64 << 20;
@@ -65,6 +66,16 @@ impl Drop for Ends {
 
 #[test]
 fn the_source_gives_back_what_the_target_has_while_more_is_sent() {
+    gives_back(false);
+}
+
+#[test]
+fn a_target_that_lost_what_it_had_is_sent_no_zeros_and_it_is_said_which_pages() {
+    gives_back(true);
+}
+
+/// Up to a cut; then the target has what it had, or says that it has nothing.
+fn gives_back(loses: bool) {
     let mut machine = Machine::builder().ram_size(SIZE).program(Program::Image(basic::spin())).build().unwrap();
     for page in PAGES {
         machine.write(RAM_BASE + page * 4096 + page * 7 % 4000, &page.to_le_bytes()).unwrap();
@@ -103,6 +114,21 @@ fn the_source_gives_back_what_the_target_has_while_more_is_sent() {
             "{kept} pages are kept, {left} are missing there"
         );
         assert!(released() >= (PAGES.end - PAGES.start - kept) * 4096);
+        if loses {
+            let (to, mut from) = UnixStream::pair().unwrap();
+            migration.recover(channel(to)).unwrap();
+            let mut nothing = Answer::Bitmap("ram".into()).to_bytes();
+            Bitmap(vec![0; (SIZE / 4096 / 64) as usize]).write(&mut nothing).unwrap();
+            from.write_all(&nothing).unwrap();
+            let why = migration.wait(PATIENCE).unwrap().unwrap_err().to_string();
+            assert!(
+                why.contains("cannot go on there: RAM block ram: ") && why.contains(" went back to the host"),
+                "{why}"
+            );
+            assert_eq!(migration.status().state, MigrationState::Uncertain);
+            assert_eq!(source.join().unwrap(), MachineExit::Migrated);
+            return;
+        }
         let (to, from) = pair();
         arrival.recover(from).unwrap();
         migration.recover(to).unwrap();
