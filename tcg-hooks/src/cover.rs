@@ -11,9 +11,9 @@
 //! An edge is the guest's alone: which TBs there are, and which tier runs, changes no count. Emitted code counts by one
 //! instruction; where the way on is polled, or has other ways to it, in a block of its own in between.
 
+use crate::guest::{Goes, flow};
 use crate::hooks::{Plan, Wanted};
 use crate::ir::{Block, Does, Ir, Kind, Region, Site, Target, Term};
-use crate::riscv::{Insn, Op};
 use hashbrown::HashMap;
 use notdirty_softmmu::tlb::COVERAGE_BYTES;
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -111,11 +111,6 @@ impl Compares {
     }
 }
 
-/// Does it compare two values?
-pub(crate) fn compares(op: Op) -> bool {
-    op.is_branch() || matches!(op, Op::Slt | Op::Sltu | Op::Slti | Op::Sltiu)
-}
-
 /// One way out of a block: what to do on it.
 #[derive(Default)]
 struct Way {
@@ -125,7 +120,7 @@ struct Way {
 
 /// Counts the edges of a region, if they are, and calls hooks of blocks; `lasts`: where the last instruction of each block is, and what.
 /// The polls are known.
-pub(crate) fn cover(region: &mut Region, lasts: &[(u64, Op)], edges: Option<&Edges>, hooks: &Plan) {
+pub(crate) fn cover(region: &mut Region, lasts: &[(u64, Option<Goes>)], edges: Option<&Edges>, hooks: &Plan) {
     let old = std::mem::take(&mut region.blocks);
     let mut comes = vec![0u32; old.len()];
     for block in &old {
@@ -152,7 +147,7 @@ pub(crate) fn cover(region: &mut Region, lasts: &[(u64, Op)], edges: Option<&Edg
             Wanted::Full(only) => (Kind::Hook, 0, only),
         };
         // The branch has retired, and nothing behind it was charged for.
-        sites.push(Site { pc, insn: Insn::illegal(0, 4), refund: 0, does: Does::Arrive { only }, learned: 0 });
+        sites.push(Site { pc, insn: flow::NOTHING, refund: 0, does: Does::Arrive { only }, learned: 0 });
         Some(Ir { kind, rd: 0, a: 0, b: 0, site: (sites.len() - 1) as u16, imm: which })
     };
     let mut heads: Vec<Vec<(u32, u8)>> = vec![Vec::new(); old.len()];
@@ -161,7 +156,7 @@ pub(crate) fn cover(region: &mut Region, lasts: &[(u64, Op)], edges: Option<&Edg
     let mut between: Vec<[Option<Way>; 2]> = Vec::with_capacity(old.len());
     for (n, block) in old.iter().enumerate() {
         let (mut ways, mut end) = ([None, None], Way::default());
-        let (from, op) = lasts[n];
+        let (from, goes) = lasts[n];
         match block.term {
             Term::Branch { taken, fall, .. } => {
                 let own = Target::Block(n as u16);
@@ -183,11 +178,11 @@ pub(crate) fn cover(region: &mut Region, lasts: &[(u64, Op)], edges: Option<&Edg
                 }
             }
             Term::Goto(to) => {
-                if op == Op::Jalr {
+                if goes == Some(Goes::Indirect) {
                     // An indirect jump to where it is known to go.
                     end.counts.extend(edges.map(|edges| (edges.indirect(from, pc_of(to)) as u32, 1)));
                 }
-                if op.is_jump() {
+                if matches!(goes, Some(Goes::Jump | Goes::Indirect)) {
                     end.hook = hook(pc_of(to));
                 }
             }

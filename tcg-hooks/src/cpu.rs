@@ -4,8 +4,7 @@
 //!   CpuState  x0..x31 | pc | retired ...        at the start of the TLB mapping's prefix,
 //!   [prefix: jit Context][TlbEntry; N]           so that one host register reaches both
 //! ```
-use crate::riscv::csr::Csrs;
-use crate::riscv::{Isa, Privilege};
+use crate::guest::{Features, Mode, System};
 
 /// Architectural state of one hart. `repr(C)`: emitted code reaches it by offsets.
 #[repr(C)]
@@ -20,13 +19,13 @@ pub struct CpuState {
     /// Floating-point registers; a single-precision number has ones above it.
     pub f: [u64; 32],
     /// The mode that it runs in.
-    pub privilege: Privilege,
+    pub privilege: Mode,
     /// This hart's number.
     pub hart_id: u64,
     /// The extensions that it has.
-    pub isa: Isa,
+    pub isa: Features,
     /// Control and status registers.
-    pub csr: Csrs,
+    pub csr: System,
 }
 
 impl CpuState {
@@ -37,10 +36,10 @@ impl CpuState {
             pc: entry,
             retired: 0,
             f: [0; 32],
-            privilege: Privilege::M,
+            privilege: Mode::FIRST,
             hart_id,
-            isa: Isa::ALL,
-            csr: Csrs::default(),
+            isa: Features::ALL,
+            csr: System::default(),
         }
     }
 }

@@ -4,7 +4,7 @@
 //!   guest bytes ──▶ riscv/decode ──▶ translate ──▶ ir ──▶ jit/x86_64 ──▶ jit/code_cache
 //!                        │                                                   │
 //!                        ▼                                                   ▼
-//!                interp (oracle), tier0                 tb/{cache,pages,chain,invalidate,provisional}
+//!                riscv/interp (oracle), tier0                 tb/{cache,pages,chain,invalidate,provisional}
 //!                        ▲                                                   ▲
 //!                        └──────────────── exec: the vCPU loop ──────────────┘
 //! ```
@@ -53,9 +53,9 @@ pub mod engine;
 pub mod exec;
 mod fetch;
 pub mod float;
+mod guest;
 mod heat;
 pub mod hooks;
-pub mod interp;
 pub mod ir;
 #[cfg(target_arch = "x86_64")]
 pub mod jit;
@@ -70,6 +70,8 @@ mod tier0;
 mod tier2;
 pub mod trace;
 pub mod translate;
+
+pub use riscv::interp;
 
 pub use engine::{EngineKind, ICache, JitFlags};
 pub use exec::{

@@ -8,12 +8,11 @@
 //! Addresses of host code are offsets in the TB, so that a listing is the same from run to run.
 use crate::engine::JitFlags;
 use crate::exec::flat_of;
+use crate::guest::{flow, line};
 use crate::ir::{Block, Region};
 use crate::jit::context::PREFIX;
 use crate::jit::helpers::execute_site;
 use crate::jit::{Backend, Flat, Host, HostCode};
-use crate::riscv::Op;
-use crate::riscv::disasm::line;
 use crate::tier2::{self, Ahead, Learned};
 use crate::translate::{Limits, MAX_INSNS, Source, Translator, WARM_INSNS};
 use notdirty_core::RamAddr;
@@ -204,9 +203,7 @@ fn guest(source: &[Source], block: &Block, symbols: Symbols<'_>) -> Vec<String> 
         let Ok(at) = source.binary_search_by_key(&pc, |s| s.pc) else { break };
         let Source { bits, insn, .. } = source[at];
         let mut text = line(pc, bits, &insn);
-        if (insn.op.is_branch() || insn.op == Op::Jal)
-            && let Some(name) = symbols(insn.target(pc))
-        {
+        if let Some(name) = flow::names(&insn, pc).and_then(symbols) {
             text.push_str(&format!(" <{name}>"));
         }
         out.push(text);

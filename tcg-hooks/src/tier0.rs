@@ -9,20 +9,14 @@
 //! ```
 //!
 //! Nothing is cached, so a patch costs its store and no line mask is set: pages with cold code are plain pages.
-//! Instructions that leave the straight road (traps, CSRs, atomics) share [`execute`](crate::jit::execute)
+//! Instructions that leave the straight road (traps, CSRs, atomics) share what Rust does for them
 //! with emitted code; the oracle shares nothing with this file but the decode table.
-pub(crate) mod bits;
-
 use crate::exec::Core;
+use crate::guest::{Features, Insn, Mode, decode, flow, is_short, step};
 use crate::hooks::After;
-use crate::ir::{Does, Site};
 use crate::jit::context::Context;
-use crate::jit::execute::{Outcome, execute};
-use crate::riscv::decode::is_compressed;
-use crate::riscv::trap::Trap;
-use crate::riscv::{Insn, Isa, Op, Privilege, decode_any};
 use notdirty_core::PAGE_SIZE;
-use notdirty_softmmu::{FetchPage, GuestVirt, MemFault, MemSize, MmuIdx, StoreEffect};
+use notdirty_softmmu::{FetchPage, GuestVirt, MemFault};
 
 /// Instructions before the exec loop looks, some 40 us: a slice may be longer, as what ran before was faster.
 const STRETCH: i64 = 4096;
@@ -46,13 +40,13 @@ struct Code {
     len: u64,
     /// What is added to a pc for its place on the host (wrapping).
     addend: u64,
-    isa: Isa,
+    isa: Features,
     /// The mode that it was fetched in.
-    mode: Privilege,
+    mode: Mode,
 }
 
 impl Code {
-    const fn nowhere(isa: Isa, mode: Privilege) -> Code {
+    const fn nowhere(isa: Features, mode: Mode) -> Code {
         Code { from: u64::MAX, len: 0, addend: 0, isa, mode }
     }
 
@@ -65,7 +59,7 @@ impl Code {
     }
 
     /// The page, from `pc` on, that was fetched for it; of what begins there, as many bytes as nobody looks at.
-    fn page(isa: Isa, mode: Privilege, pc: u64, page: FetchPage, free: u64) -> Code {
+    fn page(isa: Features, mode: Mode, pc: u64, page: FetchPage, free: u64) -> Code {
         let at = page.host.expose_provenance() as u64 + pc % PAGE_SIZE;
         match page.len_ok.checked_sub(4) {
             Some(len) if free > 0 => Code { from: pc, len: len.min(free - 1), addend: at.wrapping_sub(pc), isa, mode },
@@ -87,8 +81,8 @@ impl Code {
         let bits = unsafe { crate::fetch::word(at) };
         // A branch, which the host predicts: made by a comparison, the length is waited for, and all takes twice as long. The
         // compiler chose one or the other, as it happened.
-        let len = if is_compressed(bits as u16) { 2 } else { std::hint::black_box(4) };
-        let insn = self.isa.filter(decode_any(bits as u16, bits), bits);
+        let len = if is_short(bits as u16) { 2 } else { std::hint::black_box(4) };
+        let insn = decode(self.isa, bits);
         debug_assert_eq!(u64::from(insn.len), len);
         Some((insn, pc.wrapping_add(len)))
     }
@@ -198,7 +192,7 @@ fn run_for(core: &mut Core, ctx: &mut Context, page: Option<FetchPage>, over: i6
         if core.follows_flow() {
             cover(core, &insn, pc, &flow);
         }
-        let came = core.hooks.has_blocks() && (insn.op.is_branch() || insn.op.is_jump());
+        let came = core.hooks.has_blocks() && flow::of(&insn).is_some();
         match flow {
             Flow::Next(next) => (pc, jumped) = (next, false),
             Flow::Jump(next) => (pc, jumped) = (next, true),
@@ -241,7 +235,7 @@ fn run_for(core: &mut Core, ctx: &mut Context, page: Option<FetchPage>, over: i6
 #[cold]
 fn cover(core: &mut Core, insn: &Insn, pc: u64, flow: &Flow) {
     if let Flow::Next(next) | Flow::Jump(next) = *flow {
-        core.cover(insn.op, pc, next);
+        core.cover(flow::of(insn), pc, next);
     }
 }
 
@@ -253,7 +247,7 @@ fn free_from(core: &Core, pc: u64) -> u64 {
 
 /// Brings `pc` and `retired` up to date.
 #[inline]
-fn show(ctx: &mut Context, pc: u64, start: u64, done: u64) {
+pub(crate) fn show(ctx: &mut Context, pc: u64, start: u64, done: u64) {
     ctx.cpu.pc = pc;
     ctx.cpu.retired = start.wrapping_add(done);
 }
@@ -270,16 +264,16 @@ fn fetch(core: &mut Core, ctx: &mut Context, code: &mut Code) -> Result<Insn, Me
         return Ok(insn);
     }
     let low = mmu.fetch_u16(&mut hooks, idx, GuestVirt::new(pc))?;
-    if low & 3 != 3 {
-        return Ok(code.isa.filter(decode_any(low, low.into()), low.into()));
+    if is_short(low) {
+        return Ok(decode(code.isa, low.into()));
     }
     let high = mmu.fetch_u16(&mut hooks, idx, GuestVirt::new(pc.wrapping_add(2)))?;
     let bits = u32::from(high) << 16 | u32::from(low);
-    Ok(code.isa.filter(decode_any(low, bits), bits))
+    Ok(decode(code.isa, bits))
 }
 
 /// What an instruction came to; but for a trap it retired, and the next one is at that address.
-enum Flow {
+pub(crate) enum Flow {
     Next(u64),
     Jump(u64),
     /// As `Jump`; where code is may have changed, or the mode.
@@ -288,200 +282,4 @@ enum Flow {
     Look(u64),
     /// It did not retire; the trap was taken.
     Trapped,
-}
-
-/// Executes one instruction; a trap is taken. `idx` is brought up to date, except after a trap.
-#[inline(always)]
-fn step(
-    core: &mut Core,
-    ctx: &mut Context,
-    insn: &Insn,
-    (pc, next): (u64, u64),
-    idx: &mut MmuIdx,
-    retired: u64,
-) -> Flow {
-    let cpu = &mut ctx.cpu;
-    let a = cpu.x[usize::from(insn.rs1 & 31)];
-    let b = cpu.x[usize::from(insn.rs2 & 31)];
-    let imm = insn.imm64();
-    let word = |v: u32| v as i32 as i64 as u64;
-    let taken = |yes: bool| if yes { Some(insn.target(pc)) } else { None };
-    let value = match insn.op {
-        Op::Lui => imm,
-        Op::Auipc => pc.wrapping_add(imm),
-        Op::Addi => a.wrapping_add(imm),
-        Op::Slti => u64::from((a as i64) < imm as i64),
-        Op::Sltiu => u64::from(a < imm),
-        Op::Xori => a ^ imm,
-        Op::Ori => a | imm,
-        Op::Andi => a & imm,
-        Op::Slli => a << (imm & 63),
-        Op::Srli => a >> (imm & 63),
-        Op::Srai => ((a as i64) >> (imm & 63)) as u64,
-        Op::Addiw => word((a as u32).wrapping_add(imm as u32)),
-        Op::Slliw => word((a as u32) << (imm & 31)),
-        Op::Srliw => word((a as u32) >> (imm & 31)),
-        Op::Sraiw => word(((a as i32) >> (imm & 31)) as u32),
-        Op::Add => a.wrapping_add(b),
-        Op::Sub => a.wrapping_sub(b),
-        Op::Sll => a << (b & 63),
-        Op::Slt => u64::from((a as i64) < b as i64),
-        Op::Sltu => u64::from(a < b),
-        Op::Xor => a ^ b,
-        Op::Srl => a >> (b & 63),
-        Op::Sra => ((a as i64) >> (b & 63)) as u64,
-        Op::Or => a | b,
-        Op::And => a & b,
-        Op::Addw => word((a as u32).wrapping_add(b as u32)),
-        Op::Subw => word((a as u32).wrapping_sub(b as u32)),
-        Op::Sllw => word((a as u32) << (b & 31)),
-        Op::Srlw => word((a as u32) >> (b & 31)),
-        Op::Sraw => word(((a as i32) >> (b & 31)) as u32),
-        Op::Mul => a.wrapping_mul(b),
-        Op::Mulw => word((a as u32).wrapping_mul(b as u32)),
-        Op::Beq => return branch(taken(a == b), next),
-        Op::Bne => return branch(taken(a != b), next),
-        Op::Blt => return branch(taken((a as i64) < b as i64), next),
-        Op::Bge => return branch(taken(a as i64 >= b as i64), next),
-        Op::Bltu => return branch(taken(a < b), next),
-        Op::Bgeu => return branch(taken(a >= b), next),
-        Op::Jal | Op::Jalr => {
-            let target = if insn.op == Op::Jal { insn.target(pc) } else { a.wrapping_add(imm) & !1 };
-            if insn.rd != 0 {
-                cpu.x[usize::from(insn.rd & 31)] = next;
-            }
-            return Flow::Jump(target);
-        }
-        Op::Lb | Op::Lh | Op::Lw | Op::Ld | Op::Lbu | Op::Lhu | Op::Lwu => {
-            show(ctx, pc, retired, 0);
-            let (mmu, mut hooks) = core.split(ctx);
-            match mmu.load(&mut hooks, *idx, GuestVirt::new(a.wrapping_add(imm)), size(insn.op)) {
-                Ok(raw) => {
-                    let value = match insn.op {
-                        Op::Lb => raw as i8 as i64 as u64,
-                        Op::Lh => raw as i16 as i64 as u64,
-                        Op::Lw => raw as i32 as i64 as u64,
-                        _ => raw,
-                    };
-                    if mmu.asks() && mmu.port().kicked() {
-                        // A hook that was told of it may end the run here.
-                        if insn.rd != 0 {
-                            ctx.cpu.x[usize::from(insn.rd & 31)] = value;
-                        }
-                        return Flow::Look(next);
-                    }
-                    value
-                }
-                Err(fault) => return trap(core, ctx, &fault.into()),
-            }
-        }
-        Op::Sb | Op::Sh | Op::Sw | Op::Sd => {
-            show(ctx, pc, retired, 0);
-            let (mmu, mut hooks) = core.split(ctx);
-            return match mmu.store(&mut hooks, *idx, GuestVirt::new(a.wrapping_add(imm)), size(insn.op), b) {
-                Err(fault) => trap(core, ctx, &fault.into()),
-                Ok(StoreEffect::NONE) => Flow::Next(next),
-                Ok(_) if core.mmu.port().kicked() => Flow::Look(next),
-                Ok(_) => Flow::Next(next),
-            };
-        }
-        _ => {
-            show(ctx, pc, retired, 0);
-            let flow = rare(core, ctx, insn, pc);
-            *idx = ctx.cpu.data_idx();
-            return flow;
-        }
-    };
-    // Without a branch.
-    ctx.cpu.x[usize::from(insn.rd & 31)] = value;
-    ctx.cpu.x[0] = 0;
-    Flow::Next(next)
-}
-
-#[inline]
-fn branch(taken: Option<u64>, next: u64) -> Flow {
-    match taken {
-        Some(target) => Flow::Jump(target),
-        None => Flow::Next(next),
-    }
-}
-
-fn trap(core: &mut Core, ctx: &mut Context, trap: &Trap) -> Flow {
-    core.take_trap(ctx, trap);
-    Flow::Trapped
-}
-
-/// Multiplications and divisions that are not above, and everything that `helpers` executes.
-#[cold]
-#[inline(never)]
-fn rare(core: &mut Core, ctx: &mut Context, insn: &Insn, pc: u64) -> Flow {
-    let next = pc.wrapping_add(insn.len.into());
-    let (a, b) = (ctx.cpu.x[usize::from(insn.rs1 & 31)], ctx.cpu.x[usize::from(insn.rs2 & 31)]);
-    if let Some(value) = multiply_divide(insn.op, a, b).or_else(|| bits::value(insn, a, b)) {
-        if insn.rd != 0 {
-            ctx.cpu.x[usize::from(insn.rd & 31)] = value;
-        }
-        return Flow::Next(next);
-    }
-    if insn.op == Op::Fence {
-        if insn.orders_stores_before_loads(ctx.cpu.privilege) {
-            crate::barrier::full();
-        }
-        return Flow::Next(next);
-    }
-    match execute(core, ctx, &Site { pc, insn: *insn, refund: 0, does: Does::Execute, learned: 0 }) {
-        Outcome::Next => Flow::Next(next),
-        Outcome::Go(pc) if insn.op.is_system() || insn.op.is_csr() => Flow::Far(pc),
-        // Code that was there died; where it is is as before.
-        Outcome::Go(pc) => Flow::Jump(pc),
-        Outcome::Leave(pc) => Flow::Look(pc),
-        Outcome::Trap(cause) => trap(core, ctx, &cause),
-        Outcome::Exit => Flow::Trapped,
-    }
-}
-
-fn multiply_divide(op: Op, a: u64, b: u64) -> Option<u64> {
-    let word = |v: u32| v as i32 as i64 as u64;
-    let (sa, sb, wa, wb) = (a as i64, b as i64, a as i32, b as i32);
-    Some(match op {
-        Op::Mulh => ((i128::from(sa) * i128::from(sb)) >> 64) as u64,
-        Op::Mulhsu => ((i128::from(sa) * i128::from(b)) >> 64) as u64,
-        Op::Mulhu => ((u128::from(a) * u128::from(b)) >> 64) as u64,
-        Op::Div => {
-            if b == 0 {
-                u64::MAX
-            } else {
-                sa.wrapping_div(sb) as u64
-            }
-        }
-        Op::Divu => a.checked_div(b).unwrap_or(u64::MAX),
-        Op::Rem => {
-            if b == 0 {
-                a
-            } else {
-                sa.wrapping_rem(sb) as u64
-            }
-        }
-        Op::Remu => a.checked_rem(b).unwrap_or(a),
-        Op::Divw => {
-            if wb == 0 {
-                u64::MAX
-            } else {
-                word(wa.wrapping_div(wb) as u32)
-            }
-        }
-        Op::Divuw => word((a as u32).checked_div(b as u32).unwrap_or(u32::MAX)),
-        Op::Remw => word(if wb == 0 { a as u32 } else { wa.wrapping_rem(wb) as u32 }),
-        Op::Remuw => word((a as u32).checked_rem(b as u32).unwrap_or(a as u32)),
-        _ => return None,
-    })
-}
-
-fn size(op: Op) -> MemSize {
-    match op {
-        Op::Lb | Op::Lbu | Op::Sb => MemSize::B1,
-        Op::Lh | Op::Lhu | Op::Sh => MemSize::B2,
-        Op::Lw | Op::Lwu | Op::Sw => MemSize::B4,
-        _ => MemSize::B8,
-    }
 }

@@ -3,14 +3,11 @@ use super::exits::{Exit, Exits};
 use super::semihost::Semihosting;
 use super::unhandled::Traps;
 use crate::clock::Clock;
-use crate::cover::{self, Compares, Edges};
+use crate::cover::{Compares, Edges};
 use crate::cpu::CpuState;
+use crate::guest::{Changed, Goes, Insn, Memory, Trap, Walker, flow, hart, memory};
 use crate::hooks::{HookId, HookTable};
 use crate::jit::context::Context;
-use crate::riscv::csr::{self, CsrEnv, irq, num};
-use crate::riscv::mmu::{self, Changed, Memory, Walker};
-use crate::riscv::trap::{self, Trap, cause};
-use crate::riscv::{Insn, Op, Privilege};
 use crate::tb::{TbCache, TbKey};
 use crate::tier0::Why;
 use crate::trace::{TraceMask, TraceSink};
@@ -176,63 +173,58 @@ impl Core {
     }
 
     /// The lines of the interrupts: what devices drive, and timers whose deadline has passed.
-    pub(crate) fn mip(&self, cpu: &CpuState) -> u64 {
-        let at = cpu.csr.supervisor_deadline();
-        self.lines() | if at != u64::MAX && self.clock.mtime() >= at { irq::STI } else { 0 }
+    pub(crate) fn lines(&self, cpu: &CpuState) -> u64 {
+        let at = hart::own_deadline(cpu);
+        self.lines_of_devices() | if at != u64::MAX && self.clock.mtime() >= at { hart::OWN_TIMER } else { 0 }
     }
 
-    /// What devices drive, the timer of M-mode among them once its deadline has passed.
-    fn lines(&self) -> u64 {
+    /// What devices drive, the timer among them once its deadline has passed.
+    fn lines_of_devices(&self) -> u64 {
         let port = self.mmu.port();
         let lines = port.irq.load(Ordering::Acquire);
         let deadline = port.timer_deadline.load(Ordering::Acquire);
-        if lines & irq::MTI == 0 && deadline != u64::MAX && self.clock.mtime() >= deadline {
+        if lines & hart::TIMER == 0 && deadline != u64::MAX && self.clock.mtime() >= deadline {
             // The device takes the line back when it is given another deadline; it may be about to.
-            port.irq.fetch_or(irq::MTI, Ordering::AcqRel);
+            port.irq.fetch_or(hart::TIMER, Ordering::AcqRel);
             if port.timer_deadline.load(Ordering::Acquire) != deadline {
-                port.irq.fetch_and(!irq::MTI, Ordering::AcqRel);
+                port.irq.fetch_and(!hart::TIMER, Ordering::AcqRel);
                 return lines;
             }
-            return lines | irq::MTI;
+            return lines | hart::TIMER;
         }
         lines
     }
 
     /// The deadlines of both timers, with their interrupts; `u64::MAX` is none.
     pub(crate) fn deadlines(&self, cpu: &CpuState) -> [(u64, u64); 2] {
-        let machine = self.mmu.port().timer_deadline.load(Ordering::Acquire);
-        [(irq::MTI, machine), (irq::STI, cpu.csr.supervisor_deadline())]
+        let timer = self.mmu.port().timer_deadline.load(Ordering::Acquire);
+        [(hart::TIMER, timer), (hart::OWN_TIMER, hart::own_deadline(cpu))]
     }
 
     /// Must the exec loop look before the next instruction? A timer that is yet to come ends the slice by itself,
     /// except that with the instruction clock the slice may not have been cut for it.
     #[inline]
     pub(crate) fn may_interrupt(&self, cpu: &CpuState) -> bool {
-        let enabled = cpu.csr.mie;
+        let enabled = hart::enabled(cpu);
         if enabled == 0 {
             return false;
         }
-        let lines = self.mmu.port().irq.load(Ordering::Acquire) | if self.clock.is_insns() { irq::MTI } else { 0 };
-        trap::is_interrupted(cpu, lines) || enabled & irq::STI != 0 && self.may_interrupt_by_timer(cpu)
+        let lines = self.mmu.port().irq.load(Ordering::Acquire) | if self.clock.is_insns() { hart::TIMER } else { 0 };
+        hart::is_interrupted(cpu, lines) || enabled & hart::OWN_TIMER != 0 && self.may_interrupt_by_timer(cpu)
     }
 
-    /// By that of S-mode.
+    /// By its own.
     #[inline(never)]
     fn may_interrupt_by_timer(&self, cpu: &CpuState) -> bool {
-        let at = cpu.csr.supervisor_deadline();
-        at != u64::MAX && trap::is_open(cpu, irq::STI) && (self.clock.is_insns() || self.clock.mtime() >= at)
-    }
-
-    /// What a CSR instruction may see of the world.
-    pub(crate) fn csr_env(&self, cpu: &CpuState, insn: &Insn) -> CsrEnv<'_> {
-        CsrEnv { mip: self.csr_mip(cpu, insn), clock: &self.clock }
+        let at = hart::own_deadline(cpu);
+        at != u64::MAX && hart::is_open(cpu, hart::OWN_TIMER) && (self.clock.is_insns() || self.clock.mtime() >= at)
     }
 
     /// The lines at this instruction, if it is one that shows them: the clock need not be asked for the others.
-    pub(crate) fn csr_mip(&self, cpu: &CpuState, insn: &Insn) -> u64 {
-        if insn.op.is_csr() && matches!(insn.csr(), num::MIP | num::SIP) {
+    pub(crate) fn lines_at(&self, cpu: &CpuState, insn: &Insn) -> u64 {
+        if hart::shows_lines(insn) {
             self.clock.publish(cpu.retired);
-            self.mip(cpu)
+            self.lines(cpu)
         } else {
             0
         }
@@ -240,12 +232,8 @@ impl Core {
 
     /// Enters the handler for a trap at `cpu.pc`.
     pub(crate) fn take_trap(&mut self, ctx: &mut Context, trap: &Trap) {
-        if trap.cause & (cause::WATCHED | cause::MISSING) != 0 && !trap.is_interrupt() {
-            return if trap.cause == cause::WATCHED {
-                self.watched()
-            } else {
-                self.missing((ctx.cpu.pc, ctx.cpu.retired))
-            };
+        if hart::is_hosts(trap) {
+            return if hart::is_watched(trap) { self.watched() } else { self.missing((ctx.cpu.pc, ctx.cpu.retired)) };
         }
         if self.exits.stops(trap, (ctx.cpu.pc, ctx.cpu.retired)) {
             self.trap_loop = true;
@@ -257,16 +245,11 @@ impl Core {
         self.traps += 1;
         let cpu = &mut ctx.cpu;
         let (epc, from) = (cpu.pc, cpu.privilege);
-        let delegated = trap::is_delegated(cpu, trap);
+        let to = hart::handler(cpu, trap);
         if !trap.is_interrupt() {
-            let vector = if delegated { cpu.csr.stvec } else { cpu.csr.mtvec };
-            self.trap_loop |= self.unhandled.exception(cpu, trap, vector);
+            self.trap_loop |= self.unhandled.exception(cpu, trap, to.vector);
         }
-        if delegated {
-            trap::take_in_s_mode(cpu, trap, epc);
-        } else {
-            trap::take_in_m_mode(cpu, trap, epc);
-        }
+        hart::take(cpu, trap, epc, to);
         if self.mask.has(TraceMask::INT | TraceMask::MMU) {
             self.trace_trap(cpu, trap, epc, from);
         }
@@ -275,11 +258,11 @@ impl Core {
 
     /// An instruction at `pc` was executed by Rust, and the next one is at `next`: counts the edge, if it is one.
     #[inline]
-    pub(crate) fn cover(&mut self, op: Op, pc: u64, next: u64) {
+    pub(crate) fn cover(&mut self, goes: Option<Goes>, pc: u64, next: u64) {
         if let Some(edges) = &self.edges
-            && (op.is_branch() || op == Op::Jalr)
+            && let Some(goes @ (Goes::Branch | Goes::Indirect)) = goes
         {
-            let at = if op == Op::Jalr { edges.indirect(pc, next) } else { edges.number(pc, next) as usize };
+            let at = if goes == Goes::Indirect { edges.indirect(pc, next) } else { edges.number(pc, next) as usize };
             self.live().0.count_coverage(at);
         }
     }
@@ -288,12 +271,10 @@ impl Core {
     #[cold]
     pub(crate) fn note_operands(&mut self, x: &[u64; 32], pc: u64, insn: &Insn) {
         if let Some(compares) = &self.compares
-            && cover::compares(insn.op)
+            && flow::compares(insn)
         {
             let at = compares.number(pc);
-            let [a, b] = [insn.rs1, insn.rs2].map(|n| x[usize::from(n & 31)]);
-            let b = if matches!(insn.op, Op::Slti | Op::Sltiu) { insn.imm64() } else { b };
-            self.live().0.note_operands(at.into(), [a, b]);
+            self.live().0.note_operands(at.into(), flow::compared(x, insn));
         }
     }
 
@@ -363,54 +344,10 @@ impl Core {
         self.trap_loop = true;
     }
 
-    /// The lines of a trap that was taken.
-    #[cold]
-    #[inline(never)]
-    fn trace_trap(&mut self, cpu: &CpuState, trap: &Trap, epc: u64, from: Privilege) {
-        if self.mask.has(TraceMask::INT) {
-            let (Trap { cause, tval }, name, to) = (trap, trap.name(), cpu.pc);
-            let (at, by) = (self.symbol(epc) + from.beside_pc(), self.symbol(to) + cpu.privilege.beside_pc());
-            let text = format!("trap: {name}, cause {cause:#x} tval {tval:#x} at {epc:#x}{at}, to {to:#x}{by}");
-            self.say(TraceMask::INT, &text);
-        }
-        let memory = matches!(trap.cause, 1 | 4..=7 | 12 | 13 | 15);
-        if memory && self.mask.has(TraceMask::MMU) {
-            let (name, at) = (trap.name(), self.symbol(epc) + from.beside_pc());
-            let kind = match trap.cause {
-                1 | 12 => AccessKind::Fetch,
-                4 | 5 | 13 => AccessKind::Load,
-                _ => AccessKind::Store,
-            };
-            let space = self.live().0.space().clone();
-            let word = |at: u64| {
-                let mut bytes = [0; 8];
-                space.read(GuestPhys::new(at), &mut bytes).ok().map(|()| u64::from_le_bytes(bytes))
-            };
-            let why = cpu.why_not(from, trap.tval, kind, word).map_or_else(String::new, |why| format!(" ({why})"));
-            let text = format!("{name} at {:#x} by pc {epc:#x}{at}{why}", trap.tval);
-            self.say(TraceMask::MMU, &text);
-        }
-    }
-
-    /// What the next instruction would write to `satp` and does not, if that is traced.
-    #[inline]
-    pub(crate) fn refused_satp(&self, cpu: &CpuState, insn: &Insn) -> Option<u64> {
-        if self.mask.has(TraceMask::MMU) { csr::refused_satp(cpu, insn) } else { None }
-    }
-
-    /// The line of a write to `satp` that changed nothing.
-    #[cold]
-    pub(crate) fn trace_refused_satp(&mut self, cpu: &CpuState, pc: u64, value: u64) {
-        let (mode, at) = (value >> csr::satp::MODE_SHIFT, self.symbol(pc) + cpu.privilege.beside_pc());
-        let text =
-            format!("satp stays {:#x}: {value:#x} by pc {pc:#x}{at} has mode {mode}, which is reserved", cpu.csr.satp);
-        self.say(TraceMask::MMU, &text);
-    }
-
-    /// `satp` or PMP changed since `before`.
+    /// How addresses are translated changed since `before`.
     pub(crate) fn memory_changed(&mut self, ctx: &mut Context, before: &Memory) {
         let (mmu, hooks) = self.split(ctx);
-        match mmu::changed(before, &hooks.cpu().csr, mmu) {
+        match memory::changed(before, &hooks.cpu().csr, mmu) {
             Changed::Nothing => {}
             Changed::Space(asid) => self.forget_jumps(ctx, None, Some(asid)),
             Changed::Below => self.forget_jumps(ctx, None, None),
@@ -424,17 +361,17 @@ impl Core {
     pub(crate) fn begin_memory(&mut self, ctx: &mut Context) {
         let replaced = self.memory.take().is_some_and(|then| then != Memory::of(&ctx.cpu.csr));
         let (mmu, hooks) = self.split(ctx);
-        mmu::follow(&hooks.cpu().csr, mmu);
+        memory::follow(&hooks.cpu().csr, mmu);
         if replaced {
             mmu.flush_tlb();
             self.drop_code = true;
         }
     }
 
-    /// `sfence.vma`, of an address or all, of an address space or all.
+    /// A fence of translations, of an address or all, of an address space or all.
     pub(crate) fn fence(&mut self, ctx: &mut Context, va: Option<u64>, asid: Option<u16>) {
         let (mmu, _) = self.split(ctx);
-        mmu::fence(mmu, va, asid);
+        memory::fence(mmu, va, asid);
         self.forget_jumps(ctx, va, asid);
         // What is mapped from here on may lie elsewhere.
         self.follow_regime(ctx);
@@ -466,8 +403,8 @@ impl Core {
     /// The hart may be in another regime than emitted code went by: its jumps and its table of the TLB are those of the one that it is in.
     #[inline]
     pub(crate) fn follow_regime(&mut self, ctx: &mut Context) {
-        // Nearly all that traps, or returns, does so within M-mode.
-        if !(ctx.jump_set() == 0 && ctx.cpu.is_in_plain_m_mode()) {
+        // Nearly all that traps, or returns, does so within the first mode.
+        if !(ctx.jump_set() == 0 && ctx.cpu.is_in_plain_mode()) {
             self.follow_other_regime(ctx);
         }
     }

@@ -13,8 +13,8 @@
 //! holds too where the owner put the hart, or the exit. A limit, or the end of another hart's run, may stop a hart at an exit
 //! before it is told: then the next run ends there at once.
 
+use crate::guest::Trap;
 use crate::hooks::HookId;
-use crate::riscv::trap::Trap;
 use notdirty_core::PAGE_SIZE;
 use notdirty_softmmu::{Value, Watched};
 use std::sync::Arc;

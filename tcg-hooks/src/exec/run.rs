@@ -7,7 +7,6 @@ mod oracle;
 mod state;
 mod wait;
 
-pub(super) use fields::mode;
 pub use state::VcpuState;
 
 use super::core::Core;
@@ -19,12 +18,11 @@ use super::{Harts, RunLimits, VcpuExit, VcpuStats};
 use crate::clock::Clock;
 use crate::cpu::CpuState;
 use crate::engine::{EngineKind, ICache, JitFlags};
+use crate::guest::{Memory, hart};
 use crate::hooks::HookTable;
 use crate::jit::context::{Context, PREFIX};
 use crate::jit::helpers::execute_site;
 use crate::jit::{Flat, SMALL_BITS};
-use crate::riscv::mmu::Memory;
-use crate::riscv::trap::{self, Trap};
 use crate::tb::TbCache;
 use crate::tier0;
 use crate::trace::{TraceMask, TraceSink};
@@ -435,9 +433,9 @@ impl Vcpu {
                     }
                 }
             }
-            let mip = self.core.mip(self.cpu());
+            let lines = self.core.lines(self.cpu());
             if self.core.waiting {
-                if !trap::wakes_from_wfi(self.cpu(), mip) {
+                if !hart::wakes_from_wfi(self.cpu(), lines) {
                     running = None;
                     match self.wait(limits) {
                         Some(exit) => return exit,
@@ -450,8 +448,8 @@ impl Vcpu {
                 self.core.waiting = false;
             }
             let (ctx, core) = self.parts();
-            if let Some(cause) = trap::pending_interrupt(&ctx.cpu, mip) {
-                core.take_trap(ctx, &Trap::interrupt(cause));
+            if let Some(trap) = hart::interrupt(&ctx.cpu, lines) {
+                core.take_trap(ctx, &trap);
             }
             if goes_on && self.core.exits.passes(self.place()) {
                 // It goes on from where the last run ended.
@@ -500,11 +498,11 @@ impl Vcpu {
     fn slice(&self, limits: &RunLimits) -> (u64, bool) {
         let left = limits.max_insns.map_or(u64::MAX, |max| max - self.cpu().retired);
         let longest = self.pace.insns();
-        let [machine, supervisor] = self.core.deadlines(self.cpu());
+        let [timer, own] = self.core.deadlines(self.cpu());
         // The first of the timers, and whether it is met to the instruction.
-        let mut first = self.sooner((left, true), machine, longest);
-        if supervisor.1 != u64::MAX {
-            first = self.sooner_in_s_mode(first, supervisor, longest);
+        let mut first = self.sooner((left, true), timer, longest);
+        if own.1 != u64::MAX {
+            first = self.sooner_of_own(first, own, longest);
         }
         let (until, exactly) = first;
         if !exactly {
@@ -525,7 +523,7 @@ impl Vcpu {
 
     /// The same, apart, of what most guests do not have.
     #[inline(never)]
-    fn sooner_in_s_mode(&self, limit: (u64, bool), timer: (u64, u64), longest: u64) -> (u64, bool) {
+    fn sooner_of_own(&self, limit: (u64, bool), timer: (u64, u64), longest: u64) -> (u64, bool) {
         self.sooner(limit, timer, longest)
     }
 
@@ -535,14 +533,16 @@ impl Vcpu {
         let cpu = self.cpu();
         match self.core.clock.insns_until(deadline) {
             // An interrupt that cannot be taken needs no stop; whatever enables it leaves by itself.
-            Some(n) if n > 0 && trap::is_open(cpu, interrupt) => (n, true),
+            Some(n) if n > 0 && hart::is_open(cpu, interrupt) => (n, true),
             Some(_) => (u64::MAX, true),
             // Due already: whatever lets it be taken leaves by itself too.
             None if self.port().irq.load(Ordering::Acquire) & interrupt != 0 => (u64::MAX, true),
             None => match self.core.clock.host_wait(deadline) {
                 // About an instruction a nanosecond: late by little, and looked at again. At once, if it became due since
                 // the loop looked.
-                Some(wait) if cpu.csr.mie & interrupt != 0 && (!wait.is_zero() || trap::is_open(cpu, interrupt)) => {
+                Some(wait)
+                    if hart::enabled(cpu) & interrupt != 0 && (!wait.is_zero() || hart::is_open(cpu, interrupt)) =>
+                {
                     ((wait.as_nanos() as u64).clamp(64, longest), false)
                 }
                 _ => (u64::MAX, true),

@@ -1,9 +1,12 @@
-//! What a trace sink is told of a new TB.
+//! What a trace sink is told of: new TBs, traps, writes that are ignored.
 use super::core::Core;
+use crate::cpu::CpuState;
+use crate::guest::{Insn, Mode, Trap, hart};
 use crate::listing;
 use crate::tb::Found;
 use crate::trace::{NewCode, TraceMask};
 use crate::translate::Translator;
+use notdirty_softmmu::GuestPhys;
 
 /// Traces a new TB, made from the translator's region.
 pub(super) fn tb(core: &mut Core, translator: &Translator, found: Found) {
@@ -42,5 +45,43 @@ pub(super) fn tb(core: &mut Core, translator: &Translator, found: Found) {
         let name = trace.symbol(pc).map_or_else(|| format!("tb:{pc:#x}"), |symbol| format!("tb:{symbol}"));
         let bytes = tbs.code_bytes(found.id);
         trace.code(&NewCode { name: &name, address, bytes: &bytes });
+    }
+}
+
+impl Core {
+    /// The lines of a trap that was taken.
+    #[cold]
+    #[inline(never)]
+    pub(super) fn trace_trap(&mut self, cpu: &CpuState, trap: &Trap, epc: u64, from: Mode) {
+        if self.mask.has(TraceMask::INT) {
+            let (Trap { cause, tval }, name, to) = (trap, trap.name(), cpu.pc);
+            let (at, by) = (self.symbol(epc) + from.beside_pc(), self.symbol(to) + cpu.privilege.beside_pc());
+            let text = format!("trap: {name}, cause {cause:#x} tval {tval:#x} at {epc:#x}{at}, to {to:#x}{by}");
+            self.say(TraceMask::INT, &text);
+        }
+        if let (Some(kind), true) = (hart::access(trap), self.mask.has(TraceMask::MMU)) {
+            let (name, at) = (trap.name(), self.symbol(epc) + from.beside_pc());
+            let space = self.live().0.space().clone();
+            let word = |at: u64| {
+                let mut bytes = [0; 8];
+                space.read(GuestPhys::new(at), &mut bytes).ok().map(|()| u64::from_le_bytes(bytes))
+            };
+            let why = cpu.why_not(from, trap.tval, kind, word).map_or_else(String::new, |why| format!(" ({why})"));
+            let text = format!("{name} at {:#x} by pc {epc:#x}{at}{why}", trap.tval);
+            self.say(TraceMask::MMU, &text);
+        }
+    }
+
+    /// What the next instruction would write to the register of page tables and does not, if that is traced.
+    #[inline]
+    pub(crate) fn refused(&self, cpu: &CpuState, insn: &Insn) -> Option<u64> {
+        if self.mask.has(TraceMask::MMU) { hart::refused(cpu, insn) } else { None }
+    }
+
+    /// The line of such a write.
+    #[cold]
+    pub(crate) fn trace_refused(&mut self, cpu: &CpuState, pc: u64, value: u64) {
+        let text = hart::refusal(cpu, (pc, &self.symbol(pc)), value);
+        self.say(TraceMask::MMU, &text);
     }
 }

@@ -11,8 +11,7 @@
 //! loop, is neither. `ecall` and `ebreak` in a handler are meant, so they count only at its first instruction.
 
 use crate::cpu::CpuState;
-use crate::riscv::Privilege;
-use crate::riscv::trap::{Trap, cause};
+use crate::guest::{Mode, Trap, hart};
 use notdirty_softmmu::Value;
 
 /// Instructions without a trap after which a handler is thought to have done its work, though no return said so.
@@ -30,7 +29,7 @@ pub struct TrapAt {
     /// The instruction that did not complete.
     pub pc: u64,
     /// The mode that it was in.
-    pub mode: Privilege,
+    pub mode: Mode,
 }
 
 /// A trap that nobody handles; see [`Vcpu::unhandled`](super::Vcpu::unhandled).
@@ -77,7 +76,7 @@ impl TrapAt {
         visit(cause_name, Value::U64(cause));
         visit(tval_name, Value::U64(tval));
         visit(pc_name, Value::U64(pc));
-        super::run::mode(mode_name, mode, visit);
+        hart::mode(mode_name, mode, visit);
     }
 }
 
@@ -127,9 +126,9 @@ impl Traps {
         let same = before.pc == this.pc && before.trap.cause == this.trap.cause;
         self.repeats = if same && (self.repeats == 0 || gap == self.gap) { self.repeats + 1 } else { 0 };
         (self.last, self.gap) = (this, gap);
-        let base = self.vector & !3;
+        let base = hart::code_at(self.vector);
         let near = this.pc >= base && (this.pc - base) / 4 <= gap;
-        let fault = !matches!(trap.cause, cause::BREAKPOINT | cause::ECALL_U..=11);
+        let fault = !hart::is_meant(trap);
         self.stuck = if this.pc == base && gap == 0 {
             self.repeats > 0
         } else {
@@ -159,7 +158,7 @@ impl Traps {
         let alike = self.last.pc == self.inner.pc && self.last.trap.cause == self.inner.trap.cause;
         // Of a stack pointer that sinks, where it was; else what it has come to by now.
         let (handler, retired) = if alike { (self.inner, self.inner_gap) } else { (self.last, self.gap) };
-        (self.open && self.stuck && cpu.pc == self.vector & !3).then_some(UnhandledTrap {
+        (self.open && self.stuck && cpu.pc == hart::code_at(self.vector)).then_some(UnhandledTrap {
             first: self.first,
             handler,
             vector: self.vector,
@@ -172,7 +171,8 @@ impl Traps {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::riscv::trap;
+    use crate::riscv::Privilege;
+    use crate::riscv::trap::{self, cause};
 
     const LOAD: Trap = Trap { cause: cause::LOAD_ACCESS, tval: 0x10 };
     const STORE: Trap = Trap { cause: cause::STORE_ACCESS, tval: 0x8 };

@@ -1,12 +1,10 @@
 //! Hooks are called: by emitted code, tier 0 and the oracle alike.
 
-use super::table::{is_call, is_return};
 use super::view::{Accessed, Call, CallKind, View};
 use super::{HookId, HookTable, What};
 use crate::exec::Core;
+use crate::guest::{Insn, Trap, flow};
 use crate::jit::context::Context;
-use crate::riscv::trap::Trap;
-use crate::riscv::{Insn, Op};
 use std::any::Any;
 use std::ops::ControlFlow;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -97,7 +95,7 @@ impl Core {
             let number = *core.hooks.insns.get(n)?;
             let slot = &core.hooks.slots[number as usize];
             let calls = matches!(slot.what, What::Calls(_));
-            Some((number, slot.places.has(pc) && (!calls || is_call(insn)), Some(insn)))
+            Some((number, slot.places.has(pc) && (!calls || flow::is_call(insn)), Some(insn)))
         })
     }
 
@@ -221,11 +219,8 @@ impl Core {
 /// Where a jump goes, and what it is.
 fn called(ctx: &Context, insn: &Insn) -> Call {
     let from = ctx.cpu.pc;
-    let to = match insn.op {
-        Op::Jalr => ctx.cpu.x[usize::from(insn.rs1 & 31)].wrapping_add(insn.imm64()) & !1,
-        _ => insn.target(from),
-    };
-    let kind = match (insn.rd == 1 || insn.rd == 5, is_return(insn)) {
+    let to = flow::target(&ctx.cpu, insn);
+    let kind = match (flow::keeps_return(insn), flow::is_return(insn)) {
         (true, true) => CallKind::Swap,
         (_, true) => CallKind::Return,
         _ => CallKind::Call,

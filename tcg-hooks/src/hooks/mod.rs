@@ -56,7 +56,7 @@ pub use places::Places;
 pub(crate) use table::{HookTable, Plan, Wanted};
 pub use view::{Accessed, Call, CallKind, View};
 
-use crate::riscv::trap::Trap;
+use crate::guest::Trap;
 use std::ops::{ControlFlow, Range};
 
 pub(crate) type Light = Box<dyn FnMut(u64) -> ControlFlow<()> + Send>;

@@ -7,7 +7,7 @@
 //! ```
 
 use super::{HookId, HookSpec, Kinds, Places, What};
-use crate::riscv::{Insn, Op};
+use crate::guest::{Insn, flow};
 use std::any::Any;
 use std::sync::Arc;
 
@@ -70,7 +70,7 @@ impl Plan {
         self.insns.iter().fold(Wanted::Nothing, |wanted, (number, places, light, calls)| {
             match (places.has(pc), calls) {
                 (true, false) => wanted.and(*number, *light),
-                (true, true) if is_call(insn) => Wanted::Full(0),
+                (true, true) if flow::is_call(insn) => Wanted::Full(0),
                 _ => wanted,
             }
         })
@@ -94,25 +94,6 @@ impl Plan {
             false => Wanted::Full(0),
         }
     }
-}
-
-/// A register that links, by the hints of the manual.
-const fn links(register: u8) -> bool {
-    register == 1 || register == 5
-}
-
-/// Does it call, or return?
-pub(crate) fn is_call(insn: &Insn) -> bool {
-    match insn.op {
-        Op::Jal => links(insn.rd),
-        Op::Jalr => links(insn.rd) || links(insn.rs1),
-        _ => false,
-    }
-}
-
-/// Does it return? To link, and to jump to another register that links, is both.
-pub(super) fn is_return(insn: &Insn) -> bool {
-    insn.op == Op::Jalr && links(insn.rs1) && insn.rd != insn.rs1
 }
 
 /// See the head of this file.

@@ -2,8 +2,8 @@
 
 use crate::cpu::CpuState;
 use crate::exec::{Core, StoreHooks};
+use crate::guest::hart;
 use crate::jit::context::Context;
-use crate::riscv::csr::mstatus;
 use notdirty_softmmu::{FaultCause, GuestVirt, Kinds, LiveMmu, MemFault, MemSize, Watch};
 use std::ops::Range;
 
@@ -65,9 +65,7 @@ impl View<'_> {
     pub fn set_f(&mut self, n: usize, value: u64) {
         let Some(f) = self.ctx.cpu.f.get_mut(n) else { return };
         *f = value;
-        if self.ctx.cpu.csr.mstatus & mstatus::FS != 0 {
-            self.ctx.cpu.csr.mstatus |= mstatus::FS | mstatus::SD;
-        }
+        hart::wrote_float(&mut self.ctx.cpu);
     }
 
     /// All of the hart.

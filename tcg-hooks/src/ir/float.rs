@@ -32,3 +32,11 @@ pub enum Float {
     ToBits,
     FromBits,
 }
+
+pub(crate) const BOX: u64 = 0xffff_ffff_0000_0000;
+
+/// A single-precision number as a register holds it.
+#[inline]
+pub const fn boxed(bits: u64) -> u64 {
+    bits | BOX
+}

@@ -12,16 +12,19 @@
 //! (`tier2/mod.rs`). Deliberately absent: SSA; a value is a web of writes there, and nothing here.
 pub mod bits;
 pub mod float;
+mod fold;
 pub(crate) mod loops;
 pub mod print;
 
-use crate::riscv::Insn;
+use crate::guest::Insn;
 use crate::tier2::Frames;
 use notdirty_softmmu::{AmoOp, MemSize};
 use smallvec::SmallVec;
 
 pub use bits::{Bits, Operands};
-pub use float::Float;
+pub(crate) use float::BOX;
+pub use float::{Float, boxed};
+pub(crate) use fold::fold_alu;
 
 /// Two-operand arithmetic; the names are RISC-V's.
 #[allow(missing_docs)]

@@ -1,17 +1,12 @@
 //! The text of a region, as `-d ir` and `notdirty disas` show it.
 use super::{FIRST_FLOAT, Float, FloatArgs, Ir, Kind, Operands, Region, Target, Term};
-use crate::riscv::disasm::FLOAT_REGISTERS;
+use crate::guest::{FLOAT_REGISTERS, REGISTERS};
 use crate::tier2::{HOST, HOSTS};
 use std::fmt;
 
-const X: [&str; 32] = [
-    "zero", "ra", "sp", "gp", "tp", "t0", "t1", "t2", "s0", "s1", "a0", "a1", "a2", "a3", "a4", "a5", "a6", "a7", "s2",
-    "s3", "s4", "s5", "s6", "s7", "s8", "s9", "s10", "s11", "t3", "t4", "t5", "t6",
-];
-
 fn register(n: u8) -> &'static str {
     match n {
-        0..FIRST_FLOAT => X[n as usize],
+        0..FIRST_FLOAT => REGISTERS[n as usize],
         FIRST_FLOAT..HOST => FLOAT_REGISTERS[n as usize & 31],
         HOST.. => HOST_REGISTERS[usize::from(n - HOST) % HOSTS],
     }
@@ -131,7 +126,7 @@ impl fmt::Display for Term {
             Term::Indirect { base, imm, link, .. } => {
                 write!(f, "jump [{} + {}]", register(base), Signed(imm.into()))?;
                 if let Some((rd, ret)) = link {
-                    write!(f, ", {} = {ret:#x}", X[rd as usize & 31])?;
+                    write!(f, ", {} = {ret:#x}", REGISTERS[rd as usize & 31])?;
                 }
                 Ok(())
             }

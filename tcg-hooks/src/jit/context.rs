@@ -10,6 +10,7 @@
 //! its place.
 use super::{Backend, Host};
 use crate::cpu::CpuState;
+use crate::guest::hart;
 use std::mem::offset_of;
 
 /// Of so many stores beside code Rust sees one, while it learns by it.
@@ -122,7 +123,7 @@ static NO_JUMPS: [JumpEntry; 1] = [JumpEntry::EMPTY];
 impl Context {
     /// Brings `fflags` up to what the host's unit noted.
     pub(crate) fn settle_flags(&mut self) {
-        self.cpu.csr.fflags |= Host::raised(self.float_unit);
+        hart::raise(&mut self.cpu, Host::raised(self.float_unit));
         self.float_unit = Host::FLOAT_AT_REST;
     }
 

@@ -10,18 +10,12 @@
 //! Whatever happens here happens between instructions: the count of retired ones, `pc` and all registers are exact.
 use super::answer;
 use super::context::Context;
-use super::execute::{
-    CLASSES, Class, MEM_OPS, Outcome, accessed, address, execute, is_odd, marked, trap_or_return, write,
-};
-use crate::barrier;
 use crate::cpu::CpuState;
 use crate::exec::Core;
+use crate::guest::{Insn, Outcome, sites};
 use crate::hooks::After;
-use crate::ir::{Does, MemOp, Site};
-use crate::riscv::fpu;
-use crate::riscv::{Insn, Op};
+use crate::ir::{Does, Site};
 use crate::tier0;
-use notdirty_softmmu::StoreEffect;
 
 /// Executes the instruction of site `number` for the vCPU that `ctx` belongs to.
 ///
@@ -48,40 +42,9 @@ pub(crate) unsafe extern "C" fn execute_site(ctx: *mut Context, number: u32) -> 
     ctx.cpu.pc = site.pc;
     // Looked at before: a load may load its own base.
     let mut odd = false;
-    let beside = ctx.take_sample() && is_store(&site);
+    let beside = ctx.take_sample() && sites::is_store(&site);
     let away = ctx.take_elsewhere().then(|| away(core, &ctx.cpu, &site)).flatten();
-    let outcome = match site.does {
-        Does::Load | Does::Store => {
-            core.counted_twice += 1;
-            let device =
-                if site.does == Does::Load { device_load(core, ctx, &site) } else { device_store(core, ctx, &site) };
-            device.unwrap_or_else(|| {
-                odd = is_odd(&ctx.cpu, &site.insn);
-                missed(core, ctx, &site)
-            })
-        }
-        // Most of what is executed here; by the short way.
-        Does::Execute if CLASSES[site.insn.op as usize] == Class::Trap => trap_or_return(core, ctx, &site.insn),
-        Does::Execute => {
-            let class = CLASSES[site.insn.op as usize];
-            let access = matches!(class, Class::Load | Class::Store | Class::FloatLoad | Class::FloatStore);
-            // Counted at its block's head already, and again by the `SoftMmu`.
-            core.counted_twice += u64::from(access || class == Class::Atomic);
-            odd = access && is_odd(&ctx.cpu, &site.insn);
-            if class == Class::Atomic && !matches!(site.insn.op, Op::LrW | Op::LrD | Op::ScW | Op::ScD) {
-                // An AMO. In line it is a locked instruction, that fences next to it were left out for: so it is, on a device or a
-                // trap.
-                barrier::full();
-                let outcome = execute(core, ctx, &site);
-                barrier::full();
-                outcome
-            } else {
-                execute(core, ctx, &site)
-            }
-        }
-        Does::Hook { .. } | Does::Arrive { .. } | Does::ArriveAt { .. } => unreachable!("above"),
-        Does::Begin => fpu::begin(&mut ctx.cpu, &site.insn).map_or_else(Outcome::Trap, |()| Outcome::Next),
-    };
+    let outcome = sites::execute(core, ctx, &site, &mut odd);
     match outcome {
         Outcome::Next if (odd || beside || away.is_some()) && learn(core, ctx, number, beside, away) => {
             ctx.budget += i64::from(site.refund) - 1;
@@ -203,71 +166,12 @@ enum Away {
 
 #[cold]
 fn away(core: &mut Core, cpu: &CpuState, site: &Site) -> Option<Away> {
-    let class = CLASSES[site.insn.op as usize];
-    let loads = matches!(class, Class::Load | Class::FloatLoad);
-    let accesses = loads || matches!(class, Class::Store | Class::Atomic | Class::FloatStore);
-    let (mmu, va) = (core.live().0, address(cpu, &site.insn));
+    let (loads, accesses) = sites::loads_accesses(&site.insn);
+    let (mmu, va) = (core.live().0, sites::address(cpu, &site.insn));
     match accesses && mmu.is_elsewhere(va) {
         true => Some(Away::Elsewhere),
         false => (loads && mmu.is_beside_run(va)).then_some(Away::BesideRun),
     }
-}
-
-fn is_store(site: &Site) -> bool {
-    matches!(CLASSES[site.insn.op as usize], Class::Store | Class::FloatStore)
-}
-
-/// As [`execute`], of what most sites are for: a load of a device that was used before.
-#[inline]
-fn device_load(core: &mut Core, ctx: &mut Context, site: &Site) -> Option<Outcome> {
-    let mem = MEM_OPS[site.insn.op as usize];
-    let (mmu, clock) = core.live();
-    let raw = mmu.load_device(address(&ctx.cpu, &site.insn), mem.size(), || clock.publish(ctx.cpu.retired))?;
-    write(&mut ctx.cpu, site.insn.rd, extended(mem, raw));
-    Some(behind_device(core, site))
-}
-
-/// The same of a store.
-#[inline]
-fn device_store(core: &mut Core, ctx: &mut Context, site: &Site) -> Option<Outcome> {
-    let mem = MEM_OPS[site.insn.op as usize];
-    let (mmu, clock) = core.live();
-    let value = ctx.cpu.x[usize::from(site.insn.rs2 & 31)];
-    mmu.store_device(address(&ctx.cpu, &site.insn), mem.size(), value, || clock.publish(ctx.cpu.retired))?;
-    Some(behind_device(core, site))
-}
-
-/// The same of RAM, where the probe in line found no entry. Apart, so that devices have what they need in registers.
-#[inline(never)]
-fn missed(core: &mut Core, ctx: &mut Context, site: &Site) -> Outcome {
-    let (mem, va) = (MEM_OPS[site.insn.op as usize], address(&ctx.cpu, &site.insn));
-    let value = ctx.cpu.x[usize::from(site.insn.rs2 & 31)];
-    let loads = site.does == Does::Load;
-    let (mmu, mut hooks) = core.split(ctx);
-    let before = mmu.stats().killed;
-    let result = if loads {
-        mmu.load_missed(&mut hooks, va, mem.size()).map(|raw| (raw, StoreEffect::NONE))
-    } else {
-        mmu.store_missed(&mut hooks, va, mem.size(), value).map(|effect| (0, effect))
-    };
-    let result = result.map(|(raw, effect)| (raw, marked(mmu, before, effect)));
-    if let (true, Ok((raw, _))) = (loads, &result) {
-        write(&mut ctx.cpu, site.insn.rd, extended(mem, *raw));
-    }
-    accessed(core, result.map(|(_, effect)| effect), site.pc.wrapping_add(site.insn.len.into()))
-}
-
-/// What a load of these bytes gives.
-#[inline]
-fn extended(mem: MemOp, raw: u64) -> u64 {
-    let unused = 64 - 8 * mem.bytes();
-    if mem.signed() { ((raw << unused) as i64 >> unused) as u64 } else { raw }
-}
-
-/// It may have raised an interrupt, or written code.
-#[inline]
-fn behind_device(core: &Core, site: &Site) -> Outcome {
-    if core.mmu.port().kicked() { Outcome::Leave(site.pc.wrapping_add(site.insn.len.into())) } else { Outcome::Next }
 }
 
 impl Context {

@@ -1,7 +1,7 @@
 //! IR to host code, and the memory that runs from. What is here does not know the host; a folder for each kind of host does.
 //!
 //! ```text
-//!   exec, tb, tier0, listing ──▶ Context (context.rs) │ helpers.rs, execute.rs │ CodeCache (code_cache.rs) ◀── emitted code
+//!   exec, tb, tier0, listing ──▶ Context (context.rs) │ helpers.rs │ CodeCache (code_cache.rs) ◀── emitted code
 //!             │                                                                                        ▲
 //!             └──▶ Backend: emit a region, place it, link its exits ──▶ x86_64/ ───────────────────────┘
 //! ```
@@ -10,14 +10,13 @@
 //! and the checks of lines in front of stores take it for granted that loads and stores stay in order (`mem.rs`, `again.rs` there).
 pub mod code_cache;
 pub(crate) mod context;
-pub(crate) mod execute;
 pub(crate) mod helpers;
 #[cfg(target_arch = "x86_64")]
 pub(crate) mod x86_64;
 
 use crate::engine::JitFlags;
+use crate::guest::Mode;
 use crate::ir::Region;
-use crate::riscv::Privilege;
 use crate::tb::SiteSet;
 use code_cache::{CodeCache, CodeOffset};
 use context::Context;
@@ -132,7 +131,7 @@ pub(crate) struct Known {
 /// The regime that a TB is for.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Regime {
-    pub(crate) mode: Privilege,
+    pub(crate) mode: Mode,
     /// Are its addresses translated?
     pub(crate) translated: bool,
     /// Do they find RAM at the flat addend all the same?
@@ -225,10 +224,10 @@ pub(crate) trait HostCode {
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use std::path::Path;
 
-    fn files(folder: &Path, all: &mut Vec<(String, String)>) {
+    pub(crate) fn files(folder: &Path, all: &mut Vec<(String, String)>) {
         for entry in std::fs::read_dir(folder).unwrap() {
             let path = entry.unwrap().path();
             if path.is_dir() {

@@ -2,8 +2,8 @@
 //!
 //! Reserved encodings, and those of extensions that we lack (Zcb, Zcmop), are illegal. HINTs expand to what they look like, which changes nothing: they write `x0`, or shift by zero.
 use super::decode::{Insn, Packed};
+use super::lower::plan::plan_of;
 use super::opcodes::Op;
-use crate::translate::plan::plan_of;
 
 /// An [`Insn`] without its length.
 #[derive(Clone, Copy)]

@@ -8,9 +8,10 @@
 //! Both arrays are folded from `opcodes::PATTERNS` at compile time. A row has masks in place of a format, since a jump
 //! by format would be mispredicted more often than not.
 use super::compressed::{expand, packed_short};
+use super::lower::plan::{Plan, plan, plan_of};
 use super::opcodes::{Format, Op, PATTERNS, Pattern};
 use super::privilege::Privilege;
-use crate::translate::plan::{Plan, plan, plan_of};
+use crate::ir::Cond;
 
 /// A decoded instruction. Register fields that its format lacks are 0.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -148,6 +149,29 @@ impl Packed {
         Insn { op: self.op, rd, rs1, rs2, len, imm: self.imm }
     }
 
+    /// Does control not simply go on behind it?
+    #[inline(always)]
+    pub(crate) fn ends_block(self) -> bool {
+        self.plan.ends_block()
+    }
+
+    /// When a branch is taken.
+    #[inline(always)]
+    pub(crate) fn condition(self) -> Option<Cond> {
+        if let Plan::Branch(cond) = self.plan { Some(cond) } else { None }
+    }
+
+    /// A jump that names its target, and no more.
+    #[inline(always)]
+    pub(crate) fn is_plain_jump(self) -> bool {
+        self.plan == Plan::Jump && self.operands as u8 == 0
+    }
+
+    /// What is in its place where a run shall end: control goes to Rust.
+    pub(crate) fn stopped(self) -> Packed {
+        Packed { op: Op::Illegal, plan: plan_of(Op::Illegal), ..self }
+    }
+
     /// As [`Isa::filter`](super::Isa::filter).
     #[cold]
     pub(crate) fn filtered(self, isa: super::Isa, bits: u32) -> Packed {
@@ -166,6 +190,12 @@ impl Packed {
 #[inline]
 pub fn decode_any(lo16: u16, full: u32) -> Insn {
     if is_compressed(lo16) { expand(lo16) } else { decode(full) }
+}
+
+/// Of the bits at a pc (a halfword, if it is a short one), the instruction on a hart with these extensions.
+#[inline(always)]
+pub(crate) fn decode_of(isa: super::Isa, bits: u32) -> Insn {
+    isa.filter(decode_any(bits as u16, bits), bits)
 }
 
 /// Whether an instruction that starts with this halfword is two bytes long.

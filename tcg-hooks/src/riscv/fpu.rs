@@ -13,7 +13,7 @@ use super::opcodes::{Format, Op};
 use super::trap::Trap;
 use crate::cpu::CpuState;
 use crate::float::{self, Env, F32, F64, Int, Rounding, native};
-pub use crate::ir::Float;
+pub use crate::ir::{Float, boxed};
 
 /// The arithmetic of an instruction; none of loads, stores, and what is not floating point.
 pub const fn float(op: Op) -> Option<Float> {
@@ -62,18 +62,12 @@ pub const fn dirties(op: Op) -> bool {
     !matches!(op.format(), Format::FStore | Format::FToXExact)
 }
 
-const BOX: u64 = 0xffff_ffff_0000_0000;
+use crate::ir::BOX;
 
 /// The single-precision number in a register; what is not boxed is the canonical NaN.
 #[inline]
 pub const fn unboxed(register: u64) -> u64 {
     if register >= BOX { register & !BOX } else { <F32 as float::Format>::NAN }
-}
-
-/// A single-precision number as a register holds it.
-#[inline]
-pub const fn boxed(bits: u64) -> u64 {
-    bits | BOX
 }
 
 /// What every instruction of F and D begins with: it is illegal while the unit is off.

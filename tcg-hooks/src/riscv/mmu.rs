@@ -55,14 +55,14 @@ impl CpuState {
 
     /// In M-mode, which neither page tables nor the mode of an earlier trap have to do with.
     #[inline]
-    pub(crate) fn is_in_plain_m_mode(&self) -> bool {
+    pub(crate) fn is_in_plain_mode(&self) -> bool {
         self.privilege == Privilege::M && self.csr.mstatus & mstatus::MPRV == 0
     }
 
     /// As what emitted code for the hart is made: all of its addresses are physical, and found in M-mode's set, or they are not.
     #[inline]
     pub(crate) fn regime(&self) -> CodeRegime {
-        if self.is_in_plain_m_mode() {
+        if self.is_in_plain_mode() {
             return CodeRegime::physical(Privilege::M);
         }
         if self.fetch_idx() == MmuIdx::M && self.data_idx() == MmuIdx::M {

@@ -21,6 +21,9 @@ impl Privilege {
     /// All of them, the machine's first: by [`Privilege::index`].
     pub const ALL: [Privilege; 3] = [Privilege::M, Privilege::S, Privilege::U];
 
+    /// That after reset.
+    pub(crate) const FIRST: Privilege = Privilege::M;
+
     /// What the two bits of a field such as `mstatus.MPP` mean. The reserved value is U.
     pub const fn from_bits(bits: u64) -> Privilege {
         match bits & 3 {

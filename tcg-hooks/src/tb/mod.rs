@@ -48,7 +48,7 @@ pub struct TbKey {
     pub ram: RamAddr,
     /// The guest address it is executed at.
     pub pc: u64,
-    /// What the translation assumed of the hart: its mode ([`Privilege::index`](crate::riscv::Privilege::index)), and whether addresses
+    /// What the translation assumed of the hart: its mode (`Mode::index`), and whether addresses
     /// are translated (4); M-mode without is 0.
     pub flags: u32,
     /// Which set of hooks was compiled in; 0 is none.

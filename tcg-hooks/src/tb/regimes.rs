@@ -10,9 +10,9 @@
 //! What a set holds is right while the mappings of its code are. A TB itself is known by the RAM that it lies on, so it outlives
 //! every change of mappings, and is found again where the code turns up.
 use super::{TbCache, TbKey};
+use crate::guest::Mode;
 use crate::jit::Backend;
 use crate::jit::context::{Context, JUMP_SETS, NO_MAPPINGS};
-use crate::riscv::Privilege;
 use hashbrown::HashSet;
 use notdirty_core::PAGE_BITS;
 
@@ -28,13 +28,13 @@ const SPACE_SHIFT: u32 = 32;
 impl Regime {
     /// All addresses are physical.
     #[inline]
-    pub(crate) const fn physical(mode: Privilege) -> Regime {
+    pub(crate) const fn physical(mode: Mode) -> Regime {
         Regime(mode.index() as u64)
     }
 
     /// Loads and stores, and code, or only the former, go by page tables or PMP.
     #[inline]
-    pub(crate) const fn translated(mode: Privilege, space: u32) -> Regime {
+    pub(crate) const fn translated(mode: Mode, space: u32) -> Regime {
         Regime(mode.index() as u64 | TRANSLATED | (space as u64) << SPACE_SHIFT)
     }
 
@@ -62,8 +62,8 @@ impl Regime {
 
 impl TbKey {
     /// The mode that the translation is for.
-    pub(crate) fn mode(&self) -> Privilege {
-        Privilege::ALL[(u64::from(self.flags) & MODE) as usize % Privilege::ALL.len()]
+    pub(crate) fn mode(&self) -> Mode {
+        Mode::ALL[(u64::from(self.flags) & MODE) as usize % Mode::ALL.len()]
     }
 
     /// Are its loads and stores translated?

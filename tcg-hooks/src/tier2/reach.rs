@@ -263,8 +263,8 @@ fn ceiling(n: i64) -> i64 {
 mod tests {
     use super::*;
     use crate::ir::MemOp;
+    use crate::ir::fold_alu;
     use crate::testkit::rng::Rng;
-    use crate::translate::fold_alu;
 
     fn ir(kind: Kind, rd: u8, a: u8, b: u8, imm: i64) -> Ir {
         Ir { kind, rd, a, b, site: 0, imm }

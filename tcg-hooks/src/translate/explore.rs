@@ -5,12 +5,10 @@
 //!              └─ branch: its target and what follows it are leaders, the target is queued
 //!   runs, sorted and merged ─▶ spans
 //! ```
-use super::plan::{Plan, plan_of};
 use super::{EXIT, Found, Limits, NONE, Page, READ, Slot, Translator, UNNUMBERED, WINDOW};
 use crate::fetch::prefetch;
+use crate::guest::{Features, Packed, is_short};
 use crate::ir::{Region, Span};
-use crate::riscv::decode::Packed;
-use crate::riscv::{Isa, Op};
 use notdirty_core::PAGE_SIZE;
 use notdirty_softmmu::{AccessKind, GuestVirt, Hooks, LiveMmu, MemFault};
 
@@ -91,7 +89,7 @@ impl Placed<'_> {
 /// Of a word, the bits of the instruction that it begins with.
 #[inline(always)]
 fn own(word: u32) -> u32 {
-    if word & 3 == 3 { word } else { word & 0xffff }
+    if is_short(word as u16) { word & 0xffff } else { word }
 }
 
 /// Why a straight run stops.
@@ -107,7 +105,7 @@ enum Stop {
 }
 
 fn decoded(bits: u32) -> Packed {
-    if bits & 3 == 3 { Packed::long(bits) } else { Packed::short(bits as u16) }
+    if is_short(bits as u16) { Packed::short(bits as u16) } else { Packed::long(bits) }
 }
 
 /// Reads on from `off` as far as it goes without asking anybody, behind branches too if there is a list for them; returns
@@ -120,7 +118,7 @@ fn straight<const ALL: bool>(
     read: &mut [u8; READ],
     (open, off): (Open, u32),
     most: usize,
-    isa: Isa,
+    isa: Features,
     mut branches: Option<&mut Vec<u16>>,
 ) -> (u32, Stop) {
     let mut number = found.len();
@@ -151,7 +149,7 @@ fn straight<const ALL: bool>(
         number += 1;
         let off = 2 * half;
         // The way on depends on a jump, which is predicted, and not on what was looked up.
-        let (bits, mut insn) = if word & 3 == 3 {
+        let (bits, mut insn) = if !is_short(word as u16) {
             read[off..off + 4].copy_from_slice(&word.to_le_bytes());
             half += 2;
             (word, Packed::long(word))
@@ -164,9 +162,9 @@ fn straight<const ALL: bool>(
             insn = insn.filtered(isa, bits);
         }
         place.write(Found { off: off as u32, bits, insn });
-        if insn.plan.ends_block() {
+        if insn.ends_block() {
             match &mut branches {
-                Some(branches) if matches!(insn.plan, Plan::Branch(_)) => branches.push(number as u16 - 1),
+                Some(branches) if insn.condition().is_some() => branches.push(number as u16 - 1),
                 _ => break Stop::Ends,
             }
         }
@@ -303,7 +301,7 @@ impl Translator {
             let mut off = start;
             loop {
                 // Apart: where not everything is an instruction is seldom.
-                let straight = if self.isa == Isa::ALL { straight::<true> } else { straight::<false> };
+                let straight = if self.isa == Features::ALL { straight::<true> } else { straight::<false> };
                 let branches = limits.regions.then_some(&mut self.branches);
                 let (slots, found, read) = (&mut self.slots, &mut self.found, &mut self.read);
                 let why;
@@ -320,7 +318,7 @@ impl Translator {
                                     continue;
                                 }
                                 let insn = decoded(bits);
-                                let all = self.isa == Isa::ALL;
+                                let all = self.isa == Features::ALL;
                                 off = self.note(off, bits, if all { insn } else { insn.filtered(self.isa, bits) });
                             }
                             // Only the first instruction's fault is the guest's; others are met when they are reached.
@@ -339,7 +337,7 @@ impl Translator {
                     Stop::Ends => {}
                 }
                 let last = self.found.last().copied();
-                if last.is_none_or(|found| found.insn.plan.ends_block() && !self.follow(found, limits.regions)) {
+                if last.is_none_or(|found| found.insn.ends_block() && !self.follow(found, limits.regions)) {
                     break;
                 }
             }
@@ -361,7 +359,7 @@ impl Translator {
                 return Ok(off);
             }
         };
-        Ok(self.note(off, bits, Packed { op: Op::Illegal, plan: plan_of(Op::Illegal), ..decoded(bits) }))
+        Ok(self.note(off, bits, decoded(bits).stopped()))
     }
 
     /// Notes the instruction at `off`; returns what follows it.
@@ -377,7 +375,7 @@ impl Translator {
     fn fetch<H: Hooks>(&mut self, mmu: &mut LiveMmu, hooks: &mut H, off: u32) -> Result<u32, MemFault> {
         let low = self.ask(mmu, hooks, off)?;
         // Read once: were it another length at a second look, half of it would be on a page that nobody asked for.
-        Ok(if low & 3 != 3 { low.into() } else { u32::from(self.ask(mmu, hooks, off + 2)?) << 16 | u32::from(low) })
+        Ok(if is_short(low) { low.into() } else { u32::from(self.ask(mmu, hooks, off + 2)?) << 16 | u32::from(low) })
     }
 
     fn ask<H: Hooks>(&mut self, mmu: &mut LiveMmu, hooks: &mut H, off: u32) -> Result<u16, MemFault> {
@@ -396,10 +394,9 @@ impl Translator {
 
     /// Notes where an instruction may go; does exploring go straight on?
     fn follow(&mut self, found: Found, regions: bool) -> bool {
-        let branch = matches!(found.insn.plan, Plan::Branch(_));
-        let (rd, imm) = (found.insn.operands as u8, found.insn.imm);
-        if regions && (branch || found.insn.plan == Plan::Jump && rd == 0) {
-            let target = self.base.wrapping_add_signed(i64::from(found.off) + i64::from(imm));
+        let branch = found.insn.condition().is_some();
+        if regions && (branch || found.insn.is_plain_jump()) {
+            let target = self.base.wrapping_add_signed(i64::from(found.off) + i64::from(found.insn.imm));
             if let Some(target) = self.offset(target).filter(|target| !self.heads.contains(target)) {
                 self.queue.push(target);
                 self.mark(target);
@@ -416,7 +413,7 @@ impl Translator {
     pub(super) fn find_heads(&mut self, pc: u64) -> bool {
         let entry = (pc - self.base) as u32;
         for found in &self.found {
-            if found.off >= entry && matches!(found.insn.plan, Plan::Branch(_)) {
+            if found.off >= entry && found.insn.condition().is_some() {
                 let target = self.base.wrapping_add_signed(i64::from(found.off) + i64::from(found.insn.imm));
                 let head = self.offset(target).filter(|&head| head < entry && !self.heads.contains(&head));
                 self.heads.extend(head);

@@ -3,34 +3,26 @@
 //! ```text
 //!   explore   from the entry along branches and jumps, inside the entry's page and the next one:      explore.rs
 //!             read, decode, note leaders ──▶ announce the lines, read again: the same? (CODE-1)
-//!   build     leaders in order of address become blocks ──▶ lower.rs makes the ops, as plan.rs says
+//!   build     leaders in order of address become blocks ──▶ the guest's `Lower` makes the ops
 //! ```
 //!
 //! Keeps CODE-1: the lines are announced before the reading that counts. The first reading only finds out which
 //! lines there are; the bytes are compared after the announcement, and a difference starts over. What others may still
 //! store unheard is `tb/provisional.rs`'s part.
 mod explore;
-mod float;
-mod lower;
-pub(crate) mod plan;
 mod source;
 #[cfg(test)]
 mod tests;
 
 use crate::cover::{self, Compares, Edges};
 use crate::exec::Stops;
+use crate::guest::{Features, Goes, Insn, Lower, Mode, Packed, flow, push_site};
 use crate::hooks::{Plan as HookPlan, Wanted};
 use crate::ir::{Block, Does, Region, Target, Term};
-use crate::riscv::Isa;
-use crate::riscv::decode::Packed;
-use crate::riscv::{Insn, Op, Privilege};
 use notdirty_core::{PAGE_SIZE, PageIndex, RamAddr};
 use notdirty_softmmu::{Hooks, LiveMmu, MemFault, MmuIdx, Pending};
-use plan::Plan;
 use std::sync::Arc;
 
-#[cfg(test)]
-pub(crate) use lower::fold_alu;
 pub(crate) use source::Source;
 
 /// Halfwords in the two pages that a region may span.
@@ -124,7 +116,7 @@ pub struct Translator {
     runs: Vec<(u32, u32)>,
     pages: [Option<Page>; 2],
     base: u64,
-    lower: lower::Lower,
+    lower: Lower,
     /// Who has yet to hear of the lines.
     pending: Pending,
     /// Did the bytes stand still, and were lines announced only once?
@@ -134,9 +126,9 @@ pub struct Translator {
     /// The bytes of the region's spans, one behind the other, as they were translated; nothing, if they did not stand still.
     bytes: Vec<u8>,
     /// What is an instruction at all.
-    pub isa: Isa,
+    pub isa: Features,
     /// The mode that it is translated for.
-    pub mode: Privilege,
+    pub mode: Mode,
     /// How it is fetched.
     pub idx: MmuIdx,
     /// Where a run shall end: the instructions there are sites that leave.
@@ -148,7 +140,7 @@ pub struct Translator {
     /// What is hooked.
     pub(crate) hooks: Arc<HookPlan>,
     /// Of each block, where its last instruction is, and what; kept if edges are counted, or blocks hooked.
-    lasts: Vec<(u64, Op)>,
+    lasts: Vec<(u64, Option<Goes>)>,
     /// What was made.
     pub region: Region,
 }
@@ -169,13 +161,13 @@ impl Default for Translator {
             runs: Vec::new(),
             pages: [None; 2],
             base: 0,
-            lower: lower::Lower::default(),
+            lower: Lower::default(),
             pending: Pending::default(),
             still: true,
             read: Box::new([0; READ]),
             bytes: Vec::new(),
-            isa: Isa::ALL,
-            mode: Privilege::M,
+            isa: Features::ALL,
+            mode: Mode::FIRST,
             idx: MmuIdx::M,
             exits: Arc::default(),
             edges: None,
@@ -414,16 +406,16 @@ impl Translator {
         let mut stop = self.leaders.get(following).map_or(u32::MAX, |&leader| leader);
         loop {
             let found = rest.next().expect("what a slot has was found");
-            let (plan, next) = (found.insn.plan, found.next());
+            let (packed, next) = (found.insn, found.next());
             count += 1;
-            if plan.ends_block() {
+            if packed.ends_block() {
                 break;
             }
             let pc = self.base.wrapping_add(found.off.into());
             if HOOKED {
                 let insn = found.insn.insn();
                 self.lower.hook(&mut self.region, pc, insn, count, self.hooks.insn(pc, &insn));
-                if let Some(compares) = self.compares.as_deref().filter(|_| cover::compares(insn.op)) {
+                if let Some(compares) = self.compares.as_deref().filter(|_| flow::compares(&insn)) {
                     self.lower.operands(&mut self.region, insn, compares.number(pc));
                 }
             }
@@ -455,38 +447,39 @@ impl Translator {
     #[inline(never)]
     fn close(&mut self, start: u32, (first, sites): (u32, usize), count: u16, last: usize) {
         let found = &self.found[last];
-        let (insn, plan, off, next) = (found.insn.insn(), found.insn.plan, found.off, found.next());
+        let (packed, off, next) = (found.insn, found.off, found.next());
+        let insn = packed.insn();
         let at = self.base.wrapping_add(off.into());
         // Where a run ends, the hooks are called when the next one begins.
-        if self.hooks.has_insns() && plan.ends_block() && !self.exits.has(at) {
+        if self.hooks.has_insns() && packed.ends_block() && !self.exits.has(at) {
             self.lower.hook(&mut self.region, at, insn, count, self.hooks.insn(at, &insn));
         }
-        if let Some(compares) = self.compares.as_deref().filter(|_| insn.op.is_branch()) {
+        if let Some(compares) = self.compares.as_deref().filter(|_| flow::of(&insn) == Some(Goes::Branch)) {
             self.lower.operands(&mut self.region, insn, compares.number(at));
         }
         self.lower.end(&mut self.region);
         if self.follows_flow() {
-            self.lasts.push((self.base.wrapping_add(off.into()), insn.op));
+            self.lasts.push((self.base.wrapping_add(off.into()), flow::of(&insn)));
         }
         let fall = self.target(self.base.wrapping_add(next.into()));
         let pc = self.base.wrapping_add(off.into());
         let block = (start, first, count);
-        match plan {
+        match packed.condition() {
             // Here, and not in `Lower`: a terminator is too wide to be made in one place and kept in another.
-            Plan::Branch(cond) => {
+            Some(cond) => {
                 let taken = self.target(insn.target(pc));
                 let Insn { rs1: a, rs2: b, .. } = insn;
                 self.push_block(block, Term::Branch { cond, a, b, word: false, taken, fall });
             }
-            _ if plan.ends_block() => {
-                let to = if insn.op == Op::Jalr { fall } else { self.target(insn.target(pc)) };
-                let mut term = self.lower.terminator(&mut self.region, plan, pc, insn, count, to);
+            _ if packed.ends_block() => {
+                let to = if flow::of(&insn) == Some(Goes::Indirect) { fall } else { self.target(insn.target(pc)) };
+                let mut term = self.lower.terminator(&mut self.region, packed, pc, insn, count, to);
                 if let Term::Indirect { tells, .. } = &mut term
                     && let wanted @ (Wanted::Light(_) | Wanted::Full(_)) = self.hooks.any_block()
                 {
                     // Behind the jump, which has retired.
                     let does = Does::ArriveAt { light: matches!(wanted, Wanted::Light(_)) };
-                    *tells = Some(lower::push_site(&mut self.region, pc, insn, count + 1, does));
+                    *tells = Some(push_site(&mut self.region, pc, insn, count + 1, does));
                 }
                 self.push_block(block, term);
             }

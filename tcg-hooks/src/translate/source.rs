@@ -1,6 +1,6 @@
 //! The instructions that a region was made from, for listings.
 use super::{Found, Translator};
-use crate::riscv::Insn;
+use crate::guest::Insn;
 
 /// An instruction of the guest where it was read.
 #[derive(Debug, Clone, Copy)]

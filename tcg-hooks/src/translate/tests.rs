@@ -1,5 +1,6 @@
 use super::*;
 use crate::ir::Kind;
+use crate::riscv::Op;
 use crate::testkit::{Rng, Runs, encode};
 use notdirty_core::{RamBlockSpec, RamList};
 use notdirty_softmmu::SoftMmu;

@@ -3,12 +3,10 @@
 use super::Vcpu;
 use crate::cpu::CpuState;
 use crate::engine::EngineKind;
+use crate::guest::interp::{self, Step};
+use crate::guest::{flow, hart};
 use crate::hooks::After;
-use crate::interp::{self, Step};
 use crate::jit::context::Context;
-use crate::riscv::Op;
-use crate::riscv::csr::CsrEnv;
-use crate::riscv::trap::{self, cause};
 use crate::trace::TraceMask;
 use std::ptr::NonNull;
 
@@ -60,37 +58,37 @@ impl Vcpu {
                 fetched = interp::fetch(cpu, mmu, &mut hooks);
             }
             // The others neither enable an interrupt nor leave the mode.
-            let system = !fetched.as_ref().is_ok_and(|insn| !insn.op.is_system() && !insn.op.is_csr());
+            let system = !fetched.as_ref().is_ok_and(|insn| !hart::is_system(insn));
             let before = system.then(|| {
                 ctx.cpu = cpu.clone();
-                trap::interrupt_state(cpu)
+                hart::interrupt_state(cpu)
             });
             let (mut returns, at_pc) = (false, cpu.pc);
-            let op = fetched.as_ref().map_or(Op::Illegal, |insn| insn.op);
+            let goes = fetched.as_ref().ok().and_then(flow::of);
             if core.compares.is_some()
                 && let Ok(insn) = &fetched
             {
                 core.note_operands(&cpu.x, at_pc, insn);
             }
-            let refused = fetched.as_ref().ok().and_then(|insn| core.refused_satp(cpu, insn));
+            let refused = fetched.as_ref().ok().and_then(|insn| core.refused(cpu, insn));
             let step = match fetched {
                 Ok(insn) => {
                     // The lines and the clock as they are at this instruction, as emitted code sees them.
-                    let mip = if system { core.csr_mip(cpu, &insn) } else { 0 };
-                    returns = matches!(insn.op, Op::Mret | Op::Sret);
+                    let lines = if system { core.lines_at(cpu, &insn) } else { 0 };
+                    returns = hart::ends_handler(&insn);
                     let (mmu, mut hooks) = core.split(ctx);
-                    interp::execute(cpu, mmu, &mut hooks, &CsrEnv { mip, clock: &clock }, &insn)
+                    interp::execute(cpu, mmu, &mut hooks, &interp::env(lines, &clock), &insn)
                 }
                 Err(fault) => Step::Trap(fault.into()),
             };
             self.interpreted += 1;
             let (ctx, core) = self.parts();
             if let (Some(value), Step::Next) = (refused, &step) {
-                core.trace_refused_satp(&lent.cpu, at_pc, value);
+                core.trace_refused(&lent.cpu, at_pc, value);
             }
             if core.follows_flow() && matches!(step, Step::Next) {
-                core.cover(op, at_pc, lent.cpu.pc);
-                if core.hooks.has_blocks() && (op.is_branch() || op.is_jump()) {
+                core.cover(goes, at_pc, lent.cpu.pc);
+                if core.hooks.has_blocks() && goes.is_some() {
                     ctx.cpu.clone_from(&lent.cpu);
                     let After { next, stop, .. } = core.hook_block(ctx);
                     lent.cpu.clone_from(&ctx.cpu);
@@ -111,9 +109,9 @@ impl Vcpu {
                     return;
                 }
                 Step::Trap(trap) => {
-                    let enabled = trap::interrupt_state(&lent.cpu);
+                    let enabled = hart::interrupt_state(&lent.cpu);
                     ctx.cpu = lent.cpu.clone();
-                    let call = if trap.cause == cause::BREAKPOINT { core.semihost(ctx) } else { None };
+                    let call = if hart::is_breakpoint(&trap) { core.semihost(ctx) } else { None };
                     match call {
                         Some(next) => {
                             ctx.cpu.pc = next;
@@ -122,13 +120,13 @@ impl Vcpu {
                         None => core.take_trap(ctx, &trap),
                     }
                     lent.cpu = ctx.cpu.clone();
-                    if trap::interrupt_state(&lent.cpu) != enabled {
+                    if hart::interrupt_state(&lent.cpu) != enabled {
                         return;
                     }
                 }
             }
             // What the instruction enabled may be due before this slice ends.
-            if before.is_some_and(|before| trap::interrupt_state(&lent.cpu) != before) {
+            if before.is_some_and(|before| hart::interrupt_state(&lent.cpu) != before) {
                 return;
             }
             if core.trap_loop || core.mmu.port().kicked() {

@@ -13,8 +13,8 @@ use super::super::unhandled::Traps;
 use super::Vcpu;
 use crate::cover::{Compares, Edges};
 use crate::cpu::CpuState;
+use crate::guest::Memory;
 use crate::hooks::{HookId, HookSpec};
-use crate::riscv::mmu::Memory;
 use notdirty_core::{CodePage, PageIndex};
 use notdirty_softmmu::tlb::entry::Reservation;
 use notdirty_softmmu::{Kinds, Marks, Watch};
@@ -91,7 +91,7 @@ impl Vcpu {
         }
         let (now, then) = (Memory::of(&ctx.cpu.csr), Memory::of(&state.cpu.csr));
         if now.has_rights_of(&then) {
-            // The next run needs to look no further: `satp` alone may differ, and is followed.
+            // The next run needs to look no further: the page tables alone may differ, and is followed.
             core.memory = Some(then);
         }
         ctx.cpu.clone_from(&state.cpu);

@@ -3,7 +3,7 @@
 use super::super::unhandled::{TrapAt, UnhandledTrap};
 use super::{Vcpu, VcpuExit};
 use crate::exec::RunLimits;
-use crate::riscv::trap;
+use crate::guest::hart;
 use notdirty_core::RamAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -18,9 +18,9 @@ const TRAP_AGAIN: Duration = Duration::from_millis(1);
 impl Vcpu {
     /// When the first timer wakes it by itself; `u64::MAX`: none does.
     pub(in crate::exec) fn wakes_at(&self) -> u64 {
-        let mie = self.cpu().csr.mie;
-        let enabled = self.core.deadlines(self.cpu()).into_iter().filter(|(interrupt, _)| mie & interrupt != 0);
-        enabled.map(|(_, deadline)| deadline).min().unwrap_or(u64::MAX)
+        let enabled = hart::enabled(self.cpu());
+        let timers = self.core.deadlines(self.cpu()).into_iter().filter(|(interrupt, _)| enabled & interrupt != 0);
+        timers.map(|(_, deadline)| deadline).min().unwrap_or(u64::MAX)
     }
 
     /// May somebody outside wake it, or end the run?
@@ -28,7 +28,7 @@ impl Vcpu {
         // No other holder of the port: no device can raise a line. Others may hold it for a moment, to post; so this is
         // asked again now and then.
         let watched = limits.deadline.is_some() || Arc::strong_count(self.port()) > OWN_PORTS;
-        self.cpu().csr.mie & trap::BY_DEVICES != 0 && watched
+        hart::enabled(self.cpu()) & hart::BY_DEVICES != 0 && watched
     }
 
     /// Its turn: it does not sleep, and time goes on from where the last turn left it.
@@ -66,7 +66,7 @@ impl Vcpu {
     /// `None` to look again.
     pub(super) fn wait_for_page(&mut self, page: RamAddr, limits: &RunLimits) -> Option<VcpuExit> {
         let due = |(interrupt, deadline)| {
-            let counts = deadline != u64::MAX && trap::is_open(self.cpu(), interrupt);
+            let counts = deadline != u64::MAX && hart::is_open(self.cpu(), interrupt);
             if counts { self.core.clock.host_wait(deadline) } else { None }
         };
         let timers = self.core.deadlines(self.cpu()).into_iter().filter_map(due);

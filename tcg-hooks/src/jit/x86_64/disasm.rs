@@ -12,11 +12,11 @@ use super::offsets::{self, BASE, JUMPS, TABLE};
 use super::regs::{PINS, RegMap};
 use super::{EmittedExit, Emitter, LOCAL_BITS, Thunks, Way};
 use crate::cpu::CpuState;
+use crate::guest::{REGISTERS, text};
 use crate::ir::{Region, Site};
 use crate::jit::code_cache::CodeOffset;
 use crate::jit::context::{Context, JUMP_ENTRIES};
 use crate::jit::{HostCode, HostLine};
-use crate::riscv::disasm::{REGISTERS, text};
 use hashbrown::HashMap;
 use iced_x86::{
     Code, Decoder, DecoderOptions, Formatter, Instruction, IntelFormatter, Mnemonic, OpKind, Register, SymbolResolver,
@@ -228,7 +228,7 @@ fn field(disp: i32) -> Option<String> {
     const X: i32 = CPU + offset_of!(CpuState, x) as i32;
     const F: i32 = CPU + offset_of!(CpuState, f) as i32;
     const CSR: i32 = CPU + offset_of!(CpuState, csr) as i32;
-    const CSR_END: i32 = CSR + size_of::<crate::riscv::csr::Csrs>() as i32;
+    const CSR_END: i32 = CSR + size_of::<crate::guest::System>() as i32;
     const FIELDS: [(i32, &str); 17] = [
         (offsets::WHOLE, "ram.whole"),
         (offsets::WHOLE_BEHIND, "ram.whole_behind"),

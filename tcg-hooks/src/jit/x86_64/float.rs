@@ -11,12 +11,11 @@
 //! have raised nothing that the guest's would not. Both detect tininess after rounding, and a comparison or an operation
 //! raises `invalid` for the same operands, but where noted below.
 use super::asm::{Flag, Hole};
-use super::offsets::{FRM, MSTATUS, float_off};
+use super::offsets::{ROUNDING, UNIT_DIRTY, UNIT_ON, float_off};
 use super::regs::{RAX, RCX};
 use super::{Cold as AnyCold, Emitter};
 use crate::float::{F32, F64, Format, Int};
-use crate::ir::{FIRST_FLOAT, Float, FloatArgs, Ir};
-use crate::riscv::fpu::boxed;
+use crate::ir::{FIRST_FLOAT, Float, FloatArgs, Ir, boxed};
 use crate::tier2::HOST;
 use dynasmrt::dynasm;
 
@@ -60,12 +59,8 @@ macro_rules! either {
 impl Emitter {
     /// The unit is on, and dirty if that is asked for.
     pub(super) fn float_on(&mut self, ir: &Ir) {
-        // FS is bits 13 and 14; SD, bit 63, says that it is dirty.
-        if ir.imm == 2 {
-            dynasm!(self.ops; .arch x64; test BYTE [rbp + (MSTATUS + 7)], BYTE 0x80u8 as i8);
-        } else {
-            dynasm!(self.ops; .arch x64; test BYTE [rbp + (MSTATUS + 1)], BYTE 0x60);
-        }
+        let (at, bits) = if ir.imm == 2 { UNIT_DIRTY } else { UNIT_ON };
+        dynasm!(self.ops; .arch x64; test BYTE [rbp + at], BYTE bits);
         let mut reasons = Reasons::default();
         reasons.add(self.ops.jump_if(Flag::Equal));
         self.float_behind(reasons, ir.site);
@@ -115,7 +110,7 @@ impl Emitter {
         }
         let mut reasons = Reasons::default();
         if args.dynamic {
-            dynasm!(self.ops; .arch x64; cmp BYTE [rbp + FRM], BYTE 0);
+            dynasm!(self.ops; .arch x64; cmp BYTE [rbp + ROUNDING], BYTE 0);
             reasons.add(self.ops.jump_if(Flag::NotEqual));
         }
         let narrow = if what == Float::Convert { args.double } else { !args.double };

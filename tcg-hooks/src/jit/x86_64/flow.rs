@@ -5,9 +5,9 @@ use super::frames::Border;
 use super::offsets::{BUDGET, COVERAGE, JUMPS, LIMIT, MAPPINGS, NEAR_JUMPS, PC};
 use super::regs::RAX;
 use super::{Cold, Emitter, at_home, off};
+use crate::guest::Mode;
 use crate::ir::{Block, Cond, Kind, Region, Target, Term};
 use crate::jit::context::{JUMP_ENTRIES, NO_MAPPINGS};
-use crate::riscv::Privilege;
 use dynasmrt::dynasm;
 use notdirty_core::PAGE_BITS;
 
@@ -242,7 +242,7 @@ impl Emitter {
 
     /// Jumps to the guest address in rax.
     fn jump_indirect(&mut self) {
-        let first = self.mode == Privilege::M && !self.translated;
+        let first = self.mode == Mode::FIRST && !self.translated;
         let miss = if first { self.thunks.miss } else { self.thunks.miss_below };
         if self.flags.jump_cache {
             let mask = ((JUMP_ENTRIES - 1) << 1) as i32;

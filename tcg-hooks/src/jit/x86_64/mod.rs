@@ -40,10 +40,10 @@ mod thunks;
 mod whole;
 
 use crate::engine::JitFlags;
+use crate::guest::Mode;
 use crate::ir::{Check, Does, FIRST_FLOAT, Ir, Kind, Region, Site};
 use crate::jit::code_cache::{CodeCache, CodeOffset};
 use crate::jit::{Backend, EmittedExit, Flat, Known, LOCAL_BITS, Link, Regime, SiteFn, Way};
-use crate::riscv::Privilege;
 use crate::tb::SiteSet;
 use crate::tier2::{DISPLACEMENT, Frames};
 use asm::{Assembler, Flag, Label};
@@ -110,7 +110,7 @@ pub(crate) struct Emitter {
     /// Instructions of the block being emitted, and one.
     block_insns: u16,
     /// The mode that the code is for, and whether its addresses are translated.
-    mode: Privilege,
+    mode: Mode,
     translated: bool,
     /// Pages that the code is on, from that of its entry on.
     pages: u64,
@@ -192,7 +192,7 @@ impl Emitter {
             tb: 0,
             region_pc: 0,
             block_insns: 0,
-            mode: Privilege::M,
+            mode: Mode::FIRST,
             translated: false,
             pages: 1,
             behind_fence: None,

@@ -5,8 +5,8 @@
 //!         [ Selected ][ Context: x0 … x27 one byte away │ x28 … x31, and all else, four ]
 //! ```
 use crate::cpu::CpuState;
+use crate::guest::hart::seen;
 use crate::jit::context::{Context, GUESSES, KEPT, PREFIX};
-use crate::riscv::csr::Csrs;
 use notdirty_softmmu::tlb::entry::{NOTED_LIST, NotedList, SELECTED, Selected};
 use notdirty_softmmu::tlb::{COVERAGE_AT, OPERANDS_AT};
 use std::mem::offset_of;
@@ -51,9 +51,13 @@ pub(super) const WRONG_SITE: i32 = offset_of!(Context, wrong_site) as i32 - BASE
 pub(super) const LIMIT: i32 = offset_of!(Context, limit) as i32 - BASE;
 pub(super) const BESIDE: i32 = offset_of!(Context, beside) as i32 - BASE;
 pub(super) const FLOAT_UNIT: i32 = offset_of!(Context, float_unit) as i32 - BASE;
-pub(super) const FRM: i32 = CSR + offset_of!(Csrs, frm) as i32;
-pub(super) const MSTATUS: i32 = CSR + offset_of!(Csrs, mstatus) as i32;
-const CSR: i32 = offset_of!(Context, cpu) as i32 + offset_of!(CpuState, csr) as i32 - BASE;
+const CPU: i32 = offset_of!(Context, cpu) as i32 - BASE;
+/// How floating point rounds, and the bits that say what the unit is: see [`seen`].
+pub(super) const ROUNDING: i32 = CPU + seen::ROUNDING as i32;
+pub(super) const UNIT_ON: (i32, i8) = (CPU + seen::UNIT_ON.0 as i32, seen::UNIT_ON.1 as i8);
+pub(super) const UNIT_DIRTY: (i32, i8) = (CPU + seen::UNIT_DIRTY.0 as i32, seen::UNIT_DIRTY.1 as i8);
+/// Which counters stand still.
+pub(super) const STOPPED: i32 = CPU + seen::STOPPED as i32;
 const FLOATS: i32 = offset_of!(Context, cpu) as i32 + offset_of!(CpuState, f) as i32 - BASE;
 pub(super) const NEAR_JUMPS: i32 = offset_of!(Context, near_jumps) as i32 - BASE;
 pub(super) const FAR_JUMPS: i32 = offset_of!(Context, far_jumps) as i32 - BASE;

@@ -5,24 +5,22 @@
 //!   fence.i:   kicked? anything to compare or to drop? ──▶ site
 //! ```
 use super::asm::{Flag, Hole};
-use super::offsets::{BASE, BUDGET, CODE_WORK, KICK, SLICE};
+use super::offsets::{BASE, BUDGET, CODE_WORK, KICK, SLICE, STOPPED};
 use super::regs::RAX;
 use super::{Cold, Emitter};
 use crate::cpu::CpuState;
 use crate::ir::Ir;
-use crate::riscv::csr::Csrs;
 use dynasmrt::dynasm;
 use std::mem::offset_of;
 
 const RETIRED: i32 = offset_of!(CpuState, retired) as i32 - BASE;
-const INHIBIT: i32 = (offset_of!(CpuState, csr) + offset_of!(Csrs, mcountinhibit)) as i32 - BASE;
 
 impl Emitter {
-    /// Reads a counter: `imm` is where its offset is in the state, `a` its bit of `mcountinhibit`, and `b` how many
+    /// Reads a counter: `imm` is where its offset is in the state, `a` its bit of what stops counters, and `b` how many
     /// instructions of its block there are before and with this one (which is what a block can have).
     pub(super) fn read_counter(&mut self, ir: &Ir) {
         let refund = i32::from(self.block_insns) - i32::from(ir.b);
-        dynasm!(self.ops; .arch x64; test BYTE [rbp + INHIBIT], 1 << ir.a);
+        dynasm!(self.ops; .arch x64; test BYTE [rbp + STOPPED], 1 << ir.a);
         let inhibited = self.ops.jump_if(Flag::NotEqual);
         dynasm!(self.ops; .arch x64
             ; mov rax, [rbp + RETIRED]

@@ -19,7 +19,7 @@
 //! ```
 use super::again;
 use super::offsets::{
-    BASE, BUDGET, ENGINE, FAR_JUMPS, FAR_MASK, FLOAT_UNIT, JUMPS, LINKS_NOT, MSTATUS, NEAR_JUMPS, PC,
+    BASE, BUDGET, ENGINE, FAR_JUMPS, FAR_MASK, FLOAT_UNIT, JUMPS, LINKS_NOT, NEAR_JUMPS, PC, UNIT_DIRTY,
 };
 use super::regs::RegMap;
 use crate::engine::JitFlags;
@@ -101,7 +101,7 @@ pub(super) fn assemble(flags: JitFlags, site: SiteFn) -> (Vec<u8>, Thunks) {
         }
         // A unit that is not dirty has raised nothing; the two take 65 cycles on some hosts.
         dynasm!(ops; .arch x64
-            ; test BYTE [rbp + (MSTATUS + 7)], BYTE 0x80u8 as i8
+            ; test BYTE [rbp + UNIT_DIRTY.0], BYTE UNIT_DIRTY.1
             ; jz >clean
             ; stmxcsr DWORD [rbp + FLOAT_UNIT]
             ; clean:);
@@ -114,7 +114,7 @@ pub(super) fn assemble(flags: JitFlags, site: SiteFn) -> (Vec<u8>, Thunks) {
             dynasm!(ops; .arch x64; mov r15, [rbp + BUDGET]);
         }
         dynasm!(ops; .arch x64
-            ; test BYTE [rbp + (MSTATUS + 7)], BYTE 0x80u8 as i8
+            ; test BYTE [rbp + UNIT_DIRTY.0], BYTE UNIT_DIRTY.1
             ; jz >clean
             ; ldmxcsr DWORD [rbp + FLOAT_UNIT]
             ; clean:);
@@ -186,7 +186,7 @@ pub(super) fn assemble(flags: JitFlags, site: SiteFn) -> (Vec<u8>, Thunks) {
     dynasm!(ops; .arch x64
         ; push rdi; push rsi; push r8; push r9; push r10; push r11
         ; sub rsp, 8
-        ; test BYTE [rbp + (MSTATUS + 7)], BYTE 0x80u8 as i8
+        ; test BYTE [rbp + UNIT_DIRTY.0], BYTE UNIT_DIRTY.1
         ; jnz >dirty
         ; mov rdi, [rbp + ENGINE]
         ; mov rsi, rax

@@ -3,24 +3,23 @@
 //! ```text
 //!   family of the op ─▶ float, load, store, AMO, CSR, trap or return, other ─▶ Outcome: next │ on elsewhere │ a trap │ a stop
 //! ```
-use super::context::Context;
+use super::csr::{self, CsrEffect, CsrEnv};
+use super::mmu::{self, Memory};
+use super::opcodes::PATTERNS;
+use super::trap::{self, Trap};
+use super::{Format, Insn, Op, Privilege, bits, fpu};
 use crate::barrier;
 use crate::cpu::CpuState;
 use crate::exec::Core;
+use crate::guest::Outcome;
 use crate::ir::{MemOp, Site};
-use crate::riscv::csr::{self, CsrEffect};
-use crate::riscv::fpu;
-use crate::riscv::mmu::{self, Memory};
-use crate::riscv::opcodes::PATTERNS;
-use crate::riscv::trap::{self, Trap};
-use crate::riscv::{Format, Insn, Op, Privilege};
-use crate::tier0::bits;
+use crate::jit::context::Context;
 use notdirty_core::PAGE_SIZE;
 use notdirty_softmmu::{AccessKind, GuestVirt, LiveMmu, MemFault, MemSize, StoreEffect};
 
 /// Families of instructions that are executed alike.
 #[derive(Clone, Copy, PartialEq, Eq)]
-pub(super) enum Class {
+pub(crate) enum Class {
     Load,
     Store,
     Atomic,
@@ -56,7 +55,7 @@ impl Class {
 }
 
 /// By `op as usize`, in place of questions about the format.
-pub(super) static CLASSES: [Class; 256] = {
+pub(crate) static CLASSES: [Class; 256] = {
     let mut classes = [Class::Other; 256];
     let mut i = 0;
     while i < PATTERNS.len() {
@@ -69,7 +68,7 @@ pub(super) static CLASSES: [Class; 256] = {
 };
 
 /// What plain loads and stores access, by `op as usize`.
-pub(super) static MEM_OPS: [MemOp; 256] = {
+pub(crate) static MEM_OPS: [MemOp; 256] = {
     let mut all = [MemOp(0); 256];
     let mut i = 0;
     while i < PATTERNS.len() {
@@ -81,20 +80,6 @@ pub(super) static MEM_OPS: [MemOp; 256] = {
     }
     all
 };
-
-/// What executing a site came to.
-pub(crate) enum Outcome {
-    /// On with the next instruction of the TB.
-    Next,
-    /// It retired; go on at this pc by way of the exec loop.
-    Leave(u64),
-    /// It retired; go on at this pc, not behind the instruction (which may be gone).
-    Go(u64),
-    /// It did not retire.
-    Trap(Trap),
-    /// It was not executed: a run shall end there.
-    Exit,
-}
 
 /// Executes the instruction of a site at `cpu.pc`; `cpu.retired` is exact. The caller counts and takes the trap.
 pub(crate) fn execute(core: &mut Core, ctx: &mut Context, site: &Site) -> Outcome {
@@ -125,7 +110,7 @@ pub(crate) fn execute(core: &mut Core, ctx: &mut Context, site: &Site) -> Outcom
 
 /// An access was made, or something like it.
 #[inline]
-pub(super) fn accessed(core: &Core, result: Result<StoreEffect, MemFault>, next: u64) -> Outcome {
+pub(crate) fn accessed(core: &Core, result: Result<StoreEffect, MemFault>, next: u64) -> Outcome {
     match result {
         Err(fault) => Outcome::Trap(fault.into()),
         // A device may have raised an interrupt; the next instruction may be one of those just written.
@@ -189,7 +174,7 @@ fn other(core: &mut Core, ctx: &mut Context, site: &Site, next: u64) -> Outcome 
 
 /// `ecall`, what is no instruction, `mret` and `sret`.
 #[inline]
-pub(super) fn trap_or_return(core: &mut Core, ctx: &mut Context, insn: &Insn) -> Outcome {
+pub(crate) fn trap_or_return(core: &mut Core, ctx: &mut Context, insn: &Insn) -> Outcome {
     match insn.op {
         Op::Ecall => Outcome::Trap(Trap::ecall(ctx.cpu.privilege)),
         // With the operation known it is one comparison.
@@ -220,12 +205,12 @@ fn returned(core: &mut Core, ctx: &mut Context) -> Outcome {
     if core.may_interrupt(&ctx.cpu) { Outcome::Leave(pc) } else { Outcome::Go(pc) }
 }
 
-pub(super) fn address(cpu: &CpuState, insn: &Insn) -> GuestVirt {
+pub(crate) fn address(cpu: &CpuState, insn: &Insn) -> GuestVirt {
     GuestVirt::new(cpu.x[usize::from(insn.rs1 & 31)].wrapping_add(insn.imm64()))
 }
 
 /// Is the address of a load or store misaligned, and all of it on one page?
-pub(super) fn is_odd(cpu: &CpuState, insn: &Insn) -> bool {
+pub(crate) fn is_odd(cpu: &CpuState, insn: &Insn) -> bool {
     let (at, more) = (address(cpu, insn).get(), u64::from(insn.op.mem_bytes()).wrapping_sub(1));
     at & more != 0 && at % PAGE_SIZE + more < PAGE_SIZE
 }
@@ -239,7 +224,7 @@ fn size(insn: &Insn) -> MemSize {
     }
 }
 
-pub(super) fn write(cpu: &mut CpuState, rd: u8, value: u64) {
+pub(crate) fn write(cpu: &mut CpuState, rd: u8, value: u64) {
     if rd != 0 {
         cpu.x[usize::from(rd & 31)] = value;
     }
@@ -247,7 +232,7 @@ pub(super) fn write(cpu: &mut CpuState, rd: u8, value: u64) {
 
 /// With the TBs that died of marks which a walk left in page tables since.
 #[inline]
-pub(super) fn marked(mmu: &LiveMmu, before: u64, effect: StoreEffect) -> StoreEffect {
+pub(crate) fn marked(mmu: &LiveMmu, before: u64, effect: StoreEffect) -> StoreEffect {
     StoreEffect { killed: mmu.stats().killed.wrapping_sub(before) as u32, ..effect }
 }
 
@@ -335,14 +320,14 @@ fn control(core: &mut Core, ctx: &mut Context, insn: &Insn, next: u64) -> Outcom
             return Outcome::Next;
         }
         // A read changes nothing that is to be looked at.
-        let env = core.csr_env(&ctx.cpu, insn);
+        let env = CsrEnv { mip: core.lines_at(&ctx.cpu, insn), clock: &core.clock };
         let read = csr::execute(&mut ctx.cpu, insn, &env);
         return if read.is_ok() { Outcome::Next } else { Outcome::Trap(Trap::not_allowed(insn)) };
     }
     let before = row.filter(|row| row.effect == CsrEffect::Memory).map(|_| Memory::of(&ctx.cpu.csr));
     let regime = (ctx.cpu.regime(), ctx.cpu.data_idx());
-    let refused = core.refused_satp(&ctx.cpu, insn);
-    let env = core.csr_env(&ctx.cpu, insn);
+    let refused = core.refused(&ctx.cpu, insn);
+    let env = CsrEnv { mip: core.lines_at(&ctx.cpu, insn), clock: &core.clock };
     match csr::execute(&mut ctx.cpu, insn, &env) {
         Ok(CsrEffect::Memory) => {
             if let Some(before) = before {
@@ -357,7 +342,7 @@ fn control(core: &mut Core, ctx: &mut Context, insn: &Insn, next: u64) -> Outcom
         }
         Ok(CsrEffect::None) => {
             if let Some(value) = refused {
-                core.trace_refused_satp(&ctx.cpu, next.wrapping_sub(insn.len.into()), value);
+                core.trace_refused(&ctx.cpu, next.wrapping_sub(insn.len.into()), value);
             }
             Outcome::Next
         }

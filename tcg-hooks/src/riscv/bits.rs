@@ -1,6 +1,6 @@
 //! Bit manipulation and Zicond outside the oracle: tier 0, and what emitted code leaves to Rust.
-use crate::riscv::decode::Insn;
-use crate::riscv::opcodes::{Format, Op};
+use super::decode::Insn;
+use super::opcodes::{Format, Op};
 
 /// What the instruction writes to `rd`, if it is one of Zba, Zbb, Zbc, Zbs and Zicond; `a` and `b` are its registers.
 pub(crate) fn value(insn: &Insn, a: u64, b: u64) -> Option<u64> {

@@ -5,14 +5,19 @@
 //!
 //! A fence is only worth its price between a store and a load, so it waits for what is next to access memory or may leave
 //! (`Barrier`): fences in a row are one, and one with no store behind the last is none.
-use super::float::Unit;
-use super::plan::Plan;
+mod float;
+pub(crate) mod plan;
+
+use super::csr::{self, CsrEffect, Gate, Rule, Value};
+use super::decode::Packed;
+use super::{Insn, Op, Privilege};
 use crate::cpu::CpuState;
 use crate::hooks::Wanted;
-use crate::ir::{Alu, Bits, Does, FIRST_FLOAT, Ir, Kind, MemOp, Operands, Region, SHARED, Site, Target, Term};
-use crate::riscv::csr::{self, CsrEffect, Gate, Rule, Value};
-use crate::riscv::decode::Packed;
-use crate::riscv::{Insn, Op, Privilege};
+use crate::ir::{
+    Alu, Bits, Does, FIRST_FLOAT, Ir, Kind, MemOp, Operands, Region, SHARED, Site, Target, Term, fold_alu,
+};
+use float::Unit;
+use plan::Plan;
 use std::mem::offset_of;
 
 /// What a block knows of the order of its accesses. All but stores before loads the host keeps (TSO).
@@ -27,7 +32,7 @@ enum Barrier {
 }
 
 /// State of the pass within one block.
-pub(super) struct Lower {
+pub(crate) struct Lower {
     optimise: bool,
     /// All registers, if dead writes are dropped; or none.
     drops: u32,
@@ -40,7 +45,7 @@ pub(super) struct Lower {
     unread: u32,
     /// Where those writes are, in the region's ops.
     writes: [u32; 32],
-    pub(super) unit: Unit,
+    pub(crate) unit: Unit,
     /// How many loads and stores off each base there are, and the most of them.
     accesses: [u8; 64],
     // As wide as it is read: what is written as a byte and read as a word waits.
@@ -49,7 +54,7 @@ pub(super) struct Lower {
 }
 
 /// Instruction number `count` of a block as a site; the block's end turns the number into a refund.
-pub(super) fn push_site(region: &mut Region, pc: u64, insn: Insn, count: u16, does: Does) -> u16 {
+pub(crate) fn push_site(region: &mut Region, pc: u64, insn: Insn, count: u16, does: Does) -> u16 {
     region.sites.push(Site { pc, insn, refund: count, does, learned: 0 });
     (region.sites.len() - 1) as u16
 }
@@ -74,13 +79,13 @@ impl Default for Lower {
 
 impl Lower {
     /// What is wanted, and for which mode.
-    pub(super) fn set(&mut self, optimise: bool, mode: Privilege) {
+    pub(crate) fn set(&mut self, optimise: bool, mode: Privilege) {
         (self.optimise, self.mode) = (optimise, mode);
         self.drops = if optimise { u32::MAX } else { 0 };
     }
 
     /// A new block begins.
-    pub(super) fn start(&mut self) {
+    pub(crate) fn start(&mut self) {
         (self.known, self.unread) = (self.optimise.into(), 0);
         self.unit = Unit::default();
         (self.accesses, self.most) = ([0; 64], 0);
@@ -92,7 +97,7 @@ impl Lower {
     }
 
     /// May accesses of the block share a check?
-    pub(super) fn shares(&self) -> bool {
+    pub(crate) fn shares(&self) -> bool {
         self.most >= SHARED.into()
     }
 
@@ -109,7 +114,7 @@ impl Lower {
     // `packed` is taken apart anew by each call and site: one `Insn` for all would be put together in memory, and read
     // sooner than the parts that were just written can be had as a whole.
     #[inline]
-    pub(super) fn insn(&mut self, region: &mut Region, pc: u64, packed: &Packed, count: u16) {
+    pub(crate) fn insn(&mut self, region: &mut Region, pc: u64, packed: &Packed, count: u16) {
         let insn = packed.insn();
         let Insn { rd, rs1: a, rs2: b, .. } = insn;
         let imm = i64::from(insn.imm);
@@ -136,7 +141,7 @@ impl Lower {
     }
 
     /// Hooks of this instruction, before it.
-    pub(super) fn hook(&mut self, region: &mut Region, pc: u64, insn: Insn, count: u16, wanted: Wanted) {
+    pub(crate) fn hook(&mut self, region: &mut Region, pc: u64, insn: Insn, count: u16, wanted: Wanted) {
         let kind = match wanted {
             Wanted::Nothing => return,
             Wanted::Light(_) => Kind::Tell,
@@ -154,7 +159,7 @@ impl Lower {
     }
 
     /// What this instruction is about to compare.
-    pub(super) fn operands(&mut self, region: &mut Region, insn: Insn, place: u16) {
+    pub(crate) fn operands(&mut self, region: &mut Region, insn: Insn, place: u16) {
         let Insn { rs1: a, rs2: b, .. } = insn;
         let constant = matches!(insn.op, Op::Slti | Op::Sltiu);
         let b = if constant { 0 } else { b };
@@ -233,17 +238,17 @@ impl Lower {
     }
 
     /// What the block does ends here; its terminator is behind.
-    pub(super) fn end(&mut self, region: &mut Region) {
+    pub(crate) fn end(&mut self, region: &mut Region) {
         self.barrier(region);
     }
 
     /// The instruction that ends a block, but a branch; a direct one goes `to`.
     // In line: what it returns is too wide for registers, and would be read as words sooner than its parts are written.
     #[inline(always)]
-    pub(super) fn terminator(
+    pub(crate) fn terminator(
         &mut self,
         region: &mut Region,
-        plan: Plan,
+        packed: Packed,
         pc: u64,
         insn: Insn,
         count: u16,
@@ -251,7 +256,7 @@ impl Lower {
     ) -> Term {
         let Insn { rd, rs1, .. } = insn;
         let next_pc = pc.wrapping_add(insn.len.into());
-        match plan {
+        match packed.plan {
             Plan::Jump => {
                 self.li(region, rd, next_pc as i64);
                 // What is called is a TB of its own, though it may be in sight.
@@ -369,7 +374,7 @@ impl Lower {
 
     /// An op that may fault or have an effect: a handler sees every register.
     #[inline(never)]
-    pub(super) fn push(&mut self, region: &mut Region, ir: Ir) {
+    pub(crate) fn push(&mut self, region: &mut Region, ir: Ir) {
         self.push_kind(region, ir);
     }
 
@@ -440,26 +445,4 @@ fn counter(csr: u16, mode: Privilege) -> Option<(usize, u8)> {
 
 fn takes_imm(op: Alu) -> bool {
     matches!(op, Alu::Add | Alu::And | Alu::Or | Alu::Xor | Alu::AddW | Alu::Slt | Alu::Sltu)
-}
-
-pub(crate) fn fold_alu(op: Alu, a: u64, b: u64) -> Option<u64> {
-    let word = |v: u32| v as i32 as i64 as u64;
-    Some(match op {
-        Alu::Add => a.wrapping_add(b),
-        Alu::Sub => a.wrapping_sub(b),
-        Alu::And => a & b,
-        Alu::Or => a | b,
-        Alu::Xor => a ^ b,
-        Alu::Sll => a << (b & 63),
-        Alu::Srl => a >> (b & 63),
-        Alu::Sra => ((a as i64) >> (b & 63)) as u64,
-        Alu::Slt => u64::from((a as i64) < b as i64),
-        Alu::Sltu => u64::from(a < b),
-        Alu::AddW => word((a as u32).wrapping_add(b as u32)),
-        Alu::SubW => word((a as u32).wrapping_sub(b as u32)),
-        Alu::SllW => word((a as u32) << (b & 31)),
-        Alu::SrlW => word((a as u32) >> (b & 31)),
-        Alu::SraW => word(((a as i32) >> (b & 31)) as u32),
-        _ => return None,
-    })
 }

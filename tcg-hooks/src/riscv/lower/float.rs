@@ -4,7 +4,7 @@
 //!   fadd.d fa0, fa1, fa2       fpu on and dirty #7 ; fa0 = Add.d fa1, fa2 #8
 //!                              └ once a block         └ to nearest even, and no NaN: else Rust does it all
 //! ```
-use super::lower::{Lower, push_site};
+use super::{Lower, push_site};
 use crate::float::Int;
 use crate::ir::{Does, FIRST_FLOAT, FloatArgs, Ir, Kind, MemOp, Region};
 use crate::riscv::fpu::{self, Float};
@@ -12,7 +12,7 @@ use crate::riscv::{Format, Insn};
 
 /// What a block knows of the unit.
 #[derive(Default)]
-pub(super) struct Unit {
+pub(crate) struct Unit {
     /// 1: it is on; 2: it is dirty, too.
     state: u8,
     /// Registers that hold a single-precision number in its box, a bit each.
@@ -21,7 +21,7 @@ pub(super) struct Unit {
 
 impl Unit {
     /// Anything may have happened to `mstatus`.
-    pub(super) fn forget_state(&mut self) {
+    pub(crate) fn forget_state(&mut self) {
         self.state = 0;
     }
 
@@ -53,7 +53,7 @@ fn rounds_alike(what: Float, insn: &Insn) -> bool {
 
 impl Lower {
     /// A floating-point instruction, number `count` of its block.
-    pub(super) fn float(&mut self, region: &mut Region, pc: u64, insn: Insn, count: u16) {
+    pub(crate) fn float(&mut self, region: &mut Region, pc: u64, insn: Insn, count: u16) {
         let needed = if fpu::dirties(insn.op) { 2 } else { 1 };
         let (f, imm) = (|register: u8| FIRST_FLOAT + register, i64::from(insn.imm));
         let what = fpu::float(insn.op).filter(|what| *what != Float::Class && rounds_alike(*what, &insn));

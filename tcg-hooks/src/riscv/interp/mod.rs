@@ -14,6 +14,7 @@ mod int;
 mod memory;
 mod system;
 
+use crate::clock::Clock;
 use crate::cpu::CpuState;
 use crate::riscv::csr::CsrEnv;
 use crate::riscv::decode::{Insn, decode_any, is_compressed};
@@ -68,6 +69,11 @@ pub fn fetch<H: Hooks>(cpu: &CpuState, memory: &mut LiveMmu, hooks: &mut H) -> R
 
 fn decoded(cpu: &CpuState, bits: u32) -> Insn {
     cpu.isa.filter(decode_any(bits as u16, bits), bits)
+}
+
+/// What instructions see of the world: interrupt lines, and time.
+pub(crate) fn env(mip: u64, clock: &Clock) -> CsrEnv<'_> {
+    CsrEnv { mip, clock }
 }
 
 /// Executes an instruction that was fetched from `cpu.pc`.
