@@ -93,7 +93,7 @@ pub enum MigrationError {
         /// What it said.
         why: String,
     },
-    /// The target was told to run, and no answer came: it may run, or not. See [`Machine::take_back`].
+    /// The target was told to run, and no answer came: it may run, or not. See [`Machine::take_back`](crate::Machine::take_back).
     #[error("the target was told to run and did not answer ({why}): it may run, so this side does not")]
     Uncertain {
         /// What came instead.
@@ -120,16 +120,16 @@ pub enum MigrationError {
     /// The machine has left.
     #[error("the machine has left")]
     Gone,
-    /// The machine runs here, and pages of its RAM are yet to come: see [`Machine::arrival`].
+    /// The machine runs here, and pages of its RAM are yet to come: see [`Machine::arrival`](crate::Machine::arrival).
     #[error("{left} pages of the machine's RAM are yet to come")]
     Arriving {
         /// How many.
         left: u64,
     },
-    /// Missing pages were to be noticed by the host's MMU: see [`MachineBuilder::postcopy_faults`].
+    /// Missing pages were to be noticed by the host's MMU: see [`MachineBuilder::postcopy_faults`](crate::MachineBuilder::postcopy_faults).
     #[error(transparent)]
     Userfault(#[from] NoUserfault),
-    /// A step of a postcopy was refused at its target: see [`MachineBuilder::postcopy_notifiers`].
+    /// A step of a postcopy was refused at its target: see [`MachineBuilder::postcopy_notifiers`](crate::MachineBuilder::postcopy_notifiers).
     #[error(transparent)]
     Notifier(#[from] Refusal),
     /// No run of the machine took notice.
