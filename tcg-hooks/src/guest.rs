@@ -17,8 +17,9 @@
 //! `regime`, `is_in_plain_mode`, `why_not`.
 use crate::riscv as guest;
 
-/// An instruction, decoded (of its fields, only `len` is for all), and as the translator keeps it.
-pub(crate) use guest::decode::{Insn, Packed, decode_of as decode, is_compressed as is_short};
+/// An instruction, decoded (of its fields, only `len` is for all; what a hart lacks is sifted out by [`Features`]), and as the translator
+/// keeps it.
+pub(crate) use guest::decode::{Insn, Packed, decode_any as decode, is_compressed as is_short};
 /// Instructions and registers as text.
 pub(crate) use guest::disasm::{FLOAT_REGISTERS, REGISTERS, line, text};
 /// Where instructions go, and what they compare.

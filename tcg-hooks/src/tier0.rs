@@ -82,7 +82,7 @@ impl Code {
         // A branch, which the host predicts: made by a comparison, the length is waited for, and all takes twice as long. The
         // compiler chose one or the other, as it happened.
         let len = if is_short(bits as u16) { 2 } else { std::hint::black_box(4) };
-        let insn = decode(self.isa, bits);
+        let insn = self.isa.filter(decode(bits as u16, bits), bits);
         debug_assert_eq!(u64::from(insn.len), len);
         Some((insn, pc.wrapping_add(len)))
     }
@@ -265,11 +265,11 @@ fn fetch(core: &mut Core, ctx: &mut Context, code: &mut Code) -> Result<Insn, Me
     }
     let low = mmu.fetch_u16(&mut hooks, idx, GuestVirt::new(pc))?;
     if is_short(low) {
-        return Ok(decode(code.isa, low.into()));
+        return Ok(code.isa.filter(decode(low, low.into()), low.into()));
     }
     let high = mmu.fetch_u16(&mut hooks, idx, GuestVirt::new(pc.wrapping_add(2)))?;
     let bits = u32::from(high) << 16 | u32::from(low);
-    Ok(decode(code.isa, bits))
+    Ok(code.isa.filter(decode(low, bits), bits))
 }
 
 /// What an instruction came to; but for a trap it retired, and the next one is at that address.

@@ -192,12 +192,6 @@ pub fn decode_any(lo16: u16, full: u32) -> Insn {
     if is_compressed(lo16) { expand(lo16) } else { decode(full) }
 }
 
-/// Of the bits at a pc (a halfword, if it is a short one), the instruction on a hart with these extensions.
-#[inline(always)]
-pub(crate) fn decode_of(isa: super::Isa, bits: u32) -> Insn {
-    isa.filter(decode_any(bits as u16, bits), bits)
-}
-
 /// Whether an instruction that starts with this halfword is two bytes long.
 #[inline]
 pub const fn is_compressed(lo16: u16) -> bool {
