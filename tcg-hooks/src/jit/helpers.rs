@@ -44,7 +44,21 @@ pub(crate) unsafe extern "C" fn execute_site(ctx: *mut Context, number: u32) -> 
     let mut odd = false;
     let beside = ctx.take_sample() && sites::is_store(&site);
     let away = ctx.take_elsewhere().then(|| away(core, &ctx.cpu, &site)).flatten();
-    let outcome = sites::execute(core, ctx, &site, &mut odd);
+    let outcome = match site.does {
+        Does::Load | Does::Store => {
+            core.counted_twice += 1;
+            let loads = site.does == Does::Load;
+            let device =
+                if loads { sites::device_load(core, ctx, &site) } else { sites::device_store(core, ctx, &site) };
+            device.unwrap_or_else(|| {
+                odd = sites::is_odd(&ctx.cpu, &site.insn);
+                sites::missed(core, ctx, &site)
+            })
+        }
+        Does::Execute => sites::execute(core, ctx, &site, &mut odd),
+        Does::Hook { .. } | Does::Arrive { .. } | Does::ArriveAt { .. } => unreachable!("above"),
+        Does::Begin => sites::begin(ctx, &site.insn),
+    };
     match outcome {
         Outcome::Next if (odd || beside || away.is_some()) && learn(core, ctx, number, beside, away) => {
             ctx.budget += i64::from(site.refund) - 1;

@@ -1,7 +1,5 @@
 //! The instruction of a site of emitted code, in Rust: by the shortest way for what most sites are for, else by [`execute`].
-use super::execute::{
-    CLASSES, Class, MEM_OPS, accessed, execute as execute_any, is_odd, marked, trap_or_return, write,
-};
+use super::execute::{CLASSES, Class, MEM_OPS, accessed, execute as execute_any, marked, trap_or_return, write};
 use super::{Insn, Op, fpu};
 use crate::barrier;
 use crate::exec::Core;
@@ -10,43 +8,36 @@ use crate::ir::{Does, MemOp, Site};
 use crate::jit::context::Context;
 use notdirty_softmmu::StoreEffect;
 
-pub(crate) use super::execute::address;
+pub(crate) use super::execute::{address, is_odd};
 
-/// Executes the instruction of a site that calls no hooks. `odd`: it was an access, misaligned.
+/// Executes the instruction of a site, whatever it is. `odd`: it was an access, misaligned.
 #[inline(always)]
 pub(crate) fn execute(core: &mut Core, ctx: &mut Context, site: &Site, odd: &mut bool) -> Outcome {
-    match site.does {
-        Does::Load | Does::Store => {
-            core.counted_twice += 1;
-            let device =
-                if site.does == Does::Load { device_load(core, ctx, site) } else { device_store(core, ctx, site) };
-            device.unwrap_or_else(|| {
-                *odd = is_odd(&ctx.cpu, &site.insn);
-                missed(core, ctx, site)
-            })
-        }
+    let class = CLASSES[site.insn.op as usize];
+    if class == Class::Trap {
         // Most of what is executed here; by the short way.
-        Does::Execute if CLASSES[site.insn.op as usize] == Class::Trap => trap_or_return(core, ctx, &site.insn),
-        Does::Execute => {
-            let class = CLASSES[site.insn.op as usize];
-            let access = matches!(class, Class::Load | Class::Store | Class::FloatLoad | Class::FloatStore);
-            // Counted at its block's head already, and again by the `SoftMmu`.
-            core.counted_twice += u64::from(access || class == Class::Atomic);
-            *odd = access && is_odd(&ctx.cpu, &site.insn);
-            if class == Class::Atomic && !matches!(site.insn.op, Op::LrW | Op::LrD | Op::ScW | Op::ScD) {
-                // An AMO. In line it is a locked instruction, that fences next to it were left out for: so it is, on a device or a
-                // trap.
-                barrier::full();
-                let outcome = execute_any(core, ctx, site);
-                barrier::full();
-                outcome
-            } else {
-                execute_any(core, ctx, site)
-            }
-        }
-        Does::Hook { .. } | Does::Arrive { .. } | Does::ArriveAt { .. } => unreachable!("above"),
-        Does::Begin => fpu::begin(&mut ctx.cpu, &site.insn).map_or_else(Outcome::Trap, |()| Outcome::Next),
+        return trap_or_return(core, ctx, &site.insn);
     }
+    let access = matches!(class, Class::Load | Class::Store | Class::FloatLoad | Class::FloatStore);
+    // Counted at its block's head already, and again by the `SoftMmu`.
+    core.counted_twice += u64::from(access || class == Class::Atomic);
+    *odd = access && is_odd(&ctx.cpu, &site.insn);
+    if class == Class::Atomic && !matches!(site.insn.op, Op::LrW | Op::LrD | Op::ScW | Op::ScD) {
+        // An AMO. In line it is a locked instruction, that fences next to it were left out for: so it is, on a device or a
+        // trap.
+        barrier::full();
+        let outcome = execute_any(core, ctx, site);
+        barrier::full();
+        outcome
+    } else {
+        execute_any(core, ctx, site)
+    }
+}
+
+/// Switches the floating-point unit on for it.
+#[inline]
+pub(crate) fn begin(ctx: &mut Context, insn: &Insn) -> Outcome {
+    fpu::begin(&mut ctx.cpu, insn).map_or_else(Outcome::Trap, |()| Outcome::Next)
 }
 
 /// Does it load, and does it access memory at all?
@@ -63,7 +54,7 @@ pub(crate) fn is_store(site: &Site) -> bool {
 
 /// As [`execute_any`], of what most sites are for: a load of a device that was used before.
 #[inline]
-fn device_load(core: &mut Core, ctx: &mut Context, site: &Site) -> Option<Outcome> {
+pub(crate) fn device_load(core: &mut Core, ctx: &mut Context, site: &Site) -> Option<Outcome> {
     let mem = MEM_OPS[site.insn.op as usize];
     let (mmu, clock) = core.live();
     let raw = mmu.load_device(address(&ctx.cpu, &site.insn), mem.size(), || clock.publish(ctx.cpu.retired))?;
@@ -73,7 +64,7 @@ fn device_load(core: &mut Core, ctx: &mut Context, site: &Site) -> Option<Outcom
 
 /// The same of a store.
 #[inline]
-fn device_store(core: &mut Core, ctx: &mut Context, site: &Site) -> Option<Outcome> {
+pub(crate) fn device_store(core: &mut Core, ctx: &mut Context, site: &Site) -> Option<Outcome> {
     let mem = MEM_OPS[site.insn.op as usize];
     let (mmu, clock) = core.live();
     let value = ctx.cpu.x[usize::from(site.insn.rs2 & 31)];
@@ -83,7 +74,7 @@ fn device_store(core: &mut Core, ctx: &mut Context, site: &Site) -> Option<Outco
 
 /// The same of RAM, where the probe in line found no entry. Apart, so that devices have what they need in registers.
 #[inline(never)]
-fn missed(core: &mut Core, ctx: &mut Context, site: &Site) -> Outcome {
+pub(crate) fn missed(core: &mut Core, ctx: &mut Context, site: &Site) -> Outcome {
     let (mem, va) = (MEM_OPS[site.insn.op as usize], address(&ctx.cpu, &site.insn));
     let value = ctx.cpu.x[usize::from(site.insn.rs2 & 31)];
     let loads = site.does == Does::Load;
