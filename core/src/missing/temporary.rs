@@ -59,10 +59,11 @@ impl TemporaryPage {
             return Err(MissingError::OddPage { idstr: block.idstr().to_owned(), off, len: given, page: PAGE_SIZE });
         }
         let at = (block.offset().get(), start);
-        if let Some((_, other)) = self.at.replace(at).filter(|other| *other != at) {
+        if let Some((_, other)) = self.at.filter(|other| *other != at) {
             let came = self.came.iter().filter(|(came, _)| *came).count() as u64 * PAGE_SIZE;
             return Err(MissingError::PartOfAnother { idstr: block.idstr().to_owned(), off, other, came });
         }
+        self.at = Some(at);
         let len = (end - start) as usize;
         self.came.resize(len / PAGE_SIZE as usize, (false, false));
         if let PageBytes::Copy(bytes) = bytes {
@@ -77,6 +78,8 @@ impl TemporaryPage {
         }
         let is_zero = self.came.iter().all(|(_, bytes)| !bytes);
         if !is_zero {
+            // Its block may have grown since the last part that has bytes.
+            self.bytes.resize(self.bytes.len().max(len), 0);
             // Of a page before.
             let parts = self.bytes.chunks_mut(PAGE_SIZE as usize);
             parts.zip(&self.came).filter(|(_, (_, bytes))| !bytes).for_each(|(part, _)| part.fill(0));
@@ -141,6 +144,9 @@ mod tests {
         }
         let other = add(&large, 0, None).unwrap_err().to_string();
         assert!(other.contains("0x3000 bytes of that at 0x4000 came"), "{other}");
+        // Refused, it is no part of either page.
+        let other = add(&large, 1, None).unwrap_err().to_string();
+        assert!(other.contains("0x3000 bytes of that at 0x4000 came"), "{other}");
         let mut page = TemporaryPage::default();
         let mut add = |block: &RamBlock, part: u64, bytes: Option<&[u8]>| {
             page.add(&pages, block, part * PAGE_SIZE, bytes.map_or(PageBytes::Zero, PageBytes::Copy)).unwrap()
@@ -162,5 +168,24 @@ mod tests {
         assert_eq!(add(&small, 2, Some(&byte(2))), Part::Placed(2 * PAGE_SIZE..3 * PAGE_SIZE));
         assert_eq!(pages.left(), 3);
         assert_eq!(pages.received(&large).unwrap(), [(1 << 10) - 1]);
+    }
+
+    #[test]
+    fn a_page_is_whole_by_the_length_that_its_block_has_when_its_last_part_comes() {
+        const HOST: u64 = 16 << 10;
+        let list = Arc::new(RamList::new());
+        let spec = RamBlockSpec::new("grows", 2 * PAGE_SIZE).max_length(HOST).page_size(HOST).resizable(true);
+        let block = list.add(spec).unwrap();
+        let pages = list.set_missing(Arc::new(Asked(Default::default())), [block.clone()]).unwrap();
+        let mut page = TemporaryPage::default();
+        assert_eq!(page.add(&pages, &block, 0, PageBytes::Copy(&[7; PAGE_SIZE as usize])).unwrap(), Part::Kept);
+        list.resize(&block, HOST).unwrap();
+        for (part, became) in [(1, Part::Kept), (2, Part::Kept), (3, Part::Placed(0..HOST))] {
+            assert_eq!(page.add(&pages, &block, part * PAGE_SIZE, PageBytes::Zero).unwrap(), became);
+        }
+        let mut found = vec![9; HOST as usize];
+        block.read_bytes(0, &mut found).unwrap();
+        assert!(found[..PAGE_SIZE as usize].iter().all(|byte| *byte == 7));
+        assert!(found[PAGE_SIZE as usize..].iter().all(|byte| *byte == 0));
     }
 }
