@@ -18,7 +18,9 @@ use std::time::{Duration, Instant};
 
 use ends::{End, PATIENCE, RAM, SIZE, channel, runs};
 use notdirty::programs::basic;
-use notdirty::{ArrivalState, Cancel, Channel, LeaveOptions, Machine, MigrationState, Postcopy, Program, RunLimits};
+use notdirty::{
+    ArrivalState, Cancel, Channel, LeaveOptions, Machine, Migration, MigrationState, Postcopy, Program, RunLimits,
+};
 
 #[derive(Debug, Clone, Copy, PartialEq)]
 enum Fault {
@@ -193,4 +195,68 @@ fn one_side_runs_wherever_the_stream_is_cut_or_has_a_wrong_bit() {
     );
     assert!(count(End::Here) > 0 && count(End::Recovered) > 0 && count(End::TakenBack) > 0, "{ends:?}");
     assert!(!ends.contains(&(End::Spoiled, true)) && !ends.contains(&(End::There, true)), "{ends:?}");
+}
+
+const NAMELESS: &str = "by a channel that has not said its name";
+
+/// Ends it, also if a test fails.
+struct Ends(Migration);
+
+impl Drop for Ends {
+    fn drop(&mut self) {
+        self.0.abandon();
+    }
+}
+
+#[test]
+fn a_channel_that_does_not_say_its_name_hears_nothing_of_what_came_and_brings_no_page() {
+    let mut machine = guest();
+    let before = ram(&machine);
+    let mut options = LeaveOptions::default();
+    let mut how = Postcopy::after(0);
+    how.bandwidth = Some(1 << 10);
+    options.postcopy = Some(how);
+    let migrator = machine.migrator();
+    std::thread::scope(|scope| {
+        let run = RunLimits { max_insns: None, deadline: Some(Instant::now() + 3 * PATIENCE) };
+        scope.spawn(move || machine.run(&run));
+        let (to, from) = pair();
+        let migration = migrator.start(to, Cancel::default(), options).unwrap();
+        let _ends = Ends(migration.clone());
+        let there = Machine::builder().receive(from).unwrap();
+        let arrival = there.arrival().unwrap();
+        arrival.pause();
+        let until = Instant::now() + PATIENCE;
+        while migration.status().state != MigrationState::PostcopyPaused {
+            assert!(Instant::now() < until, "{:?}", migration.status());
+            std::thread::sleep(Duration::from_micros(200));
+        }
+        // A RECV_BITMAP, a RESUME, and the head of a piece of RAM, which is one of the first sections.
+        let bitmap = [&[8, 0, 10, 0, 4][..], b"\x03ram"].concat();
+        let pieces = (0..8).map(|id| vec![2, 0, 0, 0, id]);
+        let mut refused = Vec::new();
+        for message in [bitmap, vec![8, 0, 9, 0, 0]].into_iter().chain(pieces) {
+            let (ours, theirs) = UnixStream::pair().unwrap();
+            assert_eq!(arrival.wait_while(ArrivalState::Running, PATIENCE), ArrivalState::Paused);
+            arrival.recover(channel(theirs)).unwrap();
+            (&ours).write_all(&message).unwrap();
+            ours.set_read_timeout(Some(PATIENCE)).unwrap();
+            let mut answer = Vec::new();
+            (&ours).read_to_end(&mut answer).unwrap();
+            assert_eq!(answer, []);
+            assert_eq!(arrival.wait_while(ArrivalState::Recovering, PATIENCE), ArrivalState::Paused);
+            let why = arrival.status().why.unwrap();
+            let is_section = why.contains("the number of a section");
+            refused.push(why);
+            assert!(refused.len() > 2 && is_section || refused.last().unwrap().contains(NAMELESS), "{refused:?}");
+        }
+        assert_eq!(refused.iter().filter(|why| why.contains(NAMELESS)).count(), 3, "{refused:?}");
+        assert!(arrival.status().left > 0);
+        let (ours, theirs) = pair();
+        arrival.recover(theirs).unwrap();
+        migration.recover(ours).unwrap();
+        // Each page is asked for.
+        assert!(ram(&there) == before);
+        assert_eq!(migration.wait(PATIENCE).unwrap().unwrap().state, MigrationState::Completed);
+    });
 }

@@ -181,8 +181,14 @@ impl Arrival {
         if matches!(state, ArrivalState::Complete | ArrivalState::Failed) {
             talk.took.get_or_insert_with(|| self.0.began.elapsed());
         }
+        let why = talk.why.clone().unwrap_or_default();
         drop(talk);
         self.0.changed.notify_all();
+        if state == ArrivalState::Failed {
+            // There is no other channel for it: what waits is told so, in other processes, too.
+            self.0.pages.end(&why);
+            self.0.pages.close_faults();
+        }
     }
 
     fn is_dropped(&self) -> bool {
@@ -278,6 +284,14 @@ impl Advised {
     /// It is over before the machine runs.
     pub(super) fn end(mut self, outcome: Outcome) -> Result<(), MigrationError> {
         Ok(self.inbound.end(outcome)?)
+    }
+
+    /// All of RAM came before it ran.
+    pub(super) fn not_needed(&self) -> Result<(), MigrationError> {
+        match self.pages.as_ref().map_or(0, |pages| pages.left()) {
+            0 => Ok(()),
+            left => Err(MigrationError::Order(format!("the stream ends, and {left} pages are missing"))),
+        }
     }
 
     /// RAM has begun: these blocks.
@@ -422,7 +436,7 @@ impl Advised {
         let owner = Owner(arrival.clone());
         let name = self.name;
         let more: MoreChannels = Box::new(|_| Err(io::ErrorKind::NotConnected.into()));
-        let reads = Reads { arrival, reader, incoming, name, more, inbound: self.inbound };
+        let reads = Reads { arrival, reader, incoming, name, named: true, more, inbound: self.inbound };
         let thread = std::thread::Builder::new().name("arrival".into());
         thread.spawn(move || reads.all()).map_err(MigrationError::Host)?;
         Ok((sections, Starting { owner, pings }))
@@ -441,5 +455,66 @@ impl Starting {
         // Should this not arrive, the source is paused, and knows by the next channel.
         let _ = self.owner.0.0.line.say(&self.pings);
         self.owner
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use notdirty_core::migration::ListedBlock;
+    use notdirty_core::migration::postcopy::Discard;
+    use notdirty_core::{MissingError, RamBlockSpec, SoftwareFaults, WaitToken};
+
+    fn ram() -> (Arc<RamList>, Arc<RamBlock>) {
+        let list = Arc::new(RamList::new());
+        let block = list.add(RamBlockSpec::new("ram", 4 * PAGE_SIZE)).unwrap();
+        (list, block)
+    }
+
+    #[test]
+    fn what_waits_for_a_page_of_an_arrival_that_failed_is_told_why() {
+        let (list, block) = ram();
+        let line = Arc::new(Line::default());
+        let pages = list.set_missing(line.clone(), [block.clone()]).unwrap();
+        pages.listen().unwrap();
+        let talk = Talk {
+            state: ArrivalState::Running,
+            why: None,
+            next: None,
+            pauses: 0,
+            pages: 0,
+            zero_pages: 0,
+            took: None,
+            dropped: false,
+            known: false,
+        };
+        let (talk, changed, began) = (Mutex::new(talk), Condvar::new(), Instant::now());
+        let arrival = Arrival(Arc::new(Shared { talk, changed, line, missing: 4, pages: pages.clone(), began }));
+        let wait = || {
+            let late = Some(Instant::now() + Duration::from_millis(1));
+            pages.wait(block.offset(), 8, &WaitToken::default(), late).unwrap_err()
+        };
+        arrival.set(ArrivalState::Paused, Some("a cut".into()));
+        assert!(matches!(wait(), MissingError::Late));
+        arrival.set(ArrivalState::Failed, Some("wrong bytes".into()));
+        assert!(matches!(wait(), MissingError::Ended { why } if why == "wrong bytes"));
+    }
+
+    #[test]
+    fn a_stream_that_ends_with_pages_that_are_yet_to_come_is_no_machine() {
+        let (list, block) = ram();
+        let listed = ListedBlock { idstr: "ram".into(), used_length: 4 * PAGE_SIZE };
+        let mut incoming = Incoming::new(vec![listed], vec![block.clone()]).unwrap();
+        let mut advised = Advised::new(&Notifiers::default(), Arc::new(SoftwareFaults));
+        let mut more = |_: Duration| Err(io::ErrorKind::NotConnected.into());
+        let advise = Command::Advise(None);
+        advised.command(advise.code(), &advise.data(), None, &mut more).unwrap();
+        advised.ram(&list, &[block]).unwrap();
+        advised.not_needed().unwrap();
+        let discard =
+            Command::Discard(Discard { idstr: "ram".into(), runs: vec![0..PAGE_SIZE, PAGE_SIZE..2 * PAGE_SIZE] });
+        advised.command(discard.code(), &discard.data(), Some(&mut incoming), &mut more).unwrap();
+        let why = advised.not_needed().unwrap_err().to_string();
+        assert!(why.contains("2 pages are missing"), "{why}");
     }
 }

@@ -212,14 +212,48 @@ struct Ends(Migration);
 
 impl Drop for Ends {
     fn drop(&mut self) {
-        let open = lock(&self.0.0.talk).ended.is_none();
-        if open {
-            self.0.end(MigrationState::Failed, Err(MigrationError::Order("the migration's thread failed".into())));
+        let (open, state) = {
+            let talk = lock(&self.0.0.talk);
+            (talk.ended.is_none(), talk.status.state)
+        };
+        let why = "the migration's thread failed".to_owned();
+        if open && state.is_postcopy() {
+            // The machine may run there.
+            self.0.end(MigrationState::Uncertain, Err(MigrationError::Uncertain { why }));
+        } else if open {
+            self.0.end(MigrationState::Failed, Err(MigrationError::Order(why)));
         }
     }
 }
 
 impl Migration {
+    fn new(cancel: Cancel, awake: Option<Stop>, stays: bool) -> Migration {
+        let status = MigrationStatus {
+            state: MigrationState::Setup,
+            total: Duration::ZERO,
+            downtime: Duration::ZERO,
+            progress: Progress::default(),
+            stuck: 0,
+            throttled: false,
+            dirtied: Vec::new(),
+            urgent: 0,
+            released: 0,
+            pauses: 0,
+            paused_by: None,
+        };
+        let wants = postcopy::Wants::default();
+        Migration(Arc::new(Shared {
+            talk: Mutex::new(Talk { asked: None, answer: None, status, ended: None, awake, wants }),
+            changed: Condvar::new(),
+            wanted: AtomicBool::new(false),
+            cancel,
+            start: Instant::now(),
+            throttle: AtomicU32::new(0),
+            stays,
+            released: AtomicBool::new(false),
+        }))
+    }
+
     /// How it goes.
     pub fn status(&self) -> MigrationStatus {
         let talk = lock(&self.0.talk);
@@ -326,5 +360,27 @@ impl Migration {
         }
         drop(talk);
         self.0.changed.notify_all();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_migration_whose_thread_fails_while_the_target_may_run_lets_the_source_not_run_on() {
+        use MigrationState::{Active, Device, Failed, PostcopyActive, PostcopyPaused, PostcopyRecover, Uncertain};
+        for (state, end) in [
+            (Active, Failed),
+            (Device, Failed),
+            (PostcopyActive, Uncertain),
+            (PostcopyPaused, Uncertain),
+            (PostcopyRecover, Uncertain),
+        ] {
+            let migration = Migration::new(Cancel::default(), None, false);
+            migration.set_state(state);
+            drop(Ends(migration.clone()));
+            assert_eq!(migration.status().state, end, "{state:?}");
+        }
     }
 }

@@ -337,6 +337,7 @@ fn come<F: FnOnce(&mut Machine) -> Result<(), MigrationError>>(
         return Err(MigrationError::Order("the stream ends before its RAM does".into()));
     };
     reader.description()?;
+    advised.not_needed()?;
     let machine = coming.machine()?;
     // Advised, and not needed.
     machine.board.space.ram().forget_missing("all of it came before it ran");

@@ -29,6 +29,9 @@ pub(super) struct Line {
 /// How long a source that has sent all may take with pages that went by the preempt channel.
 const SETTLE: Duration = if cfg!(test) { Duration::from_millis(200) } else { Duration::from_secs(5) };
 
+/// Bytes of one request, which has 32 bits for them: pages of hugetlbfs have 1 GiB, and neighbours are asked for as one.
+const MOST: u64 = 1 << 31;
+
 struct Open {
     channel: Channel,
     /// The block that was asked for last.
@@ -60,11 +63,18 @@ impl Line {
     }
 
     /// Pages that are waited for come by this channel from here on. If it breaks, so does the main one.
+    ///
+    /// # Errors
+    /// The host's; there is one already.
     pub fn preempt(self: &Arc<Self>, asked: AskedPages) -> io::Result<()> {
         let asked = Arc::new(asked);
         let (own, line) = (asked.clone(), Arc::downgrade(self));
         // Until it is there: a channel that breaks at once is found by its thread.
         let mut current = self.asked.write().unwrap_or_else(PoisonError::into_inner);
+        if current.is_some() {
+            // What was asked for by the first would be read by nothing.
+            return Err(io::Error::new(io::ErrorKind::AlreadyExists, "there is a channel for urgent pages already"));
+        }
         let thread = std::thread::Builder::new().name("urgent pages".into());
         thread.spawn(move || {
             let why = own.serve();
@@ -108,6 +118,25 @@ impl Line {
         Err(Fault::Io(io::Error::new(io::ErrorKind::TimedOut, text)))
     }
 
+    /// At most [`MOST`] bytes of a block.
+    fn ask(&self, block: &Arc<RamBlock>, off: u64, len: u32) {
+        if let Some(asked) = self.asked() {
+            // If it broke, it is asked for again once there is another.
+            asked.ask(block, off, len);
+            return;
+        }
+        let mut line = lock(&self.main);
+        // While there is no channel it is kept in mind, and asked for by the next one.
+        let Some(open) = line.as_mut() else { return };
+        let same = open.last.as_ref().is_some_and(|last| Arc::ptr_eq(last, block));
+        let idstr = (!same).then(|| block.idstr().to_owned());
+        let request = Answer::Request { idstr, start: off, len };
+        open.last = Some(block.clone());
+        if open.channel.write_all(&request.to_bytes()).is_err() {
+            open.channel.shut();
+        }
+    }
+
     pub fn say(&self, answers: &[Answer]) -> io::Result<()> {
         let bytes = answers.iter().flat_map(Answer::to_bytes).collect::<Vec<_>>();
         self.put(&bytes)
@@ -134,23 +163,8 @@ impl PageSource for Line {
     }
 
     fn request_run(&self, block: &Arc<RamBlock>, off: u64, len: u64) {
-        let len = len.min(block.used_length() - off.min(block.used_length())) as u32;
-        let len = len.max(PAGE_SIZE as u32);
-        if let Some(asked) = self.asked() {
-            // If it broke, it is asked for again once there is another.
-            asked.ask(block, off, len);
-            return;
-        }
-        let mut line = lock(&self.main);
-        // While there is no channel it is kept in mind, and asked for by the next one.
-        let Some(open) = line.as_mut() else { return };
-        let same = open.last.as_ref().is_some_and(|last| Arc::ptr_eq(last, block));
-        let idstr = (!same).then(|| block.idstr().to_owned());
-        let request = Answer::Request { idstr, start: off, len };
-        open.last = Some(block.clone());
-        if open.channel.write_all(&request.to_bytes()).is_err() {
-            open.channel.shut();
-        }
+        let len = len.min(block.used_length() - off.min(block.used_length())).max(PAGE_SIZE);
+        (0..len).step_by(MOST as usize).for_each(|at| self.ask(block, off + at, (len - at).min(MOST) as u32));
     }
 
     fn hand_over(&self, over: &mut dyn FnMut() -> bool) {
@@ -186,6 +200,47 @@ mod tests {
         drop((incoming, pages, line, list));
         there.set_read_timeout(Some(Duration::from_secs(10))).unwrap();
         assert_eq!(there.read(&mut [0]).unwrap(), 0, "the thread has its end still");
+    }
+
+    #[test]
+    fn a_second_channel_for_urgent_pages_is_refused_while_the_first_is_there() {
+        let list = Arc::new(RamList::new());
+        let block = list.add(RamBlockSpec::new("ram", 2 * PAGE_SIZE)).unwrap();
+        let line = Arc::new(Line::default());
+        let pages = list.set_missing(line.clone(), [block.clone()]).unwrap();
+        let listed = ListedBlock { idstr: "ram".into(), used_length: 2 * PAGE_SIZE };
+        let incoming = Incoming::new(vec![listed], vec![block]).unwrap();
+        let preempt = || {
+            let (here, there) = UnixStream::pair().unwrap();
+            let here = Channel::new(here.into(), SETTLE, Cancel::default()).unwrap();
+            (line.preempt(AskedPages::new(here, &incoming, &pages).unwrap()), there)
+        };
+        let ((first, mut there), (second, mut other)) = (preempt(), preempt());
+        let (why, first) = (second.unwrap_err(), first.is_ok() && line.asked().is_some());
+        assert!(first && why.to_string().contains("already"), "{why}");
+        for end in [&mut other, &mut there] {
+            // The first has no end before it is closed.
+            end.set_read_timeout(Some(Duration::from_secs(10))).unwrap();
+            assert_eq!(end.read(&mut [0]).unwrap(), 0);
+            line.close_asked();
+        }
+    }
+
+    #[test]
+    fn a_run_of_4_gib_of_pages_is_asked_for_whole() {
+        const GIB: u64 = 1 << 30;
+        let list = Arc::new(RamList::new());
+        let block = list.add(RamBlockSpec::new("ram", 5 * GIB)).unwrap();
+        let line = Line::default();
+        let (here, mut there) = UnixStream::pair().unwrap();
+        line.open(Channel::new(here.into(), SETTLE, Cancel::default()).unwrap());
+        line.request_run(&block, GIB, 4 * GIB);
+        line.close();
+        let mut runs = Vec::new();
+        while let Ok(Answer::Request { start, len, .. }) = Answer::read(&mut there) {
+            runs.push((start, u64::from(len)));
+        }
+        assert_eq!(runs, [(GIB, 2 * GIB), (3 * GIB, 2 * GIB)]);
     }
 
     #[test]

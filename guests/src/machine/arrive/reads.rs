@@ -18,6 +18,8 @@ pub(super) struct Reads {
     pub(super) reader: StreamReader<Channel>,
     pub(super) incoming: Incoming,
     pub(super) name: Name,
+    /// This channel has said that name.
+    pub(super) named: bool,
     pub(super) more: MoreChannels,
     pub(super) inbound: Inbound,
 }
@@ -53,7 +55,7 @@ impl Reads {
                 arrival.0.line.open(answers);
             }
             self.reader.replace(channel);
-            self.more = more;
+            (self.more, self.named) = (more, false);
             self.incoming.forget_last();
         }
     }
@@ -119,8 +121,18 @@ impl Reads {
     fn read(&mut self) -> Result<(), MigrationError> {
         let arrival = self.arrival.clone();
         let shared = &arrival.0;
+        // A source that names nothing, as QEMU's, is not asked for its name.
+        let unnamed = self.name == Name::default();
+        let stranger = |what: String| MigrationError::Order(format!("{what} by a channel that has not said its name"));
         loop {
-            match self.reader.event()? {
+            let event = self.reader.event()?;
+            let known = self.named || unnamed;
+            match event {
+                Event::Command(..) => {}
+                other if !known => return Err(stranger(format!("{other:?}"))),
+                _ => {}
+            }
+            match event {
                 Event::RamPiece(_) => {
                     let settle = || shared.line.settle(&shared.pages);
                     let done = self.incoming.fetch(&mut self.reader, &shared.pages, settle);
@@ -132,10 +144,11 @@ impl Reads {
                 Event::Command(code, data) => match Command::parse(code, &data).map_err(refused)? {
                     Command::OpenReturnPath => {}
                     Command::Ping(number) => self.say(Answer::Pong(number))?,
-                    Command::Name(name) if name == self.name => {}
+                    Command::Name(name) if name == self.name => self.named = true,
                     Command::Name(_) => {
                         return Err(MigrationError::Order("the channel is of another migration".into()));
                     }
+                    other if !known => return Err(stranger(format!("{other:?}"))),
                     Command::Preempt(name) => {
                         let channel = preempt(&name, &mut *self.more, IN_STEP)?;
                         let asked = AskedPages::new(channel, &self.incoming, &shared.pages);

@@ -484,9 +484,10 @@ impl Migration {
 
 /// The target says what it has, and waits for the rest.
 fn go_on(sending: &mut Sending, channel: Channel, preempt: Option<UrgentChannel>) -> Result<(), MigrationError> {
-    sending.path = hear(&sending.blocks, &channel)?;
-    sending.writer.replace(channel.try_clone().map_err(MigrationError::Host)?);
+    // First: what fails here ends this channel, and the thread that hears it.
     sending.channel = channel;
+    sending.path = hear(&sending.blocks, &sending.channel)?;
+    sending.writer.replace(sending.channel.try_clone().map_err(MigrationError::Host)?);
     let (writer, path) = (&mut sending.writer, &sending.path);
     say(writer, &Command::OpenReturnPath)?;
     say(writer, &Command::Name(sending.name))?;

@@ -1,13 +1,12 @@
 //! How a migration begins, from any thread.
 
-use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
-use std::sync::{Arc, Condvar, Mutex};
-use std::time::{Duration, Instant};
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
-use notdirty_core::migration::{Cancel, Progress};
+use notdirty_core::migration::Cancel;
 use notdirty_softmmu::AddressSpace;
 
-use super::{Ends, LeaveOptions, Migration, MigrationDoor, MigrationState, MigrationStatus, Road, Shared, Talk, lock};
+use super::{Ends, LeaveOptions, Migration, MigrationDoor, Road, lock};
 use crate::machine::migrate::MigrationError;
 use crate::machine::{Compression, WeakStop};
 
@@ -58,36 +57,7 @@ impl Migrator {
         if current.as_ref().is_some_and(|migration| lock(&migration.0.talk).ended.is_none()) {
             return Err(MigrationError::UnderWay);
         }
-        let status = MigrationStatus {
-            state: MigrationState::Setup,
-            total: Duration::ZERO,
-            downtime: Duration::ZERO,
-            progress: Progress::default(),
-            stuck: 0,
-            throttled: false,
-            dirtied: Vec::new(),
-            urgent: 0,
-            released: 0,
-            pauses: 0,
-            paused_by: None,
-        };
-        let migration = Migration(Arc::new(Shared {
-            talk: Mutex::new(Talk {
-                asked: None,
-                answer: None,
-                status,
-                ended: None,
-                awake: Some(stop),
-                wants: Default::default(),
-            }),
-            changed: Condvar::new(),
-            wanted: AtomicBool::new(false),
-            cancel,
-            start: Instant::now(),
-            throttle: AtomicU32::new(0),
-            stays: matches!(road, Road::File(_, true)),
-            released: AtomicBool::new(false),
-        }));
+        let migration = Migration::new(cancel, Some(stop), matches!(road, Road::File(_, true)));
         self.door.may_stop.store(true, Ordering::Release);
         // Before the thread stops a run, which is stopped once for what it asks.
         self.door.any.store(true, Ordering::Release);
