@@ -58,12 +58,6 @@ pub struct Selected {
     pub table: u64,
     /// The set's flat addend: its entries with another one carry OTHER. It stays while the set has entries.
     pub addend: u64,
-    /// As `whole`, but for [`FIRST_BYTES`] at its start: of the last byte of several loads that lie within so many bytes.
-    pub whole_behind: u64,
-    /// [`RUN_FIRST`] bytes behind the start of the run.
-    pub run_behind_start: u64,
-    /// How many addresses there are in it from there on: of the last byte of several loads that lie within so many bytes.
-    pub run_behind: u64,
     /// Of machine mode's set: how many addresses there are, from the flat RAM's first on, at which a load of up to [`WIDEST`] bytes
     /// finds RAM with the flat addend, whatever entries there are. It is as an entry is: whatever drops those of this RAM drops it.
     pub whole: u64,
@@ -75,12 +69,6 @@ pub struct Selected {
     /// How many addresses there are in it, from its first on, at which a load of up to [`WIDEST`] bytes lies in it.
     pub run: u64,
 }
-
-/// Bytes of flat RAM that several loads at once look for entries in.
-pub const FIRST_BYTES: u64 = notdirty_core::PAGE_SIZE;
-
-/// The same of a run: less, as that may be as short as a page.
-pub const RUN_FIRST: u64 = 256;
 
 /// Bytes of the widest load, for which [`Selected::whole`] leaves room.
 pub const WIDEST: u64 = 8;

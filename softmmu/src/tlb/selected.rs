@@ -9,7 +9,7 @@
 //! ```
 
 use super::Tlb;
-use super::entry::{FIRST_BYTES, RUN_FIRST, SELECTED, Selected, WIDEST};
+use super::entry::{SELECTED, Selected, WIDEST};
 use super::run::Run;
 use super::tables::RamSpan;
 use notdirty_core::PAGE_SIZE;
@@ -22,20 +22,10 @@ impl Tlb {
         let (offset, addend) = (self.table_offset(), addend.unwrap_or_default());
         // What is asked about some bytes is in the entries, and what is missing has none.
         let whole = if self.asks.any() || self.missing { 0 } else { self.whole };
-        let whole_behind = whole.saturating_sub(FIRST_BYTES);
         let Run { start: run_start, len } = if self.asks.any() { Run::default() } else { self.sets[self.data].run };
-        let (run, run_behind) = (len.saturating_sub(WIDEST - 1), len.saturating_sub(RUN_FIRST));
-        let selected = Selected {
-            offset,
-            table: self.table.addr().get() as u64 + offset,
-            addend,
-            whole,
-            whole_behind,
-            run_start,
-            run,
-            run_behind_start: run_start.wrapping_add(RUN_FIRST),
-            run_behind,
-        };
+        let run = len.saturating_sub(WIDEST - 1);
+        let selected =
+            Selected { offset, table: self.table.addr().get() as u64 + offset, addend, whole, run_start, run };
         // SAFETY: `new` made room for it in front of the prefix, zeroed; only the owner's thread touches it (TLB-1).
         unsafe { self.prefix.as_ptr().offset(SELECTED as isize).cast::<Selected>().write(selected) }
     }

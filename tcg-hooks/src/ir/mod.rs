@@ -381,7 +381,7 @@ impl Term {
 }
 
 /// So many accesses off one base may share a check; fewer are cheaper with one each.
-pub(crate) const SHARED: u8 = 3;
+pub(crate) const SHARED: u8 = 2;
 
 /// A straight run of guest instructions.
 #[derive(Debug, Clone, Copy)]

@@ -17,13 +17,14 @@
 //!
 //! The halves are tested before the store, without a fence: whoever announces some re-arms this vCPU and compares the
 //! bytes once that was served (CODE-1), so a store that was past the test by then is seen there.
-use super::asm::{Assembler, Label};
+use super::asm::{Assembler, Flag, Label};
+use super::encode::{LEA, WIDE};
 use super::mem::{begin_index, end_index};
-use super::off;
 use super::offsets::{BESIDE, ELSEWHERE, NOTED_ALONE, NOTED_END, NOTED_TOP, TABLE, float_off};
-use super::regs::{PINS, RAX};
+use super::regs::{PINS, RAX, RDX};
+use super::{Emitter, LOCAL_BITS, off};
 use crate::engine::JitFlags;
-use crate::ir::{FIRST_FLOAT, MemOp};
+use crate::ir::{FIRST_FLOAT, Ir, Kind, MemOp};
 use crate::jit::code_cache::CodeOffset;
 use dynasmrt::dynasm;
 use notdirty_core::LINE_BITS;
@@ -116,6 +117,72 @@ impl Resolve {
     pub(super) fn place(self, first: CodeOffset) -> CodeOffset {
         first + ((RESOLVE + self.0) * STRIDE) as CodeOffset
     }
+}
+
+impl Emitter {
+    /// Calls a routine for an access to the guest address in rdx, and goes on there, or right behind.
+    #[inline(always)]
+    pub(super) fn ask_again(&mut self, routine: CodeOffset, site: u16, back: Option<u32>) {
+        let moved = self.moves_at_borders();
+        let number = self.tb << LOCAL_BITS | u32::from(site) | if moved { MOVED } else { 0 };
+        // test eax, number; call
+        let call = 0xa9 | u64::from(number) << 8 | 0xe8 << 40;
+        let field = self.here() + 6;
+        self.externals.push((field, routine));
+        if moved {
+            self.ops.put_two([call, 0], 10);
+            let done = self.ops.jump_if(Flag::Equal);
+            self.execute_site(site);
+            self.ops.close(done);
+            if let Some(back) = back {
+                self.ops.jump_to(back);
+            }
+        } else if let Some(back) = back {
+            // jmp
+            let distance = back.wrapping_sub(field + 9);
+            self.ops.put_two([call, 0xe9 << 16 | u64::from(distance) << 24], 15);
+        } else {
+            self.ops.put_two([call, 0], 10);
+        }
+    }
+
+    /// A load or store by its routine alone: in few bytes, where it is seldom come to and nothing is known of it.
+    pub(super) fn by_routine(&mut self, ir: &Ir) -> bool {
+        let (access, register, bytes) = match ir.kind {
+            Kind::Load(mem) => (Access::load(mem), ir.rd, mem.bytes()),
+            Kind::Store(mem) => (Access::store(mem.bytes()), ir.b, mem.bytes()),
+            _ => return false,
+        };
+        if self.learned {
+            return false;
+        }
+        let base = self.source(ir.a, RDX);
+        if (base, ir.imm as i32) != (RDX, 0) {
+            self.ops.near(WIDE, LEA, RDX, base, ir.imm as i32);
+        }
+        let look = match (access.loads(), self.translated) {
+            (true, false) => Look::First,
+            (true, true) => Look::Set,
+            (false, own_set) => {
+                dynasm!(self.ops; .arch x64; .u8 0xe8);
+                self.external(looks(self.thunks.again, bytes, own_set));
+                Look::Done
+            }
+        };
+        self.ask_again(routine(self.thunks.again, access, register, self.map.host(register), look), ir.site, None);
+        true
+    }
+}
+
+/// Is that offset one of those that look for an entry?
+pub(super) fn only_looks(first: CodeOffset, at: u64) -> bool {
+    at >= u64::from(first) + LOOKS as u64
+}
+
+/// What looks for the entry of so many bytes from the guest address in rdx, in machine mode's table or in the regime's.
+fn looks(first: CodeOffset, bytes: u32, own_set: bool) -> CodeOffset {
+    let n = (bytes.trailing_zeros() as usize & 3) + if own_set { 4 } else { 0 };
+    first + (LOOKS + n * LOOK_STRIDE) as CodeOffset
 }
 
 /// Assembles all of them, for offset `first` of the code cache, with thunk `site` at its offset.

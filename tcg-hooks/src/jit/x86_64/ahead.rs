@@ -4,7 +4,7 @@ use super::asm::{Flag, Label};
 use super::mem::{NOWHERE, Taken};
 use super::offsets::{BUDGET, LIMIT, SET_ADDEND, kept_off};
 use super::regs::{RAX, RCX, RDX, RegMap};
-use super::whole::Whole;
+use super::whole::{Whole, starts};
 use super::{Addend, Cold, Emitter};
 use crate::ir::{Check, Cond, Ir, MemOp, Turns};
 use crate::tier2::MOST_INDEX;
@@ -51,7 +51,7 @@ impl Emitter {
             (_, None) => self.count_trips(base, if step > 0 { last } else { first }, step),
             // Where it begins is enough of one access: see `Selected::whole`.
             (_, Some(whole)) => {
-                let ahead = if step > 0 && lone.is_none() { last } else { first };
+                let ahead = if step > 0 && lone.is_none() { first + starts((first, last)) } else { first };
                 self.count_trips_in_ram(base, ahead, step, whole);
             }
         }
@@ -68,7 +68,8 @@ impl Emitter {
         let own = kept.is_some();
         let fail = match lone {
             Some(bytes) => self.probe_sized(base, first, bytes.into(), comparator, own),
-            None => self.probe_first(base, first, comparator, own),
+            None if step == 0 => self.probe_first(base, first, comparator, own),
+            None => self.probe_span(base, (first, last), comparator, own),
         };
         self.ops.aim(fail, cold);
         if let Some(slot) = kept {
@@ -81,9 +82,6 @@ impl Emitter {
                 let fail = self.compare_addend(slot);
                 self.ops.aim(fail, cold);
             }
-        } else if lone.is_none() {
-            let fail = self.probe_last(base, last, comparator, own);
-            self.ops.aim(fail, cold);
         }
     }
 

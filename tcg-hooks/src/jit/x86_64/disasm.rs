@@ -10,7 +10,7 @@
 use super::asm::Label;
 use super::offsets::{self, BASE, JUMPS, TABLE};
 use super::regs::{PINS, RegMap};
-use super::{EmittedExit, Emitter, LOCAL_BITS, Thunks, Way};
+use super::{EmittedExit, Emitter, LOCAL_BITS, Thunks, Way, again};
 use crate::cpu::CpuState;
 use crate::guest::{REGISTERS, text};
 use crate::ir::{Region, Site};
@@ -151,8 +151,11 @@ impl TbCode<'_> {
         }
         let call = insn.mnemonic() == Mnemonic::Call && insn.op0_kind() == OpKind::NearBranch64;
         let target = insn.near_branch64();
-        let again = u64::from(self.thunks.again)..u64::from(self.thunks.again_end);
-        if call && (target == u64::from(self.thunks.site) || again.contains(&target)) {
+        let routines = u64::from(self.thunks.again)..u64::from(self.thunks.again_end);
+        if call && (target == u64::from(self.thunks.site) || routines.contains(&target)) {
+            if again::only_looks(self.thunks.again, target) {
+                return None;
+            }
             let site = self.sites.get(eax? as usize % (1 << LOCAL_BITS))?;
             return Some(format!("{:x}: {}", site.pc, text(&site.insn, site.pc).replace('\t', " ")));
         }
@@ -199,11 +202,12 @@ impl SymbolResolver for Names {
             let t = &self.thunks;
             let thunks =
                 [(t.enter, "enter"), (t.leave, "leave"), (t.site, "site"), (t.miss, "miss"), (t.miss_below, "miss")];
-            let again = u64::from(t.again)..u64::from(t.again_end);
+            let routines = u64::from(t.again)..u64::from(t.again_end);
             let exits = t.via.iter().map(|&via| (via, "via")).chain([(t.unlinked, "unlinked")]);
             let name = match thunks.into_iter().chain(exits).find(|n| u64::from(n.0) == address) {
                 Some(thunk) => thunk.1,
-                None if again.contains(&address) => "again",
+                None if routines.contains(&address) && again::only_looks(t.again, address) => "look",
+                None if routines.contains(&address) => "again",
                 None => return None,
             };
             return Some(SymbolResult::with_str(address, name));
@@ -229,13 +233,10 @@ fn field(disp: i32) -> Option<String> {
     const F: i32 = CPU + offset_of!(CpuState, f) as i32;
     const CSR: i32 = CPU + offset_of!(CpuState, csr) as i32;
     const CSR_END: i32 = CSR + size_of::<crate::guest::System>() as i32;
-    const FIELDS: [(i32, &str); 17] = [
+    const FIELDS: [(i32, &str); 14] = [
         (offsets::WHOLE, "ram.whole"),
-        (offsets::WHOLE_BEHIND, "ram.whole_behind"),
         (offsets::RUN_START, "run.start"),
         (offsets::RUN, "run.len"),
-        (offsets::RUN_BEHIND_START, "run.behind_start"),
-        (offsets::RUN_BEHIND, "run.behind"),
         (offsets::TABLE_OFFSET, "set.offset"),
         (offsets::SET_TABLE, "set.table"),
         (offsets::SET_ADDEND, "set.addend"),

@@ -6,6 +6,9 @@
 //!   back: ◀───────────────────── the same ops, each with its own check ◀─────────────┘
 //! ```
 //!
+//! In the cold copy a load or store is a call of its routine, which looks for the entry (`again.rs`), unless something was learned of
+//! the TB's.
+//!
 //! The check holds until the last of them: nothing in between serves requests (TLB-1), an entry that is evicted
 //! meanwhile leaves its page where it was, and only a translation makes a page NOTDIRTY. Groups that overlap are one
 //! cluster with one cold copy, entered where a check failed and left behind the cluster.
@@ -22,6 +25,8 @@ use notdirty_softmmu::tlb::entry::{READ, WRITE};
 
 /// Fewer accesses than this are cheaper with a check each.
 const WORTH: usize = SHARED as usize;
+/// The same where the check keeps an addend: a pair's loads may guess theirs (`guess.rs`).
+const WORTH_KEEPING: usize = 3;
 /// The same where the check is for two pages.
 const WORTH_TWO_PAGES: usize = 4;
 /// How far ahead of its first access a group looks, in ops.
@@ -136,7 +141,7 @@ fn group(
     ops: &[Ir],
     marks: &mut [Mark],
     (at, number): (usize, usize),
-    far: usize,
+    (far, worth): (usize, usize),
     reach: impl Fn(usize) -> Option<Reach>,
 ) -> Option<Group> {
     let (comparator, _) = access(&ops[at])?;
@@ -161,8 +166,7 @@ fn group(
             break;
         }
     }
-    let worth = if exact { WORTH } else { WORTH_TWO_PAGES };
-    if members.len() < worth || members[0] != at {
+    if members.len() < if exact { worth } else { WORTH_TWO_PAGES } || members[0] != at {
         return None;
     }
     for &i in &members[1..] {
@@ -209,10 +213,11 @@ impl Emitter {
             {
                 continue;
             }
+            let worth = if own { WORTH_KEEPING } else { WORTH };
             let found = if named {
-                group(block, marks, (at, groups.len()), FAR, |n| reaches[n].filter(|_| like(n, at)))
+                group(block, marks, (at, groups.len()), (FAR, worth), |n| reaches[n].filter(|_| like(n, at)))
             } else {
-                group(block, marks, (at, groups.len()), REACH, |n| plain(&block[n], 0).filter(|_| like(n, at)))
+                group(block, marks, (at, groups.len()), (REACH, worth), |n| plain(&block[n], 0).filter(|_| like(n, at)))
             };
             if let Some(group) = found {
                 marks[at] = Mark::Lead(groups.len());
@@ -264,7 +269,9 @@ impl Emitter {
                 self.ops.close(check);
                 entry += 1;
             }
-            self.op(&ops[n as usize]);
+            if !self.by_routine(&ops[n as usize]) {
+                self.op(&ops[n as usize]);
+            }
         }
         self.ops.jump_to(back);
     }
@@ -281,17 +288,21 @@ impl Emitter {
             self.elide.entries.extend(other.map(|other| (op, other)));
             return;
         }
-        let first = self.probe_first(base, group.first, group.comparator, own);
+        let from = if group.two_pages {
+            self.probe_first(base, group.first, group.comparator, own)
+        } else {
+            self.probe_span(base, (group.first, group.last), group.comparator, own)
+        };
+        self.elide.entries.push((op, from));
         if let Some(slot) = group.kept {
             self.keep_addend(slot);
         }
-        let last = if group.two_pages {
-            self.probe_first(base, group.last, group.comparator, own)
-        } else {
-            self.probe_last(base, group.last, group.comparator, own)
-        };
-        self.elide.entries.extend([(op, first), (op, last)]);
-        if let Some(slot) = group.kept.filter(|_| group.two_pages) {
+        if !group.two_pages {
+            return;
+        }
+        let last = self.probe_first(base, group.last, group.comparator, own);
+        self.elide.entries.push((op, last));
+        if let Some(slot) = group.kept {
             let other = self.compare_addend(slot);
             self.elide.entries.push((op, other));
         }

@@ -41,14 +41,14 @@
 //!   code:  mov rax, comparator ; xor rax, CODEPAGE                           as the probe leaves it
 //!   call:  test eax, site ; call routine
 //! ```
-use super::again::{Access, Look, MOVED, routine};
+use super::again::{Access, Look, routine};
 use super::asm::{Assembler, Flag, Hole, Template};
 use super::encode::{
     LEA, MOV, MOV_BYTE_TO, MOV_TO, MOVSX_BYTE, MOVSX_WORD, MOVSXD, MOVZX_BYTE, MOVZX_WORD, NARROW, Opcode, WIDE,
 };
 use super::offsets::{SET_ADDEND, SET_TABLE, TABLE, TABLE_OFFSET, float_off, kept_off};
 use super::regs::{RAX, RCX, RDX};
-use super::{Addend, Emitter, LOCAL_BITS};
+use super::{Addend, Emitter};
 use crate::engine::JitFlags;
 use crate::ir::{FIRST_FLOAT, Ir, MemOp};
 use crate::jit::SMALL_BITS;
@@ -153,7 +153,8 @@ struct Forms {
     own: [[[Template; 8]; 2]; 2],
     /// Of aligned stores, by size, where code often lies beside: the zero flag is set if the entry has nothing more.
     beside: [Template; 4],
-    /// Without the look for the entry, of one byte, by direction, with the assumed addend and with any.
+    /// Behind the address of the last byte of several accesses, once the entry of the first one's page was found: by direction, with the
+    /// assumed addend and with any.
     page: [[Template; 2]; 2],
 }
 
@@ -352,9 +353,22 @@ impl Emitter {
         self.ops.jump_if(Flag::NotEqual)
     }
 
-    /// The same for the last byte of several accesses, whose first has been probed: its page is the same one.
-    pub(super) fn probe_last(&mut self, base: u8, imm: i32, comparator: i32, own: bool) -> Hole {
-        self.ops.far(WIDE, LEA, RAX, base, imm + BIAS as i32);
+    /// The same for several accesses, from the first byte to the last, less than a page away: the entry is that of the first one's page,
+    /// and must be of the last one's. No entry of one page lies where the next one's would be looked for.
+    pub(super) fn probe_span(&mut self, base: u8, (first, last): (i32, i32), comparator: i32, own: bool) -> Hole {
+        let from = if first == 0 && self.flags.plain_index {
+            base
+        } else {
+            self.ops.far(WIDE, LEA, RAX, base, first + BIAS as i32);
+            RAX
+        };
+        begin_index(&mut self.ops, self.flags, self.bmi2, from);
+        end_index(
+            &mut self.ops,
+            JitFlags { base_register: self.flags.base_register && !self.translated, ..self.flags },
+            false,
+        );
+        self.ops.far(WIDE, LEA, RAX, base, last + BIAS as i32);
         let probes = &self.probes.regimes[usize::from(self.translated)].page[usize::from(own)];
         self.ops.template(&probes[usize::from(comparator != READ)]);
         self.ops.hole()
@@ -441,29 +455,13 @@ impl Emitter {
                 self.ops.close(call);
             }
         }
-        let moved = self.moves_at_borders();
-        let number = self.tb << LOCAL_BITS | u32::from(site) | if moved { MOVED } else { 0 };
         let look = match (addend == Taken::Whole, self.translated) {
             (false, _) => Look::Done,
             (true, false) => Look::First,
             (true, true) => Look::Set,
         };
         let target = routine(self.thunks.again, access, register, self.map.host(register), look);
-        // test eax, number; call
-        let call = 0xa9 | u64::from(number) << 8 | 0xe8 << 40;
-        let field = self.here() + 6;
-        self.externals.push((field, target));
-        if moved {
-            self.ops.put_two([call, 0], 10);
-            let done = self.ops.jump_if(Flag::Equal);
-            self.execute_site(site);
-            self.ops.close(done);
-            self.ops.jump_to(back);
-        } else {
-            // jmp
-            let distance = back.wrapping_sub(field + 9);
-            self.ops.put_two([call, 0xe9 << 16 | u64::from(distance) << 24], 15);
-        }
+        self.ask_again(target, site, Some(back));
     }
 
     #[inline(never)]

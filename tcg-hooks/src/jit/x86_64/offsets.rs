@@ -29,12 +29,9 @@ pub(super) const SET_TABLE: i32 = SELECTED - BASE + offset_of!(Selected, table) 
 pub(super) const SET_ADDEND: i32 = SELECTED - BASE + offset_of!(Selected, addend) as i32;
 /// How much of flat RAM loads need no entry for.
 pub(super) const WHOLE: i32 = SELECTED - BASE + offset_of!(Selected, whole) as i32;
-pub(super) const WHOLE_BEHIND: i32 = SELECTED - BASE + offset_of!(Selected, whole_behind) as i32;
 /// The same of a run of pages: see softmmu's `tlb/run.rs`.
 pub(super) const RUN_START: i32 = SELECTED - BASE + offset_of!(Selected, run_start) as i32;
 pub(super) const RUN: i32 = SELECTED - BASE + offset_of!(Selected, run) as i32;
-pub(super) const RUN_BEHIND_START: i32 = SELECTED - BASE + offset_of!(Selected, run_behind_start) as i32;
-pub(super) const RUN_BEHIND: i32 = SELECTED - BASE + offset_of!(Selected, run_behind) as i32;
 /// The pages whose lines were noted: see softmmu's `lines.rs`.
 pub(super) const NOTED_TOP: i32 = TABLE + NOTED_LIST + offset_of!(NotedList, top) as i32;
 pub(super) const NOTED_END: i32 = TABLE + NOTED_LIST + offset_of!(NotedList, end) as i32;

@@ -3,18 +3,19 @@
 //! ```text
 //!   machine mode   lea rax,[base+imm-start]               ; cmp rax,[whole] ; jae slow     flat RAM (`Selected::whole`)
 //!   page tables    lea rax,[base+imm] ; sub rax,[start]   ; cmp rax,[run]   ; jae slow     a run of pages (`Selected::run`)
+//!   several        … the first one's place in rax   ; lea rcx,[rax+more] ; or rax,rcx ; cmp rax,[len] ; jae slow
 //! ```
 //!
-//! Several loads are one comparison of their last byte with what is left behind the first bytes. `slow` is the routine of the access,
-//! which looks for the entry then (`again.rs`).
+//! Two places are each less than a length if both together, bit by bit, are; where they lie on one page nothing else is more. `slow` is
+//! the routine of the access, which looks for the entry then (`again.rs`).
 use super::asm::{Flag, Hole};
 use super::encode::{CMP, LEA, SUB, WIDE};
 use super::mem::Taken;
-use super::offsets::{RUN, RUN_BEHIND, RUN_BEHIND_START, RUN_START, WHOLE, WHOLE_BEHIND};
+use super::offsets::{RUN, RUN_START, WHOLE};
 use super::regs::RAX;
 use super::{Addend, Emitter};
 use dynasmrt::dynasm;
-use notdirty_softmmu::tlb::entry::{FIRST_BYTES, RUN_FIRST};
+use notdirty_softmmu::tlb::entry::WIDEST;
 
 /// Where loads find RAM with the assumed addend, whatever entries there are.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -23,6 +24,15 @@ pub(super) enum Whole {
     Flat(i32),
     /// In the run of pages of the regime's set.
     Run,
+}
+
+/// Several loads in a run of pages, which may be short, are one answer if they begin so near each other: what lies on two pages
+/// is seldom.
+const NEAR: i32 = 256;
+
+/// How far behind the first byte the last load may begin: any that begins at a place in it lies in it whole, of up to so many bytes.
+pub(super) fn starts((first, last): (i32, i32)) -> i32 {
+    (last - first - (WIDEST as i32 - 1)).max(0)
 }
 
 impl Whole {
@@ -53,28 +63,20 @@ impl Emitter {
         self.whole_for(addend, self.learned && self.known.beside_run.has(site))
     }
 
-    /// Are several loads, within a page's length, from there, as far as that can be said at once? If not, it jumps.
-    pub(super) fn probe_whole_group(
-        &mut self,
-        base: u8,
-        (first, last): (i32, i32),
-        whole: Whole,
-    ) -> (Hole, Option<Hole>) {
-        match whole {
-            Whole::Flat(start) => {
-                self.distance(base, last, start);
-                dynasm!(self.ops; .arch x64; sub rax, DWORD FIRST_BYTES as i32; cmp rax, [rbp + WHOLE_BEHIND]);
-            }
-            Whole::Run if last - first < RUN_FIRST as i32 => {
-                self.ops.near(WIDE, LEA, RAX, base, last);
-                dynasm!(self.ops; .arch x64; sub rax, [rbp + RUN_BEHIND_START]; cmp rax, [rbp + RUN_BEHIND]);
-            }
-            Whole::Run => return self.probe_whole_reach(base, (first, last), false, whole),
+    /// Are several loads, from the first byte to the last, in it? Also no, but for one answer, where they lie on two pages and it ends
+    /// soon behind. If not, it jumps.
+    pub(super) fn probe_whole_group(&mut self, base: u8, reach: (i32, i32), whole: Whole) -> (Hole, Option<Hole>) {
+        let (first, more) = (reach.0, starts(reach));
+        if more == 0 || whole == Whole::Run && more > NEAR {
+            return self.probe_whole_reach(base, reach, false, whole);
         }
+        self.place_in(base, first, whole);
+        dynasm!(self.ops; .arch x64; lea rcx, [rax + more]; or rax, rcx);
+        self.ops.slot(WIDE, CMP, RAX, whole.len());
         (self.ops.jump_if(Flag::NotBelow), None)
     }
 
-    /// The same for loads from the first byte to the last, wherever in it; or for one alone, which needs one answer.
+    /// The same with an answer for the first and one for the last, wherever they lie; or for loads that need one.
     pub(super) fn probe_whole_reach(
         &mut self,
         base: u8,
@@ -82,8 +84,9 @@ impl Emitter {
         alone: bool,
         whole: Whole,
     ) -> (Hole, Option<Hole>) {
+        let more = if alone { 0 } else { starts((first, last)) };
         let from = self.probe_whole(base, first, whole);
-        (from, (!alone).then(|| self.probe_whole(base, last, whole)))
+        (from, (more > 0).then(|| self.probe_whole(base, first + more, whole)))
     }
 
     /// The same for loads on the page of a constant address; rax survives.
