@@ -188,4 +188,29 @@ mod tests {
         assert!(found[..PAGE_SIZE as usize].iter().all(|byte| *byte == 7));
         assert!(found[PAGE_SIZE as usize..].iter().all(|byte| *byte == 0));
     }
+
+    #[test]
+    fn nothing_of_a_page_is_a_part_of_the_next_one() {
+        const HOST: u64 = 16 << 10;
+        let list = Arc::new(RamList::new());
+        let block = list.add(RamBlockSpec::new("a", 2 * HOST).page_size(HOST)).unwrap();
+        let pages = list.set_missing(Arc::new(Asked(Default::default())), [block.clone()]).unwrap();
+        let mut page = TemporaryPage::default();
+        let mut add = |part: u64, byte: u8| {
+            let bytes = [byte; PAGE_SIZE as usize];
+            let bytes = if byte == 0 { PageBytes::Zero } else { PageBytes::Copy(&bytes) };
+            page.add(&pages, &block, part * PAGE_SIZE, bytes).unwrap()
+        };
+        for (part, byte) in [(0, 9), (1, 9), (2, 9), (5, 0), (7, 3), (6, 0)] {
+            if part == 5 {
+                assert_eq!(add(3, 9), Part::Placed(0..HOST));
+            }
+            assert_eq!(add(part, byte), Part::Kept, "{part}");
+        }
+        assert_eq!(add(4, 1), Part::Placed(HOST..2 * HOST));
+        let mut found = vec![8; HOST as usize];
+        block.read_bytes(HOST, &mut found).unwrap();
+        let parts = [1, 0, 0, 3].map(|byte| vec![byte; PAGE_SIZE as usize]);
+        assert!(found == parts.concat());
+    }
 }

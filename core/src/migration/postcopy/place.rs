@@ -66,3 +66,53 @@ impl Places {
         Ok(())
     }
 }
+
+#[cfg(all(test, not(loom), not(miri)))]
+mod tests {
+    use super::super::super::{Incoming, ListedBlock};
+    use super::*;
+    use crate::missing::PageSource;
+    use crate::ram::{RamBlockSpec, RamList};
+    use core::ops::Range;
+
+    struct Nothing;
+
+    impl PageSource for Nothing {
+        fn request(&self, _: &Arc<RamBlock>, _: u64) {}
+    }
+
+    #[test]
+    fn of_a_page_that_came_in_parts_each_is_noted_once_it_is_placed_and_no_part_of_another() {
+        const HOST: u64 = 16 << 10;
+        let list = Arc::new(RamList::new());
+        let block = list.add(RamBlockSpec::new("a", 4 * HOST).page_size(HOST)).unwrap();
+        let pages = list.set_missing(Arc::new(Nothing), [block.clone()]).unwrap();
+        let listed = ListedBlock { idstr: "a".into(), used_length: 4 * HOST };
+        let mut incoming = Incoming::new(vec![listed], vec![block.clone()]).unwrap();
+        let places = incoming.places();
+        let bytes = |page: u64| vec![page as u8 + 1; PAGE_SIZE as usize];
+        let place = |incoming: &mut Incoming, page: u64, bytes: &[u8]| {
+            places.place(&pages, &mut incoming.coming, 0, page, Some(bytes)).map_err(|fault| fault.to_string())
+        };
+        let expected = Checksums::new(&block);
+        let same = |noted: Range<u64>| {
+            expected.note(noted.map(|page| (page, of_page(&bytes(page)))));
+            assert_eq!(places.sums[0].sum(), expected.sum());
+        };
+        // A channel that breaks in the middle of a page.
+        for page in [4, 5] {
+            place(&mut incoming, page, &bytes(100)).unwrap();
+        }
+        assert!(place(&mut incoming, 0, &bytes(0)).unwrap_err().contains("of that at 0x4000 came"));
+        incoming.forget_last();
+        (0..4).for_each(|page| place(&mut incoming, page, &bytes(page)).unwrap());
+        same(0..4);
+        assert!((0..4).all(|page| places.came[0].test(page)) && !places.came[0].test(4));
+        // By another channel before, with bytes that are not these: they are not noted.
+        (0..4).for_each(|page| place(&mut incoming, page, &bytes(50)).unwrap());
+        same(0..4);
+        (8..12).for_each(|page| place(&mut incoming, page, &bytes(page)).unwrap());
+        same(8..12);
+        assert_eq!(pages.left(), 2);
+    }
+}

@@ -374,6 +374,30 @@ mod tests {
     }
 
     #[test]
+    fn pages_that_nothing_asked_for_are_placed_and_answer_nothing_that_is_asked_for_later() {
+        let list = Arc::new(RamList::new());
+        let block = list.add(RamBlockSpec::new("a", 4 * PAGE_SIZE)).unwrap();
+        let pages = list.set_missing(Arc::new(Line::default()), [block.clone()]).unwrap();
+        let listed = vec![ListedBlock { idstr: "a".into(), used_length: 4 * PAGE_SIZE }];
+        let incoming = Incoming::new(listed, vec![block.clone()]).unwrap();
+        pages.listen().unwrap();
+        let (a, b) = UnixStream::pair().unwrap();
+        let asked = AskedPages::new(channel(a), &incoming, &pages).unwrap();
+        let send = |page: u64| {
+            let record = [&(page << PAGE_BITS | flag::ZERO).to_be_bytes()[..], b"\x01a"].concat();
+            io::Write::write_all(&mut &b, &record).unwrap();
+        };
+        let at = |page: u64| crate::addr::RamAddr::new(block.offset().get() + page * PAGE_SIZE);
+        assert!(asked.ask(&block, 0, PAGE_SIZE as u32));
+        [0, 0, 1].into_iter().for_each(send);
+        assert!(asked.help(&mut || !pages.is_missing(at(1))));
+        assert!(asked.is_answered() && pages.left() == 2);
+        assert!(asked.ask(&block, 2 * PAGE_SIZE, PAGE_SIZE as u32) && !asked.is_answered());
+        send(2);
+        assert!(asked.help(&mut || !pages.is_missing(at(2))) && asked.is_answered());
+    }
+
+    #[test]
     fn pages_that_are_asked_for_in_bulk_are_read_though_the_thread_that_asks_does_not_read_yet() {
         let list = Arc::new(RamList::new());
         let block = list.add(RamBlockSpec::new("a", 64 * PAGE_SIZE)).unwrap();
