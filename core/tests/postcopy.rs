@@ -383,6 +383,30 @@ fn a_target_that_lacks_a_page_which_it_had_and_the_source_gave_back_is_sent_no_z
 }
 
 #[test]
+fn an_answer_to_what_went_before_a_cut_gives_nothing_back_that_is_sent_again() {
+    const PAGES: u64 = 4096;
+    let (list, blocks) = ram(&[PAGES], PAGE_SIZE);
+    (0..PAGES).for_each(|page| list.write(&blocks[0], page * PAGE_SIZE, &[1]).unwrap());
+    let (to, mut from) = pair();
+    let mut leaving = Leaving::begin(to, &list, &blocks, false, &[]);
+    leaving.rest.release();
+    std::thread::scope(|scope| {
+        scope.spawn(move || std::io::copy(&mut from, &mut std::io::sink()));
+        let path = ReturnPath::new(vec![("ram0".into(), PAGES)]);
+        let mut carrier = StreamCarrier::go_on(&mut leaving.writer, leaving.id, &leaving.blocks);
+        carrier.begin().unwrap();
+        leaving.rest.send(&mut carrier, &path.requests, None, |_| true).unwrap();
+        drop(carrier);
+        // The target had nothing yet as the channel broke. Its next answers have higher numbers.
+        leaving.rest.resume(&[Bitmap(vec![0; (PAGES / 64) as usize])]).unwrap();
+        leaving.rest.placed(0x1_0001);
+        assert_eq!((leaving.rest.released(), leaving.rest.left()), (0, PAGES));
+        // The other end reads to its end.
+        drop(leaving);
+    });
+}
+
+#[test]
 fn after_a_round_of_precopy_only_what_was_written_since_is_missing() {
     let written: Vec<_> = (0..100).map(|page| (0, page)).collect();
     let again = [(0, 3), (0, 4), (0, 90), (0, 110)];
