@@ -190,7 +190,7 @@ fn a_guest_that_cannot_go_ends_as_it_would_have_and_the_command_fails_and_says_w
     let output = ended(start(&["run", &hang, "--migrate", &nowhere]), "a guest that sleeps for ever");
     assert_eq!(output.status.code(), Some(3), "{}", text(&output));
     assert!(text(&output).contains("not moved to") && text(&output).contains("hung"), "{}", text(&output));
-    let elf = dir.elf(&sums::sums(2, 18, 3_000_000));
+    let elf = dir.elf(&sums::sums(2, 18, 30_000_000));
     let output = ended(start(&["run", &elf, "--smp", "2", "-m", "32M", "--migrate", &nowhere, "--json"]), "nowhere");
     failed_to_move(&output);
     assert!(text(&output).contains("No such file or directory") && text(&output).contains(RIGHT), "{}", text(&output));
@@ -210,7 +210,7 @@ fn a_guest_that_cannot_go_ends_as_it_would_have_and_the_command_fails_and_says_w
 #[test]
 fn a_file_that_may_not_grow_leaves_the_guest_here_and_the_old_file_there() {
     let dir = Dir::new("full");
-    let elf = dir.elf(&sums::sums(1, 20, 8_000_000));
+    let elf = dir.elf(&sums::sums(1, 20, 80_000_000));
     let file = dir.0.join("old");
     let limited = |args: &str| {
         let line = format!("ulimit -f 100; exec {NOTDIRTY} {args}");
