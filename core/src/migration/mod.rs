@@ -17,7 +17,7 @@
 //! | `bits.rs` | bits of one block, for one thread or for several |
 //! | `bitmaps.rs` | the members; `sync` moves what is dirty from the dirty memory into them |
 //! | `wire.rs` | the numbers that both ends agree on; bytes with their places; what is wrong with a stream, and where |
-//! | `stream.rs` | QEMU's framing: header, configuration, sections, footers, VM description |
+//! | `stream.rs` | QEMU's framing: header, configuration, sections, footers, VM description; `stream/read.rs` reads it |
 //! | `section.rs` | a device section: named values that say how they are laid out |
 //! | `records.rs` | the RAM section: the list of blocks, and pages |
 //! | `channel.rs` | descriptors that never block for good; RAM straight into vectored writes |
