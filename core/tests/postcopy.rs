@@ -354,55 +354,50 @@ fn a_page_of_the_host_goes_whole_and_in_one_piece_whichever_of_its_records_is_as
     assert!(order.chunks(4).all(|four| four[0].1 % 4 == 0 && four.windows(2).all(|two| two[0].1 + 1 == two[1].1)));
 }
 
-#[test]
-fn a_target_that_lacks_a_page_which_it_had_and_the_source_gave_back_is_sent_no_zeros() {
-    const PAGES: u64 = 4096;
-    let (list, blocks) = ram(&[PAGES], PAGE_SIZE);
-    (0..PAGES).for_each(|page| list.write(&blocks[0], page * PAGE_SIZE, &[1]).unwrap());
+/// Pages after which the source asks what has come.
+const ALL: u64 = 4096;
+
+/// So many went, of RAM that goes back to the host as it is known to have come.
+fn all_went(then: impl FnOnce(&mut Rest)) {
+    let (list, blocks) = ram(&[ALL], PAGE_SIZE);
+    (0..ALL).for_each(|page| list.write(&blocks[0], page * PAGE_SIZE, &[1]).unwrap());
     let (to, mut from) = pair();
     let mut leaving = Leaving::begin(to, &list, &blocks, false, &[]);
     leaving.rest.release();
     std::thread::scope(|scope| {
         scope.spawn(move || std::io::copy(&mut from, &mut std::io::sink()));
-        let path = ReturnPath::new(vec![("ram0".into(), PAGES)]);
+        let path = ReturnPath::new(vec![("ram0".into(), ALL)]);
         let mut carrier = StreamCarrier::go_on(&mut leaving.writer, leaving.id, &leaving.blocks);
         carrier.begin().unwrap();
         leaving.rest.send(&mut carrier, &path.requests, None, |_| true).unwrap();
         drop(carrier);
-        leaving.rest.placed(0x1_0000);
-        assert_eq!(leaving.rest.released(), PAGES * PAGE_SIZE);
-        let all = vec![u64::MAX; (PAGES / 64) as usize];
-        leaving.rest.resume(&[Bitmap(all.clone())]).unwrap();
-        let lacks = [&all[1..], &[!1]].concat();
-        let why = leaving.rest.resume(&[Bitmap(lacks)]).unwrap_err().to_string();
-        assert!(why.contains("RAM block ram0: 1 pages from page 0xfc0 on went back"), "{why}");
-        assert_eq!(leaving.rest.left(), 0, "nothing is to be sent");
+        then(&mut leaving.rest);
         // The other end reads to its end.
         drop(leaving);
     });
 }
 
 #[test]
+fn a_target_that_lacks_a_page_which_it_had_and_the_source_gave_back_is_sent_no_zeros() {
+    all_went(|rest| {
+        rest.placed(0x1_0000);
+        assert_eq!(rest.released(), ALL * PAGE_SIZE);
+        let all = vec![u64::MAX; (ALL / 64) as usize];
+        rest.resume(&[Bitmap(all.clone())]).unwrap();
+        let lacks = [&all[1..], &[!1]].concat();
+        let why = rest.resume(&[Bitmap(lacks)]).unwrap_err().to_string();
+        assert!(why.contains("RAM block ram0: 1 pages from page 0xfc0 on went back"), "{why}");
+        assert_eq!(rest.left(), 0, "nothing is to be sent");
+    });
+}
+
+#[test]
 fn an_answer_to_what_went_before_a_cut_gives_nothing_back_that_is_sent_again() {
-    const PAGES: u64 = 4096;
-    let (list, blocks) = ram(&[PAGES], PAGE_SIZE);
-    (0..PAGES).for_each(|page| list.write(&blocks[0], page * PAGE_SIZE, &[1]).unwrap());
-    let (to, mut from) = pair();
-    let mut leaving = Leaving::begin(to, &list, &blocks, false, &[]);
-    leaving.rest.release();
-    std::thread::scope(|scope| {
-        scope.spawn(move || std::io::copy(&mut from, &mut std::io::sink()));
-        let path = ReturnPath::new(vec![("ram0".into(), PAGES)]);
-        let mut carrier = StreamCarrier::go_on(&mut leaving.writer, leaving.id, &leaving.blocks);
-        carrier.begin().unwrap();
-        leaving.rest.send(&mut carrier, &path.requests, None, |_| true).unwrap();
-        drop(carrier);
+    all_went(|rest| {
         // The target had nothing yet as the channel broke. Its next answers have higher numbers.
-        leaving.rest.resume(&[Bitmap(vec![0; (PAGES / 64) as usize])]).unwrap();
-        leaving.rest.placed(0x1_0001);
-        assert_eq!((leaving.rest.released(), leaving.rest.left()), (0, PAGES));
-        // The other end reads to its end.
-        drop(leaving);
+        rest.resume(&[Bitmap(vec![0; (ALL / 64) as usize])]).unwrap();
+        rest.placed(0x1_0001);
+        assert_eq!((rest.released(), rest.left()), (0, ALL));
     });
 }
 

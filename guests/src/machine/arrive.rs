@@ -102,6 +102,23 @@ struct Talk {
     known: bool,
 }
 
+impl Talk {
+    /// As its guest begins to run.
+    fn running() -> Talk {
+        Talk {
+            state: ArrivalState::Running,
+            why: None,
+            next: None,
+            pauses: 0,
+            pages: 0,
+            zero_pages: 0,
+            took: None,
+            dropped: false,
+            known: false,
+        }
+    }
+}
+
 struct Shared {
     talk: Mutex<Talk>,
     changed: Condvar,
@@ -413,19 +430,8 @@ impl Advised {
         }
         pages.listen().map_err(|why| MigrationError::Order(why.to_string()))?;
         self.inbound.tell(Moment::Listen, Some(&pages))?;
-        let talk = Talk {
-            state: ArrivalState::Running,
-            why: None,
-            next: None,
-            pauses: 0,
-            pages: 0,
-            zero_pages: 0,
-            took: None,
-            dropped: false,
-            known: false,
-        };
         let shared = Shared {
-            talk: Mutex::new(talk),
+            talk: Mutex::new(Talk::running()),
             changed: Condvar::new(),
             line: self.line,
             missing: pages.left(),
@@ -477,18 +483,7 @@ mod tests {
         let line = Arc::new(Line::default());
         let pages = list.set_missing(line.clone(), [block.clone()]).unwrap();
         pages.listen().unwrap();
-        let talk = Talk {
-            state: ArrivalState::Running,
-            why: None,
-            next: None,
-            pauses: 0,
-            pages: 0,
-            zero_pages: 0,
-            took: None,
-            dropped: false,
-            known: false,
-        };
-        let (talk, changed, began) = (Mutex::new(talk), Condvar::new(), Instant::now());
+        let (talk, changed, began) = (Mutex::new(Talk::running()), Condvar::new(), Instant::now());
         let arrival = Arrival(Arc::new(Shared { talk, changed, line, missing: 4, pages: pages.clone(), began }));
         let wait = || {
             let late = Some(Instant::now() + Duration::from_millis(1));

@@ -373,16 +373,21 @@ mod tests {
         });
     }
 
-    #[test]
-    fn pages_that_nothing_asked_for_are_placed_and_answer_nothing_that_is_asked_for_later() {
+    /// So many pages that are to come, what asks for them, and the other end of its channel.
+    fn missing(count: u64) -> (AskedPages, Arc<RamBlock>, Arc<crate::MissingPages>, UnixStream) {
         let list = Arc::new(RamList::new());
-        let block = list.add(RamBlockSpec::new("a", 4 * PAGE_SIZE)).unwrap();
+        let block = list.add(RamBlockSpec::new("a", count * PAGE_SIZE)).unwrap();
         let pages = list.set_missing(Arc::new(Line::default()), [block.clone()]).unwrap();
-        let listed = vec![ListedBlock { idstr: "a".into(), used_length: 4 * PAGE_SIZE }];
+        let listed = vec![ListedBlock { idstr: "a".into(), used_length: count * PAGE_SIZE }];
         let incoming = Incoming::new(listed, vec![block.clone()]).unwrap();
         pages.listen().unwrap();
         let (a, b) = UnixStream::pair().unwrap();
-        let asked = AskedPages::new(channel(a), &incoming, &pages).unwrap();
+        (AskedPages::new(channel(a), &incoming, &pages).unwrap(), block, pages, b)
+    }
+
+    #[test]
+    fn pages_that_nothing_asked_for_are_placed_and_answer_nothing_that_is_asked_for_later() {
+        let (asked, block, pages, b) = missing(4);
         let send = |page: u64| {
             let record = [&(page << PAGE_BITS | flag::ZERO).to_be_bytes()[..], b"\x01a"].concat();
             io::Write::write_all(&mut &b, &record).unwrap();
@@ -399,14 +404,7 @@ mod tests {
 
     #[test]
     fn pages_that_are_asked_for_in_bulk_are_read_though_the_thread_that_asks_does_not_read_yet() {
-        let list = Arc::new(RamList::new());
-        let block = list.add(RamBlockSpec::new("a", 64 * PAGE_SIZE)).unwrap();
-        let pages = list.set_missing(Arc::new(Line::default()), [block.clone()]).unwrap();
-        let listed = vec![ListedBlock { idstr: "a".into(), used_length: 64 * PAGE_SIZE }];
-        let incoming = Incoming::new(listed, vec![block.clone()]).unwrap();
-        pages.listen().unwrap();
-        let (a, b) = UnixStream::pair().unwrap();
-        let asked = AskedPages::new(channel(a), &incoming, &pages).unwrap();
+        let (asked, block, pages, b) = missing(64);
         let record = |page: u64| match page {
             0 => [&flag::ZERO.to_be_bytes()[..], b"\x01a"].concat(),
             _ => (page << PAGE_BITS | flag::ZERO | flag::CONTINUE).to_be_bytes().to_vec(),

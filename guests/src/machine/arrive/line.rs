@@ -186,30 +186,31 @@ mod tests {
     use std::io::Read;
     use std::os::unix::net::UnixStream;
 
-    #[test]
-    fn an_arrival_that_is_refused_leaves_no_thread_and_no_descriptor_of_its_preempt_channel() {
+    /// Two pages of RAM that are to come, what asks for them, and the reader of those that come by a channel of their own.
+    fn missing() -> (Arc<Line>, Arc<MissingPages>, Incoming) {
         let list = Arc::new(RamList::new());
         let block = list.add(RamBlockSpec::new("ram", 2 * PAGE_SIZE)).unwrap();
         let line = Arc::new(Line::default());
         let pages = list.set_missing(line.clone(), [block.clone()]).unwrap();
         let listed = ListedBlock { idstr: "ram".into(), used_length: 2 * PAGE_SIZE };
         let incoming = Incoming::new(vec![listed], vec![block]).unwrap();
+        (line, pages, incoming)
+    }
+
+    #[test]
+    fn an_arrival_that_is_refused_leaves_no_thread_and_no_descriptor_of_its_preempt_channel() {
+        let (line, pages, incoming) = missing();
         let (here, mut there) = UnixStream::pair().unwrap();
         let here = Channel::new(here.into(), SETTLE, Cancel::default()).unwrap();
         line.preempt(AskedPages::new(here, &incoming, &pages).unwrap()).unwrap();
-        drop((incoming, pages, line, list));
+        drop((incoming, pages, line));
         there.set_read_timeout(Some(Duration::from_secs(10))).unwrap();
         assert_eq!(there.read(&mut [0]).unwrap(), 0, "the thread has its end still");
     }
 
     #[test]
     fn a_second_channel_for_urgent_pages_is_refused_while_the_first_is_there() {
-        let list = Arc::new(RamList::new());
-        let block = list.add(RamBlockSpec::new("ram", 2 * PAGE_SIZE)).unwrap();
-        let line = Arc::new(Line::default());
-        let pages = list.set_missing(line.clone(), [block.clone()]).unwrap();
-        let listed = ListedBlock { idstr: "ram".into(), used_length: 2 * PAGE_SIZE };
-        let incoming = Incoming::new(vec![listed], vec![block]).unwrap();
+        let (line, pages, incoming) = missing();
         let preempt = || {
             let (here, there) = UnixStream::pair().unwrap();
             let here = Channel::new(here.into(), SETTLE, Cancel::default()).unwrap();
