@@ -146,7 +146,8 @@ impl Emitter {
         }
     }
 
-    /// A load or store by its routine alone: in few bytes, where it is seldom come to and nothing is known of it.
+    /// A load or store by its routine alone: in few bytes, where it is seldom come to. Not so, and nothing is emitted, for other ops, and
+    /// where something was learned of the TB's accesses.
     pub(super) fn by_routine(&mut self, ir: &Ir) -> bool {
         let (access, register, bytes) = match ir.kind {
             Kind::Load(mem) => (Access::load(mem), ir.rd, mem.bytes()),

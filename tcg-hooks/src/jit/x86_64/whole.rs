@@ -63,8 +63,8 @@ impl Emitter {
         self.whole_for(addend, self.learned && self.known.beside_run.has(site))
     }
 
-    /// Are several loads, from the first byte to the last, in it? Also no, but for one answer, where they lie on two pages and it ends
-    /// soon behind. If not, it jumps.
+    /// Are several loads, from the first byte to the last, in it? If not, it jumps; also where they are, but on two pages whose places
+    /// together make a higher one than there is.
     pub(super) fn probe_whole_group(&mut self, base: u8, reach: (i32, i32), whole: Whole) -> (Hole, Option<Hole>) {
         let (first, more) = (reach.0, starts(reach));
         if more == 0 || whole == Whole::Run && more > NEAR {
