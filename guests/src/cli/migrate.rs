@@ -24,7 +24,7 @@ use crate::machine::{
 /// How long each wait for the other end may be.
 const PATIENCE: Duration = Duration::from_secs(30);
 
-/// Why a machine did not go whose run was over.
+/// Why a machine did not go: its run was over.
 pub(super) const RUN_ENDED: &str = "the run ended before";
 
 /// A place, and when.

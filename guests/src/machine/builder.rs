@@ -163,7 +163,7 @@ impl MachineBuilder {
         self
     }
 
-    /// RAM is given back, and placed when it is missing, in pieces of so many bytes, as on a host whose pages are larger: both sides of a
+    /// RAM is given back, and placed when it is missing, in pieces of so many bytes, as on a host with larger pages: both sides of a
     /// postcopy have the same. Without this, the host's page.
     pub fn ram_page(mut self, bytes: u64) -> Self {
         self.ram_page = Some(bytes);

@@ -10,7 +10,7 @@ enum Fault {
     Flip,
     /// It stands still for a moment, and goes on in pieces of a byte.
     Delay,
-    /// It stands still for longer than anybody waits.
+    /// It stands still for longer than any wait.
     Stall,
 }
 

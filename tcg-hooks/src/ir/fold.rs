@@ -1,4 +1,4 @@
-//! What operations come to whose operands are known.
+//! What operations come to, if their operands are known.
 use super::Alu;
 
 pub(crate) fn fold_alu(op: Alu, a: u64, b: u64) -> Option<u64> {

@@ -6,7 +6,7 @@
 //!   srai x0, x0, 7
 //! ```
 //!
-//! Any other `ebreak` is an exception, and so is this one where nobody answers.
+//! Any other `ebreak` is an exception, and so is this one where nothing answers.
 use crate::exec::{Core, SemihostAnswer};
 use crate::jit::context::Context;
 use notdirty_softmmu::{FaultCause, GuestVirt};
@@ -16,7 +16,7 @@ const EBREAK: u32 = 0x0010_0073;
 const BEHIND: u32 = 0x4070_5013;
 
 impl Core {
-    /// The `ebreak` at `cpu.pc`: what it comes to, if it is a call that somebody answers. Where to go on is returned; it has
+    /// The `ebreak` at `cpu.pc`: what it comes to, if it is a call that is answered. Where to go on is returned; it has
     /// not retired yet.
     pub(crate) fn semihost(&mut self, ctx: &mut Context) -> Option<u64> {
         let answers = self.semihosting.clone()?;
